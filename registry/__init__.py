@@ -1,0 +1,1 @@
+"""Models on disk and in memory; knows no HTTP and no cache."""

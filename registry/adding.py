@@ -1,0 +1,214 @@
+"""Makes a new version of a model from a fitted estimator and a table of its input."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import io
+import platform
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import pandas as pd
+from sklearn.utils.validation import check_is_fitted
+
+from registry.errors import CannotAdd, InvalidRows, VersionRefused
+from registry.features import Rows, Schema, infer_features
+from registry.loader import load_version
+from registry.manifest import NAME, Manifest, Task, version_order, write_manifest
+from registry.measuring import measure
+from registry.model import LoadedModel, asking, estimator_compute, task_of
+
+ARTEFACT = "model.joblib"
+BACKGROUND_ROWS = 100
+EXPECTED_ROWS = 20
+
+
+def add_version(
+    root: Path,
+    name: str,
+    estimator: Any,
+    sample: pd.DataFrame,
+    *,
+    version: str | None = None,
+    target: str | None = None,
+    labels: Sequence[str] = (),
+    held_out: pd.DataFrame | None = None,
+    margin: float | None = 1.0,
+    source: str = "",
+) -> LoadedModel:
+    """Write the next version of `name` below `root` and load it back as a server would.
+
+    `sample` is a table of the estimator's input, one column a feature. With a `target` column, what the estimator
+    should predict, its metrics are measured: on `held_out`, a table of the same columns, or else on the sample.
+    `labels` name the classes in the order of `classes_`. `margin`: see `infer_features`. Raises CannotAdd, and then
+    nothing is left behind.
+    """
+    if not NAME.fullmatch(name):
+        raise CannotAdd(f"{name!r} is not a model name: letters, digits, '.', '_' and '-', at most 64")
+    version = version or _next_version(root / name)
+    if not NAME.fullmatch(version):
+        raise CannotAdd(f"{version!r} is not a version: letters, digits, '.', '_' and '-', at most 64")
+    directory = root / name / version
+    if directory.exists():
+        raise CannotAdd(f"{directory} is there already; a version never changes")
+    task = _checked_task(estimator)
+    columns = _input_columns(estimator, sample, target)
+    by_name = hasattr(estimator, "feature_names_in_")
+    features = infer_features(sample[columns], margin)
+    schema = Schema(features)
+    if not by_name and any(feature.kind == "category" for feature in features):
+        raise CannotAdd("the estimator takes numbers only, but the table has columns of text")
+    try:
+        rows = _rows(schema, sample[columns])
+        compute = estimator_compute(estimator, schema, frame=by_name)
+        outputs = compute(rows)
+    except InvalidRows as error:
+        raise CannotAdd(f"the table does not fit its own features: {error.faults[0].reason}") from error
+    except Exception as error:
+        raise CannotAdd(f"the estimator does not predict this table: {type(error).__name__}: {error}") from error
+    if not np.isfinite(outputs).all():
+        raise CannotAdd("the estimator's output for this table is not finite")
+    classes = _class_labels(estimator, labels) if task == "classification" else ()
+    metrics = {}
+    if target is not None:
+        judged = sample if held_out is None else held_out
+        table = judged[columns] if by_name else judged[columns].to_numpy(np.float64)
+        metrics = measure(task, judged[target], asking(estimator)(table), getattr(estimator, "classes_", ()))
+    content = io.BytesIO()
+    joblib.dump(estimator, content, compress=3)
+    background = _spread(rows, BACKGROUND_ROWS)
+    manifest = Manifest(
+        name=name,
+        version=version,
+        task=task,
+        estimator=_describe(estimator),
+        artefact=ARTEFACT,
+        sha256=hashlib.sha256(content.getvalue()).hexdigest(),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        libraries=_library_versions(),
+        features=features,
+        input="frame" if by_name else "array",
+        classes=classes,
+        example=schema.instance(background[len(background) // 2]),
+        background=tuple(tuple(schema.instance(row).values()) for row in background),
+        expected=tuple(map(tuple, compute(background[:EXPECTED_ROWS]).tolist())),
+        baseline=_baseline(task, outputs, len(classes)),
+        metrics=metrics,
+        source=source,
+    )
+    return _write(root, directory, manifest, content.getvalue())
+
+
+def _next_version(directory: Path) -> str:
+    taken = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    newest = max((int(name) for name in taken if name.isdigit()), default=0)
+    last = max(taken, key=version_order, default="0")
+    if not last.isdigit():
+        raise CannotAdd(f"{directory} has a version {last!r}; name the next one with --version")
+    return str(newest + 1)
+
+
+def _checked_task(estimator: Any) -> Task:
+    task = task_of(estimator)
+    if task is None:
+        raise CannotAdd(f"{type(estimator).__name__} is not a scikit-learn estimator that predicts")
+    try:
+        check_is_fitted(estimator)
+    except Exception as error:
+        raise CannotAdd(f"{type(estimator).__name__} is not fitted") from error
+    if task == "classification" and not isinstance(getattr(estimator, "classes_", None), np.ndarray):
+        raise CannotAdd("classifiers with several outputs are not served")
+    return task
+
+
+def _input_columns(estimator: Any, sample: pd.DataFrame, target: str | None) -> list[str]:
+    if sample.empty:
+        raise CannotAdd("the table has no rows")
+    if not sample.columns.is_unique:
+        raise CannotAdd("the table has two columns of the same name")
+    if target is not None and target not in sample:
+        raise CannotAdd(f"the table has no column {target!r}")
+    expected = getattr(estimator, "feature_names_in_", None)
+    if expected is not None:
+        missing = [str(name) for name in expected if name not in sample]
+        if missing:
+            raise CannotAdd(f"the table lacks {', '.join(missing)}, which the estimator was fitted on")
+        return [str(name) for name in expected]
+    columns = [str(column) for column in sample.columns if column != target]
+    count = getattr(estimator, "n_features_in_", len(columns))
+    if len(columns) != count:
+        raise CannotAdd(
+            f"the estimator takes {count} features, the table has {len(columns)} columns besides the target; "
+            "leave the others out, or name the target column"
+        )
+    return columns
+
+
+def _rows(schema: Schema, frame: pd.DataFrame) -> Rows:
+    """The table by the same way that requests take, so that what is learnt here holds for them."""
+    table = frame.astype(object).where(frame.notna(), None).to_numpy(dtype=object)
+    return schema.rows([[_plain(cell) for cell in row] for row in table.tolist()])
+
+
+def _plain(cell: Any) -> Any:
+    return cell.item() if isinstance(cell, np.generic) else cell
+
+
+def _spread(rows: Rows, count: int) -> Rows:
+    """At most `count` rows, evenly spread over the table."""
+    chosen: Rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))]
+    return chosen
+
+
+def _class_labels(estimator: Any, labels: Sequence[str]) -> tuple[str, ...]:
+    classes = tuple(labels) or tuple(str(_plain(label)) for label in estimator.classes_)
+    if len(classes) != len(estimator.classes_):
+        raise CannotAdd(f"{len(classes)} labels for {len(estimator.classes_)} classes")
+    if len(set(classes)) != len(classes):
+        raise CannotAdd("two classes have the same label")
+    return classes
+
+
+def _baseline(task: Task, outputs: Rows, classes: int) -> tuple[float, ...]:
+    """The mean output; an index of a label has no mean, so there the most frequent one is taken."""
+    means = outputs.mean(axis=0)
+    if task != "regression" and outputs.shape[1] != classes:
+        found, counts = np.unique(outputs[:, -1], return_counts=True)
+        means[-1] = found[counts.argmax()]
+    return tuple(means.tolist())
+
+
+def _describe(estimator: Any) -> str:
+    steps = getattr(estimator, "steps", None)
+    return " | ".join(type(step).__name__ for _, step in steps) if steps else type(estimator).__name__
+
+
+def _library_versions() -> dict[str, str]:
+    libraries = ("scikit-learn", "numpy", "pandas", "joblib")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in libraries}
+
+
+def _write(root: Path, directory: Path, manifest: Manifest, content: bytes) -> LoadedModel:
+    """All of a version or nothing: written aside, loaded as a server would, and only then given its name."""
+    root.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=root))
+    try:
+        aside = scratch / manifest.name / manifest.version
+        aside.mkdir(parents=True)
+        (aside / manifest.artefact).write_bytes(content)
+        write_manifest(aside, manifest)
+        load_version(scratch, aside)
+        directory.parent.mkdir(exist_ok=True)
+        aside.rename(directory)
+    except VersionRefused as error:
+        raise CannotAdd(error.reason) from error
+    finally:
+        shutil.rmtree(scratch)
+    return load_version(root, directory)

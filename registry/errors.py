@@ -1,0 +1,69 @@
+"""What can go wrong with models and the rows that are sent to them.
+
+RegistryError
+├── ModelNotFound       no model of that name
+├── VersionNotFound     the model has no such version
+├── VersionRefused      a version on disk is not fit to serve; names the file
+├── CannotAdd           an estimator and a table do not make a version
+├── ModelFailed         a model broke on rows that fit its features
+└── InvalidRows         instances do not fit the model's features
+    └── NestedTooDeep   they are not even shaped like instances
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class RegistryError(Exception):
+    """The root of this tree."""
+
+
+class ModelNotFound(RegistryError):
+    """There is no model of that name."""
+
+
+class VersionNotFound(RegistryError):
+    """The model is there, that version of it is not."""
+
+
+class VersionRefused(RegistryError):
+    """A version on disk is not fit to serve."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+class CannotAdd(RegistryError):
+    """An estimator and a table do not make a version; the message says why."""
+
+
+class ModelFailed(RegistryError):
+    """A model broke on rows that fit its features; not the client's fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong with one value: `instance` counts from 0; `feature` is None when the whole instance is meant."""
+
+    instance: int
+    feature: str | None
+    reason: str
+
+
+class InvalidRows(RegistryError):
+    """Instances do not fit the model's features; holds at most `LIMIT` faults and never the values themselves."""
+
+    LIMIT = 20
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        super().__init__(f"{len(faults)} faults in the instances")
+        self.faults = tuple(faults[: self.LIMIT])
+
+
+class NestedTooDeep(InvalidRows):
+    """A value nests arrays or objects deeper than any honest client would."""

@@ -1,0 +1,74 @@
+"""A version's manifest: what the artefact is, what it takes, what it gives, and the hash it must have."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from registry.errors import VersionRefused
+from registry.features import Feature
+
+FILENAME = "manifest.json"
+
+# A name is a directory, a dictionary key and a piece of a URL; nothing else may pass.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+
+Task = Literal["classification", "regression", "clustering", "outlier-detection"]
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One version of one model. `background` rows and `example` are in the user's own terms, as JSON takes them."""
+
+    format: Literal[1] = 1
+    name: str
+    version: str
+    task: Task
+    estimator: str
+    artefact: str
+    sha256: str
+    created: str
+    libraries: dict[str, str]
+    features: tuple[Feature, ...]
+    input: Literal["array", "frame"]
+    classes: tuple[str, ...] = ()
+    example: dict[str, Any]
+    background: tuple[tuple[Any, ...], ...]
+    expected: tuple[tuple[float, ...], ...]
+    """The estimator's outputs for the first background rows, as it gave them when the version was added."""
+    baseline: tuple[float, ...]
+    """Mean output over the sample: what a fallback model answers."""
+    metrics: dict[str, float] = {}
+    source: str = ""
+
+
+def version_order(version: str) -> tuple[tuple[int, int, str], ...]:
+    """Sorts "2" before "10" and "1.9" before "1.10"."""
+    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"[._-]", version))
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of the version kept in `directory`. Raises VersionRefused."""
+    path = directory / FILENAME
+    try:
+        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except OSError as error:
+        raise VersionRefused(path, error.strerror or str(error)) from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise VersionRefused(path, f"is not a manifest: {error}") from error
+    if (manifest.name, manifest.version) != (directory.parent.name, directory.name):
+        raise VersionRefused(path, f"speaks of {manifest.name}/{manifest.version}")
+    for name in (manifest.name, manifest.version, manifest.artefact):
+        if not NAME.fullmatch(name):
+            raise VersionRefused(path, f"{name!r} is not a plain name")
+    if not manifest.features:
+        raise VersionRefused(path, "lists no features")
+    return manifest
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write it so that people can read it too."""
+    text = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+    (directory / FILENAME).write_bytes(text + b"\n")

@@ -1,0 +1,121 @@
+"""A model as it is served: a loaded estimator, its manifest, and one uniform way to ask it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import is_classifier, is_clusterer, is_outlier_detector, is_regressor
+from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
+from sklearn.pipeline import Pipeline
+from sklearn.tree import DecisionTreeClassifier
+
+from registry.errors import ModelFailed
+from registry.features import Rows, Schema
+from registry.manifest import Manifest, Task
+
+Outputs = NDArray[np.float64]
+"""What a model gives for rows, shape (rows, width).
+
+A classifier's width is one probability a class; where its label is not simply the most probable class (a tuned
+threshold, an SVC) or it has no probabilities, the label's index follows as the last column. Any other model's is 1.
+"""
+
+Compute = Callable[[Rows], Outputs]
+
+MOST_PROBABLE = (DecisionTreeClassifier, ExtraTreesClassifier, RandomForestClassifier)
+"""Classifiers whose `predict` is exactly the argmax of their `predict_proba`, so that one call does for both.
+Boosting and logistic regression are not: they compare their margin with 0, and break ties the other way."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """One version of one model, ready to answer."""
+
+    manifest: Manifest
+    compute: Compute
+    fallback: bool = False
+    """True when the version could not be loaded and a minimal model stands in for it."""
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    @property
+    def version(self) -> str:
+        return self.manifest.version
+
+    @cached_property
+    def schema(self) -> Schema:
+        return Schema(self.manifest.features)
+
+    def predict(self, rows: Rows) -> list[Any]:
+        """One prediction a row, as API.md shows it. `rows` has shape (rows, features). Raises ModelFailed."""
+        outputs = self.compute(rows)
+        if not np.isfinite(outputs).all():
+            raise ModelFailed(f"{self.name}/{self.version} gave a result that is not finite")
+        return self.present(outputs)
+
+    def present(self, outputs: Outputs) -> list[Any]:
+        """Outputs of shape (rows, width) as JSON values."""
+        classes = self.manifest.classes
+        if not classes:
+            column: list[float] = outputs[:, 0].tolist()
+            return column if self.manifest.task == "regression" else [{"label": int(label)} for label in column]
+        if outputs.shape[1] == 1:
+            return [{"label": classes[int(index)]} for (index,) in outputs.tolist()]
+        labels = outputs[:, -1].astype(int) if outputs.shape[1] > len(classes) else outputs.argmax(axis=1)
+        return [
+            {"label": classes[label], "probabilities": dict(zip(classes, row, strict=False))}
+            for label, row in zip(labels.tolist(), outputs.tolist(), strict=True)
+        ]
+
+
+def task_of(estimator: Any) -> Task | None:
+    """The task of a scikit-learn estimator, None for one that does not predict."""
+    if not hasattr(estimator, "predict"):
+        return None
+    if is_classifier(estimator):
+        return "classification"
+    if is_regressor(estimator):
+        return "regression"
+    if is_clusterer(estimator):
+        return "clustering"
+    return "outlier-detection" if is_outlier_detector(estimator) else None
+
+
+def estimator_compute(estimator: Any, schema: Schema, *, frame: bool) -> Compute:
+    """Asks the estimator itself; `frame` when it was fitted on a DataFrame and looks columns up by name."""
+    ask = asking(estimator)
+    if not frame:
+        return ask
+    return lambda rows: ask(schema.frame(rows))
+
+
+def asking(estimator: Any) -> Callable[[Any], Outputs]:
+    """A function from a table, in the form that the estimator was fitted on, to its outputs."""
+
+    def values(table: Any) -> Outputs:
+        return np.asarray(estimator.predict(table), dtype=np.float64).reshape(len(table), 1)
+
+    def probabilities(table: Any) -> Outputs:
+        return np.asarray(estimator.predict_proba(table), dtype=np.float64)
+
+    def labels(table: Any) -> Outputs:
+        # classes_ is sorted, as scikit-learn promises
+        indices = np.searchsorted(estimator.classes_, estimator.predict(table))
+        return np.asarray(indices, dtype=np.float64).reshape(len(table), 1)
+
+    def probabilities_and_labels(table: Any) -> Outputs:
+        return np.hstack([probabilities(table), labels(table)])
+
+    if task_of(estimator) != "classification":
+        return values
+    if not hasattr(estimator, "predict_proba"):
+        return labels
+    last = estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
+    return probabilities if type(last) in MOST_PROBABLE else probabilities_and_labels
