@@ -1,0 +1,1 @@
+"""Bytes kept under keys for a while, in this process and in Redis; knows no models and no HTTP."""

@@ -1,0 +1,98 @@
+"""What the tests of the cache share: a real Redis, and clocks and tiers that a test holds in its hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+
+import pytest
+import redis
+
+from cache.breaker import State
+from cache.redis import RedisTier
+from tests.servers import RedisServer, redis_server
+
+
+class Clock:
+    """Time that passes when told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class DictTier:
+    """A remote tier in a dictionary. While its gate is shut, calls wait."""
+
+    state: State = "closed"
+
+    def __init__(self) -> None:
+        self.kept: dict[bytes, bytes] = {}
+        self.lookups: list[list[bytes]] = []
+        self.writes: list[dict[bytes, bytes]] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.closed = False
+
+    async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        self.lookups.append(list(keys))
+        await self.gate.wait()
+        return [self.kept.get(key) for key in keys]
+
+    async def put_many(self, items: Mapping[bytes, bytes]) -> None:
+        self.writes.append(dict(items))
+        await self.gate.wait()
+        self.kept.update(items)
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(scope="session")
+def shared_server() -> Iterator[RedisServer]:
+    """For tests that leave it running."""
+    with redis_server() as server:
+        yield server
+
+
+@pytest.fixture
+def own_server() -> Iterator[RedisServer]:
+    """For tests that pause or kill it."""
+    with redis_server() as server:
+        yield server
+
+
+@pytest.fixture
+def raw(shared_server: RedisServer) -> Iterator[redis.Redis]:
+    """A client of the shared server without any of our code; the server is empty."""
+    with redis.Redis(port=shared_server.port) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+async def tier(shared_server: RedisServer, raw: redis.Redis) -> AsyncIterator[RedisTier]:
+    tier = RedisTier(shared_server.url, ttl_seconds=60)
+    yield tier
+    await tier.close()
+
+
+async def turns(count: int = 20) -> None:
+    """Let every task that can go on do so."""
+    for _ in range(count):
+        await asyncio.sleep(0)

@@ -1,0 +1,57 @@
+"""Values as they travel: whatever is not exactly what was sealed is nothing."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache.envelope import HEADER_BYTES, VERSION, seal, unseal
+
+
+@given(key=st.binary(), payload=st.binary(), secret=st.binary(max_size=64))
+def test_what_was_sealed_comes_back(key: bytes, payload: bytes, secret: bytes) -> None:
+    assert unseal(key, seal(key, payload, secret), secret) == payload
+
+
+@given(payload=st.binary(max_size=100), data=st.data())
+def test_no_flipped_bit_goes_unnoticed(payload: bytes, data: st.DataObject) -> None:
+    sealed = bytearray(seal(b"key", payload))
+    bit = data.draw(st.integers(0, len(sealed) * 8 - 1))
+    sealed[bit // 8] ^= 1 << bit % 8
+    assert unseal(b"key", bytes(sealed)) is None
+
+
+def test_nothing_cut_off_goes_unnoticed() -> None:
+    sealed = seal(b"key", b"payload")
+    assert [unseal(b"key", sealed[:length]) for length in range(len(sealed))] == [None] * len(sealed)
+    assert unseal(b"key", sealed + b"\0") is None
+
+
+def test_value_of_another_key_is_refused() -> None:
+    assert unseal(b"other", seal(b"key", b"payload")) is None
+
+
+def test_end_of_the_key_is_not_the_start_of_the_payload() -> None:
+    sealed = seal(b"ab", b"cd")
+    assert unseal(b"a", sealed[:HEADER_BYTES] + b"bcd") is None
+
+
+def test_value_of_another_version_is_refused() -> None:
+    sealed = seal(b"key", b"payload")
+    assert sealed.startswith(VERSION)
+    assert unseal(b"key", b"\x02" + sealed[1:]) is None
+
+
+def test_value_sealed_without_the_secret_is_refused() -> None:
+    assert unseal(b"key", seal(b"key", b"payload"), b"secret") is None
+    assert unseal(b"key", seal(b"key", b"payload", b"other"), b"secret") is None
+
+
+@pytest.mark.parametrize("garbage", [b"", b"x", pickle.dumps({"a": 1}), json.dumps([1]).encode(), zlib.compress(b"x")])
+def test_what_others_write_is_refused(garbage: bytes) -> None:
+    assert unseal(b"key", garbage) is None
