@@ -51,7 +51,7 @@ class RedisTier:
     ) -> None:
         """Raises InvalidRedisUrl."""
         self._connection = connection_settings(url, max_value_bytes + HEADER_BYTES, health_check_interval)
-        self._ttl_milliseconds = max(1, round(ttl_seconds * 1000))
+        self._ttl = max(1, round(ttl_seconds * 1000))
         self._prefix = prefix
         self._secret = secret
         self._max_value_bytes = max_value_bytes
@@ -102,7 +102,8 @@ class RedisTier:
     async def _send(self, redis: Redis, items: Mapping[bytes, bytes]) -> list[Any]:
         pipeline = redis.pipeline(transaction=False)
         for key, value in items.items():
-            pipeline.set(self._prefix + key, seal(key, value, self._secret), px=self._ttl_milliseconds)
+            # .set() costs a quarter more than the command itself
+            pipeline.execute_command("SET", self._prefix + key, seal(key, value, self._secret), "PX", self._ttl)
         return await pipeline.execute(raise_on_error=False)
 
     async def _call(self, operation: Callable[[Redis], Awaitable[T]]) -> T | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Literal, TypeAlias
 
@@ -39,11 +38,14 @@ class TieredCache:
         is computed. What it raises is raised here, and for those who wait for the same keys.
         """
         found = [self._memory.get(key) for key in keys]
+        if None not in found:
+            self.stats.hits_memory += len(found)
+            return [(value, "hit-memory") for value in found if value is not None]
         missing: dict[bytes, int] = {}
         for position, (key, value) in enumerate(zip(keys, found, strict=True)):
             if value is None:
                 missing.setdefault(key, position)
-        shared = await self._flights.share(missing, self._leading(missing, compute)) if missing else {}
+        shared = await self._flights.share(missing, self._leading(missing, compute))
         answers: list[Answer] = []
         for position, (key, value) in enumerate(zip(keys, found, strict=True)):
             if value is not None:
@@ -109,8 +111,8 @@ class TieredCache:
         return found
 
     def _count(self, answers: Sequence[Answer | None]) -> None:
-        sources = Counter("miss" if answer is None else answer[1] for answer in answers)
-        self.stats.hits_memory += sources["hit-memory"]
-        self.stats.hits_redis += sources["hit-redis"]
-        self.stats.misses += sources["miss"]
-        self.stats.coalesced += sources["coalesced"]
+        sources = ["miss" if answer is None else answer[1] for answer in answers]
+        self.stats.hits_memory += sources.count("hit-memory")
+        self.stats.hits_redis += sources.count("hit-redis")
+        self.stats.misses += sources.count("miss")
+        self.stats.coalesced += sources.count("coalesced")
