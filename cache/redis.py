@@ -19,7 +19,7 @@ from cache.stats import Stats
 log = structlog.get_logger(__name__)
 
 DEADLINE = POOL_TIMEOUT + 2 * SOCKET_TIMEOUT
-"""Seconds for a whole call. The others start anew with each read, so a server that drips would never meet them."""
+"""Seconds for a whole call. The others start anew with each reply of a pipeline."""
 
 REFUSED = (ResponseError, BusyLoadingError)
 """The server is there and says no: out of memory, read-only, loading its data, not permitted."""

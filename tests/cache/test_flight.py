@@ -76,6 +76,7 @@ async def test_followers_of_a_failed_leader_get_its_error(kitchen: Kitchen) -> N
     kitchen.error = KeyError("the model broke")
     kitchen.gate.set()
     assert await asyncio.gather(*tasks, return_exceptions=True) == [kitchen.error] * 3
+    assert kitchen.orders == [[b"a"]]
     kitchen.error = None
     assert await flights.share([b"a"], kitchen.make) == {b"a": (b"A", "miss")}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import pickle
@@ -18,7 +19,7 @@ import structlog
 import trustme
 
 from cache.building import build_cache
-from cache.connection import InvalidRedisUrl
+from cache.connection import InvalidRedisUrl, connection_settings
 from cache.envelope import seal
 from cache.redis import RedisTier
 from cache.stats import Stats
@@ -165,6 +166,7 @@ def test_forked_worker_does_not_use_the_connections_of_its_parent(shared_server:
 
     async def work_in_the_child() -> None:
         assert await tier.get_many([b"parent"]) == [b"1"]
+        gc.collect()  # a worker collects sooner or later
         await tier.put_many({b"child": b"2"})
         await tier.close()
 
@@ -297,3 +299,30 @@ async def test_cache_with_a_url_fills_both_tiers(shared_server: RedisServer, raw
     assert await other.get_or_compute([b"a"], compute) == [(b"A", "hit-memory")]
     assert (other.stats.hits_redis, other.stats.items, other.redis_state) == (1, 1, "closed")
     await other.close()
+
+
+async def test_cache_is_built_with_what_it_is_told(shared_server: RedisServer, raw: redis.Redis) -> None:
+    cache = build_cache(
+        max_items=10,
+        max_bytes=1 << 20,
+        ttl_seconds=60,
+        redis_url=shared_server.url,
+        redis_prefix="mine:",
+        redis_secret=b"secret",
+    )
+    raw.set("mine:planted", seal(b"planted", b"by somebody without the secret"))
+    assert await cache.find_many([b"planted"]) == [None]
+    assert (cache.stats.malformed, cache.stats.misses) == (1, 1)
+    await cache.put_many({b"a": b"1"})
+    await cache.close()
+    assert raw.get("mine:a") == seal(b"a", b"1", b"secret")
+
+
+def test_connections_never_wait_long_and_never_retry() -> None:
+    settings = connection_settings("rediss://somewhere:7000/1", 1000, 17)
+    assert settings["retry"].get_retries() == 0
+    waits = ("socket_timeout", "socket_connect_timeout", "timeout")
+    assert [settings[name] for name in waits] == [0.1, 0.1, 0.05]
+    assert (settings["max_connections"], settings["health_check_interval"]) == (16, 17)
+    assert settings["socket_keepalive"]
+    assert (settings["host"], settings["port"], settings["db"]) == ("somewhere", 7000, 1)

@@ -9,7 +9,7 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import pytest
 import redis
@@ -77,19 +77,23 @@ def silent_port(*, accepting: bool) -> Iterator[int]:
 @asynccontextmanager
 async def answering(reply: bytes) -> AsyncIterator[str]:
     """A server that says the same to whatever it is sent."""
+    clients: list[asyncio.StreamWriter] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
+        clients.append(writer)
+        with suppress(ConnectionError):
             while await reader.read(65536):
                 writer.write(reply)
                 await writer.drain()
-        except ConnectionError:
-            pass
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1")
     async with server:
-        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        try:
+            yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        finally:
+            for client in clients:  # the server does not end while one is connected
+                client.close()
 
 
 async def test_hung_server_costs_a_moment_and_comes_back_by_itself(
@@ -184,21 +188,22 @@ async def test_name_that_does_not_resolve_is_a_miss(clock: Clock) -> None:
 
 
 async def test_server_that_drips_is_given_up(clock: Clock) -> None:
-    """Each byte is in time for the socket's timeout; the deadline of the whole call is what ends it."""
+    """Each reply is in time for the socket's timeout, all of them take ten seconds: only the deadline ends it."""
 
     async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while not writer.is_closing():
-                writer.write(b"*")
+        with suppress(ConnectionError):
+            while not reader.at_eof():
+                writer.write(b"+OK\r\n")
                 await writer.drain()
                 await asyncio.sleep(0.02)
-        except ConnectionError:
-            pass
+        writer.close()
 
     server = await asyncio.start_server(drip, "127.0.0.1")
     async with server:
         patient = Patient(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}", clock)
-        await expect_misses(patient.tier)
+        async with asyncio.timeout(SOON):
+            await patient.tier.put_many({b"%d" % number: b"value" for number in range(500)})
+        assert patient.stats.write_dropped == 500
         await patient.tier.close()
 
 
@@ -273,6 +278,16 @@ async def test_user_without_permission_gets_misses(clock: Clock) -> None:
         await expect_misses(patient.tier)
         await patient.tier.put_many({b"a": b"1"})
         assert (patient.state(), patient.stats.write_dropped) == ("closed", 1)
+        await patient.tier.close()
+
+
+async def test_what_is_refused_does_not_take_the_rest_with_it(clock: Clock) -> None:
+    with redis_server() as server, redis.Redis(port=server.port) as client:
+        client.acl_setuser("writer", enabled=True, passwords=["+hush"], commands=["+mget", "+set"], keys=["*:a", "*:c"])
+        patient = Patient(server.url.replace("redis://", "redis://writer:hush@"), clock)
+        await patient.tier.put_many({b"b": b"2", b"a": b"1", b"c": b"3"})
+        assert await patient.tier.get_many([b"a", b"c"]) == [b"1", b"3"]
+        assert patient.stats.write_dropped == 1
         await patient.tier.close()
 
 

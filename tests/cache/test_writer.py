@@ -44,11 +44,13 @@ async def test_what_does_not_fit_is_dropped_and_counted(remote: DictTier) -> Non
 
 
 async def test_nothing_is_sent_twice_while_it_waits(remote: DictTier) -> None:
-    writer = Writer(remote, max_bytes=10)
+    stats = Stats()
+    writer = Writer(remote, max_bytes=10, stats=stats)
     for _ in range(100):
         writer.add({b"key": b"value"})
     await writer.close()
     assert remote.writes == [{b"key": b"value"}]
+    assert stats.write_dropped == 0
 
 
 async def test_idle_writer_has_no_task(remote: DictTier) -> None:
