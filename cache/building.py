@@ -18,6 +18,7 @@ def build_cache(
     max_bytes: int,
     ttl_seconds: float,
     redis_url: str = "",
+    redis_timeout: float = 0.1,
     redis_health_check_interval: float = 30.0,
     redis_prefix: str = "forkserve:",
     redis_secret: bytes = b"",
@@ -36,6 +37,7 @@ def build_cache(
         ttl_seconds=ttl_seconds,
         prefix=redis_prefix.encode(),
         secret=redis_secret,
+        timeout=redis_timeout,
         health_check_interval=redis_health_check_interval,
         stats=stats,
     )

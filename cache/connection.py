@@ -11,12 +11,6 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import InvalidResponse, RedisError
 
-SOCKET_TIMEOUT = 0.1
-"""Seconds to connect, and again for each write and read. With redis-py's own a hung server costs a request 59 s."""
-
-POOL_TIMEOUT = 0.05
-"""Seconds to wait for one of the connections."""
-
 
 class InvalidRedisUrl(ValueError):
     """The URL of Redis cannot be used; the message does not repeat it, for it may hold a password."""
@@ -26,16 +20,18 @@ class ValueTooLong(InvalidResponse):
     """Redis holds more under a key than this cache would ever write."""
 
 
-def connection_settings(url: str, longest: int, health_check_interval: float) -> dict[str, Any]:
+def connection_settings(url: str, longest: int, timeout: float, health_check_interval: float) -> dict[str, Any]:
     """What a BlockingConnectionPool is made with: where to connect is the URL's affair, how is ours.
 
-    Values of more than `longest` bytes are not read. Raises InvalidRedisUrl.
+    Connecting, writing and reading may each take `timeout` seconds, and half of that the wait for one of the sixteen
+    connections; with redis-py's own settings a hung server costs a request 59 s. Values of more than `longest` bytes
+    are not read. Raises InvalidRedisUrl.
     """
     settings: dict[str, Any] = {
         "max_connections": 16,
-        "timeout": POOL_TIMEOUT,
-        "socket_connect_timeout": SOCKET_TIMEOUT,
-        "socket_timeout": SOCKET_TIMEOUT,
+        "timeout": timeout / 2,
+        "socket_connect_timeout": timeout,
+        "socket_timeout": timeout,
         "retry": Retry(NoBackoff(), 0),
         "health_check_interval": health_check_interval,
         "parser_class": bounded_parser(longest),

@@ -12,14 +12,11 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.exceptions import BusyLoadingError, InvalidResponse, RedisError, ResponseError
 
 from cache.breaker import Breaker, State
-from cache.connection import POOL_TIMEOUT, SOCKET_TIMEOUT, ValueTooLong, connection_settings
+from cache.connection import ValueTooLong, connection_settings
 from cache.envelope import HEADER_BYTES, seal, unseal
 from cache.stats import Stats
 
 log = structlog.get_logger(__name__)
-
-DEADLINE = POOL_TIMEOUT + 2 * SOCKET_TIMEOUT
-"""Seconds for a whole call. The others start anew with each reply of a pipeline."""
 
 REFUSED = (ResponseError, BusyLoadingError)
 """The server is there and says no: out of memory, read-only, loading its data, not permitted."""
@@ -45,12 +42,15 @@ class RedisTier:
         prefix: bytes = b"forkserve:",
         secret: bytes = b"",
         max_value_bytes: int = 1 << 20,
+        timeout: float = 0.1,
         health_check_interval: float = 30.0,
         breaker: Breaker | None = None,
         stats: Stats | None = None,
     ) -> None:
-        """Raises InvalidRedisUrl."""
-        self._connection = connection_settings(url, max_value_bytes + HEADER_BYTES, health_check_interval)
+        """`timeout` in seconds is for each step of a call, all of them take 2.5 times that. Raises InvalidRedisUrl."""
+        self._connection = connection_settings(url, max_value_bytes + HEADER_BYTES, timeout, health_check_interval)
+        # the time to get a connection, to connect and to be answered; the single ones start anew with each reply
+        self._deadline = 2.5 * timeout
         self._ttl = max(1, round(ttl_seconds * 1000))
         self._prefix = prefix
         self._secret = secret
@@ -112,7 +112,7 @@ class RedisTier:
         if attempt is None:
             return None
         try:
-            async with asyncio.timeout(DEADLINE):
+            async with asyncio.timeout(self._deadline):
                 result = await operation(self._client())
         except REFUSED:
             self._stats.errors += 1

@@ -1,6 +1,7 @@
 """The Redis tier against servers that are not well: it answers None, soon, and comes back by itself.
 
-Times are bounded coarsely: redis-py as it comes takes 59 s where these tests allow 2.
+Times are bounded coarsely: redis-py as it comes takes 59 s where these tests allow 6; the timeout is four times
+the usual one, so that a busy machine does not look like a hung server.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tests.servers import RedisServer, free_port, redis_server
 
 pytestmark = pytest.mark.anyio
 
-SOON = 2.0
+SOON = 6.0
 
 
 class Patient:
@@ -34,7 +35,7 @@ class Patient:
     def __init__(self, url: str, clock: Clock) -> None:
         self.stats = Stats()
         breaker = Breaker(failures=3, cool_down=1.0, clock=clock, jitter=lambda: 1.0)
-        self.tier = RedisTier(url, ttl_seconds=60, breaker=breaker, stats=self.stats)
+        self.tier = RedisTier(url, ttl_seconds=60, timeout=0.4, breaker=breaker, stats=self.stats)
 
     def state(self) -> str:
         return self.tier.state
@@ -188,10 +189,11 @@ async def test_name_that_does_not_resolve_is_a_miss(clock: Clock) -> None:
 
 
 async def test_server_that_drips_is_given_up(clock: Clock) -> None:
-    """Each reply is in time for the socket's timeout, all of them take ten seconds: only the deadline ends it."""
+    """Each reply is in time for the socket's timeout, all of them take twenty seconds: only the deadline ends it."""
 
     async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):
+            await reader.read(1)
             while not reader.at_eof():
                 writer.write(b"+OK\r\n")
                 await writer.drain()
@@ -202,8 +204,8 @@ async def test_server_that_drips_is_given_up(clock: Clock) -> None:
     async with server:
         patient = Patient(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}", clock)
         async with asyncio.timeout(SOON):
-            await patient.tier.put_many({b"%d" % number: b"value" for number in range(500)})
-        assert patient.stats.write_dropped == 500
+            await patient.tier.put_many({b"%d" % number: b"value" for number in range(1000)})
+        assert patient.stats.write_dropped == 1000
         await patient.tier.close()
 
 

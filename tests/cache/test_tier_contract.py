@@ -12,6 +12,7 @@ from cache.memory import MemoryTier
 from cache.redis import RedisTier
 from cache.tier import Tier
 from cache.tiered import TieredCache
+from tests.cache.conftest import PATIENCE
 from tests.servers import RedisServer
 
 pytestmark = pytest.mark.anyio
@@ -23,8 +24,8 @@ def make_tier(kind: str, url: str, ttl_seconds: float) -> Tier:
         case "memory":
             return memory
         case "redis":
-            return RedisTier(url, ttl_seconds=ttl_seconds)
-    return TieredCache(memory, RedisTier(url, ttl_seconds=ttl_seconds))
+            return RedisTier(url, ttl_seconds=ttl_seconds, timeout=PATIENCE)
+    return TieredCache(memory, RedisTier(url, ttl_seconds=ttl_seconds, timeout=PATIENCE))
 
 
 @pytest.fixture(params=["memory", "redis", "tiered"])
