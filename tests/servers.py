@@ -75,12 +75,30 @@ def free_port() -> int:
         return port
 
 
+def _ending_with_us() -> list[str]:
+    """On Linux a test run that is killed takes its servers along; setpriv turns into the server, under the same pid."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "KILL"] if setpriv else []
+
+
 def _start(directory: str, options: tuple[str, ...], port: int | None) -> RedisServer:
     # between finding a port and binding it somebody else may take it
     for _ in range(ATTEMPTS):
         chosen = port or free_port()
         process = subprocess.Popen(
-            [redis_binary(), "--bind", "127.0.0.1", "--port", str(chosen), "--save", "", "--dir", directory, *options],
+            [
+                *_ending_with_us(),
+                redis_binary(),
+                "--bind",
+                "127.0.0.1",
+                "--port",
+                str(chosen),
+                "--save",
+                "",
+                "--dir",
+                directory,
+                *options,
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )

@@ -194,6 +194,7 @@ async def test_server_that_drips_is_given_up(clock: Clock) -> None:
     async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):
             await reader.read(1)
+            writer.write(b"+PONG\r\n")
             while not reader.at_eof():
                 writer.write(b"+OK\r\n")
                 await writer.drain()
