@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import redis
@@ -99,3 +101,30 @@ async def turns(count: int = 20) -> None:
     """Let every task that can go on do so."""
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def listening(
+    handle: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], tls: ssl.SSLContext | None = None
+) -> AsyncIterator[int]:
+    """The port of a server in this event loop; at the end its clients are disconnected and their handlers done."""
+    handlers: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        handlers.add(task)
+        with suppress(ConnectionError, asyncio.CancelledError):
+            await handle(reader, writer)
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", ssl=tls)
+    yield server.sockets[0].getsockname()[1]
+    server.close()
+    await turns()  # who was just accepted gets a handler first
+    for task in handlers:
+        task.cancel()
+    await asyncio.gather(*handlers)
+    await server.wait_closed()

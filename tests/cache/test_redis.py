@@ -24,7 +24,7 @@ from cache.connection import InvalidRedisUrl, connection_settings
 from cache.envelope import seal
 from cache.redis import RedisTier
 from cache.stats import Stats
-from tests.cache.conftest import PATIENCE
+from tests.cache.conftest import PATIENCE, listening
 from tests.servers import RedisServer, redis_server
 
 pytestmark = pytest.mark.anyio
@@ -251,13 +251,15 @@ async def tls_in_front_of(port: int, certificate: trustme.LeafCert) -> AsyncIter
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", port)
-        await asyncio.gather(pump(reader, inner_writer), pump(inner_reader, writer))
+        try:
+            await asyncio.gather(pump(reader, inner_writer), pump(inner_reader, writer))
+        finally:
+            inner_writer.close()
 
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     certificate.configure_cert(context)
-    server = await asyncio.start_server(serve, "127.0.0.1", ssl=context)
-    async with server:
-        yield server.sockets[0].getsockname()[1]
+    async with listening(serve, context) as tls_port:
+        yield tls_port
 
 
 async def test_rediss_speaks_tls_and_checks_the_certificate(

@@ -10,7 +10,7 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 import redis
@@ -21,7 +21,7 @@ from cache.memory import MemoryTier
 from cache.redis import RedisTier
 from cache.stats import Stats
 from cache.tiered import TieredCache
-from tests.cache.conftest import Clock, turns
+from tests.cache.conftest import Clock, listening, turns
 from tests.servers import RedisServer, free_port, redis_server
 
 pytestmark = pytest.mark.anyio
@@ -78,23 +78,14 @@ def silent_port(*, accepting: bool) -> Iterator[int]:
 @asynccontextmanager
 async def answering(reply: bytes) -> AsyncIterator[str]:
     """A server that says the same to whatever it is sent."""
-    clients: list[asyncio.StreamWriter] = []
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        clients.append(writer)
-        with suppress(ConnectionError):
-            while await reader.read(65536):
-                writer.write(reply)
-                await writer.drain()
-        writer.close()
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(65536):
+            writer.write(reply)
+            await writer.drain()
 
-    server = await asyncio.start_server(serve, "127.0.0.1")
-    async with server:
-        try:
-            yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        finally:
-            for client in clients:  # the server does not end while one is connected
-                client.close()
+    async with listening(answer) as port:
+        yield f"redis://127.0.0.1:{port}"
 
 
 async def test_hung_server_costs_a_moment_and_comes_back_by_itself(
@@ -192,18 +183,15 @@ async def test_server_that_drips_is_given_up(clock: Clock) -> None:
     """Each reply is in time for the socket's timeout, all of them take twenty seconds: only the deadline ends it."""
 
     async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError):
-            await reader.read(1)
-            writer.write(b"+PONG\r\n")
-            while not reader.at_eof():
-                writer.write(b"+OK\r\n")
-                await writer.drain()
-                await asyncio.sleep(0.02)
-        writer.close()
+        await reader.read(1)
+        writer.write(b"+PONG\r\n")
+        while not reader.at_eof():
+            writer.write(b"+OK\r\n")
+            await writer.drain()
+            await asyncio.sleep(0.02)
 
-    server = await asyncio.start_server(drip, "127.0.0.1")
-    async with server:
-        patient = Patient(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}", clock)
+    async with listening(drip) as port:
+        patient = Patient(f"redis://127.0.0.1:{port}", clock)
         async with asyncio.timeout(SOON):
             await patient.tier.put_many({b"%d" % number: b"value" for number in range(1000)})
         assert patient.stats.write_dropped == 1000
