@@ -1,1 +1,1 @@
-"""What is measured, and against whom."""
+"""What is measured, and against whom; every command prints a table."""

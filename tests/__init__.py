@@ -1,1 +1,1 @@
-"""Everything the app must do, started by `make test`."""
+"""Behaviour, through the public face; on real processes where processes matter."""
