@@ -1,0 +1,1 @@
+"""What is measured, and against whom; every command prints a table."""
