@@ -130,6 +130,18 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc]
         if os.getppid() == self.ppid:
             os.kill(self.ppid, signal.SIGCHLD)
 
+    def run(self) -> None:
+        """Serve, then leave without the interpreter's own end.
+
+        That would take every object apart, and so copy every page that is still shared: workers that end together
+        would need the memory of as many separate ones. And it would wait for threads that are stuck.
+        """
+        super().run()
+        log.info("Worker ends", pid=self.pid)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
     async def _serve(self) -> None:
         self.config.app = self.wsgi
         server = DrainingServer(self.config, worker=self)
