@@ -82,21 +82,13 @@ def models(_arguments: argparse.Namespace, settings: Settings) -> int:
 
 def add(arguments: argparse.Namespace, settings: Settings) -> int:
     """Make a new version from a joblib file and a table."""
-    import joblib
-    import pandas as pd
+    from registry.adding import add_version, read_estimator, read_table
 
-    from registry.adding import add_version
-
-    try:
-        sample = pd.read_csv(arguments.data)
-    except (OSError, ValueError) as error:
-        say(f"forkserve: {arguments.data}: {error}", file=sys.stderr)
-        return 1
     model = add_version(
         settings.model_dir,
         arguments.name,
-        joblib.load(arguments.artefact),
-        sample,
+        read_estimator(arguments.artefact),
+        read_table(arguments.data),
         version=arguments.version,
         target=arguments.target,
         labels=arguments.labels.split(",") if arguments.labels else (),
@@ -161,6 +153,7 @@ def parser() -> argparse.ArgumentParser:
 def run() -> int:
     """The `forkserve` command."""
     numeric_threads.limit(os.environ)
+    sys.path.insert(0, str(Path.cwd()))  # as gunicorn does: artefacts may need modules of the project they serve
     arguments = parser().parse_args()
     try:
         settings = Settings.from_env(os.environ)

@@ -44,7 +44,7 @@ def measure(models: Path, workers: int, *, preload: bool, per_worker: int) -> tu
         if tally.failed:
             raise SystemExit(f"requests failed: {tally.statuses} {tally.failures}")
         loaded = mean(read_memory(pid).private for pid in service.workers)
-        total = sum(read_memory(pid).pss for pid in [service.process.pid, *service.workers])
+        total = sum(read_memory(pid).pss for pid in [service.master, *service.workers])
     return idle / MB, loaded / MB, total / MB
 
 

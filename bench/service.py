@@ -21,7 +21,7 @@ from serving.processes import child_pids
 
 ROOT = Path(__file__).parent.parent
 COMMAND = (sys.executable, "-m", "gunicorn", "-c", "serving/gunicorn_conf.py", "main:app")
-LISTENING = re.compile(r"Listening at: (http://[^ ]+)")
+LISTENING = re.compile(r"Listening at: (http://[^ ]+) \((\d+)\)")
 START_SECONDS = 60
 
 
@@ -58,21 +58,25 @@ class Service:
         address, missing = "", self._worker_count
         for line in follow(self, START_SECONDS):
             if found := LISTENING.search(line):
-                address = found[1]
+                address, self.master = found[1], int(found[2])
             missing -= '"event":"Worker serves"' in line
             if address and not missing:
                 return address
         raise RuntimeError(f"the service did not start:\n{self.log()}")
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
-        """End it, wait for it and give its exit status."""
+        """End it, wait for it and give its exit status; ended already, only the status."""
         if self.process.poll() is None:
             self.process.send_signal(how)
-        return self.process.wait(60)
+        status = self.process.wait(60)
+        if not self._log.closed:
+            self._whole_log = self.log()
+            self._log.close()
+        return status
 
     def log(self) -> str:
         """All it has written so far."""
-        return os.pread(self._log.fileno(), 1 << 24, 0).decode()
+        return self._whole_log if self._log.closed else os.pread(self._log.fileno(), 1 << 24, 0).decode()
 
     def events(self, event: str) -> list[dict[str, Any]]:
         """The log lines whose event begins so."""
@@ -82,7 +86,7 @@ class Service:
     @property
     def workers(self) -> list[int]:
         """Process ids of the workers."""
-        return child_pids(self.process.pid)
+        return child_pids(self.master)
 
     def get(self, path: str) -> Any:
         """The JSON that a path answers."""

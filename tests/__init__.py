@@ -1,0 +1,1 @@
+"""Behaviour, through the public face; on real processes where processes matter."""
