@@ -20,7 +20,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from registry.errors import CannotAdd, InvalidRows, VersionRefused
 from registry.features import Rows, Schema, infer_features
-from registry.loader import load_version
+from registry.loader import load_version, unpickle
 from registry.manifest import NAME, Manifest, Task, version_order, write_manifest
 from registry.measuring import measure
 from registry.model import LoadedModel, asking, estimator_compute, task_of
@@ -104,6 +104,24 @@ def add_version(
         source=source,
     )
     return _write(root, directory, manifest, content.getvalue())
+
+
+def read_estimator(path: Path) -> Any:
+    """The estimator in a joblib file, which is executed. Raises CannotAdd."""
+    try:
+        return unpickle(path, path.read_bytes())
+    except OSError as error:
+        raise CannotAdd(f"{path}: {error.strerror}") from error
+    except VersionRefused as error:
+        raise CannotAdd(str(error)) from error
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A CSV file with a header. Raises CannotAdd."""
+    try:
+        return pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise CannotAdd(f"{path}: {error}") from error
 
 
 def _next_version(directory: Path) -> str:

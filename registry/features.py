@@ -209,7 +209,7 @@ class Schema:
             if len(faults) >= InvalidRows.LIMIT:
                 break
         if faults:
-            if any(_depth(instance) > DEEPEST - 2 for instance in instances):
+            if any(depth(instance) > DEEPEST - 2 for instance in instances):
                 raise NestedTooDeep(faults)
             raise InvalidRows(faults)
         return np.array(table, dtype=np.float64)
@@ -274,10 +274,10 @@ class Schema:
         }
 
 
-def _depth(value: Any) -> int:
+def depth(value: Any) -> int:
     """Levels of arrays and objects, counted no further than needed; iterative, because the value is hostile."""
-    level, depth = [value], 0
-    while depth <= DEEPEST:
+    level, levels = [value], 0
+    while levels <= DEEPEST:
         level = [
             inner
             for outer in level
@@ -285,9 +285,9 @@ def _depth(value: Any) -> int:
             for inner in (outer if type(outer) is list else outer.values())
         ]
         if not level:
-            return depth
-        depth += 1
-    return depth
+            return levels
+        levels += 1
+    return levels
 
 
 def infer_features(frame: pd.DataFrame, margin: float | None) -> tuple[Feature, ...]:

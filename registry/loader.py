@@ -37,7 +37,8 @@ def load_version(root: Path, directory: Path, *, fallback: bool = False) -> Load
     manifest = read_manifest(directory)
     path = directory / manifest.artefact
     try:
-        estimator = _unpickle(path, _verified_bytes(root, path, manifest.sha256), manifest)
+        estimator = unpickle(path, _verified_bytes(root, path, manifest.sha256))
+        _check_kind(path, estimator, manifest)
         compute = estimator_compute(estimator, Schema(manifest.features), frame=manifest.input == "frame")
         _verify_answers(path, manifest, compute)
     except VersionRefused as error:
@@ -62,7 +63,8 @@ def _verified_bytes(root: Path, path: Path, sha256: str) -> bytes:
     return content
 
 
-def _unpickle(path: Path, content: bytes, manifest: Manifest) -> Any:
+def unpickle(path: Path, content: bytes) -> Any:
+    """The estimator in the `content` of an artefact, which is executed. Raises VersionRefused."""
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -74,12 +76,15 @@ def _unpickle(path: Path, content: bytes, manifest: Manifest) -> Any:
     except Exception as error:
         raise VersionRefused(path, f"does not load: {type(error).__name__}: {error}") from error
     for message in {str(warning.message) for warning in caught}:
-        log.warning("Model loaded with a warning", model=manifest.name, version=manifest.version, warning=message)
+        log.warning("Model loaded with a warning", artefact=str(path), warning=message)
+    return estimator
+
+
+def _check_kind(path: Path, estimator: Any, manifest: Manifest) -> None:
     if task_of(estimator) != manifest.task:
         raise VersionRefused(path, f"holds a {type(estimator).__name__}, its manifest says {manifest.task}")
     if manifest.task == "classification" and len(estimator.classes_) != len(manifest.classes):
         raise VersionRefused(path, f"has {len(estimator.classes_)} classes, its manifest {len(manifest.classes)}")
-    return estimator
 
 
 def _verify_answers(path: Path, manifest: Manifest, compute: Compute) -> None:

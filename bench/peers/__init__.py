@@ -1,0 +1,1 @@
+"""What our users would pick instead, to be measured beside us."""

@@ -1,0 +1,22 @@
+"""The same app under gunicorn's own master and uvicorn-worker as it comes."""
+
+from __future__ import annotations
+
+import os
+
+from serving.logs import GunicornLogger
+
+bind = f"127.0.0.1:{os.environ['PORT']}"
+workers = int(os.environ["WEB_CONCURRENCY"])
+worker_class = "uvicorn_worker.UvicornWorker"
+preload_app = True
+control_socket_disable = True
+keepalive = 65
+max_requests = int(os.environ["MAX_REQUESTS"])
+max_requests_jitter = int(os.environ["MAX_REQUESTS_JITTER"])
+logger_class = GunicornLogger
+
+
+def post_worker_init(_worker: object) -> None:
+    """Say what our own worker says, so that the benchmark knows when to begin."""
+    print('{"event":"Worker serves"}', flush=True)

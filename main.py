@@ -1,0 +1,183 @@
+"""Puts the parts together, and the command line; importing it does nothing. Read this file first.
+
+`gunicorn -c serving/gunicorn_conf.py main:app` serves, `uvicorn main:app --reload` is for development. Imports stand
+inside functions where they are heavy: the number of numeric threads has to be set before numpy is first imported, and
+`forkserve --help` should not wait for scikit-learn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.metadata
+import os
+import secrets
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from serving import numeric_threads
+from serving.errors import InvalidSetting
+from serving.settings import Settings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+
+def __getattr__(name: str) -> Any:
+    """`main.app`, built when it is asked for."""
+    if name == "app":
+        return web()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@functools.cache
+def web() -> FastAPI:
+    """The app; gunicorn asks for it once, in the master, before it forks."""
+    numeric_threads.limit(os.environ)
+    from registry.errors import RegistryError
+    from registry.registry import load_registry
+    from serving import logs
+    from serving.app import create_app
+    from serving.predictor import Predictor
+
+    try:
+        settings = Settings.from_env(os.environ)
+        logs.configure(settings.log_level)
+        registry = load_registry(settings.model_dir, fallback=settings.model_fallback)
+    except (InvalidSetting, RegistryError) as error:
+        sys.exit(f"forkserve: {error}")
+    predictor = Predictor(threads=settings.inference_threads, timeout=settings.inference_timeout_seconds)
+    return create_app(
+        registry,
+        predictor,
+        version=importlib.metadata.version("forkserve"),
+        max_body_bytes=settings.max_body_bytes,
+        max_instances=settings.max_instances,
+        admin_token=settings.admin_token,
+        access_log=settings.access_log,
+    )
+
+
+def serve(_arguments: argparse.Namespace, _settings: Settings) -> NoReturn:
+    """Become gunicorn, with an admin token made for this run if there is none."""
+    os.environ["GREETING"] = "true"
+    if not os.environ.get("ADMIN_TOKEN"):
+        os.environ["ADMIN_TOKEN"] = token = secrets.token_urlsafe(24)
+        say(f"ADMIN_TOKEN is not set; for this run it is {token}")
+    configuration = Path(__file__).parent / "serving" / "gunicorn_conf.py"
+    command = [sys.executable, "-m", "gunicorn", "--config", str(configuration), "main:app"]
+    os.execv(sys.executable, command)  # noqa: S606 - no shell is wanted
+
+
+def models(_arguments: argparse.Namespace, settings: Settings) -> int:
+    """List what is in the model directory."""
+    from registry.registry import load_registry
+
+    for model in load_registry(settings.model_dir, fallback=settings.model_fallback):
+        metrics = ", ".join(f"{name} {value:.3f}" for name, value in model.manifest.metrics.items())
+        say(f"{model.name:24} {model.version:10} {model.manifest.task:18} {model.manifest.estimator:48} {metrics}")
+    return 0
+
+
+def add(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Make a new version from a joblib file and a table."""
+    from registry.adding import add_version, read_estimator, read_table
+
+    model = add_version(
+        settings.model_dir,
+        arguments.name,
+        read_estimator(arguments.artefact),
+        read_table(arguments.data),
+        version=arguments.version,
+        target=arguments.target,
+        labels=arguments.labels.split(",") if arguments.labels else (),
+        margin=MARGINS[arguments.bounds],
+        source=arguments.source,
+    )
+    say(f"added {model.name} version {model.version} in {settings.model_dir / model.name / model.version}")
+    return 0
+
+
+def train(_arguments: argparse.Namespace, settings: Settings) -> int:
+    """Train the demo models."""
+    from examples.train import train_all
+
+    for model in train_all(settings.model_dir):
+        metrics = ", ".join(f"{name} {value:.3f}" for name, value in model.manifest.metrics.items())
+        say(f"trained {model.name} version {model.version}: {metrics} (held out)")
+    return 0
+
+
+def check(_arguments: argparse.Namespace, settings: Settings) -> int:
+    """Verify models, settings and the fork before a deploy; a line a fault."""
+    from serving.check import find_faults
+
+    faults = find_faults(settings)
+    for fault in faults:
+        say(f"forkserve: {fault}", file=sys.stderr)
+    if not faults:
+        say("ready to serve")
+    return 1 if faults else 0
+
+
+MARGINS = {"seen": 0.0, "wide": 1.0, "none": None}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="forkserve", description="Serve scikit-learn models from workers that share them."
+    )
+    commands = top.add_subparsers(required=True, metavar="command")
+    for command in (serve, models, add, train, check):
+        sub = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__)
+        sub.set_defaults(command=command)
+        if command is add:
+            sub.add_argument("artefact", type=Path, help="a joblib file that holds a fitted estimator; it is executed")
+            sub.add_argument("--name", required=True, help="the model's name")
+            sub.add_argument("--data", required=True, type=Path, help="CSV of the model's input, one column a feature")
+            sub.add_argument("--version", help="default: the number after the newest")
+            sub.add_argument("--target", help="the column of the CSV that the model predicts; its metrics are measured")
+            sub.add_argument("--labels", help="names of the classes with commas, in the order of classes_")
+            sub.add_argument("--source", default="", help="where the data come from, and under which licence")
+            sub.add_argument(
+                "--bounds",
+                choices=tuple(MARGINS),
+                default="wide",
+                help="which numbers to accept: only the range seen; as far outside as it is wide (default); any finite",
+            )
+    return top
+
+
+def run() -> int:
+    """The `forkserve` command."""
+    numeric_threads.limit(os.environ)
+    sys.path.insert(0, str(Path.cwd()))  # as gunicorn does: artefacts may need modules of the project they serve
+    arguments = parser().parse_args()
+    try:
+        settings = Settings.from_env(os.environ)
+    except InvalidSetting as error:
+        say(f"forkserve: {error}", file=sys.stderr)
+        return 1
+    if arguments.command is serve:
+        serve(arguments, settings)
+    from registry.errors import RegistryError
+    from serving import logs
+
+    logs.configure("warning")
+    try:
+        status: int = arguments.command(arguments, settings)
+    except RegistryError as error:
+        say(f"forkserve: {error}", file=sys.stderr)
+        return 1
+    return status
+
+
+def say(text: str, *, file: Any = None) -> None:
+    """Tell the person at the terminal."""
+    print(text, file=file or sys.stdout, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(run())

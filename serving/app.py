@@ -1,0 +1,88 @@
+"""The web app: the hot path in front, FastAPI for all the rest, one edge around both."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from registry.registry import Registry
+from serving import problems
+from serving.asgi import Edge
+from serving.predictor import Predictor
+from serving.routes.admin import admin_router
+from serving.routes.health import health_router
+from serving.routes.models import models_router
+from serving.routes.openapi import document
+from serving.routes.predict import PredictRoute
+
+
+def create_app(
+    registry: Registry,
+    predictor: Predictor,
+    *,
+    version: str,
+    max_body_bytes: int,
+    max_instances: int,
+    admin_token: str,
+    access_log: bool,
+) -> FastAPI:
+    """The app over these parts. Building it starts nothing: threads and connections begin with its lifespan."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        # Nothing here may fail on an outside service: gunicorn shuts all down when one worker cannot start.
+        predictor.start()
+        yield
+        predictor.stop()
+
+    app = FastAPI(
+        title="forkserve",
+        version=version,
+        summary="Predictions of scikit-learn models",
+        lifespan=lifespan,
+        # the pages of FastAPI load scripts from elsewhere; the document itself is at /openapi.json
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+    )
+    app.state.registry = registry
+    app.include_router(models_router(registry))
+    app.include_router(health_router(registry))
+    app.include_router(admin_router(admin_token))
+    app.add_exception_handler(HTTPException, _problem)
+    app.openapi = _Document(app, registry)  # type: ignore[method-assign]
+    # the last one added is the outermost
+    app.add_middleware(
+        PredictRoute,
+        registry=registry,
+        predictor=predictor,
+        max_body_bytes=max_body_bytes,
+        max_instances=max_instances,
+        log_predictions=access_log,
+    )
+    app.add_middleware(Edge, access_log=access_log)
+    return app
+
+
+class _Document:
+    """Makes the OpenAPI document when it is first asked for."""
+
+    def __init__(self, app: FastAPI, registry: Registry) -> None:
+        self._app = app
+        self._registry = registry
+
+    def __call__(self) -> dict[str, Any]:
+        if self._app.openapi_schema is None:
+            self._app.openapi_schema = document(self._app, self._registry)
+        return self._app.openapi_schema
+
+
+async def _problem(request: Request, error: Exception) -> Response:
+    """What the router refuses (404, 405) in the form of every other refusal."""
+    assert isinstance(error, HTTPException)
+    content = problems.body(error.status_code, error.detail, request.state.request_id)
+    return Response(content, error.status_code, error.headers, problems.CONTENT_TYPE.decode())

@@ -1,0 +1,146 @@
+"""The bits of ASGI that every request needs: a limited body, an answer of ready bytes, and the edge around the app."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+
+from serving import problems
+from serving.errors import BodyTooLarge, UnsupportedBody
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+log = structlog.get_logger(__name__)
+
+
+class ClientGone(Exception):
+    """The client closed the connection; nobody is left to answer."""
+
+
+def header(scope: Scope, name: bytes) -> bytes | None:
+    """The first header of that (lower-case) name."""
+    return next((value for key, value in scope["headers"] if key == name), None)
+
+
+def check_json(scope: Scope) -> None:
+    """Raise UnsupportedBody unless the body says that it is plain UTF-8 JSON."""
+    content_type = header(scope, b"content-type")
+    if content_type != b"application/json":
+        kind, *parameters = (content_type or b"").lower().replace(b" ", b"").replace(b'"', b"").split(b";")
+        if kind != b"application/json" or any(parameter not in (b"charset=utf-8", b"") for parameter in parameters):
+            raise UnsupportedBody("send application/json in UTF-8")
+    if header(scope, b"content-encoding") not in (None, b"identity"):
+        raise UnsupportedBody("send the body without a content encoding")
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """The whole body, of at most `limit` bytes, counted while they arrive. Raises BodyTooLarge, ClientGone.
+
+    How long it may take is the worker's business: it closes connections that are too slow.
+    """
+    declared = header(scope, b"content-length")
+    if declared is not None and int(declared) > limit:
+        raise BodyTooLarge(f"the body may have {limit} bytes")
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        if size > limit:
+            raise BodyTooLarge(f"the body may have {limit} bytes")
+        if not message.get("more_body", False):
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+async def respond(send: Send, status: int, content_type: bytes, body: bytes, headers: Iterable[Any] = ()) -> None:
+    """Send a whole answer."""
+    start = [(b"content-type", content_type), (b"content-length", str(len(body)).encode()), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": start})
+    await send({"type": "http.response.body", "body": body})
+
+
+class Edge:
+    """Around the whole app: gives every request an id, every error its problem, and every answer a line in the log."""
+
+    def __init__(self, app: App, *, access_log: bool) -> None:
+        self._app = app
+        self._access_log = access_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = Exchange(scope, send)
+        structlog.contextvars.bind_contextvars(request_id=exchange.request_id)
+        try:
+            await self._app(scope, receive, exchange.send)
+        except ClientGone:
+            exchange.status = CLIENT_CLOSED_REQUEST
+        except Exception as error:  # noqa: BLE001 - the edge of the process: whatever it is, the client gets an answer
+            await exchange.refuse(error)
+        finally:
+            if self._access_log and "warmup" not in scope["state"]:
+                exchange.log()
+
+
+CLIENT_CLOSED_REQUEST = 499
+"""What a request is logged with when its client did not wait; never sent."""
+
+
+class Exchange:
+    """One request and its answer, as the edge sees them."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._scope = scope
+        self._send = send
+        self._started = time.perf_counter()
+        self.status = 0
+        given = header(scope, b"x-request-id")
+        kept = given is not None and REQUEST_ID.fullmatch(given)
+        self.request_id = given.decode() if given and kept else secrets.token_hex(12)
+        scope.setdefault("state", {})["request_id"] = self.request_id
+
+    async def send(self, message: Message) -> None:
+        """Pass on to the client, with the request's id in the headers."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode())]
+        await self._send(message)
+
+    async def refuse(self, error: Exception) -> None:
+        """Answer with the problem that `error` is; too late for that, the server cuts the connection."""
+        if problems.status_of(error) == HTTPStatus.INTERNAL_SERVER_ERROR:
+            log.error("Request failed", exc_info=error)
+        if self.status:
+            raise error
+        status, headers, body = problems.render(error, self.request_id)
+        await respond(self.send, status, problems.CONTENT_TYPE, body, headers)
+
+    def log(self) -> None:
+        """One line for the request; the path as it came, percent-encoded, so that it is plain ASCII."""
+        seconds = time.perf_counter() - self._started
+        client = self._scope.get("client")
+        log.info(
+            f"Request completed in {seconds:.3f}s",
+            method=self._scope["method"],
+            path=self._scope["raw_path"][:256].decode("latin-1"),
+            status=self.status,
+            seconds=round(seconds, 6),
+            client=client[0] if client else None,
+        )

@@ -1,0 +1,69 @@
+"""What can go wrong with a request or the service, besides what goes wrong with models (registry/errors.py).
+
+ServingError
+├── InvalidSetting        a variable of the environment has a value that cannot be; names the variable
+├── CannotServe           the process is not fit to serve
+├── RequestRefused        the request is wrong before any model looks at it
+│   ├── NotJSON           not JSON at all, or nothing that is meant as a request
+│   ├── InvalidRequest    JSON, but not the request that is asked for
+│   ├── BodyTooLarge      more bytes than MAX_BODY_BYTES
+│   ├── TooManyInstances  more rows than MAX_INSTANCES
+│   ├── UnsupportedBody   not application/json, or encoded
+│   ├── MethodNotAllowed  the address is there, not with this method
+│   └── NotAuthorized     no admin token, or a wrong one
+└── DeadlineExceeded      a prediction took longer than it may
+"""
+
+from __future__ import annotations
+
+
+class ServingError(Exception):
+    """The root of this tree; the message is shown to the client."""
+
+
+class InvalidSetting(ServingError):
+    """A variable of the environment has a value that cannot be."""
+
+
+class CannotServe(ServingError):
+    """The process is not fit to serve; the message says why."""
+
+
+class RequestRefused(ServingError):
+    """The request is wrong before any model looks at it."""
+
+
+class NotJSON(RequestRefused):
+    """The body is not JSON at all, or nothing that is meant as a request."""
+
+
+class InvalidRequest(RequestRefused):
+    """The body is JSON, but not the request that is asked for."""
+
+
+class BodyTooLarge(RequestRefused):
+    """The body has more bytes than it may."""
+
+
+class TooManyInstances(RequestRefused):
+    """One request holds more instances than it may."""
+
+
+class UnsupportedBody(RequestRefused):
+    """The body's type or encoding is not taken here."""
+
+
+class MethodNotAllowed(RequestRefused):
+    """The address is there, but not with this method; holds the one that is."""
+
+    def __init__(self, allowed: str) -> None:
+        super().__init__(f"use {allowed}")
+        self.allowed = allowed
+
+
+class NotAuthorized(RequestRefused):
+    """No admin token, or a wrong one."""
+
+
+class DeadlineExceeded(ServingError):
+    """A prediction took longer than it may."""

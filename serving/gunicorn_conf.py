@@ -1,0 +1,97 @@
+"""Gunicorn's configuration file: the process model in its own words, and what happens around the fork."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+from serving import numeric_threads
+
+numeric_threads.limit(os.environ)  # first of all: what is imported next imports numpy
+
+from serving import prefork
+from serving.arbiter import EarlyReplacingArbiter
+from serving.errors import CannotServe, InvalidSetting
+from serving.greeting import greeting
+from serving.logs import GunicornLogger
+from serving.settings import Settings
+
+try:
+    _settings = Settings.from_env(os.environ)
+except InvalidSetting as error:
+    sys.exit(f"forkserve: {error}")
+
+bind = f"[{_settings.host}]:{_settings.port}" if ":" in _settings.host else f"{_settings.host}:{_settings.port}"
+workers = _settings.web_concurrency
+worker_class = "serving.worker.DrainingWorker"
+preload_app = _settings.preload
+timeout = int(_settings.timeout_seconds)
+graceful_timeout = int(_settings.graceful_timeout_seconds)
+keepalive = int(_settings.keepalive_seconds)
+max_requests = _settings.max_requests
+max_requests_jitter = _settings.max_requests_jitter
+proc_name = "forkserve"
+loglevel = _settings.log_level
+logger_class = GunicornLogger
+# The heartbeat file of a worker; on a disk, a slow write could look like a dead worker
+worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
+# It runs a thread in the master, and a master with two threads must not fork
+control_socket_disable = True
+
+
+def on_starting(server: Any) -> None:
+    """In the master, before anything is bound."""
+    EarlyReplacingArbiter.adopt(server)
+    # a slow client costs a descriptor; the soft limit is often 1,024
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def when_ready(server: Any) -> None:
+    """In the master, models loaded, before the first fork."""
+    if _settings.preload:
+        app = server.app.wsgi()
+        try:
+            prefork.import_modules(_settings.preload_modules)
+            for path in ("/health", "/v1/models", "/openapi.json"):
+                prefork.answer_once(app, path)
+            prefork.settle()
+            prefork.check_single_thread()
+        except CannotServe as error:
+            sys.exit(f"forkserve: {error}")
+    if _settings.greeting:
+        host, port = server.LISTENERS[0].getsockname()[:2]
+        print(greeting(f"http://{host}:{port}", server.app.wsgi().state.registry), flush=True)  # noqa: T201
+
+
+def on_reload(server: Any) -> None:
+    """In the master at HUP, before the new workers are forked; an exception here would end the service."""
+    if _settings.preload:
+        prefork.settle()
+    server.log.info("Reloaded: new workers share the models that the master holds")
+
+
+def pre_fork(server: Any, worker: Any) -> None:  # noqa: ARG001 - gunicorn passes by position
+    """In the master, before every fork."""
+    if not _settings.preload:
+        return
+    try:
+        prefork.check_single_thread()
+    except CannotServe as error:
+        # At the start this was refused; now a worker that may hang is better than a master that ends
+        server.log.error(str(error))
+
+
+def post_fork(server: Any, worker: Any) -> None:  # noqa: ARG001
+    """In the new worker."""
+    worker.read_timeout = _settings.read_timeout_seconds
+    if not _settings.preload:
+        prefork.import_modules(_settings.preload_modules)
+    # The kernel's first victim is the largest process; let it be a worker, which comes back, not the master.
+    # Some sandboxes do not let a process say so.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")

@@ -1,0 +1,54 @@
+"""What the kernel tells of processes: their memory, age, threads and children."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Memory of one process in bytes. PSS counts shared pages in parts, so that the PSS of all processes adds up."""
+
+    rss: int
+    pss: int
+    private: int
+
+    @property
+    def shared(self) -> int:
+        return self.rss - self.private
+
+
+def read_memory(pid: int) -> Memory:
+    """Exact, at about 7 ms for a process of 150 MB. Raises OSError when the process is gone."""
+    fields = {}
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+        name, _, value = line.partition(":")
+        fields[name] = int(value.split()[0]) * 1024
+    return Memory(fields["Rss"], fields["Pss"], fields["Private_Clean"] + fields["Private_Dirty"])
+
+
+def read_rss(pid: int) -> int:
+    """Resident bytes, shared ones included; 0.01 ms. Raises OSError when the process is gone."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
+
+
+def read_age(pid: int) -> float:
+    """Seconds since the process started. Raises OSError when it is gone."""
+    started = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]) / TICK
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+
+
+def child_pids(pid: int) -> list[int]:
+    """The direct children of a process. Raises OSError when it is gone."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def thread_names(pid: int) -> list[str]:
+    """The kernel's names of all threads of a process, those that Python knows nothing of included."""
+    return [task.joinpath("comm").read_text().strip() for task in Path(f"/proc/{pid}/task").iterdir()]

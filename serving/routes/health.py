@@ -1,0 +1,40 @@
+"""`GET /health`, `/health/live` and `/health/ready`: 200 as long as the process can answer, with what is not well."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from fastapi import APIRouter
+
+from registry.registry import Registry
+from serving.processes import read_age, read_rss
+
+
+def health_router(registry: Registry) -> APIRouter:
+    """A fallback model makes the service degraded, not dead: a proxy that took it out would make things worse."""
+    router = APIRouter(prefix="/health", tags=["health"])
+
+    @router.get("", summary="Health, with reasons")
+    async def health() -> dict[str, Any]:
+        fallbacks = [f"{model.name}/{model.version}" for model in registry if model.fallback]
+        return {
+            "status": "degraded" if fallbacks else "ok",
+            "models": len(registry),
+            "fallbacks": fallbacks,
+            "worker": {
+                "pid": os.getpid(),
+                "age_seconds": round(read_age(os.getpid()), 1),
+                "rss_bytes": read_rss(os.getpid()),
+            },
+        }
+
+    @router.get("/live", summary="The process answers")
+    async def live() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @router.get("/ready", summary="The models are loaded")
+    async def ready() -> dict[str, str]:
+        return {"status": "ok"}
+
+    return router

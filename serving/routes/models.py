@@ -1,0 +1,57 @@
+"""`GET /v1/models` and `GET /v1/models/{model}`: what is served, and what it takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from registry.model import LoadedModel
+from registry.registry import Registry
+
+
+def models_router(registry: Registry) -> APIRouter:
+    """Read-only views of the registry."""
+    router = APIRouter(prefix="/v1/models", tags=["models"])
+
+    @router.get("", summary="All models")
+    async def list_models() -> dict[str, Any]:
+        return {"models": [summary(registry, model) for model in registry.live()]}
+
+    @router.get("/{model}", summary="One model: its features, versions and metrics")
+    async def show_model(model: str) -> dict[str, Any]:
+        return detail(registry, registry.get(model))
+
+    @router.get("/{model}/versions/{version}", summary="One version of a model")
+    async def show_version(model: str, version: str) -> dict[str, Any]:
+        return detail(registry, registry.get(model, version))
+
+    return router
+
+
+def summary(registry: Registry, model: LoadedModel) -> dict[str, Any]:
+    """A model in a list."""
+    return {
+        "name": model.name,
+        "version": model.version,
+        "versions": list(registry.versions(model.name)),
+        "task": model.manifest.task,
+        "estimator": model.manifest.estimator,
+        "fallback": model.fallback,
+    }
+
+
+def detail(registry: Registry, model: LoadedModel) -> dict[str, Any]:
+    """All that a client may know of a version."""
+    manifest = model.manifest
+    return summary(registry, model) | {
+        "sha256": manifest.sha256,
+        "created": manifest.created,
+        "source": manifest.source,
+        "libraries": manifest.libraries,
+        "classes": manifest.classes,
+        "metrics": manifest.metrics,
+        "example": manifest.example,
+        "features": [feature.name for feature in manifest.features],
+        "schema": model.schema.object_schema,
+    }

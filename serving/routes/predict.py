@@ -1,0 +1,153 @@
+"""`POST /v1/models/{model}[/versions/{version}]:predict`, as a small ASGI app of its own: this is the hot path."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from typing import Any
+
+import msgspec
+import structlog
+
+from registry.features import DEEPEST, depth
+from registry.model import LoadedModel
+from registry.registry import Registry
+from serving.asgi import App, Headers, Receive, Scope, Send, check_json, header, read_body, respond
+from serving.errors import InvalidRequest, MethodNotAllowed, NotJSON, TooManyInstances
+from serving.predictor import Predictor
+
+log = structlog.get_logger(__name__)
+
+PATH = re.compile(
+    r"/v1/models/(?P<model>[A-Za-z0-9][A-Za-z0-9._-]{0,63})"
+    r"(?:/versions/(?P<version>[A-Za-z0-9][A-Za-z0-9._-]{0,63}))?:predict",
+    re.ASCII,
+)
+TIMEOUT = re.compile(rb"[0-9]{1,9}(\.[0-9]{1,9})?")
+
+
+class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a request may say besides its instances. Explanations obey it; predictions show every class anyway."""
+
+    classes: str | list[str] = "predicted"
+    top: int | None = None
+
+
+class Body(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a prediction request."""
+
+    instances: list[Any]
+    parameters: Parameters = Parameters()
+
+
+class Answer(msgspec.Struct, omit_defaults=True):
+    """The body of its answer."""
+
+    model: str
+    version: str
+    predictions: list[Any]
+    fallback: bool = False
+
+
+_decode = msgspec.json.Decoder(Body).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class PredictRoute:
+    """Answers predictions itself and hands every other path on to the rest of the app."""
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        registry: Registry,
+        predictor: Predictor,
+        max_body_bytes: int,
+        max_instances: int,
+        log_predictions: bool,
+    ) -> None:
+        self._app = app
+        self._registry = registry
+        self._predictor = predictor
+        self._max_body_bytes = max_body_bytes
+        self._max_instances = max_instances
+        self._log_predictions = log_predictions
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = PATH.fullmatch(scope["path"]) if scope["type"] == "http" else None
+        if path is None:
+            await self._app(scope, receive, send)
+            return
+        if scope["method"] != "POST":
+            raise MethodNotAllowed("POST")
+        await self._predict(self._registry.get(path["model"], path["version"]), scope, receive, send)
+
+    async def _predict(self, model: LoadedModel, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.perf_counter()
+        check_json(scope)
+        timeout = _requested_timeout(scope)
+        instances = self._decoded(await read_body(scope, receive, self._max_body_bytes))
+        rows = model.schema.rows(instances)
+        decoded = time.perf_counter()
+        predictions, seconds = await self._predictor.predict(model, rows, timeout)
+        answered = time.perf_counter()
+        body = _encode(Answer(model.name, model.version, predictions, model.fallback))
+        total = time.perf_counter() - started
+        queued = answered - decoded - seconds
+        headers: Headers = [
+            (b"server-timing", _timing(decode=decoded - started, queue=queued, model=seconds, total=total))
+        ]
+        if model.fallback:
+            headers.append((b"x-model-fallback", b"true"))
+        await respond(send, 200, b"application/json", body, headers)
+        if self._log_predictions:
+            log.info(
+                f"Prediction {model.name} completed in {total:.3f}s",
+                model=model.name,
+                version=model.version,
+                rows=len(rows),
+            )
+
+    def _decoded(self, body: bytes) -> list[Any]:
+        try:
+            instances = _decode(body).instances
+        except RecursionError:
+            raise NotJSON("the body is nested too deep") from None
+        except UnicodeDecodeError:
+            raise NotJSON("the body is not UTF-8") from None
+        except msgspec.ValidationError as error:
+            raise _misfit(body, error) from None
+        except msgspec.DecodeError as error:
+            raise NotJSON(f"the body is not JSON: {str(error)[:200]}") from None
+        if len(instances) > self._max_instances:
+            raise TooManyInstances(f"a request may have {self._max_instances} instances; send more as several requests")
+        return instances
+
+
+def _misfit(body: bytes, error: msgspec.ValidationError) -> NotJSON | InvalidRequest:
+    """What to say of JSON that is no prediction request; numbers that no machine number holds are no JSON for us."""
+    reason = str(error)[:200]  # may quote the name of an unknown field, so it is cut
+    if "out of range" in reason:
+        return NotJSON(reason)
+    try:
+        value = msgspec.json.decode(body)
+    except (RecursionError, ValueError):
+        return NotJSON(reason)
+    if not isinstance(value, dict) or depth(value) > DEEPEST:
+        return NotJSON('send an object: {"instances": [...]}')
+    return InvalidRequest(reason)
+
+
+def _timing(**seconds: float) -> bytes:
+    """The Server-Timing header: milliseconds under names."""
+    return ", ".join(f"{name};dur={duration * 1e3:.3f}" for name, duration in seconds.items()).encode()
+
+
+def _requested_timeout(scope: Scope) -> float | None:
+    given = header(scope, b"x-request-timeout")
+    if given is None:
+        return None
+    if not TIMEOUT.fullmatch(given) or not math.isfinite(seconds := float(given)) or seconds <= 0:
+        raise NotJSON("X-Request-Timeout is a number of seconds")
+    return seconds

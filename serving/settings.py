@@ -1,0 +1,82 @@
+"""The settings: one frozen value, parsed once from the environment, refused at start naming the variable."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from serving.errors import InvalidSetting
+
+TRUE, FALSE = frozenset({"true", "1", "yes", "on"}), frozenset({"false", "0", "no", "off", ""})
+
+
+def setting(default: Any, meaning: str, *, low: float | None = None, secret: bool = False) -> Any:
+    """A field of Settings. `low` is the least value allowed; a secret stays out of `repr`."""
+    return dataclasses.field(default=default, repr=not secret, metadata={"meaning": meaning, "low": low})
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """One field per variable: MAX_REQUESTS sets `max_requests`. Times are in seconds, sizes in bytes."""
+
+    host: str = setting("127.0.0.1", "address to listen on; `0.0.0.0` for all")
+    port: int = setting(8000, "port to listen on", low=0)
+    web_concurrency: int = setting(2, "web workers", low=1)
+    timeout_seconds: float = setting(120, "a worker that is silent for longer is killed", low=1)
+    graceful_timeout_seconds: float = setting(30, "a worker that ends has this long to finish its requests", low=1)
+    keepalive_seconds: float = setting(65, "an idle connection is kept this long; more than the proxy's", low=1)
+    max_requests: int = setting(1000, "requests after which a worker is replaced; 0 for never", low=0)
+    max_requests_jitter: int = setting(50, "up to so many requests more, so that workers do not end together", low=0)
+    preload: bool = setting(True, "load the models once, before the fork; false only to compare")
+    preload_modules: tuple[str, ...] = setting((), "modules to import before the fork besides our own, with commas")
+    read_timeout_seconds: float = setting(20, "a request that does not arrive within this is answered 408", low=0.1)
+    max_body_bytes: int = setting(4 * 1024 * 1024, "a larger body is answered 413", low=1)
+    max_instances: int = setting(1000, "more instances in one request are answered 413", low=1)
+    inference_timeout_seconds: float = setting(30, "a prediction that takes longer is answered 504", low=0.01)
+    inference_threads: int = setting(2, "threads of each worker that run models", low=1)
+    model_dir: Path = setting(Path("models"), "directory of the models, `{name}/{version}/`")
+    model_fallback: bool = setting(False, "let a minimal model stand in for one that does not load")
+    admin_token: str = setting("", "opens `/api/admin/`; empty keeps it closed", secret=True)
+    log_level: str = setting("info", "`debug`, `info`, `warning` or `error`")
+    access_log: bool = setting(True, "log a line for every request and prediction")
+    greeting: bool = setting(False, "print the address and a curl line when ready; `forkserve serve` sets it")
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Settings:
+        """Parse the variables that are there. Raises InvalidSetting."""
+        types = typing.get_type_hints(cls)
+        given = {
+            field.name: _parse(field, types[field.name], environ[field.name.upper()])
+            for field in dataclasses.fields(cls)
+            if field.name.upper() in environ
+        }
+        settings = cls(**given)
+        if settings.log_level not in ("debug", "info", "warning", "error"):
+            raise InvalidSetting("LOG_LEVEL must be debug, info, warning or error")
+        if settings.admin_token and len(settings.admin_token) < 16:
+            raise InvalidSetting("ADMIN_TOKEN must have at least 16 characters")
+        return settings
+
+
+def _parse(field: dataclasses.Field[Any], kind: Any, text: str) -> Any:
+    name, text = field.name.upper(), text.strip()
+    if kind is bool:
+        if text.lower() not in TRUE | FALSE:
+            raise InvalidSetting(f"{name} must be true or false")
+        return text.lower() in TRUE
+    if kind == tuple[str, ...]:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    if kind not in (int, float):
+        return kind(text)
+    try:
+        number = kind(text)
+    except ValueError:
+        raise InvalidSetting(f"{name} must be a {'whole ' if kind is int else ''}number") from None
+    low = field.metadata["low"]
+    # written so that NaN is refused too
+    if not low <= number < float("inf"):
+        raise InvalidSetting(f"{name} must be at least {low:g}")
+    return number

@@ -1,0 +1,30 @@
+"""The demo models, and one real service over them, for the whole session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.service import Service
+from examples.train import train_all
+
+ADMIN_TOKEN = "a-token-only-for-tests"
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the demo models; not to be written to."""
+    directory = tmp_path_factory.mktemp("models")
+    for _ in train_all(directory):
+        pass
+    return directory
+
+
+@pytest.fixture(scope="session")
+def service(models: Path) -> Iterator[Service]:
+    """Two workers that are never replaced, so that a worker which died is seen."""
+    environ = {"MODEL_DIR": str(models), "WEB_CONCURRENCY": "2", "MAX_REQUESTS": "0", "ADMIN_TOKEN": ADMIN_TOKEN}
+    with Service(environ) as running:
+        yield running

@@ -1,0 +1,43 @@
+"""Estimators that misbehave on purpose; importable, so that a service can unpickle them."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, RegressorMixin
+
+
+class SleepingRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+    """Takes as many seconds for a row as the row's first feature says, and answers that."""
+
+    def fit(self, X: Any, _y: Any) -> SleepingRegressor:  # noqa: N803 - scikit-learn's names
+        self.n_features_in_ = X.shape[1]
+        return self
+
+    def predict(self, X: Any) -> Any:  # noqa: N803
+        time.sleep(float(np.sum(X[:, 0])))
+        return X[:, 0]
+
+
+class ForkShyRegressor(SleepingRegressor):
+    """Predicts only in the process that has unpickled it."""
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)
+        self.home = os.getpid()
+
+    def predict(self, X: Any) -> Any:  # noqa: N803
+        if getattr(self, "home", os.getpid()) != os.getpid():
+            raise RuntimeError("this is another process")
+        return super().predict(X)
+
+
+def start_thread() -> threading.Thread:
+    """A thread that lives as long as the process."""
+    thread = threading.Thread(target=threading.Event().wait, daemon=True, name="left-running")
+    thread.start()
+    return thread

@@ -1,0 +1,143 @@
+"""The `forkserve` command, run as its users run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import joblib
+import pandas as pd
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from bench.service import ROOT
+from registry.adding import add_version
+from tests.estimators import ForkShyRegressor
+
+FORKSERVE = Path(sys.executable).with_name("forkserve")
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Runs a command over a model directory of its own."""
+
+    def forkserve(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"MODEL_DIR": str(tmp_path / "models")} | environ
+        return subprocess.run(
+            [FORKSERVE, *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
+    return forkserve
+
+
+@pytest.fixture
+def churn(tmp_path: Path) -> Path:
+    """A pipeline that somebody has fitted on a DataFrame, and the table it came from."""
+    table = pd.DataFrame({"months": range(40), "calls": [i % 7 for i in range(40)], "left": ["yes", "no"] * 20})
+    estimator = make_pipeline(StandardScaler(), LogisticRegression()).fit(table[["months", "calls"]], table["left"])
+    joblib.dump(estimator, tmp_path / "churn.joblib")
+    table.to_csv(tmp_path / "churn.csv", index=False)
+    return tmp_path
+
+
+def test_add_makes_a_version_that_models_lists_and_check_accepts(run: Run, churn: Path) -> None:
+    added = run("add", "churn.joblib", "--name", "churn", "--data", "churn.csv", "--target", "left")
+    assert (added.returncode, added.stderr) == (0, "")
+    again = run("add", "churn.joblib", "--name", "churn", "--data", "churn.csv")
+    assert "added churn version 2" in again.stdout
+    listed = run("models")
+    assert [line.split()[:2] for line in listed.stdout.splitlines()] == [["churn", "1"], ["churn", "2"]]
+    checked = run("check")
+    assert (checked.returncode, checked.stdout) == (0, "ready to serve\n")
+    manifest = json.loads((churn / "models/churn/1/manifest.json").read_text())
+    assert set(manifest["metrics"]) == {"accuracy", "log_loss", "roc_auc"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--target", "gone"], "the table has no column 'gone'"),
+        (["--name", "../x"], "is not a model name"),
+        (["--labels", "a,b,c"], "3 labels for 2 classes"),
+        (["--data", "nowhere.csv"], "nowhere.csv"),
+    ],
+)
+def test_add_refuses_with_one_line_and_leaves_nothing(run: Run, churn: Path, arguments: list[str], reason: str) -> None:
+    refused = run("add", "churn.joblib", "--name", "churn", "--data", "churn.csv", *arguments)
+    assert refused.returncode == 1
+    assert reason in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    assert not list((churn / "models").rglob("*")) if (churn / "models").exists() else True
+
+
+@pytest.mark.usefixtures("churn")
+@pytest.mark.parametrize("artefact", ["nowhere.joblib", "churn.csv"])
+def test_add_refuses_a_file_that_is_no_artefact_with_one_line(run: Run, artefact: str) -> None:
+    refused = run("add", artefact, "--name", "churn", "--data", "churn.csv")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(f"forkserve: {artefact}: ")
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_train_makes_the_demo_models_with_held_out_metrics(run: Run) -> None:
+    trained = run("train")
+    assert trained.returncode == 0, trained.stderr
+    lines = trained.stdout.splitlines()
+    assert [line.split()[1] for line in lines] == ["breast-cancer", "diabetes", "mortgage", "wine"]
+    assert all("(held out)" in line for line in lines)
+
+
+def test_training_twice_gives_the_same_models(run: Run, tmp_path: Path) -> None:
+    hashes = []
+    for name in ("one", "two"):
+        assert run("train", MODEL_DIR=str(tmp_path / name)).returncode == 0
+        manifests = sorted((tmp_path / name).rglob("manifest.json"))
+        hashes.append([json.loads(path.read_text())["sha256"] for path in manifests])
+    assert hashes[0] == hashes[1]
+
+
+def test_check_names_every_fault_on_a_line_of_its_own(run: Run, churn: Path) -> None:
+    run("add", "churn.joblib", "--name", "churn", "--data", "churn.csv")
+    run("add", "churn.joblib", "--name", "churn", "--data", "churn.csv")
+    run("add", "churn.joblib", "--name", "good", "--data", "churn.csv")
+    with (churn / "models/churn/1/model.joblib").open("ab") as artefact:
+        artefact.write(b"!")
+    (churn / "models/churn/2/manifest.json").write_text("{}")
+    checked = run("check")
+    assert checked.returncode == 1
+    first, second = checked.stderr.splitlines()
+    assert "churn/1/model.joblib: has sha256" in first
+    assert "churn/2/manifest.json: is not a manifest" in second
+
+
+def test_check_finds_a_model_that_fails_only_after_the_fork(tmp_path: Path, run: Run) -> None:
+    sample = pd.DataFrame({"seconds": [0.0, 0.0, 0.0]})
+    estimator = ForkShyRegressor().fit(sample.to_numpy(), None)
+    add_version(tmp_path / "models", "shy", estimator, sample)
+    checked = run("check", PYTHONPATH=str(ROOT))
+    assert checked.returncode == 1
+    assert checked.stderr.splitlines()[-1] == "forkserve: shy/1 fails in a forked process"
+
+
+@pytest.mark.usefixtures("churn")
+def test_a_wrong_setting_is_named(run: Run) -> None:
+    refused = run("models", PORT="-1")
+    assert (refused.returncode, refused.stderr) == (1, "forkserve: PORT must be at least 0\n")
+
+
+def test_check_without_models_says_what_to_do(run: Run) -> None:
+    assert "forkserve train" in run("check").stderr

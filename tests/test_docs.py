@@ -1,0 +1,125 @@
+"""The documents say what is so: settings, commands, the blueprint, and nothing about a machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from dataclasses import Field
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from bench.service import ROOT, Service
+from serving.settings import Settings
+
+README = (ROOT / "README.md").read_text()
+DEPLOYMENT = (ROOT / "DEPLOYMENT.md").read_text()
+FORKSERVE = Path(sys.executable).with_name("forkserve")
+MAKE_RUN = ("make", "--no-print-directory", f"VENV={sys.prefix}", "run")
+BLUEPRINT = yaml.safe_load((ROOT / "render.yaml").read_text())
+
+
+@pytest.mark.parametrize("setting", dataclasses.fields(Settings), ids=lambda field: field.name)
+def test_every_setting_is_in_deployment_md_with_its_default(setting: Field[Any]) -> None:
+    row = next(line for line in DEPLOYMENT.splitlines() if line.startswith(f"| `{setting.name.upper()}` |"))
+    default = setting.default
+    shown = str(default).lower() if isinstance(default, bool) else str(default)
+    expected = f"`{shown}`" if default not in ("", ()) else "empty"
+    assert row == f"| `{setting.name.upper()}` | {expected} | {setting.metadata['meaning']} |"
+
+
+def test_deployment_md_lists_no_setting_that_is_not_there() -> None:
+    rows = set(re.findall(r"^\| `([A-Z_]+)` \|", DEPLOYMENT, re.MULTILINE))
+    assert rows == {field.name.upper() for field in dataclasses.fields(Settings)}
+
+
+def test_the_two_commands_of_the_readme_are_make_run_and_make_test() -> None:
+    assert re.findall(r"^    (make \w+) ", README, re.MULTILINE) == ["make run", "make test"]
+
+
+def test_the_curl_lines_of_the_readme_work(service: Service) -> None:
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    commands = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    assert len(commands) >= 5
+    for command in commands:
+        here = command.replace("http://127.0.0.1:8000", service.address)
+        done = subprocess.run([*shlex.split(here), "--fail"], capture_output=True, check=False)
+        assert done.returncode == 0, (command, done.stderr)
+        json.loads(done.stdout)
+
+
+def test_the_forkserve_commands_of_the_readme_are_there() -> None:
+    named = set(re.findall(r"forkserve (serve|models|add|train|check|\w+)\b(?= |$)", README, re.MULTILINE))
+    help_text = subprocess.run([FORKSERVE, "--help"], capture_output=True, text=True, check=True)
+    assert {"models", "check", "serve", "add"} <= named
+    for command in ("serve", "models", "add", "train", "check"):
+        assert command in help_text.stdout
+
+
+def test_make_run_trains_serves_and_prints_a_line_that_works(tmp_path: Path) -> None:
+    environ = {"MODEL_DIR": str(tmp_path / "models"), "ADMIN_TOKEN": "", "HOST": "127.0.0.1"}
+    with Service(environ, MAKE_RUN) as service:
+        log = service.log()
+        assert "ADMIN_TOKEN is not set; for this run it is" in log
+        curl = next(line.strip() for line in log.splitlines() if line.strip().startswith("curl "))
+        done = subprocess.run(curl, shell=True, capture_output=True, check=True)
+        assert json.loads(done.stdout)["predictions"]
+        token = re.search(r"it is (\S+)", log)
+        assert token is not None
+        header = f"Authorization: Bearer {token[1]}"
+        command = ["curl", "-s", "--fail", "-H", header, f"{service.address}/api/admin/metrics"]
+        assert json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["workers"]
+
+
+def test_the_blueprint_is_valid_by_the_published_schema() -> None:
+    schema = json.loads((ROOT / "tests/specs/render-blueprint.schema.json").read_text())
+    jsonschema.Draft202012Validator(schema).validate(BLUEPRINT)
+
+
+def test_the_blueprint_says_what_the_schema_does_not_ask_for() -> None:
+    (web,) = BLUEPRINT["services"]
+    variables = {variable["key"]: variable for variable in web["envVars"]}
+    assert web["healthCheckPath"] == "/health"
+    assert web["startCommand"] == "gunicorn -c serving/gunicorn_conf.py main:app"
+    assert variables["HOST"]["value"] == "0.0.0.0"
+    assert variables["GUNICORN_CMD_ARGS"]["value"] == "--name=forkserve"
+    assert "value" not in variables["ADMIN_TOKEN"]
+    own = {field.name.upper() for field in dataclasses.fields(Settings)}
+    assert set(variables) - own == {"GUNICORN_CMD_ARGS"}
+
+
+def test_the_requirements_are_locked_with_hashes_and_name_no_index() -> None:
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        lines = (ROOT / name).read_text().splitlines()
+        pinned = [line for line in lines if re.match(r"[a-z]", line)]
+        assert pinned
+        assert all("==" in line and line.endswith("\\") for line in pinned)
+        assert not any("index" in line or "://" in line for line in lines)
+
+
+def tracked() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [ROOT / name for name in listed.split("\0") if name and (ROOT / name).suffix != ".json"]
+
+
+def test_no_file_holds_a_path_of_a_machine() -> None:
+    pattern = re.compile(r"(?<![\w.])/(?:home|root|Users|work)/")
+    here = Path(__file__)
+    assert [path.name for path in tracked() if path != here and pattern.search(path.read_text())] == []
+
+
+def test_make_run_ends_with_the_service(tmp_path: Path) -> None:
+    environ = {"MODEL_DIR": str(tmp_path / "models")}
+    with Service(environ, MAKE_RUN) as service:
+        pids = service.workers
+        service.stop(signal.SIGTERM)
+    assert pids
+    assert [pid for pid in (*pids, service.master) if Path(f"/proc/{pid}").exists()] == []
