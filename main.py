@@ -35,22 +35,32 @@ def __getattr__(name: str) -> Any:
 def web() -> FastAPI:
     """The app; gunicorn asks for it once, in the master, before it forks."""
     numeric_threads.limit(os.environ)
+    from cache.building import build_cache
+    from cache.connection import InvalidRedisUrl
     from registry.errors import RegistryError
     from registry.registry import load_registry
     from serving import logs
     from serving.app import create_app
-    from serving.predictor import Predictor
+    from serving.batching import Batcher
 
     try:
         settings = Settings.from_env(os.environ)
         logs.configure(settings.log_level)
         registry = load_registry(settings.model_dir, fallback=settings.model_fallback)
-    except (InvalidSetting, RegistryError) as error:
+        cache = build_cache(
+            max_items=settings.cache_max_items,
+            max_bytes=settings.cache_max_bytes,
+            ttl_seconds=settings.cache_ttl_seconds,
+            redis_url=settings.redis_url,
+            redis_health_check_interval=settings.redis_health_check_interval,
+        )
+    except (InvalidSetting, RegistryError, InvalidRedisUrl) as error:
         sys.exit(f"forkserve: {error}")
-    predictor = Predictor(threads=settings.inference_threads, timeout=settings.inference_timeout_seconds)
     return create_app(
         registry,
-        predictor,
+        Batcher(threads=settings.inference_threads, queue_seconds=settings.queue_seconds),
+        cache,
+        inference_timeout=settings.inference_timeout_seconds,
         version=importlib.metadata.version("forkserve"),
         max_body_bytes=settings.max_body_bytes,
         max_instances=settings.max_instances,

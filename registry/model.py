@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import is_classifier, is_clusterer, is_outlier_detector, is_regressor
@@ -27,12 +29,18 @@ threshold, an SVC) or it has no probabilities, the label's index follows as the 
 
 Compute = Callable[[Rows], Outputs]
 
+TREES = frozenset(
+    f"{family}{task}"
+    for family in ("DecisionTree", "ExtraTrees", "GradientBoosting", "HistGradientBoosting", "RandomForest")
+    for task in ("Classifier", "Regressor")
+)
+
 MOST_PROBABLE = (DecisionTreeClassifier, ExtraTreesClassifier, RandomForestClassifier)
 """Classifiers whose `predict` is exactly the argmax of their `predict_proba`, so that one call does for both.
 Boosting and logistic regression are not: they compare their margin with 0, and break ties the other way."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LoadedModel:
     """One version of one model, ready to answer."""
 
@@ -40,6 +48,8 @@ class LoadedModel:
     compute: Compute
     fallback: bool = False
     """True when the version could not be loaded and a minimal model stands in for it."""
+    compiled: bool = False
+    """True when a compiled form, held against the estimator bit for bit, answers instead of it."""
 
     @property
     def name(self) -> str:
@@ -48,6 +58,16 @@ class LoadedModel:
     @property
     def version(self) -> str:
         return self.manifest.version
+
+    @cached_property
+    def content_hash(self) -> bytes:
+        """Of the manifest, which holds the artefact's hash: all that an answer depends on besides the row."""
+        return hashlib.sha256(msgspec.json.encode(self.manifest)).digest()
+
+    @property
+    def ignores_sign_of_zero(self) -> bool:
+        """True for trees alone: they compare their input and never compute with it."""
+        return self.manifest.estimator in TREES
 
     @cached_property
     def schema(self) -> Schema:

@@ -9,9 +9,11 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
+from cache.tiered import TieredCache
 from registry.registry import Registry
 from serving import problems
 from serving.asgi import Edge
+from serving.batching import Batcher, measure_inline_rows
 from serving.predictor import Predictor
 from serving.routes.admin import admin_router
 from serving.routes.health import health_router
@@ -22,8 +24,10 @@ from serving.routes.predict import PredictRoute
 
 def create_app(
     registry: Registry,
-    predictor: Predictor,
+    batcher: Batcher,
+    cache: TieredCache,
     *,
+    inference_timeout: float,
     version: str,
     max_body_bytes: int,
     max_instances: int,
@@ -35,10 +39,15 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         # Nothing here may fail on an outside service: gunicorn shuts all down when one worker cannot start.
-        predictor.start()
+        batcher.start()
         yield
-        predictor.stop()
+        batcher.stop()
+        await cache.close()
 
+    predictor = Predictor(batcher=batcher, cache=cache, timeout=inference_timeout)
+    for model in registry:
+        batcher.prepare(model, measure_inline_rows(model))
+        predictor.prepare(model)
     app = FastAPI(
         title="forkserve",
         version=version,
@@ -50,8 +59,9 @@ def create_app(
         openapi_url="/openapi.json",
     )
     app.state.registry = registry
+    app.state.unwell = batcher.unwell
     app.include_router(models_router(registry))
-    app.include_router(health_router(registry))
+    app.include_router(health_router(registry, cache))
     app.include_router(admin_router(admin_token))
     app.add_exception_handler(HTTPException, _problem)
     app.openapi = _Document(app, registry)  # type: ignore[method-assign]

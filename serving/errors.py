@@ -11,6 +11,7 @@ ServingError
 │   ├── UnsupportedBody   not application/json, or encoded
 │   ├── MethodNotAllowed  the address is there, not with this method
 │   └── NotAuthorized     no admin token, or a wrong one
+├── Overloaded            there is more work than can be done in time; try again later
 └── DeadlineExceeded      a prediction took longer than it may
 """
 
@@ -63,6 +64,13 @@ class MethodNotAllowed(RequestRefused):
 
 class NotAuthorized(RequestRefused):
     """No admin token, or a wrong one."""
+
+
+class Overloaded(ServingError):
+    """There is more work than can be done in time; the same request may succeed a moment later."""
+
+    def __init__(self) -> None:
+        super().__init__("too many requests are waiting for this model")
 
 
 class DeadlineExceeded(ServingError):

@@ -1,62 +1,76 @@
-"""Asks models off the event loop, and never waits longer than the deadline."""
+"""The way of one prediction behind HTTP: cache, single flight, batch, model, all within a deadline."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass
 
 import structlog
 
-from registry.errors import ModelFailed
+from cache.flight import Answer
+from cache.keys import key_prefix, row_keys
+from cache.tiered import TieredCache
 from registry.features import Rows
 from registry.model import LoadedModel
+from serving.batching import Batcher
 from serving.errors import DeadlineExceeded
 
 log = structlog.get_logger(__name__)
 
+ANSWER_FORMAT = "1"
+"""Part of every key: to be changed with the form of an answer, because caches outlive a deploy."""
+
+
+@dataclass(slots=True)
+class Timing:
+    """Where the time of one request went, in seconds."""
+
+    queue: float = 0.0
+    model: float = 0.0
+
+    def header(self, started: float, decoded: float, ended: float) -> bytes:
+        """Server-Timing, in milliseconds; what is left of the whole was spent on the cache."""
+        cache = ended - decoded - self.queue - self.model
+        spans = (decoded - started, cache, self.queue, self.model, ended - started)
+        return b"decode;dur=%.3f, cache;dur=%.3f, queue;dur=%.3f, model;dur=%.3f, total;dur=%.3f" % tuple(
+            span * 1e3 for span in spans
+        )
+
 
 class Predictor:
-    """The inference threads of one worker. Built before the fork, started after it: threads do not survive a fork."""
+    """Answers rows with ready JSON. Built before the fork, started after it."""
 
-    def __init__(self, *, threads: int, timeout: float) -> None:
-        self._threads = threads
+    def __init__(self, *, batcher: Batcher, cache: TieredCache, timeout: float) -> None:
+        self._batcher = batcher
+        self._cache = cache
         self._timeout = timeout
-        self._pool: ThreadPoolExecutor | None = None
+        self._prefixes: dict[LoadedModel, bytes] = {}
 
-    def start(self) -> None:
-        """Get ready to predict; to be called in the process that will."""
-        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="inference")
+    def prepare(self, model: LoadedModel) -> None:
+        """Compute what is the same for every request of a model."""
+        kind = "fallback" if model.fallback else "model"
+        self._prefixes[model] = key_prefix("predict", ANSWER_FORMAT, kind, model.content_hash)
 
-    def stop(self) -> None:
-        """Let go of the threads; one that is stuck in compiled code cannot be killed and is left behind."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+    async def predict(self, model: LoadedModel, rows: Rows, timing: Timing, timeout: float | None) -> list[Answer]:
+        """One prediction a row, as JSON, and where it is from.
 
-    async def predict(self, model: LoadedModel, rows: Rows, timeout: float | None = None) -> tuple[list[Any], float]:
-        """Predictions, one a row, and the seconds the model itself took.
-
-        `timeout` may shorten the deadline, never lengthen it. Raises DeadlineExceeded, ModelFailed.
+        `timeout`, in seconds, may shorten the deadline, never lengthen it. Raises DeadlineExceeded, Overloaded,
+        ModelFailed.
         """
-        assert self._pool is not None, "start() comes first"
+
+        async def compute(positions: list[int]) -> list[bytes]:
+            asked = time.perf_counter()
+            ran = await self._batcher.run(model, rows if len(positions) == len(rows) else rows[positions])
+            timing.model = ran.seconds
+            timing.queue = time.perf_counter() - asked - ran.seconds
+            return ran.answers
+
+        keys = row_keys(self._prefixes[model], rows, merge_zeros=model.ignores_sign_of_zero)
         seconds = self._timeout if timeout is None else min(timeout, self._timeout)
-        running = asyncio.get_running_loop().run_in_executor(self._pool, _timed, model, rows)
-        done, _ = await asyncio.wait({running}, timeout=seconds)
-        if not done:
-            running.cancel()  # still queued: never runs; already running: goes on unseen
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._cache.get_or_compute(keys, compute)
+        except TimeoutError:
             log.warning(f"Prediction timeout after {seconds:g}s", model=model.name, version=model.version)
-            raise DeadlineExceeded(f"the prediction took longer than {seconds:g} s")
-        return running.result()
-
-
-def _timed(model: LoadedModel, rows: Rows) -> tuple[list[Any], float]:
-    started = time.perf_counter()
-    try:
-        predictions = model.predict(rows)
-    except ModelFailed:
-        raise
-    except Exception as error:
-        # whatever an estimator raises on rows that fit its schema is the model's fault, not the client's
-        raise ModelFailed(f"{model.name}/{model.version}: {type(error).__name__}: {error}") from error
-    return predictions, time.perf_counter() - started
+            raise DeadlineExceeded(f"the prediction took longer than {seconds:g} s") from None

@@ -15,6 +15,7 @@ from serving.errors import (
     MethodNotAllowed,
     NotAuthorized,
     NotJSON,
+    Overloaded,
     TooManyInstances,
     UnsupportedBody,
 )
@@ -35,6 +36,7 @@ STATUS: dict[type[Exception], HTTPStatus] = {
     InvalidRequest: HTTPStatus.UNPROCESSABLE_ENTITY,
     InvalidRows: HTTPStatus.UNPROCESSABLE_ENTITY,
     ModelFailed: HTTPStatus.INTERNAL_SERVER_ERROR,
+    Overloaded: HTTPStatus.SERVICE_UNAVAILABLE,
     DeadlineExceeded: HTTPStatus.GATEWAY_TIMEOUT,
 }
 
@@ -62,6 +64,8 @@ def render(error: Exception, request_id: str) -> tuple[HTTPStatus, list[tuple[by
         headers.append((b"allow", error.allowed.encode()))
     if isinstance(error, NotAuthorized):
         headers.append((b"www-authenticate", b'Bearer realm="admin"'))
+    if isinstance(error, Overloaded):
+        headers.append((b"retry-after", b"1"))
     faults = error.faults if isinstance(error, InvalidRows) else ()
     errors = [{"instance": fault.instance, "feature": fault.feature, "reason": fault.reason} for fault in faults]
     return status, headers, body(status, detail, request_id, errors)

@@ -74,7 +74,10 @@ class DrainingServer(Server):
     def _reason_to_leave(self, leaving: bool) -> str | None:  # noqa: FBT001
         if leaving:
             return "asked to" if self.should_exit else "served its requests"
-        return "master is gone" if os.getppid() != self._worker.ppid else None
+        if os.getppid() != self._worker.ppid:
+            return "master is gone"
+        unwell: str | None = self._worker.wsgi.state.unwell()
+        return unwell
 
     def _begin_drain(self, reason: str) -> None:
         log.info("Worker drains", pid=os.getpid(), reason=reason, connections=len(self.server_state.connections))

@@ -19,8 +19,9 @@ LAYERS: list[set[str]] = [
     {"serving.protocol", "serving.routes"},
     {"serving.asgi"},
     {"serving.problems", "serving.predictor"},
+    {"serving.batching"},
     {"serving.logs", "serving.numeric_threads", "serving.processes", "serving.settings"},
-    {"serving.errors", "registry", "examples"},
+    {"serving.errors", "cache", "registry", "examples"},
 ]
 """From the top down. A module may import what is below it, and its own package."""
 
@@ -31,7 +32,7 @@ HOLDERS_OF_SETTINGS = {"main", "serving.gunicorn_conf", "serving.check"}
 def modules() -> dict[str, ast.Module]:
     files = [
         ROOT / "main.py",
-        *(path for name in ("registry", "serving", "examples") for path in (ROOT / name).rglob("*.py")),
+        *(path for name in ("cache", "registry", "serving", "examples") for path in (ROOT / name).rglob("*.py")),
     ]
     return {".".join(path.relative_to(ROOT).with_suffix("").parts): ast.parse(path.read_text()) for path in files}
 
@@ -55,7 +56,7 @@ def imported(tree: ast.Module) -> Iterator[str]:
 
 
 def ours(module: str) -> bool:
-    return module.split(".", maxsplit=1)[0] in {"main", "registry", "serving", "examples"}
+    return module.split(".", maxsplit=1)[0] in {"main", "cache", "registry", "serving", "examples"}
 
 
 def test_every_module_has_a_place_in_the_layers() -> None:
@@ -81,6 +82,18 @@ def test_the_registry_knows_neither_http_nor_the_serving_package() -> None:
         f"{module} imports {other}"
         for module, tree in modules().items()
         if module.startswith("registry")
+        for other in imported(tree)
+        if other.split(".")[0] in forbidden
+    }
+    assert found == set()
+
+
+def test_the_cache_knows_neither_models_nor_http() -> None:
+    forbidden = {"serving", "registry", "main", "fastapi", "starlette", "sklearn", "http"}
+    found = {
+        f"{module} imports {other}"
+        for module, tree in modules().items()
+        if module.startswith("cache")
         for other in imported(tree)
         if other.split(".")[0] in forbidden
     }

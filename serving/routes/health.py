@@ -7,11 +7,12 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from cache.tiered import TieredCache
 from registry.registry import Registry
 from serving.processes import read_age, read_rss
 
 
-def health_router(registry: Registry) -> APIRouter:
+def health_router(registry: Registry, cache: TieredCache) -> APIRouter:
     """A fallback model makes the service degraded, not dead: a proxy that took it out would make things worse."""
     router = APIRouter(prefix="/health", tags=["health"])
 
@@ -22,6 +23,7 @@ def health_router(registry: Registry) -> APIRouter:
             "status": "degraded" if fallbacks else "ok",
             "models": len(registry),
             "fallbacks": fallbacks,
+            "redis": cache.redis_state,
             "worker": {
                 "pid": os.getpid(),
                 "age_seconds": round(read_age(os.getpid()), 1),

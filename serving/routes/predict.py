@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import structlog
 
+from cache.flight import Answer
 from registry.features import DEEPEST, depth
 from registry.model import LoadedModel
 from registry.registry import Registry
 from serving.asgi import App, Headers, Receive, Scope, Send, check_json, header, read_body, respond
 from serving.errors import InvalidRequest, MethodNotAllowed, NotJSON, TooManyInstances
-from serving.predictor import Predictor
+from serving.predictor import Predictor, Timing
 
 log = structlog.get_logger(__name__)
 
@@ -41,17 +43,7 @@ class Body(msgspec.Struct, forbid_unknown_fields=True):
     parameters: Parameters = Parameters()
 
 
-class Answer(msgspec.Struct, omit_defaults=True):
-    """The body of its answer."""
-
-    model: str
-    version: str
-    predictions: list[Any]
-    fallback: bool = False
-
-
 _decode = msgspec.json.Decoder(Body).decode
-_encode = msgspec.json.Encoder().encode
 
 
 class PredictRoute:
@@ -90,24 +82,22 @@ class PredictRoute:
         instances = self._decoded(await read_body(scope, receive, self._max_body_bytes))
         rows = model.schema.rows(instances)
         decoded = time.perf_counter()
-        predictions, seconds = await self._predictor.predict(model, rows, timeout)
-        answered = time.perf_counter()
-        body = _encode(Answer(model.name, model.version, predictions, model.fallback))
-        total = time.perf_counter() - started
-        queued = answered - decoded - seconds
-        headers: Headers = [
-            (b"server-timing", _timing(decode=decoded - started, queue=queued, model=seconds, total=total))
-        ]
+        timing = Timing()
+        answers = await self._predictor.predict(model, rows, timing, timeout)
+        source = _source(answers)
+        body = _body(model, answers)
+        ended = time.perf_counter()
+        headers: Headers = [(b"x-cache", source), (b"server-timing", timing.header(started, decoded, ended))]
         if model.fallback:
             headers.append((b"x-model-fallback", b"true"))
         await respond(send, 200, b"application/json", body, headers)
         if self._log_predictions:
-            log.info(
-                f"Prediction {model.name} completed in {total:.3f}s",
-                model=model.name,
-                version=model.version,
-                rows=len(rows),
-            )
+            self._log(model, len(rows), source.decode(), ended - started)
+
+    def _log(self, model: LoadedModel, rows: int, source: str, seconds: float) -> None:
+        found = "HIT" if source.startswith("hit") else "MISS"
+        log.info(f"Cache {found}", model=model.name, source=source)
+        log.info(f"Prediction {model.name} completed in {seconds:.3f}s", version=model.version, rows=rows)
 
     def _decoded(self, body: bytes) -> list[Any]:
         try:
@@ -139,9 +129,18 @@ def _misfit(body: bytes, error: msgspec.ValidationError) -> NotJSON | InvalidReq
     return InvalidRequest(reason)
 
 
-def _timing(**seconds: float) -> bytes:
-    """The Server-Timing header: milliseconds under names."""
-    return ", ".join(f"{name};dur={duration * 1e3:.3f}" for name, duration in seconds.items()).encode()
+def _source(answers: Sequence[Answer]) -> bytes:
+    """Where the answers are from, if all are from the same place."""
+    first = answers[0][1]
+    return first.encode() if all(source == first for _, source in answers) else b"mixed"
+
+
+def _body(model: LoadedModel, answers: Sequence[Answer]) -> bytes:
+    """The answer to the request, put together from ready pieces; names and versions need no escaping."""
+    predictions = b",".join([value for value, _ in answers])
+    end = b'],"fallback":true}' if model.fallback else b"]}"
+    head = f'{{"model":"{model.name}","version":"{model.version}","predictions":['
+    return head.encode() + predictions + end
 
 
 def _requested_timeout(scope: Scope) -> float | None:

@@ -1,0 +1,249 @@
+"""Runs the rows of requests that arrive together as one batch, and never waits for more of them.
+
+What has arrived in one turn of the event loop is run together: right there when it takes less than a millisecond, else
+on one of the worker's inference threads. What arrives while all threads are busy is the next batch. So batches grow
+with the load, and without load a row is a batch of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+
+import msgspec
+import numpy as np
+import structlog
+
+from registry.errors import ModelFailed
+from registry.features import Rows
+from registry.model import LoadedModel
+from serving.errors import Overloaded
+
+log = structlog.get_logger(__name__)
+
+MAX_ROWS = 1024
+"""Rows of one batch, so that nobody waits for the rows of everybody."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+def answer(model: LoadedModel, rows: Rows) -> list[bytes]:
+    """One prediction a row, as JSON. Raises ModelFailed."""
+    try:
+        return [_encode(prediction) for prediction in model.predict(rows)]
+    except ModelFailed:
+        raise
+    except Exception as error:
+        # whatever an estimator raises on rows that fit its schema is the model's fault, not the client's
+        raise ModelFailed(f"{model.name}/{model.version}: {type(error).__name__}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What became of a request's rows: their answers, and the seconds that the whole batch took."""
+
+    answers: list[bytes]
+    seconds: float
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """The rows of one request, on their way."""
+
+    rows: Rows
+    done: asyncio.Future[Ran]
+
+
+@dataclass(eq=False, slots=True)
+class Line:
+    """What waits for one model. `small` jobs run on the loop, `large` ones on a thread."""
+
+    model: LoadedModel
+    inline_rows: int
+    small: deque[Job] = field(default_factory=deque)
+    large: deque[Job] = field(default_factory=deque)
+    large_rows: int = 0
+    seconds_a_row: float = 0.0
+
+    def learn(self, seconds: float, rows: int) -> None:
+        """How long a row takes on a thread, as a moving mean; to tell how long a queue is."""
+        found = seconds / rows
+        self.seconds_a_row = found if not self.seconds_a_row else 0.8 * self.seconds_a_row + 0.2 * found
+
+    def take(self, jobs: deque[Job], most: int) -> list[Job]:
+        """The next jobs to run together: at least one, together no more than `most` rows; given-up ones are dropped."""
+        taken: list[Job] = []
+        rows = 0
+        while jobs and (not taken or rows + len(jobs[0].rows) <= most):
+            job = jobs.popleft()
+            if jobs is self.large:
+                self.large_rows -= len(job.rows)
+            if not job.done.done():
+                taken.append(job)
+                rows += len(job.rows)
+        return taken
+
+
+class Batcher:
+    """The batches and inference threads of one worker. Built before the fork, started after it."""
+
+    def __init__(self, *, threads: int, queue_seconds: float) -> None:
+        """`queue_seconds`: a request that would wait longer for a thread is refused."""
+        self._threads = threads
+        self._queue_seconds = queue_seconds
+        self._lines: dict[LoadedModel, Line] = {}
+        self._idle_threads = threads
+        self._waiting: deque[Line] = deque()
+        self._stuck: set[asyncio.Future[list[Ran | ModelFailed]]] = set()
+        self._pool: ThreadPoolExecutor | None = None
+
+    def prepare(self, model: LoadedModel, inline_rows: int) -> None:
+        """Get a line ready for a model, of which `inline_rows` rows may be run on the event loop."""
+        self._lines[model] = Line(model, inline_rows)
+
+    def start(self) -> None:
+        """To be called in the process that will predict: threads do not survive a fork."""
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="inference")
+
+    def stop(self) -> None:
+        """Let go of the threads; one that is stuck in compiled code cannot be killed and is left behind."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def unwell(self) -> str | None:
+        """Why this worker should be replaced, if it should."""
+        if len(self._stuck) < self._threads:
+            return None
+        return f"all {self._threads} inference threads are stuck"
+
+    async def run(self, model: LoadedModel, rows: Rows) -> Ran:
+        """The answers for the rows of one request. Raises Overloaded, ModelFailed. May be cancelled at any time."""
+        line = self._lines[model]
+        job = Job(rows, asyncio.get_running_loop().create_future())
+        if len(rows) <= line.inline_rows:
+            self._enqueue_small(line, job)
+        else:
+            self._enqueue_large(line, job)
+        return await job.done
+
+    def _enqueue_small(self, line: Line, job: Job) -> None:
+        if not line.small:
+            asyncio.get_running_loop().call_soon(self._run_small, line)
+        line.small.append(job)
+
+    def _run_small(self, line: Line) -> None:
+        jobs = line.take(line.small, line.inline_rows)
+        if line.small:  # the rest in the next turn, so that the loop can look after others in between
+            asyncio.get_running_loop().call_soon(self._run_small, line)
+        if jobs:
+            _settle(jobs, _run_batch(line.model, [job.rows for job in jobs]))
+
+    def _enqueue_large(self, line: Line, job: Job) -> None:
+        if self.unwell() is not None or self._expected_wait() > self._queue_seconds:
+            raise Overloaded
+        if not line.large:
+            self._waiting.append(line)
+            if self._idle_threads:
+                asyncio.get_running_loop().call_soon(self._start_large)
+        line.large.append(job)
+        line.large_rows += len(job.rows)
+
+    def _expected_wait(self) -> float:
+        return sum(line.large_rows * line.seconds_a_row for line in self._waiting) / self._threads
+
+    def _start_large(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._idle_threads and self._waiting:
+            line = self._waiting.popleft()
+            jobs = line.take(line.large, MAX_ROWS)
+            if line.large:
+                self._waiting.append(line)
+            if jobs:
+                self._idle_threads -= 1
+                batch = loop.run_in_executor(self._pool, _run_batch, line.model, [job.rows for job in jobs])
+                for job in jobs:
+                    job.done.add_done_callback(partial(self._note_given_up, jobs, batch))
+                batch.add_done_callback(partial(self._finish_large, line, jobs))
+
+    def _note_given_up(self, jobs: Sequence[Job], batch: asyncio.Future[list[Ran | ModelFailed]], _: object) -> None:
+        """A thread cannot be killed: one that works for nobody any more is counted as stuck until it comes back."""
+        if not batch.done() and all(job.done.done() for job in jobs):
+            self._stuck.add(batch)
+            log.warning("Inference thread is stuck", stuck=len(self._stuck), threads=self._threads)
+
+    def _finish_large(self, line: Line, jobs: Sequence[Job], batch: asyncio.Future[list[Ran | ModelFailed]]) -> None:
+        self._stuck.discard(batch)
+        self._idle_threads += 1
+        if not batch.cancelled():
+            outcomes = batch.result()
+            ran = next((outcome for outcome in outcomes if isinstance(outcome, Ran)), None)
+            if ran is not None:
+                line.learn(ran.seconds, sum(len(job.rows) for job in jobs))
+            _settle(jobs, outcomes)
+        self._start_large()
+
+
+def _settle(jobs: Sequence[Job], outcomes: Sequence[Ran | ModelFailed]) -> None:
+    for job, outcome in zip(jobs, outcomes, strict=True):
+        if job.done.done():
+            continue
+        if isinstance(outcome, ModelFailed):
+            job.done.set_exception(outcome)
+        else:
+            job.done.set_result(outcome)
+
+
+def _run_batch(model: LoadedModel, parts: Sequence[Rows]) -> list[Ran | ModelFailed]:
+    """One outcome for each part. If the model fails on all of them together, each is tried alone."""
+    started = time.perf_counter()
+    try:
+        answers = answer(model, parts[0] if len(parts) == 1 else np.concatenate(parts))
+    except ModelFailed as error:
+        if len(parts) == 1:
+            return [error]
+        return [_run_batch(model, [part])[0] for part in parts]
+    seconds = time.perf_counter() - started
+    if len(parts) == 1:
+        return [Ran(answers, seconds)]
+    outcomes: list[Ran | ModelFailed] = []
+    start = 0
+    for part in parts:
+        outcomes.append(Ran(answers[start : start + len(part)], seconds))
+        start += len(part)
+    return outcomes
+
+
+INLINE_SECONDS = 0.001
+"""A hand-over to a thread costs 0.06 to 0.09 ms, and the loop may be blocked for some milliseconds at the most."""
+
+SAMPLE = 64
+TRIES = 5
+
+
+def measure_inline_rows(model: LoadedModel) -> int:
+    """How many rows the model answers within INLINE_SECONDS, from its quickest answers to one row and to 64.
+
+    None of a model that is not compiled: what an estimator does with another row, nobody knows beforehand.
+    """
+    if not model.compiled:
+        return 0
+    rows = model.schema.rows([list(row) for row in model.manifest.background])
+    one, many = rows[:1], np.resize(rows, (SAMPLE, rows.shape[1]))
+    seconds_of_one, seconds_of_many = _quickest(model, one), _quickest(model, many)
+    each = max((seconds_of_many - seconds_of_one) / (SAMPLE - 1), 1e-9)
+    fixed = max(seconds_of_one - each, 0.0)
+    return max(0, min(MAX_ROWS, int((INLINE_SECONDS - fixed) / each)))
+
+
+def _quickest(model: LoadedModel, rows: Rows) -> float:
+    times = []
+    for _ in range(TRIES):
+        started = time.perf_counter()
+        answer(model, rows)
+        times.append(time.perf_counter() - started)
+    return min(times)
