@@ -1,0 +1,1 @@
+"""Everything the app must do, started by `make test`."""
