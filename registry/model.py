@@ -40,6 +40,8 @@ class LoadedModel:
     compute: Compute
     fallback: bool = False
     """True when the version could not be loaded and a minimal model stands in for it."""
+    compiled: bool = False
+    """True when a compiled form, held against the estimator bit for bit, answers instead of it."""
 
     @property
     def name(self) -> str:
