@@ -4,11 +4,12 @@ Nothing is compiled at import. `Kernel.load` compiles for exactly one signature,
 compiler. There is no `parallel`, whose threads do not survive a fork, and no `fastmath`, which would reorder sums.
 
 numba keeps machine code in NUMBA_CACHE_DIR, else beside the source, else in the user's cache directory, and discards
-what another source, processor or version made. A cache that cannot be read or written costs the time to compile
-(1 s for all kernels), never the start. Bits that rot inside an otherwise sound file are not noticed.
+what another source, processor or version made. A cache that cannot be read or written costs the time to compile,
+never the start. Bits that rot inside an otherwise sound file are not noticed.
 
-Measured on Python 3.12, numba 0.68: the import adds 0.35 s and 47 MB of RSS, most of it text of libllvmlite that the
-kernel can drop again; it starts no thread. See `bench/kernels.py` for the figures.
+Measured on Python 3.12 with numba 0.68 (`python -m bench.kernels`): the import takes 0.14 s and 53 MB of RSS, 18 MB of
+them private. Loading all kernels takes 0.2 s from the cache (100 MB of RSS in all, 33 MB private), 1.8 s without (131
+and 58 MB). The rest is text of the library. It is paid once, in the master. No thread is started.
 """
 
 from __future__ import annotations

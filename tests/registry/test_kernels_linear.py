@@ -54,11 +54,11 @@ def encoded(encoder: Any, last: Any, scaler: Any = "passthrough") -> Any:
     return make_pipeline(make_column_transformer((encoder, TEXTS), (scaler, NUMBERS), remainder="passthrough"), last)
 
 
-def imputed(last: Any, **one_hot: Any) -> Any:
+def imputed(last: Any, *, sparse_threshold: float = 0.3, **one_hot: Any) -> Any:
     """Numbers filled and scaled, texts filled and encoded, nested as people do."""
     numeric = make_pipeline(SimpleImputer(strategy="median", add_indicator=True), StandardScaler())
     textual = make_pipeline(SimpleImputer(strategy="most_frequent"), OneHotEncoder(**one_hot))
-    columns = ColumnTransformer([("n", numeric, NUMBERS), ("t", textual, TEXTS)], remainder="drop")
+    columns = ColumnTransformer([("n", numeric, NUMBERS), ("t", textual, TEXTS)], sparse_threshold=sparse_threshold)
     return Pipeline([("columns", columns), ("last", last)])
 
 
@@ -105,6 +105,11 @@ NUMERIC: dict[str, tuple[Any, int]] = {
 
 MIXED: dict[str, tuple[Any, int]] = {
     "imputed, encoded, logistic": (imputed(LogisticRegression(max_iter=2000), handle_unknown="ignore"), 2),
+    "sparse, logistic": (imputed(LogisticRegression(max_iter=2000), sparse_threshold=1.0), 2),
+    "sparse, logistic, 3 classes": (imputed(LogisticRegression(max_iter=2000), sparse_threshold=1.0), 3),
+    "sparse, ridge": (imputed(Ridge(), sparse_threshold=1.0), 0),
+    "sparse, lasso": (imputed(Lasso(alpha=0.01), sparse_threshold=1.0), 0),
+    "sparse, forest": (imputed(RandomForestClassifier(n_estimators=9, random_state=0), sparse_threshold=1.0), 2),
     "imputed, encoded densely": (imputed(LogisticRegression(max_iter=2000), sparse_output=False), 3),
     "imputed, first dropped": (imputed(LinearRegression(), drop="first", sparse_output=False), 0),
     "imputed, binary dropped, sparse": (imputed(Ridge(), drop="if_binary"), 0),
@@ -177,11 +182,32 @@ def test_histogram_boosting_of_these_tests_splits_by_category(name: str) -> None
     assert sum(member.nodes["is_categorical"].sum() for stage in last._predictors for member in stage) > 5
 
 
+@pytest.mark.parametrize("name", [name for name in MIXED if name.startswith("sparse")])
+def test_sparse_matrix_of_these_tests_is_sparse(name: str) -> None:
+    assert fitted(name).estimator["columns"].sparse_output_
+
+
 def test_number_that_an_encoder_has_not_seen_is_encoded_as_unknown() -> None:
     made = fitted("columns by selector")
     rows = np.tile(np.array([[40.0, 3000.0, 3.0, 1.0, 1.0, 1.0]]), (3, 1))
     rows[:, 2] = [0.0, 5.0, 9.0]  # the encoder knows 1 to 5
     made.assert_same(rows)
+
+
+def test_missing_value_that_a_forest_refuses_in_a_sparse_matrix_is_answered_nan() -> None:
+    table = mixed()[["city", "income"]]
+    columns = make_column_transformer((OneHotEncoder(), ["city"]), remainder="passthrough", sparse_threshold=1.0)
+    estimator = make_pipeline(columns, RandomForestClassifier(n_estimators=3, random_state=0))
+    known = table.dropna(subset="income")
+    schema = Schema(infer_features(table, 1.0))
+    estimator.fit(known, target(known[["income"]], 2))
+    compiled = compile_estimator(estimator, schema, frame=True)
+    assert compiled is not None
+    rows = np.array([[0.0, 3000.0], [0.0, np.nan]])
+    with pytest.raises(ValueError, match="NaN"):
+        estimator.predict_proba(schema.frame(rows))
+    assert compiled(rows[:1]).tobytes() == estimator.predict_proba(schema.frame(rows[:1])).tobytes()
+    assert np.isnan(compiled(rows)[1]).all()
 
 
 def test_category_that_the_encoder_has_not_seen_is_answered_as_scikit_learn_does() -> None:
@@ -237,9 +263,14 @@ def test_kind_without_a_compiled_form_is_left_to_the_estimator(estimator: Any) -
     assert compile_estimator(estimator, Schema(infer_features(table, 1.0)), frame=False) is None
 
 
-def test_columns_of_low_precision_are_left_to_the_estimator() -> None:
+@pytest.mark.parametrize(
+    "estimator",
+    [HistGradientBoostingRegressor(max_iter=2), Ridge(), make_pipeline(StandardScaler(), Ridge())],
+    ids=["trees", "plain", "scaled"],
+)
+def test_columns_of_low_precision_are_left_to_the_estimator(estimator: Any) -> None:
     table = numbers().astype(np.float32)
-    estimator = make_pipeline(StandardScaler(), Ridge()).fit(table, target(table))
+    estimator.fit(table, target(table))
     assert compile_estimator(estimator, Schema(infer_features(table, 1.0)), frame=True) is None
 
 

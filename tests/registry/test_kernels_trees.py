@@ -134,6 +134,19 @@ def test_trees_of_a_single_node_answer_the_same(estimator: Any) -> None:
     pair(estimator, table, np.full(len(table), 2.5)).assert_same(table.to_numpy()[:10])
 
 
+@pytest.mark.parametrize(
+    "estimator",
+    [GradientBoostingClassifier(n_estimators=2), HistGradientBoostingClassifier(max_iter=2), RandomForestClassifier(2)],
+    ids=lambda estimator: type(estimator).__name__,
+)
+def test_label_at_even_odds_is_the_one_that_scikit_learn_gives(estimator: Any) -> None:
+    table = pd.DataFrame({"x0": np.zeros(40)})
+    estimator.set_params(**({"bootstrap": False} if "bootstrap" in estimator.get_params() else {}))
+    made = pair(estimator, table, ["a", "b"] * 20)
+    assert made.reference(np.zeros((1, 1)))[0, :2].tolist() == [0.5, 0.5]
+    made.assert_same(np.zeros((1, 1)))
+
+
 def test_estimator_fitted_on_named_columns_answers_the_same() -> None:
     table = mixed()[["age", "rooms", "owner"]]
     for estimator in (RandomForestClassifier(**SMALL), HistGradientBoostingClassifier(**QUICK)):
