@@ -19,6 +19,7 @@ import structlog
 
 from registry.errors import VersionRefused
 from registry.features import Schema
+from registry.kernels import compile_estimator, probe_rows, verify
 from registry.manifest import Manifest, read_manifest
 from registry.model import Compute, LoadedModel, estimator_compute, task_of
 
@@ -32,7 +33,8 @@ def load_version(root: Path, directory: Path, *, fallback: bool = False) -> Load
     """The version kept in `directory` below the model directory `root`.
 
     With `fallback`, a version whose manifest is sound but whose artefact is not is stood in for by a model that
-    answers the sample's mean; otherwise VersionRefused is raised, naming the file.
+    answers the sample's mean; otherwise VersionRefused is raised, naming the file. Where a compiled form answers bit
+    for bit as the estimator does, it serves and the estimator is let go.
     """
     manifest = read_manifest(directory)
     path = directory / manifest.artefact
@@ -46,7 +48,8 @@ def load_version(root: Path, directory: Path, *, fallback: bool = False) -> Load
             raise
         log.error("Fallback model in use", model=manifest.name, version=manifest.version, reason=str(error))
         return LoadedModel(manifest, _mean_of_the_sample(manifest), fallback=True)
-    return LoadedModel(manifest, compute)
+    compiled = _compile(manifest, estimator, compute)
+    return LoadedModel(manifest, compiled or compute, compiled=compiled is not None)
 
 
 def _verified_bytes(root: Path, path: Path, sha256: str) -> bytes:
@@ -99,6 +102,23 @@ def _verify_answers(path: Path, manifest: Manifest, compute: Compute) -> None:
         raise VersionRefused(path, f"does not predict: {type(error).__name__}: {error}") from error
     if answers.shape != expected.shape or not np.allclose(answers, expected, rtol=CLOSE_ENOUGH, atol=CLOSE_ENOUGH):
         raise VersionRefused(path, "does not answer as it did when it was added")
+
+
+def _compile(manifest: Manifest, estimator: Any, compute: Compute) -> Compute | None:
+    """The estimator's compiled form, if it has one that answers probe rows with the very same bits."""
+    schema = Schema(manifest.features)
+    try:
+        compiled = compile_estimator(estimator, schema, frame=manifest.input == "frame")
+        if compiled is None:
+            reason = "its kind is not supported"
+        elif verify(compiled, compute, probe_rows(schema, schema.rows([list(row) for row in manifest.background]))):
+            return compiled
+        else:
+            reason = "it does not answer as its estimator does"
+    except Exception as error:  # noqa: BLE001 - it reads private parts of estimators, which another release may lack
+        reason = f"{type(error).__name__}: {error}"
+    log.info("Model not compiled", model=manifest.name, version=manifest.version, reason=reason)
+    return None
 
 
 def _mean_of_the_sample(manifest: Manifest) -> Callable[[Any], Any]:

@@ -37,6 +37,7 @@ def summary(registry: Registry, model: LoadedModel) -> dict[str, Any]:
         "versions": list(registry.versions(model.name)),
         "task": model.manifest.task,
         "estimator": model.manifest.estimator,
+        "compiled": model.compiled,
         "fallback": model.fallback,
     }
 

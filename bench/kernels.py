@@ -1,0 +1,120 @@
+"""A compiled model beside its estimator, and what numba costs: `python -m bench.kernels`.
+
+Time per row in microseconds, the best of several rounds, for the demo models and for a forest of 100 trees of depth
+12 on 30 features. Both are asked as the service asks: canonical rows in, outputs out.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from serving.numeric_threads import limit
+
+limit(os.environ)
+
+import numpy as np  # noqa: E402 - numpy counts the threads it may have when it is imported
+import pandas as pd  # noqa: E402
+from sklearn.datasets import make_classification  # noqa: E402
+from sklearn.ensemble import RandomForestClassifier  # noqa: E402
+
+from bench.table import Table  # noqa: E402
+from examples.train import DEMOS, Demo  # noqa: E402
+from registry.features import Rows, Schema, infer_features  # noqa: E402
+from registry.kernels import compile_estimator, probe_rows, verify  # noqa: E402
+from registry.model import Compute, estimator_compute  # noqa: E402
+
+BATCHES = (1, 64, 512)
+SECONDS = 0.3
+"""For one round."""
+
+COST = """
+import os, sys, time
+import numpy, pandas, sklearn.ensemble, sklearn.linear_model, sklearn.svm, structlog, msgspec
+from pathlib import Path
+def memory():
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    found = {line.split()[0]: int(line.split()[1]) / 1024 for line in lines[1:]}
+    return found["Rss:"], found["Private_Dirty:"]
+before, started = memory(), time.perf_counter()
+import registry.kernels
+imported, middle = memory(), time.perf_counter()
+registry.kernels.warm()
+warmed, ended = memory(), time.perf_counter()
+grown = [after - start for later in (imported, warmed) for start, after in zip(before, later)]
+print(middle - started, ended - middle, *grown)
+"""
+
+
+def forest_of_100() -> tuple[pd.DataFrame, Any]:
+    x, y = make_classification(6000, 30, n_informative=10, flip_y=0.1, random_state=0)
+    return pd.DataFrame(x, columns=[f"x{i}" for i in range(30)]), pd.Series(y)
+
+
+FOREST = Demo("forest of 100", "", forest_of_100, lambda: RandomForestClassifier(100, max_depth=12, random_state=0))
+
+
+def models() -> Iterator[tuple[str, Compute, Compute, Rows]]:
+    """Name, estimator, compiled form, and 2,000 different rows."""
+    for demo in (*DEMOS, FOREST):
+        table, target = demo.read()
+        estimator = demo.estimator().fit(table if demo.named_columns else table.to_numpy(), target)
+        schema = Schema(infer_features(table, 1.0))
+        reference = estimator_compute(estimator, schema, frame=demo.named_columns)
+        compiled = compile_estimator(estimator, schema, frame=demo.named_columns)
+        cells = table.to_dict("split")["data"]
+        rows = schema.rows([[None if pd.isna(cell) else cell for cell in row] for row in cells])
+        if compiled is None or not verify(compiled, reference, probe_rows(schema, rows[:100])):
+            raise SystemExit(f"{demo.name} is not compiled")
+        yield demo.name, reference, compiled, np.resize(rows, (2000, len(schema)))
+
+
+def microseconds(compute: Compute, rows: Rows, batch: int) -> float:
+    """Per row, the best of five rounds."""
+    batches = [rows[start : start + batch].copy() for start in range(0, len(rows) - batch + 1, batch)]
+    rounds = []
+    for _ in range(5):
+        done, started = 0, time.perf_counter()
+        while time.perf_counter() - started < SECONDS / 5:
+            asked = batches[done % len(batches) : done % len(batches) + 16]
+            for part in asked:
+                compute(part)
+            done += len(asked)
+        rounds.append((time.perf_counter() - started) / done / batch)
+    return min(rounds) * 1e6
+
+
+def cost_of_numba(cache: str) -> list[float]:
+    """Seconds of import and of warming; MB of RSS and of private memory after the one and after the other."""
+    environ = {**os.environ, "NUMBA_CACHE_DIR": cache}
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", COST], env=environ, cwd=root, capture_output=True, text=True, check=True
+    )
+    return [float(number) for number in done.stdout.split()]
+
+
+def main() -> None:
+    table = Table("model", "rows", "estimator (us a row)", "compiled (us a row)", "x")
+    for name, reference, compiled, rows in models():
+        for batch in BATCHES:
+            slow, fast = microseconds(reference, rows, batch), microseconds(compiled, rows, batch)
+            table.add(name, batch, f"{slow:.1f}", f"{fast:.2f}", f"{slow / fast:.0f}")
+    print(table)
+    costs = Table(
+        "cache", "import (s)", "warm (s)", "RSS after import (MB)", "private", "RSS after warm (MB)", "private"
+    )
+    with tempfile.TemporaryDirectory() as cache:
+        for kind in ("empty", "full"):
+            costs.add(kind, *(f"{number:.2f}" for number in cost_of_numba(cache)))
+    print(costs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""Compiled forms of fitted scikit-learn estimators: the same answers bit for bit, at the speed of the hardware."""
+
+from __future__ import annotations
+
+from registry.kernels.columns import BUILD
+from registry.kernels.compiling import compile_estimator
+from registry.kernels.linear import MULTIPLY_ENTRIES
+from registry.kernels.links import BEFORE_SOFTMAX, BINARY
+from registry.kernels.verification import probe_rows, verify
+from registry.kernels.walk import WALK
+
+__all__ = ["compile_estimator", "probe_rows", "verify", "warm"]
+
+KERNELS = (BEFORE_SOFTMAX, BINARY, BUILD, MULTIPLY_ENTRIES, WALK)
+
+
+def warm() -> None:
+    """Compile all kernels or read them from numba's cache; in the master, before it forks. Starts no thread."""
+    for kernel in KERNELS:
+        kernel.load()

@@ -1,0 +1,154 @@
+"""The kernel that builds an estimator's matrix from canonical rows, column by column.
+
+Every supported transformer makes each of its columns from one feature. So a column is either arithmetic on a number
+(subtract the mean, divide by the scale) or an entry of a table: the column's value for each value the feature can
+take. A feature's table entries are its codes, then one for a missing value and one for a value that is not listed.
+Features that are numbers are looked up by searching the listed values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+from numba import types
+from numpy.typing import NDArray
+
+from registry.features import Rows
+from registry.kernels.kernel import Kernel, part_of_kernel, read_only, writable
+
+SUBTRACT, DIVIDE, MULTIPLY, ADD, RAISE_TO, CUT_TO, FILL, IS_MISSING = range(8)
+Step = tuple[int, float]
+
+STEP = np.dtype([("operand", "f8"), ("operation", "i4")], align=True)
+COLUMN = np.dtype([("source", "i4"), ("listed", "i4"), ("start", "i4"), ("stop", "i4"), ("table", "i4")])
+"""`listed` is the number of values in the column's table, -1 for arithmetic. `start` to `stop` are the steps, or,
+where values must be searched, their place in the list of listed values. `table` is where the table begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A column that is arithmetic on the feature at `source`."""
+
+    source: int
+    steps: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Tabled:
+    """A column that is looked up by the value of the feature at `source`.
+
+    `table` holds a number for each of the listed values, then for missing and for anything else. `searched` are the
+    listed values, sorted; None when the feature's values are its codes 0, 1, 2...
+    """
+
+    source: int
+    table: tuple[float, ...]
+    searched: tuple[float, ...] | None = None
+
+
+@part_of_kernel
+def _entry(value: Any, column: Any, searched: Any) -> Any:
+    """Which entry of the column's table is the value's."""
+    if math.isnan(value):
+        return column.listed
+    if column.start == column.stop:
+        return int(value) if 0.0 <= value < column.listed else column.listed + 1
+    found = np.searchsorted(searched[column.start : column.stop], value)
+    if found < column.listed and searched[column.start + found] == value:
+        return found
+    return column.listed + 1
+
+
+@part_of_kernel
+def _changed(value: Any, operation: Any, operand: Any) -> Any:
+    """The value after one step of arithmetic; `else` keeps a missing value missing."""
+    if operation == SUBTRACT:
+        value -= operand
+    elif operation == DIVIDE:
+        value /= operand
+    elif operation == MULTIPLY:
+        value *= operand
+    elif operation == ADD:
+        value += operand
+    elif operation == RAISE_TO:
+        value = operand if value < operand else value  # noqa: FURB136 - max() orders its arguments otherwise
+    elif operation == CUT_TO:
+        value = operand if value > operand else value  # noqa: FURB136
+    elif operation == FILL:
+        value = operand if math.isnan(value) else value
+    else:
+        value = 1.0 if math.isnan(value) else 0.0
+    return value
+
+
+def _build(rows: Any, columns: Any, steps: Any, searched: Any, tables: Any, out: Any) -> None:
+    for r in range(rows.shape[0]):
+        for c in range(columns.shape[0]):
+            column = columns[c]
+            value = rows[r, column.source]
+            if column.listed >= 0:
+                out[r, c] = tables[column.table + _entry(value, column, searched)]
+                continue
+            for s in range(column.start, column.stop):
+                value = _changed(value, steps[s].operation, steps[s].operand)
+            # An estimator refuses what overflowed on the way
+            out[r, c] = math.nan if column.stop > column.start and math.isinf(value) else value
+
+
+BUILD = Kernel(
+    _build,
+    read_only(types.float64, 2),
+    read_only(numba.from_dtype(COLUMN), 1),
+    read_only(numba.from_dtype(STEP), 1),
+    read_only(types.float64, 1),
+    read_only(types.float64, 1),
+    writable(types.float64, 2),
+)
+
+
+def builder(plan: Sequence[Computed | Tabled]) -> Callable[[Rows], Rows]:
+    """A function from rows, shape (rows, features), to the matrix, shape (rows, columns)."""
+    build = BUILD.load()
+    columns, steps, searched, tables = _packed(plan)
+    width = len(plan)
+
+    def matrix(rows: Rows) -> Rows:
+        out = np.empty((len(rows), width))
+        build(rows, columns, steps, searched, tables, out)
+        return out
+
+    return matrix
+
+
+def _packed(plan: Sequence[Computed | Tabled]) -> tuple[NDArray[Any], NDArray[Any], Rows, Rows]:
+    columns: list[tuple[int, int, int, int, int]] = []
+    steps: list[tuple[float, int]] = []
+    searched: list[float] = []
+    tables: list[float] = []
+    for column in plan:
+        if isinstance(column, Computed):
+            columns.append((column.source, -1, len(steps), len(steps) + len(column.steps), 0))
+            steps += [(operand, operation) for operation, operand in column.steps]
+        else:
+            values = column.searched or ()
+            columns.append(
+                (column.source, len(column.table) - 2, len(searched), len(searched) + len(values), len(tables))
+            )
+            searched += values
+            tables += column.table
+    return (
+        np.array(columns, COLUMN),
+        np.array(steps, STEP),
+        np.array(searched, np.float64),
+        np.array(tables, np.float64),
+    )
+
+
+def straight(plan: Sequence[Computed | Tabled], features: int) -> bool:
+    """Whether the matrix is the rows as they are."""
+    return list(plan) == [Computed(source) for source in range(features)]

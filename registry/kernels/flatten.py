@@ -1,0 +1,88 @@
+"""Makes one array of nodes of all trees of an ensemble.
+
+The two children of a node lie side by side, so a node needs to know only the left one and going right adds 1. A leaf
+is its own left child and no value is greater than its threshold, so a walk that has arrived stays where it is. A
+node takes 16 bytes, a scikit-learn tree's 64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from registry.kernels.unsupported import Unsupported
+
+NODE = np.dtype([("threshold", "f8"), ("child", "i4"), ("feature", "u2"), ("missing_right", "u1")], align=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A binary tree as arrays over its nodes, the root first; `left` is negative for a leaf.
+
+    A value goes left when it is missing and `missing_left`, or when it is at most the threshold. `values` has shape
+    (nodes, outputs); those of inner nodes are not used.
+    """
+
+    left: NDArray[np.int64]
+    right: NDArray[np.int64]
+    feature: NDArray[np.int64]
+    threshold: NDArray[np.float64]
+    missing_left: NDArray[np.bool_]
+    values: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Forest:
+    """Flattened trees: `nodes` of dtype NODE, the index of each tree's root, and (nodes, outputs) values."""
+
+    nodes: NDArray[Any]
+    roots: NDArray[np.int32]
+    values: NDArray[np.float64]
+
+
+def flatten(trees: Sequence[Tree]) -> Forest:
+    """All trees in one array, in their order. Raises Unsupported for more than 2^31 nodes or 2^16 features."""
+    counts = np.array([len(tree.left) for tree in trees])
+    starts = np.cumsum(counts) - counts
+    if counts.sum() > np.iinfo(np.int32).max or max(tree.feature.max() for tree in trees) > np.iinfo(np.uint16).max:
+        raise Unsupported("too many nodes or features")
+    nodes = np.zeros(counts.sum(), NODE)
+    values = np.empty((len(nodes), trees[0].values.shape[1]))
+    for start, tree in zip(starts.tolist(), trees, strict=True):
+        places = start + _places(tree)
+        inner = tree.left >= 0
+        nodes["threshold"][places] = np.where(inner, tree.threshold, np.inf)
+        nodes["child"][places] = np.where(inner, places[tree.left], places)
+        nodes["feature"][places] = np.where(inner, tree.feature, 0)
+        nodes["missing_right"][places] = inner & ~tree.missing_left
+        values[places] = tree.values
+    return Forest(nodes, starts.astype(np.int32), values)
+
+
+def _places(tree: Tree) -> NDArray[np.int64]:
+    """Where each node goes: the children of the n-th inner node to 2n + 1 and 2n + 2."""
+    inner = np.flatnonzero(tree.left >= 0)
+    places = np.zeros(len(tree.left), np.int64)
+    places[tree.left[inner]] = 2 * np.arange(len(inner)) + 1
+    places[tree.right[inner]] = 2 * np.arange(len(inner)) + 2
+    return places
+
+
+def widen_thresholds(thresholds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Thresholds for float64 values that decide as `thresholds` do for the same values rounded to float32.
+
+    Rounding keeps the order, so float32(x) <= t holds exactly for the x up to some number: the largest one that
+    rounds to the greatest float32 below or at t. That is the middle between it and the next float32, or, where the
+    middle rounds up (to even), the float64 before the middle.
+    """
+    with np.errstate(over="ignore"):  # beyond the largest float32 there is infinity, and that is right here
+        nearest = thresholds.astype(np.float32)
+        below = np.where(nearest > thresholds, np.nextafter(nearest, np.float32(-np.inf)), nearest)
+        above = np.nextafter(below, np.float32(np.inf))
+        middle = (below.astype(np.float64) + above.astype(np.float64)) / 2
+        widened = np.where(middle.astype(np.float32) <= below, middle, np.nextafter(middle, -np.inf))
+    return np.where(np.isfinite(thresholds), widened, thresholds)

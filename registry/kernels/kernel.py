@@ -1,0 +1,73 @@
+"""A kernel is a Python function with one signature that numba compiles, or loads from its cache, before the fork.
+
+Nothing is compiled at import. `Kernel.load` compiles for exactly one signature, so no request ever waits for the
+compiler. There is no `parallel`, whose threads do not survive a fork, and no `fastmath`, which would reorder sums.
+
+numba keeps machine code in NUMBA_CACHE_DIR, else beside the source, else in the user's cache directory, and discards
+what another source, processor or version made. A cache that cannot be read or written costs the time to compile,
+never the start. Bits that rot inside an otherwise sound file are not noticed.
+
+Measured on Python 3.12 with numba 0.68 (`python -m bench.kernels`): the import takes 0.14 s and 53 MB of RSS, 18 MB of
+them private. Loading all kernels takes 0.2 s from the cache (100 MB of RSS in all, 33 MB private), 1.8 s without (131
+and 58 MB). The rest is text of the library. It is paid once, in the master. No thread is started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+import structlog
+from numba import types
+from numba.extending import register_jitable
+
+log = structlog.get_logger(__name__)
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def part_of_kernel(function: Function) -> Function:
+    """Let kernels call `function`; it is compiled into them. It must stand in the kernel's own file: numba's cache is
+    discarded when that file changes, and no other is looked at.
+    """
+    register_jitable(function)
+    return function
+
+
+def read_only(dtype: Any, dimensions: int) -> Any:
+    """The type of a C-contiguous array that a kernel only reads; writable ones fit it, too."""
+    return types.Array(dtype, dimensions, "C", readonly=True)
+
+
+def writable(dtype: Any, dimensions: int) -> Any:
+    """The type of a C-contiguous array that a kernel fills."""
+    return types.Array(dtype, dimensions, "C")
+
+
+class Kernel:
+    """A function of arrays and the one signature that it is compiled for."""
+
+    def __init__(self, function: Callable[..., None], *arguments: Any) -> None:
+        self.function = function
+        self.signature = types.void(*arguments)
+        self._compiled: Callable[..., None] | None = None
+
+    def load(self) -> Callable[..., None]:
+        """The compiled function; compiled or read from the cache the first time."""
+        if self._compiled is None:
+            self._compiled = self._compile()
+        return self._compiled
+
+    def _compile(self) -> Callable[..., None]:
+        try:
+            return self._jit(cache=True)
+        except Exception as error:  # noqa: BLE001 - whatever a broken cache raises; a broken kernel raises again below
+            log.warning(
+                "Kernel cache not used", kernel=self.function.__name__, reason=f"{type(error).__name__}: {error}"
+            )
+            return self._jit(cache=False)
+
+    def _jit(self, *, cache: bool) -> Callable[..., None]:
+        compiled: Callable[..., None] = numba.njit(self.signature, nogil=True, cache=cache)(self.function)
+        return compiled

@@ -1,0 +1,98 @@
+"""Compiled forms of linear models.
+
+Which order BLAS sums in depends on the shapes: for 3 to 300 features, 22 to 100 % of the rows of a batch (of 2 to 512,
+in C or Fortran order alike) get other last bits than they get alone, because a single row is a matrix-vector product
+and a batch is not. So a batch here is a stack of single rows, `matmul` of (rows, 1, features) with (features, outputs),
+which numpy computes one row after the other by the operation that scikit-learn does for that row alone: measured equal
+for all shapes. An answer never depends on what else was asked at once, so it can be cached by the row.
+It costs little: 30 features, 3 classes, microseconds for 1 / 64 / 512 rows: 1.5 / 6.4 / 25 against 1.0 / 2.4 / 12.6.
+
+A sparse matrix (one-hot encoders make them) is multiplied by scipy row by row, entry after entry; so is it here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import types
+from sklearn.linear_model import (
+    ElasticNet,
+    ElasticNetCV,
+    Lasso,
+    LassoCV,
+    LinearRegression,
+    LogisticRegression,
+    LogisticRegressionCV,
+    Ridge,
+    RidgeClassifier,
+    RidgeClassifierCV,
+    RidgeCV,
+)
+from sklearn.svm import LinearSVC
+
+from registry.features import Rows
+from registry.kernels.kernel import Kernel, read_only, writable
+from registry.kernels.links import Link, binary, identity, label_by_argmax, label_by_sign, softmax
+from registry.kernels.unsupported import Unsupported
+from registry.model import Compute
+
+REGRESSORS = (ElasticNet, ElasticNetCV, Lasso, LassoCV, LinearRegression, Ridge, RidgeCV)
+LOGISTIC = (LogisticRegression, LogisticRegressionCV)
+LABELLING = (LinearSVC, RidgeClassifier, RidgeClassifierCV)
+LINEAR = (*REGRESSORS, *LOGISTIC, *LABELLING)
+
+
+def _multiply_entries(matrix: Any, weights: Any, out: Any) -> None:
+    for r in range(matrix.shape[0]):
+        for k in range(weights.shape[1]):
+            out[r, k] = 0.0
+        for c in range(matrix.shape[1]):
+            value = matrix[r, c]
+            if value != 0.0:
+                for k in range(weights.shape[1]):
+                    out[r, k] += value * weights[c, k]
+
+
+MULTIPLY_ENTRIES = Kernel(
+    _multiply_entries, read_only(types.float64, 2), read_only(types.float64, 2), writable(types.float64, 2)
+)
+
+
+def linear_compute(estimator: Any, *, sparse: bool) -> Compute:
+    """A function from the matrix, shape (rows, columns). Raises Unsupported."""
+    coefficients = np.asarray(estimator.coef_)
+    weights = np.atleast_2d(coefficients).T.copy(order="K")
+    outputs = weights.shape[1]
+    if coefficients.dtype != np.float64 or (type(estimator) in REGRESSORS and outputs > 1):
+        raise Unsupported("coefficients of another shape or precision")
+    intercept = np.broadcast_to(np.asarray(estimator.intercept_, np.float64).ravel(), (outputs,)).copy()
+    link = _link(estimator, intercept)
+    if sparse:
+        return _entry_by_entry(np.ascontiguousarray(weights), link)
+    return _row_by_row(weights, link)
+
+
+def _row_by_row(weights: Rows, link: Link) -> Compute:
+    outputs = weights.shape[1]
+    return lambda matrix: link(np.matmul(matrix[:, None], weights).reshape(-1, outputs))
+
+
+def _entry_by_entry(weights: Rows, link: Link) -> Compute:
+    multiply = MULTIPLY_ENTRIES.load()
+    outputs = weights.shape[1]
+
+    def compute(matrix: Rows) -> Rows:
+        margins = np.empty((len(matrix), outputs))
+        multiply(matrix, weights, margins)
+        return link(margins)
+
+    return compute
+
+
+def _link(estimator: Any, intercept: Rows) -> Link:
+    if type(estimator) in REGRESSORS:
+        return identity(intercept)
+    if type(estimator) in LABELLING:
+        return label_by_sign(intercept) if len(intercept) == 1 else label_by_argmax(intercept)
+    return binary(intercept) if len(intercept) == 1 else softmax(intercept)

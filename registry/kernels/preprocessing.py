@@ -1,0 +1,205 @@
+"""What fitted transformers do to each feature, found out without knowing their arithmetic on categories.
+
+The transformers are followed column by column. A number's column collects its arithmetic: the very operations, in
+order, that scikit-learn does. A column of a feature with few values (a category, a boolean, a number behind an
+encoder) collects nothing: once all transformers are known, they are run on every such value and what they give is
+the column's table. So infrequent categories, dropped columns and imputed categories need no code of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from sklearn.compose import ColumnTransformer
+from sklearn.impute import SimpleImputer
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    MaxAbsScaler,
+    MinMaxScaler,
+    OneHotEncoder,
+    OrdinalEncoder,
+    RobustScaler,
+    StandardScaler,
+)
+from sklearn.utils import check_array
+
+from registry.features import Schema
+from registry.kernels.columns import (
+    ADD,
+    CUT_TO,
+    DIVIDE,
+    FILL,
+    IS_MISSING,
+    MULTIPLY,
+    RAISE_TO,
+    SUBTRACT,
+    Computed,
+)
+from registry.kernels.unsupported import Unsupported
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A column that depends on a feature of few values; `searched` are a number's, None where codes are used."""
+
+    source: int
+    searched: tuple[float, ...] | None = None
+
+
+Followed = Computed | Listed
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """What a transformer makes: its columns, and whether scikit-learn keeps them in a sparse matrix."""
+
+    columns: tuple[Followed, ...]
+    sparse: bool = False
+
+
+def follow(transformer: Any, matrix: Matrix) -> Matrix:
+    """What a fitted transformer makes of a matrix. Raises Unsupported."""
+    if isinstance(transformer, str) or transformer is None:
+        return matrix
+    step = FOLLOWED.get(type(transformer))
+    if step is None:
+        raise Unsupported(type(transformer).__name__)
+    return step(transformer, matrix)
+
+
+def source_columns(schema: Schema) -> Matrix:
+    """The features themselves."""
+    return Matrix(
+        tuple(
+            Listed(index) if feature.kind in ("category", "boolean") else Computed(index)
+            for index, feature in enumerate(schema.features)
+        )
+    )
+
+
+def _pipeline(pipeline: Pipeline, matrix: Matrix) -> Matrix:
+    for _, step in pipeline.steps:
+        matrix = follow(step, matrix)
+    return matrix
+
+
+def _column_transformer(transformer: ColumnTransformer, matrix: Matrix) -> Matrix:
+    if transformer.transformer_weights:
+        raise Unsupported("weighted transformers")
+    columns: list[Followed] = []
+    for name, inner, _ in transformer.transformers_:
+        chosen = transformer._transformer_to_input_indices[name]
+        if len(chosen) and not (isinstance(inner, str) and inner == "drop"):
+            columns += follow(inner, Matrix(tuple(matrix.columns[i] for i in chosen), matrix.sparse)).columns
+    return Matrix(tuple(columns), transformer.sparse_output_)
+
+
+def _with_steps(matrix: Matrix, *operations: tuple[int, Any]) -> Matrix:
+    """Each computed column with its own step of each operation; the operands have one number a column, or are one."""
+    if matrix.sparse:
+        raise Unsupported("a scaler of a sparse matrix")  # it multiplies by 1 / scale there
+    operands = [np.broadcast_to(operand, len(matrix.columns)).tolist() for _, operand in operations]
+
+    names = [operation for operation, _ in operations]
+    steps = zip(*operands, strict=True) if operands else [()] * len(matrix.columns)
+    return Matrix(
+        tuple(
+            _stepped(column, *zip(names, own, strict=True)) for column, own in zip(matrix.columns, steps, strict=True)
+        )
+    )
+
+
+def _stepped(column: Followed, *steps: tuple[int, Any]) -> Followed:
+    if isinstance(column, Listed):
+        return column
+    return replace(column, steps=(*column.steps, *((operation, float(operand)) for operation, operand in steps)))
+
+
+def _standard(scaler: StandardScaler, matrix: Matrix) -> Matrix:
+    centred = [(SUBTRACT, scaler.mean_)] if scaler.with_mean else []
+    return _with_steps(matrix, *centred, *([(DIVIDE, scaler.scale_)] if scaler.with_std else []))
+
+
+def _robust(scaler: RobustScaler, matrix: Matrix) -> Matrix:
+    centred = [(SUBTRACT, scaler.center_)] if scaler.with_centering else []
+    return _with_steps(matrix, *centred, *([(DIVIDE, scaler.scale_)] if scaler.with_scaling else []))
+
+
+def _min_max(scaler: MinMaxScaler, matrix: Matrix) -> Matrix:
+    low, high = scaler.feature_range
+    clipped = [(RAISE_TO, low), (CUT_TO, high)] if scaler.clip else []
+    return _with_steps(matrix, (MULTIPLY, scaler.scale_), (ADD, scaler.min_), *clipped)
+
+
+def _max_abs(scaler: MaxAbsScaler, matrix: Matrix) -> Matrix:
+    clipped = [(RAISE_TO, -1.0), (CUT_TO, 1.0)] if scaler.clip else []
+    return _with_steps(matrix, (DIVIDE, scaler.scale_), *clipped)
+
+
+def _imputer(imputer: SimpleImputer, matrix: Matrix) -> Matrix:
+    if matrix.sparse or not (isinstance(imputer.missing_values, float) and math.isnan(imputer.missing_values)):
+        raise Unsupported("an imputer of something else than missing values")
+    if any(value is None or value != value for value in imputer.statistics_):  # noqa: PLR0124 - true for NaN alone
+        raise Unsupported("an imputer of a column without values")
+    columns = [
+        _stepped(column, (FILL, value)) for column, value in zip(matrix.columns, imputer.statistics_, strict=True)
+    ]
+    if imputer.add_indicator:
+        columns += [_stepped(matrix.columns[index], (IS_MISSING, 0.0)) for index in imputer.indicator_.features_]
+    return Matrix(tuple(columns))
+
+
+def _one_hot(encoder: OneHotEncoder, matrix: Matrix) -> Matrix:
+    columns: list[Followed] = []
+    dropped = [None] * len(matrix.columns) if encoder.drop_idx_ is None else encoder.drop_idx_
+    infrequent = getattr(encoder, "infrequent_categories_", None) or [None] * len(matrix.columns)
+    for index, column in enumerate(matrix.columns):
+        count = len(encoder.categories_[index]) - (dropped[index] is not None)
+        if infrequent[index] is not None:
+            count -= len(infrequent[index]) - 1
+        columns += [_listed(column, encoder.categories_[index])] * count
+    return Matrix(tuple(columns), sparse=encoder.sparse_output)
+
+
+def _ordinal(encoder: OrdinalEncoder, matrix: Matrix) -> Matrix:
+    return Matrix(
+        tuple(_listed(column, known) for column, known in zip(matrix.columns, encoder.categories_, strict=True))
+    )
+
+
+def _listed(column: Followed, categories: Any) -> Listed:
+    """An encoder's column: a number's becomes one of the categories, missing, or something else."""
+    if isinstance(column, Listed):
+        return column
+    if any(operation != FILL for operation, _ in column.steps):
+        raise Unsupported("an encoder of computed numbers")
+    numbers = np.asarray(categories, dtype=np.float64)
+    return Listed(column.source, tuple(numbers[np.isfinite(numbers)].tolist()))
+
+
+def _function(transformer: FunctionTransformer, matrix: Matrix) -> Matrix:
+    """ColumnTransformer's "passthrough", and what histogram boosting does to numbers beside categories."""
+    function = transformer.func
+    if function is None or (isinstance(function, partial) and function.func is check_array):
+        return matrix
+    raise Unsupported("a function")
+
+
+FOLLOWED: dict[type, Callable[[Any, Matrix], Matrix]] = {
+    ColumnTransformer: _column_transformer,
+    FunctionTransformer: _function,
+    MaxAbsScaler: _max_abs,
+    MinMaxScaler: _min_max,
+    OneHotEncoder: _one_hot,
+    OrdinalEncoder: _ordinal,
+    Pipeline: _pipeline,
+    RobustScaler: _robust,
+    SimpleImputer: _imputer,
+    StandardScaler: _standard,
+}

@@ -1,0 +1,113 @@
+"""The loader serves a compiled model only when it is as good as its estimator, and then lets the estimator go."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVR
+from structlog.testing import capture_logs
+
+from registry import loader
+from registry.adding import add_version
+from registry.features import Schema, infer_features
+from registry.kernels import compile_estimator
+from registry.loader import load_version
+from registry.model import Compute
+from tests.registry.parity import ROWS, numbers, target
+
+TABLE = numbers()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A model directory with a small forest."""
+    forest = RandomForestClassifier(n_estimators=5, random_state=0).fit(TABLE.to_numpy(), target(TABLE, 2))
+    add_version(tmp_path, "forest", forest, TABLE)
+    return tmp_path
+
+
+def not_compiled(logs: Any) -> list[dict[str, Any]]:
+    return [line for line in logs if line["event"] == "Model not compiled"]
+
+
+def test_forest_is_served_compiled(root: Path) -> None:
+    with capture_logs() as logs:
+        model = load_version(root, root / "forest" / "1")
+    assert model.compiled
+    assert not_compiled(logs) == []
+    forest = RandomForestClassifier(n_estimators=5, random_state=0).fit(TABLE.to_numpy(), target(TABLE, 2))
+    assert model.compute(TABLE.to_numpy()).tobytes() == forest.predict_proba(TABLE.to_numpy()).tobytes()
+
+
+def test_model_without_a_compiled_form_is_served_by_its_estimator(tmp_path: Path) -> None:
+    add_version(tmp_path, "svr", SVR().fit(TABLE.to_numpy(), target(TABLE)), TABLE)
+    with capture_logs() as logs:
+        model = load_version(tmp_path, tmp_path / "svr" / "1")
+    assert not model.compiled
+    (line,) = not_compiled(logs)
+    assert (line["model"], line["version"], line["reason"]) == ("svr", "1", "its kind is not supported")
+    assert model.compute(TABLE.to_numpy()).shape == (ROWS, 1)
+
+
+def test_model_that_is_compiled_wrongly_is_served_by_its_estimator(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile_wrongly(*arguments: Any, **options: Any) -> Compute | None:
+        right = compile_estimator(*arguments, **options)
+        assert right is not None
+        return lambda rows: np.nextafter(right(rows), 2.0)
+
+    right = load_version(root, root / "forest" / "1")
+    monkeypatch.setattr(loader, "compile_estimator", compile_wrongly)
+    with capture_logs() as logs:
+        model = load_version(root, root / "forest" / "1")
+    assert not model.compiled
+    (line,) = not_compiled(logs)
+    assert (line["model"], line["version"]) == ("forest", "1")
+    assert line["reason"] == "it does not answer as its estimator does"
+    assert model.compute(TABLE.to_numpy()).tobytes() == right.compute(TABLE.to_numpy()).tobytes()
+
+
+def test_compiler_that_breaks_does_not_stop_the_start(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any, **options: Any) -> Compute | None:
+        raise AttributeError("no attribute '_predictors'")
+
+    monkeypatch.setattr(loader, "compile_estimator", broken)
+    with capture_logs() as logs:
+        model = load_version(root, root / "forest" / "1")
+    assert not model.compiled
+    assert "_predictors" in not_compiled(logs)[0]["reason"]
+
+
+def test_compiled_model_lets_its_estimator_go(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[weakref.ref[Any]] = []
+    unpickle = loader.unpickle
+
+    def remember(*arguments: Any) -> Any:
+        estimator = unpickle(*arguments)
+        loaded.extend(map(weakref.ref, (estimator, *estimator.estimators_)))
+        return estimator
+
+    monkeypatch.setattr(loader, "unpickle", remember)
+    model = load_version(root, root / "forest" / "1")
+    gc.collect()
+    assert model.compiled
+    assert len(loaded) == 6
+    assert [reference() for reference in loaded if reference() is not None] == []
+
+
+def test_compiled_pipeline_holds_none_of_its_steps() -> None:
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression()).fit(TABLE.to_numpy(), target(TABLE, 2))
+    compiled = compile_estimator(pipeline, Schema(infer_features(TABLE, 1.0)), frame=False)
+    steps = [weakref.ref(step) for _, step in pipeline.steps]
+    del pipeline
+    gc.collect()
+    assert compiled is not None
+    assert [step() for step in steps] == [None, None]

@@ -1,0 +1,211 @@
+"""Compiled tree ensembles answer as scikit-learn does, bit for bit."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.base import clone
+from sklearn.dummy import DummyRegressor
+from sklearn.ensemble import (
+    ExtraTreesClassifier,
+    ExtraTreesRegressor,
+    GradientBoostingClassifier,
+    GradientBoostingRegressor,
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+    RandomForestClassifier,
+    RandomForestRegressor,
+)
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+
+from registry.features import Schema, infer_features
+from registry.kernels import compile_estimator
+from registry.kernels.flatten import widen_thresholds
+from registry.kernels.verification import probe_rows
+from tests.registry.parity import Pair, around, mixed, numbers, pair, rows_of, target
+
+SEED: dict[str, Any] = {"random_state": 0}
+SMALL: dict[str, Any] = {"n_estimators": 11, **SEED}
+QUICK: dict[str, Any] = {"max_iter": 9, "min_samples_leaf": 5, **SEED}
+
+CASES: dict[str, tuple[Any, int, bool]] = {
+    "decision tree, 2 classes": (DecisionTreeClassifier(**SEED), 2, False),
+    "decision tree, 3 classes, missing values": (DecisionTreeClassifier(max_depth=6, **SEED), 3, True),
+    "decision tree, numbers": (DecisionTreeRegressor(**SEED), 0, False),
+    "decision tree, numbers, missing values": (DecisionTreeRegressor(max_leaf_nodes=20, **SEED), 0, True),
+    "forest, 2 classes": (RandomForestClassifier(**SMALL), 2, False),
+    "forest, 2 classes, missing values": (RandomForestClassifier(**SMALL), 2, True),
+    "forest, 9 classes": (RandomForestClassifier(max_depth=5, **SMALL), 9, False),
+    "forest, numbers": (RandomForestRegressor(**SMALL), 0, True),
+    "forest, absolute error": (RandomForestRegressor(criterion="absolute_error", max_depth=4, **SMALL), 0, False),
+    "forest of eight": (RandomForestClassifier(n_estimators=8, **SEED), 2, False),
+    "forest of one": (RandomForestClassifier(n_estimators=1, **SEED), 2, False),
+    "forest, weighted classes": (RandomForestClassifier(class_weight="balanced", **SMALL), 3, False),
+    "extra trees, 3 classes": (ExtraTreesClassifier(**SMALL), 3, True),
+    "extra trees, numbers": (ExtraTreesRegressor(**SMALL), 0, False),
+    "boosting, 2 classes": (GradientBoostingClassifier(**SMALL), 2, False),
+    "boosting, 2 classes, exponential loss": (GradientBoostingClassifier(loss="exponential", **SMALL), 2, False),
+    "boosting, 2 classes, from zero": (GradientBoostingClassifier(init="zero", **SMALL), 2, False),
+    "boosting, 3 classes": (GradientBoostingClassifier(**SMALL), 3, False),
+    "boosting, 9 classes": (GradientBoostingClassifier(max_depth=2, **SMALL), 9, False),
+    "boosting, numbers": (GradientBoostingRegressor(learning_rate=0.07, subsample=0.8, **SMALL), 0, False),
+    "boosting, absolute error": (GradientBoostingRegressor(loss="absolute_error", **SMALL), 0, False),
+    "boosting, quantile": (GradientBoostingRegressor(loss="quantile", alpha=0.8, **SMALL), 0, False),
+    "boosting, huber": (GradientBoostingRegressor(loss="huber", **SMALL), 0, False),
+    "boosting, numbers, from zero": (GradientBoostingRegressor(init="zero", **SMALL), 0, False),
+    "boosting, numbers, from a mean": (GradientBoostingRegressor(init=DummyRegressor(), **SMALL), 0, False),
+    "histogram boosting, 2 classes": (HistGradientBoostingClassifier(**QUICK), 2, False),
+    "histogram boosting, 2 classes, missing values": (HistGradientBoostingClassifier(**QUICK), 2, True),
+    "histogram boosting, 3 classes": (HistGradientBoostingClassifier(**QUICK), 3, True),
+    "histogram boosting, 9 classes": (HistGradientBoostingClassifier(**QUICK), 9, False),
+    "histogram boosting, numbers": (HistGradientBoostingRegressor(**QUICK), 0, True),
+    "histogram boosting, absolute error": (HistGradientBoostingRegressor(loss="absolute_error", **QUICK), 0, False),
+    "histogram boosting, poisson": (HistGradientBoostingRegressor(loss="poisson", **QUICK), 0, True),
+    "histogram boosting, gamma": (HistGradientBoostingRegressor(loss="gamma", **QUICK), 0, False),
+    "histogram boosting, quantile": (HistGradientBoostingRegressor(loss="quantile", quantile=0.3, **QUICK), 0, True),
+}
+
+
+def thresholds(estimator: Any) -> list[float]:
+    """Where the estimator's trees split."""
+    if hasattr(estimator, "_predictors"):
+        nodes = np.concatenate([member.nodes for stage in estimator._predictors for member in stage])
+        return [float(value) for value in nodes["num_threshold"][nodes["is_leaf"] == 0]]
+    members = np.ravel(getattr(estimator, "estimators_", [estimator])).tolist()
+    return [float(value) for member in members for value in member.tree_.threshold[member.tree_.feature >= 0]]
+
+
+@cache
+def fitted(name: str) -> tuple[Pair, list[float]]:
+    estimator, classes, missing = clone(CASES[name][0]), *CASES[name][1:]
+    table = numbers(missing=missing)
+    y = target(table, classes)
+    y = np.exp(y) if getattr(estimator, "loss", "") in ("poisson", "gamma") else y
+    made = pair(estimator, table, y, margin=None)
+    return made, around([*thresholds(estimator)[:200], 0.0, 1e6, -1e6])
+
+
+@pytest.mark.parametrize("name", CASES)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_ensemble_answers_any_row_as_scikit_learn_does(name: str, data: st.DataObject) -> None:
+    made, interesting = fitted(name)
+    rows = data.draw(rows_of(made.schema, interesting, count=20))
+    if name == "histogram boosting, 9 classes":
+        made.assert_same(rows[:5])  # scikit-learn adds 8 and more probabilities of a batch in another order
+    else:
+        made.assert_same_in_a_batch(rows)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ensemble_answers_each_row_alone_as_in_a_batch(name: str) -> None:
+    made, _ = fitted(name)
+    rows = probe_rows(made.schema, np.random.default_rng(0).normal(size=(10, len(made.schema))))[:40]
+    made.assert_same(rows)
+
+
+@pytest.mark.parametrize("depth", range(1, 31))
+def test_tree_of_any_depth_answers_the_same(depth: int) -> None:
+    table = pd.DataFrame({"x0": 2.0 ** np.arange(-20, 20)})
+    estimator = DecisionTreeRegressor(max_depth=depth)
+    made = pair(estimator, table, 4.0 ** np.arange(40))  # the best split cuts off the last value, again and again
+    assert estimator.get_depth() == depth
+    made.assert_same_in_a_batch(np.array(around(table["x0"].tolist()))[:, None])
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        DecisionTreeRegressor(),
+        RandomForestRegressor(n_estimators=3),
+        GradientBoostingRegressor(n_estimators=3),
+        HistGradientBoostingRegressor(max_iter=3),
+    ],
+    ids=lambda estimator: type(estimator).__name__,
+)
+def test_trees_of_a_single_node_answer_the_same(estimator: Any) -> None:
+    table = numbers()
+    pair(estimator, table, np.full(len(table), 2.5)).assert_same(table.to_numpy()[:10])
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [GradientBoostingClassifier(n_estimators=2), HistGradientBoostingClassifier(max_iter=2), RandomForestClassifier(2)],
+    ids=lambda estimator: type(estimator).__name__,
+)
+def test_label_at_even_odds_is_the_one_that_scikit_learn_gives(estimator: Any) -> None:
+    table = pd.DataFrame({"x0": np.zeros(40)})
+    estimator.set_params(**({"bootstrap": False} if "bootstrap" in estimator.get_params() else {}))
+    made = pair(estimator, table, ["a", "b"] * 20)
+    assert made.reference(np.zeros((1, 1)))[0, :2].tolist() == [0.5, 0.5]
+    made.assert_same(np.zeros((1, 1)))
+
+
+def test_estimator_fitted_on_named_columns_answers_the_same() -> None:
+    table = mixed()[["age", "rooms", "owner"]]
+    for estimator in (RandomForestClassifier(**SMALL), HistGradientBoostingClassifier(**QUICK)):
+        made = pair(estimator, table, target(table, 3), frame=True)
+        made.assert_same_in_a_batch(table.to_numpy(np.float64))
+
+
+@pytest.mark.parametrize("name", ["boosting, numbers", "decision tree, 2 classes"])
+def test_value_too_large_for_the_estimator_is_answered_nan(name: str) -> None:
+    made, _ = fitted(name)
+    largest = float(np.finfo(np.float32).max)
+    fits, does_not = np.zeros((1, 5)), np.zeros((1, 5))
+    fits[0, 0], does_not[0, 0] = largest, largest * 2
+    made.assert_same(fits)
+    with pytest.raises(ValueError, match="too large"), np.errstate(over="ignore"):
+        made.reference(does_not)
+    assert np.isnan(made.compiled(does_not)).all()
+
+
+def test_missing_value_that_boosting_refuses_is_answered_nan() -> None:
+    made, _ = fitted("boosting, 2 classes")
+    row = np.array([[0.0, np.nan, 0.0, 0.0, 0.0]])
+    with pytest.raises(ValueError, match="NaN"):
+        made.reference(row)
+    assert np.isnan(made.compiled(row)[:, :2]).all()
+
+
+def test_infinite_values_go_where_histogram_boosting_sends_them() -> None:
+    made, _ = fitted("histogram boosting, 2 classes, missing values")
+    made.assert_same(np.array([[np.inf, -np.inf, np.inf, 0, 0], [-np.inf, 0, -np.inf, np.inf, np.inf]]))
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        GradientBoostingRegressor(init=DecisionTreeRegressor(), **SMALL),
+        DecisionTreeRegressor(),
+        HistGradientBoostingRegressor(max_iter=2),
+    ],
+    ids=["init", "two outputs", "subclass"],
+)
+def test_ensemble_without_a_compiled_form_is_left_alone(estimator: Any, request: pytest.FixtureRequest) -> None:
+    table = numbers()
+    y = target(table)
+    if request.node.callspec.id == "two outputs":
+        y = np.column_stack([y, y])
+    estimator.fit(table.to_numpy(), y)
+    if request.node.callspec.id == "subclass":
+        estimator.__class__ = type("Own", (HistGradientBoostingRegressor,), {})
+    assert compile_estimator(estimator, Schema(infer_features(table, None)), frame=False) is None
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    threshold=st.floats(-3e38, 3e38) | st.floats(-1e-37, 1e-37) | st.floats(-1e3, 1e3),
+    steps=st.integers(-3, 3),
+)
+def test_widened_threshold_decides_as_rounding_to_float32_does(threshold: float, steps: int) -> None:
+    widened = float(widen_thresholds(np.array([threshold]))[0])
+    for value in around([threshold, widened]):
+        if abs(value) <= float(np.finfo(np.float32).max):
+            assert (value <= widened) == (np.float64(np.float32(value)) <= threshold), (threshold, value)
