@@ -214,7 +214,7 @@ def test_a_reload_replaces_every_worker_and_loses_no_request(models: Path) -> No
         tally = asyncio.run(load_while(service, lambda: service.process.send_signal(signal.SIGHUP), requests=3000))
         assert tally.failed == 0
         assert gone(old)
-        assert len(service.workers) == 2
+        assert eventually(lambda: len(service.workers) == 2)
         assert len(service.events("Model registry initialized")) == 1
 
 

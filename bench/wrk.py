@@ -1,0 +1,75 @@
+"""Runs wrk, the load generator: the cheapest there is, so that what is measured is the server."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+SCRIPT = """
+local n = {seed}
+local total = {total}
+wrk.method = "POST"
+wrk.headers["Content-Type"] = "application/json"
+request = function()
+  n = n + 1
+  local value = {low} + (n % total) * {step}
+  local body = ({body}):gsub("@@", string.format("%.9f", value))
+  return wrk.format(nil, "{path}", nil, body)
+end
+done = function(summary, latency, requests)
+  io.write(string.format("RESULT %d %d %d %d %.1f %.1f %.1f\\n", summary.requests, summary.duration,
+    summary.errors.status, summary.errors.connect + summary.errors.read + summary.errors.write
+    + summary.errors.timeout, latency:percentile(50), latency:percentile(99), latency.max))
+end
+"""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What wrk measured: requests a second, seconds of latency, answers that were no 2xx, and connections lost."""
+
+    rate: float
+    p50: float
+    p99: float
+    refused: int
+    lost: int
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A POST whose body has `@@` where a number between `low` and `high` goes; `unique` numbers before they repeat."""
+
+    path: str
+    body: str
+    low: float
+    high: float
+    unique: int = 10_000_000
+
+
+def run(address: str, shot: Shot, *, connections: int, seconds: float, seed: int = 0) -> Load:
+    """Fire for so many seconds over so many keep-alive connections."""
+    wrk = shutil.which("wrk")
+    if wrk is None:
+        sys.exit("this benchmark needs wrk on PATH")
+    script = SCRIPT.format(
+        seed=seed,
+        total=shot.unique,
+        low=repr(shot.low),
+        step=repr((shot.high - shot.low) / shot.unique),
+        body="[==[" + shot.body + "]==]",
+        path=shot.path,
+    )
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "shot.lua"
+        file.write_text(script)
+        command = [wrk, "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "20s", "-s", str(file), address]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = re.search(r"RESULT (\d+) (\d+) (\d+) (\d+) ([\d.]+) ([\d.]+)", done.stdout)
+    assert found is not None, done.stdout
+    requests, microseconds, refused, lost = map(int, found.groups()[:4])
+    return Load(requests / microseconds * 1e6, float(found[5]) / 1e6, float(found[6]) / 1e6, refused, lost)
