@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -45,6 +47,9 @@ class Connection:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._reader.close()
         self._socket.close()
 
@@ -81,10 +86,24 @@ class Connection:
         return headers
 
     def is_closed(self) -> bool:
-        """Wait until the server ends the connection, without a further answer."""
+        """True when the server ends the connection without a further answer; waits for either."""
         with suppress(ConnectionResetError):
             return self._reader.read(1) == b""
         return True
+
+    def says_something(self, within: float) -> bool:
+        """True as soon as there is an answer or the end of the connection, False after `within` seconds."""
+        return bool(select.select([self._socket], [], [], within)[0])
+
+    def refuses_more(self, within: float) -> bool:
+        """True as soon as the server no longer takes what is sent; what it sent itself is left unread."""
+        deadline = time.monotonic() + within
+        ended = select.poll()
+        ended.register(self._socket, 0)  # errors are told without being asked for
+        while time.monotonic() < deadline:
+            if ended.poll(100) or not self.send(b"\r\n"):
+                return True
+        return False
 
 
 def request(path: str | bytes, body: bytes = b"", method: str = "POST", **headers: str | None) -> bytes:
