@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Literal
 
 import msgspec
@@ -240,7 +240,8 @@ class Schema:
 
     def _misnamed(self, index: int, instance: dict[str, Any]) -> list[Fault]:
         missing = [Fault(index, name, "is missing") for name in self.names if name not in instance]
-        unknown = [name for name in instance if name not in self._positions]
+        # no more than are shown: an object may have hundreds of thousands
+        unknown = islice((name for name in instance if name not in self._positions), InvalidRows.LIMIT)
         # An unknown name is the client's own text: shown only as far as it helps
         shown = [name if len(name) <= 64 and name.isprintable() else "(unreadable)" for name in unknown]
         return missing + [Fault(index, name, "is not a feature of this model") for name in shown]

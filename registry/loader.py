@@ -57,9 +57,13 @@ def _verified_bytes(root: Path, path: Path, sha256: str) -> bytes:
         real = path.resolve(strict=True)
         if not real.is_relative_to(root.resolve(strict=True)):
             raise VersionRefused(path, f"is a link that leaves {root}")
+        if not real.is_file():  # a pipe would keep the start waiting for ever
+            raise VersionRefused(path, "is not a file")
         content = real.read_bytes()
     except OSError as error:
         raise VersionRefused(path, error.strerror or str(error)) from error
+    except RuntimeError as error:  # Python before 3.13 says so of a link to itself
+        raise VersionRefused(path, "is a link that leads nowhere") from error
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise VersionRefused(path, f"has sha256 {found[:12]}..., its manifest says {sha256[:12]}...")

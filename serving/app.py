@@ -57,6 +57,8 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
+        # a redirect would go to whatever host the client has named
+        redirect_slashes=False,
     )
     app.state.registry = registry
     app.state.unwell = batcher.unwell

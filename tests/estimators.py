@@ -23,6 +23,19 @@ class SleepingRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         return X[:, 0]
 
 
+class FragileRegressor(SleepingRegressor):
+    """Answers the first feature, but breaks on what is above 1: by an exception, above 2 by a result that is NaN."""
+
+    SECRET = "the-words-of-an-exception"
+
+    def predict(self, X: Any) -> Any:  # noqa: N803
+        if (X > 2).any():
+            return X[:, 0] * np.nan
+        if (X > 1).any():
+            raise KeyError(self.SECRET)
+        return X[:, 0]
+
+
 class ForkShyRegressor(SleepingRegressor):
     """Predicts only in the process that has unpickled it."""
 

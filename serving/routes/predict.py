@@ -21,11 +21,9 @@ from serving.predictor import Predictor, Timing
 
 log = structlog.get_logger(__name__)
 
-PATH = re.compile(
-    r"/v1/models/(?P<model>[A-Za-z0-9][A-Za-z0-9._-]{0,63})"
-    r"(?:/versions/(?P<version>[A-Za-z0-9][A-Za-z0-9._-]{0,63}))?:predict",
-    re.ASCII,
-)
+PATH = re.compile(r"/v1/models/(?P<model>[^/]*)(?:/versions/(?P<version>[^/]*))?:predict")
+"""Names are keys of the registry and nothing else, so any text will do: what is no key is not found."""
+USAGE = 'send an object: {"instances": [...]}'
 TIMEOUT = re.compile(rb"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
@@ -117,7 +115,9 @@ class PredictRoute:
 
 def _misfit(body: bytes, error: msgspec.ValidationError) -> NotJSON | InvalidRequest:
     """What to say of JSON that is no prediction request; numbers that no machine number holds are no JSON for us."""
-    reason = str(error)[:200]  # may quote the name of an unknown field, so it is cut
+    reason = str(error)
+    if len(reason) > 160 or not reason.isprintable():
+        reason = USAGE  # it quotes the name of an unknown field, which is the client's own text
     if "out of range" in reason:
         return NotJSON(reason)
     try:
@@ -125,7 +125,7 @@ def _misfit(body: bytes, error: msgspec.ValidationError) -> NotJSON | InvalidReq
     except (RecursionError, ValueError):
         return NotJSON(reason)
     if not isinstance(value, dict) or depth(value) > DEEPEST:
-        return NotJSON('send an object: {"instances": [...]}')
+        return NotJSON(USAGE)
     return InvalidRequest(reason)
 
 

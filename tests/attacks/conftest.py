@@ -1,0 +1,47 @@
+"""The service under attack, which must be as well afterwards as before."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bench.service import Service
+from registry.adding import add_version
+from tests.attacks.payloads import GOOD
+from tests.estimators import FragileRegressor, SleepingRegressor
+from tests.wire import ask
+
+READ_SECONDS = 1
+
+
+@pytest.fixture
+def target(service: Service) -> Iterator[Service]:
+    """The service; after the test the same workers must still predict."""
+    workers = service.workers
+    yield service
+    for _ in range(4):
+        assert ask(service, GOOD).status == 200
+    assert service.workers == workers
+
+
+@pytest.fixture(scope="session")
+def impatient(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service that waits a second for a request and two for the next; two of its models misbehave."""
+    directory = tmp_path_factory.mktemp("odd") / "models"
+    shutil.copytree(models, directory)
+    sample = pd.DataFrame({"value": np.linspace(0.0, 1.0, 5)})
+    for name, estimator in (("sleepy", SleepingRegressor()), ("fragile", FragileRegressor())):
+        add_version(directory, name, estimator.fit(sample.to_numpy() * 0, None), sample * 0.01, margin=None)
+    environ = {
+        "MODEL_DIR": str(directory),
+        "READ_TIMEOUT_SECONDS": str(READ_SECONDS),
+        "KEEPALIVE_SECONDS": "2",
+        "MAX_REQUESTS": "0",
+    }
+    with Service(environ) as service:
+        yield service

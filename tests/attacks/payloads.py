@@ -1,0 +1,38 @@
+"""A good request to the wine model, and ways to spoil it."""
+
+from __future__ import annotations
+
+from tests.wire import request
+
+PATH = "/v1/models/wine:predict"
+ROW = (
+    b"13.2",
+    b"1.78",
+    b"2.14",
+    b"11.2",
+    b"100",
+    b"2.65",
+    b"2.76",
+    b"0.26",
+    b"1.28",
+    b"4.38",
+    b"1.05",
+    b"3.4",
+    b"1050",
+)
+MARKER = "Zq7marker"
+"""Stands in hostile input, and never in an answer."""
+
+
+def body(value: bytes = ROW[0]) -> bytes:
+    """One positional instance, with this JSON as its first value."""
+    return b'{"instances":[[' + b",".join([value, *ROW[1:]]) + b"]]}"
+
+
+GOOD = request(PATH, body())
+
+
+def chunked(*chunks: bytes, end: bytes = b"0\r\n\r\n") -> bytes:
+    """A request whose body comes in chunks, ended with `end`."""
+    encoded = b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks)
+    return request(PATH, content_length=None, transfer_encoding="chunked") + encoded + end
