@@ -21,7 +21,7 @@ from serving.errors import InvalidSetting
 from serving.settings import Settings
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
+    from serving.app import Application
 
 
 def __getattr__(name: str) -> Any:
@@ -32,7 +32,7 @@ def __getattr__(name: str) -> Any:
 
 
 @functools.cache
-def web() -> FastAPI:
+def web() -> Application:
     """The app; gunicorn asks for it once, in the master, before it forks."""
     numeric_threads.limit(os.environ)
     from cache.building import build_cache

@@ -27,6 +27,11 @@ class TieredCache:
         self._flights = Flights()
 
     @property
+    def is_local(self) -> bool:
+        """True when nothing is asked over a network."""
+        return self._remote is None
+
+    @property
     def redis_state(self) -> State | Literal["disabled"]:
         """For the health check."""
         return "disabled" if self._remote is None else self._remote.state

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from itertools import chain, islice
+from itertools import islice
 from typing import Any, Literal
 
 import msgspec
@@ -163,10 +163,6 @@ class Schema:
         self.names = tuple(feature.name for feature in features)
         self._encoders = tuple(feature.encoder() for feature in features)
         self._positions = {name: index for index, name in enumerate(self.names)}
-        # Plain numbers, none of them missing, can be checked a matrix at a time.
-        self._all_numbers = all(feature.kind == "number" for feature in features)
-        self._low = np.array([-np.inf if f.minimum is None else f.minimum for f in features])
-        self._high = np.array([np.inf if f.maximum is None else f.maximum for f in features])
 
     def __len__(self) -> int:
         return len(self.features)
@@ -178,30 +174,6 @@ class Schema:
         """
         if not instances:
             raise InvalidRows([Fault(0, None, "there must be at least one instance")])
-        rows = self._plain_rows(instances) if self._all_numbers else None
-        return self._checked_rows(instances) if rows is None else rows
-
-    def _plain_rows(self, instances: Sequence[Any]) -> Rows | None:
-        """The fast way for good numbers; None means that something needs a closer look."""
-        width, names = len(self.names), self.names
-        try:
-            if all(type(instance) is dict and len(instance) == width for instance in instances):
-                table = [[instance[name] for name in names] for instance in instances]
-            elif all(type(instance) is list and len(instance) == width for instance in instances):
-                table = list(instances)
-            else:
-                return None
-            if not NUMBERS.issuperset(map(type, chain.from_iterable(table))):
-                return None
-            rows = np.array(table, dtype=np.float64)
-        except (KeyError, OverflowError):
-            return None
-        # NaN fails both comparisons; infinite bounds still refuse infinities
-        good = (rows >= self._low) & (rows <= self._high) & np.isfinite(rows)
-        return rows if good.all() else None
-
-    def _checked_rows(self, instances: Sequence[Any]) -> Rows:
-        """Value by value, for mixed kinds and for finding out what is wrong."""
         faults: list[Fault] = []
         table = []
         for index, instance in enumerate(instances):

@@ -64,7 +64,7 @@ class LoadedModel:
         """Of the manifest, which holds the artefact's hash: all that an answer depends on besides the row."""
         return hashlib.sha256(msgspec.json.encode(self.manifest)).digest()
 
-    @property
+    @cached_property
     def ignores_sign_of_zero(self) -> bool:
         """True for trees alone: they compare their input and never compute with it."""
         return self.manifest.estimator in TREES

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from http import HTTPStatus
@@ -13,6 +13,7 @@ import structlog
 
 from serving import problems
 from serving.errors import BodyTooLarge, UnsupportedBody
+from serving.logs import CURRENT_REQUEST
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -30,28 +31,27 @@ class ClientGone(Exception):
     """The client closed the connection; nobody is left to answer."""
 
 
-def header(scope: Scope, name: bytes) -> bytes | None:
-    """The first header of that (lower-case) name."""
-    return next((value for key, value in scope["headers"] if key == name), None)
+HeaderMap = dict[bytes, bytes]
+"""Headers by lower-case name; of a name that comes twice, the last."""
 
 
-def check_json(scope: Scope) -> None:
+def check_json(headers: HeaderMap) -> None:
     """Raise UnsupportedBody unless the body says that it is plain UTF-8 JSON."""
-    content_type = header(scope, b"content-type")
+    content_type = headers.get(b"content-type")
     if content_type != b"application/json":
         kind, *parameters = (content_type or b"").lower().replace(b" ", b"").replace(b'"', b"").split(b";")
         if kind != b"application/json" or any(parameter not in (b"charset=utf-8", b"") for parameter in parameters):
             raise UnsupportedBody("send application/json in UTF-8")
-    if header(scope, b"content-encoding") not in (None, b"identity"):
+    if headers.get(b"content-encoding", b"identity") != b"identity":
         raise UnsupportedBody("send the body without a content encoding")
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+async def read_body(headers: HeaderMap, receive: Receive, limit: int) -> bytes:
     """The whole body, of at most `limit` bytes, counted while they arrive. Raises BodyTooLarge, ClientGone.
 
     How long it may take is the worker's business: it closes connections that are too slow.
     """
-    declared = header(scope, b"content-length")
+    declared = headers.get(b"content-length")
     if declared is not None and int(declared) > limit:
         raise BodyTooLarge(f"the body may have {limit} bytes")
     chunks: list[bytes] = []
@@ -87,7 +87,7 @@ class Edge:
             await self._app(scope, receive, send)
             return
         exchange = Exchange(scope, send)
-        structlog.contextvars.bind_contextvars(request_id=exchange.request_id)
+        CURRENT_REQUEST.set(exchange.request_id)
         try:
             await self._app(scope, receive, exchange.send)
         except ClientGone:
@@ -111,9 +111,9 @@ class Exchange:
         self._send = send
         self._started = time.perf_counter()
         self.status = 0
-        given = header(scope, b"x-request-id")
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), None)
         kept = given is not None and REQUEST_ID.fullmatch(given)
-        self.request_id = given.decode() if given and kept else secrets.token_hex(12)
+        self.request_id = given.decode() if given and kept else os.urandom(12).hex()
         scope.setdefault("state", {})["request_id"] = self.request_id
 
     async def send(self, message: Message) -> None:

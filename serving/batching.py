@@ -121,6 +121,10 @@ class Batcher:
             return None
         return f"all {self._threads} inference threads are stuck"
 
+    def is_quick(self, model: LoadedModel, rows: int) -> bool:
+        """Whether so many rows are run on the event loop, in its next turn."""
+        return rows <= self._lines[model].inline_rows
+
     async def run(self, model: LoadedModel, rows: Rows) -> Ran:
         """The answers for the rows of one request. Raises Overloaded, ModelFailed. May be cancelled at any time."""
         line = self._lines[model]

@@ -65,7 +65,7 @@ def when_ready(server: Any) -> None:
             sys.exit(f"forkserve: {error}")
     if _settings.greeting:
         host, port = server.LISTENERS[0].getsockname()[:2]
-        print(greeting(f"http://{host}:{port}", server.app.wsgi().state.registry), flush=True)  # noqa: T201
+        print(greeting(f"http://{host}:{port}", server.app.wsgi().registry), flush=True)  # noqa: T201
 
 
 def on_reload(server: Any) -> None:

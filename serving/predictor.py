@@ -68,6 +68,9 @@ class Predictor:
 
         keys = row_keys(self._prefixes[model], rows, merge_zeros=model.ignores_sign_of_zero)
         seconds = self._timeout if timeout is None else min(timeout, self._timeout)
+        if self._cache.is_local and self._batcher.is_quick(model, len(rows)):
+            # answered within this turn of the loop or the next: a timer would cost more than it could save
+            return await self._cache.get_or_compute(keys, compute)
         try:
             async with asyncio.timeout(seconds):
                 return await self._cache.get_or_compute(keys, compute)

@@ -76,7 +76,7 @@ class DrainingServer(Server):
             return "asked to" if self.should_exit else "served its requests"
         if os.getppid() != self._worker.ppid:
             return "master is gone"
-        unwell: str | None = self._worker.wsgi.state.unwell()
+        unwell: str | None = self._worker.wsgi.unwell()
         return unwell
 
     def _begin_drain(self, reason: str) -> None:

@@ -12,10 +12,11 @@ import msgspec
 import structlog
 
 from cache.flight import Answer
-from registry.features import DEEPEST, depth
+from registry.decoding import InstanceDecoder
+from registry.features import DEEPEST, Rows, depth
 from registry.model import LoadedModel
 from registry.registry import Registry
-from serving.asgi import App, Headers, Receive, Scope, Send, check_json, header, read_body, respond
+from serving.asgi import HeaderMap, Headers, Receive, Scope, Send, check_json, read_body, respond
 from serving.errors import InvalidRequest, MethodNotAllowed, NotJSON, TooManyInstances
 from serving.predictor import Predictor, Timing
 
@@ -35,71 +36,45 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Body(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of a prediction request."""
+    """The body of a prediction request, before anything is known of its instances."""
 
     instances: list[Any]
     parameters: Parameters = Parameters()
 
 
-_decode = msgspec.json.Decoder(Body).decode
+_decode_any = msgspec.json.Decoder(Body).decode
 
 
-class PredictRoute:
-    """Answers predictions itself and hands every other path on to the rest of the app."""
+class Reader:
+    """Reads the rows of one model out of bodies."""
 
-    def __init__(
-        self,
-        app: App,
-        *,
-        registry: Registry,
-        predictor: Predictor,
-        max_body_bytes: int,
-        max_instances: int,
-        log_predictions: bool,
-    ) -> None:
-        self._app = app
-        self._registry = registry
-        self._predictor = predictor
-        self._max_body_bytes = max_body_bytes
+    def __init__(self, model: LoadedModel, max_instances: int) -> None:
+        self._schema = model.schema
         self._max_instances = max_instances
-        self._log_predictions = log_predictions
+        self._instances = InstanceDecoder(model.manifest.features)
+        instances = list[self._instances.type]  # type: ignore[name-defined]
+        body = msgspec.defstruct(
+            "ModelBody",
+            [("instances", instances), ("parameters", Parameters, Parameters())],
+            forbid_unknown_fields=True,
+        )
+        self._decode = msgspec.json.Decoder(body).decode
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = PATH.fullmatch(scope["path"]) if scope["type"] == "http" else None
-        if path is None:
-            await self._app(scope, receive, send)
-            return
-        if scope["method"] != "POST":
-            raise MethodNotAllowed("POST")
-        await self._predict(self._registry.get(path["model"], path["version"]), scope, receive, send)
-
-    async def _predict(self, model: LoadedModel, scope: Scope, receive: Receive, send: Send) -> None:
-        started = time.perf_counter()
-        check_json(scope)
-        timeout = _requested_timeout(scope)
-        instances = self._decoded(await read_body(scope, receive, self._max_body_bytes))
-        rows = model.schema.rows(instances)
-        decoded = time.perf_counter()
-        timing = Timing()
-        answers = await self._predictor.predict(model, rows, timing, timeout)
-        source = _source(answers)
-        body = _body(model, answers)
-        ended = time.perf_counter()
-        headers: Headers = [(b"x-cache", source), (b"server-timing", timing.header(started, decoded, ended))]
-        if model.fallback:
-            headers.append((b"x-model-fallback", b"true"))
-        await respond(send, 200, b"application/json", body, headers)
-        if self._log_predictions:
-            self._log(model, len(rows), source.decode(), ended - started)
-
-    def _log(self, model: LoadedModel, rows: int, source: str, seconds: float) -> None:
-        found = "HIT" if source.startswith("hit") else "MISS"
-        log.info(f"Cache {found}", model=model.name, source=source)
-        log.info(f"Prediction {model.name} completed in {seconds:.3f}s", version=model.version, rows=rows)
-
-    def _decoded(self, body: bytes) -> list[Any]:
+    def rows(self, body: bytes) -> Rows:
+        """Rows of shape (instances, features). Raises NotJSON, InvalidRequest, TooManyInstances, InvalidRows."""
         try:
-            instances = _decode(body).instances
+            instances: list[Any] = self._decode(body).instances  # type: ignore[attr-defined]
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return self._rows_looked_at(body)
+        if len(instances) > self._max_instances:
+            return self._rows_looked_at(body)
+        rows = self._instances.rows(instances)
+        return self._rows_looked_at(body) if rows is None else rows
+
+    def _rows_looked_at(self, body: bytes) -> Rows:
+        """The slow way, which knows what to say of whatever is wrong."""
+        try:
+            instances = _decode_any(body).instances
         except RecursionError:
             raise NotJSON("the body is nested too deep") from None
         except UnicodeDecodeError:
@@ -110,7 +85,56 @@ class PredictRoute:
             raise NotJSON(f"the body is not JSON: {str(error)[:200]}") from None
         if len(instances) > self._max_instances:
             raise TooManyInstances(f"a request may have {self._max_instances} instances; send more as several requests")
-        return instances
+        return self._schema.rows(instances)
+
+
+class PredictRoute:
+    """The ASGI app of predictions; whoever calls it has matched PATH and left its groups in `path_params`."""
+
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        predictor: Predictor,
+        max_body_bytes: int,
+        max_instances: int,
+        log_predictions: bool,
+    ) -> None:
+        self._registry = registry
+        self._predictor = predictor
+        self._max_body_bytes = max_body_bytes
+        self._readers = {model: Reader(model, max_instances) for model in registry}
+        self._log_predictions = log_predictions
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path_params"]
+        if scope["method"] != "POST":
+            raise MethodNotAllowed("POST")
+        await self._predict(self._registry.get(path["model"], path["version"]), scope, receive, send)
+
+    async def _predict(self, model: LoadedModel, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.perf_counter()
+        headers = dict(scope["headers"])
+        check_json(headers)
+        timeout = _requested_timeout(headers)
+        rows = self._readers[model].rows(await read_body(headers, receive, self._max_body_bytes))
+        decoded = time.perf_counter()
+        timing = Timing()
+        answers = await self._predictor.predict(model, rows, timing, timeout)
+        source = _source(answers)
+        body = _body(model, answers)
+        ended = time.perf_counter()
+        answer_headers: Headers = [(b"x-cache", source), (b"server-timing", timing.header(started, decoded, ended))]
+        if model.fallback:
+            answer_headers.append((b"x-model-fallback", b"true"))
+        await respond(send, 200, b"application/json", body, answer_headers)
+        if self._log_predictions:
+            self._log(model, len(rows), source.decode(), ended - started)
+
+    def _log(self, model: LoadedModel, rows: int, source: str, seconds: float) -> None:
+        found = "HIT" if source.startswith("hit") else "MISS"
+        log.info(f"Cache {found}", model=model.name, source=source)
+        log.info(f"Prediction {model.name} completed in {seconds:.3f}s", version=model.version, rows=rows)
 
 
 def _misfit(body: bytes, error: msgspec.ValidationError) -> NotJSON | InvalidRequest:
@@ -143,8 +167,8 @@ def _body(model: LoadedModel, answers: Sequence[Answer]) -> bytes:
     return head.encode() + predictions + end
 
 
-def _requested_timeout(scope: Scope) -> float | None:
-    given = header(scope, b"x-request-timeout")
+def _requested_timeout(headers: HeaderMap) -> float | None:
+    given = headers.get(b"x-request-timeout")
     if given is None:
         return None
     if not TIMEOUT.fullmatch(given) or not math.isfinite(seconds := float(given)) or seconds <= 0:
