@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Literal, TypeAlias
 
 Source = Literal["hit-memory", "hit-redis", "miss", "coalesced"]
@@ -26,14 +26,16 @@ class Flights:
     def __init__(self) -> None:
         self._flying: dict[bytes, Landing] = {}
 
-    async def share(self, keys: Iterable[bytes], lead: Lead) -> dict[bytes, Answer]:
+    async def share(self, keys: Iterable[bytes], lead: Lead) -> Mapping[bytes, Answer]:
         """An answer for each key: from `lead`, called with those that nobody is after yet, else "coalesced".
 
         When the leader fails, its followers get the same error. When it is cancelled, they do not: the first of them
         to wake leads instead.
         """
-        answers: dict[bytes, Answer] = {}
         wanted = list(dict.fromkeys(keys))
+        if self._flying.keys().isdisjoint(wanted):
+            return await self._lead(wanted, lead)
+        answers: dict[bytes, Answer] = {}
         while wanted:
             followed = {key: self._flying[key] for key in wanted if key in self._flying}
             own = [key for key in wanted if key not in followed]
@@ -46,12 +48,12 @@ class Flights:
             wanted = [key for key, landing in followed.items() if not _collect(key, landing, answers)]
         return answers
 
-    async def _lead(self, keys: Sequence[bytes], lead: Lead) -> Mapping[bytes, Answer]:
+    async def _lead(self, keys: list[bytes], lead: Lead) -> Mapping[bytes, Answer]:
         landing: Landing = asyncio.get_running_loop().create_future()
         self._flying.update(dict.fromkeys(keys, landing))
         outcome: Mapping[bytes, Answer] | Exception | None = None
         try:
-            outcome = answers = await lead(list(keys))
+            outcome = answers = await lead(keys)
         except Exception as error:
             outcome = error
             raise

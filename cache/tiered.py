@@ -51,6 +51,10 @@ class TieredCache:
             if value is None:
                 missing.setdefault(key, position)
         shared = await self._flights.share(missing, self._leading(missing, compute))
+        if len(missing) == len(keys):
+            all_new = [shared[key] for key in keys]
+            self._count(all_new)
+            return all_new
         answers: list[Answer] = []
         for position, (key, value) in enumerate(zip(keys, found, strict=True)):
             if value is not None:
@@ -79,6 +83,9 @@ class TieredCache:
 
     async def put_many(self, items: Mapping[bytes, bytes]) -> None:
         """Keep in memory at once, remotely soon."""
+        self._keep(items)
+
+    def _keep(self, items: Mapping[bytes, bytes]) -> None:
         for key, value in items.items():
             self._memory.put(key, value)
         if self._writer is not None:
@@ -94,13 +101,14 @@ class TieredCache:
 
     def _leading(self, positions: Mapping[bytes, int], compute: Compute) -> Lead:
         async def lead(keys: list[bytes]) -> dict[bytes, Answer]:
-            answers = await self._find_remote(keys)
-            unknown = [key for key in keys if key not in answers]
+            answers = {} if self._remote is None else await self._find_remote(keys)
+            unknown = [key for key in keys if key not in answers] if answers else keys
             if unknown:
                 values = await compute([positions[key] for key in unknown])
                 computed = dict(zip(unknown, values, strict=True))
-                await self.put_many(computed)
-                answers.update((key, (value, "miss")) for key, value in computed.items())
+                self._keep(computed)
+                for key, value in computed.items():
+                    answers[key] = (value, "miss")
             return answers
 
         return lead
@@ -116,6 +124,9 @@ class TieredCache:
         return found
 
     def _count(self, answers: Sequence[Answer | None]) -> None:
+        if len(answers) == 1 and answers[0] is not None and answers[0][1] == "miss":
+            self.stats.misses += 1
+            return
         sources = ["miss" if answer is None else answer[1] for answer in answers]
         self.stats.hits_memory += sources.count("hit-memory")
         self.stats.hits_redis += sources.count("hit-redis")

@@ -36,7 +36,7 @@ async def kitchen() -> Kitchen:
     return Kitchen()
 
 
-async def start(flights: Flights, kitchen: Kitchen, *wishes: list[bytes]) -> list[asyncio.Task[dict[bytes, Answer]]]:
+async def start(flights: Flights, kitchen: Kitchen, *wishes: list[bytes]) -> list[asyncio.Task[Mapping[bytes, Answer]]]:
     tasks = []
     for keys in wishes:
         tasks.append(asyncio.create_task(flights.share(keys, kitchen.make)))
