@@ -46,7 +46,7 @@ def web() -> Application:
     try:
         settings = Settings.from_env(os.environ)
         logs.configure(settings.log_level)
-        registry = load_registry(settings.model_dir, fallback=settings.model_fallback)
+        registry = load_registry(settings.model_dir, fallback=settings.model_fallback, compiled=settings.compile)
         cache = build_cache(
             max_items=settings.cache_max_items,
             max_bytes=settings.cache_max_bytes,

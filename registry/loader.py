@@ -29,12 +29,12 @@ CLOSE_ENOUGH = 1e-9
 """How far an estimator may be from what it answered when it was added: other builds of BLAS sum in another order."""
 
 
-def load_version(root: Path, directory: Path, *, fallback: bool = False) -> LoadedModel:
+def load_version(root: Path, directory: Path, *, fallback: bool = False, compiled: bool = True) -> LoadedModel:
     """The version kept in `directory` below the model directory `root`.
 
     With `fallback`, a version whose manifest is sound but whose artefact is not is stood in for by a model that
     answers the sample's mean; otherwise VersionRefused is raised, naming the file. Where a compiled form answers bit
-    for bit as the estimator does, it serves and the estimator is let go.
+    for bit as the estimator does, it serves and the estimator is let go, unless `compiled` says otherwise.
     """
     manifest = read_manifest(directory)
     path = directory / manifest.artefact
@@ -48,8 +48,8 @@ def load_version(root: Path, directory: Path, *, fallback: bool = False) -> Load
             raise
         log.error("Fallback model in use", model=manifest.name, version=manifest.version, reason=str(error))
         return LoadedModel(manifest, _mean_of_the_sample(manifest), fallback=True)
-    compiled = _compile(manifest, estimator, compute)
-    return LoadedModel(manifest, compiled or compute, compiled=compiled is not None)
+    quick = _compile(manifest, estimator, compute) if compiled else None
+    return LoadedModel(manifest, quick or compute, compiled=quick is not None)
 
 
 def _verified_bytes(root: Path, path: Path, sha256: str) -> bytes:

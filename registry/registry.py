@@ -76,9 +76,11 @@ def _directories(path: Path) -> list[Path]:
     return [inner for inner in path.iterdir() if NAME.fullmatch(inner.name) and inner.is_dir()]
 
 
-def load_registry(root: Path, *, fallback: bool = False) -> Registry:
+def load_registry(root: Path, *, fallback: bool = False, compiled: bool = True) -> Registry:
     """Load and verify every version below `root`. Raises VersionRefused for the first that is not fit to serve."""
-    registry = Registry([load_version(root, directory, fallback=fallback) for directory in version_directories(root)])
+    registry = Registry(
+        [load_version(root, path, fallback=fallback, compiled=compiled) for path in version_directories(root)]
+    )
     log.info(
         f"Model registry initialized with {len(registry)} models",
         versions=[f"{model.name}/{model.version}" for model in registry],

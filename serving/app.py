@@ -13,7 +13,8 @@ from cache.tiered import TieredCache
 from registry.registry import Registry
 from serving import problems
 from serving.asgi import App, Edge, Receive, Scope, Send
-from serving.batching import Batcher, measure_inline_rows
+from serving.batching import Batcher
+from serving.cost import measure_inline_rows
 from serving.predictor import Predictor
 from serving.routes.admin import admin_router
 from serving.routes.health import health_router

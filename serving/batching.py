@@ -15,13 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
-import msgspec
 import numpy as np
 import structlog
 
 from registry.errors import ModelFailed
 from registry.features import Rows
 from registry.model import LoadedModel
+from serving.answering import answer
+from serving.cost import Cost
 from serving.errors import Overloaded
 
 log = structlog.get_logger(__name__)
@@ -29,18 +30,8 @@ log = structlog.get_logger(__name__)
 MAX_ROWS = 1024
 """Rows of one batch, so that nobody waits for the rows of everybody."""
 
-_encode = msgspec.json.Encoder().encode
-
-
-def answer(model: LoadedModel, rows: Rows) -> list[bytes]:
-    """One prediction a row, as JSON. Raises ModelFailed."""
-    try:
-        return [_encode(prediction) for prediction in model.predict(rows)]
-    except ModelFailed:
-        raise
-    except Exception as error:
-        # whatever an estimator raises on rows that fit its schema is the model's fault, not the client's
-        raise ModelFailed(f"{model.name}/{model.version}: {type(error).__name__}: {error}") from error
+PATIENCE = 4
+"""Rows of a model that may wait, however slow it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +59,12 @@ class Line:
     small: deque[Job] = field(default_factory=deque)
     large: deque[Job] = field(default_factory=deque)
     large_rows: int = 0
-    seconds_a_row: float = 0.0
+    cost: Cost = field(default_factory=Cost)
 
-    def learn(self, seconds: float, rows: int) -> None:
-        """How long a row takes on a thread, as a moving mean; to tell how long a queue is."""
-        found = seconds / rows
-        self.seconds_a_row = found if not self.seconds_a_row else 0.8 * self.seconds_a_row + 0.2 * found
+    def expected_seconds(self) -> float:
+        """How long the threads will be busy with what waits here."""
+        whole, rest = divmod(self.large_rows, MAX_ROWS)
+        return whole * self.cost.expect(MAX_ROWS) + (self.cost.expect(rest) if rest else 0.0)
 
     def take(self, jobs: deque[Job], most: int) -> list[Job]:
         """The next jobs to run together: at least one, together no more than `most` rows; given-up ones are dropped."""
@@ -93,7 +84,7 @@ class Batcher:
     """The batches and inference threads of one worker. Built before the fork, started after it."""
 
     def __init__(self, *, threads: int, queue_seconds: float) -> None:
-        """`queue_seconds`: a request that would wait longer for a thread is refused."""
+        """A request that would wait for a thread longer than `queue_seconds` is refused, unless few are waiting."""
         self._threads = threads
         self._queue_seconds = queue_seconds
         self._lines: dict[LoadedModel, Line] = {}
@@ -148,7 +139,9 @@ class Batcher:
             _settle(jobs, _run_batch(line.model, [job.rows for job in jobs]))
 
     def _enqueue_large(self, line: Line, job: Job) -> None:
-        if self.unwell() is not None or self._expected_wait() > self._queue_seconds:
+        # A model that is slow by itself may still have a few requests waiting
+        patience = max(self._queue_seconds, PATIENCE * line.cost.expect(1))
+        if self.unwell() is not None or self._expected_wait() > patience:
             raise Overloaded
         if not line.large:
             self._waiting.append(line)
@@ -158,7 +151,7 @@ class Batcher:
         line.large_rows += len(job.rows)
 
     def _expected_wait(self) -> float:
-        return sum(line.large_rows * line.seconds_a_row for line in self._waiting) / self._threads
+        return sum(line.expected_seconds() for line in self._waiting) / self._threads
 
     def _start_large(self) -> None:
         loop = asyncio.get_running_loop()
@@ -187,7 +180,7 @@ class Batcher:
             outcomes = batch.result()
             ran = next((outcome for outcome in outcomes if isinstance(outcome, Ran)), None)
             if ran is not None:
-                line.learn(ran.seconds, sum(len(job.rows) for job in jobs))
+                line.cost.learn(sum(len(job.rows) for job in jobs), ran.seconds)
             _settle(jobs, outcomes)
         self._start_large()
 
@@ -220,34 +213,3 @@ def _run_batch(model: LoadedModel, parts: Sequence[Rows]) -> list[Ran | ModelFai
         outcomes.append(Ran(answers[start : start + len(part)], seconds))
         start += len(part)
     return outcomes
-
-
-INLINE_SECONDS = 0.001
-"""A hand-over to a thread costs 0.06 to 0.09 ms, and the loop may be blocked for some milliseconds at the most."""
-
-SAMPLE = 64
-TRIES = 5
-
-
-def measure_inline_rows(model: LoadedModel) -> int:
-    """How many rows the model answers within INLINE_SECONDS, from its quickest answers to one row and to 64.
-
-    None of a model that is not compiled: what an estimator does with another row, nobody knows beforehand.
-    """
-    if not model.compiled:
-        return 0
-    rows = model.schema.rows([list(row) for row in model.manifest.background])
-    one, many = rows[:1], np.resize(rows, (SAMPLE, rows.shape[1]))
-    seconds_of_one, seconds_of_many = _quickest(model, one), _quickest(model, many)
-    each = max((seconds_of_many - seconds_of_one) / (SAMPLE - 1), 1e-9)
-    fixed = max(seconds_of_one - each, 0.0)
-    return max(0, min(MAX_ROWS, int((INLINE_SECONDS - fixed) / each)))
-
-
-def _quickest(model: LoadedModel, rows: Rows) -> float:
-    times = []
-    for _ in range(TRIES):
-        started = time.perf_counter()
-        answer(model, rows)
-        times.append(time.perf_counter() - started)
-    return min(times)

@@ -44,6 +44,7 @@ class Settings:
     redis_url: str = setting("", "shared cache, `redis://` or `rediss://`; empty for memory alone", secret=True)
     redis_health_check_interval: float = setting(30, "a connection idle for longer is checked before use", low=0)
     model_dir: Path = setting(Path("models"), "directory of the models, `{name}/{version}/`")
+    compile: bool = setting(True, "answer with compiled models where they are bit-identical; false only to compare")
     model_fallback: bool = setting(False, "let a minimal model stand in for one that does not load")
     admin_token: str = setting("", "opens `/api/admin/`; empty keeps it closed", secret=True)
     log_level: str = setting("info", "`debug`, `info`, `warning` or `error`")

@@ -20,6 +20,8 @@ LAYERS: list[set[str]] = [
     {"serving.asgi"},
     {"serving.problems", "serving.predictor"},
     {"serving.batching"},
+    {"serving.cost"},
+    {"serving.answering"},
     {"serving.logs", "serving.numeric_threads", "serving.processes", "serving.settings"},
     {"serving.errors", "cache", "registry", "examples"},
 ]

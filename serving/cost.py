@@ -1,0 +1,80 @@
+"""What running a model costs: measured at the start for those that may run on the event loop, learnt for the others."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from registry.features import Rows
+from registry.model import LoadedModel
+from serving.answering import answer
+
+INLINE_SECONDS = 0.001
+"""A hand-over to a thread costs 0.06 to 0.09 ms, and the loop may be blocked for some milliseconds at the most."""
+
+SAMPLE = 64
+TRIES = 5
+
+MAX_INLINE_ROWS = 1024
+
+MEMORY = 0.95
+"""What a batch still counts when the next one has run."""
+
+
+@dataclass(slots=True)
+class Cost:
+    """What batches of one model take on a thread: a part of its own and a part for each row, learnt as they run.
+
+    A least-squares line through the batches seen, of which older ones count less and less.
+    """
+
+    weight: float = 0.0
+    rows: float = 0.0
+    seconds: float = 0.0
+    rows_rows: float = 0.0
+    rows_seconds: float = 0.0
+
+    def learn(self, rows: int, seconds: float) -> None:
+        """One more batch."""
+        self.weight = 1.0 + MEMORY * self.weight
+        self.rows = rows + MEMORY * self.rows
+        self.seconds = seconds + MEMORY * self.seconds
+        self.rows_rows = rows * rows + MEMORY * self.rows_rows
+        self.rows_seconds = rows * seconds + MEMORY * self.rows_seconds
+
+    def expect(self, rows: int) -> float:
+        """Seconds for a batch of so many rows; 0 as long as none has been seen."""
+        if not self.weight:
+            return 0.0
+        mean_rows, mean_seconds = self.rows / self.weight, self.seconds / self.weight
+        spread = self.rows_rows / self.weight - mean_rows**2
+        if spread <= 0.01 * mean_rows**2:  # all of one size: it tells nothing of others
+            return mean_seconds * max(1.0, rows / mean_rows)
+        each = max(0.0, (self.rows_seconds / self.weight - mean_rows * mean_seconds) / spread)
+        return max(0.0, mean_seconds + each * (rows - mean_rows))
+
+
+def measure_inline_rows(model: LoadedModel) -> int:
+    """How many rows the model answers within INLINE_SECONDS, from its quickest answers to one row and to 64.
+
+    None of a model that is not compiled: what an estimator does with another row, nobody knows beforehand.
+    """
+    if not model.compiled:
+        return 0
+    rows = model.schema.rows([list(row) for row in model.manifest.background])
+    one, many = rows[:1], np.resize(rows, (SAMPLE, rows.shape[1]))
+    seconds_of_one, seconds_of_many = _quickest(model, one), _quickest(model, many)
+    each = max((seconds_of_many - seconds_of_one) / (SAMPLE - 1), 1e-9)
+    fixed = max(seconds_of_one - each, 0.0)
+    return max(0, min(MAX_INLINE_ROWS, int((INLINE_SECONDS - fixed) / each)))
+
+
+def _quickest(model: LoadedModel, rows: Rows) -> float:
+    times = []
+    for _ in range(TRIES):
+        started = time.perf_counter()
+        answer(model, rows)
+        times.append(time.perf_counter() - started)
+    return min(times)
