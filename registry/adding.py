@@ -82,7 +82,10 @@ def add_version(
         table = judged[columns] if by_name else judged[columns].to_numpy(np.float64)
         metrics = measure(task, judged[target], asking(estimator)(table), getattr(estimator, "classes_", ()))
     content = io.BytesIO()
-    joblib.dump(estimator, content, compress=3)
+    try:
+        joblib.dump(estimator, content, compress=3)
+    except Exception as error:
+        raise CannotAdd(f"the estimator cannot be written: {type(error).__name__}: {error}") from error
     background = _spread(rows, BACKGROUND_ROWS)
     manifest = Manifest(
         name=name,
@@ -125,7 +128,8 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def _next_version(directory: Path) -> str:
-    taken = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    inside = directory.iterdir() if directory.is_dir() else ()
+    taken = [path.name for path in inside if NAME.fullmatch(path.name)]
     newest = max((int(name) for name in taken if name.isdigit()), default=0)
     last = max(taken, key=version_order, default="0")
     if not last.isdigit():

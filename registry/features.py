@@ -150,6 +150,8 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             column = cells
         if self.dtype == "category":
             return pd.Categorical(column, categories=list(self.categories))
+        if self.dtype == "object":
+            return pd.Series(column, dtype=object)  # anything less explicit is guessed to be of type str
         if missing.any() and self.dtype in ("bool", "int64", "int32"):
             return column  # plain whole numbers and booleans have no missing value; pandas reads such columns as floats
         return pd.Series(column).astype(self.dtype).array
@@ -267,8 +269,8 @@ def infer_features(frame: pd.DataFrame, margin: float | None) -> tuple[Feature, 
     """The features that a sample of a model's input shows.
 
     `margin` widens the range seen to the range accepted, in widths of the range seen: 1 accepts a value as far
-    outside as the sample is wide, 0 only what was seen, None anything finite. A quantity that is never negative in
-    the sample may not become so. Raises CannotAdd.
+    outside as the sample is wide, 0 only what was seen, None all that the column can hold. A quantity that is never
+    negative in the sample may not become so. Raises CannotAdd.
     """
     return tuple(_infer_feature(str(name), frame[name], margin) for name in frame.columns)
 
@@ -286,11 +288,11 @@ def _infer_feature(name: str, column: pd.Series[Any], margin: float | None) -> F
         return Feature(name=name, kind="category", dtype="category", nullable=nullable, categories=categories)
     if pd.api.types.is_bool_dtype(values.infer_objects()):
         return Feature(name=name, kind="boolean", dtype=dtype, nullable=nullable)
-    if pd.api.types.is_numeric_dtype(column):
+    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_complex_dtype(column):
         low, high = float(values.min()), float(values.max())
         if not (math.isfinite(low) and math.isfinite(high)):
             raise CannotAdd(f"column {name!r} holds infinite values")
-        minimum, maximum = _accepted(low, high, margin)
+        minimum, maximum = _accepted(low, high, margin, _limits(column.dtype))
         return Feature(
             name=name,
             kind="integer" if pd.api.types.is_integer_dtype(column) else "number",
@@ -306,11 +308,25 @@ def _infer_feature(name: str, column: pd.Series[Any], margin: float | None) -> F
     raise CannotAdd(f"column {name!r} has the unsupported type {dtype}")
 
 
-def _accepted(low: float, high: float, margin: float | None) -> tuple[float | None, float | None]:
+def _limits(dtype: Any) -> tuple[float, float]:
+    """The numbers that neither wrap around in a column of this type nor lose digits in a row.
+
+    Fractions end where single precision does: trees and others compute in it, and fail on what it cannot hold.
+    """
+    plain = np.dtype(getattr(dtype, "numpy_dtype", dtype))
+    if plain.kind in "iu":
+        limits = np.iinfo(plain)
+        return float(max(limits.min, 1 - 2**53)), float(min(limits.max, 2**53 - 1))
+    largest = min(float(np.finfo(plain).max), float(np.finfo(np.float32).max))
+    return -largest, largest
+
+
+def _accepted(low: float, high: float, margin: float | None, limits: tuple[float, float]) -> tuple[float, float]:
     if margin is None:
-        return None, None
+        return min(low, limits[0]), max(high, limits[1])
     reach = margin * (high - low)
-    return (low - reach if low < 0 else max(0.0, low - reach)), high + reach
+    minimum = low - reach if low < 0 else max(0.0, low - reach)
+    return min(low, max(minimum, limits[0])), max(high, min(high + reach, limits[1]))
 
 
 def _categories(name: str, values: Any) -> tuple[str | int, ...]:

@@ -120,7 +120,10 @@ def asking(estimator: Any) -> Callable[[Any], Outputs]:
     """A function from a table, in the form that the estimator was fitted on, to its outputs."""
 
     def values(table: Any) -> Outputs:
-        return np.asarray(estimator.predict(table), dtype=np.float64).reshape(len(table), 1)
+        outputs = np.asarray(estimator.predict(table), dtype=np.float64)
+        if outputs.size != len(table):
+            raise ValueError("several outputs for a row; one is served")
+        return outputs.reshape(len(table), 1)
 
     def probabilities(table: Any) -> Outputs:
         return np.asarray(estimator.predict_proba(table), dtype=np.float64)

@@ -23,7 +23,9 @@ class Registry:
         versions: dict[str, dict[str, LoadedModel]] = {}
         for model in sorted(models, key=lambda model: (model.name, version_order(model.version))):
             versions.setdefault(model.name, {})[model.version] = model
-        self._versions: Mapping[str, Mapping[str, LoadedModel]] = MappingProxyType(versions)
+        self._versions: Mapping[str, Mapping[str, LoadedModel]] = {
+            name: MappingProxyType(of_name) for name, of_name in versions.items()
+        }
         self._live = {name: list(of_name.values())[-1] for name, of_name in versions.items()}
 
     def get(self, name: str, version: str | None = None) -> LoadedModel:

@@ -13,9 +13,12 @@ from serving.errors import InvalidSetting
 TRUE, FALSE = frozenset({"true", "1", "yes", "on"}), frozenset({"false", "0", "no", "off", ""})
 
 
-def setting(default: Any, meaning: str, *, low: float | None = None, secret: bool = False) -> Any:
-    """A field of Settings. `low` is the least value allowed; a secret stays out of `repr`."""
-    return dataclasses.field(default=default, repr=not secret, metadata={"meaning": meaning, "low": low})
+def setting(
+    default: Any, meaning: str, *, low: float | None = None, high: float | None = None, secret: bool = False
+) -> Any:
+    """A field of Settings. `low` and `high` are the values that are just allowed; a secret stays out of `repr`."""
+    metadata = {"meaning": meaning, "low": low, "high": high}
+    return dataclasses.field(default=default, repr=not secret, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +26,7 @@ class Settings:
     """One field per variable: MAX_REQUESTS sets `max_requests`. Times are in seconds, sizes in bytes."""
 
     host: str = setting("127.0.0.1", "address to listen on; `0.0.0.0` for all")
-    port: int = setting(8000, "port to listen on", low=0)
+    port: int = setting(8000, "port to listen on", low=0, high=65535)
     web_concurrency: int = setting(2, "web workers", low=1)
     timeout_seconds: float = setting(120, "a worker that is silent for longer is killed", low=1)
     graceful_timeout_seconds: float = setting(30, "a worker that ends has this long to finish its requests", low=1)
@@ -63,8 +66,8 @@ class Settings:
         settings = cls(**given)
         if settings.log_level not in ("debug", "info", "warning", "error"):
             raise InvalidSetting("LOG_LEVEL must be debug, info, warning or error")
-        if settings.admin_token and len(settings.admin_token) < 16:
-            raise InvalidSetting("ADMIN_TOKEN must have at least 16 characters")
+        if settings.admin_token and (len(settings.admin_token) < 16 or not settings.admin_token.isprintable()):
+            raise InvalidSetting("ADMIN_TOKEN must have at least 16 characters, all of them printable")
         return settings
 
 
@@ -76,14 +79,18 @@ def _parse(field: dataclasses.Field[Any], kind: Any, text: str) -> Any:
         return text.lower() in TRUE
     if kind == tuple[str, ...]:
         return tuple(part.strip() for part in text.split(",") if part.strip())
+    if kind is Path and not text:
+        raise InvalidSetting(f"{name} must name a directory")
     if kind not in (int, float):
         return kind(text)
     try:
         number = kind(text)
     except ValueError:
         raise InvalidSetting(f"{name} must be a {'whole ' if kind is int else ''}number") from None
-    low = field.metadata["low"]
+    low, high = field.metadata["low"], field.metadata["high"]
     # written so that NaN is refused too
     if not low <= number < float("inf"):
         raise InvalidSetting(f"{name} must be at least {low:g}")
+    if high is not None and number > high:
+        raise InvalidSetting(f"{name} must be at most {high:g}")
     return number

@@ -1,0 +1,1 @@
+"""The HTTP interface as honest clients use it."""

@@ -1,0 +1,244 @@
+"""Features: what tables show, what instances may hold, and the way to rows and back."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry.errors import CannotAdd, Fault, InvalidRows
+from registry.features import Feature, Schema, infer_features
+
+FEATURES = (
+    Feature(name="number", kind="number", minimum=-10.0, maximum=10.0, nullable=True),
+    Feature(name="integer", kind="integer", dtype="int64", minimum=-5.0, maximum=1_000.0),
+    Feature(name="boolean", kind="boolean", dtype="bool"),
+    Feature(name="text", kind="category", dtype="str", categories=("a", "b", "ä"), nullable=True),
+    Feature(name="code", kind="category", dtype="category", categories=(7, 1, 300)),
+)
+SCHEMA = Schema(FEATURES)
+INSTANCES = st.fixed_dictionaries(
+    {
+        "number": st.none() | st.floats(-10, 10),
+        "integer": st.integers(-5, 1_000),
+        "boolean": st.booleans(),
+        "text": st.sampled_from(["a", "b", "ä", None]),
+        "code": st.sampled_from([7, 1, 300]),
+    }
+)
+
+
+@given(st.lists(INSTANCES, min_size=1, max_size=5))
+def test_instances_survive_the_way_to_rows_and_back(instances: list[dict[str, Any]]) -> None:
+    rows = SCHEMA.rows(instances)
+    assert rows.shape == (len(instances), 5)
+    assert rows.dtype == np.float64
+    assert [SCHEMA.instance(row) for row in rows] == instances
+    assert np.array_equal(
+        SCHEMA.rows([[one[name] for name in SCHEMA.names] for one in instances]), rows, equal_nan=True
+    )
+
+
+@given(st.lists(INSTANCES, min_size=1, max_size=5))
+def test_frame_holds_what_the_instances_said(instances: list[dict[str, Any]]) -> None:
+    frame = SCHEMA.frame(SCHEMA.rows(instances))
+    assert list(frame.columns) == list(SCHEMA.names)
+    assert list(map(str, frame.dtypes)) == ["float64", "int64", "bool", "str", "category"]
+    back = frame.astype(object).where(frame.notna(), None)
+    assert back.to_dict("records") == instances
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@given(st.lists(JSON | INSTANCES | st.fixed_dictionaries(dict.fromkeys(SCHEMA.names, JSON)), max_size=4))
+def test_any_json_is_rows_or_refused(instances: list[Any]) -> None:
+    faults: tuple[Fault, ...] = ()
+    try:
+        rows = SCHEMA.rows(instances)
+    except InvalidRows as error:
+        faults, rows = error.faults, np.zeros((len(instances), 5))
+        assert faults
+    assert len(faults) <= InvalidRows.LIMIT
+    assert all(0 <= fault.instance < max(1, len(instances)) for fault in faults)
+    assert rows.shape == (len(instances), 5)
+    assert not np.isinf(rows).any()
+    assert np.isfinite(rows[:, [1, 2, 4]]).all()
+
+
+def one(feature: Feature, value: Any) -> Any:
+    """A value's way through a schema of one feature: itself again, or the reason why not."""
+    schema = Schema([feature])
+    try:
+        return schema.instance(schema.rows([[value]])[0])[feature.name]
+    except InvalidRows as error:
+        return error.faults[0].reason
+
+
+NUMBER, INTEGER, BOOLEAN, TEXT, CODE = (msgspec.structs.replace(feature, nullable=False) for feature in FEATURES)
+REFUSED = [
+    (NUMBER, "1", "must be a number"),
+    (NUMBER, True, "must be a number"),
+    (NUMBER, [1], "must be a number"),
+    (NUMBER, math.nan, "must be finite"),
+    (NUMBER, math.inf, "must be finite"),
+    (NUMBER, 10**400, "must be finite"),
+    (NUMBER, 10.000001, "must be between -10 and 10"),
+    (NUMBER, None, "must not be null"),
+    (INTEGER, 1.5, "must be an integer"),
+    (INTEGER, True, "must be a number"),
+    (INTEGER, -6, "must be between -5 and 1000"),
+    (INTEGER, None, "must not be null"),
+    (BOOLEAN, 1, "must be true or false"),
+    (BOOLEAN, "true", "must be true or false"),
+    (BOOLEAN, None, "must not be null"),
+    (TEXT, "A", "must be one of a, b, ä"),
+    (TEXT, 0, "must be one of a, b, ä"),
+    (TEXT, [], "must be one of a, b, ä"),
+    (TEXT, None, "must not be null"),
+    (CODE, 7.0, "must be one of 7, 1, 300"),
+    (CODE, True, "must be one of 7, 1, 300"),
+    (CODE, "7", "must be one of 7, 1, 300"),
+]
+
+
+@pytest.mark.parametrize(("feature", "value", "reason"), REFUSED)
+def test_value_that_does_not_fit_is_refused_with_the_reason(feature: Feature, value: Any, reason: str) -> None:
+    assert one(feature, value) == reason
+
+
+@pytest.mark.parametrize(
+    ("feature", "value"),
+    [(NUMBER, -10), (NUMBER, 10.0), (NUMBER, -0.0), (INTEGER, 7.0), (BOOLEAN, False), (TEXT, "ä"), (CODE, 300)],
+)
+def test_value_that_fits_is_kept(feature: Feature, value: Any) -> None:
+    assert one(feature, value) == value
+
+
+def test_reason_does_not_list_hundreds_of_categories() -> None:
+    many = Feature(name="many", kind="category", categories=tuple(f"category {i}" for i in range(500)))
+    assert one(many, "other") == "must be one of 500 categories"
+
+
+COLUMNS: list[tuple[Any, str, str, bool]] = [
+    (pd.Series([1.5, 2.5]), "number", "float64", False),
+    (pd.Series([1.5, None]), "number", "float64", True),
+    (pd.Series([1.5, 2.5], dtype="float32"), "number", "float32", False),
+    (pd.Series([1, 2]), "integer", "int64", False),
+    (pd.Series([1, 2], dtype="int8"), "integer", "int8", False),
+    (pd.Series([1, 2], dtype="uint8"), "integer", "uint8", False),
+    (pd.Series([1, None], dtype="Int64"), "integer", "Int64", True),
+    (pd.Series([True, False]), "boolean", "bool", False),
+    (pd.Series([True, None], dtype="boolean"), "boolean", "boolean", True),
+    (pd.Series([True, None, False], dtype=object), "boolean", "object", True),
+    (pd.Series(["a", "b"]), "category", "str", False),
+    (pd.Series(["a", None]), "category", "str", True),
+    (pd.Series(["a", "b"], dtype=object), "category", "object", False),
+    (pd.Series(["a", None], dtype=object), "category", "object", True),
+    (pd.Series(["b", "a"], dtype="category"), "category", "category", False),
+    (pd.Series([3, 1, None]).astype("Int64").astype("category"), "category", "category", True),
+    (pd.Series([3, 1], dtype="category"), "category", "category", False),
+]
+
+
+@pytest.mark.parametrize(("column", "kind", "dtype", "nullable"), COLUMNS)
+def test_column_shows_its_feature_and_comes_back_as_it_was(column: Any, kind: str, dtype: str, nullable: bool) -> None:  # noqa: FBT001
+    table = pd.DataFrame({"x": column})
+    (feature,) = infer_features(table, 1.0)
+    assert (feature.kind, feature.dtype, feature.nullable) == (kind, dtype, nullable)
+    plain = [None if pd.isna(cell) else getattr(cell, "item", lambda cell=cell: cell)() for cell in column]
+    schema = Schema([feature])
+    back = schema.frame(schema.rows([[cell] for cell in plain]))
+    pd.testing.assert_frame_equal(back, table, check_categorical=False)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int32", "bool"])
+def test_missing_value_in_a_column_that_had_none_becomes_a_float_as_pandas_reads_it(dtype: str) -> None:
+    kind = "boolean" if dtype == "bool" else "integer"
+    schema = Schema([Feature(name="x", kind=kind, dtype=dtype, nullable=True)])  # type: ignore[arg-type]
+    frame = schema.frame(schema.rows([[None], [True if dtype == "bool" else 1]]))
+    assert str(frame["x"].dtype) == "float64"
+    assert frame["x"].isna().tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("values", "margin", "bounds"),
+    [
+        ([10.0, 20.0], 0.0, (10.0, 20.0)),
+        ([10.0, 20.0], 0.5, (5.0, 25.0)),
+        ([10.0, 20.0], 1.0, (0.0, 30.0)),
+        ([1.0, 20.0], 1.0, (0.0, 39.0)),
+        ([-1.0, 1.0], 1.0, (-3.0, 3.0)),
+        ([-5.0, -4.0], 1.0, (-6.0, -3.0)),
+        ([7.0, 7.0], 1.0, (7.0, 7.0)),
+    ],
+)
+def test_bounds_are_the_range_seen_and_a_margin(
+    values: list[float], margin: float, bounds: tuple[float, float]
+) -> None:
+    (feature,) = infer_features(pd.DataFrame({"x": values}), margin)
+    assert (feature.minimum, feature.maximum) == bounds
+    assert feature.seen == (min(values), max(values))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32"])
+@pytest.mark.parametrize("margin", [1.0, None])
+def test_bounds_are_what_the_column_can_hold(dtype: str, margin: float | None) -> None:
+    limits = np.iinfo(dtype)
+    table = pd.DataFrame({"x": pd.Series([limits.min, limits.max], dtype=dtype)})
+    schema = Schema(infer_features(table, margin))
+    assert schema.frame(schema.rows([[int(limits.max)]]))["x"].tolist() == [limits.max]
+    for outside in (int(limits.max) + 1, int(limits.min) - 1):
+        with pytest.raises(InvalidRows):
+            schema.rows([[outside]])
+
+
+@pytest.mark.parametrize("margin", [1.0, None])
+def test_whole_numbers_end_where_rows_can_no_longer_tell_them_apart(margin: float | None) -> None:
+    schema = Schema(infer_features(pd.DataFrame({"x": [0, 2**53 - 1]}), margin))
+    assert schema.instance(schema.rows([[2**53 - 1]])[0]) == {"x": 2**53 - 1}
+    with pytest.raises(InvalidRows):
+        schema.rows([[2**53 + 1]])
+
+
+@pytest.mark.parametrize("value", [1e39, -1e39, 1e308])
+def test_numbers_without_bounds_end_where_single_precision_does(value: float) -> None:
+    schema = Schema(infer_features(pd.DataFrame({"x": [0.5, 1.5]}), None))
+    assert schema.rows([[3e38]]).tolist() == [[3e38]]
+    with pytest.raises(InvalidRows):
+        schema.rows([[value]])
+
+
+@pytest.mark.parametrize(
+    ("column", "reason"),
+    [
+        ([None, None], "has no values"),
+        ([1.0, math.inf], "infinite"),
+        (pd.to_datetime(["2020-01-01", "2020-01-02"]), "unsupported type"),
+        (pd.to_timedelta([1, 2], unit="s"), "unsupported type"),
+        ([1 + 2j, 3j], "unsupported type"),
+        (pd.Series([{"a": 1}, [1]], dtype=object), "unsupported type"),
+        (pd.Series(["a", 1], dtype=object), "unsupported type"),
+        (pd.Series([1.5, 2.5], dtype="category"), "texts or whole numbers"),
+        ([f"id {i}" for i in range(1001)], "identifier"),
+    ],
+)
+def test_column_that_is_no_feature_is_refused_by_name(column: Any, reason: str) -> None:
+    with pytest.raises(CannotAdd, match=f"'odd'.*{reason}"):
+        infer_features(pd.DataFrame({"odd": column}), 1.0)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 129, "a\nb", "\u202e", "\x1b"])
+def test_column_whose_name_cannot_be_shown_is_refused(name: str) -> None:
+    with pytest.raises(CannotAdd, match="printable"):
+        infer_features(pd.DataFrame({name: [1.0]}), 1.0)

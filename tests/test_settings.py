@@ -1,0 +1,98 @@
+"""Settings: parsed once, refused by name, secrets kept to themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from serving.errors import InvalidSetting
+from serving.settings import Settings
+
+SECRET = "a-secret-of-enough-characters"
+FIELDS = dataclasses.fields(Settings)
+
+
+def test_defaults_are_used_when_nothing_is_set() -> None:
+    settings = Settings.from_env({})
+    assert settings == Settings()
+    assert (settings.host, settings.port, settings.web_concurrency) == ("127.0.0.1", 8000, 2)
+    assert (settings.model_dir, settings.model_fallback, settings.admin_token) == (Path("models"), False, "")
+
+
+def test_every_variable_sets_its_field() -> None:
+    settings = Settings.from_env(
+        {
+            "PORT": "9000",
+            "READ_TIMEOUT_SECONDS": " 1.5 ",
+            "MODEL_DIR": "/srv/models",
+            "MODEL_FALLBACK": "Yes",
+            "ACCESS_LOG": "0",
+            "PRELOAD_MODULES": "json, shap ,",
+            "ADMIN_TOKEN": SECRET,
+            "LOG_LEVEL": "warning",
+            "UNKNOWN": "is not ours",
+        }
+    )
+    assert (settings.port, settings.read_timeout_seconds, settings.model_dir) == (9000, 1.5, Path("/srv/models"))
+    assert (settings.model_fallback, settings.access_log) == (True, False)
+    assert (settings.preload_modules, settings.admin_token) == (("json", "shap"), SECRET)
+
+
+@pytest.mark.parametrize(
+    "field", [field for field in FIELDS if field.type in ("int", "float")], ids=lambda field: field.name
+)
+@pytest.mark.parametrize("value", ["", "x", "-1", "nan", "inf", "1e999", "0x10", "1,5", "9" * 5000])
+def test_number_that_cannot_be_is_refused_by_name(field: dataclasses.Field[object], value: str) -> None:
+    with pytest.raises(InvalidSetting, match=f"^{field.name.upper()} must be ") as refusal:
+        Settings.from_env({field.name.upper(): value})
+    assert len(str(refusal.value)) < 100
+
+
+@pytest.mark.parametrize("field", [field for field in FIELDS if field.type == "int"], ids=lambda field: field.name)
+def test_fraction_is_no_whole_number(field: dataclasses.Field[object]) -> None:
+    with pytest.raises(InvalidSetting, match=f"^{field.name.upper()} must be a whole number"):
+        Settings.from_env({field.name.upper(): "1.5"})
+
+
+@pytest.mark.parametrize("field", [field for field in FIELDS if field.type == "bool"], ids=lambda field: field.name)
+@pytest.mark.parametrize("value", ["maybe", "2", "tru", "yes please"])
+def test_truth_that_is_none_is_refused_by_name(field: dataclasses.Field[object], value: str) -> None:
+    with pytest.raises(InvalidSetting, match=f"^{field.name.upper()} must be true or false"):
+        Settings.from_env({field.name.upper(): value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "65536"),
+        ("WEB_CONCURRENCY", "0"),
+        ("LOG_LEVEL", "loud"),
+        ("LOG_LEVEL", ""),
+        ("ADMIN_TOKEN", "short"),
+        ("ADMIN_TOKEN", "\udcff" * 20),
+        ("INFERENCE_THREADS", "0"),
+        ("MAX_BODY_BYTES", "0"),
+        ("MODEL_DIR", ""),
+    ],
+)
+def test_value_out_of_range_is_refused_by_name(name: str, value: str) -> None:
+    with pytest.raises(InvalidSetting, match=f"^{name} ") as refusal:
+        Settings.from_env({name: value})
+    assert value not in str(refusal.value) or value in ("", "0")
+
+
+def test_secret_stays_out_of_what_is_printed() -> None:
+    settings = Settings.from_env({"ADMIN_TOKEN": SECRET})
+    assert SECRET not in repr(settings)
+    assert SECRET not in str(settings)
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Settings().port = 1  # type: ignore[misc]
+
+
+def test_every_setting_says_what_it_means() -> None:
+    assert all(field.metadata["meaning"] for field in FIELDS)
