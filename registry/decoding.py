@@ -44,6 +44,11 @@ class InstanceDecoder:
         self._low = np.array([-LARGEST if f.minimum is None else f.minimum for f in features])
         self._high = np.array([LARGEST if f.maximum is None else f.maximum for f in features])
 
+    @staticmethod
+    def fits(features: Sequence[Feature]) -> bool:
+        """Whether there can be one: msgspec takes no name that JSON would have to escape."""
+        return not any(character in feature.name for feature in features for character in '"\\')
+
     def rows(self, instances: Sequence[Any]) -> Rows | None:
         """Decoded instances as rows, shape (instances, features); None when something about them is not good."""
         by_name = type(instances[0]) is self._named if instances else False

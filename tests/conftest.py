@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from bench.service import Service
 from examples.train import train_all
+from registry.adding import add_version
+from tests.estimators import SleepingRegressor
 
 ADMIN_TOKEN = "a-token-only-for-tests"
 
@@ -28,3 +32,13 @@ def service(models: Path) -> Iterator[Service]:
     environ = {"MODEL_DIR": str(models), "WEB_CONCURRENCY": "2", "MAX_REQUESTS": "0", "ADMIN_TOKEN": ADMIN_TOKEN}
     with Service(environ) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def sleeper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory with one model that takes as long as it is told."""
+    root = tmp_path_factory.mktemp("sleeper")
+    sample = pd.DataFrame({"seconds": np.linspace(0.0, 0.001, 5)})
+    estimator = SleepingRegressor().fit(sample.to_numpy(), None)
+    add_version(root, "sleeper", estimator, sample, margin=None)
+    return root

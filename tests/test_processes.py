@@ -16,15 +16,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 
 from bench.client import Tally, hammer, post
 from bench.service import ROOT, Service
-from registry.adding import add_version
 from serving.processes import child_pids, read_memory, thread_names
-from tests.estimators import SleepingRegressor
 
 DIABETES = json.dumps({"instances": [[59.0, 2.0, 32.1, 101.0, 157.0, 93.2, 38.0, 4.0, 4.8598, 87.0]]}).encode()
 PATIENCE = 30.0
@@ -115,16 +111,6 @@ def connect() -> Iterator[Connect]:
             return connection
 
         yield open_connection
-
-
-@pytest.fixture(scope="module")
-def sleeper(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model directory with one model that takes as long as it is told."""
-    root = tmp_path_factory.mktemp("sleeper")
-    sample = pd.DataFrame({"seconds": np.linspace(0.0, 0.001, 5)})
-    estimator = SleepingRegressor().fit(sample.to_numpy(), None)
-    add_version(root, "sleeper", estimator, sample, margin=None)
-    return root
 
 
 @pytest.fixture(scope="module")

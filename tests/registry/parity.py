@@ -66,14 +66,19 @@ class Pair:
     def assert_same(self, rows: Rows) -> None:
         """In a batch and alone the same bytes as the estimator's for the row alone."""
         answers = self.compiled(rows)
-        expected = np.vstack([self.reference(row[None]) for row in rows])
+        expected = np.vstack([self._expected(row[None]) for row in rows])
         assert answers.shape == expected.shape
         assert_same_bytes(answers, expected)
         assert_same_bytes(np.vstack([self.compiled(row[None]) for row in rows]), expected)
 
     def assert_same_in_a_batch(self, rows: Rows) -> None:
         """The same bytes as the estimator's for the same batch."""
-        assert_same_bytes(self.compiled(rows), self.reference(rows))
+        assert_same_bytes(self.compiled(rows), self._expected(rows))
+
+    def _expected(self, rows: Rows) -> Outputs:
+        # scikit-learn adds all values up to see whether one is missing, which overflows for the largest
+        with np.errstate(all="ignore"):
+            return self.reference(rows)
 
 
 def assert_same_bytes(answers: Outputs, expected: Outputs) -> None:

@@ -1,0 +1,222 @@
+"""Batches, threads and refusals, on a model that the test holds in its hand."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from registry.errors import ModelFailed
+from registry.features import Rows
+from registry.model import LoadedModel, Outputs
+from registry.registry import load_registry
+from serving.batching import PATIENCE, Batcher, Ran
+from serving.cost import Cost, measure_inline_rows
+from serving.errors import Overloaded
+
+INLINE = 100
+
+
+class Oracle:
+    """Answers the first feature of a row; remembers who asked for how many rows, and can be kept waiting."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.threads: set[str] = set()
+        self.go_on = threading.Event()
+        self.go_on.set()
+        self.asked = threading.Semaphore(0)
+
+    def __call__(self, rows: Rows) -> Outputs:
+        self.batches.append(len(rows))
+        self.threads.add(threading.current_thread().name)
+        self.asked.release()
+        assert self.go_on.wait(30)
+        if (rows[:, 0] == -1).any():
+            raise ValueError("a row that the model cannot stand")
+        return rows[:, :1]
+
+
+@pytest.fixture
+def oracle() -> Oracle:
+    return Oracle()
+
+
+@pytest.fixture
+def model(models: Path, oracle: Oracle) -> LoadedModel:
+    return dataclasses.replace(load_registry(models).get("diabetes"), compute=oracle)
+
+
+@contextmanager
+def started(model: LoadedModel, *, inline_rows: int, threads: int = 1, queue_seconds: float = 1.0) -> Iterator[Batcher]:
+    batcher = Batcher(threads=threads, queue_seconds=queue_seconds)
+    batcher.prepare(model, inline_rows)
+    batcher.start()
+    try:
+        yield batcher
+    finally:
+        batcher.stop()
+
+
+def rows(*values: float) -> Rows:
+    return np.tile(np.array(values)[:, None], (1, 10))
+
+
+def asked_together(batcher: Batcher, model: LoadedModel, *values: float) -> list[Ran | BaseException]:
+    async def ask() -> list[Ran | BaseException]:
+        return await asyncio.gather(*(batcher.run(model, rows(value)) for value in values), return_exceptions=True)
+
+    return asyncio.run(ask())
+
+
+def test_requests_of_one_turn_are_one_batch_and_each_gets_its_own_answer(model: LoadedModel, oracle: Oracle) -> None:
+    with started(model, inline_rows=INLINE) as batcher:
+        answers = asked_together(batcher, model, 1.5, 2.5, 3.5)
+    assert [ran.answers for ran in answers if isinstance(ran, Ran)] == [[b"1.5"], [b"2.5"], [b"3.5"]]
+    assert oracle.batches == [3]
+    assert oracle.threads == {threading.current_thread().name}
+
+
+def test_more_rows_than_may_block_the_loop_are_run_in_several_turns(model: LoadedModel, oracle: Oracle) -> None:
+    with started(model, inline_rows=2) as batcher:
+        answers = asked_together(batcher, model, 1.0, 2.0, 3.0, 4.0, 5.0)
+    assert all(isinstance(ran, Ran) for ran in answers)
+    assert oracle.batches == [2, 2, 1]
+
+
+def test_a_request_of_more_rows_goes_to_a_thread(model: LoadedModel, oracle: Oracle) -> None:
+    with started(model, inline_rows=1) as batcher:
+        ran = asyncio.run(batcher.run(model, rows(1.0, 2.0)))
+    assert ran.answers == [b"1.0", b"2.0"]
+    assert all(name.startswith("inference") for name in oracle.threads)
+
+
+def test_what_arrives_while_the_threads_are_busy_is_the_next_batch(model: LoadedModel, oracle: Oracle) -> None:
+    async def ask(batcher: Batcher) -> None:
+        oracle.go_on.clear()
+        first = asyncio.create_task(batcher.run(model, rows(1.0)))
+        await asyncio.to_thread(oracle.asked.acquire)
+        others = [asyncio.create_task(batcher.run(model, rows(value))) for value in (2.0, 3.0, 4.0)]
+        await turn()
+        oracle.go_on.set()
+        await asyncio.gather(first, *others)
+
+    with started(model, inline_rows=0) as batcher:
+        asyncio.run(ask(batcher))
+    assert oracle.batches == [1, 3]
+
+
+def test_a_row_that_breaks_the_model_fails_only_its_own_request(model: LoadedModel) -> None:
+    for inline_rows in (0, INLINE):
+        with started(model, inline_rows=inline_rows) as batcher:
+            good, bad, also_good = asked_together(batcher, model, 1.0, -1.0, 2.0)
+        assert isinstance(bad, ModelFailed)
+        assert isinstance(good, Ran)
+        assert isinstance(also_good, Ran)
+        assert (good.answers, also_good.answers) == ([b"1.0"], [b"2.0"])
+
+
+def test_a_result_that_is_not_finite_fails_only_its_own_request(model: LoadedModel) -> None:
+    with started(model, inline_rows=INLINE) as batcher:
+        good, bad = asked_together(batcher, model, 1.0, float("inf"))
+    assert isinstance(good, Ran)
+    assert isinstance(bad, ModelFailed)
+
+
+def test_a_request_that_would_wait_too_long_is_refused_at_once_and_others_are_not(
+    model: LoadedModel, oracle: Oracle
+) -> None:
+    async def ask(batcher: Batcher) -> None:
+        batcher._lines[model].cost.learn(1, 10.0)  # ten seconds a row, as it has turned out
+        oracle.go_on.clear()
+        running = asyncio.create_task(batcher.run(model, rows(1.0)))
+        await asyncio.to_thread(oracle.asked.acquire)
+        waiting = []
+        for value in range(PATIENCE + 1):
+            waiting.append(asyncio.create_task(batcher.run(model, rows(float(value)))))
+            await turn()
+        with pytest.raises(Overloaded):
+            await batcher.run(model, rows(9.0))
+        oracle.go_on.set()
+        assert len(await asyncio.gather(running, *waiting)) == PATIENCE + 2
+
+    with started(model, inline_rows=0, queue_seconds=0.1) as batcher:
+        asyncio.run(ask(batcher))
+
+
+def test_threads_that_work_for_nobody_any_more_are_stuck_until_they_come_back(
+    model: LoadedModel, oracle: Oracle
+) -> None:
+    async def ask(batcher: Batcher) -> None:
+        oracle.go_on.clear()
+        abandoned = asyncio.create_task(batcher.run(model, rows(1.0)))
+        await asyncio.to_thread(oracle.asked.acquire)
+        assert batcher.unwell() is None
+        abandoned.cancel()
+        await until(lambda: batcher.unwell() is not None)
+        with pytest.raises(Overloaded):
+            await batcher.run(model, rows(2.0))
+        oracle.go_on.set()
+        await until(lambda: batcher.unwell() is None)
+        assert (await batcher.run(model, rows(2.0))).answers == [b"2.0"]
+
+    with started(model, inline_rows=0) as batcher:
+        asyncio.run(ask(batcher))
+
+
+def test_a_request_that_is_given_up_while_it_waits_is_never_run(model: LoadedModel, oracle: Oracle) -> None:
+    async def ask(batcher: Batcher) -> None:
+        oracle.go_on.clear()
+        running = asyncio.create_task(batcher.run(model, rows(1.0)))
+        await asyncio.to_thread(oracle.asked.acquire)
+        waiting = asyncio.create_task(batcher.run(model, rows(2.0)))
+        await turn()
+        waiting.cancel()
+        oracle.go_on.set()
+        await running
+        assert (await batcher.run(model, rows(3.0))).answers == [b"3.0"]
+
+    with started(model, inline_rows=0) as batcher:
+        asyncio.run(ask(batcher))
+    assert oracle.batches == [1, 1]
+
+
+def test_the_cost_of_a_batch_is_learnt_as_a_line() -> None:
+    cost = Cost()
+    assert cost.expect(10) == 0
+    for count in (1, 64, 5, 200, 30):
+        cost.learn(count, 0.004 + 0.00001 * count)
+    assert cost.expect(1) == pytest.approx(0.00401)
+    assert cost.expect(1000) == pytest.approx(0.014)
+
+
+def test_batches_of_one_size_tell_that_more_rows_take_longer() -> None:
+    cost = Cost()
+    for _ in range(5):
+        cost.learn(2, 0.1)
+    assert cost.expect(1) == pytest.approx(0.1)
+    assert cost.expect(20) == pytest.approx(1.0)
+
+
+def test_only_compiled_models_run_on_the_loop(models: Path) -> None:
+    compiled = load_registry(models).get("breast-cancer")
+    assert compiled.compiled
+    assert measure_inline_rows(compiled) > 10
+    assert measure_inline_rows(dataclasses.replace(compiled, compiled=False)) == 0
+
+
+def turn() -> Awaitable[None]:
+    """Let everything that is ready run."""
+    return asyncio.sleep(0.001)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await turn()
