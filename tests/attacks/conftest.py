@@ -31,7 +31,7 @@ def target(service: Service) -> Iterator[Service]:
 
 @pytest.fixture(scope="session")
 def impatient(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service that waits a second for a request and two for the next; two of its models misbehave."""
+    """Waits a second for a request and two for the next; two of its models misbehave, and it has no admin."""
     directory = tmp_path_factory.mktemp("odd") / "models"
     shutil.copytree(models, directory)
     sample = pd.DataFrame({"value": np.linspace(0.0, 1.0, 5)})
@@ -42,6 +42,7 @@ def impatient(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         "READ_TIMEOUT_SECONDS": str(READ_SECONDS),
         "KEEPALIVE_SECONDS": "2",
         "MAX_REQUESTS": "0",
+        "ADMIN_TOKEN": "",
     }
     with Service(environ) as service:
         yield service
