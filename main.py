@@ -155,7 +155,7 @@ def parser() -> argparse.ArgumentParser:
                 "--bounds",
                 choices=tuple(MARGINS),
                 default="wide",
-                help="which numbers to accept: only the range seen; as far outside as it is wide (default); any finite",
+                help="numbers to accept: only the range seen; as far outside as it is wide (default); all that fit",
             )
     return top
 

@@ -26,9 +26,11 @@ from sklearn.ensemble import RandomForestClassifier  # noqa: E402
 
 from bench.table import Table  # noqa: E402
 from examples.train import DEMOS, Demo  # noqa: E402
-from registry.features import Rows, Schema, infer_features  # noqa: E402
+from registry.features import Rows  # noqa: E402
+from registry.inferring import infer_features  # noqa: E402
 from registry.kernels import compile_estimator, probe_rows, verify  # noqa: E402
 from registry.model import Compute, estimator_compute  # noqa: E402
+from registry.schema import Schema  # noqa: E402
 
 BATCHES = (1, 64, 512)
 SECONDS = 0.3

@@ -19,11 +19,13 @@ import pandas as pd
 from sklearn.utils.validation import check_is_fitted
 
 from registry.errors import CannotAdd, InvalidRows, VersionRefused
-from registry.features import Rows, Schema, infer_features
+from registry.features import Rows
+from registry.inferring import infer_features
 from registry.loader import load_version, unpickle
 from registry.manifest import NAME, Manifest, Task, version_order, write_manifest
 from registry.measuring import measure
 from registry.model import LoadedModel, asking, estimator_compute, task_of
+from registry.schema import Schema
 
 ARTEFACT = "model.joblib"
 BACKGROUND_ROWS = 100

@@ -1,4 +1,4 @@
-"""The features of a model: their names, kinds and bounds, and the way from JSON instances to rows and back.
+"""The features of a model: their names, kinds and bounds, and the way of one value into a row and back.
 
 A row is float64 in schema order whatever the kinds: a category is its index in `categories`, a boolean is 0 or 1,
 a missing value is NaN. So every row has one canonical form, and a batch of them is one matrix.
@@ -7,9 +7,7 @@ a missing value is NaN. So every row has one canonical form, and a batch of them
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import cached_property
-from itertools import islice
+from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
@@ -17,14 +15,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from registry.errors import CannotAdd, Fault, InvalidRows, NestedTooDeep
-
 Kind = Literal["number", "integer", "boolean", "category"]
 Rows = NDArray[np.float64]
 
 NUMBERS = frozenset({float, int})
-DEEPEST = 16
-"""Levels of arrays and objects; an instance in a request needs four."""
 
 
 class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -155,184 +149,3 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         if missing.any() and self.dtype in ("bool", "int64", "int32"):
             return column  # plain whole numbers and booleans have no missing value; pandas reads such columns as floats
         return pd.Series(column).astype(self.dtype).array
-
-
-class Schema:
-    """The features of one model, in the order of its rows."""
-
-    def __init__(self, features: Sequence[Feature]) -> None:
-        self.features = tuple(features)
-        self.names = tuple(feature.name for feature in features)
-        self._encoders = tuple(feature.encoder() for feature in features)
-        self._positions = {name: index for index, name in enumerate(self.names)}
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def rows(self, instances: Sequence[Any]) -> Rows:
-        """Instances as JSON gave them (objects by name, or arrays in order), as rows of shape (instances, features).
-
-        Raises InvalidRows naming instance and feature, NestedTooDeep for what is no instance at all.
-        """
-        if not instances:
-            raise InvalidRows([Fault(0, None, "there must be at least one instance")])
-        faults: list[Fault] = []
-        table = []
-        for index, instance in enumerate(instances):
-            table.append(self._cells(index, instance, type(instances[0]), faults))
-            if len(faults) >= InvalidRows.LIMIT:
-                break
-        if faults:
-            if any(depth(instance) > DEEPEST - 2 for instance in instances):
-                raise NestedTooDeep(faults)
-            raise InvalidRows(faults)
-        return np.array(table, dtype=np.float64)
-
-    def _cells(self, index: int, instance: Any, kind: type, faults: list[Fault]) -> list[float]:
-        if type(instance) is not kind or not isinstance(instance, dict | list):
-            shape = {"dict": "an object, like the first", "list": "an array, like the first"}
-            faults.append(Fault(index, None, f"must be {shape.get(kind.__name__, 'an object or an array')}"))
-            return []
-        if isinstance(instance, list):
-            if len(instance) != len(self.names):
-                faults.append(Fault(index, None, f"must have {len(self.names)} values, has {len(instance)}"))
-                return []
-            return self._encode(index, zip(self.names, instance, strict=True), faults)
-        if instance.keys() != self._positions.keys():
-            faults.extend(self._misnamed(index, instance))
-        present = [(name, instance[name]) for name in self.names if name in instance]
-        return self._encode(index, present, faults)
-
-    def _encode(self, index: int, values: Any, faults: list[Fault]) -> list[float]:
-        cells = []
-        for name, value in values:
-            try:
-                cells.append(self._encoders[self._positions[name]](value))
-            except ValueError as error:
-                faults.append(Fault(index, name, str(error)))
-        return cells
-
-    def _misnamed(self, index: int, instance: dict[str, Any]) -> list[Fault]:
-        missing = [Fault(index, name, "is missing") for name in self.names if name not in instance]
-        # no more than are shown: an object may have hundreds of thousands
-        unknown = islice((name for name in instance if name not in self._positions), InvalidRows.LIMIT)
-        # An unknown name is the client's own text: shown only as far as it helps
-        shown = [name if len(name) <= 64 and name.isprintable() else "(unreadable)" for name in unknown]
-        return missing + [Fault(index, name, "is not a feature of this model") for name in shown]
-
-    def instance(self, row: Sequence[float]) -> dict[str, Any]:
-        """A row back in the user's terms."""
-        return {f.name: f.decode(float(cell)) for f, cell in zip(self.features, row, strict=True)}
-
-    def frame(self, rows: Rows) -> pd.DataFrame:
-        """Rows as the DataFrame that the estimator was fitted on: same columns, same dtypes."""
-        return pd.DataFrame({f.name: f.column(rows[:, i]) for i, f in enumerate(self.features)}, copy=False)
-
-    @cached_property
-    def object_schema(self) -> dict[str, Any]:
-        """An instance by feature name, as JSON Schema."""
-        return {
-            "type": "object",
-            "properties": {feature.name: feature.json_schema() for feature in self.features},
-            "required": list(self.names),
-            "additionalProperties": False,
-        }
-
-    @cached_property
-    def array_schema(self) -> dict[str, Any]:
-        """An instance as an array in schema order, as JSON Schema."""
-        return {
-            "type": "array",
-            "prefixItems": [feature.json_schema() for feature in self.features],
-            "minItems": len(self),
-            "maxItems": len(self),
-        }
-
-
-def depth(value: Any) -> int:
-    """Levels of arrays and objects, counted no further than needed; iterative, because the value is hostile."""
-    level, levels = [value], 0
-    while levels <= DEEPEST:
-        level = [
-            inner
-            for outer in level
-            if type(outer) in (list, dict)
-            for inner in (outer if type(outer) is list else outer.values())
-        ]
-        if not level:
-            return levels
-        levels += 1
-    return levels
-
-
-def infer_features(frame: pd.DataFrame, margin: float | None) -> tuple[Feature, ...]:
-    """The features that a sample of a model's input shows.
-
-    `margin` widens the range seen to the range accepted, in widths of the range seen: 1 accepts a value as far
-    outside as the sample is wide, 0 only what was seen, None all that the column can hold. A quantity that is never
-    negative in the sample may not become so. Raises CannotAdd.
-    """
-    return tuple(_infer_feature(str(name), frame[name], margin) for name in frame.columns)
-
-
-def _infer_feature(name: str, column: pd.Series[Any], margin: float | None) -> Feature:
-    if not 0 < len(name) <= 128 or not name.isprintable():
-        raise CannotAdd(f"column {name!r}: a feature's name has 1 to 128 printable characters")
-    values = column.dropna()
-    if values.empty:
-        raise CannotAdd(f"column {name!r} has no values")
-    nullable = bool(column.isna().any())
-    dtype = str(column.dtype)
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        categories = _categories(name, column.cat.categories)
-        return Feature(name=name, kind="category", dtype="category", nullable=nullable, categories=categories)
-    if pd.api.types.is_bool_dtype(values.infer_objects()):
-        return Feature(name=name, kind="boolean", dtype=dtype, nullable=nullable)
-    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_complex_dtype(column):
-        low, high = float(values.min()), float(values.max())
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise CannotAdd(f"column {name!r} holds infinite values")
-        minimum, maximum = _accepted(low, high, margin, _limits(column.dtype))
-        return Feature(
-            name=name,
-            kind="integer" if pd.api.types.is_integer_dtype(column) else "number",
-            dtype=dtype,
-            nullable=nullable,
-            seen=(low, high),
-            minimum=minimum,
-            maximum=maximum,
-        )
-    if pd.api.types.is_string_dtype(values):
-        categories = _categories(name, sorted(values.unique()))
-        return Feature(name=name, kind="category", dtype=dtype, nullable=nullable, categories=categories)
-    raise CannotAdd(f"column {name!r} has the unsupported type {dtype}")
-
-
-def _limits(dtype: Any) -> tuple[float, float]:
-    """The numbers that neither wrap around in a column of this type nor lose digits in a row.
-
-    Fractions end where single precision does: trees and others compute in it, and fail on what it cannot hold.
-    """
-    plain = np.dtype(getattr(dtype, "numpy_dtype", dtype))
-    if plain.kind in "iu":
-        limits = np.iinfo(plain)
-        return float(max(limits.min, 1 - 2**53)), float(min(limits.max, 2**53 - 1))
-    largest = min(float(np.finfo(plain).max), float(np.finfo(np.float32).max))
-    return -largest, largest
-
-
-def _accepted(low: float, high: float, margin: float | None, limits: tuple[float, float]) -> tuple[float, float]:
-    if margin is None:
-        return min(low, limits[0]), max(high, limits[1])
-    reach = margin * (high - low)
-    minimum = low - reach if low < 0 else max(0.0, low - reach)
-    return min(low, max(minimum, limits[0])), max(high, min(high + reach, limits[1]))
-
-
-def _categories(name: str, values: Any) -> tuple[str | int, ...]:
-    plain = tuple(value.item() if isinstance(value, np.generic) else value for value in values)
-    if not all(type(value) in (str, int) for value in plain):
-        raise CannotAdd(f"column {name!r}: categories must be texts or whole numbers")
-    if len(plain) > 1000:
-        raise CannotAdd(f"column {name!r} has {len(plain)} different texts; is it an identifier? (limit 1000)")
-    return plain

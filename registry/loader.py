@@ -18,10 +18,10 @@ import numpy as np
 import structlog
 
 from registry.errors import VersionRefused
-from registry.features import Schema
 from registry.kernels import compile_estimator, probe_rows, verify
 from registry.manifest import Manifest, read_manifest
 from registry.model import Compute, LoadedModel, estimator_compute, task_of
+from registry.schema import Schema
 
 log = structlog.get_logger(__name__)
 

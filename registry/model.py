@@ -17,8 +17,9 @@ from sklearn.pipeline import Pipeline
 from sklearn.tree import DecisionTreeClassifier
 
 from registry.errors import ModelFailed
-from registry.features import Rows, Schema
+from registry.features import Rows
 from registry.manifest import Manifest, Task
+from registry.schema import Schema
 
 Outputs = NDArray[np.float64]
 """What a model gives for rows, shape (rows, width).

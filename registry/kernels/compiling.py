@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.pipeline import Pipeline
 
-from registry.features import Rows, Schema
+from registry.features import Rows
 from registry.kernels.columns import Computed, Tabled, builder, straight
 from registry.kernels.ensembles import FORESTS, GRADIENT, SINGLE, forest_compute, gradient_boosting_compute
 from registry.kernels.histogram import HISTOGRAM, histogram_compute
@@ -17,6 +17,7 @@ from registry.kernels.preprocessing import Matrix, follow, source_columns
 from registry.kernels.tables import tabulate
 from registry.kernels.unsupported import Unsupported
 from registry.model import Compute, Outputs
+from registry.schema import Schema
 
 
 def compile_estimator(estimator: Any, schema: Schema, *, frame: bool) -> Compute | None:

@@ -29,7 +29,6 @@ from sklearn.preprocessing import (
 )
 from sklearn.utils import check_array
 
-from registry.features import Schema
 from registry.kernels.columns import (
     ADD,
     CUT_TO,
@@ -42,6 +41,7 @@ from registry.kernels.columns import (
     Computed,
 )
 from registry.kernels.unsupported import Unsupported
+from registry.schema import Schema
 
 
 @dataclass(frozen=True, slots=True)

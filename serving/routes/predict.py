@@ -13,9 +13,10 @@ import structlog
 
 from cache.flight import Answer
 from registry.decoding import InstanceDecoder
-from registry.features import DEEPEST, Rows, depth
+from registry.features import Rows
 from registry.model import LoadedModel
 from registry.registry import Registry
+from registry.schema import DEEPEST, depth
 from serving.asgi import HeaderMap, Headers, Receive, Scope, Send, check_json, read_body, respond
 from serving.errors import InvalidRequest, MethodNotAllowed, NotJSON, TooManyInstances
 from serving.predictor import Predictor, Timing

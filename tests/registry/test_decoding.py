@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from registry.decoding import InstanceDecoder
 from registry.errors import InvalidRows
-from registry.features import Feature, Rows, Schema
+from registry.features import Feature, Rows
+from registry.schema import Schema
 
 FEATURES = (
     Feature(name="size", kind="number", minimum=-2.0, maximum=2.0),

@@ -18,10 +18,11 @@ from structlog.testing import capture_logs
 
 from registry import loader
 from registry.adding import add_version
-from registry.features import Schema, infer_features
+from registry.inferring import infer_features
 from registry.kernels import compile_estimator
 from registry.loader import load_version
 from registry.model import Compute
+from registry.schema import Schema
 from tests.registry.parity import ROWS, numbers, target
 
 TABLE = numbers()

@@ -24,10 +24,11 @@ from sklearn.ensemble import (
 )
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
-from registry.features import Schema, infer_features
+from registry.inferring import infer_features
 from registry.kernels import compile_estimator
 from registry.kernels.flatten import widen_thresholds
 from registry.kernels.verification import probe_rows
+from registry.schema import Schema
 from tests.registry.parity import Pair, around, mixed, numbers, pair, rows_of, target
 
 SEED: dict[str, Any] = {"random_state": 0}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from registry.features import Feature, Rows, Schema
+from registry.features import Feature, Rows
 from registry.kernels import probe_rows, verify
 from registry.model import Outputs
+from registry.schema import Schema
 
 SCHEMA = Schema(
     [
