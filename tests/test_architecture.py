@@ -18,7 +18,7 @@ LAYERS: list[set[str]] = [
     {"serving.app", "serving.worker", "serving.arbiter", "serving.prefork", "serving.greeting"},
     {"serving.protocol", "serving.routes"},
     {"serving.asgi"},
-    {"serving.problems", "serving.predictor"},
+    {"serving.problems", "serving.predictor", "serving.reading"},
     {"serving.batching"},
     {"serving.cost"},
     {"serving.answering"},

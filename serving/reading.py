@@ -1,0 +1,96 @@
+"""Reads the rows of a request out of its body: quickly if all is well, else again with an eye for what is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from registry.decoding import InstanceDecoder
+from registry.features import Rows
+from registry.model import LoadedModel
+from registry.schema import DEEPEST, depth
+from serving.errors import InvalidRequest, NotJSON, TooManyInstances
+
+USAGE = 'send an object: {"instances": [...]}'
+
+
+class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a request may say besides its instances. Explanations obey it; predictions show every class anyway."""
+
+    classes: str | list[str] = "predicted"
+    top: int | None = None
+
+
+class Body(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a prediction request, before anything is known of its instances."""
+
+    instances: list[Any]
+    parameters: Parameters = Parameters()
+
+
+_decode_any = msgspec.json.Decoder(Body).decode
+
+
+class Reader:
+    """Reads the rows of one model out of bodies."""
+
+    def __init__(self, model: LoadedModel, max_instances: int) -> None:
+        self._schema = model.schema
+        self._max_instances = max_instances
+        self._instances: InstanceDecoder | None = None
+        if not InstanceDecoder.fits(model.manifest.features):
+            return
+        self._instances = InstanceDecoder(model.manifest.features)
+        instances = list[self._instances.type]  # type: ignore[name-defined]
+        body = msgspec.defstruct(
+            "ModelBody",
+            [("instances", instances), ("parameters", Parameters, Parameters())],
+            forbid_unknown_fields=True,
+        )
+        self._decode = msgspec.json.Decoder(body).decode
+
+    def rows(self, body: bytes) -> Rows:
+        """Rows of shape (instances, features). Raises NotJSON, InvalidRequest, TooManyInstances, InvalidRows."""
+        if self._instances is None:
+            return self._rows_looked_at(body)
+        try:
+            instances: list[Any] = self._decode(body).instances  # type: ignore[attr-defined]
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return self._rows_looked_at(body)
+        if len(instances) > self._max_instances:
+            return self._rows_looked_at(body)
+        rows = self._instances.rows(instances)
+        return self._rows_looked_at(body) if rows is None else rows
+
+    def _rows_looked_at(self, body: bytes) -> Rows:
+        """The slow way, which knows what to say of whatever is wrong."""
+        try:
+            instances = _decode_any(body).instances
+        except RecursionError:
+            raise NotJSON("the body is nested too deep") from None
+        except UnicodeDecodeError:
+            raise NotJSON("the body is not UTF-8") from None
+        except msgspec.ValidationError as error:
+            raise _misfit(body, error) from None
+        except msgspec.DecodeError as error:
+            raise NotJSON(f"the body is not JSON: {str(error)[:200]}") from None
+        if len(instances) > self._max_instances:
+            raise TooManyInstances(f"a request may have {self._max_instances} instances; send more as several requests")
+        return self._schema.rows(instances)
+
+
+def _misfit(body: bytes, error: msgspec.ValidationError) -> NotJSON | InvalidRequest:
+    """What to say of JSON that is no prediction request; numbers that no machine number holds are no JSON for us."""
+    reason = str(error)
+    if len(reason) > 160 or not reason.isprintable():
+        reason = USAGE  # it quotes the name of an unknown field, which is the client's own text
+    if "out of range" in reason:
+        return NotJSON(reason)
+    try:
+        value = msgspec.json.decode(body)
+    except (RecursionError, ValueError):
+        return NotJSON(reason)
+    if not isinstance(value, dict) or depth(value) > DEEPEST:
+        return NotJSON(USAGE)
+    return InvalidRequest(reason)
