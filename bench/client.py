@@ -35,7 +35,7 @@ class Tally:
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
 
 
-class _Connection(asyncio.Protocol):
+class Connection(asyncio.Protocol):
     """One connection, one request at a time."""
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ async def _client(
     host: str, port: int, turns: Iterator[bytes], todo: Iterator[int], tally: Tally, pause: float
 ) -> None:
     loop = asyncio.get_running_loop()
-    connection: _Connection | None = None
+    connection: Connection | None = None
     for _ in todo:
         started = perf_counter()
         try:
@@ -111,7 +111,7 @@ async def _client(
                 if connection is not None:
                     connection.transport.close()
                 connection = None
-                _, connection = await loop.create_connection(_Connection, host, port)
+                _, connection = await loop.create_connection(Connection, host, port)
                 tally.connections += 1
             tally.statuses[await connection.request(next(turns))] += 1
             tally.seconds.append(perf_counter() - started)

@@ -28,7 +28,8 @@ from serving.errors import Overloaded
 log = structlog.get_logger(__name__)
 
 MAX_ROWS = 1024
-"""Rows of one batch, so that nobody waits for the rows of everybody."""
+BATCH_SECONDS = 0.025
+"""Rows and time of one batch, so that nobody waits for the rows of everybody. A request is never divided."""
 
 PATIENCE = 4
 """Rows of a model that may wait, however slow it is."""
@@ -157,7 +158,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         while self._idle_threads and self._waiting:
             line = self._waiting.popleft()
-            jobs = line.take(line.large, MAX_ROWS)
+            jobs = line.take(line.large, line.cost.rows_within(BATCH_SECONDS, MAX_ROWS))
             if line.large:
                 self._waiting.append(line)
             if jobs:

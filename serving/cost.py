@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import time
 from dataclasses import dataclass
 
@@ -54,6 +55,10 @@ class Cost:
             return mean_seconds * max(1.0, rows / mean_rows)
         each = max(0.0, (self.rows_seconds / self.weight - mean_rows * mean_seconds) / spread)
         return max(0.0, mean_seconds + each * (rows - mean_rows))
+
+    def rows_within(self, seconds: float, most: int) -> int:
+        """How many rows, of at most `most`, a batch may have to take no longer; at least one."""
+        return max(1, bisect.bisect_right(range(1, most + 1), seconds, key=self.expect))
 
 
 def measure_inline_rows(model: LoadedModel) -> int:

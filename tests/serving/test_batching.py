@@ -204,6 +204,15 @@ def test_batches_of_one_size_tell_that_more_rows_take_longer() -> None:
     assert cost.expect(20) == pytest.approx(1.0)
 
 
+def test_a_batch_has_as_many_rows_as_its_time_allows_and_never_none() -> None:
+    cost = Cost()
+    assert cost.rows_within(0.025, 1024) == 1024, "nothing is known yet"
+    for count in (1, 2, 4, 8):
+        cost.learn(count, 0.005 * count)
+    assert cost.rows_within(0.026, 1024) == 5
+    assert cost.rows_within(0.001, 1024) == 1
+
+
 def test_only_compiled_models_run_on_the_loop(models: Path) -> None:
     compiled = load_registry(models).get("breast-cancer")
     assert compiled.compiled
