@@ -9,79 +9,19 @@ long they took from the moment the request was due, and how quickly the others w
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from urllib.parse import urlsplit
 
 import uvloop
 
-from bench.client import Connection, hammer, post
+from bench.client import hammer, post
+from bench.models import add_slow
+from bench.pace import Pace, quantile
 from bench.service import Service
-from bench.slow import add_slow_model
 from bench.table import Table
-
-
-@dataclass
-class Outcome:
-    """Seconds from due to answered, by status; and how many found no answer."""
-
-    seconds: defaultdict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
-    lost: int = 0
-
-    def quantile(self, status: int, share: float) -> float:
-        """In milliseconds."""
-        ordered = sorted(self.seconds[status])
-        return ordered[int(share * (len(ordered) - 1))] * 1e3 if ordered else float("nan")
-
-
-class Pace:
-    """Sends requests when they are due, each on a connection that is free then, or on a new one."""
-
-    def __init__(self, address: str) -> None:
-        parts = urlsplit(address)
-        self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
-        self._free: list[Connection] = []
-        self._outcome = Outcome()
-
-    async def run(self, messages: Iterator[bytes], rate: float, seconds: float) -> Outcome:
-        """`rate` requests a second for so many seconds, and then until the last is answered."""
-        started, tasks = perf_counter(), set()
-        for index in range(int(rate * seconds)):
-            due = started + index / rate
-            if (wait := due - perf_counter()) > 0:
-                await asyncio.sleep(wait)
-            task = asyncio.create_task(self._send(next(messages), due))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-        await asyncio.gather(*tasks)
-        for connection in self._free:
-            connection.transport.close()
-        return self._outcome
-
-    async def _send(self, message: bytes, due: float) -> None:
-        try:
-            connection = await self._connection()
-            status = await connection.request(message)
-        except OSError:
-            self._outcome.lost += 1
-            return
-        self._outcome.seconds[status].append(perf_counter() - due)
-        if connection.usable:
-            self._free.append(connection)
-
-    async def _connection(self) -> Connection:
-        while self._free:
-            connection = self._free.pop()
-            if connection.usable:
-                return connection
-        _, connection = await asyncio.get_running_loop().create_connection(Connection, self._host, self._port)
-        return connection
 
 
 def unique_messages(url: str) -> Iterator[bytes]:
@@ -100,7 +40,7 @@ def main() -> None:
     options = arguments.parse_args()
     table = Table("load", "offered/s", "answered/s", "of peak", "p99 ms", "refused", "refusal p99 ms", "other", "lost")
     with tempfile.TemporaryDirectory() as directory:
-        add_slow_model(Path(directory))
+        add_slow(Path(directory))
         environ = {
             "MODEL_DIR": directory,
             "WEB_CONCURRENCY": "1",
@@ -116,20 +56,19 @@ def main() -> None:
             tally = uvloop.run(hammer(service.address, ready, requests=1000, connections=8))
             peak = tally.statuses[200] / (perf_counter() - started)
             for load in (*options.loads, 0.8):
-                outcome = uvloop.run(Pace(service.address).run(messages, load * peak, options.seconds))
-                served, refused = len(outcome.seconds[200]), len(outcome.seconds[503])
-                other = sum(map(len, outcome.seconds.values())) - served - refused
-                rate = served / options.seconds
+                answered = uvloop.run(Pace(service.address).run(messages, load * peak, options.seconds))
+                seconds = {status: [one.seconds for one in answered if one.status == status] for status in (200, 503)}
+                rate = len(seconds[200]) / options.seconds
                 table.add(
                     f"{load:g}x",
                     f"{load * peak:.0f}",
                     f"{rate:.0f}",
                     f"{rate / peak:.0%}",
-                    f"{outcome.quantile(200, 0.99):.1f}",
-                    refused,
-                    f"{outcome.quantile(503, 0.99):.1f}",
-                    other,
-                    outcome.lost,
+                    f"{quantile(seconds[200], 0.99):.1f}",
+                    len(seconds[503]),
+                    f"{quantile(seconds[503], 0.99):.1f}",
+                    sum(one.status not in (0, 200, 503) for one in answered),
+                    sum(one.status == 0 for one in answered),
                 )
     print(f"peak: {peak:.0f} answers/s with 8 connections, p99 {tally.quantile(0.99) * 1e3:.1f} ms")
     print(table)

@@ -1,8 +1,7 @@
 """Predictions a second, ours beside the app that users write by hand: `python -m bench.predict`.
 
-Two workers each, 64 keep-alive connections, one row a request, every row new, on the same machine in one run. Then our
-cache: the same rows again, from memory and from Redis, and batches of 1,000 rows of which 900 are known. wrk must be on
-PATH. `--models` chooses; `--estimator` serves a model by its estimator, uncompiled.
+Two workers each, 64 keep-alive connections, one row a request, every row new, on the same machine in one run. wrk must
+be on PATH. `--models` chooses. What the cache gives is measured by `bench.cached`.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from bench import wrk
+from bench.models import add_histogram
 from bench.service import ROOT, Service, demo_models
 from bench.table import Table
 from bench.wrk import Load, Shot
 
-MODELS = ("breast-cancer", "wine", "diabetes", "mortgage")
+MODELS = ("breast-cancer", "mortgage", "histogram", "wine", "diabetes")
 CONNECTIONS = 64
 PLAIN = (
     "-m",
@@ -114,54 +113,6 @@ def compare(table: Table, models: Path, names: list[str], seconds: float) -> Non
             row(table, name, "forkserve", fire(service.address, shot(models, name, plain=False), seconds), plain)
 
 
-def compare_cache(table: Table, models: Path, seconds: float) -> None:
-    """A forest: by its estimator, compiled, and the same rows again from memory; x is against the compiled miss."""
-    target = shot(models, "breast-cancer", plain=False)
-    known = Shot(target.path, target.body, target.low, target.high, unique=500)
-    with ours(models) as service:
-        miss = fire(service.address, target, seconds)
-        hit = fire(service.address, known, seconds)
-    with ours(models, COMPILE="false") as service:
-        estimator = fire(service.address, target, seconds)
-        single = wrk.run(service.address, target, connections=1, seconds=seconds, seed=9_000_000)
-        single_hit = wrk.run(service.address, known, connections=1, seconds=seconds)
-    row(table, "breast-cancer", "compiled, miss", miss, None)
-    row(table, "breast-cancer", "memory hit", hit, miss)
-    row(table, "breast-cancer", "estimator, miss", estimator, miss)
-    row(table, "breast-cancer", "estimator, miss, 1 connection", single, None)
-    row(table, "breast-cancer", "memory hit, 1 connection", single_hit, single)
-
-
-def batch_seconds(service: Service, rows: list[dict[str, Any]]) -> float:
-    """How long a request of many rows takes."""
-    body = json.dumps({"instances": rows}).encode()
-    request = urllib.request.Request(
-        f"{service.address}/v1/models/breast-cancer:predict", body, {"Content-Type": "application/json"}
-    )
-    started = time.perf_counter()
-    urllib.request.urlopen(request, timeout=60).close()
-    return time.perf_counter() - started
-
-
-def compare_batches(models: Path) -> Table:
-    """1,000 rows by the estimator, none and nine in ten of them known; the median of nine requests each."""
-    table = Table("1,000 rows, estimator", "ms", "x")
-    example = json.loads((models / "breast-cancer/1/manifest.json").read_text())["example"]
-
-    def rows(start: int) -> list[dict[str, Any]]:
-        return [example | {"mean radius": 10 + (start + index) * 1e-6} for index in range(1000)]
-
-    with ours(models, COMPILE="false", WEB_CONCURRENCY="1") as service:
-        known = rows(0)
-        batch_seconds(service, known)
-        cold = sorted(batch_seconds(service, rows(10_000 * (turn + 1))) for turn in range(9))[4]
-        mixed = [known[100:] + rows(1_000_000 + 1000 * turn)[:100] for turn in range(9)]
-        warm = sorted(batch_seconds(service, batch) for batch in mixed)[4]
-    table.add("all new", f"{cold * 1e3:.1f}", "")
-    table.add("90 % known", f"{warm * 1e3:.1f}", f"{cold / warm:.1f}")
-    return table
-
-
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
@@ -169,11 +120,9 @@ def main() -> None:
     options = arguments.parse_args()
     table = Table("model", "who", "requests/s", "x", "p50 ms", "p99 ms", "p99 x", "lost")
     with demo_models() as models:
+        add_histogram(models)
         compare(table, models, options.models, options.seconds)
-        compare_cache(table, models, options.seconds)
         print(table)
-        print()
-        print(compare_batches(models))
 
 
 if __name__ == "__main__":

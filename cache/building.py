@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import structlog
 
+from cache.gathering import GatheringTier
 from cache.memory import MemoryTier
 from cache.redis import RedisTier
 from cache.stats import Stats
@@ -41,4 +42,4 @@ def build_cache(
         health_check_interval=redis_health_check_interval,
         stats=stats,
     )
-    return TieredCache(memory, remote, stats=stats)
+    return TieredCache(memory, GatheringTier(remote), stats=stats)

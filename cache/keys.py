@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 KEY_BYTES = 24
 """192 bits: nobody finds two rows of one key. In memory they take what 16 would: objects grow in steps of 16 bytes."""
 
+NEGATIVE_ZERO = bytes(7) + b"\x80"
+
 Rows = NDArray[np.float64]
 
 
@@ -30,23 +32,27 @@ def row_key(prefix: bytes, row: bytes) -> bytes:
     return sha256(prefix + row).digest()[:KEY_BYTES]
 
 
-def row_keys(prefix: bytes, rows: Rows, *, merge_zeros: bool) -> list[bytes]:
+def row_keys(prefix: bytes, rows: Rows, *, merge_zeros: bool, merge_nans: bool = True) -> list[bytes]:
     """One key a row for rows of shape (rows, features)."""
-    content = canonical_rows(rows, merge_zeros=merge_zeros).tobytes()
+    content = canonical_bytes(rows, merge_zeros=merge_zeros, merge_nans=merge_nans)
     width = rows.shape[1] * 8
-    return [row_key(prefix, content[start : start + width]) for start in range(0, len(rows) * width, width)]
+    return [row_key(prefix, content[start : start + width]) for start in range(0, len(content), width)]
 
 
-def canonical_rows(rows: Rows, *, merge_zeros: bool) -> Rows:
-    """A copy, little-endian and in C order, in which values that no model can tell apart have the same bits.
+def canonical_bytes(rows: Rows, *, merge_zeros: bool, merge_nans: bool = True) -> bytes:
+    """Rows one after the other, little-endian, in which values that no model can tell apart have the same bits.
 
-    Every NaN becomes the one NaN. With `merge_zeros` -0.0 becomes 0.0: only for a model that compares its input and
-    never computes with it (a decision tree, alone or in an ensemble, for which -0.0 <= t is 0.0 <= t). Where it is
-    multiplied, divided by or transformed, the sign of a zero can reach the answer's bits (1 / -0.0, or the sign of a
-    product that is zero), and the two must keep two keys.
+    With `merge_zeros` -0.0 becomes 0.0: only for a model that compares its input and never computes with it (a
+    decision tree, alone or in an ensemble, for which -0.0 <= t is 0.0 <= t). Where it is multiplied, divided by or
+    transformed, the sign of a zero can reach the answer's bits (1 / -0.0, or the sign of a product that is zero), and
+    the two must keep two keys. With `merge_nans` every NaN becomes the one NaN; to be left out only where there is
+    none.
     """
-    canonical: Rows = np.array(rows, dtype="<f8", order="C")
-    if merge_zeros:
-        canonical += 0.0
-    canonical[np.isnan(canonical)] = np.nan
-    return canonical
+    content = np.asarray(rows, dtype="<f8").tobytes()
+    merge_zeros = merge_zeros and NEGATIVE_ZERO in content  # a glance: most rows hold none
+    if not merge_zeros and not merge_nans:
+        return content
+    values = np.frombuffer(content, dtype="<f8") + (0.0 if merge_zeros else -0.0)
+    if merge_nans:
+        values[np.isnan(values)] = np.nan
+    return values.tobytes()

@@ -47,10 +47,10 @@ class RedisTier:
         breaker: Breaker | None = None,
         stats: Stats | None = None,
     ) -> None:
-        """`timeout` in seconds is for each step of a call, all of them take 2.5 times that. Raises InvalidRedisUrl."""
+        """`timeout` in seconds is for a whole call, connecting included. Raises InvalidRedisUrl."""
         self._connection = connection_settings(url, max_value_bytes + HEADER_BYTES, timeout, health_check_interval)
-        # the time to get a connection, to connect and to be answered; the single ones start anew with each reply
-        self._deadline = 2.5 * timeout
+        # getting a connection, connecting and each reply have timeouts of their own, which would add up
+        self._deadline = timeout
         self._ttl = max(1, round(ttl_seconds * 1000))
         self._prefix = prefix
         self._secret = secret

@@ -29,6 +29,11 @@ class Schema:
     def __len__(self) -> int:
         return len(self.features)
 
+    @cached_property
+    def takes_missing(self) -> bool:
+        """Whether a row may hold NaN."""
+        return any(feature.nullable for feature in self.features)
+
     def rows(self, instances: Sequence[Any]) -> Rows:
         """Instances as JSON gave them (objects by name, or arrays in order), as rows of shape (instances, features).
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import random
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -103,6 +103,11 @@ CLIENT_CLOSED_REQUEST = 499
 """What a request is logged with when its client did not wait; never sent."""
 
 
+def _new_id() -> str:
+    # unique, not secret; and random is seeded anew in every forked worker
+    return f"{random.getrandbits(96):024x}"
+
+
 class Exchange:
     """One request and its answer, as the edge sees them."""
 
@@ -113,7 +118,7 @@ class Exchange:
         self.status = 0
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), None)
         kept = given is not None and REQUEST_ID.fullmatch(given)
-        self.request_id = given.decode() if given and kept else os.urandom(12).hex()
+        self.request_id = given.decode() if given and kept else _new_id()
         scope.setdefault("state", {})["request_id"] = self.request_id
 
     async def send(self, message: Message) -> None:

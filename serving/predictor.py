@@ -66,7 +66,12 @@ class Predictor:
             timing.queue = time.perf_counter() - asked - ran.seconds
             return ran.answers
 
-        keys = row_keys(self._prefixes[model], rows, merge_zeros=model.ignores_sign_of_zero)
+        keys = row_keys(
+            self._prefixes[model],
+            rows,
+            merge_zeros=model.ignores_sign_of_zero,
+            merge_nans=model.schema.takes_missing,
+        )
         seconds = self._timeout if timeout is None else min(timeout, self._timeout)
         if self._cache.is_local and self._batcher.is_quick(model, len(rows)):
             # answered within this turn of the loop or the next: a timer would cost more than it could save

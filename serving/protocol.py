@@ -14,6 +14,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from serving import problems
+from serving.transport import JoiningTransport
 
 MAX_HEAD_BYTES = 64 * 1024
 """Request line and headers, or the trailers of a chunked body; the parser itself has no limit."""
@@ -41,7 +42,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._stalled_since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        self._joining = JoiningTransport(transport, self.loop)
+        super().connection_made(self._joining)  # type: ignore[arg-type]
         self.flow = PipelineFlow(transport, self.pipeline)
         self._reading_since = self.loop.time()
 

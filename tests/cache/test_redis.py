@@ -22,6 +22,7 @@ import trustme
 from cache.building import build_cache
 from cache.connection import InvalidRedisUrl, connection_settings
 from cache.envelope import seal
+from cache.gathering import GatheringTier
 from cache.redis import RedisTier
 from cache.stats import Stats
 from tests.cache.conftest import PATIENCE, listening
@@ -326,8 +327,9 @@ async def test_cache_is_built_with_what_it_is_told(shared_server: RedisServer, r
         redis_timeout=PATIENCE,
         redis_health_check_interval=17,
     )
-    assert isinstance(cache._remote, RedisTier)
-    assert cache._remote._connection["health_check_interval"] == 17
+    assert isinstance(cache._remote, GatheringTier)
+    assert isinstance(cache._remote._remote, RedisTier)
+    assert cache._remote._remote._connection["health_check_interval"] == 17
     raw.set("mine:planted", seal(b"planted", b"by somebody without the secret"))
     assert await cache.find_many([b"planted"]) == [None]
     assert (cache.stats.malformed, cache.stats.misses) == (1, 1)

@@ -8,6 +8,7 @@ import anyio.lowlevel
 import pytest
 import redis
 
+from cache.gathering import GatheringTier
 from cache.memory import MemoryTier
 from cache.redis import RedisTier
 from cache.tier import Tier
@@ -25,10 +26,12 @@ def make_tier(kind: str, url: str, ttl_seconds: float) -> Tier:
             return memory
         case "redis":
             return RedisTier(url, ttl_seconds=ttl_seconds, timeout=PATIENCE)
+        case "gathering":
+            return GatheringTier(RedisTier(url, ttl_seconds=ttl_seconds, timeout=PATIENCE))
     return TieredCache(memory, RedisTier(url, ttl_seconds=ttl_seconds, timeout=PATIENCE))
 
 
-@pytest.fixture(params=["memory", "redis", "tiered"])
+@pytest.fixture(params=["memory", "redis", "gathering", "tiered"])
 def kind(request: pytest.FixtureRequest) -> str:
     chosen: str = request.param
     return chosen

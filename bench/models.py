@@ -1,0 +1,56 @@
+"""Models that the demos lack and benchmarks need: a plain histogram boosting, and two that nothing can compile."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVR
+
+from examples.train import breast_cancer
+from registry.adding import add_version
+
+SECONDS_A_ROW = 0.005
+
+
+class SlowRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+    """Multiplies matrices, without the GIL, until the time of its rows is over; answers the first feature."""
+
+    def fit(self, X: Any, _y: Any) -> SlowRegressor:  # noqa: N803 - scikit-learn's names
+        self.n_features_in_ = X.shape[1]
+        return self
+
+    def predict(self, X: Any) -> Any:  # noqa: N803
+        matrix, until = np.ones((200, 200)), time.thread_time() + SECONDS_A_ROW * len(X)
+        while time.thread_time() < until:
+            matrix = matrix @ matrix / 200
+        return X[:, 0] + matrix[0, 0] - 1
+
+
+def add_slow(root: Path) -> None:
+    """`slow`: so many milliseconds for every row, in a batch as well as alone."""
+    sample = pd.DataFrame({"x": np.linspace(0, 1, 5)})
+    add_version(root, "slow", SlowRegressor().fit(sample.to_numpy(), None), sample, margin=None)
+
+
+def add_histogram(root: Path) -> None:
+    """`histogram`: histogram boosting of 100 stages, on the tumours of the forest."""
+    table, target = breast_cancer()
+    estimator = HistGradientBoostingClassifier(random_state=0).fit(table.to_numpy(), target)
+    add_version(root, "histogram", estimator, table)
+
+
+def add_support_vectors(root: Path) -> None:
+    """`support-vectors`: 2,000 of them, of 30 features each, which every row is compared with."""
+    random = np.random.default_rng(0)
+    table = pd.DataFrame(random.normal(size=(2000, 30)), columns=[f"x{index}" for index in range(30)])
+    target = np.sin(table["x0"]) + random.normal(size=len(table))
+    estimator = make_pipeline(StandardScaler(), SVR(epsilon=0.0)).fit(table.to_numpy(), target)
+    add_version(root, "support-vectors", estimator, table)
