@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 import structlog
@@ -32,7 +33,7 @@ BATCH_SECONDS = 0.025
 """Rows and time of one batch, so that nobody waits for the rows of everybody. A request is never divided."""
 
 PATIENCE = 4
-"""Rows of a model that may wait, however slow it is."""
+"""Rows of a model that may wait for its thread and each other, however slow it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,10 @@ class Line:
         return taken
 
 
+Batch: TypeAlias = "asyncio.Future[list[Ran | ModelFailed]]"
+"""On a thread; an outcome for each request."""
+
+
 class Batcher:
     """The batches and inference threads of one worker. Built before the fork, started after it."""
 
@@ -90,8 +95,9 @@ class Batcher:
         self._queue_seconds = queue_seconds
         self._lines: dict[LoadedModel, Line] = {}
         self._idle_threads = threads
+        self._running: dict[Batch, float] = {}
         self._waiting: deque[Line] = deque()
-        self._stuck: set[asyncio.Future[list[Ran | ModelFailed]]] = set()
+        self._stuck: set[Batch] = set()
         self._pool: ThreadPoolExecutor | None = None
 
     def prepare(self, model: LoadedModel, inline_rows: int) -> None:
@@ -152,30 +158,36 @@ class Batcher:
         line.large_rows += len(job.rows)
 
     def _expected_wait(self) -> float:
-        return sum(line.expected_seconds() for line in self._waiting) / self._threads
+        """Seconds until a thread has done what is running and waiting now."""
+        now = time.perf_counter()
+        running = sum(max(0.0, end - now) for end in self._running.values())
+        return (running + sum(line.expected_seconds() for line in self._waiting)) / self._threads
 
     def _start_large(self) -> None:
         loop = asyncio.get_running_loop()
         while self._idle_threads and self._waiting:
             line = self._waiting.popleft()
-            jobs = line.take(line.large, line.cost.rows_within(BATCH_SECONDS, MAX_ROWS))
+            jobs = line.take(line.large, line.cost.batch_rows(BATCH_SECONDS, MAX_ROWS))
             if line.large:
                 self._waiting.append(line)
             if jobs:
                 self._idle_threads -= 1
                 batch = loop.run_in_executor(self._pool, _run_batch, line.model, [job.rows for job in jobs])
+                expected = line.cost.expect(sum(len(job.rows) for job in jobs))
+                self._running[batch] = time.perf_counter() + expected
                 for job in jobs:
                     job.done.add_done_callback(partial(self._note_given_up, jobs, batch))
                 batch.add_done_callback(partial(self._finish_large, line, jobs))
 
-    def _note_given_up(self, jobs: Sequence[Job], batch: asyncio.Future[list[Ran | ModelFailed]], _: object) -> None:
+    def _note_given_up(self, jobs: Sequence[Job], batch: Batch, _: object) -> None:
         """A thread cannot be killed: one that works for nobody any more is counted as stuck until it comes back."""
         if not batch.done() and all(job.done.done() for job in jobs):
             self._stuck.add(batch)
             log.warning("Inference thread is stuck", stuck=len(self._stuck), threads=self._threads)
 
-    def _finish_large(self, line: Line, jobs: Sequence[Job], batch: asyncio.Future[list[Ran | ModelFailed]]) -> None:
+    def _finish_large(self, line: Line, jobs: Sequence[Job], batch: Batch) -> None:
         self._stuck.discard(batch)
+        del self._running[batch]
         self._idle_threads += 1
         if not batch.cancelled():
             outcomes = batch.result()

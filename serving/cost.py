@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import time
 from dataclasses import dataclass
 
@@ -19,6 +18,11 @@ SAMPLE = 64
 TRIES = 5
 
 MAX_INLINE_ROWS = 1024
+
+HAND_OVER = 0.0002
+"""Seconds that a batch on a thread costs besides what the model takes."""
+
+ENOUGH = 0.9
 
 MEMORY = 0.95
 """What a batch still counts when the next one has run."""
@@ -47,18 +51,42 @@ class Cost:
 
     def expect(self, rows: int) -> float:
         """Seconds for a batch of so many rows; 0 as long as none has been seen."""
-        if not self.weight:
-            return 0.0
-        mean_rows, mean_seconds = self.rows / self.weight, self.seconds / self.weight
-        spread = self.rows_rows / self.weight - mean_rows**2
-        if spread <= 0.01 * mean_rows**2:  # all of one size: it tells nothing of others
-            return mean_seconds * max(1.0, rows / mean_rows)
-        each = max(0.0, (self.rows_seconds / self.weight - mean_rows * mean_seconds) / spread)
-        return max(0.0, mean_seconds + each * (rows - mean_rows))
+        fixed, each = self._line()
+        return fixed + each * rows
 
-    def rows_within(self, seconds: float, most: int) -> int:
-        """How many rows, of at most `most`, a batch may have to take no longer; at least one."""
-        return max(1, bisect.bisect_right(range(1, most + 1), seconds, key=self.expect))
+    def batch_rows(self, seconds: float, most: int) -> int:
+        """How many rows, of at most `most`, to run together: as many as `seconds` allow, and no more than help.
+
+        A batch saves the fixed part, once per row more. When that is ENOUGH of the way to what an endless batch would
+        reach, further rows would only wait for each other. What is not known yet is tried.
+        """
+        if not self.weight:
+            return most
+        fixed, each = self._line()
+        if each <= 0:
+            return most
+        in_time = (seconds - fixed) / each
+        helpful = ENOUGH / (1 - ENOUGH) * (fixed + HAND_OVER) / each
+        if self._is_of_one_size():
+            helpful = max(helpful, 2 * self.rows / self.weight)
+        return max(1, int(min(most, in_time, helpful)))
+
+    def _is_of_one_size(self) -> bool:
+        """True when the batches seen tell nothing of others."""
+        mean = self.rows / self.weight
+        return self.rows_rows / self.weight - mean**2 <= 0.01 * mean**2
+
+    def _line(self) -> tuple[float, float]:
+        """The part of its own and the part for each row."""
+        if not self.weight:
+            return 0.0, 0.0
+        mean_rows, mean_seconds = self.rows / self.weight, self.seconds / self.weight
+        each = mean_seconds / mean_rows
+        if not self._is_of_one_size():
+            covariance = self.rows_seconds / self.weight - mean_rows * mean_seconds
+            variance = self.rows_rows / self.weight - mean_rows**2
+            each = min(each, max(0.0, covariance / variance))  # no batch takes less than no time by itself
+        return mean_seconds - each * mean_rows, each
 
 
 def measure_inline_rows(model: LoadedModel) -> int:

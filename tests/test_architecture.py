@@ -22,7 +22,7 @@ LAYERS: list[set[str]] = [
     {"serving.batching"},
     {"serving.cost"},
     {"serving.answering"},
-    {"serving.logs", "serving.numeric_threads", "serving.processes", "serving.settings"},
+    {"serving.logs", "serving.numeric_threads", "serving.processes", "serving.settings", "serving.transport"},
     {"serving.errors", "cache", "registry", "examples"},
 ]
 """From the top down. A module may import what is below it, and its own package."""

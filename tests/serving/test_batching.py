@@ -108,6 +108,8 @@ def test_what_arrives_while_the_threads_are_busy_is_the_next_batch(model: Loaded
         await asyncio.gather(first, *others)
 
     with started(model, inline_rows=0) as batcher:
+        for count in (1, 10):
+            batcher._lines[model].cost.learn(count, 0.01 + 1e-6 * count)
         asyncio.run(ask(batcher))
     assert oracle.batches == [1, 3]
 
@@ -138,13 +140,13 @@ def test_a_request_that_would_wait_too_long_is_refused_at_once_and_others_are_no
         running = asyncio.create_task(batcher.run(model, rows(1.0)))
         await asyncio.to_thread(oracle.asked.acquire)
         waiting = []
-        for value in range(PATIENCE + 1):
+        for value in range(PATIENCE):
             waiting.append(asyncio.create_task(batcher.run(model, rows(float(value)))))
             await turn()
         with pytest.raises(Overloaded):
             await batcher.run(model, rows(9.0))
         oracle.go_on.set()
-        assert len(await asyncio.gather(running, *waiting)) == PATIENCE + 2
+        assert len(await asyncio.gather(running, *waiting)) == PATIENCE + 1
 
     with started(model, inline_rows=0, queue_seconds=0.1) as batcher:
         asyncio.run(ask(batcher))
@@ -200,17 +202,37 @@ def test_batches_of_one_size_tell_that_more_rows_take_longer() -> None:
     cost = Cost()
     for _ in range(5):
         cost.learn(2, 0.1)
-    assert cost.expect(1) == pytest.approx(0.1)
+    assert cost.expect(1) == pytest.approx(0.05)
     assert cost.expect(20) == pytest.approx(1.0)
 
 
-def test_a_batch_has_as_many_rows_as_its_time_allows_and_never_none() -> None:
+def learnt(fixed: float, each: float) -> Cost:
     cost = Cost()
-    assert cost.rows_within(0.025, 1024) == 1024, "nothing is known yet"
     for count in (1, 2, 4, 8):
-        cost.learn(count, 0.005 * count)
-    assert cost.rows_within(0.026, 1024) == 5
-    assert cost.rows_within(0.001, 1024) == 1
+        cost.learn(count, fixed + each * count)
+    return cost
+
+
+def test_a_batch_has_as_many_rows_as_its_time_allows_and_never_none() -> None:
+    assert Cost().batch_rows(0.025, 1024) == 1024, "nothing is known yet"
+    cost = learnt(0.010, 0.001)
+    assert cost.batch_rows(0.0255, 1024) == 15
+    assert cost.batch_rows(0.0255, 10) == 10
+    assert cost.batch_rows(0.001, 1024) == 1
+
+
+def test_rows_are_not_kept_waiting_for_each_other_where_that_saves_nothing() -> None:
+    assert learnt(0.0, 0.005).batch_rows(0.025, 1024) == 1
+    assert learnt(0.001, 0.001).batch_rows(1.0, 1024) == 10
+
+
+def test_larger_batches_are_tried_as_long_as_nothing_is_known_of_them() -> None:
+    cost = Cost()
+    for _ in range(5):
+        cost.learn(1, 0.005)
+    assert cost.batch_rows(0.025, 1024) == 2
+    cost.learn(2, 0.0051)
+    assert cost.batch_rows(0.025, 1024) > 100
 
 
 def test_only_compiled_models_run_on_the_loop(models: Path) -> None:
