@@ -65,7 +65,10 @@ class Nursery:
 
     def _follow_order(self) -> bool:
         """False when there will be no more."""
-        data, descriptors, _, _ = socket.recv_fds(self._control, ORDER.size, 1)
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self._control, ORDER.size, 1)
+        except ConnectionResetError:  # it hung up before it had read the last END
+            return False
         if not data:
             return False
         order, number = ORDER.unpack(data)
