@@ -114,6 +114,10 @@ def kernel_says(pid: int, name: str) -> str:
     return Path(f"/proc/{pid}/{name}").read_text().strip()
 
 
+def count_descriptors(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
 def zygote() -> int:
     (pid,) = child_pids(os.getpid())
     return pid
@@ -162,6 +166,29 @@ async def test_a_call_that_is_cancelled_is_killed(executor: Executor) -> None:
             await call
         await until(lambda: child_pids(zygote()) == [])
         assert int(await executor.run("tell_pid", ROWS, timeout=PATIENCE)) != pid
+
+
+@in_a_worker()
+async def test_a_call_that_is_not_even_read_is_killed_at_its_deadline(executor: Executor) -> None:
+    pid = int(await executor.run("tell_pid", ROWS, timeout=PATIENCE))
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(DeadlineExceeded):
+        await executor.run("scale", np.zeros((1000, 4000)), timeout=0.1)
+    await until(partial(gone_now, pid))
+    assert await executor.run("scale", ROWS, timeout=PATIENCE) == ROWS.tobytes()
+
+
+@in_a_worker()
+async def test_processes_that_were_replaced_leave_neither_descriptors_nor_zombies(executor: Executor) -> None:
+    open_ones = []
+    for _ in range(5):
+        with pytest.raises(CallFailed):
+            await executor.run("exit_at_once", ROWS, timeout=PATIENCE)
+        with pytest.raises(DeadlineExceeded):
+            await executor.run("spin", ROWS, timeout=0.01)
+        await until(lambda: child_pids(zygote()) == [])
+        open_ones.append([count_descriptors(pid) for pid in (os.getpid(), zygote())])
+    assert open_ones == [open_ones[0]] * 5
 
 
 @in_a_worker()
