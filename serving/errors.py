@@ -12,7 +12,10 @@ ServingError
 │   ├── MethodNotAllowed  the address is there, not with this method
 │   └── NotAuthorized     no admin token, or a wrong one
 ├── Overloaded            there is more work than can be done in time; try again later
-└── DeadlineExceeded      a prediction took longer than it may
+├── DeadlineExceeded      a prediction took longer than it may
+├── CallFailed            a call in a process of its own broke, or its process did
+├── MemoryExceeded        a call in a process of its own needed more memory than it may
+└── ExecutorGone          the worker can run no such calls any more
 """
 
 from __future__ import annotations
@@ -75,3 +78,21 @@ class Overloaded(ServingError):
 
 class DeadlineExceeded(ServingError):
     """A prediction took longer than it may."""
+
+
+class CallFailed(ServingError):
+    """A call in a process of its own broke, or its process did; the message says how, and is not for the client."""
+
+
+class MemoryExceeded(ServingError):
+    """A call in a process of its own needed more memory than it may; fewer rows may do."""
+
+    def __init__(self) -> None:
+        super().__init__("the computation needs more memory than it may; send fewer instances")
+
+
+class ExecutorGone(ServingError):
+    """No calls in processes of their own can be run here any more; the worker is about to be replaced."""
+
+    def __init__(self) -> None:
+        super().__init__("this worker is being replaced; try again")

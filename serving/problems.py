@@ -10,8 +10,11 @@ import msgspec
 from registry.errors import InvalidRows, ModelFailed, ModelNotFound, NestedTooDeep, VersionNotFound
 from serving.errors import (
     BodyTooLarge,
+    CallFailed,
     DeadlineExceeded,
+    ExecutorGone,
     InvalidRequest,
+    MemoryExceeded,
     MethodNotAllowed,
     NotAuthorized,
     NotJSON,
@@ -32,11 +35,14 @@ STATUS: dict[type[Exception], HTTPStatus] = {
     MethodNotAllowed: HTTPStatus.METHOD_NOT_ALLOWED,
     BodyTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     TooManyInstances: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    MemoryExceeded: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     UnsupportedBody: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     InvalidRequest: HTTPStatus.UNPROCESSABLE_ENTITY,
     InvalidRows: HTTPStatus.UNPROCESSABLE_ENTITY,
     ModelFailed: HTTPStatus.INTERNAL_SERVER_ERROR,
+    CallFailed: HTTPStatus.INTERNAL_SERVER_ERROR,
     Overloaded: HTTPStatus.SERVICE_UNAVAILABLE,
+    ExecutorGone: HTTPStatus.SERVICE_UNAVAILABLE,
     DeadlineExceeded: HTTPStatus.GATEWAY_TIMEOUT,
 }
 
@@ -46,6 +52,7 @@ DETAIL: dict[type[Exception], str] = {
     InvalidRows: "the instances do not fit the model's features",
     NestedTooDeep: "the body is nested too deep",
     ModelFailed: "the model failed on this request",
+    CallFailed: "the computation failed on this request",
 }
 
 
@@ -64,7 +71,7 @@ def render(error: Exception, request_id: str) -> tuple[HTTPStatus, list[tuple[by
         headers.append((b"allow", error.allowed.encode()))
     if isinstance(error, NotAuthorized):
         headers.append((b"www-authenticate", b'Bearer realm="admin"'))
-    if isinstance(error, Overloaded):
+    if isinstance(error, Overloaded | ExecutorGone):
         headers.append((b"retry-after", b"1"))
     faults = error.faults if isinstance(error, InvalidRows) else ()
     errors = [{"instance": fault.instance, "feature": fault.feature, "reason": fault.reason} for fault in faults]

@@ -19,7 +19,7 @@ LAYERS: list[set[str]] = [
     {"serving.protocol", "serving.routes"},
     {"serving.asgi"},
     {"serving.problems", "serving.predictor", "serving.reading"},
-    {"serving.batching"},
+    {"serving.batching", "serving.executor"},
     {"serving.cost"},
     {"serving.answering"},
     {"serving.logs", "serving.numeric_threads", "serving.processes", "serving.settings", "serving.transport"},

@@ -8,6 +8,7 @@ import pytest
 
 from registry.errors import Fault, InvalidRows, ModelFailed
 from serving import problems
+from serving.errors import CallFailed, ExecutorGone, MemoryExceeded
 
 
 @pytest.mark.parametrize("length", [10, 500, 5_000])
@@ -23,9 +24,17 @@ def test_problem_of_long_faults_is_cut_to_8_kb_with_the_first_kept(length: int) 
     assert shown or length == 5_000
 
 
-@pytest.mark.parametrize("error", [ValueError("secret"), KeyError("secret"), ModelFailed("secret"), OSError("secret")])
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("secret"), KeyError("secret"), ModelFailed("secret"), CallFailed("secret"), OSError("secret")],
+)
 def test_unexpected_error_tells_nothing_but_the_id_of_the_request(error: Exception) -> None:
     status, headers, content = problems.render(error, "the-id")
     assert (status, headers) == (500, [])
     assert b"secret" not in content
     assert json.loads(content)["request_id"] == "the-id"
+
+
+def test_a_computation_too_large_is_told_from_one_that_another_worker_can_do() -> None:
+    assert problems.render(MemoryExceeded(), "id")[:2] == (413, [])
+    assert problems.render(ExecutorGone(), "id")[:2] == (503, [(b"retry-after", b"1")])

@@ -1,0 +1,41 @@
+"""What an executor process does all its life: take a call, run its function, say what became of it."""
+
+from __future__ import annotations
+
+import socket
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from serving.executor import frames
+from serving.executor.frames import Outcome, Rows
+from serving.executor.isolation import be_first_out_of_memory, limit_memory
+
+Function: TypeAlias = Callable[[Rows, Mapping[str, Any]], bytes]
+"""Rows (n, features) and small parameters that survive JSON -> the result."""
+
+TRACEBACK_LENGTH = 8 * 1024
+
+
+def answer_calls(sock: socket.socket, functions: Mapping[str, Function], memory: int) -> None:
+    """Answer one call after the other until the other end is closed."""
+    be_first_out_of_memory()
+    limit_memory(memory)
+    while True:
+        try:
+            call, rows = frames.receive_call(sock)
+        except EOFError:
+            return
+        outcome, result = _run(functions[call.key], rows, call.parameters)
+        sock.sendall(frames.pack(outcome, result))
+
+
+def _run(function: Function, rows: Rows, parameters: Mapping[str, Any]) -> tuple[Outcome, bytes]:
+    try:
+        return Outcome("done"), function(rows, parameters)
+    except MemoryError:
+        pass  # the error holds on to what was allocated, and to say so takes memory: let go of it first
+    except BaseException as error:  # noqa: BLE001 - the edge of the process: whatever it is, the caller is told
+        text = traceback.format_exception_only(error)[-1].strip()
+        return Outcome("failed", text, "".join(traceback.format_exception(error))[-TRACEBACK_LENGTH:]), b""
+    return Outcome("out of memory"), b""
