@@ -39,7 +39,11 @@ class TreeExplainer:
         """What each feature contributes to each output."""
         outputs = self.margins(rows)
         found = Contributions(outputs[:, -len(self.base_values) :], self.base_values, self.attribute(rows))
-        return both_classes(found, 1.0 if self.space == "probability" else 0.0) if self.binary else found
+        if not self.binary:
+            return found
+        if self.space == "margin":
+            return both_classes(found, 0.0)
+        return replace(both_classes(found, 1.0), outputs=outputs)  # what predict answers, to the last bit
 
 
 def tree_explainer(parts: Parts) -> TreeExplainer:

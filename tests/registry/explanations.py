@@ -64,10 +64,12 @@ def _leaf_values(path: dict[int, tuple[int, Decimal]]) -> dict[int, Decimal]:
     """(one - zero) times the integral of the product of the other features' t one + (1 - t) zero."""
     product = [Decimal(1)]  # coefficients of powers of t, the constant first
     for one, zero in path.values():
-        product = [zero * same + (one - zero) * lower for same, lower in zip([*product, 0], [0, *product], strict=True)]
+        same, lower = [*product, Decimal(0)], [Decimal(0), *product]
+        product = [zero * a + (one - zero) * b for a, b in zip(same, lower, strict=True)]
     found = {}
     for feature, (one, zero) in path.items():
-        others, rest = [], product[:]  # the product divided by the feature's own factor, from the lowest power up
+        others: list[Decimal] = []
+        rest = product[:]  # the product divided by the feature's own factor, from the lowest power up
         for power in range(len(path)):
             others.append(rest[power] / zero)
             rest[power + 1] -= (one - zero) * others[-1]
