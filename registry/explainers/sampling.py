@@ -61,23 +61,27 @@ def sampling_explainer(function: Compute, background: Rows, space: Space, budget
     features = background.shape[1]
     exact = 2**features <= budget.evaluations
     evaluations = 2**features if exact else max(budget.evaluations, 2 * features + 1)
-    masker = shap.maskers.Independent(background, max_samples=len(background))
-    library = (shap.explainers.Exact if exact else shap.explainers.Permutation)(function, masker)
+    kind = shap.explainers.Exact if exact else shap.explainers.Permutation
+    _warm(shap, kind)
     started = time.perf_counter()
     outputs = function(background)
     seconds = (time.perf_counter() - started) * evaluations
-    made = SamplingExplainer(
+    return SamplingExplainer(
         method="exact" if exact else "permutation",
         space=space,
         function=function,
-        library=library,
+        library=kind(function, shap.maskers.Independent(background, max_samples=len(background))),
         evaluations=evaluations,
         base_values=outputs.mean(axis=0),
         jobs_only=seconds > budget.seconds,
     )
-    with _seeded(background[0]):
-        library(background[:1], max_evals=evaluations if exact else 2 * features + 1, silent=True)
-    return made
+
+
+def _warm(shap: Any, kind: Any) -> None:
+    """Explain something small: some releases of shap compile for seconds at their first call."""
+    first, second = np.zeros((2, 2)), np.ones((1, 2))
+    with _seeded(first):
+        kind(lambda rows: rows.sum(axis=1), shap.maskers.Independent(first))(second, max_evals=5, silent=True)
 
 
 @contextmanager
