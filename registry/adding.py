@@ -14,22 +14,30 @@ from pathlib import Path
 from typing import Any
 
 import joblib
+import msgspec
 import numpy as np
 import pandas as pd
+import structlog
 from sklearn.utils.validation import check_is_fitted
 
 from registry.errors import CannotAdd, InvalidRows, VersionRefused
+from registry.explainers.choosing import choose_explainer
+from registry.explainers.importance import mean_contributions
 from registry.features import Rows
 from registry.inferring import infer_features
 from registry.loader import load_version, unpickle
-from registry.manifest import NAME, Manifest, Task, version_order, write_manifest
+from registry.manifest import NAME, ExplainerRecord, Manifest, Task, version_order, write_manifest
 from registry.measuring import measure
-from registry.model import LoadedModel, asking, estimator_compute, task_of
+from registry.model import Compute, LoadedModel, asking, estimator_compute, task_of
 from registry.schema import Schema
+
+log = structlog.get_logger(__name__)
 
 ARTEFACT = "model.joblib"
 BACKGROUND_ROWS = 100
 EXPECTED_ROWS = 20
+IMPORTANCE_SECONDS = 10.0
+"""How long a slow explainer may go on with more background rows."""
 
 
 def add_version(
@@ -108,6 +116,7 @@ def add_version(
         metrics=metrics,
         source=source,
     )
+    manifest = msgspec.structs.replace(manifest, explainer=_record_explainer(manifest, estimator, compute, background))
     return _write(root, directory, manifest, content.getvalue())
 
 
@@ -207,6 +216,24 @@ def _baseline(task: Task, outputs: Rows, classes: int) -> tuple[float, ...]:
         found, counts = np.unique(outputs[:, -1], return_counts=True)
         means[-1] = found[counts.argmax()]
     return tuple(means.tolist())
+
+
+def _record_explainer(manifest: Manifest, estimator: Any, compute: Compute, background: Rows) -> ExplainerRecord | None:
+    explainer = choose_explainer(manifest, estimator, compute)
+    if explainer is None:
+        return None
+    try:
+        importance, count = mean_contributions(explainer, background, IMPORTANCE_SECONDS)
+    except Exception as error:  # noqa: BLE001 - an estimator that breaks on rows mixed from others still predicts
+        log.warning("Explainer not recorded", model=manifest.name, reason=f"{type(error).__name__}: {error}")
+        return None
+    names = (feature.name for feature in manifest.features)
+    return ExplainerRecord(
+        method=explainer.method,
+        space=explainer.space,
+        importance=dict(zip(names, importance, strict=True)),
+        importance_rows=count,
+    )
 
 
 def _describe(estimator: Any) -> str:

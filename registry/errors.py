@@ -6,6 +6,8 @@ RegistryError
 ├── VersionRefused      a version on disk is not fit to serve; names the file
 ├── CannotAdd           an estimator and a table do not make a version
 ├── ModelFailed         a model broke on rows that fit its features
+├── NotExplained        a model has no explainer
+├── InvalidSelection    what an explanation should show is not there
 └── InvalidRows         instances do not fit the model's features
     └── NestedTooDeep   they are not even shaped like instances
 """
@@ -44,6 +46,14 @@ class CannotAdd(RegistryError):
 
 class ModelFailed(RegistryError):
     """A model broke on rows that fit its features; not the client's fault."""
+
+
+class NotExplained(RegistryError):
+    """No explainer fits the model, or what it needs is not installed; the message says it."""
+
+
+class InvalidSelection(RegistryError):
+    """An explanation cannot show what was asked for: a class that the model does not have, no feature at all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,8 @@ import numpy as np
 import structlog
 
 from registry.errors import VersionRefused
+from registry.explainers.budget import Budget
+from registry.explainers.choosing import choose_explainer
 from registry.kernels import compile_estimator, probe_rows, verify
 from registry.manifest import Manifest, read_manifest
 from registry.model import Compute, LoadedModel, estimator_compute, task_of
@@ -29,7 +31,9 @@ CLOSE_ENOUGH = 1e-9
 """How far an estimator may be from what it answered when it was added: other builds of BLAS sum in another order."""
 
 
-def load_version(root: Path, directory: Path, *, fallback: bool = False, compiled: bool = True) -> LoadedModel:
+def load_version(
+    root: Path, directory: Path, *, fallback: bool = False, compiled: bool = True, budget: Budget | None = None
+) -> LoadedModel:
     """The version kept in `directory` below the model directory `root`.
 
     With `fallback`, a version whose manifest is sound but whose artefact is not is stood in for by a model that
@@ -49,7 +53,8 @@ def load_version(root: Path, directory: Path, *, fallback: bool = False, compile
         log.error("Fallback model in use", model=manifest.name, version=manifest.version, reason=str(error))
         return LoadedModel(manifest, _mean_of_the_sample(manifest), fallback=True)
     quick = _compile(manifest, estimator, compute) if compiled else None
-    return LoadedModel(manifest, quick or compute, compiled=quick is not None)
+    explainer = choose_explainer(manifest, estimator, quick or compute, budget)
+    return LoadedModel(manifest, quick or compute, compiled=quick is not None, explainer=explainer)
 
 
 def _verified_bytes(root: Path, path: Path, sha256: str) -> bytes:

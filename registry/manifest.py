@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from registry.contributions import Method, Space
 from registry.errors import VersionRefused
 from registry.features import Feature
 
@@ -17,6 +18,18 @@ FILENAME = "manifest.json"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
 Task = Literal["classification", "regression", "clustering", "outlier-detection"]
+
+
+class ExplainerRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The explainer that was chosen when the version was added.
+
+    `importance` is the mean of |SHAP| over outputs and the first `importance_rows` background rows, by feature.
+    """
+
+    method: Method
+    space: Space
+    importance: dict[str, float]
+    importance_rows: int
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -42,6 +55,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Mean output over the sample: what a fallback model answers."""
     metrics: dict[str, float] = {}
     source: str = ""
+    explainer: ExplainerRecord | None = None
+    """None for a version that was added before explainers were recorded, or where none fitted."""
 
 
 def version_order(version: str) -> tuple[tuple[int, int, str], ...]:

@@ -16,9 +16,11 @@ from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.tree import DecisionTreeClassifier
 
-from registry.errors import ModelFailed
+from registry.contributions import Contributions, Explainer
+from registry.errors import ModelFailed, NotExplained
 from registry.features import Rows
 from registry.manifest import Manifest, Task
+from registry.presenting import Selection, present_contributions
 from registry.schema import Schema
 
 Outputs = NDArray[np.float64]
@@ -51,6 +53,7 @@ class LoadedModel:
     """True when the version could not be loaded and a minimal model stands in for it."""
     compiled: bool = False
     """True when a compiled form, held against the estimator bit for bit, answers instead of it."""
+    explainer: Explainer | None = None
 
     @property
     def name(self) -> str:
@@ -80,6 +83,27 @@ class LoadedModel:
         if not np.isfinite(outputs).all():
             raise ModelFailed(f"{self.name}/{self.version} gave a result that is not finite")
         return self.present(outputs)
+
+    def explain(self, rows: Rows, selection: Selection | None = None) -> list[dict[str, Any]]:
+        """One explanation a row, as `present_contributions` shows it. `rows` has shape (rows, features).
+
+        Raises NotExplained, InvalidSelection, ModelFailed.
+        """
+        selection = selection or Selection()
+        selection.check(self.manifest.classes)
+        found = self.contributions(rows)
+        labels = [answer["label"] if isinstance(answer, dict) else None for answer in self.predict(rows)]
+        assert self.explainer is not None
+        return present_contributions(found, self.explainer, self.schema.names, self.manifest.classes, labels, selection)
+
+    def contributions(self, rows: Rows) -> Contributions:
+        """What each feature of each row contributes; checked to add up. Raises NotExplained, ModelFailed."""
+        if self.explainer is None:
+            raise NotExplained(f"{self.name}/{self.version} has no explainer")
+        found = self.explainer.explain(rows)
+        if not found.gap() <= self.explainer.tolerance:  # NaN is not
+            raise ModelFailed(f"{self.name}/{self.version}: contributions do not add up to the output")
+        return found
 
     def present(self, outputs: Outputs) -> list[Any]:
         """Outputs of shape (rows, width) as JSON values."""

@@ -9,6 +9,7 @@ from types import MappingProxyType
 import structlog
 
 from registry.errors import ModelNotFound, VersionNotFound, VersionRefused
+from registry.explainers.budget import Budget
 from registry.loader import load_version
 from registry.manifest import NAME, version_order
 from registry.model import LoadedModel
@@ -78,10 +79,15 @@ def _directories(path: Path) -> list[Path]:
     return [inner for inner in path.iterdir() if NAME.fullmatch(inner.name) and inner.is_dir()]
 
 
-def load_registry(root: Path, *, fallback: bool = False, compiled: bool = True) -> Registry:
+def load_registry(
+    root: Path, *, fallback: bool = False, compiled: bool = True, budget: Budget | None = None
+) -> Registry:
     """Load and verify every version below `root`. Raises VersionRefused for the first that is not fit to serve."""
     registry = Registry(
-        [load_version(root, path, fallback=fallback, compiled=compiled) for path in version_directories(root)]
+        [
+            load_version(root, path, fallback=fallback, compiled=compiled, budget=budget)
+            for path in version_directories(root)
+        ]
     )
     log.info(
         f"Model registry initialized with {len(registry)} models",

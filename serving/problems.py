@@ -7,7 +7,15 @@ from typing import Any
 
 import msgspec
 
-from registry.errors import InvalidRows, ModelFailed, ModelNotFound, NestedTooDeep, VersionNotFound
+from registry.errors import (
+    InvalidRows,
+    InvalidSelection,
+    ModelFailed,
+    ModelNotFound,
+    NestedTooDeep,
+    NotExplained,
+    VersionNotFound,
+)
 from serving.errors import (
     BodyTooLarge,
     CallFailed,
@@ -39,6 +47,8 @@ STATUS: dict[type[Exception], HTTPStatus] = {
     UnsupportedBody: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     InvalidRequest: HTTPStatus.UNPROCESSABLE_ENTITY,
     InvalidRows: HTTPStatus.UNPROCESSABLE_ENTITY,
+    InvalidSelection: HTTPStatus.UNPROCESSABLE_ENTITY,
+    NotExplained: HTTPStatus.UNPROCESSABLE_ENTITY,
     ModelFailed: HTTPStatus.INTERNAL_SERVER_ERROR,
     CallFailed: HTTPStatus.INTERNAL_SERVER_ERROR,
     Overloaded: HTTPStatus.SERVICE_UNAVAILABLE,

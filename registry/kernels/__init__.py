@@ -6,12 +6,13 @@ from registry.kernels.columns import BUILD
 from registry.kernels.compiling import compile_estimator
 from registry.kernels.linear import MULTIPLY_ENTRIES
 from registry.kernels.links import BEFORE_SOFTMAX, BINARY
+from registry.kernels.tree_shap import TREE_SHAP
 from registry.kernels.verification import probe_rows, verify
 from registry.kernels.walk import WALK
 
 __all__ = ["compile_estimator", "probe_rows", "verify", "warm"]
 
-KERNELS = (BEFORE_SOFTMAX, BINARY, BUILD, MULTIPLY_ENTRIES, WALK)
+KERNELS = (BEFORE_SOFTMAX, BINARY, BUILD, MULTIPLY_ENTRIES, TREE_SHAP, WALK)
 
 
 def warm() -> None:

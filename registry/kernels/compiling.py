@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,21 @@ from sklearn.pipeline import Pipeline
 
 from registry.features import Rows
 from registry.kernels.columns import Computed, Tabled, builder, straight
-from registry.kernels.ensembles import FORESTS, GRADIENT, SINGLE, forest_compute, gradient_boosting_compute
-from registry.kernels.histogram import HISTOGRAM, histogram_compute
+from registry.kernels.ensembles import (
+    FORESTS,
+    GRADIENT,
+    SINGLE,
+    Ensemble,
+    forest_ensemble,
+    gradient_boosting_ensemble,
+)
+from registry.kernels.histogram import HISTOGRAM, histogram_ensemble
 from registry.kernels.linear import LINEAR, linear_compute
+from registry.kernels.links import Link
 from registry.kernels.preprocessing import Matrix, follow, source_columns
 from registry.kernels.tables import tabulate
 from registry.kernels.unsupported import Unsupported
-from registry.model import Compute, Outputs
+from registry.model import Compute
 from registry.schema import Schema
 
 
@@ -32,27 +41,52 @@ def compile_estimator(estimator: Any, schema: Schema, *, frame: bool) -> Compute
         return None
 
 
-def _compile(estimator: Any, schema: Schema, *, frame: bool) -> Compute:
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """An estimator taken apart: what makes the columns of its matrix, and what is asked with that matrix.
+
+    `trees` are those of a tree ensemble, with the link that their margins go through.
+    """
+
+    last: Any
+    plan: list[Computed | Tabled]
+    sparse: bool
+    features: int
+    trees: tuple[Ensemble, Link | None] | None
+
+    def behind_matrix(self, answer: Callable[[Rows], Rows]) -> Callable[[Rows], Rows]:
+        """A function from rows, shape (rows, features), to what `answer` gives for their matrix."""
+        features = self.features
+        build = None if straight(self.plan, features) else builder(self.plan)
+
+        def checked(rows: Rows) -> Rows:
+            rows = np.ascontiguousarray(rows, np.float64)
+            if rows.ndim != 2 or rows.shape[1] != features:
+                raise ValueError(f"rows of shape {rows.shape}, not (rows, {features})")  # a kernel would read beyond
+            return answer(rows if build is None else build(rows))
+
+        return checked
+
+
+def take_apart(estimator: Any, schema: Schema, *, frame: bool) -> Parts:
+    """The parts of an estimator. Raises Unsupported."""
     steps, last = _steps(estimator)
     matrix = source_columns(schema)
     for step in steps:
         matrix = follow(step, matrix)
     plan = _plan(steps, matrix, schema, frame=frame)
-    compute = _last_compute(last, plan, sparse=matrix.sparse)
-    features = len(schema)
-    answer = compute if straight(plan, features) else _chained(builder(plan), compute)
-
-    def checked(rows: Rows) -> Outputs:
-        rows = np.ascontiguousarray(rows, np.float64)
-        if rows.ndim != 2 or rows.shape[1] != features:
-            raise ValueError(f"rows of shape {rows.shape}, not (rows, {features})")  # a kernel would read beyond them
-        return answer(rows)
-
-    return checked
+    trees = _trees(last, plan, sparse=matrix.sparse)  # may add columns to the plan
+    return Parts(last, plan, matrix.sparse, len(schema), trees)
 
 
-def _chained(build: Callable[[Rows], Rows], compute: Compute) -> Compute:
-    return lambda rows: compute(build(rows))
+def _compile(estimator: Any, schema: Schema, *, frame: bool) -> Compute:
+    parts = take_apart(estimator, schema, frame=frame)
+    if parts.trees is not None:
+        ensemble, link = parts.trees
+        return parts.behind_matrix(ensemble.compute(link))
+    if type(parts.last) in LINEAR:
+        return parts.behind_matrix(linear_compute(parts.last, sparse=parts.sparse))
+    raise Unsupported(type(parts.last).__name__)
 
 
 def _steps(estimator: Any) -> tuple[list[Any], Any]:
@@ -82,14 +116,12 @@ def _plan(steps: list[Any], matrix: Matrix, schema: Schema, *, frame: bool) -> l
     return tabulate(matrix, schema, transform)
 
 
-def _last_compute(last: Any, plan: list[Computed | Tabled], *, sparse: bool) -> Compute:
+def _trees(last: Any, plan: list[Computed | Tabled], *, sparse: bool) -> tuple[Ensemble, Link | None] | None:
     kind = type(last)
     if kind in SINGLE or kind in FORESTS:
-        return forest_compute(last, refuses_missing=sparse)
+        return forest_ensemble(last, refuses_missing=sparse)
     if kind in GRADIENT:
-        return gradient_boosting_compute(last)
+        return gradient_boosting_ensemble(last)
     if kind in HISTOGRAM:
-        return histogram_compute(last, plan)
-    if kind in LINEAR:
-        return linear_compute(last, sparse=sparse)
-    raise Unsupported(kind.__name__)
+        return histogram_ensemble(last, plan)
+    return None

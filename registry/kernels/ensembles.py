@@ -62,7 +62,7 @@ class Ensemble:
         return margins if link is None else lambda rows: link(margins(rows))
 
 
-def forest_compute(estimator: Any, *, refuses_missing: bool) -> Compute:
+def forest_ensemble(estimator: Any, *, refuses_missing: bool) -> tuple[Ensemble, None]:
     """Decision trees, random forests and extra trees: the mean of the trees' probabilities or values."""
     members = [estimator] if type(estimator) in SINGLE else estimator.estimators_
     if estimator.n_outputs_ != 1:
@@ -70,17 +70,16 @@ def forest_compute(estimator: Any, *, refuses_missing: bool) -> Compute:
     trees = [_tree(member) for member in members]
     start = np.zeros(trees[0].values.shape[1])
     refuses_missing = refuses_missing or not get_tags(estimator).input_tags.allow_nan
-    return Ensemble(flatten(trees), start, float(len(trees)), LARGEST_IN_FLOAT32, refuses_missing).compute(None)
+    return Ensemble(flatten(trees), start, float(len(trees)), LARGEST_IN_FLOAT32, refuses_missing), None
 
 
-def gradient_boosting_compute(estimator: Any) -> Compute:
+def gradient_boosting_ensemble(estimator: Any) -> tuple[Ensemble, Link | None]:
     """Gradient boosting; every stage has a tree for each margin."""
     trees = [_tree(member) for member in estimator.estimators_.ravel()]
     scaled = [replace(tree, values=tree.values * estimator.learning_rate) for tree in trees]
     start = _start(estimator)
-    return Ensemble(flatten(scaled), start, 1.0, LARGEST_IN_FLOAT32, refuses_missing=True).compute(
-        _link(estimator, start)
-    )
+    ensemble = Ensemble(flatten(scaled), start, 1.0, LARGEST_IN_FLOAT32, refuses_missing=True)
+    return ensemble, _link(estimator, start)
 
 
 def _tree(member: Any) -> Tree:
@@ -92,6 +91,7 @@ def _tree(member: Any) -> Tree:
         threshold=widen_thresholds(tree.threshold),
         missing_left=tree.missing_go_to_left.astype(bool),
         values=tree.value[:, 0, :],
+        cover=tree.weighted_n_node_samples,
     )
 
 

@@ -24,7 +24,8 @@ class Tree:
     """A binary tree as arrays over its nodes, the root first; `left` is negative for a leaf.
 
     A value goes left when it is missing and `missing_left`, or when it is at most the threshold. `values` has shape
-    (nodes, outputs); those of inner nodes are not used.
+    (nodes, outputs); those of inner nodes are not used. `cover` is the weight of the training rows that came by, which
+    only SHAP values need. `player` is the column that a node's split is credited to, where that is not `feature`.
     """
 
     left: NDArray[np.int64]
@@ -33,15 +34,22 @@ class Tree:
     threshold: NDArray[np.float64]
     missing_left: NDArray[np.bool_]
     values: NDArray[np.float64]
+    cover: NDArray[np.float64] | None = None
+    player: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Forest:
-    """Flattened trees: `nodes` of dtype NODE, the index of each tree's root, and (nodes, outputs) values."""
+    """Flattened trees: `nodes` of dtype NODE, the index of each tree's root, and (nodes, outputs) values.
+
+    `cover` (NaN where a tree does not say) and `player` are those of the trees, by node.
+    """
 
     nodes: NDArray[Any]
     roots: NDArray[np.int32]
     values: NDArray[np.float64]
+    cover: NDArray[np.float64]
+    player: NDArray[np.int32]
 
 
 def flatten(trees: Sequence[Tree]) -> Forest:
@@ -52,6 +60,7 @@ def flatten(trees: Sequence[Tree]) -> Forest:
         raise Unsupported("too many nodes or features")
     nodes = np.zeros(counts.sum(), NODE)
     values = np.empty((len(nodes), trees[0].values.shape[1]))
+    cover, player = np.full(len(nodes), np.nan), np.zeros(len(nodes), np.int32)
     for start, tree in zip(starts.tolist(), trees, strict=True):
         places = start + _places(tree)
         inner = tree.left >= 0
@@ -60,7 +69,9 @@ def flatten(trees: Sequence[Tree]) -> Forest:
         nodes["feature"][places] = np.where(inner, tree.feature, 0)
         nodes["missing_right"][places] = inner & ~tree.missing_left
         values[places] = tree.values
-    return Forest(nodes, starts.astype(np.int32), values)
+        cover[places] = np.nan if tree.cover is None else tree.cover
+        player[places] = np.where(inner, tree.feature if tree.player is None else tree.player, 0)
+    return Forest(nodes, starts.astype(np.int32), values, cover, player)
 
 
 def _places(tree: Tree) -> NDArray[np.int64]:

@@ -19,26 +19,26 @@ from registry.kernels.ensembles import Ensemble
 from registry.kernels.flatten import Tree, flatten
 from registry.kernels.links import Link, binary, exponential, softmax
 from registry.kernels.unsupported import Unsupported
-from registry.model import Compute
 
 HISTOGRAM = (HistGradientBoostingClassifier, HistGradientBoostingRegressor)
 
 Plan = list[Computed | Tabled]
 
 
-def histogram_compute(estimator: Any, plan: Plan) -> Compute:
-    """A function from the matrix; columns for splits by category are added to `plan`. Raises Unsupported."""
+def histogram_ensemble(estimator: Any, plan: Plan) -> tuple[Ensemble, Link | None]:
+    """Histogram boosting; columns for splits by category are added to `plan`. Raises Unsupported."""
     start: Rows = estimator._baseline_prediction.ravel().astype(np.float64)
     splits: dict[Tabled, int] = {}
     trees = [_tree(member, plan, splits) for stage in estimator._predictors for member in stage]
     plan += splits
-    return Ensemble(flatten(trees), start).compute(_link(estimator, start))
+    return Ensemble(flatten(trees), start), _link(estimator, start)
 
 
 def _tree(member: Any, plan: Plan, splits: dict[Tabled, int]) -> Tree:
     nodes = member.nodes
     leaf = nodes["is_leaf"].astype(bool)
     feature, threshold = nodes["feature_idx"].astype(np.int64), nodes["num_threshold"].copy()
+    player = feature.copy()
     missing_left = nodes["missing_go_to_left"].astype(bool)
     for index in np.flatnonzero(nodes["is_categorical"].astype(bool) & ~leaf):
         bits = _members(member.raw_left_cat_bitsets[nodes["bitset_idx"][index]])
@@ -52,6 +52,8 @@ def _tree(member: Any, plan: Plan, splits: dict[Tabled, int]) -> Tree:
         threshold=threshold,
         missing_left=missing_left,
         values=nodes["value"][:, None],
+        cover=nodes["count"].astype(np.float64),
+        player=player,
     )
 
 

@@ -61,16 +61,21 @@ MULTIPLY_ENTRIES = Kernel(
 
 def linear_compute(estimator: Any, *, sparse: bool) -> Compute:
     """A function from the matrix, shape (rows, columns). Raises Unsupported."""
-    coefficients = np.asarray(estimator.coef_)
-    weights = np.atleast_2d(coefficients).T.copy(order="K")
-    outputs = weights.shape[1]
-    if coefficients.dtype != np.float64 or (type(estimator) in REGRESSORS and outputs > 1):
-        raise Unsupported("coefficients of another shape or precision")
-    intercept = np.broadcast_to(np.asarray(estimator.intercept_, np.float64).ravel(), (outputs,)).copy()
+    weights, intercept = coefficients(estimator)
     link = _link(estimator, intercept)
     if sparse:
         return _entry_by_entry(np.ascontiguousarray(weights), link)
     return _row_by_row(weights, link)
+
+
+def coefficients(estimator: Any) -> tuple[Rows, Rows]:
+    """Weights of shape (columns, outputs) and an intercept an output. Raises Unsupported."""
+    given = np.asarray(estimator.coef_)
+    weights = np.atleast_2d(given).T.copy(order="K")
+    outputs = weights.shape[1]
+    if given.dtype != np.float64 or (type(estimator) in REGRESSORS and outputs > 1):
+        raise Unsupported("coefficients of another shape or precision")
+    return weights, np.broadcast_to(np.asarray(estimator.intercept_, np.float64).ravel(), (outputs,)).copy()
 
 
 def _row_by_row(weights: Rows, link: Link) -> Compute:

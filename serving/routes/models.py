@@ -39,6 +39,7 @@ def summary(registry: Registry, model: LoadedModel) -> dict[str, Any]:
         "estimator": model.manifest.estimator,
         "compiled": model.compiled,
         "fallback": model.fallback,
+        "explainer": _explainer(model),
     }
 
 
@@ -52,7 +53,18 @@ def detail(registry: Registry, model: LoadedModel) -> dict[str, Any]:
         "libraries": manifest.libraries,
         "classes": manifest.classes,
         "metrics": manifest.metrics,
+        "importance": None if manifest.explainer is None else manifest.explainer.importance,
         "example": manifest.example,
         "features": [feature.name for feature in manifest.features],
         "schema": model.schema.object_schema,
+    }
+
+
+def _explainer(model: LoadedModel) -> dict[str, Any] | None:
+    if model.explainer is None:
+        return None
+    return {
+        "method": model.explainer.method,
+        "space": model.explainer.space,
+        "jobs_only": model.explainer.jobs_only,
     }

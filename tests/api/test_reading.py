@@ -22,6 +22,7 @@ def test_models_are_listed_by_name(client: httpx.Client) -> None:
         "estimator": "StandardScaler | LogisticRegression",
         "compiled": True,
         "fallback": False,
+        "explainer": {"method": "linear", "space": "margin", "jobs_only": False},
     }
 
 

@@ -97,6 +97,12 @@ def pair(estimator: Any, table: pd.DataFrame, y: Any, *, frame: bool = False, ma
     return Pair(estimator, schema, estimator_compute(estimator, schema, frame=frame), compiled)
 
 
+def rows_of_table(schema: Schema, table: pd.DataFrame) -> Rows:
+    """A table as a client would send it."""
+    cells = table.astype(object).where(table.notna(), None).to_numpy(dtype=object).tolist()
+    return schema.rows([[cell.item() if isinstance(cell, np.generic) else cell for cell in row] for row in cells])
+
+
 def around(values: Sequence[float]) -> list[float]:
     """Values, their neighbours, their float32 neighbours, and the middles where rounding to float32 turns."""
     exact = np.unique(np.asarray(values, np.float64))

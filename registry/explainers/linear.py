@@ -1,0 +1,65 @@
+"""Exact SHAP values of compiled linear models, back through what made their columns to the features that were sent.
+
+Each column is made from one feature. So a margin is a sum of functions of one feature each, and the SHAP value of a
+feature is what its function gives for the row less its mean over the background (Lundberg, Lee: "A Unified Approach to
+Interpreting Model Predictions", 2017, arXiv:1705.07874, corollary 1; there for the columns of a linear model).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from registry.contributions import Contributions, Method, Space, both_classes
+from registry.features import Rows
+from registry.kernels.compiling import Parts
+from registry.kernels.linear import REGRESSORS, coefficients
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LinearExplainer:
+    """Explains margins of linear classifiers, values of linear regressors."""
+
+    space: Space
+    matrix: Callable[[Rows], Rows]
+    sources: tuple[int, ...]
+    means: Rows
+    weights: Rows
+    """Shape (columns, outputs); `means` are the columns' over the background."""
+    intercept: Rows
+    features: int
+    binary: bool
+    method: Method = field(default="linear", init=False)
+    tolerance: float = field(default=1e-9, init=False)
+    in_process: bool = field(default=True, init=False)
+    jobs_only: bool = field(default=False, init=False)
+
+    def explain(self, rows: Rows) -> Contributions:
+        """What each feature contributes to each margin."""
+        matrix = self.matrix(rows)
+        values = np.zeros((len(rows), self.features, len(self.intercept)))
+        for column, source in enumerate(self.sources):
+            values[:, source] += (matrix[:, column, None] - self.means[column]) * self.weights[column]
+        # a stack of single rows, as in registry/kernels/linear.py: a row must not depend on the others
+        outputs = np.matmul(matrix[:, None], self.weights)[:, 0] + self.intercept
+        found = Contributions(outputs, self.means @ self.weights + self.intercept, values)
+        return both_classes(found, 0.0) if self.binary else found
+
+
+def linear_explainer(parts: Parts, background: Rows) -> LinearExplainer:
+    """The explainer of a linear model that was taken apart. Raises Unsupported."""
+    weights, intercept = coefficients(parts.last)
+    matrix = parts.behind_matrix(lambda made: made)
+    regressor = type(parts.last) in REGRESSORS
+    return LinearExplainer(
+        space="value" if regressor else "margin",
+        matrix=matrix,
+        sources=tuple(column.source for column in parts.plan),
+        means=matrix(background).mean(axis=0),
+        weights=weights,
+        intercept=intercept,
+        features=parts.features,
+        binary=not regressor and len(intercept) == 1,
+    )

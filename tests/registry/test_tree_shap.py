@@ -1,0 +1,194 @@
+"""The kernel's SHAP values are those of shap's TreeExplainer, for every kind of tree ensemble."""
+
+from __future__ import annotations
+
+from decimal import localcontext
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import shap
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.base import clone
+from sklearn.ensemble import (
+    ExtraTreesClassifier,
+    ExtraTreesRegressor,
+    GradientBoostingClassifier,
+    GradientBoostingRegressor,
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+    RandomForestClassifier,
+    RandomForestRegressor,
+)
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+
+from registry.contributions import Explainer
+from registry.features import Rows
+from tests.registry.explanations import CLOSE, assert_additive, assert_same_alone, explain_trees, path_values
+from tests.registry.parity import numbers, target
+
+SEED: dict[str, Any] = {"random_state": 0}
+SMALL: dict[str, Any] = {"n_estimators": 11, **SEED}
+QUICK: dict[str, Any] = {"max_iter": 9, "min_samples_leaf": 5, **SEED}
+
+CASES: dict[str, tuple[Any, int, bool]] = {
+    "decision tree, 2 classes": (DecisionTreeClassifier(**SEED), 2, False),
+    "decision tree, 3 classes, missing values": (DecisionTreeClassifier(max_depth=6, **SEED), 3, True),
+    "decision tree, numbers": (DecisionTreeRegressor(**SEED), 0, False),
+    "decision tree, numbers, best first": (DecisionTreeRegressor(max_leaf_nodes=20, **SEED), 0, True),
+    "forest, 2 classes": (RandomForestClassifier(**SMALL), 2, False),
+    "forest, 2 classes, missing values": (RandomForestClassifier(**SMALL), 2, True),
+    "forest, 9 classes": (RandomForestClassifier(max_depth=5, **SMALL), 9, False),
+    "forest, numbers": (RandomForestRegressor(**SMALL), 0, True),
+    "forest, weighted classes": (RandomForestClassifier(class_weight="balanced", **SMALL), 3, False),
+    "extra trees, 3 classes": (ExtraTreesClassifier(**SMALL), 3, True),
+    "extra trees, numbers": (ExtraTreesRegressor(**SMALL), 0, False),
+    "boosting, 2 classes": (GradientBoostingClassifier(**SMALL), 2, False),
+    "boosting, numbers": (GradientBoostingRegressor(learning_rate=0.07, subsample=0.8, **SMALL), 0, False),
+    "boosting, huber": (GradientBoostingRegressor(loss="huber", **SMALL), 0, False),
+    "histogram boosting, 2 classes": (HistGradientBoostingClassifier(**QUICK), 2, False),
+    "histogram boosting, 2 classes, missing values": (HistGradientBoostingClassifier(**QUICK), 2, True),
+    "histogram boosting, 3 classes": (HistGradientBoostingClassifier(**QUICK), 3, True),
+    "histogram boosting, numbers": (HistGradientBoostingRegressor(**QUICK), 0, True),
+    "histogram boosting, poisson": (HistGradientBoostingRegressor(loss="poisson", **QUICK), 0, True),
+}
+
+
+@cache
+def fitted(name: str) -> tuple[Explainer, Any]:
+    estimator, classes, missing = clone(CASES[name][0]), *CASES[name][1:]
+    table = numbers(missing=missing)
+    y = target(table, classes)
+    y = np.exp(y) if getattr(estimator, "loss", "") == "poisson" else y
+    explainer = explain_trees(estimator, table, y)
+    return explainer, shap.TreeExplainer(estimator)
+
+
+def expected(reference: Any, rows: Rows) -> Rows:
+    """What shap says, shape (rows, features, outputs)."""
+    values: Rows = np.asarray(reference.shap_values(rows, check_additivity=False))
+    return values if values.ndim == 3 else values[:, :, None]
+
+
+@pytest.mark.parametrize("name", CASES)
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_values_are_those_of_shap(name: str, data: st.DataObject) -> None:
+    explainer, reference = fitted(name)
+    cell = st.floats(-4, 4, width=32)
+    cells = [st.one_of(cell, st.just(np.nan)) if CASES[name][2] and i == 2 else cell for i in range(5)]
+    rows = np.array(data.draw(st.lists(st.tuples(*cells), min_size=1, max_size=8)))
+    found, values = explainer.explain(rows), expected(reference, rows)
+    np.testing.assert_allclose(found.values[:, :, -values.shape[2] :], values, rtol=0, atol=CLOSE)
+    base_values = np.ravel(reference.expected_value)
+    np.testing.assert_allclose(found.base_values[-len(base_values) :], base_values, rtol=0, atol=CLOSE)
+    assert_additive(found)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_row_alone_is_explained_as_in_a_batch(name: str) -> None:
+    explainer, _ = fitted(name)
+    assert_same_alone(explainer, numbers(missing=CASES[name][2]).to_numpy()[:9])
+
+
+@pytest.mark.parametrize("depth", range(1, 31))
+def test_tree_of_any_depth_is_explained(depth: int) -> None:
+    table = numbers(features=2 * depth)
+    y = np.sign(table.to_numpy()).cumprod(axis=1).sum(axis=1)  # every feature changes what the next one means
+    estimator = DecisionTreeRegressor(max_depth=depth, splitter="random", **SEED)
+    explainer = explain_trees(estimator, table, y)
+    rows = table.to_numpy()[:20]
+    found = explainer.explain(rows)
+    assert_additive(found)
+    np.testing.assert_allclose(found.values, expected(shap.TreeExplainer(estimator), rows), rtol=0, atol=CLOSE)
+
+
+def chain(length: int) -> tuple[pd.DataFrame, Any]:
+    """A table on which a tree asks for one feature after the other: the i-th row is the first that has feature i."""
+    table = pd.DataFrame(np.eye(length), columns=[f"x{i}" for i in range(length)])
+    return table, np.arange(length, 0.0, -1.0) ** 2 / length
+
+
+@pytest.mark.parametrize("length", [2, 15, 16, 17, 18, 31, 32, 33, 34, 60])
+def test_path_of_many_features_is_explained_exactly(length: int) -> None:
+    table, y = chain(length)
+    estimator = DecisionTreeRegressor(**SEED)
+    explainer = explain_trees(estimator, table, y)
+    assert estimator.get_depth() == length - 1
+    rows = np.vstack([table.to_numpy()[[0, -2]], np.ones(length), np.zeros(length)])
+    found = explainer.explain(rows)
+    assert_additive(found)
+    with localcontext(prec=100):
+        exact = np.array([path_values(estimator.tree_, row) for row in rows])
+    np.testing.assert_allclose(found.values[:, :, 0], exact, rtol=0, atol=CLOSE)
+
+
+def test_path_that_asks_the_same_feature_again_and_again_is_explained() -> None:
+    table = numbers(features=2)
+    estimator = DecisionTreeRegressor(**SEED)
+    explainer = explain_trees(estimator, table, target(table))
+    assert estimator.get_depth() > 8
+    rows = table.to_numpy()[:50]
+    np.testing.assert_allclose(
+        explainer.explain(rows).values, expected(shap.TreeExplainer(estimator), rows), rtol=0, atol=CLOSE
+    )
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        DecisionTreeRegressor(),
+        RandomForestRegressor(n_estimators=3),
+        GradientBoostingRegressor(n_estimators=3),
+        HistGradientBoostingRegressor(max_iter=3),
+    ],
+    ids=lambda estimator: type(estimator).__name__,
+)
+def test_trees_of_a_single_node_credit_nobody(estimator: Any) -> None:
+    table = numbers()
+    found = explain_trees(estimator, table, np.full(len(table), 2.5)).explain(table.to_numpy()[:3])
+    assert not found.values.any()
+    assert found.base_values.tolist() == [2.5]
+    assert found.outputs.tolist() == [[2.5]] * 3
+
+
+@pytest.mark.parametrize(("name", "total"), [("forest, 2 classes", 1.0), ("boosting, 2 classes", 0.0)])
+def test_classes_of_a_binary_model_mirror_each_other(name: str, total: float) -> None:
+    explainer, _ = fitted(name)
+    found = explainer.explain(numbers().to_numpy()[:5])
+    assert (found.values[:, :, 0] == -found.values[:, :, 1]).all()
+    assert np.allclose(found.outputs.sum(axis=1), total)
+    assert np.allclose(found.base_values.sum(), total)
+
+
+@pytest.mark.parametrize(
+    ("name", "space"),
+    [
+        ("forest, 2 classes", "probability"),
+        ("forest, numbers", "value"),
+        ("boosting, 2 classes", "margin"),
+        ("boosting, numbers", "value"),
+        ("histogram boosting, 3 classes", "margin"),
+        ("histogram boosting, poisson", "margin"),
+        ("histogram boosting, numbers", "value"),
+    ],
+)
+def test_space_says_what_is_explained(name: str, space: str) -> None:
+    assert fitted(name)[0].space == space
+
+
+def test_multi_class_gradient_boosting_is_explained_though_shap_does_not() -> None:
+    table = numbers()
+    estimator = GradientBoostingClassifier(**SMALL)
+    explainer = explain_trees(estimator, table, target(table, 3))
+    rows = table.to_numpy()[:20]
+    found = explainer.explain(rows)
+    assert_additive(found)
+    np.testing.assert_allclose(found.outputs, estimator.decision_function(rows), rtol=0, atol=CLOSE)
+    start = 0.0
+    for stage in range(len(estimator.estimators_)):
+        start = start + shap.TreeExplainer(estimator.estimators_[stage, 2]).shap_values(rows)
+    np.testing.assert_allclose(found.values[:, :, 2], start * estimator.learning_rate, rtol=0, atol=CLOSE)
