@@ -35,35 +35,59 @@ def __getattr__(name: str) -> Any:
 def web() -> Application:
     """The app; gunicorn asks for it once, in the master, before it forks."""
     numeric_threads.limit(os.environ)
-    from cache.building import build_cache
     from cache.connection import InvalidRedisUrl
     from registry.errors import RegistryError
-    from registry.registry import load_registry
     from serving import logs
-    from serving.app import create_app
-    from serving.batching import Batcher
 
     try:
         settings = Settings.from_env(os.environ)
         logs.configure(settings.log_level)
-        registry = load_registry(settings.model_dir, fallback=settings.model_fallback, compiled=settings.compile)
-        cache = build_cache(
-            max_items=settings.cache_max_items,
-            max_bytes=settings.cache_max_bytes,
-            ttl_seconds=settings.cache_ttl_seconds,
-            redis_url=settings.redis_url,
-            redis_health_check_interval=settings.redis_health_check_interval,
-        )
+        return build(settings)
     except (InvalidSetting, RegistryError, InvalidRedisUrl) as error:
         sys.exit(f"forkserve: {error}")
+
+
+def build(settings: Settings) -> Application:
+    """The parts, put together; nothing is started. Raises RegistryError, InvalidRedisUrl."""
+    from cache.building import build_cache
+    from registry.explainers.budget import Budget
+    from registry.registry import load_registry
+    from serving.app import create_app
+    from serving.batching import Batcher
+    from serving.executor import Executor
+    from serving.inference import Inference, isolated_functions, make_operations
+
+    registry = load_registry(
+        settings.model_dir,
+        fallback=settings.model_fallback,
+        compiled=settings.compile,
+        budget=Budget(evaluations=settings.shap_max_evals),
+    )
+    cache = build_cache(
+        max_items=settings.cache_max_items,
+        max_bytes=settings.cache_max_bytes,
+        ttl_seconds=settings.cache_ttl_seconds,
+        redis_url=settings.redis_url,
+        redis_health_check_interval=settings.redis_health_check_interval,
+    )
+    operations = make_operations(registry)
+    batcher = Batcher(threads=settings.inference_threads, queue_seconds=settings.queue_seconds)
+    executor = Executor(
+        isolated_functions(operations), processes=settings.executor_processes, memory=settings.executor_memory_bytes
+    )
+    inference = Inference(
+        operations, batcher=batcher, executor=executor, cache=cache, timeout=settings.inference_timeout_seconds
+    )
     return create_app(
         registry,
-        Batcher(threads=settings.inference_threads, queue_seconds=settings.queue_seconds),
+        inference,
         cache,
-        inference_timeout=settings.inference_timeout_seconds,
+        batcher=batcher,
+        executor=executor,
         version=importlib.metadata.version("forkserve"),
         max_body_bytes=settings.max_body_bytes,
         max_instances=settings.max_instances,
+        max_explained_instances=settings.shap_max_batch_size,
         admin_token=settings.admin_token,
         access_log=settings.access_log,
     )

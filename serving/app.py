@@ -14,24 +14,26 @@ from registry.registry import Registry
 from serving import problems
 from serving.asgi import App, Edge, Receive, Scope, Send
 from serving.batching import Batcher
-from serving.cost import measure_inline_rows
-from serving.predictor import Predictor
+from serving.executor import Executor
+from serving.inference import Inference
 from serving.routes.admin import admin_router
 from serving.routes.health import health_router
+from serving.routes.inference import PATH, InferenceRoute
 from serving.routes.models import models_router
 from serving.routes.openapi import document
-from serving.routes.predict import PATH, PredictRoute
 
 
 def create_app(
     registry: Registry,
-    batcher: Batcher,
+    inference: Inference,
     cache: TieredCache,
     *,
-    inference_timeout: float,
+    batcher: Batcher,
+    executor: Executor,
     version: str,
     max_body_bytes: int,
     max_instances: int,
+    max_explained_instances: int,
     admin_token: str,
     access_log: bool,
 ) -> Application:
@@ -40,19 +42,18 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         # Nothing here may fail on an outside service: gunicorn shuts all down when one worker cannot start.
+        executor.start()
         batcher.start()
         yield
         batcher.stop()
+        executor.stop()
         await cache.close()
 
-    predictor = Predictor(batcher=batcher, cache=cache, timeout=inference_timeout)
-    for model in registry:
-        batcher.prepare(model, measure_inline_rows(model))
-        predictor.prepare(model)
+    inference.prepare()
     app = FastAPI(
         title="forkserve",
         version=version,
-        summary="Predictions of scikit-learn models",
+        summary="Predictions of scikit-learn models, and what they are made of",
         lifespan=lifespan,
         # the pages of FastAPI load scripts from elsewhere; the document itself is at /openapi.json
         docs_url=None,
@@ -67,26 +68,43 @@ def create_app(
     app.add_exception_handler(HTTPException, _problem)
     app.openapi = _Document(app, registry)  # type: ignore[method-assign]
     app.add_middleware(Edge, access_log=access_log)
-    predictions = PredictRoute(
+    hot_path = InferenceRoute(
         registry=registry,
-        predictor=predictor,
+        inference=inference,
         max_body_bytes=max_body_bytes,
         max_instances=max_instances,
-        log_predictions=access_log,
+        max_explained_instances=max_explained_instances,
+        access_log=access_log,
     )
-    return Application(app, Edge(predictions, access_log=access_log), registry=registry, unwell=batcher.unwell)
+    return Application(
+        app,
+        Edge(hot_path, access_log=access_log),
+        registry=registry,
+        start_processes=executor.start,
+        unwell=lambda: batcher.unwell() or executor.unwell(),
+    )
 
 
 class Application:
-    """The app as servers see it: predictions go their own short way, all the rest goes to FastAPI.
+    """The app as servers see it: predictions and explanations go their own short way, all the rest goes to FastAPI.
 
     FastAPI's way alone costs 20 us a request, as much as everything else that a prediction needs.
     """
 
-    def __init__(self, api: App, predictions: App, *, registry: Registry, unwell: Callable[[], str | None]) -> None:
+    def __init__(
+        self,
+        api: App,
+        hot_path: App,
+        *,
+        registry: Registry,
+        start_processes: Callable[[], None],
+        unwell: Callable[[], str | None],
+    ) -> None:
+        """`start_processes` is for a worker that has one thread; `unwell` says why it should be replaced, if so."""
         self._api = api
-        self._predictions = predictions
+        self._hot_path = hot_path
         self.registry = registry
+        self.start_processes = start_processes
         self.unwell = unwell
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -95,7 +113,7 @@ class Application:
             await self._api(scope, receive, send)
             return
         scope["path_params"] = path.groupdict()
-        await self._predictions(scope, receive, send)
+        await self._hot_path(scope, receive, send)
 
 
 class _Document:

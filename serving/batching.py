@@ -21,10 +21,10 @@ import structlog
 
 from registry.errors import ModelFailed
 from registry.features import Rows
-from registry.model import LoadedModel
-from serving.answering import answer
+from registry.presenting import Selection
 from serving.cost import Cost
 from serving.errors import Overloaded
+from serving.operations import EVERYTHING, Operation
 
 log = structlog.get_logger(__name__)
 
@@ -49,14 +49,15 @@ class Job:
     """The rows of one request, on their way."""
 
     rows: Rows
+    selection: Selection
     done: asyncio.Future[Ran]
 
 
 @dataclass(eq=False, slots=True)
 class Line:
-    """What waits for one model. `small` jobs run on the loop, `large` ones on a thread."""
+    """What waits for one operation. `small` jobs run on the loop, `large` ones on a thread."""
 
-    model: LoadedModel
+    operation: Operation
     inline_rows: int
     small: deque[Job] = field(default_factory=deque)
     large: deque[Job] = field(default_factory=deque)
@@ -69,11 +70,17 @@ class Line:
         return whole * self.cost.expect(MAX_ROWS) + (self.cost.expect(rest) if rest else 0.0)
 
     def take(self, jobs: deque[Job], most: int) -> list[Job]:
-        """The next jobs to run together: at least one, together no more than `most` rows; given-up ones are dropped."""
+        """The next jobs to run together: at least one, together no more than `most` rows; given-up ones are dropped.
+
+        All of them want the same of their answers.
+        """
         taken: list[Job] = []
         rows = 0
-        while jobs and (not taken or rows + len(jobs[0].rows) <= most):
-            job = jobs.popleft()
+        while jobs:
+            job = jobs[0]
+            if taken and (rows + len(job.rows) > most or job.selection != taken[0].selection):
+                break
+            jobs.popleft()
             if jobs is self.large:
                 self.large_rows -= len(job.rows)
             if not job.done.done():
@@ -93,16 +100,16 @@ class Batcher:
         """A request that would wait for a thread longer than `queue_seconds` is refused, unless few are waiting."""
         self._threads = threads
         self._queue_seconds = queue_seconds
-        self._lines: dict[LoadedModel, Line] = {}
+        self._lines: dict[Operation, Line] = {}
         self._idle_threads = threads
         self._running: dict[Batch, float] = {}
         self._waiting: deque[Line] = deque()
         self._stuck: set[Batch] = set()
         self._pool: ThreadPoolExecutor | None = None
 
-    def prepare(self, model: LoadedModel, inline_rows: int) -> None:
-        """Get a line ready for a model, of which `inline_rows` rows may be run on the event loop."""
-        self._lines[model] = Line(model, inline_rows)
+    def prepare(self, operation: Operation, inline_rows: int) -> None:
+        """Get a line ready for an operation, of which `inline_rows` rows may be run on the event loop."""
+        self._lines[operation] = Line(operation, inline_rows)
 
     def start(self) -> None:
         """To be called in the process that will predict: threads do not survive a fork."""
@@ -119,17 +126,29 @@ class Batcher:
             return None
         return f"all {self._threads} inference threads are stuck"
 
-    def is_quick(self, model: LoadedModel, rows: int) -> bool:
+    def is_quick(self, operation: Operation, rows: int) -> bool:
         """Whether so many rows are run on the event loop, in its next turn."""
-        return rows <= self._lines[model].inline_rows
+        return rows <= self._lines[operation].inline_rows
 
-    async def run(self, model: LoadedModel, rows: Rows) -> Ran:
-        """The answers for the rows of one request. Raises Overloaded, ModelFailed. May be cancelled at any time."""
-        line = self._lines[model]
-        job = Job(rows, asyncio.get_running_loop().create_future())
+    def rows_at_once(self, operation: Operation) -> int:
+        """How many rows of a request that can be divided should be asked for at a time."""
+        line = self._lines[operation]
+        return max(1, line.inline_rows, line.cost.batch_rows(BATCH_SECONDS, MAX_ROWS) if line.cost.weight else 1)
+
+    async def run(
+        self, operation: Operation, rows: Rows, selection: Selection = EVERYTHING, *, admitted: bool = False
+    ) -> Ran:
+        """The answers for the rows of one request. Raises Overloaded, ModelFailed. May be cancelled at any time.
+
+        Rows of a request of which a part has been answered are `admitted` already.
+        """
+        line = self._lines[operation]
+        job = Job(rows, selection, asyncio.get_running_loop().create_future())
         if len(rows) <= line.inline_rows:
             self._enqueue_small(line, job)
         else:
+            if not admitted:
+                self._check_room(line)
             self._enqueue_large(line, job)
         return await job.done
 
@@ -143,13 +162,15 @@ class Batcher:
         if line.small:  # the rest in the next turn, so that the loop can look after others in between
             asyncio.get_running_loop().call_soon(self._run_small, line)
         if jobs:
-            _settle(jobs, _run_batch(line.model, [job.rows for job in jobs]))
+            _settle(jobs, _run_batch(line.operation, jobs))
 
-    def _enqueue_large(self, line: Line, job: Job) -> None:
+    def _check_room(self, line: Line) -> None:
         # A model that is slow by itself may still have a few requests waiting
         patience = max(self._queue_seconds, PATIENCE * line.cost.expect(1))
         if self.unwell() is not None or self._expected_wait() > patience:
             raise Overloaded
+
+    def _enqueue_large(self, line: Line, job: Job) -> None:
         if not line.large:
             self._waiting.append(line)
             if self._idle_threads:
@@ -172,7 +193,7 @@ class Batcher:
                 self._waiting.append(line)
             if jobs:
                 self._idle_threads -= 1
-                batch = loop.run_in_executor(self._pool, _run_batch, line.model, [job.rows for job in jobs])
+                batch = loop.run_in_executor(self._pool, _run_batch, line.operation, jobs)
                 expected = line.cost.expect(sum(len(job.rows) for job in jobs))
                 self._running[batch] = time.perf_counter() + expected
                 for job in jobs:
@@ -208,21 +229,22 @@ def _settle(jobs: Sequence[Job], outcomes: Sequence[Ran | ModelFailed]) -> None:
             job.done.set_result(outcome)
 
 
-def _run_batch(model: LoadedModel, parts: Sequence[Rows]) -> list[Ran | ModelFailed]:
-    """One outcome for each part. If the model fails on all of them together, each is tried alone."""
+def _run_batch(operation: Operation, jobs: Sequence[Job]) -> list[Ran | ModelFailed]:
+    """One outcome for each job. If the model fails on all of them together, each is tried alone."""
     started = time.perf_counter()
+    rows = jobs[0].rows if len(jobs) == 1 else np.concatenate([job.rows for job in jobs])
     try:
-        answers = answer(model, parts[0] if len(parts) == 1 else np.concatenate(parts))
+        answers = operation.answer(rows, jobs[0].selection)
     except ModelFailed as error:
-        if len(parts) == 1:
+        if len(jobs) == 1:
             return [error]
-        return [_run_batch(model, [part])[0] for part in parts]
+        return [_run_batch(operation, [job])[0] for job in jobs]
     seconds = time.perf_counter() - started
-    if len(parts) == 1:
+    if len(jobs) == 1:
         return [Ran(answers, seconds)]
     outcomes: list[Ran | ModelFailed] = []
     start = 0
-    for part in parts:
-        outcomes.append(Ran(answers[start : start + len(part)], seconds))
-        start += len(part)
+    for job in jobs:
+        outcomes.append(Ran(answers[start : start + len(job.rows)], seconds))
+        start += len(job.rows)
     return outcomes

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from registry.features import Rows
-from registry.model import LoadedModel
-from serving.answering import answer
+from serving.operations import EVERYTHING, Operation
 
 INLINE_SECONDS = 0.001
 """A hand-over to a thread costs 0.06 to 0.09 ms, and the loop may be blocked for some milliseconds at the most."""
@@ -89,25 +88,30 @@ class Cost:
         return mean_seconds - each * mean_rows, each
 
 
-def measure_inline_rows(model: LoadedModel) -> int:
-    """How many rows the model answers within INLINE_SECONDS, from its quickest answers to one row and to 64.
-
-    None of a model that is not compiled: what an estimator does with another row, nobody knows beforehand.
-    """
-    if not model.compiled:
+def measure_inline_rows(operation: Operation) -> int:
+    """How many rows are answered within INLINE_SECONDS, from the quickest answers to one row and to 64."""
+    if not operation.may_run_inline:
         return 0
-    rows = model.schema.rows([list(row) for row in model.manifest.background])
+    rows = example_rows(operation)
     one, many = rows[:1], np.resize(rows, (SAMPLE, rows.shape[1]))
-    seconds_of_one, seconds_of_many = _quickest(model, one), _quickest(model, many)
-    each = max((seconds_of_many - seconds_of_one) / (SAMPLE - 1), 1e-9)
+    seconds_of_one = _quickest(operation, one)
+    if seconds_of_one > INLINE_SECONDS:
+        return 0
+    each = max((_quickest(operation, many) - seconds_of_one) / (SAMPLE - 1), 1e-9)
     fixed = max(seconds_of_one - each, 0.0)
     return max(0, min(MAX_INLINE_ROWS, int((INLINE_SECONDS - fixed) / each)))
 
 
-def _quickest(model: LoadedModel, rows: Rows) -> float:
+def example_rows(operation: Operation) -> Rows:
+    """Rows that the model has seen."""
+    model = operation.model
+    return model.schema.rows([list(row) for row in model.manifest.background])
+
+
+def _quickest(operation: Operation, rows: Rows) -> float:
     times = []
     for _ in range(TRIES):
         started = time.perf_counter()
-        answer(model, rows)
+        operation.answer(rows, EVERYTHING)
         times.append(time.perf_counter() - started)
     return min(times)

@@ -95,3 +95,8 @@ def post_fork(server: Any, worker: Any) -> None:  # noqa: ARG001
     # Some sandboxes do not let a process say so.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")
+
+
+def post_worker_init(worker: Any) -> None:
+    """In the new worker, app at hand, before its event loop and its threads."""
+    worker.wsgi.start_processes()

@@ -7,8 +7,10 @@ from typing import Any
 import msgspec
 
 from registry.decoding import InstanceDecoder
+from registry.errors import InvalidSelection
 from registry.features import Rows
 from registry.model import LoadedModel
+from registry.presenting import Selection
 from registry.schema import DEEPEST, depth
 from serving.errors import InvalidRequest, NotJSON, TooManyInstances
 
@@ -18,12 +20,20 @@ USAGE = 'send an object: {"instances": [...]}'
 class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a request may say besides its instances. Explanations obey it; predictions show every class anyway."""
 
-    classes: str | list[str] = "predicted"
+    classes: str | tuple[str, ...] = "predicted"
     top: int | None = None
+
+    def selection(self) -> Selection:
+        """What an explanation shows. Raises InvalidSelection."""
+        if isinstance(self.classes, tuple):
+            return Selection(self.classes, self.top)
+        if self.classes not in ("predicted", "all"):
+            raise InvalidSelection("classes must be 'predicted', 'all', or some of the model's classes")
+        return Selection("all" if self.classes == "all" else "predicted", self.top)
 
 
 class Body(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of a prediction request, before anything is known of its instances."""
+    """The body of a request, before anything is known of its instances."""
 
     instances: list[Any]
     parameters: Parameters = Parameters()
@@ -50,23 +60,23 @@ class Reader:
         )
         self._decode = msgspec.json.Decoder(body).decode
 
-    def rows(self, body: bytes) -> Rows:
+    def read(self, body: bytes) -> tuple[Rows, Parameters]:
         """Rows of shape (instances, features). Raises NotJSON, InvalidRequest, TooManyInstances, InvalidRows."""
         if self._instances is None:
-            return self._rows_looked_at(body)
+            return self._look_at(body)
         try:
-            instances: list[Any] = self._decode(body).instances  # type: ignore[attr-defined]
+            decoded: Any = self._decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return self._rows_looked_at(body)
-        if len(instances) > self._max_instances:
-            return self._rows_looked_at(body)
-        rows = self._instances.rows(instances)
-        return self._rows_looked_at(body) if rows is None else rows
+            return self._look_at(body)
+        if len(decoded.instances) > self._max_instances:
+            return self._look_at(body)
+        rows = self._instances.rows(decoded.instances)
+        return self._look_at(body) if rows is None else (rows, decoded.parameters)
 
-    def _rows_looked_at(self, body: bytes) -> Rows:
+    def _look_at(self, body: bytes) -> tuple[Rows, Parameters]:
         """The slow way, which knows what to say of whatever is wrong."""
         try:
-            instances = _decode_any(body).instances
+            decoded = _decode_any(body)
         except RecursionError:
             raise NotJSON("the body is nested too deep") from None
         except UnicodeDecodeError:
@@ -75,13 +85,13 @@ class Reader:
             raise _misfit(body, error) from None
         except msgspec.DecodeError as error:
             raise NotJSON(f"the body is not JSON: {str(error)[:200]}") from None
-        if len(instances) > self._max_instances:
+        if len(decoded.instances) > self._max_instances:
             raise TooManyInstances(f"a request may have {self._max_instances} instances; send more as several requests")
-        return self._schema.rows(instances)
+        return self._schema.rows(decoded.instances), decoded.parameters
 
 
 def _misfit(body: bytes, error: msgspec.ValidationError) -> NotJSON | InvalidRequest:
-    """What to say of JSON that is no prediction request; numbers that no machine number holds are no JSON for us."""
+    """What to say of JSON that is no such request; numbers that no machine number holds are no JSON for us."""
     reason = str(error)
     if len(reason) > 160 or not reason.isprintable():
         reason = USAGE  # it quotes the name of an unknown field, which is the client's own text

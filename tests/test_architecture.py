@@ -18,10 +18,10 @@ LAYERS: list[set[str]] = [
     {"serving.app", "serving.worker", "serving.arbiter", "serving.prefork", "serving.greeting"},
     {"serving.protocol", "serving.routes"},
     {"serving.asgi"},
-    {"serving.problems", "serving.predictor", "serving.reading"},
+    {"serving.problems", "serving.inference", "serving.reading"},
     {"serving.batching", "serving.executor"},
     {"serving.cost"},
-    {"serving.answering"},
+    {"serving.operations"},
     {"serving.logs", "serving.numeric_threads", "serving.processes", "serving.settings", "serving.transport"},
     {"serving.errors", "cache", "registry", "examples"},
 ]

@@ -9,6 +9,8 @@ from fastapi.openapi.utils import get_openapi
 
 from registry.model import LoadedModel
 from registry.registry import Registry
+from serving.operations import Verb
+from serving.routes.inference import ANSWERS
 
 PROBLEM: dict[str, Any] = {
     "type": "object",
@@ -49,19 +51,28 @@ def document(app: FastAPI, registry: Registry) -> dict[str, Any]:
     openapi = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
     openapi.setdefault("components", {}).setdefault("schemas", {})["Problem"] = PROBLEM
     for model in registry.live():
-        openapi["paths"][f"/v1/models/{model.name}:predict"] = {"post": predict_operation(model)}
+        add_operations(openapi["paths"], f"/v1/models/{model.name}", model)
     for model in registry:
-        path = f"/v1/models/{model.name}/versions/{model.version}:predict"
-        openapi["paths"][path] = {"post": predict_operation(model, f"_version_{model.version}")}
+        path = f"/v1/models/{model.name}/versions/{model.version}"
+        add_operations(openapi["paths"], path, model, f"_version_{model.version}")
     return openapi
 
 
-def predict_operation(model: LoadedModel, suffix: str = "") -> dict[str, Any]:
-    """The typed operation that predicts with one model."""
+def add_operations(paths: dict[str, Any], path: str, model: LoadedModel, suffix: str = "") -> None:
+    """What can be asked of one model under `path`."""
+    predict = f"Predict with {model.name} ({model.manifest.estimator})"
+    paths[f"{path}:predict"] = {"post": operation(model, "predict", predict, suffix)}
+    if model.explainer is not None and not model.explainer.jobs_only:
+        explain = f"Explain what {model.name} predicts ({model.explainer.method}, in {model.explainer.space} space)"
+        paths[f"{path}:explain"] = {"post": operation(model, "explain", explain, suffix)}
+
+
+def operation(model: LoadedModel, verb: Verb, summary: str, suffix: str) -> dict[str, Any]:
+    """One typed operation."""
     return {
-        "tags": ["predict"],
-        "operationId": f"predict_{model.name}{suffix}",
-        "summary": f"Predict with {model.name} ({model.manifest.estimator})",
+        "tags": [verb],
+        "operationId": f"{verb}_{model.name}{suffix}",
+        "summary": summary,
         "parameters": [
             {
                 "name": "X-Request-Timeout",
@@ -73,8 +84,8 @@ def predict_operation(model: LoadedModel, suffix: str = "") -> dict[str, Any]:
         "requestBody": {"required": True, "content": {"application/json": {"schema": request_schema(model)}}},
         "responses": {
             "200": {
-                "description": "One prediction for every instance, in order",
-                "content": {"application/json": {"schema": response_schema(model)}},
+                "description": f"One {ANSWERS[verb].removesuffix('s')} for every instance, in order",
+                "content": {"application/json": {"schema": response_schema(model, verb)}},
             }
         }
         | {status: _refusal(description) for status, description in REFUSALS.items()},
@@ -93,7 +104,7 @@ def request_schema(model: LoadedModel) -> dict[str, Any]:
         "type": "object",
         "properties": {
             "instances": {"oneOf": [{"type": "array", "minItems": 1, "items": form} for form in forms]},
-            "parameters": {"type": "object"},
+            "parameters": parameters_schema(model),
         },
         "required": ["instances"],
         "additionalProperties": False,
@@ -101,18 +112,53 @@ def request_schema(model: LoadedModel) -> dict[str, Any]:
     }
 
 
-def response_schema(model: LoadedModel) -> dict[str, Any]:
+def parameters_schema(model: LoadedModel) -> dict[str, Any]:
+    """What an explanation shows; predictions show everything anyway."""
+    some = {"type": "array", "minItems": 1, "items": {"enum": list(model.manifest.classes)}}
+    classes = [{"enum": ["predicted", "all"]}, *([some] if model.manifest.classes else [])]
+    return {
+        "type": "object",
+        "properties": {
+            "classes": {"anyOf": classes, "default": "predicted"},
+            "top": {"type": "integer", "minimum": 1, "description": "Only the largest; the rest as `(other)`"},
+        },
+        "additionalProperties": False,
+    }
+
+
+def response_schema(model: LoadedModel, verb: Verb) -> dict[str, Any]:
     """The answer of one model."""
+    item = prediction_schema(model) if verb == "predict" else explanation_schema(model)
     return {
         "type": "object",
         "properties": {
             "model": {"const": model.name},
             "version": {"const": model.version},
-            "predictions": {"type": "array", "items": prediction_schema(model)},
+            ANSWERS[verb]: {"type": "array", "items": item},
             "fallback": {"type": "boolean"},
         },
-        "required": ["model", "version", "predictions"],
+        "required": ["model", "version", ANSWERS[verb]],
     }
+
+
+def explanation_schema(model: LoadedModel) -> dict[str, Any]:
+    """One explanation; for several classes, output, base value and values stand under each class."""
+    assert model.explainer is not None
+    numbers: dict[str, Any] = {
+        "output": {"type": "number"},
+        "base_value": {"type": "number"},
+        "values": {"type": "object", "additionalProperties": {"type": "number"}},
+    }
+    properties: dict[str, Any] = numbers | {
+        "space": {"const": model.explainer.space},
+        "method": {"const": model.explainer.method},
+    }
+    classes = list(model.manifest.classes)
+    if classes:
+        properties["label"] = {"enum": classes}
+        each = {"type": "object", "properties": numbers, "required": list(numbers)}
+        properties["classes"] = {"type": "object", "properties": dict.fromkeys(classes, each)}
+    return {"type": "object", "properties": properties, "required": ["space", "method"]}
 
 
 def prediction_schema(model: LoadedModel) -> dict[str, Any]:

@@ -12,10 +12,8 @@ import httpx
 import pytest
 
 from bench.service import Service
-from cache.building import build_cache
-from registry.registry import load_registry
-from serving.app import create_app
-from serving.batching import Batcher
+from main import build
+from serving.settings import Settings
 from tests.attacks.payloads import body
 from tests.wire import ask, check_refusal, request
 
@@ -86,17 +84,7 @@ def test_trailing_slash_is_not_found_rather_than_redirected(target: Service) -> 
 
 
 def test_no_file_is_opened_for_a_name(models: Path) -> None:
-    app = create_app(
-        load_registry(models),
-        Batcher(threads=1, queue_seconds=1),
-        build_cache(max_items=0, max_bytes=0, ttl_seconds=1),
-        inference_timeout=1,
-        version="0",
-        max_body_bytes=1000,
-        max_instances=10,
-        admin_token="",
-        access_log=False,
-    )
+    app = build(Settings(model_dir=models))
     opened: list[str] = []
     listening: list[bool] = []
 

@@ -14,11 +14,13 @@ import pytest
 
 from registry.errors import ModelFailed
 from registry.features import Rows
-from registry.model import LoadedModel, Outputs
+from registry.model import Outputs
+from registry.presenting import Selection
 from registry.registry import load_registry
 from serving.batching import PATIENCE, Batcher, Ran
 from serving.cost import Cost, measure_inline_rows
 from serving.errors import Overloaded
+from serving.operations import Operation
 
 INLINE = 100
 
@@ -49,14 +51,16 @@ def oracle() -> Oracle:
 
 
 @pytest.fixture
-def model(models: Path, oracle: Oracle) -> LoadedModel:
-    return dataclasses.replace(load_registry(models).get("diabetes"), compute=oracle)
+def operation(models: Path, oracle: Oracle) -> Operation:
+    return Operation(dataclasses.replace(load_registry(models).get("diabetes"), compute=oracle), "predict")
 
 
 @contextmanager
-def started(model: LoadedModel, *, inline_rows: int, threads: int = 1, queue_seconds: float = 1.0) -> Iterator[Batcher]:
+def started(
+    operation: Operation, *, inline_rows: int, threads: int = 1, queue_seconds: float = 1.0
+) -> Iterator[Batcher]:
     batcher = Batcher(threads=threads, queue_seconds=queue_seconds)
-    batcher.prepare(model, inline_rows)
+    batcher.prepare(operation, inline_rows)
     batcher.start()
     try:
         yield batcher
@@ -68,123 +72,123 @@ def rows(*values: float) -> Rows:
     return np.tile(np.array(values)[:, None], (1, 10))
 
 
-def asked_together(batcher: Batcher, model: LoadedModel, *values: float) -> list[Ran | BaseException]:
+def asked_together(batcher: Batcher, operation: Operation, *values: float) -> list[Ran | BaseException]:
     async def ask() -> list[Ran | BaseException]:
-        return await asyncio.gather(*(batcher.run(model, rows(value)) for value in values), return_exceptions=True)
+        return await asyncio.gather(*(batcher.run(operation, rows(value)) for value in values), return_exceptions=True)
 
     return asyncio.run(ask())
 
 
-def test_requests_of_one_turn_are_one_batch_and_each_gets_its_own_answer(model: LoadedModel, oracle: Oracle) -> None:
-    with started(model, inline_rows=INLINE) as batcher:
-        answers = asked_together(batcher, model, 1.5, 2.5, 3.5)
+def test_requests_of_one_turn_are_one_batch_and_each_gets_its_own_answer(operation: Operation, oracle: Oracle) -> None:
+    with started(operation, inline_rows=INLINE) as batcher:
+        answers = asked_together(batcher, operation, 1.5, 2.5, 3.5)
     assert [ran.answers for ran in answers if isinstance(ran, Ran)] == [[b"1.5"], [b"2.5"], [b"3.5"]]
     assert oracle.batches == [3]
     assert oracle.threads == {threading.current_thread().name}
 
 
-def test_more_rows_than_may_block_the_loop_are_run_in_several_turns(model: LoadedModel, oracle: Oracle) -> None:
-    with started(model, inline_rows=2) as batcher:
-        answers = asked_together(batcher, model, 1.0, 2.0, 3.0, 4.0, 5.0)
+def test_more_rows_than_may_block_the_loop_are_run_in_several_turns(operation: Operation, oracle: Oracle) -> None:
+    with started(operation, inline_rows=2) as batcher:
+        answers = asked_together(batcher, operation, 1.0, 2.0, 3.0, 4.0, 5.0)
     assert all(isinstance(ran, Ran) for ran in answers)
     assert oracle.batches == [2, 2, 1]
 
 
-def test_a_request_of_more_rows_goes_to_a_thread(model: LoadedModel, oracle: Oracle) -> None:
-    with started(model, inline_rows=1) as batcher:
-        ran = asyncio.run(batcher.run(model, rows(1.0, 2.0)))
+def test_a_request_of_more_rows_goes_to_a_thread(operation: Operation, oracle: Oracle) -> None:
+    with started(operation, inline_rows=1) as batcher:
+        ran = asyncio.run(batcher.run(operation, rows(1.0, 2.0)))
     assert ran.answers == [b"1.0", b"2.0"]
     assert all(name.startswith("inference") for name in oracle.threads)
 
 
-def test_what_arrives_while_the_threads_are_busy_is_the_next_batch(model: LoadedModel, oracle: Oracle) -> None:
+def test_what_arrives_while_the_threads_are_busy_is_the_next_batch(operation: Operation, oracle: Oracle) -> None:
     async def ask(batcher: Batcher) -> None:
         oracle.go_on.clear()
-        first = asyncio.create_task(batcher.run(model, rows(1.0)))
+        first = asyncio.create_task(batcher.run(operation, rows(1.0)))
         await asyncio.to_thread(oracle.asked.acquire)
-        others = [asyncio.create_task(batcher.run(model, rows(value))) for value in (2.0, 3.0, 4.0)]
+        others = [asyncio.create_task(batcher.run(operation, rows(value))) for value in (2.0, 3.0, 4.0)]
         await turn()
         oracle.go_on.set()
         await asyncio.gather(first, *others)
 
-    with started(model, inline_rows=0) as batcher:
+    with started(operation, inline_rows=0) as batcher:
         for count in (1, 10):
-            batcher._lines[model].cost.learn(count, 0.01 + 1e-6 * count)
+            batcher._lines[operation].cost.learn(count, 0.01 + 1e-6 * count)
         asyncio.run(ask(batcher))
     assert oracle.batches == [1, 3]
 
 
-def test_a_row_that_breaks_the_model_fails_only_its_own_request(model: LoadedModel) -> None:
+def test_a_row_that_breaks_the_model_fails_only_its_own_request(operation: Operation) -> None:
     for inline_rows in (0, INLINE):
-        with started(model, inline_rows=inline_rows) as batcher:
-            good, bad, also_good = asked_together(batcher, model, 1.0, -1.0, 2.0)
+        with started(operation, inline_rows=inline_rows) as batcher:
+            good, bad, also_good = asked_together(batcher, operation, 1.0, -1.0, 2.0)
         assert isinstance(bad, ModelFailed)
         assert isinstance(good, Ran)
         assert isinstance(also_good, Ran)
         assert (good.answers, also_good.answers) == ([b"1.0"], [b"2.0"])
 
 
-def test_a_result_that_is_not_finite_fails_only_its_own_request(model: LoadedModel) -> None:
-    with started(model, inline_rows=INLINE) as batcher:
-        good, bad = asked_together(batcher, model, 1.0, float("inf"))
+def test_a_result_that_is_not_finite_fails_only_its_own_request(operation: Operation) -> None:
+    with started(operation, inline_rows=INLINE) as batcher:
+        good, bad = asked_together(batcher, operation, 1.0, float("inf"))
     assert isinstance(good, Ran)
     assert isinstance(bad, ModelFailed)
 
 
 def test_a_request_that_would_wait_too_long_is_refused_at_once_and_others_are_not(
-    model: LoadedModel, oracle: Oracle
+    operation: Operation, oracle: Oracle
 ) -> None:
     async def ask(batcher: Batcher) -> None:
-        batcher._lines[model].cost.learn(1, 10.0)  # ten seconds a row, as it has turned out
+        batcher._lines[operation].cost.learn(1, 10.0)  # ten seconds a row, as it has turned out
         oracle.go_on.clear()
-        running = asyncio.create_task(batcher.run(model, rows(1.0)))
+        running = asyncio.create_task(batcher.run(operation, rows(1.0)))
         await asyncio.to_thread(oracle.asked.acquire)
         waiting = []
         for value in range(PATIENCE):
-            waiting.append(asyncio.create_task(batcher.run(model, rows(float(value)))))
+            waiting.append(asyncio.create_task(batcher.run(operation, rows(float(value)))))
             await turn()
         with pytest.raises(Overloaded):
-            await batcher.run(model, rows(9.0))
+            await batcher.run(operation, rows(9.0))
         oracle.go_on.set()
         assert len(await asyncio.gather(running, *waiting)) == PATIENCE + 1
 
-    with started(model, inline_rows=0, queue_seconds=0.1) as batcher:
+    with started(operation, inline_rows=0, queue_seconds=0.1) as batcher:
         asyncio.run(ask(batcher))
 
 
 def test_threads_that_work_for_nobody_any_more_are_stuck_until_they_come_back(
-    model: LoadedModel, oracle: Oracle
+    operation: Operation, oracle: Oracle
 ) -> None:
     async def ask(batcher: Batcher) -> None:
         oracle.go_on.clear()
-        abandoned = asyncio.create_task(batcher.run(model, rows(1.0)))
+        abandoned = asyncio.create_task(batcher.run(operation, rows(1.0)))
         await asyncio.to_thread(oracle.asked.acquire)
         assert batcher.unwell() is None
         abandoned.cancel()
         await until(lambda: batcher.unwell() is not None)
         with pytest.raises(Overloaded):
-            await batcher.run(model, rows(2.0))
+            await batcher.run(operation, rows(2.0))
         oracle.go_on.set()
         await until(lambda: batcher.unwell() is None)
-        assert (await batcher.run(model, rows(2.0))).answers == [b"2.0"]
+        assert (await batcher.run(operation, rows(2.0))).answers == [b"2.0"]
 
-    with started(model, inline_rows=0) as batcher:
+    with started(operation, inline_rows=0) as batcher:
         asyncio.run(ask(batcher))
 
 
-def test_a_request_that_is_given_up_while_it_waits_is_never_run(model: LoadedModel, oracle: Oracle) -> None:
+def test_a_request_that_is_given_up_while_it_waits_is_never_run(operation: Operation, oracle: Oracle) -> None:
     async def ask(batcher: Batcher) -> None:
         oracle.go_on.clear()
-        running = asyncio.create_task(batcher.run(model, rows(1.0)))
+        running = asyncio.create_task(batcher.run(operation, rows(1.0)))
         await asyncio.to_thread(oracle.asked.acquire)
-        waiting = asyncio.create_task(batcher.run(model, rows(2.0)))
+        waiting = asyncio.create_task(batcher.run(operation, rows(2.0)))
         await turn()
         waiting.cancel()
         oracle.go_on.set()
         await running
-        assert (await batcher.run(model, rows(3.0))).answers == [b"3.0"]
+        assert (await batcher.run(operation, rows(3.0))).answers == [b"3.0"]
 
-    with started(model, inline_rows=0) as batcher:
+    with started(operation, inline_rows=0) as batcher:
         asyncio.run(ask(batcher))
     assert oracle.batches == [1, 1]
 
@@ -238,8 +242,23 @@ def test_larger_batches_are_tried_as_long_as_nothing_is_known_of_them() -> None:
 def test_only_compiled_models_run_on_the_loop(models: Path) -> None:
     compiled = load_registry(models).get("breast-cancer")
     assert compiled.compiled
-    assert measure_inline_rows(compiled) > 10
-    assert measure_inline_rows(dataclasses.replace(compiled, compiled=False)) == 0
+    assert measure_inline_rows(Operation(compiled, "predict")) > 10
+    assert measure_inline_rows(Operation(dataclasses.replace(compiled, compiled=False), "predict")) == 0
+
+
+def test_quick_explanations_run_on_the_loop(models: Path) -> None:
+    registry = load_registry(models)
+    assert measure_inline_rows(Operation(registry.get("wine"), "explain")) > 1
+
+
+def test_requests_that_want_different_answers_are_not_one_batch(operation: Operation, oracle: Oracle) -> None:
+    async def ask(batcher: Batcher) -> None:
+        selections = (Selection(), Selection(), Selection(top=1))
+        await asyncio.gather(*(batcher.run(operation, rows(1.0), selection) for selection in selections))
+
+    with started(operation, inline_rows=INLINE) as batcher:
+        asyncio.run(ask(batcher))
+    assert oracle.batches == [2, 1]
 
 
 def turn() -> Awaitable[None]:

@@ -1,0 +1,109 @@
+"""`POST /v1/models/{model}[/versions/{version}]:predict` and `:explain`, a small ASGI app: this is the hot path."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Mapping, Sequence
+
+import structlog
+
+from cache.flight import Answer
+from registry.model import LoadedModel
+from registry.registry import Registry
+from serving.asgi import HeaderMap, Headers, Receive, Scope, Send, check_json, read_body, respond
+from serving.errors import MethodNotAllowed, NotJSON
+from serving.inference import Inference, Timing
+from serving.operations import EVERYTHING, Verb
+from serving.reading import Reader
+
+log = structlog.get_logger(__name__)
+
+PATH = re.compile(r"/v1/models/(?P<model>[^/]*)(?:/versions/(?P<version>[^/]*))?:(?P<verb>predict|explain)")
+"""Names are keys of the registry and nothing else, so any text will do: what is no key is not found."""
+TIMEOUT = re.compile(rb"[0-9]{1,9}(\.[0-9]{1,9})?")
+
+ANSWERS: Mapping[Verb, str] = {"predict": "predictions", "explain": "explanations"}
+DONE: Mapping[Verb, str] = {"predict": "Prediction", "explain": "Explanation"}
+
+
+class InferenceRoute:
+    """The ASGI app of predictions and explanations; whoever calls it has left the groups of PATH in `path_params`."""
+
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        inference: Inference,
+        max_body_bytes: int,
+        max_instances: int,
+        max_explained_instances: int,
+        access_log: bool,
+    ) -> None:
+        self._registry = registry
+        self._inference = inference
+        self._max_body_bytes = max_body_bytes
+        limits: Mapping[Verb, int] = {
+            "predict": max_instances,
+            "explain": min(max_instances, max_explained_instances),
+        }
+        self._readers: Mapping[Verb, Mapping[LoadedModel, Reader]] = {
+            verb: {model: Reader(model, limit) for model in registry} for verb, limit in limits.items()
+        }
+        self._access_log = access_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path_params"]
+        if scope["method"] != "POST":
+            raise MethodNotAllowed("POST")
+        await self._answer(self._registry.get(path["model"], path["version"]), path["verb"], scope, receive, send)
+
+    async def _answer(self, model: LoadedModel, verb: Verb, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.perf_counter()
+        headers = dict(scope["headers"])
+        check_json(headers)
+        timeout = _requested_timeout(headers)
+        body = await read_body(headers, receive, self._max_body_bytes)
+        rows, parameters = self._readers[verb][model].read(body)
+        selection = parameters.selection() if verb == "explain" else EVERYTHING
+        decoded = time.perf_counter()
+        timing = Timing()
+        answers = await self._inference.answer(model, verb, rows, timing=timing, timeout=timeout, selection=selection)
+        source = _source(answers)
+        content = _content(model, verb, answers)
+        ended = time.perf_counter()
+        answer_headers: Headers = [(b"x-cache", source), (b"server-timing", timing.header(started, decoded, ended))]
+        if model.fallback:
+            answer_headers.append((b"x-model-fallback", b"true"))
+        await respond(send, 200, b"application/json", content, answer_headers)
+        if self._access_log:
+            self._log(model, verb, len(rows), source.decode(), ended - started)
+
+    def _log(self, model: LoadedModel, verb: Verb, rows: int, source: str, seconds: float) -> None:
+        found = "HIT" if source.startswith("hit") else "MISS"
+        log.info(f"Cache {found}", model=model.name, source=source)
+        log.info(f"{DONE[verb]} {model.name} completed in {seconds:.3f}s", version=model.version, rows=rows)
+
+
+def _source(answers: Sequence[Answer]) -> bytes:
+    """Where the answers are from, if all are from the same place."""
+    first = answers[0][1]
+    return first.encode() if all(source == first for _, source in answers) else b"mixed"
+
+
+def _content(model: LoadedModel, verb: Verb, answers: Sequence[Answer]) -> bytes:
+    """The answer to the request, put together from ready pieces; names and versions need no escaping."""
+    pieces = b",".join([value for value, _ in answers])
+    end = b'],"fallback":true}' if model.fallback else b"]}"
+    head = f'{{"model":"{model.name}","version":"{model.version}","{ANSWERS[verb]}":['
+    return head.encode() + pieces + end
+
+
+def _requested_timeout(headers: HeaderMap) -> float | None:
+    given = headers.get(b"x-request-timeout")
+    if given is None:
+        return None
+    if not TIMEOUT.fullmatch(given) or not math.isfinite(seconds := float(given)) or seconds <= 0:
+        raise NotJSON("X-Request-Timeout is a number of seconds")
+    return seconds
