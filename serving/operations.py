@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from registry.errors import ModelFailed, RegistryError
+from registry.errors import ModelFailed
 from registry.features import Rows
 from registry.model import LoadedModel
 from registry.presenting import Selection
@@ -50,20 +50,23 @@ class Operation:
         return self.model.compiled if self.verb == "predict" else not self.is_isolated
 
     def answer(self, rows: Rows, selection: Selection) -> list[bytes]:
-        """One answer a row, of shape (rows, features), as JSON. Raises ModelFailed, NotExplained, InvalidSelection."""
+        """One answer a row, of shape (rows, features), as JSON; `selection` fits the model. Raises ModelFailed."""
         try:
-            answers = self.model.predict(rows) if self.verb == "predict" else self.model.explain(rows, selection)
-            return [_encode(one) for one in answers]
-        except RegistryError:
+            return self._answer(rows, selection)
+        except ModelFailed:
             raise
         except Exception as error:
             # whatever a model raises on rows that fit its schema is its own fault, not the client's
             raise ModelFailed(f"{self.name}: {type(error).__name__}: {error}") from error
 
     def answer_isolated(self, rows: Rows, parameters: Mapping[str, Any]) -> bytes:
-        """The same for another process: `parameters` are a Selection's fields, the answers one JSON array."""
+        """The same for a process of its own: `parameters` are a Selection's fields, the answers one JSON array."""
         selection = msgspec.convert(parameters, Selection)
-        return b"[" + b",".join(self.answer(rows, selection)) + b"]"
+        return b"[" + b",".join(self._answer(rows, selection)) + b"]"
+
+    def _answer(self, rows: Rows, selection: Selection) -> list[bytes]:
+        answers = self.model.predict(rows) if self.verb == "predict" else self.model.explain(rows, selection)
+        return [_encode(one) for one in answers]
 
 
 def selection_parameters(selection: Selection) -> dict[str, Any]:

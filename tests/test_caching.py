@@ -154,7 +154,7 @@ def test_a_worker_whose_threads_are_all_stuck_is_replaced(sleeper: Path) -> None
         "MODEL_DIR": str(sleeper),
         "WEB_CONCURRENCY": "1",
         "INFERENCE_THREADS": "1",
-        "INFERENCE_TIMEOUT_SECONDS": "0.2",
+        "INFERENCE_TIMEOUT_SECONDS": "1",
         "GRACEFUL_TIMEOUT_SECONDS": "4",
     }
     with Service(environ) as service:

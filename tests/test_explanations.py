@@ -1,0 +1,84 @@
+"""Explanations that no thread may run: in processes that are killed at the deadline, on a real service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pandas as pd
+import pytest
+
+from bench.service import Service
+from registry.adding import add_version
+from serving.processes import child_pids
+from tests.estimators import GreedyRegressor, SleepingRegressor
+from tests.test_processes import eventually
+
+
+@pytest.fixture(scope="module")
+def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One worker; a model that sleeps for as many seconds as it is told, and one that eats so many megabytes."""
+    root = tmp_path_factory.mktemp("isolated")
+    for name, estimator in (("sleeper", SleepingRegressor()), ("greedy", GreedyRegressor())):
+        sample = pd.DataFrame({"amount": np.linspace(0.0, 0.001, 5), "other": np.arange(5.0)})
+        add_version(root, name, estimator.fit(sample.to_numpy(), None), sample, margin=None)
+    environ = {
+        "MODEL_DIR": str(root),
+        "WEB_CONCURRENCY": "1",
+        "MAX_REQUESTS": "0",
+        "INFERENCE_TIMEOUT_SECONDS": "2",
+        "EXECUTOR_MEMORY_BYTES": str(64 << 20),
+    }
+    with Service(environ) as running:
+        yield running
+
+
+def ask(service: Service, model: str, verb: str, *rows: list[float]) -> httpx.Response:
+    return httpx.post(f"{service.address}/v1/models/{model}:{verb}", json={"instances": list(rows)}, timeout=60)
+
+
+def test_any_model_is_explained_by_sampling(isolated: Service) -> None:
+    answer = ask(isolated, "sleeper", "explain", [0.001, 2.0], [0.0, 1.0])
+    assert answer.status_code == 200, answer.text
+    items: list[dict[str, Any]] = answer.json()["explanations"]
+    assert [item["method"] for item in items] == ["exact", "exact"]
+    assert [item["output"] for item in items] == [0.001, 0.0]
+    for item in items:
+        assert item["base_value"] + sum(item["values"].values()) == pytest.approx(item["output"], abs=1e-9)
+        assert item["values"]["other"] == pytest.approx(0)
+
+
+def test_explanation_that_hangs_is_killed_at_its_deadline_and_the_worker_lives_on(isolated: Service) -> None:
+    workers = isolated.workers
+    answer = ask(isolated, "sleeper", "explain", [600.0, 2.0])
+    assert answer.status_code == 504
+    assert ask(isolated, "sleeper", "explain", [0.0005, 2.0]).status_code == 200
+    assert ask(isolated, "sleeper", "predict", [0.0005, 2.0]).status_code == 200
+    assert isolated.workers == workers
+    assert "stuck" not in isolated.log()
+
+
+def test_explanation_that_eats_memory_is_refused_and_the_worker_lives_on(isolated: Service) -> None:
+    workers = isolated.workers
+    answer = ask(isolated, "greedy", "explain", [1000.0, 2.0])
+    assert answer.status_code == 413
+    assert "memory" in answer.json()["detail"]
+    assert ask(isolated, "greedy", "explain", [1.0, 2.0]).status_code == 200
+    assert isolated.workers == workers
+
+
+def test_processes_of_explanations_end_with_the_service(isolated: Service) -> None:
+    ask(isolated, "sleeper", "explain", [0.0007, 2.0])
+    (worker,) = isolated.workers
+    (zygote,) = child_pids(worker)
+    children = child_pids(zygote)
+    assert children
+    isolated.stop()
+    assert eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in (worker, zygote, *children)))
+
+
+def test_models_whose_explanations_are_quick_cost_no_process(service: Service) -> None:
+    assert [child_pids(worker) for worker in service.workers] == [[], []]
