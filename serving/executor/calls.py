@@ -12,7 +12,11 @@ from serving.executor.frames import Outcome, Rows
 from serving.executor.isolation import be_first_out_of_memory, limit_memory
 
 Function: TypeAlias = Callable[[Rows, Mapping[str, Any]], bytes]
-"""Rows (n, features) and small parameters that survive JSON -> the result."""
+"""Rows (n, features) and small parameters that survive JSON -> the result.
+
+It may start threads, but should leave no process behind: one that outlives a crash keeps the socket open, and the call
+then fails at its deadline only.
+"""
 
 TRACEBACK_LENGTH = 8 * 1024
 

@@ -54,7 +54,8 @@ class Executor:
     def start(self) -> None:
         """Fork the zygote, if there are functions; a second time does nothing.
 
-        To be called in the worker while it has one thread, best before its event loop.
+        To be called in the worker while it has one thread: under gunicorn in `post_worker_init`, before there is an
+        event loop; with uvicorn alone first thing in the lifespan, whose loop the zygote never touches.
         """
         if self._functions and not self._started:
             self._started = True

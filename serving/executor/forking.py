@@ -74,6 +74,7 @@ class Nursery:
         order, number = ORDER.unpack(data)
         if order == FORK:
             with socket.socket(fileno=descriptors[0]) as own:
+                own.set_inheritable(False)
                 self._fork(number, own)
         else:
             self._kill(number)

@@ -26,7 +26,7 @@ from serving.executor import Executor
 from serving.executor.frames import Rows
 from serving.processes import child_pids, read_memory
 from tests.serving.executor_functions import FUNCTIONS, scale
-from tests.test_processes import gone, is_running
+from tests.test_processes import eventually, gone, is_running
 
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE = 30.0
@@ -186,7 +186,8 @@ async def test_processes_that_were_replaced_leave_neither_descriptors_nor_zombie
             await executor.run("exit_at_once", ROWS, timeout=PATIENCE)
         with pytest.raises(DeadlineExceeded):
             await executor.run("spin", ROWS, timeout=0.01)
-        await until(lambda: child_pids(zygote()) == [])
+        await executor.run("tell_pid", ROWS, timeout=PATIENCE)  # the zygote has followed every order before
+        await until(lambda: len(child_pids(zygote())) == 1)
         open_ones.append([count_descriptors(pid) for pid in (os.getpid(), zygote())])
     assert open_ones == [open_ones[0]] * 5
 
@@ -312,6 +313,15 @@ async def test_a_stop_ends_a_call_that_hangs(executor: Executor) -> None:
         assert not any(map(is_running, pids))
         with pytest.raises(ExecutorGone):
             await running
+
+
+@in_a_worker()
+async def test_a_stop_before_the_last_end_was_heard_of_is_quiet(executor: Executor) -> None:
+    pid = int(await executor.run("tell_pid", ROWS, timeout=PATIENCE))
+    os.kill(pid, signal.SIGKILL)
+    # without a turn of the loop, so that the zygote's message is not read
+    assert eventually(lambda: child_pids(zygote()) == [])
+    executor.stop()
 
 
 @in_a_worker()
