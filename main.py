@@ -133,6 +133,35 @@ def add(arguments: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
+def explain(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Explain one row, as JSON and as a picture."""
+    import json
+
+    from registry.errors import InvalidRows
+    from registry.presenting import Selection
+    from registry.registry import load_one
+
+    try:
+        instance = json.loads(arguments.row.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        say(f"forkserve: {arguments.row}: {error}", file=sys.stderr)
+        return 1
+    model = load_one(settings.model_dir, arguments.model, arguments.version)
+    try:
+        rows = model.schema.rows([instance])
+    except InvalidRows as error:
+        for fault in error.faults:
+            say(f"forkserve: {arguments.row}: {fault.feature or 'the row'} {fault.reason}", file=sys.stderr)
+        return 1
+    (explanation,) = model.explain(rows, Selection(top=arguments.top))
+    say(json.dumps(explanation, indent=1))
+    if arguments.plot:
+        from registry.waterfall import draw_waterfall
+
+        draw_waterfall(explanation, model.schema.instance(rows[0]), arguments.plot)
+    return 0
+
+
 def train(_arguments: argparse.Namespace, settings: Settings) -> int:
     """Train the demo models."""
     from examples.train import train_all
@@ -164,7 +193,7 @@ def parser() -> argparse.ArgumentParser:
         prog="forkserve", description="Serve scikit-learn models from workers that share them."
     )
     commands = top.add_subparsers(required=True, metavar="command")
-    for command in (serve, models, add, train, check):
+    for command in (serve, models, add, explain, train, check):
         sub = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__)
         sub.set_defaults(command=command)
         if command is add:
@@ -181,6 +210,12 @@ def parser() -> argparse.ArgumentParser:
                 default="wide",
                 help="numbers to accept: only the range seen; as far outside as it is wide (default); all that fit",
             )
+        if command is explain:
+            sub.add_argument("model", help="the model's name")
+            sub.add_argument("--row", required=True, type=Path, help="JSON file: one row by name, or by position")
+            sub.add_argument("--version", help="default: the newest")
+            sub.add_argument("--top", type=int, help="show so many features, and the others as a sum")
+            sub.add_argument("--plot", type=Path, help="draw a waterfall into this file: .png, .svg or .pdf")
     return top
 
 

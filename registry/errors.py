@@ -8,6 +8,7 @@ RegistryError
 ├── ModelFailed         a model broke on rows that fit its features
 ├── NotExplained        a model has no explainer
 ├── InvalidSelection    what an explanation should show is not there
+├── CannotDraw          an explanation cannot be drawn
 └── InvalidRows         instances do not fit the model's features
     └── NestedTooDeep   they are not even shaped like instances
 """
@@ -54,6 +55,10 @@ class NotExplained(RegistryError):
 
 class InvalidSelection(RegistryError):
     """An explanation cannot show what was asked for: a class that the model does not have, no feature at all."""
+
+
+class CannotDraw(RegistryError):
+    """What draws is not installed, or the file cannot be written; the message says which."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,3 +94,15 @@ def load_registry(
         versions=[f"{model.name}/{model.version}" for model in registry],
     )
     return registry
+
+
+def load_one(root: Path, name: str, version: str | None = None) -> LoadedModel:
+    """One version of a model, the newest if none is named. Raises ModelNotFound, VersionNotFound, VersionRefused."""
+    versions = {path.name: path for path in version_directories(root) if path.parent.name == name}
+    if not versions:
+        raise ModelNotFound(f"there is no model {name!r} in {root}")
+    if version is None:
+        version = list(versions)[-1]
+    if version not in versions:
+        raise VersionNotFound(f"model {name!r} has no version {version!r}")
+    return load_version(root, versions[version])

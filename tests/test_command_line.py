@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -91,6 +92,69 @@ def test_add_refuses_a_file_that_is_no_artefact_with_one_line(run: Run, artefact
     assert refused.returncode == 1
     assert refused.stderr.startswith(f"forkserve: {artefact}: ")
     assert len(refused.stderr.splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def linear(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model directory with one model; not to be written to."""
+    root = tmp_path_factory.mktemp("linear")
+    table = pd.DataFrame({"months": range(40), "calls": [i % 7 for i in range(40)]})
+    add_version(root, "churn", make_pipeline(StandardScaler(), LogisticRegression()).fit(table, [0, 1] * 20), table)
+    return str(root)
+
+
+@pytest.fixture
+def explain(run: Run, linear: str, tmp_path: Path) -> Run:
+    """Runs `forkserve explain` beside some files with rows."""
+    (tmp_path / "row.json").write_text('{"months": 3, "calls": 2}')
+    (tmp_path / "short.json").write_text("[1]")
+    (tmp_path / "row.csv").write_text("months,calls\n3,2\n")
+    return functools.partial(run, "explain", "--row", "row.json", MODEL_DIR=linear)
+
+
+def test_explain_prints_what_adds_up_and_draws_it(explain: Run, tmp_path: Path) -> None:
+    explained = explain("churn", "--plot", "out.png")
+    assert explained.returncode == 0, explained.stderr
+    explanation = json.loads(explained.stdout)
+    assert set(explanation["values"]) == {"months", "calls"}
+    assert explanation["base_value"] + sum(explanation["values"].values()) == pytest.approx(explanation["output"])
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_explain_sums_the_smaller_contributions(explain: Run, tmp_path: Path) -> None:
+    explained = explain("churn", "--version", "1", "--top", "1", "--plot", "out.svg")
+    assert len(json.loads(explained.stdout)["values"]) == 2
+    assert "(other)" in explained.stdout
+    assert b"<svg" in (tmp_path / "out.svg").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["gone"], "there is no model 'gone'"),
+        (["churn", "--version", "2"], "model 'churn' has no version '2'"),
+        (["churn", "--top", "0"], "top must be at least 1"),
+        (["churn", "--row", "nowhere.json"], "nowhere.json"),
+        (["churn", "--row", "row.csv"], "row.csv"),
+        (["churn", "--row", "short.json"], "short.json: the row must have 2 values, has 1"),
+        (["churn", "--plot", "out.txt.gone"], "out.txt.gone: Format 'gone' is not supported"),
+        (["churn", "--plot", "nowhere/out.png"], "nowhere/out.png: "),
+    ],
+)
+def test_explain_refuses_with_one_line(explain: Run, arguments: list[str], reason: str) -> None:
+    refused = explain(*arguments)
+    assert refused.returncode == 1
+    assert reason in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_explain_without_the_libraries_that_draw_says_what_to_install(explain: Run, tmp_path: Path) -> None:
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without" / "matplotlib.py").write_text("raise ImportError")
+    explained = explain("churn", "--plot", "out.png", PYTHONPATH=str(tmp_path / "without"))
+    assert explained.returncode == 1
+    assert explained.stderr == "forkserve: drawing needs shap and matplotlib: pip install 'forkserve[plot]'\n"
+    assert json.loads(explained.stdout)
 
 
 def test_train_makes_the_demo_models_with_held_out_metrics(run: Run) -> None:

@@ -24,7 +24,7 @@ from sklearn.ensemble import (
 )
 from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import GaussianNB
-from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+from sklearn.neighbors import KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 from sklearn.svm import SVC
@@ -115,7 +115,7 @@ def test_exact_values_are_those_of_the_definition(name: str, tmp_path: Path) -> 
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model directory with a model of twelve features, too many for all their coalitions."""
     root = tmp_path_factory.mktemp("wide")
-    added(root, KNeighborsClassifier(), 3, numbers(features=12))
+    added(root, GaussianNB(), 3, numbers(features=12))
     return root
 
 
