@@ -17,6 +17,7 @@ import joblib
 import numpy as np
 import structlog
 
+from registry.boosters import keep_to_one_thread
 from registry.errors import VersionRefused
 from registry.kernels import compile_estimator, probe_rows, verify
 from registry.manifest import Manifest, read_manifest
@@ -41,6 +42,7 @@ def load_version(root: Path, directory: Path, *, fallback: bool = False, compile
     try:
         estimator = unpickle(path, _verified_bytes(root, path, manifest.sha256))
         _check_kind(path, estimator, manifest)
+        keep_to_one_thread(estimator)
         compute = estimator_compute(estimator, Schema(manifest.features), frame=manifest.input == "frame")
         _verify_answers(path, manifest, compute)
     except VersionRefused as error:

@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.pipeline import Pipeline
 
 from registry.features import Rows
+from registry.kernels.boosters import booster_ensemble, category_codes, is_booster
 from registry.kernels.columns import Computed, Tabled, builder, straight
 from registry.kernels.ensembles import FORESTS, GRADIENT, SINGLE, forest_compute, gradient_boosting_compute
 from registry.kernels.histogram import HISTOGRAM, histogram_compute
@@ -34,6 +35,9 @@ def compile_estimator(estimator: Any, schema: Schema, *, frame: bool) -> Compute
 
 def _compile(estimator: Any, schema: Schema, *, frame: bool) -> Compute:
     steps, last = _steps(estimator)
+    coding = category_codes(last, schema) if frame and not steps and is_booster(last) else None
+    if coding is not None:
+        steps = [coding]
     matrix = source_columns(schema)
     for step in steps:
         matrix = follow(step, matrix)
@@ -90,6 +94,9 @@ def _last_compute(last: Any, plan: list[Computed | Tabled], *, sparse: bool) -> 
         return gradient_boosting_compute(last)
     if kind in HISTOGRAM:
         return histogram_compute(last, plan)
+    if is_booster(last):
+        ensemble, link = booster_ensemble(last, plan)
+        return ensemble.compute(link)
     if kind in LINEAR:
         return linear_compute(last, sparse=sparse)
     raise Unsupported(kind.__name__)
