@@ -34,7 +34,7 @@ RATE = 500
 
 def compare_hits(models: Path, seconds: float) -> Table:
     """Where the answer is from, at 64 connections and at one; the hits are of rows that were asked for before."""
-    new = shot(models, FOREST, plain=False)
+    new = shot(models, FOREST)
     known = Shot(new.path, new.body, new.low, new.high, unique=500)
     table = Table("answer from", "requests/s", "p50 ms", "1 connection/s", "p50 ms", "lost")
 
@@ -127,7 +127,7 @@ async def under_load(service: Service, models: Path, redis: RedisServer) -> list
 
 def messages(service: Service, models: Path, start: int) -> Iterator[bytes]:
     """A new row in every request."""
-    target = shot(models, FOREST, plain=False)
+    target = shot(models, FOREST)
     index = start * 1_000_000
     while True:
         index += 1

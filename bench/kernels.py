@@ -1,7 +1,8 @@
 """A compiled model beside its estimator, and what numba costs: `python -m bench.kernels`.
 
-Time per row in microseconds, the best of several rounds, for the demo models and for a forest of 100 trees of depth
-12 on 30 features. Both are asked as the service asks: canonical rows in, outputs out.
+Time per row in microseconds, the best of several rounds, for the demo models, for a forest of 100 trees of depth 12 on
+30 features, and for 100 trees of XGBoost and of LightGBM where these are installed. All are asked as the service asks:
+canonical rows in, outputs out.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +64,21 @@ def forest_of_100() -> tuple[pd.DataFrame, Any]:
 FOREST = Demo("forest of 100", "", forest_of_100, lambda: RandomForestClassifier(100, max_depth=12, random_state=0))
 
 
+def boosters() -> Iterator[Demo]:
+    """100 trees each of the libraries that are installed."""
+    if find_spec("xgboost"):
+        from xgboost import XGBClassifier
+
+        yield Demo("XGBoost of 100", "", forest_of_100, lambda: XGBClassifier(n_estimators=100, n_jobs=1))
+    if find_spec("lightgbm"):
+        from lightgbm import LGBMClassifier
+
+        yield Demo("LightGBM of 100", "", forest_of_100, lambda: LGBMClassifier(n_jobs=1, verbose=-1))
+
+
 def models() -> Iterator[tuple[str, Compute, Compute, Rows]]:
     """Name, estimator, compiled form, and 2,000 different rows."""
-    for demo in (*DEMOS, FOREST):
+    for demo in (*DEMOS, FOREST, *boosters()):
         table, target = demo.read()
         estimator = demo.estimator().fit(table if demo.named_columns else table.to_numpy(), target)
         schema = Schema(infer_features(table, 1.0))

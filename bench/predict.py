@@ -2,86 +2,32 @@
 
 Two workers each, 64 keep-alive connections, one row a request, every row new, on the same machine in one run. wrk must
 be on PATH. `--models` chooses. What the cache gives is measured by `bench.cached`.
+
+`--litserve`, `--bentoml` and `--mlserver` name an interpreter each that has that server installed, and measure it, too;
+`bench/peers/catalogue.py` says how to make one.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from bench import wrk
 from bench.models import add_histogram
-from bench.service import ROOT, Service, demo_models
+from bench.peers.catalogue import BY_OPTION, PLAIN
+from bench.peers.starting import Peer, aim
+from bench.service import Service, demo_models
 from bench.table import Table
 from bench.wrk import Load, Shot
 
 MODELS = ("breast-cancer", "mortgage", "histogram", "wine", "diabetes")
 CONNECTIONS = 64
-PLAIN = (
-    "-m",
-    "uvicorn",
-    "bench.peers.plain_fastapi:app",
-    "--workers",
-    "2",
-    "--no-access-log",
-    "--log-level",
-    "warning",
-)
 
 
-def shot(models: Path, name: str, *, plain: bool) -> Shot:
+def shot(models: Path, name: str) -> Shot:
     """The model's example with one number that is new in every request."""
-    manifest = json.loads((models / name / "1" / "manifest.json").read_text())
-    feature = next(feature for feature in manifest["features"] if feature["kind"] == "number")
-    instance = manifest["example"] | {feature["name"]: "@@"}
-    body = json.dumps(instance if plain else {"instances": [instance]}).replace('"@@"', "@@")
-    path = "/predict" if plain else f"/v1/models/{name}:predict"
-    return Shot(path, body, *feature["seen"])
-
-
-@contextmanager
-def plain_app(models: Path, name: str) -> Iterator[str]:
-    """The hand-written app on a free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environ = os.environ | {
-        "MODEL": name,
-        "MODEL_DIR": str(models),
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-    }
-    process = subprocess.Popen([sys.executable, *PLAIN, "--port", str(port)], cwd=ROOT, env=environ)
-    try:
-        wait_for(f"http://127.0.0.1:{port}/openapi.json")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def wait_for(url: str, seconds: float = 60) -> None:
-    """Until it answers, and its second worker has had the time to start as well."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
-        else:
-            time.sleep(3)
-            return
+    return aim(models, name, f"/v1/models/{name}:predict", lambda instance, _manifest: {"instances": [instance]})
 
 
 def ours(models: Path, **environ: str) -> Service:
@@ -103,25 +49,32 @@ def row(table: Table, model: str, who: str, load: Load, against: Load | None) ->
     table.add(model, who, f"{load.rate:.0f}", ratio, f"{load.p50 * 1e3:.1f}", f"{load.p99 * 1e3:.1f}", p99, lost)
 
 
-def compare(table: Table, models: Path, names: list[str], seconds: float) -> None:
-    """Every model: the hand-written app, ours by the estimator, ours compiled."""
+def compare(table: Table, models: Path, names: list[str], seconds: float, peers: list[tuple[Peer, str]]) -> None:
+    """Every model: the peers, each from its interpreter, and ours compiled; x is against the first, the plain app."""
     for name in names:
-        with plain_app(models, name) as address:
-            plain = fire(address, shot(models, name, plain=True), seconds)
-        row(table, name, "plain FastAPI", plain, None)
+        first = None
+        for peer, python in peers:
+            with peer.running(python, models, name) as address:
+                load = fire(address, peer.shot(models, name), seconds)
+            row(table, name, peer.who, load, first)
+            first = first or load
         with ours(models) as service:
-            row(table, name, "forkserve", fire(service.address, shot(models, name, plain=False), seconds), plain)
+            row(table, name, "forkserve", fire(service.address, shot(models, name), seconds), first)
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     arguments.add_argument("--seconds", type=float, default=5)
+    for option in BY_OPTION:
+        arguments.add_argument(f"--{option}", metavar="PYTHON", help=f"an interpreter that has {option}; measures it")
     options = arguments.parse_args()
+    named = ((peer, getattr(options, option)) for option, peers in BY_OPTION.items() for peer in peers)
+    peers = [(PLAIN, sys.executable), *((peer, python) for peer, python in named if python)]
     table = Table("model", "who", "requests/s", "x", "p50 ms", "p99 ms", "p99 x", "lost")
     with demo_models() as models:
         add_histogram(models)
-        compare(table, models, options.models, options.seconds)
+        compare(table, models, options.models, options.seconds, peers)
         print(table)
 
 

@@ -8,6 +8,7 @@ import importlib.metadata
 import io
 import platform
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ import pandas as pd
 import structlog
 from sklearn.utils.validation import check_is_fitted
 
+from registry.boosters import input_names, libraries, with_categories
 from registry.errors import CannotAdd, InvalidRows, VersionRefused
 from registry.explainers.choosing import choose_explainer
 from registry.explainers.importance import mean_contributions
@@ -71,12 +73,13 @@ def add_version(
     task = _checked_task(estimator)
     columns = _input_columns(estimator, sample, target)
     by_name = hasattr(estimator, "feature_names_in_")
-    features = infer_features(sample[columns], margin)
+    table = with_categories(estimator, sample[columns])
+    features = infer_features(table, margin)
     schema = Schema(features)
     if not by_name and any(feature.kind == "category" for feature in features):
         raise CannotAdd("the estimator takes numbers only, but the table has columns of text")
     try:
-        rows = _rows(schema, sample[columns])
+        rows = _rows(schema, table)
         compute = estimator_compute(estimator, schema, frame=by_name)
         outputs = compute(rows)
     except InvalidRows as error:
@@ -89,8 +92,8 @@ def add_version(
     metrics = {}
     if target is not None:
         judged = sample if held_out is None else held_out
-        table = judged[columns] if by_name else judged[columns].to_numpy(np.float64)
-        metrics = measure(task, judged[target], asking(estimator)(table), getattr(estimator, "classes_", ()))
+        given = with_categories(estimator, judged[columns]) if by_name else judged[columns].to_numpy(np.float64)
+        metrics = measure(task, judged[target], asking(estimator)(given), getattr(estimator, "classes_", ()))
     content = io.BytesIO()
     try:
         joblib.dump(estimator, content, compress=3)
@@ -105,7 +108,7 @@ def add_version(
         artefact=ARTEFACT,
         sha256=hashlib.sha256(content.getvalue()).hexdigest(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        libraries=_library_versions(),
+        libraries=_library_versions(estimator),
         features=features,
         input="frame" if by_name else "array",
         classes=classes,
@@ -168,12 +171,12 @@ def _input_columns(estimator: Any, sample: pd.DataFrame, target: str | None) -> 
         raise CannotAdd("the table has two columns of the same name")
     if target is not None and target not in sample:
         raise CannotAdd(f"the table has no column {target!r}")
-    expected = getattr(estimator, "feature_names_in_", None)
+    expected = input_names(estimator, list(map(str, sample.columns)))
     if expected is not None:
-        missing = [str(name) for name in expected if name not in sample]
+        missing = [name for name in expected if name not in sample]
         if missing:
             raise CannotAdd(f"the table lacks {', '.join(missing)}, which the estimator was fitted on")
-        return [str(name) for name in expected]
+        return expected
     columns = [str(column) for column in sample.columns if column != target]
     count = getattr(estimator, "n_features_in_", len(columns))
     if len(columns) != count:
@@ -241,9 +244,16 @@ def _describe(estimator: Any) -> str:
     return " | ".join(type(step).__name__ for _, step in steps) if steps else type(estimator).__name__
 
 
-def _library_versions() -> dict[str, str]:
-    libraries = ("scikit-learn", "numpy", "pandas", "joblib")
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in libraries}
+def _library_versions(estimator: Any) -> dict[str, str]:
+    """Python's, ours, and those of the other libraries that the estimator and its steps come from."""
+    distributions = ("scikit-learn", "numpy", "pandas", "joblib")
+    versions = {name: importlib.metadata.version(name) for name in distributions}
+    others = {name: getattr(sys.modules.get(name), "__version__", None) for name in libraries(estimator) - {"sklearn"}}
+    return {
+        "python": platform.python_version(),
+        **versions,
+        **{name: str(version) for name, version in sorted(others.items()) if version is not None},
+    }
 
 
 def _write(root: Path, directory: Path, manifest: Manifest, content: bytes) -> LoadedModel:

@@ -17,6 +17,7 @@ import joblib
 import numpy as np
 import structlog
 
+from registry.boosters import keep_to_one_thread
 from registry.errors import VersionRefused
 from registry.explainers.budget import Budget
 from registry.explainers.choosing import choose_explainer
@@ -45,6 +46,7 @@ def load_version(
     try:
         estimator = unpickle(path, _verified_bytes(root, path, manifest.sha256))
         _check_kind(path, estimator, manifest)
+        keep_to_one_thread(estimator)
         compute = estimator_compute(estimator, Schema(manifest.features), frame=manifest.input == "frame")
         _verify_answers(path, manifest, compute)
     except VersionRefused as error:

@@ -16,6 +16,8 @@ from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.tree import DecisionTreeClassifier
 
+from registry import boosters
+from registry.boosters import qualified_name
 from registry.contributions import Contributions, Explainer
 from registry.errors import ModelFailed, NotExplained
 from registry.features import Rows
@@ -40,7 +42,8 @@ TREES = frozenset(
 
 MOST_PROBABLE = (DecisionTreeClassifier, ExtraTreesClassifier, RandomForestClassifier)
 """Classifiers whose `predict` is exactly the argmax of their `predict_proba`, so that one call does for both.
-Boosting and logistic regression are not: they compare their margin with 0, and break ties the other way."""
+scikit-learn's boosting and logistic regression are not: they compare their margin with 0, and break ties the other
+way."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,4 +169,5 @@ def asking(estimator: Any) -> Callable[[Any], Outputs]:
     if not hasattr(estimator, "predict_proba"):
         return labels
     last = estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
-    return probabilities if type(last) in MOST_PROBABLE else probabilities_and_labels
+    most_probable = type(last) in MOST_PROBABLE or qualified_name(type(last)) in boosters.MOST_PROBABLE
+    return probabilities if most_probable else probabilities_and_labels

@@ -5,22 +5,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
 from typing import Any
 
-import joblib
-import numpy as np
-import pandas as pd
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from bench.peers.artefact import Artefact
+
 KINDS: dict[str, Any] = {"number": float, "integer": int, "boolean": bool, "category": str}
 
-directory = Path(os.environ["MODEL_DIR"]) / os.environ["MODEL"] / "1"
-manifest = json.loads((directory / "manifest.json").read_text())
-model = joblib.load(directory / "model.joblib")
+artefact = Artefact()
 
 
 class Prediction(BaseModel):
@@ -36,7 +30,7 @@ def _field(index: int, feature: dict[str, Any]) -> tuple[str, Any]:
     return f"f{index}", (kind | None if feature["nullable"] else kind, Field(alias=feature["name"]))
 
 
-fields: dict[str, Any] = dict(_field(index, feature) for index, feature in enumerate(manifest["features"]))
+fields: dict[str, Any] = dict(_field(index, feature) for index, feature in enumerate(artefact.manifest["features"]))
 Row = create_model("Row", __config__=ConfigDict(populate_by_name=True), **fields)
 
 app = FastAPI()
@@ -44,14 +38,5 @@ app = FastAPI()
 
 @app.post("/predict")
 def predict(row: Row) -> Prediction:  # type: ignore[valid-type]
-    """One row in, one prediction out, as the tutorials show it."""
-    values = row.model_dump(by_alias=True)  # type: ignore[attr-defined]
-    table = pd.DataFrame([values]) if manifest["input"] == "frame" else np.array([list(values.values())])
-    if manifest["task"] == "regression":
-        return Prediction(value=float(model.predict(table)[0]))
-    probabilities = model.predict_proba(table)[0]
-    best = int(np.argmax(probabilities))
-    return Prediction(
-        label=str(model.classes_[best]),
-        probabilities={str(label): float(p) for label, p in zip(model.classes_, probabilities, strict=True)},
-    )
+    """One row in, one prediction out."""
+    return Prediction(**artefact.predict(row.model_dump(by_alias=True)))  # type: ignore[attr-defined]

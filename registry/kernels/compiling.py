@@ -10,6 +10,7 @@ import numpy as np
 from sklearn.pipeline import Pipeline
 
 from registry.features import Rows
+from registry.kernels.boosters import booster_ensemble, category_codes, is_booster
 from registry.kernels.columns import Computed, Tabled, builder, straight
 from registry.kernels.ensembles import (
     FORESTS,
@@ -71,6 +72,9 @@ class Parts:
 def take_apart(estimator: Any, schema: Schema, *, frame: bool) -> Parts:
     """The parts of an estimator. Raises Unsupported."""
     steps, last = _steps(estimator)
+    coding = category_codes(last, schema) if frame and not steps and is_booster(last) else None
+    if coding is not None:
+        steps = [coding]
     matrix = source_columns(schema)
     for step in steps:
         matrix = follow(step, matrix)
@@ -124,4 +128,6 @@ def _trees(last: Any, plan: list[Computed | Tabled], *, sparse: bool) -> tuple[E
         return gradient_boosting_ensemble(last)
     if kind in HISTOGRAM:
         return histogram_ensemble(last, plan)
+    if is_booster(last):
+        return booster_ensemble(last, plan)
     return None

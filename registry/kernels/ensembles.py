@@ -26,8 +26,8 @@ from registry.features import Rows
 from registry.kernels.flatten import Forest, Tree, flatten, widen_thresholds
 from registry.kernels.links import Link, binary, softmax
 from registry.kernels.unsupported import Unsupported
-from registry.kernels.walk import WALK
-from registry.model import Compute, Outputs
+from registry.kernels.walk import WALK, WALK_IN_SINGLE
+from registry.model import Compute
 
 SINGLE = (DecisionTreeClassifier, DecisionTreeRegressor)
 FORESTS = (ExtraTreesClassifier, ExtraTreesRegressor, RandomForestClassifier, RandomForestRegressor)
@@ -39,23 +39,26 @@ LARGEST_IN_FLOAT32 = float(np.nextafter(2.0**128 - 2.0**103, 0.0))
 
 @dataclass(frozen=True, slots=True)
 class Ensemble:
-    """Trees and how their values become margins: (start + sum) / divisor."""
+    """Trees and how their values become margins: (start + sum) / divisor, in float32 if `single`."""
 
     forest: Forest
     start: Rows
     divisor: float = 1.0
     limit: float = np.inf
     refuses_missing: bool = False
+    single: bool = False
 
     def compute(self, link: Link | None) -> Compute:
         """A function from rows, shape (rows, columns), to what `link` makes of the margins."""
-        walk = WALK.load()
-        nodes, roots, values = self.forest.nodes, self.forest.roots, self.forest.values
-        start, divisor, limit, refuses_missing = self.start, self.divisor, self.limit, self.refuses_missing
+        walk = WALK_IN_SINGLE.load() if self.single else WALK.load()
+        number = np.float32 if self.single else np.float64
+        nodes, roots, values = self.forest.nodes, self.forest.roots, self.forest.values.astype(number, copy=False)
+        start, divisor = self.start.astype(number, copy=False), self.divisor
+        limit, refuses_missing = self.limit, self.refuses_missing
         outputs = len(start)
 
-        def margins(rows: Rows) -> Outputs:
-            out = np.empty((len(rows), outputs))
+        def margins(rows: Rows) -> Any:
+            out = np.empty((len(rows), outputs), number)
             walk(rows, nodes, roots, values, start, divisor, limit, refuses_missing, out)
             return out
 

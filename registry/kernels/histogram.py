@@ -1,12 +1,8 @@
-"""Compiled forms of scikit-learn's histogram gradient boosting.
-
-A split by category asks whether the category is in a set. The set becomes a column of its own: 0 for the categories
-that go left, 1 for those that go right, looked up from the feature's own value. So walking needs to know nothing of
-categories.
-"""
+"""Compiled forms of scikit-learn's histogram gradient boosting."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,27 +10,23 @@ from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
 from registry.features import Rows
-from registry.kernels.columns import Computed, Tabled
 from registry.kernels.ensembles import Ensemble
 from registry.kernels.flatten import Tree, flatten
 from registry.kernels.links import Link, binary, exponential, softmax
-from registry.kernels.unsupported import Unsupported
+from registry.kernels.splits import Plan, Splits
 
 HISTOGRAM = (HistGradientBoostingClassifier, HistGradientBoostingRegressor)
-
-Plan = list[Computed | Tabled]
 
 
 def histogram_ensemble(estimator: Any, plan: Plan) -> tuple[Ensemble, Link | None]:
     """Histogram boosting; columns for splits by category are added to `plan`. Raises Unsupported."""
     start: Rows = estimator._baseline_prediction.ravel().astype(np.float64)
-    splits: dict[Tabled, int] = {}
-    trees = [_tree(member, plan, splits) for stage in estimator._predictors for member in stage]
-    plan += splits
+    splits = Splits(plan)
+    trees = [_tree(member, splits) for stage in estimator._predictors for member in stage]
     return Ensemble(flatten(trees), start), _link(estimator, start)
 
 
-def _tree(member: Any, plan: Plan, splits: dict[Tabled, int]) -> Tree:
+def _tree(member: Any, splits: Splits) -> Tree:
     nodes = member.nodes
     leaf = nodes["is_leaf"].astype(bool)
     feature, threshold = nodes["feature_idx"].astype(np.int64), nodes["num_threshold"].copy()
@@ -42,9 +34,8 @@ def _tree(member: Any, plan: Plan, splits: dict[Tabled, int]) -> Tree:
     missing_left = nodes["missing_go_to_left"].astype(bool)
     for index in np.flatnonzero(nodes["is_categorical"].astype(bool) & ~leaf):
         bits = _members(member.raw_left_cat_bitsets[nodes["bitset_idx"][index]])
-        split = _split_column(plan[feature[index]], bits, missing_left=bool(missing_left[index]))
-        feature[index] = splits.setdefault(split, len(plan) + len(splits))
-        threshold[index] = 0.5
+        feature[index] = splits.add(feature[index], _goes_left(bits, missing_left=bool(missing_left[index])))
+        threshold[index] = Splits.THRESHOLD
     return Tree(
         left=np.where(leaf, -1, nodes["left"].astype(np.int64)),
         right=nodes["right"].astype(np.int64),
@@ -63,16 +54,9 @@ def _members(bitset: NDArray[np.uint32]) -> NDArray[np.bool_]:
     return members
 
 
-def _split_column(column: Computed | Tabled, left: NDArray[np.bool_], *, missing_left: bool) -> Tabled:
-    """0 where the category goes left, 1 where it goes right. What is no known category goes where missing goes."""
-    if isinstance(column, Computed):
-        raise Unsupported("a split by category of a computed number")
-
-    def side(code: float) -> float:
-        goes_left = left[int(code)] if 0 <= code < len(left) else missing_left
-        return 0.0 if goes_left else 1.0
-
-    return Tabled(column.source, tuple(map(side, column.table)), column.searched)
+def _goes_left(left: NDArray[np.bool_], *, missing_left: bool) -> Callable[[float], bool]:
+    """What is no known category goes where missing goes."""
+    return lambda code: bool(left[int(code)]) if 0 <= code < len(left) else missing_left
 
 
 def _link(estimator: Any, start: Rows) -> Link | None:

@@ -29,6 +29,7 @@ from sklearn.preprocessing import (
 )
 from sklearn.utils import check_array
 
+from registry.kernels.codes import CategoryCodes
 from registry.kernels.columns import (
     ADD,
     CUT_TO,
@@ -191,7 +192,12 @@ def _function(transformer: FunctionTransformer, matrix: Matrix) -> Matrix:
     raise Unsupported("a function")
 
 
+def _category_codes(_codes: CategoryCodes, matrix: Matrix) -> Matrix:
+    return matrix
+
+
 FOLLOWED: dict[type, Callable[[Any, Matrix], Matrix]] = {
+    CategoryCodes: _category_codes,
     ColumnTransformer: _column_transformer,
     FunctionTransformer: _function,
     MaxAbsScaler: _max_abs,

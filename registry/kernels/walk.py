@@ -76,15 +76,22 @@ def _walk(
             sums[k] = sums[k] / divisor if fits else math.nan
 
 
-WALK = Kernel(
-    _walk,
-    read_only(types.float64, 2),
-    read_only(numba.from_dtype(NODE), 1),
-    read_only(types.int32, 1),
-    read_only(types.float64, 2),
-    read_only(types.float64, 1),
-    types.float64,
-    types.float64,
-    types.boolean,
-    writable(types.float64, 2),
-)
+def _kernel(number: Any) -> Kernel:
+    """The walk whose leaves and sums are of that type."""
+    return Kernel(
+        _walk,
+        read_only(types.float64, 2),
+        read_only(numba.from_dtype(NODE), 1),
+        read_only(types.int32, 1),
+        read_only(number, 2),
+        read_only(number, 1),
+        types.float64,
+        types.float64,
+        types.boolean,
+        writable(number, 2),
+    )
+
+
+WALK = _kernel(types.float64)
+WALK_IN_SINGLE = _kernel(types.float32)
+"""Sums in float32, as XGBoost does."""

@@ -1,0 +1,141 @@
+"""Compiled forms of LightGBM's trees, from the text that the booster writes.
+
+LightGBM computes in float64 and writes its numbers with 17 digits, so none is lost. It takes values as small as its
+"zero" for zero, and a missing value for zero where a split has seen none.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from registry.kernels import booster_links
+from registry.kernels.codes import CategoryCodes
+from registry.kernels.ensembles import Ensemble
+from registry.kernels.flatten import Tree, flatten
+from registry.kernels.links import Link
+from registry.kernels.splits import Plan, Splits
+from registry.kernels.unsupported import Unsupported
+from registry.schema import Schema
+
+ZERO = float(np.float32(1e-35))
+"""LightGBM's kZeroThreshold: what is no further from zero is zero."""
+
+CATEGORICAL, DEFAULT_LEFT = 1, 2
+MISSING_SHIFT, NO_MISSING, MISSING_IS_ZERO = 2, 0, 1
+"""Bits of a node's `decision_type`."""
+
+IDENTITY = {"fair", "huber", "mape", "quantile", "regression", "regression_l1"}
+EXPONENTIAL = {"gamma", "poisson", "tweedie"}
+
+Text = dict[str, str]
+
+
+def category_codes(estimator: Any, schema: Schema) -> CategoryCodes | None:
+    """How the booster codes categories of a DataFrame; None where it was fitted on none. Raises Unsupported."""
+    lists = estimator.booster_.pandas_categorical
+    if not lists:
+        return None
+    places = [index for index, feature in enumerate(schema.features) if feature.dtype == "category"]
+    if len(places) != len(lists):
+        raise Unsupported("categories of other columns")
+    by_place = dict(zip(places, lists, strict=True))
+    return CategoryCodes(tuple(by_place.get(index) for index in range(len(schema))), refuses_unknown=False)
+
+
+def lightgbm_ensemble(estimator: Any, plan: Plan) -> tuple[Ensemble, Link]:
+    """LightGBM's trees; columns for splits by category are added to `plan`. Raises Unsupported."""
+    header, members = _read(estimator.booster_.model_to_string())
+    outputs = int(header["num_tree_per_iteration"])
+    splits = Splits(plan)
+    forest = flatten([_tree(member, splits) for member in members])
+    divisor = len(members) / outputs if "average_output" in header else 1.0
+    link = _link(estimator, header.get("objective", "none"), outputs)
+    return Ensemble(forest, np.zeros(outputs), divisor), link
+
+
+def _read(text: str) -> tuple[Text, list[Text]]:
+    """What the model says of itself, and its trees, by keyword."""
+    header, *trees = text.partition("\nend of trees")[0].split("\nTree=")
+    return _keywords(header), [_keywords(tree) for tree in trees]
+
+
+def _keywords(block: str) -> Text:
+    parts = (line.partition("=") for line in block.splitlines())
+    return {keyword: value for keyword, _, value in parts}
+
+
+def _tree(tree: Text, splits: Splits) -> Tree:
+    if tree.get("is_linear", "0") != "0":
+        raise Unsupported("linear trees")
+    leaves = _numbers(tree, "leaf_value", np.float64)
+    inner = len(leaves) - 1
+    decisions = _numbers(tree, "decision_type", np.int64)
+    feature = _numbers(tree, "split_feature", np.int64)
+    threshold = _numbers(tree, "threshold", np.float64)
+    missing_left = _missing_left(decisions, threshold)
+    sets = _sets(tree)
+    for index in np.flatnonzero(decisions & CATEGORICAL):
+        feature[index] = splits.add(int(feature[index]), _goes_left(sets[int(threshold[index])]))
+        threshold[index], missing_left[index] = Splits.THRESHOLD, False
+    threshold = np.where(threshold >= 0, np.maximum(threshold, ZERO), np.minimum(threshold, np.nextafter(-ZERO, -1.0)))
+    no_children, nothing = np.full(len(leaves), -1), np.zeros(len(leaves))
+    return Tree(
+        left=np.concatenate([_children(tree, "left_child", inner), no_children]),
+        right=np.concatenate([_children(tree, "right_child", inner), no_children]),
+        feature=np.concatenate([feature, nothing.astype(np.int64)]),
+        threshold=np.concatenate([threshold, nothing]),
+        missing_left=np.concatenate([missing_left, nothing.astype(bool)]),
+        values=np.concatenate([np.zeros(inner), leaves])[:, None],
+    )
+
+
+def _numbers(tree: Text, keyword: str, dtype: Any) -> NDArray[Any]:
+    return np.array(tree.get(keyword, "").split(), dtype)
+
+
+def _children(tree: Text, keyword: str, inner: int) -> NDArray[np.int64]:
+    """Children's places; the leaf n is written as -1 - n, and comes after the inner nodes here."""
+    children = _numbers(tree, keyword, np.int64)
+    return np.where(children >= 0, children, inner - 1 - children)
+
+
+def _missing_left(decisions: NDArray[np.int64], threshold: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Where a missing value goes left: where the node says so, or, if it has seen none, where zero does."""
+    kind = decisions >> MISSING_SHIFT & 3
+    if (kind == MISSING_IS_ZERO).any():
+        raise Unsupported("zeros that are missing values")
+    return np.where(kind == NO_MISSING, threshold >= 0.0, (decisions & DEFAULT_LEFT) != 0)
+
+
+def _sets(tree: Text) -> list[frozenset[int]]:
+    """The sets of categories that go left, written as words of 32 bits one after the other."""
+    bounds = _numbers(tree, "cat_boundaries", np.int64)
+    words = _numbers(tree, "cat_threshold", np.uint32)
+    members = [words[start:stop, None] >> np.arange(32, dtype=np.uint32) & 1 for start, stop in pairwise(bounds)]
+    return [frozenset(np.flatnonzero(bits.ravel()).tolist()) for bits in members]
+
+
+def _goes_left(members: frozenset[int]) -> Any:
+    return lambda code: not math.isnan(code) and int(code) in members
+
+
+def _link(estimator: Any, objective: str, outputs: int) -> Link:
+    name, *parameters = objective.split()
+    classifies = type(estimator).__name__ == "LGBMClassifier"
+    if name == "binary" and classifies:
+        slope = float(dict(part.split(":") for part in parameters)["sigmoid"])
+        return booster_links.logistic(np.float64, outputs=2, slope=slope)
+    if name == "multiclass" and classifies:
+        return booster_links.softmax(np.float64)
+    if name == "cross_entropy" and not classifies:
+        return booster_links.logistic(np.float64, outputs=1)
+    if name in EXPONENTIAL and not classifies:
+        return booster_links.exponential(np.float64)
+    if name in IDENTITY and "sqrt" not in parameters and outputs == 1 and not classifies:
+        return booster_links.identity
+    raise Unsupported(objective)

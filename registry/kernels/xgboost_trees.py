@@ -1,0 +1,155 @@
+"""Compiled forms of XGBoost's trees, from the JSON that the booster writes.
+
+XGBoost rounds inputs to float32, goes left where a value is less than the threshold, and adds float32 leaves to a
+float32 margin, tree after tree, starting from the base score. So do we, and the answers are the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from registry.kernels import booster_links
+from registry.kernels.codes import CategoryCodes
+from registry.kernels.ensembles import Ensemble
+from registry.kernels.flatten import Tree, flatten, widen_thresholds
+from registry.kernels.links import Link
+from registry.kernels.splits import Plan, Splits
+from registry.kernels.unsupported import Unsupported
+from registry.schema import Schema
+
+IDENTITY = {
+    f"reg:{loss}" for loss in ("absoluteerror", "pseudohubererror", "quantileerror", "squarederror", "squaredlogerror")
+}
+EXPONENTIAL = {"count:poisson", "reg:gamma", "reg:tweedie"}
+LOGISTIC = {"binary:logistic", "reg:logistic"}
+
+
+def category_codes(estimator: Any, schema: Schema) -> CategoryCodes | None:
+    """How the booster codes categories of a DataFrame; None where it was fitted on none. Raises Unsupported."""
+    encoders = _parts(estimator)["model"]["cats"]["enc"]
+    listed = [_texts(encoder) if encoder.get("values") else None for encoder in encoders]
+    if not any(listed):
+        return None
+    if len(listed) != len(schema):
+        raise Unsupported("categories of other columns")
+    return CategoryCodes(tuple(listed), refuses_unknown=True)
+
+
+def xgboost_ensemble(estimator: Any, plan: Plan) -> tuple[Ensemble, Link]:
+    """XGBoost's trees; columns for splits by category are added to `plan`. Raises Unsupported."""
+    parts = _parts(estimator)
+    trees, groups = _members(estimator, parts["model"])
+    start = _base_margins(parts["base_score"], parts["objective"], outputs=int(groups.max()) + 1)
+    splits = Splits(plan)
+    # Groups take turns here; XGBoost may have several trees of one group in a row, but each group's order is the same
+    order = np.lexsort((groups, _turns(groups)))
+    weights = np.array(parts["model"].get("weight_drop") or [1.0] * len(trees), np.float32)
+    forest = flatten([_tree(trees[index], weights[index], splits) for index in order])
+    return Ensemble(forest, start, single=True), _link(estimator, parts["objective"], len(start))
+
+
+def _parts(estimator: Any) -> dict[str, Any]:
+    """The model, its objective's name and its base score, as text. Raises Unsupported."""
+    if not (isinstance(estimator.missing, float) and math.isnan(estimator.missing)):
+        raise Unsupported("another missing value than NaN")
+    learner = msgspec.json.decode(bytes(estimator.get_booster().save_raw("json")))["learner"]
+    if learner["gradient_booster"]["name"] != "gbtree":
+        raise Unsupported(learner["gradient_booster"]["name"])
+    return {
+        "model": learner["gradient_booster"]["model"],
+        "objective": learner["objective"]["name"],
+        "base_score": learner["learner_model_param"]["base_score"],
+    }
+
+
+def _texts(encoder: dict[str, Any]) -> list[str]:
+    if not encoder.get("offsets"):
+        raise Unsupported("categories that are numbers")
+    text, offsets = bytes(encoder["values"]), encoder["offsets"]
+    return [text[start:stop].decode() for start, stop in pairwise(offsets)]
+
+
+def _members(estimator: Any, model: dict[str, Any]) -> tuple[list[dict[str, Any]], NDArray[np.int64]]:
+    """The trees up to the best iteration, and which margin each adds to."""
+    _, iterations = estimator._get_iteration_range(None)
+    count = model["iteration_indptr"][iterations] if iterations else len(model["trees"])
+    return model["trees"][:count], np.array(model["tree_info"][:count])
+
+
+def _turns(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many trees of the same group come before each. Raises Unsupported if groups have not as many trees each."""
+    turns = np.zeros(len(groups), np.int64)
+    for group in range(groups.max() + 1):
+        turns[groups == group] = np.arange((groups == group).sum())
+    if len(groups) != (groups.max() + 1) * (turns.max() + 1):
+        raise Unsupported("margins of unequal numbers of trees")
+    return turns
+
+
+def _base_margins(base_score: str, objective: str, outputs: int) -> NDArray[np.float64]:
+    """The margins before the first tree; XGBoost states them as the objective's answer."""
+    scores = np.array([float(score) for score in base_score.strip("[]").split(",")], np.float32)
+    one = np.float32(1.0)
+    if objective in LOGISTIC:
+        margins = [-math.log(one / score - one) for score in scores]
+    elif objective in EXPONENTIAL:
+        margins = [math.log(score) for score in scores]
+    else:
+        margins = [float(score) for score in scores]
+    return np.broadcast_to(np.array(margins, np.float32).astype(np.float64), (outputs,)).copy()
+
+
+def _tree(tree: dict[str, Any], weight: np.float32, splits: Splits) -> Tree:
+    """A tree whose leaves are weighted, as those of dropped-out trees are."""
+    if int(tree["tree_param"]["size_leaf_vector"]) > 1:
+        raise Unsupported("trees of several outputs")
+    left, right = np.array(tree["left_children"]), np.array(tree["right_children"])
+    inner = left >= 0
+    feature = np.where(inner, tree["split_indices"], 0)
+    stated = np.array(tree["split_conditions"]).astype(np.float32)
+    threshold = widen_thresholds(np.nextafter(stated, np.float32(-np.inf)).astype(np.float64))
+    missing_left = np.array(tree["default_left"]).astype(bool)
+    for index, members in _sets(tree):
+        feature[index] = splits.add(int(feature[index]), _goes_left(members, missing_left=bool(missing_left[index])))
+        threshold[index] = Splits.THRESHOLD
+    # Pruned nodes stay in the arrays, with nobody's children
+    kept = np.unique(np.concatenate([[0], left[inner], right[inner]]))
+    places = np.full(len(left), -1)
+    places[kept] = np.arange(len(kept))
+    return Tree(
+        left=np.where(inner, places[left], -1)[kept],
+        right=np.where(inner, places[right], -1)[kept],
+        feature=feature[kept],
+        threshold=threshold[kept],
+        missing_left=missing_left[kept],
+        values=(stated * weight).astype(np.float64)[kept, None],
+    )
+
+
+def _sets(tree: dict[str, Any]) -> list[tuple[int, frozenset[int]]]:
+    """The nodes that split by category, and the categories that go right there."""
+    segments = zip(tree["categories_nodes"], tree["categories_segments"], tree["categories_sizes"], strict=True)
+    return [(node, frozenset(tree["categories"][start : start + size])) for node, start, size in segments]
+
+
+def _goes_left(members: frozenset[int], *, missing_left: bool) -> Any:
+    return lambda code: missing_left if math.isnan(code) else int(code) not in members
+
+
+def _link(estimator: Any, objective: str, outputs: int) -> Link:
+    classifies = type(estimator).__name__ == "XGBClassifier"
+    if objective in LOGISTIC and outputs == 1:
+        return booster_links.logistic(np.float32, outputs=2 if classifies else 1, largest=booster_links.LARGEST_POWER)
+    if objective == "multi:softprob" and classifies:
+        return booster_links.softmax(np.float32)
+    if objective in EXPONENTIAL and outputs == 1 and not classifies:
+        return booster_links.exponential(np.float32)
+    if objective in IDENTITY and outputs == 1 and not classifies:
+        return booster_links.identity
+    raise Unsupported(objective)
