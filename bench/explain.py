@@ -27,7 +27,7 @@ from sklearn.ensemble import (  # noqa: E402
     RandomForestClassifier,
 )
 
-from bench.kernels import forest_of_100  # noqa: E402
+from bench.models import forest_of_100  # noqa: E402
 from bench.table import Table  # noqa: E402
 from registry.contributions import Explainer  # noqa: E402
 from registry.explainers.trees import tree_explainer  # noqa: E402

@@ -15,17 +15,15 @@ import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from serving.numeric_threads import limit
 
 limit(os.environ)
 
 import numpy as np  # noqa: E402 - numpy counts the threads it may have when it is imported
-import pandas as pd  # noqa: E402
-from sklearn.datasets import make_classification  # noqa: E402
 from sklearn.ensemble import RandomForestClassifier  # noqa: E402
 
+from bench.models import forest_of_100  # noqa: E402
 from bench.table import Table  # noqa: E402
 from examples.train import DEMOS, Demo  # noqa: E402
 from registry.features import Rows  # noqa: E402
@@ -54,11 +52,6 @@ warmed, ended = memory(), time.perf_counter()
 grown = [after - start for later in (imported, warmed) for start, after in zip(before, later)]
 print(middle - started, ended - middle, *grown)
 """
-
-
-def forest_of_100() -> tuple[pd.DataFrame, Any]:
-    x, y = make_classification(6000, 30, n_informative=10, flip_y=0.1, random_state=0)
-    return pd.DataFrame(x, columns=[f"x{i}" for i in range(30)]), pd.Series(y)
 
 
 FOREST = Demo("forest of 100", "", forest_of_100, lambda: RandomForestClassifier(100, max_depth=12, random_state=0))

@@ -1,4 +1,4 @@
-"""Models that the demos lack and benchmarks need: a plain histogram boosting, and two that nothing can compile."""
+"""Models that the demos lack and benchmarks need: larger trees, and two models that nothing can compile."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, RegressorMixin
-from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.datasets import make_classification
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVR
@@ -38,6 +39,19 @@ def add_slow(root: Path) -> None:
     """`slow`: so many milliseconds for every row, in a batch as well as alone."""
     sample = pd.DataFrame({"x": np.linspace(0, 1, 5)})
     add_version(root, "slow", SlowRegressor().fit(sample.to_numpy(), None), sample, margin=None)
+
+
+def forest_of_100() -> tuple[pd.DataFrame, Any]:
+    """6,000 rows of 30 features, of two classes; a forest on them has trees of some hundred leaves."""
+    x, y = make_classification(6000, 30, n_informative=10, flip_y=0.1, random_state=0)
+    return pd.DataFrame(x, columns=[f"x{index}" for index in range(30)]), pd.Series(y)
+
+
+def add_forest(root: Path) -> None:
+    """`forest`: 100 trees of depth 12."""
+    table, target = forest_of_100()
+    estimator = RandomForestClassifier(100, max_depth=12, random_state=0).fit(table.to_numpy(), target)
+    add_version(root, "forest", estimator, table)
 
 
 def add_histogram(root: Path) -> None:

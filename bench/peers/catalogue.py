@@ -46,8 +46,22 @@ def inference_request(instance: Instance, manifest: Manifest) -> Any:
 
 def uvicorn(place: Place) -> list[str]:
     """The command of the plain FastAPI app."""
-    app = [place.python, "-m", "uvicorn", "bench.peers.plain_fastapi:app", "--port", str(place.port)]
-    return [*app, "--workers", "2", "--no-access-log", "--log-level", "warning"]
+    return _uvicorn(place, "plain_fastapi", 2)
+
+
+def uvicorn_shap(place: Place) -> list[str]:
+    """The command of the one that explains, too."""
+    return _uvicorn(place, "plain_shap", 2)
+
+
+def uvicorn_shap_alone(place: Place) -> list[str]:
+    """The same with one worker."""
+    return _uvicorn(place, "plain_shap", 1)
+
+
+def _uvicorn(place: Place, module: str, workers: int) -> list[str]:
+    app = [place.python, "-m", "uvicorn", f"bench.peers.{module}:app", "--port", str(place.port)]
+    return [*app, "--workers", str(workers), "--no-access-log", "--log-level", "warning"]
 
 
 def litserve(place: Place) -> list[str]:
@@ -84,6 +98,8 @@ def _mlserver(place: Place, batching: dict[str, Any]) -> list[str]:
 V2 = "/v2/models/MODEL"
 
 PLAIN = Peer("plain FastAPI", "/predict", "/openapi.json", row_itself, uvicorn)
+PLAIN_SHAP = Peer("plain FastAPI, shap", "/explain", "/openapi.json", row_itself, uvicorn_shap)
+PLAIN_SHAP_ALONE = Peer("plain FastAPI, shap", "/explain", "/openapi.json", row_itself, uvicorn_shap_alone)
 LITSERVE = Peer("LitServe", "/predict", "/health", row_itself, litserve)
 BENTOML = Peer("BentoML", "/predict", "/readyz", row_by_name, bentoml)
 MLSERVER = Peer("MLServer", f"{V2}/infer", f"{V2}/ready", inference_request, mlserver)
