@@ -42,8 +42,8 @@ def assert_same_alone(explainer: Explainer, rows: Rows) -> None:
 
 
 def path_values(tree: Any, row: Any) -> Rows:
-    """SHAP values of one scikit-learn tree by their formula over leaves, to a hundred digits; shape (features,)."""
-    values = [Decimal(0)] * tree.n_features
+    """SHAP values of a tree with scikit-learn's names by their formula over leaves, to a hundred digits, by feature."""
+    values = [Decimal(0)] * len(row)
     paths: list[tuple[int, dict[int, tuple[int, Decimal]]]] = [(0, {})]
     while paths:
         node, path = paths.pop()
@@ -55,7 +55,9 @@ def path_values(tree: Any, row: Any) -> Rows:
         one, zero = path.get(feature, (1, Decimal(1)))
         goes_left = float(np.float32(row[feature])) <= tree.threshold[node]
         for child, goes in ((tree.children_left[node], goes_left), (tree.children_right[node], not goes_left)):
-            share = Decimal(int(tree.n_node_samples[child])) / Decimal(int(tree.n_node_samples[node]))
+            share = Decimal(float(tree.weighted_n_node_samples[child])) / Decimal(
+                float(tree.weighted_n_node_samples[node])
+            )
             paths.append((child, {**path, feature: (one * goes, zero * share)}))
     return np.array([float(value) for value in values])
 
