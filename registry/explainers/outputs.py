@@ -49,7 +49,7 @@ def outputs_in(space: Space, estimator: Any, compute: Compute, schema: Schema, *
         return made
 
     if space == "probability":
-        return lambda rows: compute(rows)[:, :classes]
+        return lambda rows: np.ascontiguousarray(compute(rows)[:, :classes])
     return margins if space == "margin" else compute
 
 

@@ -120,6 +120,15 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.parametrize("features", [1, 2])
+def test_model_of_few_features_is_explained(features: int, tmp_path: Path) -> None:
+    table = numbers(features=2).iloc[:, :features]
+    model = added(tmp_path, KNeighborsRegressor(), 0, table)
+    assert model.explainer is not None
+    assert model.explainer.method == "exact"
+    assert_additive(model.contributions(table.to_numpy()[:3]))
+
+
 def test_permutations_are_seeded_by_the_row(wide: Path) -> None:
     model = reload(wide)
     assert model.explainer is not None
