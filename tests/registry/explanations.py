@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from registry.contributions import Contributions, Explainer
+from registry.explainers.library import import_shap
 from registry.explainers.trees import tree_explainer
 from registry.features import Rows
 from registry.inferring import infer_features
@@ -19,6 +20,9 @@ from registry.kernels.compiling import take_apart
 from registry.schema import Schema
 
 CLOSE = 1e-9
+
+shap: Any = import_shap()
+"""Imported as the service does: on Python 3.11 its import warns."""
 
 
 def explain_trees(estimator: Any, table: pd.DataFrame, y: Any, *, frame: bool = False) -> Explainer:

@@ -25,7 +25,7 @@ def booster(library: str, classes: int) -> Any:
     return made.fit(TABLE.to_numpy(), np.unique(y, return_inverse=True)[1] if classes else y)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """As for boosters that are not compiled."""
 
@@ -35,6 +35,7 @@ def no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choosing, "take_apart", refuse)
 
 
+@pytest.mark.usefixtures("no_kernel")
 @pytest.mark.filterwarnings("ignore")  # of theirs
 @pytest.mark.parametrize("classes", [0, 2, 3])
 @pytest.mark.parametrize("library", ["lightgbm", "xgboost"])
@@ -58,6 +59,7 @@ def test_booster_explains_itself(library: str, classes: int, tmp_path: Any) -> N
         np.testing.assert_allclose(powers / powers.sum(axis=1, keepdims=True), expected, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("no_kernel")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("library", "loss"), [("lightgbm", "poisson"), ("xgboost", "count:poisson")])
 def test_booster_with_a_logarithmic_link_is_explained_in_margins(library: str, loss: str, tmp_path: Any) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import shap
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
@@ -31,7 +30,8 @@ from registry.explainers.trees import attribution
 from registry.features import Rows
 from registry.kernels.ensembles import Ensemble
 from registry.kernels.flatten import Tree, flatten
-from tests.registry.explanations import CLOSE, assert_additive, assert_same_alone, explain_trees, path_values
+from registry.kernels.unsupported import Unsupported
+from tests.registry.explanations import CLOSE, assert_additive, assert_same_alone, explain_trees, path_values, shap
 from tests.registry.parity import numbers, target
 
 SEED: dict[str, Any] = {"random_state": 0}
@@ -157,6 +157,28 @@ def test_quadrature_has_as_many_points_as_the_longest_path_needs() -> None:
         with localcontext(prec=300):
             exact = np.array([path_values(tree, row) for row in rows])
         np.testing.assert_allclose(attribute(rows)[:, :, 0], exact, rtol=0, atol=CLOSE)
+
+
+def small(*, cover: Any) -> Tree:
+    """A root and two leaves."""
+    no, values = np.full(3, -1), np.array([[0.0], [1.0], [2.0]])
+    left, right = np.array([1, -1, -1]), np.array([2, -1, -1])
+    return Tree(left, right, np.maximum(no, 0), np.zeros(3), np.ones(3, bool), values, cover)
+
+
+def test_trees_that_do_not_say_their_covers_are_not_explained() -> None:
+    for cover in (None, np.array([2.0, 2.0, 0.0])):
+        with pytest.raises(Unsupported, match="how many training rows"):
+            attribution(Ensemble(flatten([small(cover=cover)]), np.zeros(1)), np.zeros(1, np.int32), 1)
+
+
+def test_tree_of_a_single_node_need_not_say_its_cover() -> None:
+    nothing = np.zeros(1, np.int64)
+    leaf = Tree(nothing - 1, nothing - 1, nothing, np.zeros(1), np.ones(1, bool), np.full((1, 1), 0.5))
+    forest = flatten([leaf, small(cover=np.array([4.0, 3.0, 1.0])), leaf])
+    attribute, base_values = attribution(Ensemble(forest, np.zeros(1)), np.zeros(1, np.int32), 1)
+    assert base_values.tolist() == [0.5 + 1.25 + 0.5]
+    assert attribute(np.ones((1, 1)))[0, 0, 0] == pytest.approx(0.75)
 
 
 def test_path_that_asks_the_same_feature_again_and_again_is_explained() -> None:

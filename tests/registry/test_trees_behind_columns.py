@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import shap
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor, RandomForestClassifier
 from sklearn.pipeline import make_pipeline
@@ -18,7 +17,7 @@ from registry.features import Rows
 from registry.inferring import infer_features
 from registry.kernels.compiling import take_apart
 from registry.schema import Schema
-from tests.registry.explanations import CLOSE, assert_additive, assert_same_alone, shapley_values
+from tests.registry.explanations import CLOSE, assert_additive, assert_same_alone, shap, shapley_values
 from tests.registry.parity import mixed, rows_of_table, target
 
 
