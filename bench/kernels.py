@@ -21,6 +21,7 @@ from serving.numeric_threads import limit
 limit(os.environ)
 
 import numpy as np  # noqa: E402 - numpy counts the threads it may have when it is imported
+import pandas as pd  # noqa: E402
 from sklearn.ensemble import RandomForestClassifier  # noqa: E402
 
 from bench.models import forest_of_100  # noqa: E402

@@ -28,7 +28,7 @@ class Rows(BaseModel):
 
 
 @app.post("/explain")
-def explain(row: Row) -> Explanation:  # type: ignore[valid-type]
+def explain(row: Row) -> Explanation:
     """One row in, one explanation out."""
     values = list(row.model_dump(by_alias=True).values())
     return explained([values])[0]

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import structlog
 
-from registry.contributions import Explainer
+from registry.contributions import Explainer, Space
 from registry.explainers.budget import Budget
 from registry.explainers.library import CannotExplain
 from registry.explainers.linear import linear_explainer
+from registry.explainers.native import NativeExplainer, native_explainer
 from registry.explainers.outputs import natural_space, outputs_in
 from registry.explainers.reference import reference_explainer
 from registry.explainers.sampling import sampling_explainer
-from registry.explainers.trees import tree_explainer
+from registry.explainers.trees import TreeExplainer, tree_explainer
 from registry.features import Rows
 from registry.kernels.compiling import take_apart
 from registry.kernels.ensembles import FORESTS, GRADIENT, SINGLE
@@ -24,10 +25,12 @@ from registry.kernels.histogram import HISTOGRAM
 from registry.kernels.linear import LINEAR
 from registry.kernels.unsupported import Unsupported
 from registry.manifest import Manifest
-from registry.model import Compute
+from registry.model import Compute, task_of
 from registry.schema import Schema
 
 log = structlog.get_logger(__name__)
+
+Margins = TypeVar("Margins", TreeExplainer, NativeExplainer)
 
 PROBES = 20
 """Background rows that an exact explainer is tried on."""
@@ -71,17 +74,31 @@ def choose_explainer(
 def _compiled(subject: Subject) -> Explainer:
     parts = take_apart(subject.estimator, subject.schema, frame=subject.frame)
     if parts.trees is not None:
-        return _tried(tree_explainer(parts), subject)
+        return _tried(_in_values(tree_explainer(parts), subject), subject)
     if type(parts.last) in LINEAR:
         return _tried(linear_explainer(parts, subject.background), subject)
     raise Unsupported(f"no kernel explains {type(parts.last).__name__}")
+
+
+def _native(subject: Subject) -> Explainer:
+    explainer = native_explainer(subject.estimator, subject.schema, frame=subject.frame)
+    return _tried(_in_values(explainer, subject), subject)
+
+
+def _in_values(explainer: Margins, subject: Subject) -> Margins:
+    """Margins of a regressor that are its values are called so: its link is the identity."""
+    if task_of(subject.estimator) != "regression" or explainer.space != "margin":
+        return explainer
+    rows, tolerance = subject.background[:PROBES], explainer.tolerance
+    same = np.allclose(explainer.explain(rows).outputs, subject.compute(rows), rtol=tolerance, atol=tolerance)
+    return replace(explainer, space="value") if same else explainer
 
 
 def _reference(subject: Subject) -> Explainer:
     kind = type(subject.estimator)
     if kind not in (*SINGLE, *FORESTS, *GRADIENT, *HISTOGRAM):
         raise CannotExplain(f"{kind.__name__} is no ensemble of trees")
-    space = "margin" if kind in (*GRADIENT, *HISTOGRAM) else natural_space(subject.estimator)
+    space: Space = "margin" if kind in (*GRADIENT, *HISTOGRAM) else natural_space(subject.estimator)
     return _tried(reference_explainer(subject.estimator, _outputs(subject, space), space), subject)
 
 
@@ -90,7 +107,7 @@ def _sampling(subject: Subject) -> Explainer:
     return sampling_explainer(_outputs(subject, space), subject.background, space, subject.budget)
 
 
-def _outputs(subject: Subject, space: Any) -> Compute:
+def _outputs(subject: Subject, space: Space) -> Compute:
     return outputs_in(space, subject.estimator, subject.compute, subject.schema, frame=subject.frame)
 
 
@@ -108,12 +125,11 @@ def _tried(explainer: Explainer, subject: Subject) -> Explainer:
 
 Build = Callable[[Subject], Explainer]
 
-EXACT: tuple[Build, ...] = (_compiled, _reference)
-
 BUILDERS: dict[str | None, tuple[Build, ...]] = {
-    None: (*EXACT, _sampling),
-    "tree-path-dependent": EXACT,
-    "linear": EXACT,
+    None: (_compiled, _native, _reference, _sampling),
+    "tree-path-dependent": (_compiled, _reference),
+    "native": (_native,),
+    "linear": (_compiled,),
     "exact": (_sampling,),
     "permutation": (_sampling,),
 }

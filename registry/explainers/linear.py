@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from registry.contributions import Contributions, Method, Space, both_classes
 from registry.features import Rows
@@ -24,10 +25,11 @@ class LinearExplainer:
 
     space: Space
     matrix: Callable[[Rows], Rows]
-    sources: tuple[int, ...]
+    sources: NDArray[np.intp]
+    """The features that the matrix's columns are made from; `means` are the columns' over the background."""
     means: Rows
     weights: Rows
-    """Shape (columns, outputs); `means` are the columns' over the background."""
+    """Shape (columns, outputs)."""
     intercept: Rows
     features: int
     binary: bool
@@ -40,8 +42,8 @@ class LinearExplainer:
         """What each feature contributes to each margin."""
         matrix = self.matrix(rows)
         values = np.zeros((len(rows), self.features, len(self.intercept)))
-        for column, source in enumerate(self.sources):
-            values[:, source] += (matrix[:, column, None] - self.means[column]) * self.weights[column]
+        of_columns = (matrix - self.means)[:, :, None] * self.weights
+        np.add.at(values.swapaxes(0, 1), self.sources, of_columns.swapaxes(0, 1))
         # a stack of single rows, as in registry/kernels/linear.py: a row must not depend on the others
         outputs = np.matmul(matrix[:, None], self.weights)[:, 0] + self.intercept
         found = Contributions(outputs, self.means @ self.weights + self.intercept, values)
@@ -56,7 +58,7 @@ def linear_explainer(parts: Parts, background: Rows) -> LinearExplainer:
     return LinearExplainer(
         space="value" if regressor else "margin",
         matrix=matrix,
-        sources=tuple(column.source for column in parts.plan),
+        sources=np.array([column.source for column in parts.plan], np.intp),
         means=matrix(background).mean(axis=0),
         weights=weights,
         intercept=intercept,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
+from sklearn.pipeline import Pipeline
 
 from registry.contributions import Space
 from registry.explainers.library import CannotExplain
@@ -33,11 +36,12 @@ def outputs_in(space: Space, estimator: Any, compute: Compute, schema: Schema, *
     """
     classes = len(estimator.classes_) if task_of(estimator) == "classification" else 0
 
+    ask = margins_of(estimator)
+
     def margins(rows: Rows) -> Rows:
-        if not hasattr(estimator, "decision_function"):
+        if ask is None:
             return np.log(compute(rows))  # a regressor's whose link is logarithmic
-        made = np.asarray(estimator.decision_function(schema.frame(rows) if frame else rows), np.float64)
-        made = made.reshape(len(rows), -1)
+        made = np.asarray(ask(schema.frame(rows) if frame else rows), np.float64).reshape(len(rows), -1)
         if classes == 2:
             return np.hstack([-made, made])
         if made.shape[1] != max(classes, 1):
@@ -45,5 +49,19 @@ def outputs_in(space: Space, estimator: Any, compute: Compute, schema: Schema, *
         return made
 
     if space == "probability":
-        return lambda rows: compute(rows)[:, :classes]
+        return lambda rows: np.ascontiguousarray(compute(rows)[:, :classes])
     return margins if space == "margin" else compute
+
+
+def margins_of(estimator: Any) -> Callable[[Any], Any] | None:
+    """A function from a table to margins, as the estimator's library calls it; None where there is none."""
+    if hasattr(estimator, "decision_function"):
+        ask: Callable[[Any], Any] = estimator.decision_function
+        return ask
+    last = estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
+    match type(last).__module__.split(".", maxsplit=1)[0]:
+        case "lightgbm":
+            return partial(estimator.predict, raw_score=True)
+        case "xgboost":
+            return partial(estimator.predict, output_margin=True)
+    return None

@@ -35,11 +35,12 @@ class SamplingExplainer:
     evaluations: int
     base_values: Rows
     jobs_only: bool
-    tolerance: float = field(default=1e-9, init=False)
+    tolerance: float = field(default=1e-6, init=False)  # a row may be answered in float32, and otherwise in a batch
     in_process: bool = field(default=False, init=False)
 
     def explain(self, rows: Rows) -> Contributions:
         """What each feature contributes to each output, one row after the other."""
+        rows = np.array(rows, np.float64, order="C")  # what shap compiles is compiled anew for any other layout
         outputs = np.vstack([self.function(row[None]) for row in rows])
         values = np.stack([self._values(row) for row in rows])
         return Contributions(outputs, self.base_values, values)
@@ -63,8 +64,9 @@ def sampling_explainer(function: Compute, background: Rows, space: Space, budget
     evaluations = 2**features if exact else max(budget.evaluations, 2 * features + 1)
     kind = shap.explainers.Exact if exact else shap.explainers.Permutation
     _warm(shap, kind)
+    outputs = function(background)  # the first call may be slower than all others
     started = time.perf_counter()
-    outputs = function(background)
+    function(background)
     seconds = (time.perf_counter() - started) * evaluations
     return SamplingExplainer(
         method="exact" if exact else "permutation",
@@ -81,7 +83,7 @@ def _warm(shap: Any, kind: Any) -> None:
     """Explain something small: some releases of shap compile for seconds at their first call."""
     first, second = np.zeros((2, 2)), np.ones((1, 2))
     with _seeded(first):
-        kind(lambda rows: rows.sum(axis=1), shap.maskers.Independent(first))(second, max_evals=5, silent=True)
+        kind(lambda rows: rows.copy(), shap.maskers.Independent(first))(second, max_evals=5, silent=True)
 
 
 @contextmanager

@@ -30,14 +30,14 @@ class TreeExplainer:
     attribute: Callable[[Rows], Rows]
     base_values: Rows
     binary: bool
+    tolerance: float
     method: Method = field(default="tree-path-dependent", init=False)
-    tolerance: float = field(default=1e-9, init=False)
     in_process: bool = field(default=True, init=False)
     jobs_only: bool = field(default=False, init=False)
 
     def explain(self, rows: Rows) -> Contributions:
         """What each feature contributes to each output."""
-        outputs = self.margins(rows)
+        outputs = self.margins(rows).astype(np.float64, copy=False)
         found = Contributions(outputs[:, -len(self.base_values) :], self.base_values, self.attribute(rows))
         if not self.binary:
             return found
@@ -55,13 +55,16 @@ def tree_explainer(parts: Parts) -> TreeExplainer:
     if classifier and link is None and outputs == 2:
         ensemble = _second_class(ensemble)
     sources = np.array([column.source for column in parts.plan], np.int32)
-    attribute, base_values = _attribution(ensemble, sources, parts.features)
+    attribute, base_values = attribution(ensemble, sources, parts.features)
+    margins = parts.behind_matrix(parts.trees[0].compute(None))
+    in_double = margins(np.zeros((0, parts.features))).dtype == np.float64
     return TreeExplainer(
         space="margin" if link is not None else "probability" if classifier else "value",
-        margins=parts.behind_matrix(parts.trees[0].compute(None)),
+        margins=margins,
         attribute=parts.behind_matrix(attribute),
         base_values=base_values,
         binary=classifier and len(base_values) == 1,
+        tolerance=1e-9 if in_double else 1e-5,  # of margins that are summed in float32
     )
 
 
@@ -71,8 +74,11 @@ def _second_class(ensemble: Ensemble) -> Ensemble:
     return replace(ensemble, forest=replace(forest, values=forest.values[:, 1:]), start=ensemble.start[1:])
 
 
-def _attribution(ensemble: Ensemble, sources: Any, features: int) -> tuple[Callable[[Rows], Rows], Rows]:
-    """A function from the matrix to values, shape (rows, features, outputs), and the base values."""
+def attribution(ensemble: Ensemble, sources: Any, features: int) -> tuple[Callable[[Rows], Rows], Rows]:
+    """A function from the matrix to values, shape (rows, features, outputs), and the base values.
+
+    `sources` are the features that the matrix's columns were made from. Raises Unsupported.
+    """
     outputs, divisor = len(ensemble.start), ensemble.divisor
     paths = lay_out(ensemble.forest, outputs)
     points = quadrature(max(1, int(paths.trees["blocks"].max())))

@@ -76,7 +76,9 @@ class _Nodes:
 
 def lay_out(forest: Forest, outputs: int) -> Paths:
     """The paths of all trees, which take turns at the outputs. Raises Unsupported where covers are not positive."""
-    if not (forest.cover > 0.0).all():
+    sizes = np.diff(forest.roots, append=len(forest.nodes))
+    single = np.repeat(sizes, sizes) == 1  # a tree of one node has nothing to share out
+    if not (single | (forest.cover > 0.0)).all():
         raise Unsupported("trees that do not say how many training rows came by")
     child = forest.nodes["child"].astype(np.int64)
     inner = child != np.arange(len(child))

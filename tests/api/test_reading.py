@@ -38,6 +38,13 @@ def test_model_tells_what_it_takes_and_where_it_comes_from(client: httpx.Client,
     assert str(models) not in str(wine)
 
 
+def test_model_tells_how_it_is_explained_and_which_features_matter(client: httpx.Client) -> None:
+    mortgage = client.get("/v1/models/mortgage").json()
+    assert mortgage["explainer"] == {"method": "tree-path-dependent", "space": "margin", "jobs_only": False}
+    assert list(mortgage["importance"]) == mortgage["features"]
+    assert max(mortgage["importance"], key=mortgage["importance"].get) == "meets_guidelines"
+
+
 def test_version_is_shown_like_the_model_when_it_is_the_newest(client: httpx.Client) -> None:
     assert client.get("/v1/models/wine/versions/1").json() == client.get("/v1/models/wine").json()
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from registry.contributions import Contributions, Explainer
+from registry.explainers.library import import_shap
 from registry.explainers.trees import tree_explainer
 from registry.features import Rows
 from registry.inferring import infer_features
@@ -19,6 +20,9 @@ from registry.kernels.compiling import take_apart
 from registry.schema import Schema
 
 CLOSE = 1e-9
+
+shap: Any = import_shap()
+"""Imported as the service does: on Python 3.11 its import warns."""
 
 
 def explain_trees(estimator: Any, table: pd.DataFrame, y: Any, *, frame: bool = False) -> Explainer:
@@ -42,8 +46,8 @@ def assert_same_alone(explainer: Explainer, rows: Rows) -> None:
 
 
 def path_values(tree: Any, row: Any) -> Rows:
-    """SHAP values of one scikit-learn tree by their formula over leaves, to a hundred digits; shape (features,)."""
-    values = [Decimal(0)] * tree.n_features
+    """SHAP values of a tree with scikit-learn's names by their formula over leaves, to a hundred digits, by feature."""
+    values = [Decimal(0)] * len(row)
     paths: list[tuple[int, dict[int, tuple[int, Decimal]]]] = [(0, {})]
     while paths:
         node, path = paths.pop()
@@ -55,7 +59,9 @@ def path_values(tree: Any, row: Any) -> Rows:
         one, zero = path.get(feature, (1, Decimal(1)))
         goes_left = float(np.float32(row[feature])) <= tree.threshold[node]
         for child, goes in ((tree.children_left[node], goes_left), (tree.children_right[node], not goes_left)):
-            share = Decimal(int(tree.n_node_samples[child])) / Decimal(int(tree.n_node_samples[node]))
+            share = Decimal(float(tree.weighted_n_node_samples[child])) / Decimal(
+                float(tree.weighted_n_node_samples[node])
+            )
             paths.append((child, {**path, feature: (one * goes, zero * share)}))
     return np.array([float(value) for value in values])
 

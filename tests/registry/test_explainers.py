@@ -6,6 +6,7 @@ import gc
 import json
 import sys
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,15 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.parametrize("features", [1, 2])
+def test_model_of_few_features_is_explained(features: int, tmp_path: Path) -> None:
+    table = numbers(features=2).iloc[:, :features]
+    model = added(tmp_path, KNeighborsRegressor(), 0, table)
+    assert model.explainer is not None
+    assert model.explainer.method == "exact"
+    assert_additive(model.contributions(table.to_numpy()[:3]))
+
+
 def test_permutations_are_seeded_by_the_row(wide: Path) -> None:
     model = reload(wide)
     assert model.explainer is not None
@@ -230,8 +240,7 @@ def test_explainer_of_other_outputs_than_the_estimators_is_not_used(
     def wrong(parts: Any) -> Any:
         explainer = tree_explainer(parts)
         margins = explainer.margins
-        object.__setattr__(explainer, "margins", lambda rows: margins(rows) + 1e-6)
-        return explainer
+        return replace(explainer, margins=lambda rows: margins(rows) + 1e-6, base_values=explainer.base_values + 1e-6)
 
     monkeypatch.setattr(choosing, "tree_explainer", wrong)
     assert isinstance(reload(tmp_path).explainer, ReferenceExplainer)

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import shap
 from sklearn.compose import make_column_transformer
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge, RidgeClassifier
@@ -20,7 +19,7 @@ from registry.features import Rows
 from registry.inferring import infer_features
 from registry.kernels.compiling import take_apart
 from registry.schema import Schema
-from tests.registry.explanations import CLOSE, assert_additive, assert_same_alone
+from tests.registry.explanations import CLOSE, assert_additive, assert_same_alone, shap
 from tests.registry.parity import mixed, numbers, rows_of_table, target
 
 CASES: dict[str, tuple[Any, int]] = {

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from decimal import localcontext
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-import shap
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
@@ -26,8 +26,12 @@ from sklearn.ensemble import (
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from registry.contributions import Explainer
+from registry.explainers.trees import attribution
 from registry.features import Rows
-from tests.registry.explanations import CLOSE, assert_additive, assert_same_alone, explain_trees, path_values
+from registry.kernels.ensembles import Ensemble
+from registry.kernels.flatten import Tree, flatten
+from registry.kernels.unsupported import Unsupported
+from tests.registry.explanations import CLOSE, assert_additive, assert_same_alone, explain_trees, path_values, shap
 from tests.registry.parity import numbers, target
 
 SEED: dict[str, Any] = {"random_state": 0}
@@ -124,6 +128,57 @@ def test_path_of_many_features_is_explained_exactly(length: int) -> None:
     with localcontext(prec=100):
         exact = np.array([path_values(estimator.tree_, row) for row in rows])
     np.testing.assert_allclose(found.values[:, :, 0], exact, rtol=0, atol=CLOSE)
+
+
+def test_quadrature_has_as_many_points_as_the_longest_path_needs() -> None:
+    """A row that always goes the way of few: products of nearly t alone, the hardest there are for fewer points."""
+    for length in (15, 16, 17, 18, 24, 32, 33, 48):
+        inner = np.arange(length)
+        left, right = np.full(2 * length + 1, -1), np.full(2 * length + 1, -1)
+        left[2 * inner], right[2 * inner] = 2 * inner + 1, 2 * inner + 2
+        cover, values = np.empty(2 * length + 1), np.zeros(2 * length + 1)
+        cover[::2] = 1e-3 ** np.arange(length + 1)
+        cover[1::2] = cover[:-1:2] - cover[2::2]
+        values[-1] = 1000.0
+        feature = np.repeat(np.arange(length + 1), 2)[: 2 * length + 1] % length
+        thresholds = np.full(2 * length + 1, 0.5)
+        forest = flatten([Tree(left, right, feature, thresholds, np.ones(len(left), bool), values[:, None], cover)])
+        attribute, _ = attribution(Ensemble(forest, np.zeros(1)), np.arange(length, dtype=np.int32), length)
+        tree = SimpleNamespace(
+            children_left=left,
+            children_right=right,
+            feature=feature,
+            threshold=thresholds,
+            weighted_n_node_samples=cover,
+            value=values[:, None, None],
+        )
+        rows = np.ones((2, length))
+        rows[1, length // 2] = 0.0
+        with localcontext(prec=300):
+            exact = np.array([path_values(tree, row) for row in rows])
+        np.testing.assert_allclose(attribute(rows)[:, :, 0], exact, rtol=0, atol=CLOSE)
+
+
+def small(*, cover: Any) -> Tree:
+    """A root and two leaves."""
+    no, values = np.full(3, -1), np.array([[0.0], [1.0], [2.0]])
+    left, right = np.array([1, -1, -1]), np.array([2, -1, -1])
+    return Tree(left, right, np.maximum(no, 0), np.zeros(3), np.ones(3, bool), values, cover)
+
+
+def test_trees_that_do_not_say_their_covers_are_not_explained() -> None:
+    for cover in (None, np.array([2.0, 2.0, 0.0])):
+        with pytest.raises(Unsupported, match="how many training rows"):
+            attribution(Ensemble(flatten([small(cover=cover)]), np.zeros(1)), np.zeros(1, np.int32), 1)
+
+
+def test_tree_of_a_single_node_need_not_say_its_cover() -> None:
+    nothing = np.zeros(1, np.int64)
+    leaf = Tree(nothing - 1, nothing - 1, nothing, np.zeros(1), np.ones(1, bool), np.full((1, 1), 0.5))
+    forest = flatten([leaf, small(cover=np.array([4.0, 3.0, 1.0])), leaf])
+    attribute, base_values = attribution(Ensemble(forest, np.zeros(1)), np.zeros(1, np.int32), 1)
+    assert base_values.tolist() == [0.5 + 1.25 + 0.5]
+    assert attribute(np.ones((1, 1)))[0, 0, 0] == pytest.approx(0.75)
 
 
 def test_path_that_asks_the_same_feature_again_and_again_is_explained() -> None:
