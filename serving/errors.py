@@ -12,7 +12,11 @@ ServingError
 │   ├── MethodNotAllowed  the address is there, not with this method
 │   └── NotAuthorized     no admin token, or a wrong one
 ├── Overloaded            there is more work than can be done in time; try again later
-└── DeadlineExceeded      a prediction took longer than it may
+├── DeadlineExceeded      a prediction took longer than it may
+├── QueueFull             as many jobs wait as may; holds when to try again
+├── JobNotFound           there is no job of that id, or no longer
+├── TooManyStreams        as many event streams are open as may, in this worker or for this address
+└── StoreUnavailable      what keeps jobs or events cannot be read or written now
 """
 
 from __future__ import annotations
@@ -75,3 +79,23 @@ class Overloaded(ServingError):
 
 class DeadlineExceeded(ServingError):
     """A prediction took longer than it may."""
+
+
+class QueueFull(ServingError):
+    """As many jobs wait as may; `retry_after` seconds later there may be room."""
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__("too many jobs are waiting")
+        self.retry_after = retry_after
+
+
+class JobNotFound(ServingError):
+    """There is no job of that id, or no longer."""
+
+
+class TooManyStreams(ServingError):
+    """As many event streams are open as may, in this worker or for this address."""
+
+
+class StoreUnavailable(ServingError):
+    """What keeps jobs or events cannot be read or written now; the message names it, but no path and no address."""

@@ -19,10 +19,10 @@ LAYERS: list[set[str]] = [
     {"serving.protocol", "serving.routes"},
     {"serving.asgi"},
     {"serving.problems", "serving.predictor", "serving.reading"},
-    {"serving.batching"},
+    {"serving.batching", "serving.jobs", "serving.events"},
     {"serving.cost"},
     {"serving.answering"},
-    {"serving.logs", "serving.numeric_threads", "serving.processes", "serving.settings"},
+    {"serving.logs", "serving.numeric_threads", "serving.processes", "serving.settings", "serving.storage"},
     {"serving.errors", "cache", "registry", "examples"},
 ]
 """From the top down. A module may import what is below it, and its own package."""
