@@ -228,8 +228,8 @@ async def test_closing_ends_all_streams_and_those_to_come(log: EventLog, hubs: H
     hub = hubs.make()
     streams = [hub.subscribe("t") for _ in range(5)]
     ends = [asyncio.create_task(ended(stream)) for stream in streams]
-    async with hub.subscribe("t", after=0) as replaying:
-        await append_many(log, 1)
+    async with hub.subscribe("u", after=0) as replaying:
+        await append_many(log, 1, topic="u")
         await take(replaying, 1)
         await hub.close()
         assert await asyncio.gather(*ends) == [True] * 5

@@ -28,7 +28,7 @@ async def test_submitted_job_is_found_as_it_was_requested(store: JobStore) -> No
     for name in ("operation", "model", "version", "parameters", "unique_key", "idempotency_key", "mutex"):
         assert getattr(job, name) == getattr(request, name)
     assert job.max_attempts == 5
-    assert 1.7e9 < job.created == job.due < 1e10
+    assert 1.7e9 <= job.created == job.due < 1e10
 
 
 async def test_ids_are_long_random_and_need_no_escaping(store: JobStore) -> None:
