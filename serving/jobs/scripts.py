@@ -5,9 +5,14 @@ queued jobs by when they are due, `running` by the end of their lease, `finished
 and `idempotency_key` hashes from such a key to the job that holds it; `counts` jobs by state; `operations` a set.
 Nothing has a time to live, so a server that evicts only what has one (`volatile-lru`) loses no job. Times are the
 server's, in seconds; numbers with fractions are passed as text, because Lua's own text of them is too short.
+
+A server whose memory is full refuses new jobs only: all else is allowed to go beyond, or a full queue could never be
+worked off. That needs Redis 7 or Valkey.
 """
 
 from __future__ import annotations
+
+ALLOW_OOM = "#!lua flags=allow-oom\n"
 
 COMMON = """
 local prefix = KEYS[1]
@@ -101,7 +106,8 @@ return {1, whole(id)}
 )
 
 CLAIM = (
-    COMMON
+    ALLOW_OOM
+    + COMMON
     + """
 local owner, lease = ARGV[1], tonumber(ARGV[2])
 reap()
@@ -125,7 +131,8 @@ return whole(id)
 )
 
 HEARTBEAT = (
-    COMMON
+    ALLOW_OOM
+    + COMMON
     + """
 local id, owner, lease, progress = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 if not holds(id, owner) then return 'lost' end
@@ -134,7 +141,8 @@ return renew(id, lease, progress)
 )
 
 CHECKPOINT = (
-    COMMON
+    ALLOW_OOM
+    + COMMON
     + """
 local id, owner, lease, chunk, data = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
 if not holds(id, owner) then return 'lost' end
@@ -150,7 +158,8 @@ return renew(id, lease, progress)
 )
 
 FINISH = (
-    COMMON
+    ALLOW_OOM
+    + COMMON
     + """
 local id, owner = ARGV[1], ARGV[2]
 local state, holder, chunks, done = get(id, 'state', 'owner', 'chunks', 'chunks_done')
@@ -164,7 +173,8 @@ return whole(id)
 )
 
 FAIL = (
-    COMMON
+    ALLOW_OOM
+    + COMMON
     + """
 local id, owner, error, permanent = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1'
 local first, longest, share = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
@@ -179,7 +189,8 @@ return whole(id)
 )
 
 RELEASE = (
-    COMMON
+    ALLOW_OOM
+    + COMMON
     + """
 local id, owner = ARGV[1], ARGV[2]
 if not holds(id, owner) then return false end
@@ -194,7 +205,8 @@ return whole(id)
 )
 
 CANCEL = (
-    COMMON
+    ALLOW_OOM
+    + COMMON
     + """
 local id = ARGV[1]
 reap()
@@ -204,14 +216,15 @@ return whole(id)
 """
 )
 
-GET = COMMON + "return whole(ARGV[1])"
+GET = ALLOW_OOM + COMMON + "return whole(ARGV[1])"
 
-INPUT = COMMON + "return redis.call('HGET', prefix .. 'input:' .. ARGV[1], ARGV[2])"
+INPUT = ALLOW_OOM + COMMON + "return redis.call('HGET', prefix .. 'input:' .. ARGV[1], ARGV[2])"
 
-RESULT = COMMON + "return redis.call('HGET', prefix .. 'result:' .. ARGV[1], ARGV[2])"
+RESULT = ALLOW_OOM + COMMON + "return redis.call('HGET', prefix .. 'result:' .. ARGV[1], ARGV[2])"
 
 MISSING = (
-    COMMON
+    ALLOW_OOM
+    + COMMON
     + """
 local chunks, missing = get(ARGV[1], 'chunks'), {}
 if not chunks then return false end
@@ -223,7 +236,8 @@ return missing
 )
 
 COUNTS = (
-    COMMON
+    ALLOW_OOM
+    + COMMON
     + """
 local at, waited = now(), 0
 for _, operation in ipairs(redis.call('SMEMBERS', prefix .. 'operations')) do
@@ -235,7 +249,8 @@ return {redis.call('HGETALL', prefix .. 'counts'), text(waited)}
 )
 
 PRUNE = (
-    COMMON
+    ALLOW_OOM
+    + COMMON
     + """
 local older, keep, most = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local finished = prefix .. 'finished'
