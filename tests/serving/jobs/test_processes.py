@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sqlite3
 import sys
@@ -89,12 +90,13 @@ async def runner(jobs: Jobs, *, lease: float, pause: float, most: int) -> AsyncI
 
 async def run_code(code: str, *arguments: str) -> None:
     """Python in a process of its own that must end well and silently."""
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, *arguments, cwd=ROOT, stderr=PIPE)
+    command = (sys.executable, "-c", code, *arguments)
+    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stderr=PIPE, start_new_session=True)
     try:
         async with asyncio.timeout(60):
             _, said = await process.communicate()
     except TimeoutError:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)  # its own group: what it has forked goes with it
         await process.wait()
         raise
     assert (process.returncode, said.decode()) == (0, "")
