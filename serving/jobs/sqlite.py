@@ -10,6 +10,7 @@ from pathlib import Path
 from sqlite3 import Connection, Row
 
 from serving.errors import JobNotFound, QueueFull
+from serving.jobs import statements
 from serving.jobs.job import Backoff, Counts, Job, JobRequest, Lease, Submitted, job_from, new_id, printable
 from serving.jobs.schema import MIGRATIONS
 from serving.jobs.store import MAX_QUEUED, RETRY_AFTER_SECONDS
@@ -17,52 +18,7 @@ from serving.storage.database import Database
 
 PRUNED_AT_ONCE = 500
 
-INSERT = """
-    insert into jobs (id, operation, model, version, parameters, state, chunks, max_attempts, created, due,
-                      unique_key, idempotency_key, mutex)
-    values (?, ?, ?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?) returning *"""
-
-SAME_JOB = """
-    select * from (
-        select 1 as rank, * from jobs where idempotency_key = :idempotency_key and idempotency_key <> ''
-        union all
-        select 2, * from jobs where unique_key = :unique_key and unique_key <> '' and state in ('queued', 'running')
-        union all
-        select 3, * from jobs where mutex = :mutex and mutex <> '' and state in ('queued', 'running')
-    ) order by rank limit 1"""
-
-REAP = """
-    update jobs set
-        state = case when cancelling then 'cancelled' when stalled >= max_attempts then 'failed' else 'queued' end,
-        finished = case when cancelling or stalled >= max_attempts then :now end,
-        error = case when cancelling then error else 'lost with its runner ' || owner end
-    where state = 'running' and lease_until <= :now"""
-
-CLAIM = """
-    update jobs set state = 'running', owner = :owner, lease_until = :now + :lease, started = coalesce(started, :now),
-        attempts = attempts + 1, stalled = stalled + 1
-    where number = (
-        select number from jobs
-        where state = 'queued' and due <= :now and operation in (select value from json_each(:operations))
-        order by due, number limit 1
-    ) returning *"""
-
-RENEW = """
-    update jobs set lease_until = ?, progress = max(progress, ?) where id = ? and owner = ? and state = 'running'
-    returning cancelling, chunks"""
-
-COUNT_CHUNK = """
-    update jobs set chunks_done = chunks_done + 1, stalled = 1,
-        progress = max(progress, (chunks_done + 1.0) / chunks)
-    where id = ?"""
-
-PRUNE = """
-    delete from jobs where number in (
-        select number from jobs where finished < :before
-        union
-        select number from (select number from jobs where finished is not null
-                            order by finished desc, number desc limit -1 offset :keep)
-        limit :most)"""
+REQUESTED = ("operation", "model", "version", "parameters", "max_attempts", "unique_key", "idempotency_key", "mutex")
 
 
 class SQLiteJobStore:
@@ -89,7 +45,7 @@ class SQLiteJobStore:
         keys = {name: getattr(request, name) for name in ("unique_key", "idempotency_key", "mutex")}
 
         def work(connection: Connection) -> Submitted:
-            same = connection.execute(SAME_JOB, keys).fetchone()
+            same = connection.execute(statements.SAME_JOB, keys).fetchone()
             if same is not None:
                 return Submitted(_job(same), is_new=False)
             queued = connection.execute("select count(*) from jobs where state = 'queued'").fetchone()[0]
@@ -101,23 +57,9 @@ class SQLiteJobStore:
 
     def _insert(self, connection: Connection, request: JobRequest) -> Job:
         now, job_id = self._clock(), new_id()
-        row = connection.execute(
-            INSERT,
-            (
-                job_id,
-                request.operation,
-                request.model,
-                request.version,
-                request.parameters,
-                len(request.inputs),
-                request.max_attempts,
-                now,
-                now + request.delay,
-                request.unique_key,
-                request.idempotency_key,
-                request.mutex,
-            ),
-        ).fetchone()
+        values = {name: getattr(request, name) for name in REQUESTED}
+        values |= {"id": job_id, "chunks": len(request.inputs), "created": now, "due": now + request.delay}
+        row = connection.execute(statements.INSERT, values).fetchone()
         chunks = ((job_id, chunk, data) for chunk, data in enumerate(request.inputs))
         connection.executemany("insert into inputs (job, chunk, data) values (?, ?, ?)", chunks)
         return _job(row)
@@ -125,9 +67,9 @@ class SQLiteJobStore:
     async def claim(self, owner: str, lease_seconds: float, operations: Sequence[str]) -> Job | None:
         def work(connection: Connection) -> Job | None:
             now = self._clock()
-            connection.execute(REAP, {"now": now})
+            connection.execute(statements.REAP, {"now": now})
             values = {"now": now, "owner": owner, "lease": lease_seconds, "operations": json.dumps(list(operations))}
-            row = connection.execute(CLAIM, values).fetchone()
+            row = connection.execute(statements.CLAIM, values).fetchone()
             return None if row is None else _job(row)
 
         return await self._database.write(work)
@@ -135,13 +77,13 @@ class SQLiteJobStore:
     async def heartbeat(self, job_id: str, owner: str, lease_seconds: float, progress: float = 0.0) -> Lease:
         def work(connection: Connection) -> Lease:
             values = (self._clock() + lease_seconds, min(progress, 1.0), job_id, owner)
-            return _lease(connection.execute(RENEW, values).fetchone())
+            return _lease(connection.execute(statements.RENEW, values).fetchone())
 
         return await self._database.write(work)
 
     async def checkpoint(self, job_id: str, owner: str, lease_seconds: float, chunk: int, result: bytes) -> Lease:
         def work(connection: Connection) -> Lease:
-            row = connection.execute(RENEW, (self._clock() + lease_seconds, 0.0, job_id, owner)).fetchone()
+            row = connection.execute(statements.RENEW, (self._clock() + lease_seconds, 0.0, job_id, owner)).fetchone()
             if row is None:
                 return "lost"
             if not 0 <= chunk < row["chunks"]:
@@ -151,7 +93,7 @@ class SQLiteJobStore:
                 (job_id, chunk, result),
             )
             if kept.rowcount:
-                connection.execute(COUNT_CHUNK, (job_id,))
+                connection.execute(statements.COUNT_CHUNK, (job_id,))
             return _lease(row)
 
         return await self._database.write(work)
@@ -202,7 +144,7 @@ class SQLiteJobStore:
 
     async def cancel(self, job_id: str) -> Job:
         def work(connection: Connection) -> Job:
-            connection.execute(REAP, {"now": self._clock()})
+            connection.execute(statements.REAP, {"now": self._clock()})
             job = _existing(connection, job_id)
             if job.state == "queued":
                 return self._end(connection, job_id, "cancelled", job.error)
@@ -251,7 +193,7 @@ class SQLiteJobStore:
     async def prune(self, older_than: float, keep: int) -> int:
         def work(connection: Connection) -> int:
             values = {"before": self._clock() - older_than, "keep": keep, "most": PRUNED_AT_ONCE}
-            return connection.execute(PRUNE, values).rowcount
+            return connection.execute(statements.PRUNE, values).rowcount
 
         return await self._database.write(work)
 
