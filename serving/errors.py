@@ -15,7 +15,11 @@ ServingError
 ├── DeadlineExceeded      a prediction took longer than it may
 ├── CallFailed            a call in a process of its own broke, or its process did
 ├── MemoryExceeded        a call in a process of its own needed more memory than it may
-└── ExecutorGone          the worker can run no such calls any more
+├── ExecutorGone          the worker can run no such calls any more
+├── QueueFull             as many jobs wait as may; holds when to try again
+├── JobNotFound           there is no job of that id, or no longer
+├── TooManyStreams        as many event streams are open as may, in this worker or for this address
+└── StoreUnavailable      what keeps jobs or events cannot be read or written now
 """
 
 from __future__ import annotations
@@ -96,3 +100,23 @@ class ExecutorGone(ServingError):
 
     def __init__(self) -> None:
         super().__init__("this worker is being replaced; try again")
+
+
+class QueueFull(ServingError):
+    """As many jobs wait as may; `retry_after` seconds later there may be room."""
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__("too many jobs are waiting")
+        self.retry_after = retry_after
+
+
+class JobNotFound(ServingError):
+    """There is no job of that id, or no longer."""
+
+
+class TooManyStreams(ServingError):
+    """As many event streams are open as may, in this worker or for this address."""
+
+
+class StoreUnavailable(ServingError):
+    """What keeps jobs or events cannot be read or written now; the message names it, but no path and no address."""

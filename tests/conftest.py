@@ -1,4 +1,4 @@
-"""The demo models, and one real service over them, for the whole session."""
+"""The demo models, one real service over them, and a real Redis, for the whole session."""
 
 from __future__ import annotations
 
@@ -8,13 +8,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import redis
 
 from bench.service import Service
 from examples.train import train_all
 from registry.adding import add_version
 from tests.estimators import SleepingRegressor
+from tests.servers import RedisServer, redis_server
 
 ADMIN_TOKEN = "a-token-only-for-tests"
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +49,25 @@ def sleeper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     estimator = SleepingRegressor().fit(sample.to_numpy(), None)
     add_version(root, "sleeper", estimator, sample, margin=None)
     return root
+
+
+@pytest.fixture(scope="session")
+def shared_server() -> Iterator[RedisServer]:
+    """For tests that leave it running."""
+    with redis_server() as server:
+        yield server
+
+
+@pytest.fixture
+def own_server() -> Iterator[RedisServer]:
+    """For tests that pause or kill it."""
+    with redis_server() as server:
+        yield server
+
+
+@pytest.fixture
+def raw(shared_server: RedisServer) -> Iterator[redis.Redis]:
+    """A client of the shared server without any of our code; the server is empty."""
+    with redis.Redis(port=shared_server.port) as client:
+        client.flushall()
+        yield client

@@ -19,10 +19,17 @@ LAYERS: list[set[str]] = [
     {"serving.protocol", "serving.routes"},
     {"serving.asgi"},
     {"serving.problems", "serving.inference", "serving.reading"},
-    {"serving.batching", "serving.executor"},
+    {"serving.batching", "serving.executor", "serving.jobs", "serving.events"},
     {"serving.cost"},
     {"serving.operations"},
-    {"serving.logs", "serving.numeric_threads", "serving.processes", "serving.settings", "serving.transport"},
+    {
+        "serving.logs",
+        "serving.numeric_threads",
+        "serving.processes",
+        "serving.settings",
+        "serving.storage",
+        "serving.transport",
+    },
     {"serving.errors", "cache", "registry", "examples"},
 ]
 """From the top down. A module may import what is below it, and its own package."""

@@ -1,10 +1,10 @@
-"""What the tests of the cache share: a real Redis, and clocks and tiers that a test holds in its hand."""
+"""What the tests of the cache share: clocks and tiers that a test holds in its hand."""
 
 from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import pytest
@@ -12,7 +12,7 @@ import redis
 
 from cache.breaker import State
 from cache.redis import RedisTier
-from tests.servers import RedisServer, redis_server
+from tests.servers import RedisServer
 
 PATIENCE = 5.0
 """Seconds for calls to a server that is well: a busy machine must not make a test of anything else fail."""
@@ -59,35 +59,8 @@ class DictTier:
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def clock() -> Clock:
     return Clock()
-
-
-@pytest.fixture(scope="session")
-def shared_server() -> Iterator[RedisServer]:
-    """For tests that leave it running."""
-    with redis_server() as server:
-        yield server
-
-
-@pytest.fixture
-def own_server() -> Iterator[RedisServer]:
-    """For tests that pause or kill it."""
-    with redis_server() as server:
-        yield server
-
-
-@pytest.fixture
-def raw(shared_server: RedisServer) -> Iterator[redis.Redis]:
-    """A client of the shared server without any of our code; the server is empty."""
-    with redis.Redis(port=shared_server.port) as client:
-        client.flushall()
-        yield client
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Background jobs that survive the death of whoever runs them."""

@@ -1,0 +1,139 @@
+"""What a job is: the request for it, its state, and how it is tried again."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+State = Literal["queued", "running", "done", "failed", "cancelled"]
+Lease = Literal["held", "cancelled", "lost"]
+"""What the owner of a lease is told: go on; stop and release the job; or leave it, it is another's now."""
+
+LONGEST_ERROR = 2000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A job as it was when it was read. Times are in seconds since the epoch, by the store's clock."""
+
+    id: str
+    operation: str
+    model: str
+    version: str
+    parameters: bytes
+    state: State
+    chunks: int
+    max_attempts: int
+    created: float
+    due: float
+    """Not claimed before."""
+    progress: float = 0.0
+    chunks_done: int = 0
+    attempts: int = 0
+    """How often it was claimed."""
+    stalled: int = 0
+    """The attempts since its last new chunk, at least the present one; `max_attempts` bounds these."""
+    started: float | None = None
+    finished: float | None = None
+    cancelling: bool = False
+    """Cancelled while running: its owner learns it with the next heartbeat."""
+    owner: str = ""
+    """Of the last lease."""
+    error: str = ""
+    """Of the last failed attempt."""
+    unique_key: str = ""
+    idempotency_key: str = ""
+    mutex: str = ""
+
+    @property
+    def is_finished(self) -> bool:
+        return self.state in ("done", "failed", "cancelled")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRequest:
+    """A job that somebody wants. An empty key or mutex is none.
+
+    There is never more than one queued or running job with the same `unique_key`, nor with the same `mutex`, and never
+    more than one job at all with the same `idempotency_key`: who asks for another is given that one. `parameters` are
+    the operation's own affair; of `inputs` a runner reads only the chunk that it works on.
+    """
+
+    operation: str
+    inputs: Sequence[bytes]
+    model: str = ""
+    version: str = ""
+    parameters: bytes = b""
+    unique_key: str = ""
+    idempotency_key: str = ""
+    mutex: str = ""
+    max_attempts: int = 3
+    delay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.operation or not self.inputs or self.max_attempts < 1:
+            raise ValueError("a job has an operation, at least one chunk and at least one attempt")
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """The job that will answer a request; `is_new` is False when it was there before."""
+
+    job: Job
+    is_new: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Jobs by state, and for how many seconds the oldest one that could be run has been waiting."""
+
+    queued: int = 0
+    running: int = 0
+    done: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    oldest_queued_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Seconds between attempts: doubling, bounded, and cut by up to half at random so that retries spread."""
+
+    first: float = 1.0
+    longest: float = 60.0
+
+    def delay(self, stalled: int, share: float) -> float:
+        """Before the attempt after `stalled` ones in vain; `share` is a random number from 0 to 1."""
+        return float(min(self.longest, self.first * 2 ** (stalled - 1))) * (1 - share / 2)
+
+
+def new_id() -> str:
+    """144 random bits in 24 characters that need no escaping in a URL: who does not know an id cannot guess it."""
+    return secrets.token_urlsafe(18)
+
+
+def content_key(operation: str, content_hash: str, parameters: bytes, inputs: Sequence[bytes]) -> str:
+    """The `unique_key` of a deterministic operation: equal for equal work, whoever asks for it.
+
+    `content_hash` is the model's. Each part is hashed with its length, so that no two lists of parts look the same.
+    """
+    digest = hashlib.sha256()
+    for part in (operation.encode(), content_hash.encode(), parameters, *inputs):
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def job_from(fields: Mapping[str, Any]) -> Job:
+    """A job from a store's columns; numbers may be text, columns that a job does not have are left out."""
+    return msgspec.convert(fields, Job, strict=False)
+
+
+def printable(error: str) -> str:
+    """An error text as it is kept: not too long, and something that UTF-8 can say."""
+    return error.encode("utf-8", "replace").decode()[:LONGEST_ERROR]

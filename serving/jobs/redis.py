@@ -1,0 +1,148 @@
+"""Jobs in Redis: shared by all instances. What happens in the server is in `scripts.py`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from serving.errors import JobNotFound, QueueFull
+from serving.jobs import scripts
+from serving.jobs.job import Backoff, Counts, Job, JobRequest, Lease, Submitted, job_from, new_id, printable
+from serving.jobs.store import MAX_QUEUED, RETRY_AFTER_SECONDS
+from serving.storage.redis import ScriptedRedis
+
+PRUNED_AT_ONCE = 500
+
+FIELDS = ("operation", "model", "version", "parameters", "max_attempts", "unique_key", "idempotency_key", "mutex")
+"""Of a request, as they are kept; empty ones are left out."""
+
+
+class RedisJobStore:
+    """A JobStore under `prefix`, whose braces keep all keys on one node of a cluster."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str = "forkserve:{jobs}:",
+        max_queued: int = MAX_QUEUED,
+        retry_after: float = RETRY_AFTER_SECONDS,
+        backoff: Backoff | None = None,
+        timeout: float = 1.0,
+        health_check_interval: float = 30.0,
+    ) -> None:
+        """`max_queued` jobs may wait; who comes later is told to come back after `retry_after` seconds.
+
+        Connecting, writing and reading may each take `timeout` seconds. Raises InvalidRedisUrl.
+        """
+        self._redis = ScriptedRedis(url, timeout=timeout, health_check_interval=health_check_interval)
+        self._prefix = prefix
+        self._max_queued = max_queued
+        self._retry_after = retry_after
+        self._backoff = backoff or Backoff()
+
+    async def submit(self, request: JobRequest) -> Submitted:
+        fields: list[Any] = ["chunks", len(request.inputs)]
+        for name in FIELDS:
+            if value := getattr(request, name):
+                fields += [name, value]
+        head = (self._max_queued, request.delay, len(fields))
+        # the id is made here, so that a submission that is sent twice is one
+        outcome, *found = await self._run(scripts.SUBMIT, new_id(), *head, *fields, *request.inputs)
+        if outcome < 0:
+            raise QueueFull(self._retry_after)
+        return Submitted(_job(found[0]), is_new=outcome == 1)
+
+    async def claim(self, owner: str, lease_seconds: float, operations: Sequence[str]) -> Job | None:
+        return _job_or_none(await self._run(scripts.CLAIM, owner, lease_seconds, *operations, safe=False))
+
+    async def heartbeat(self, job_id: str, owner: str, lease_seconds: float, progress: float = 0.0) -> Lease:
+        return _lease(await self._run(scripts.HEARTBEAT, job_id, owner, lease_seconds, progress))
+
+    async def checkpoint(self, job_id: str, owner: str, lease_seconds: float, chunk: int, result: bytes) -> Lease:
+        answer = await self._run(scripts.CHECKPOINT, job_id, owner, lease_seconds, chunk, result)
+        if answer == b"no such chunk":
+            raise ValueError(f"the job has no chunk {chunk}")
+        return _lease(answer)
+
+    async def finish(self, job_id: str, owner: str) -> Job | None:
+        answer = await self._run(scripts.FINISH, job_id, owner)
+        if isinstance(answer, int):
+            raise ValueError(f"{answer} chunks of the job are missing")  # noqa: TRY004 - an answer, no argument
+        return _job_or_none(answer)
+
+    async def fail(self, job_id: str, owner: str, error: str, *, permanent: bool = False) -> Job | None:
+        share = random.random()  # noqa: S311 - spreads retries
+        backoff = (self._backoff.first, self._backoff.longest, share)
+        return _job_or_none(await self._run(scripts.FAIL, job_id, owner, printable(error), int(permanent), *backoff))
+
+    async def release(self, job_id: str, owner: str) -> Job | None:
+        return _job_or_none(await self._run(scripts.RELEASE, job_id, owner))
+
+    async def cancel(self, job_id: str) -> Job:
+        return _existing(await self._run(scripts.CANCEL, job_id))
+
+    async def get(self, job_id: str) -> Job:
+        return _existing(await self._run(scripts.GET, job_id))
+
+    async def input(self, job_id: str, chunk: int) -> bytes:
+        data: bytes | None = await self._run(scripts.INPUT, job_id, chunk)
+        if data is None:
+            raise JobNotFound("there is no such input, or no longer")
+        return data
+
+    async def missing(self, job_id: str) -> list[int]:
+        chunks: list[int] | None = await self._run(scripts.MISSING, job_id)
+        if chunks is None:
+            raise JobNotFound("there is no such job, or no longer")
+        return chunks
+
+    async def result(self, job_id: str, chunk: int) -> bytes | None:
+        data: bytes | None = await self._run(scripts.RESULT, job_id, chunk)
+        return data
+
+    async def counts(self) -> Counts:
+        states, waited = await self._run(scripts.COUNTS)
+        by_state = {name.decode(): int(count) for name, count in _pairs(states)}
+        return Counts(**by_state, oldest_queued_seconds=float(waited))
+
+    async def prune(self, older_than: float, keep: int) -> int:
+        removed: int = await self._run(scripts.PRUNE, older_than, keep, PRUNED_AT_ONCE)
+        return removed
+
+    async def close(self) -> None:
+        await self._redis.close()
+
+    async def _run(self, script: str, *arguments: bytes | str | float, safe: bool = True) -> Any:
+        return await self._redis.run(script, [self._prefix], *arguments, safe=safe)
+
+
+def _pairs(flat: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+    return list(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _job(flat: Sequence[bytes]) -> Job:
+    fields: dict[str, Any] = dict.fromkeys(("model", "version"), "") | {"parameters": b""}
+    for name, value in _pairs(flat):
+        fields[name.decode()] = value if name == b"parameters" else value.decode()
+    return job_from(fields)
+
+
+def _job_or_none(flat: Sequence[bytes] | None) -> Job | None:
+    return None if flat is None else _job(flat)
+
+
+def _existing(flat: Sequence[bytes]) -> Job:
+    if not flat:
+        raise JobNotFound("there is no such job, or no longer")
+    return _job(flat)
+
+
+def _lease(answer: bytes) -> Lease:
+    match answer:
+        case b"held":
+            return "held"
+        case b"cancelled":
+            return "cancelled"
+    return "lost"

@@ -1,0 +1,270 @@
+"""What the Redis store does, as Lua scripts: each is one step that nothing else comes between.
+
+Keys, after the prefix: `job:ID` a hash of its fields, `input:ID` and `result:ID` hashes of its chunks; `due:OPERATION`
+queued jobs by when they are due, `running` by the end of their lease, `finished` by their end; `unique_key`, `mutex`
+and `idempotency_key` hashes from such a key to the job that holds it; `counts` jobs by state; `operations` a set.
+Nothing has a time to live, so a server that evicts only what has one (`volatile-lru`) loses no job. Times are the
+server's, in seconds; numbers with fractions are passed as text, because Lua's own text of them is too short.
+
+A server whose memory is full refuses new jobs only: all else is allowed to go beyond, or a full queue could never be
+worked off. That needs Redis 7 or Valkey.
+"""
+
+from __future__ import annotations
+
+ALLOW_OOM = "#!lua flags=allow-oom\n"
+
+COMMON = """
+local prefix = KEYS[1]
+local function text(number) return string.format('%.6f', number) end
+local function now() local t = redis.call('TIME') return tonumber(t[1]) + tonumber(t[2]) / 1e6 end
+local function key(id) return prefix .. 'job:' .. id end
+local function whole(id) return redis.call('HGETALL', key(id)) end
+local function set(id, ...) redis.call('HSET', key(id), ...) end
+local function get(id, ...) return unpack(redis.call('HMGET', key(id), ...)) end
+
+local function free(id, ...)
+  for _, kind in ipairs({...}) do
+    local name = get(id, kind)
+    if name and redis.call('HGET', prefix .. kind, name) == id then redis.call('HDEL', prefix .. kind, name) end
+  end
+end
+
+local function place(id, state, at)
+  local before, operation = get(id, 'state', 'operation')
+  if before then
+    redis.call('HINCRBY', prefix .. 'counts', before, -1)
+    redis.call('ZREM', before == 'queued' and prefix .. 'due:' .. operation or prefix .. before, id)
+  end
+  redis.call('HINCRBY', prefix .. 'counts', state, 1)
+  set(id, 'state', state)
+  if state == 'queued' then
+    redis.call('ZADD', prefix .. 'due:' .. operation, text(at), id)
+    set(id, 'due', text(at))
+  elseif state == 'running' then
+    redis.call('ZADD', prefix .. 'running', text(at), id)
+  else
+    redis.call('ZADD', prefix .. 'finished', text(at), id)
+    set(id, 'finished', text(at))
+    redis.call('UNLINK', prefix .. 'input:' .. id)
+    free(id, 'unique_key', 'mutex')
+  end
+end
+
+local function holds(id, owner)
+  local state, holder = get(id, 'state', 'owner')
+  return state == 'running' and holder == owner
+end
+
+local function renew(id, lease, progress)
+  redis.call('ZADD', prefix .. 'running', text(now() + lease), id)
+  if progress > tonumber(get(id, 'progress')) then set(id, 'progress', text(math.min(progress, 1))) end
+  return get(id, 'cancelling') == '1' and 'cancelled' or 'held'
+end
+
+local function reap()
+  local at = now()
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', prefix .. 'running', '-inf', text(at), 'LIMIT', 0, 100)) do
+    local cancelling, stalled, most, owner, due = get(id, 'cancelling', 'stalled', 'max_attempts', 'owner', 'due')
+    if not stalled then
+      redis.call('ZREM', prefix .. 'running', id)  -- a server that evicts what has no time to live took the job
+    elseif cancelling == '1' then
+      place(id, 'cancelled', at)
+    else
+      set(id, 'error', 'lost with its runner ' .. owner)
+      if tonumber(stalled) >= tonumber(most) then place(id, 'failed', at) else place(id, 'queued', tonumber(due)) end
+    end
+  end
+end
+"""
+
+SUBMIT = (
+    COMMON
+    + """
+local id, most, delay, count = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+if redis.call('EXISTS', key(id)) == 1 then return {1, whole(id)} end
+local given = {}
+for i = 5, 4 + count, 2 do given[ARGV[i]] = ARGV[i + 1] end
+for _, kind in ipairs({'idempotency_key', 'unique_key', 'mutex'}) do
+  local other = given[kind] and redis.call('HGET', prefix .. kind, given[kind])
+  if other then return {0, whole(other)} end
+end
+if tonumber(redis.call('HGET', prefix .. 'counts', 'queued') or 0) >= most then return {-1} end
+local at = now()
+for name, value in pairs(given) do
+  set(id, name, value)
+  if name == 'idempotency_key' or name == 'unique_key' or name == 'mutex' then
+    redis.call('HSET', prefix .. name, value, id)
+  end
+end
+set(id, 'id', id, 'created', text(at), 'progress', '0', 'chunks_done', 0, 'attempts', 0, 'stalled', 0, 'cancelling', 0)
+for i = 5 + count, #ARGV do redis.call('HSET', prefix .. 'input:' .. id, i - 5 - count, ARGV[i]) end
+redis.call('SADD', prefix .. 'operations', given['operation'])
+place(id, 'queued', at + delay)
+return {1, whole(id)}
+"""
+)
+
+CLAIM = (
+    ALLOW_OOM
+    + COMMON
+    + """
+local owner, lease = ARGV[1], tonumber(ARGV[2])
+reap()
+local at, id, earliest = now(), nil, nil
+for i = 3, #ARGV do
+  local first = redis.call('ZRANGEBYSCORE', prefix .. 'due:' .. ARGV[i], '-inf', text(at), 'WITHSCORES', 'LIMIT', 0, 1)
+  if first[1] and (not earliest or tonumber(first[2]) < earliest) then id, earliest = first[1], tonumber(first[2]) end
+end
+if not id then return false end
+if not get(id, 'operation') then
+  for i = 3, #ARGV do redis.call('ZREM', prefix .. 'due:' .. ARGV[i], id) end  -- evicted: see `reap`
+  return false
+end
+redis.call('HSETNX', key(id), 'started', text(at))
+redis.call('HINCRBY', key(id), 'attempts', 1)
+redis.call('HINCRBY', key(id), 'stalled', 1)
+set(id, 'owner', owner)
+place(id, 'running', at + lease)
+return whole(id)
+"""
+)
+
+HEARTBEAT = (
+    ALLOW_OOM
+    + COMMON
+    + """
+local id, owner, lease, progress = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+if not holds(id, owner) then return 'lost' end
+return renew(id, lease, progress)
+"""
+)
+
+CHECKPOINT = (
+    ALLOW_OOM
+    + COMMON
+    + """
+local id, owner, lease, chunk, data = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
+if not holds(id, owner) then return 'lost' end
+local chunks = tonumber(get(id, 'chunks'))
+if chunk < 0 or chunk >= chunks then return 'no such chunk' end
+local progress = 0
+if redis.call('HSETNX', prefix .. 'result:' .. id, chunk, data) == 1 then
+  progress = redis.call('HINCRBY', key(id), 'chunks_done', 1) / chunks
+  set(id, 'stalled', 1)
+end
+return renew(id, lease, progress)
+"""
+)
+
+FINISH = (
+    ALLOW_OOM
+    + COMMON
+    + """
+local id, owner = ARGV[1], ARGV[2]
+local state, holder, chunks, done = get(id, 'state', 'owner', 'chunks', 'chunks_done')
+if state == 'done' and holder == owner then return whole(id) end
+if not holds(id, owner) then return false end
+if tonumber(done) < tonumber(chunks) then return tonumber(chunks) - tonumber(done) end
+set(id, 'progress', '1', 'error', '')
+place(id, 'done', now())
+return whole(id)
+"""
+)
+
+FAIL = (
+    ALLOW_OOM
+    + COMMON
+    + """
+local id, owner, error, permanent = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1'
+local first, longest, share = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+if not holds(id, owner) then return false end
+local stalled, most, cancelling = get(id, 'stalled', 'max_attempts', 'cancelling')
+set(id, 'error', error)
+if cancelling == '1' then place(id, 'cancelled', now())
+elseif permanent or tonumber(stalled) >= tonumber(most) then place(id, 'failed', now())
+else place(id, 'queued', now() + math.min(longest, first * 2 ^ (tonumber(stalled) - 1)) * (1 - share / 2)) end
+return whole(id)
+"""
+)
+
+RELEASE = (
+    ALLOW_OOM
+    + COMMON
+    + """
+local id, owner = ARGV[1], ARGV[2]
+if not holds(id, owner) then return false end
+local stalled, cancelling, due = get(id, 'stalled', 'cancelling', 'due')
+if cancelling == '1' then place(id, 'cancelled', now())
+else
+  set(id, 'stalled', math.max(0, tonumber(stalled) - 1))
+  place(id, 'queued', tonumber(due))
+end
+return whole(id)
+"""
+)
+
+CANCEL = (
+    ALLOW_OOM
+    + COMMON
+    + """
+local id = ARGV[1]
+reap()
+local state = get(id, 'state')
+if state == 'queued' then place(id, 'cancelled', now()) elseif state == 'running' then set(id, 'cancelling', 1) end
+return whole(id)
+"""
+)
+
+GET = ALLOW_OOM + COMMON + "return whole(ARGV[1])"
+
+INPUT = ALLOW_OOM + COMMON + "return redis.call('HGET', prefix .. 'input:' .. ARGV[1], ARGV[2])"
+
+RESULT = ALLOW_OOM + COMMON + "return redis.call('HGET', prefix .. 'result:' .. ARGV[1], ARGV[2])"
+
+MISSING = (
+    ALLOW_OOM
+    + COMMON
+    + """
+local chunks, missing = get(ARGV[1], 'chunks'), {}
+if not chunks then return false end
+local done = {}
+for _, chunk in ipairs(redis.call('HKEYS', prefix .. 'result:' .. ARGV[1])) do done[tonumber(chunk)] = true end
+for chunk = 0, tonumber(chunks) - 1 do if not done[chunk] then table.insert(missing, chunk) end end
+return missing
+"""
+)
+
+COUNTS = (
+    ALLOW_OOM
+    + COMMON
+    + """
+local at, waited = now(), 0
+for _, operation in ipairs(redis.call('SMEMBERS', prefix .. 'operations')) do
+  local first = redis.call('ZRANGE', prefix .. 'due:' .. operation, 0, 0, 'WITHSCORES')
+  if first[2] then waited = math.max(waited, at - tonumber(first[2])) end
+end
+return {redis.call('HGETALL', prefix .. 'counts'), text(waited)}
+"""
+)
+
+PRUNE = (
+    ALLOW_OOM
+    + COMMON
+    + """
+local older, keep, most = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local finished = prefix .. 'finished'
+local before = '(' .. text(now() - older)
+local excess = math.max(redis.call('ZCARD', finished) - keep, redis.call('ZCOUNT', finished, '-inf', before))
+if excess <= 0 then return 0 end
+local old = redis.call('ZRANGE', finished, 0, math.min(excess, most) - 1)
+for _, id in ipairs(old) do
+  local state = get(id, 'state')
+  if state then redis.call('HINCRBY', prefix .. 'counts', state, -1) end
+  redis.call('ZREM', finished, id)
+  free(id, 'idempotency_key')
+  redis.call('UNLINK', key(id), prefix .. 'result:' .. id)
+end
+return #old
+"""
+)

@@ -1,0 +1,1 @@
+"""Where jobs and events are kept: one SQLite file by default, Redis when it is configured."""

@@ -1,0 +1,1 @@
+"""Tests of the logs of events and of the hub."""

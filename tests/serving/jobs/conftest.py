@@ -1,0 +1,88 @@
+"""Stores of both kinds, and more than one instance over the same jobs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from serving.jobs.job import Backoff, Job, JobRequest
+from serving.jobs.redis import RedisJobStore
+from serving.jobs.sqlite import SQLiteJobStore
+from serving.jobs.store import JobStore
+from tests.servers import RedisServer
+from tests.serving.conftest import PATIENCE, WallClock
+
+OPERATIONS = ("explain", "predict")
+LEASE = 60.0
+SOON = Backoff(first=0.01, longest=0.05)
+
+
+def job_request(**changes: Any) -> JobRequest:
+    """A job of three chunks."""
+    return JobRequest(
+        **({"operation": "explain", "inputs": (b"0", b"1", b"2"), "model": "m", "version": "1"} | changes)
+    )
+
+
+class Jobs:
+    """Makes stores over the same jobs, as if each were in a process or instance of its own."""
+
+    def __init__(self, kind: str, directory: Path, url: str) -> None:
+        self.kind = kind
+        self.directory = directory
+        self.url = url
+        self._clock = WallClock()
+        self._opened: list[JobStore] = []
+
+    def open(self, **options: Any) -> JobStore:
+        store: JobStore
+        options = {"backoff": SOON} | options
+        if self.kind == "redis":
+            store = RedisJobStore(self.url, timeout=PATIENCE, **options)
+        else:
+            store = SQLiteJobStore(self.directory, clock=self._clock, busy_seconds=PATIENCE, **options)
+        self._opened.append(store)
+        return store
+
+    def let_pass(self, seconds: float) -> None:
+        """SQLite is given the time; Redis has its own, and the test waits for what it expects."""
+        self._clock.now += seconds
+
+    async def close(self) -> None:
+        for store in self._opened:
+            await store.close()
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+async def jobs(
+    request: pytest.FixtureRequest, tmp_path: Path, shared_server: RedisServer, raw: redis.Redis
+) -> AsyncIterator[Jobs]:
+    jobs = Jobs(request.param, tmp_path, shared_server.url)
+    yield jobs
+    await jobs.close()
+
+
+@pytest.fixture
+def store(jobs: Jobs) -> JobStore:
+    return jobs.open()
+
+
+async def claim(store: JobStore, owner: str = "a", lease_seconds: float = LEASE) -> Job | None:
+    return await store.claim(owner, lease_seconds, OPERATIONS)
+
+
+async def claimed(store: JobStore, owner: str = "a", lease_seconds: float = LEASE) -> Job:
+    job = await claim(store, owner, lease_seconds)
+    assert job is not None
+    return job
+
+
+async def complete(store: JobStore, job: Job, owner: str = "a") -> None:
+    """All that is missing, and the end."""
+    for chunk in await store.missing(job.id):
+        assert await store.checkpoint(job.id, owner, LEASE, chunk, b"result %d" % chunk) == "held"
+    assert await store.finish(job.id, owner) is not None

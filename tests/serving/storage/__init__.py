@@ -1,0 +1,1 @@
+"""Tests of SQLite and Redis as stores."""

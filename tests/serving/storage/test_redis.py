@@ -1,0 +1,233 @@
+"""Redis as a store: away, hung, full, forgetful - the caller always knows what happened, and soon."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+
+import pytest
+import redis
+
+from cache.connection import InvalidRedisUrl
+from serving.errors import JobNotFound, StoreUnavailable
+from serving.events.hub import Hub
+from serving.events.redis import RedisEventLog
+from serving.jobs.redis import RedisJobStore
+from tests.cache.conftest import listening
+from tests.servers import RedisServer, free_port, redis_server
+from tests.serving.conftest import PATIENCE, until
+from tests.serving.jobs.conftest import LEASE, claim, claimed, complete, job_request
+
+pytestmark = pytest.mark.anyio
+
+SOON = 8.0
+"""Two attempts of at most 2.5 timeouts of a second, and something for a busy machine."""
+
+
+@pytest.fixture
+async def store(shared_server: RedisServer, raw: redis.Redis) -> AsyncIterator[RedisJobStore]:
+    store = RedisJobStore(shared_server.url, timeout=PATIENCE)
+    yield store
+    await store.close()
+
+
+@asynccontextmanager
+async def forgetful_proxy(port: int, forgets: int) -> AsyncIterator[str]:
+    """In front of a server; its connection number `forgets` breaks when the answer to the first command comes."""
+    connections = 0
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        number = connections
+        upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", port)
+        with closing(upstream_writer):
+            while data := await reader.read(1 << 20):
+                upstream_writer.write(data)
+                answer = await upstream_reader.read(1 << 20)
+                if number == forgets and b"EVALSHA" in data and not answer.startswith(b"-NOSCRIPT"):
+                    return
+                writer.write(answer)
+
+    async with listening(forward) as proxy:
+        yield f"redis://127.0.0.1:{proxy}/0"
+
+
+@pytest.mark.parametrize("url", ["", "http://localhost", "redis://user:pa/ss@localhost:notaport/0"])
+def test_url_that_cannot_be_is_refused_without_its_password(url: str) -> None:
+    for build in (RedisJobStore, RedisEventLog):
+        with pytest.raises(InvalidRedisUrl) as caught:
+            build(url)
+        assert "ss@" not in str(caught.value)
+
+
+async def test_server_that_is_not_there_is_said_soon() -> None:
+    store = RedisJobStore(f"redis://127.0.0.1:{free_port()}/0")
+    started = time.monotonic()
+    with pytest.raises(StoreUnavailable, match="Redis is away"):
+        await store.submit(job_request())
+    assert time.monotonic() - started < SOON
+    await store.close()
+
+
+async def test_hung_server_is_said_soon_and_used_again_when_it_is_well(own_server: RedisServer) -> None:
+    store = RedisJobStore(own_server.url, timeout=0.2)
+    job = (await store.submit(job_request())).job
+    own_server.pause()
+    started = time.monotonic()
+    with pytest.raises(StoreUnavailable):
+        await store.get(job.id)
+    assert time.monotonic() - started < SOON
+    own_server.resume()
+    assert await store.get(job.id) == job
+    await store.close()
+
+
+async def test_restarted_server_is_used_without_an_error_in_between(own_server: RedisServer) -> None:
+    store = RedisJobStore(own_server.url, timeout=PATIENCE)
+    await store.submit(job_request())
+    own_server.kill()
+    with redis_server(port=own_server.port):
+        # it knows neither the connection nor the scripts
+        assert (await store.submit(job_request())).is_new
+    await store.close()
+
+
+async def test_server_that_has_forgotten_the_scripts_is_sent_them(store: RedisJobStore, raw: redis.Redis) -> None:
+    await store.submit(job_request())
+    raw.script_flush()
+    assert (await claimed(store)).state == "running"
+
+
+async def test_submission_whose_answer_was_lost_is_one_job(shared_server: RedisServer, store: RedisJobStore) -> None:
+    async with forgetful_proxy(shared_server.port, forgets=1) as url:
+        behind = RedisJobStore(url, timeout=PATIENCE)
+        submitted = await behind.submit(job_request(unique_key="u"))
+        await behind.close()
+    assert submitted.is_new
+    assert (await store.counts()).queued == 1
+
+
+async def test_checkpoint_and_finish_whose_answers_were_lost_are_told_as_they_were(
+    shared_server: RedisServer, store: RedisJobStore
+) -> None:
+    await store.submit(job_request(inputs=(b"",)))
+    job = await claimed(store)
+    for last in (False, True):
+        async with forgetful_proxy(shared_server.port, forgets=1) as url:
+            behind = RedisJobStore(url, timeout=PATIENCE)
+            if last:
+                assert await behind.finish(job.id, "a") == await store.get(job.id)
+            else:
+                assert await behind.checkpoint(job.id, "a", LEASE, 0, b"r") == "held"
+            await behind.close()
+    assert (await store.get(job.id)).chunks_done == 1
+
+
+async def test_claim_whose_answer_was_lost_is_not_repeated(shared_server: RedisServer, store: RedisJobStore) -> None:
+    for _ in range(2):
+        await store.submit(job_request())
+    async with forgetful_proxy(shared_server.port, forgets=1) as url:
+        behind = RedisJobStore(url, timeout=PATIENCE)
+        with pytest.raises(StoreUnavailable):
+            await claim(behind)
+        await behind.close()
+    counts = await store.counts()
+    assert (counts.queued, counts.running) == (1, 1)
+
+
+async def test_nothing_that_is_kept_has_a_time_to_live(store: RedisJobStore, raw: redis.Redis) -> None:
+    """A server that is also a cache evicts what has one."""
+    for _ in range(3):
+        await store.submit(job_request(unique_key="u", idempotency_key="i", mutex="x"))
+        await store.submit(job_request())
+    await complete(store, await claimed(store))
+    await claimed(store)
+    keys = list(raw.scan_iter())
+    assert len(keys) >= 8
+    assert all(key.startswith(b"forkserve:{jobs}:") for key in keys)
+    assert [key for key in keys if raw.ttl(key) != -1] == []
+
+
+async def test_pruned_jobs_leave_no_keys_behind(store: RedisJobStore, raw: redis.Redis) -> None:
+    await store.submit(job_request(unique_key="u", idempotency_key="i", mutex="x"))
+    await complete(store, await claimed(store))
+    assert await store.prune(3600, 0) == 1
+    assert set(raw.scan_iter()) == {b"forkserve:{jobs}:counts", b"forkserve:{jobs}:operations"}
+
+
+async def test_full_server_refuses_new_jobs_and_lets_the_others_be_worked_off(own_server: RedisServer) -> None:
+    store = RedisJobStore(own_server.url, timeout=PATIENCE)
+    large = job_request(inputs=(b"x" * 1_000_000,))
+
+    async def refusal() -> str:
+        try:
+            await store.submit(large)
+        except StoreUnavailable as error:
+            return str(error)
+        return ""
+
+    with redis.Redis(port=own_server.port) as raw:
+        raw.config_set("maxmemory-policy", "noeviction")
+        raw.config_set("maxmemory", raw.info("memory")["used_memory"] + 6_000_000)
+        told = [await refusal() for _ in range(10)]
+        assert "maxmemory" in told[-1]
+        kept = told.count("")
+        assert 1 <= kept == (await store.counts()).queued
+        raw.config_set("maxmemory", 1)
+        for _ in range(kept):
+            job = await claimed(store)
+            assert len(await store.input(job.id, 0)) == 1_000_000
+            await complete(store, job)
+        assert (await store.counts()).done == kept
+        assert await store.prune(3600, 0) == kept
+    await store.close()
+
+
+async def test_jobs_that_a_wrongly_configured_server_has_evicted_do_not_stop_the_others(
+    store: RedisJobStore, raw: redis.Redis
+) -> None:
+    lost = [(await store.submit(job_request(inputs=(b"",)))).job for _ in range(3)]
+    running = await claimed(store, lease_seconds=0.001)
+    await complete(store, done := await claimed(store))
+    for job in lost:
+        raw.delete(f"forkserve:{{jobs}}:job:{job.id}")
+    assert {running.id, done.id} < {job.id for job in lost}
+    wanted = (await store.submit(job_request())).job
+    assert (await until(lambda: claim(store))).id == wanted.id
+    with pytest.raises(JobNotFound):
+        await store.get(running.id)
+    assert await store.prune(3600, 0) == 1
+
+
+async def test_server_that_does_not_speak_redis_is_said() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(65536):
+            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    async with listening(answer) as port:
+        store = RedisJobStore(f"redis://127.0.0.1:{port}")
+        with pytest.raises(StoreUnavailable):
+            await store.counts()
+        await store.close()
+
+
+async def test_hub_takes_a_few_connections_however_many_listen(shared_server: RedisServer, raw: redis.Redis) -> None:
+    log = RedisEventLog(shared_server.url, timeout=PATIENCE)
+    hub = Hub(log)
+    before = raw.info("clients")["connected_clients"]
+    streams = [await hub.subscribe("t", after=0).__aenter__() for _ in range(50)]
+    for number, stream in enumerate(streams):
+        if not number:
+            await log.append("t", "tick", b"")
+        assert (await anext(stream)).kind == "tick"
+    assert raw.info("clients")["connected_clients"] - before <= 4
+    await hub.close()
+    await log.close()
+
+    async def gone() -> bool:
+        return int(raw.info("clients")["connected_clients"]) <= int(before)
+
+    await until(gone)
