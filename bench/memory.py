@@ -1,7 +1,9 @@
 """Memory of the whole process tree by number of workers, models shared and not shared: `python -m bench.memory`.
 
-Every worker answers 2,000 predictions first, over all demo models, with shap imported. PSS counts a page that n
-processes share as 1/n in each, so its sum is what the box really spends; private is what one more worker costs.
+Every worker first answers 2,000 predictions and then 200 explanations, over all demo models. The demo models are
+explained by kernels, so shap is not needed; what it costs where it is, the lines with shap show: it is imported before
+the fork. PSS counts a page that n processes share as 1/n in each, so its sum is what the box really spends; private is
+what one more worker costs.
 """
 
 from __future__ import annotations
@@ -22,30 +24,37 @@ from serving.processes import read_memory
 MB = 1024 * 1024
 
 
-def measure(models: Path, workers: int, *, preload: bool, per_worker: int) -> tuple[float, float, float]:
-    """MB: private memory of a worker, idle and after its predictions (the mean), and the PSS of the whole tree."""
+KINDS = (("shared", True, ""), ("shared, with shap", True, "shap"), ("one each, with shap", False, "shap"))
+
+
+def measure(
+    models: Path, workers: int, *, preload: bool, modules: str, per_worker: int
+) -> tuple[float, float, float, float]:
+    """MB: private memory of a worker (the mean), idle, after predictions and after explanations; PSS of the tree."""
     environ = {
         "MODEL_DIR": str(models),
         "WEB_CONCURRENCY": str(workers),
         "PRELOAD": str(preload).lower(),
-        "PRELOAD_MODULES": "shap",
+        "PRELOAD_MODULES": modules,
         "MAX_REQUESTS": "0",
         "ACCESS_LOG": "false",
     }
     with Service(environ) as service:
         idle = mean(read_memory(pid).private for pid in service.workers)
-        messages = [
-            post(f"{service.address}/v1/models/{model.name}:predict", json.dumps({"instances": [row]}).encode())
-            for model in load_registry(models).live()
-            for row in map(model.schema.instance, model.schema.rows(list(map(list, model.manifest.background))))
-        ]
-        load = hammer(service.address, messages, requests=per_worker * workers, connections=8 * workers)
-        tally = uvloop.run(load)
-        if tally.failed:
-            raise SystemExit(f"requests failed: {tally.statuses} {tally.failures}")
-        loaded = mean(read_memory(pid).private for pid in service.workers)
+        private = [idle]
+        for verb, requests in (("predict", per_worker), ("explain", per_worker // 10)):
+            messages = [
+                post(f"{service.address}/v1/models/{model.name}:{verb}", json.dumps({"instances": [row]}).encode())
+                for model in load_registry(models).live()
+                for row in map(model.schema.instance, model.schema.rows(list(map(list, model.manifest.background))))
+            ]
+            load = hammer(service.address, messages, requests=requests * workers, connections=8 * workers)
+            tally = uvloop.run(load)
+            if tally.failed:
+                raise SystemExit(f"requests failed: {tally.statuses} {tally.failures}")
+            private.append(mean(read_memory(pid).private for pid in service.workers))
         total = sum(read_memory(pid).pss for pid in [service.master, *service.workers])
-    return idle / MB, loaded / MB, total / MB
+    return private[0] / MB, private[1] / MB, private[2] / MB, total / MB
 
 
 def main() -> None:
@@ -53,15 +62,17 @@ def main() -> None:
     arguments.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 6])
     arguments.add_argument("--predictions", type=int, default=2000, help="for each worker")
     options = arguments.parse_args()
-    table = Table("workers", "models", "private, idle", "private, loaded", "whole tree (MB)", "x shared")
+    headings = ("workers", "models", "private, idle", "after predictions", "after explanations", "whole tree (MB)", "x")
+    table = Table(*headings)
     with demo_models() as models:
         for workers in options.workers:
-            shared = 0.0
-            for preload in (True, False):
-                idle, loaded, total = measure(models, workers, preload=preload, per_worker=options.predictions)
-                shared = shared or total
-                kind = "shared" if preload else "one each"
-                table.add(workers, kind, f"{idle:.1f}", f"{loaded:.1f}", f"{total:.0f}", f"{total / shared:.1f}")
+            first = 0.0
+            for kind, preload, modules in KINDS:
+                *private, total = measure(
+                    models, workers, preload=preload, modules=modules, per_worker=options.predictions
+                )
+                first = first or total
+                table.add(workers, kind, *(f"{size:.1f}" for size in private), f"{total:.0f}", f"{total / first:.1f}")
     print(table)
 
 
