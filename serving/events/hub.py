@@ -24,6 +24,9 @@ log = structlog.get_logger(__name__)
 RETRY_SECONDS = 1.0
 """Between attempts to read a log that is not available."""
 
+READS_AT_ONCE = 8
+"""Of clients that replay: a thousand that come back together shall not wait for connections until they time out."""
+
 SWEEPS = 10
 """In the time after which an idle client is cut off."""
 
@@ -56,6 +59,7 @@ class Hub:
         self._live: dict[str | None, set[Subscription]] = {}
         self._reader: asyncio.Task[None] | None = None
         self._begun = asyncio.Event()
+        self._replays = asyncio.Semaphore(READS_AT_ONCE)
         self._position = 0
         self._closed = False
 
@@ -74,7 +78,7 @@ class Hub:
             raise TooManyStreams("too many streams are open")
         if address and self._by_address[address] >= self._max_streams_per_address:
             raise TooManyStreams("too many streams are open from this address")
-        stream = Subscription(self, self._events, topic, after, address, queue_size=self._queue_size, clock=self._clock)
+        stream = Subscription(self, topic, after, address, queue_size=self._queue_size, clock=self._clock)
         if self._closed:
             stream.cut()
             return stream
@@ -86,6 +90,11 @@ class Hub:
             self._reader = asyncio.get_running_loop().create_task(self._read(), context=contextvars.Context())
             self._reader.add_done_callback(self._note_end)
         return stream
+
+    async def replay(self, topic: str | None, after: int, limit: int) -> Page:
+        """What a stream reads from the log. Raises StoreUnavailable."""
+        async with self._replays:
+            return await self._events.read(topic, after, limit)
 
     async def attach(self, stream: Subscription) -> None:
         """Come back when all events from now on are put into the stream's queue."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol
 
-from serving.events.log import RESET, Event, EventLog
+from serving.events.log import RESET, Event, Page
 
 PAGE = 50
 
@@ -16,6 +16,7 @@ PAGE = 50
 class Source(Protocol):
     """What a subscription needs of its hub."""
 
+    async def replay(self, topic: str | None, after: int, limit: int) -> Page: ...
     async def attach(self, stream: Subscription) -> None: ...
     def remove(self, stream: Subscription) -> None: ...
 
@@ -31,7 +32,6 @@ class Subscription:
     __slots__ = (
         "_attached",
         "_clock",
-        "_events",
         "_hub",
         "_live",
         "_page",
@@ -48,7 +48,6 @@ class Subscription:
     def __init__(
         self,
         hub: Source,
-        events: EventLog,
         topic: str | None,
         after: int | None,
         address: str,
@@ -63,7 +62,6 @@ class Subscription:
         self.ended = False
         self.touched = clock()
         self._hub = hub
-        self._events = events
         self._clock = clock
         self._queue_size = queue_size
         self._page: deque[Event] | None = None
@@ -125,7 +123,7 @@ class Subscription:
 
     async def _open(self) -> None:
         if self.position is None:
-            self.position = (await self._events.read(self.topic, 0, 0)).latest
+            self.position = (await self._hub.replay(self.topic, 0, 0)).latest
 
     def _take(self) -> Event | None:
         """The next event that is at hand and was not handed over before."""
@@ -143,7 +141,7 @@ class Subscription:
     async def _replay(self) -> None:
         """Read one more page, and go live after the last one."""
         after = self.position or 0
-        page = await self._events.read(self.topic, after, PAGE)
+        page = await self._hub.replay(self.topic, after, PAGE)
         if self.ended:
             return
         self._page = deque(page.events)

@@ -311,6 +311,35 @@ async def _is(condition: Callable[[], bool]) -> bool:
     return condition()
 
 
+class CountingLog:
+    """A log that knows how many read from it at once."""
+
+    def __init__(self, log: EventLog) -> None:
+        self._log = log
+        self._reading = self.most = 0
+
+    async def read(self, topic: str | None, after: int, limit: int) -> Page:
+        self._reading += 1
+        self.most = max(self.most, self._reading)
+        page = await self._log.read(topic, after, limit)
+        self._reading -= 1
+        return page
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
+
+
+async def test_a_thousand_clients_that_come_back_together_wait_for_each_other(logs: Logs) -> None:
+    log = CountingLog(logs.open())
+    ids = await append_many(logs.open(), 3)
+    hub = Hub(log)
+    streams = [hub.subscribe("t", after=ids[0]) for _ in range(1000)]
+    got = await asyncio.gather(*[take(stream, 2) for stream in streams])
+    assert all([event.id for event in events] == ids[1:] for events in got)
+    assert log.most <= 9
+    await hub.close()
+
+
 async def test_a_thousand_idle_streams_take_little(tmp_path: Path) -> None:
     log = SQLiteEventLog(tmp_path)
     hub = Hub(log, max_streams=1000)
