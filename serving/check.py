@@ -1,4 +1,4 @@
-"""What `forkserve check` looks at before a deploy: every model, and a prediction in a forked child."""
+"""What `forkserve check` looks at before a deploy: every model, and what it answers in a forked child."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def find_faults(settings: Settings) -> list[str]:
 
 
 def _try_after_fork(model: LoadedModel) -> str | None:
-    """Predict the example in a forked child, as a worker will."""
+    """Predict and explain the example in a forked child, as a worker will."""
     pid = os.fork()
     if pid == 0:
-        _predict_and_exit(model)
+        _answer_and_exit(model)
     descriptor = os.pidfd_open(pid)
     try:
         finished, _, _ = select.select([descriptor], [], [], CHILD_SECONDS)
@@ -60,10 +60,13 @@ def _try_after_fork(model: LoadedModel) -> str | None:
     return None
 
 
-def _predict_and_exit(model: LoadedModel) -> Any:
+def _answer_and_exit(model: LoadedModel) -> Any:
     code = 1
     try:
-        model.predict(model.schema.rows([model.manifest.example]))
+        rows = model.schema.rows([model.manifest.example])
+        model.predict(rows)
+        if model.explainer is not None and not model.explainer.jobs_only:
+            model.explain(rows)
         code = 0
     finally:
         # not sys.exit: nothing of the parent's may be flushed or cleaned up twice

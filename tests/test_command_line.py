@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 from bench.service import ROOT
 from registry.adding import add_version
-from tests.estimators import ForkShyRegressor
+from tests.estimators import ExplainShyRegressor, ForkShyRegressor
 
 FORKSERVE = Path(sys.executable).with_name("forkserve")
 
@@ -188,9 +188,12 @@ def test_check_names_every_fault_on_a_line_of_its_own(run: Run, churn: Path) -> 
     assert "churn/2/manifest.json: is not a manifest" in second
 
 
-def test_check_finds_a_model_that_fails_only_after_the_fork(tmp_path: Path, run: Run) -> None:
+@pytest.mark.parametrize("kind", [ForkShyRegressor, ExplainShyRegressor])
+def test_check_finds_a_model_that_fails_only_after_the_fork(
+    tmp_path: Path, run: Run, kind: type[ForkShyRegressor]
+) -> None:
     sample = pd.DataFrame({"seconds": [0.0, 0.0, 0.0]})
-    estimator = ForkShyRegressor().fit(sample.to_numpy(), None)
+    estimator = kind().fit(sample.to_numpy(), None)
     add_version(tmp_path / "models", "shy", estimator, sample)
     checked = run("check", PYTHONPATH=str(ROOT))
     assert checked.returncode == 1
