@@ -36,17 +36,10 @@ by the same player gave on the way to that child. `before` is the node below the
 counted), 0 if there is none. `slot` is the player's place among the tree's own."""
 
 TREE = np.dtype(
-    [(name, "i4") for name in ("split", "splits", "leaf", "leaves", "slot", "slots", "blocks", "output")], align=True
+    [(name, "i4") for name in ("split", "splits", "leaf", "leaves", "slot", "slots", "players", "output")], align=True
 )
-"""Where a tree's splits, leaves and slots begin and how many there are; how many blocks of quadrature points it needs;
-the first output that it adds to."""
-
-BLOCK = 8
-"""Quadrature points that are computed with at once."""
-
-MOST_BLOCKS = 16
-"""For at most 256 players on a path."""
-
+"""Where a tree's splits, leaves and slots begin and how many there are; how many players there are on a path, at most;
+the first output that the tree adds to."""
 
 Indices = NDArray[np.int64]
 
@@ -94,8 +87,6 @@ def lay_out(forest: Forest, outputs: int) -> Paths:
     slots, slot = np.unique(nodes.tree[splits] * players + forest.player[splits], return_inverse=True)
     table = _table(forest, nodes, splits, leaves, slots // players)
     table["output"] = np.arange(len(table)) * forest.values.shape[1] % outputs
-    if table["blocks"].max() > MOST_BLOCKS:
-        raise Unsupported("too many features on a path")
     owner = table[nodes.tree[splits]]
     place = np.zeros(len(child), np.int64)
     place[child[splits]] = 2 * (np.arange(len(splits)) - owner["split"]) + 1
@@ -120,7 +111,7 @@ def _table(forest: Forest, nodes: _Nodes, splits: Indices, leaves: Indices, slot
     ):
         counts = np.bincount(trees, minlength=len(table))
         table[one], table[many] = np.cumsum(counts) - counts, counts
-    table["blocks"] = -(-np.maximum.reduceat(nodes.players, forest.roots) // (2 * BLOCK))
+    table["players"] = np.maximum.reduceat(nodes.players, forest.roots)
     return table
 
 
