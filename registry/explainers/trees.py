@@ -81,7 +81,7 @@ def attribution(ensemble: Ensemble, sources: Any, features: int) -> tuple[Callab
     """
     outputs, divisor = len(ensemble.start), ensemble.divisor
     paths = lay_out(ensemble.forest, outputs)
-    points = quadrature(max(1, int(paths.trees["blocks"].max())))
+    points = quadrature(int(paths.trees["players"].max()))
     slots = sources[paths.slots]
     kernel = TREE_SHAP.load()
 

@@ -36,16 +36,12 @@ by the same player gave on the way to that child. `before` is the node below the
 counted), 0 if there is none. `slot` is the player's place among the tree's own."""
 
 TREE = np.dtype(
-    [(name, "i4") for name in ("split", "splits", "leaf", "leaves", "slot", "slots", "blocks", "output")], align=True
+    [(name, "i4") for name in ("split", "splits", "leaf", "leaves", "slot", "slots", "players", "output")], align=True
 )
-"""Where a tree's splits, leaves and slots begin and how many there are; how many blocks of quadrature points it needs;
-the first output that it adds to."""
+"""Where a tree's splits, leaves and slots begin and how many there are; how many players there are on a path, at most;
+the first output that the tree adds to."""
 
-BLOCK = 8
-"""Quadrature points that are computed with at once."""
-
-MOST_BLOCKS = 16
-"""For at most 256 players on a path."""
+Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +59,17 @@ class Paths:
 
 @dataclass(frozen=True, slots=True)
 class _Nodes:
-    """By node of all trees: its tree, parent, level, and what SPLIT says of it."""
+    """By node of all trees: its tree and level, what SPLIT says of it, the part of the tree's training rows that came
+    by, and how many players there are on the way to it.
+    """
 
-    tree: NDArray[np.int64]
-    level: NDArray[np.int64]
+    tree: Indices
+    level: Indices
     share: NDArray[np.float64]
     zero: NDArray[np.float64]
     reached: NDArray[np.float64]
-    before: NDArray[np.int64]
-    players: NDArray[np.int64]
+    before: Indices
+    players: Indices
 
 
 def lay_out(forest: Forest, outputs: int) -> Paths:
@@ -83,53 +81,54 @@ def lay_out(forest: Forest, outputs: int) -> Paths:
     child = forest.nodes["child"].astype(np.int64)
     inner = child != np.arange(len(child))
     nodes = _follow(forest, child, inner)
-    splits = np.flatnonzero(inner)
-    splits = splits[np.lexsort((splits, nodes.level[splits], nodes.tree[splits]))]
-    leaves = np.flatnonzero(~inner)
-    trees = len(forest.roots)
-    first_split, split_count = _runs(nodes.tree[splits], trees)
-    first_leaf, leaf_count = _runs(nodes.tree[leaves], trees)
+    splits, leaves = np.flatnonzero(inner), np.flatnonzero(~inner)
+    splits = splits[np.lexsort((nodes.level[splits], nodes.tree[splits]))]
+    players = 1 + int(forest.player.max())
+    slots, slot = np.unique(nodes.tree[splits] * players + forest.player[splits], return_inverse=True)
+    table = _table(forest, nodes, splits, leaves, slots // players)
+    table["output"] = np.arange(len(table)) * forest.values.shape[1] % outputs
+    owner = table[nodes.tree[splits]]
     place = np.zeros(len(child), np.int64)
-    ordinal = np.arange(len(splits)) - first_split[nodes.tree[splits]]
-    place[child[splits]], place[child[splits] + 1] = 2 * ordinal + 1, 2 * ordinal + 2
-    slots, slot = np.unique(nodes.tree[splits] * (1 + forest.player.max()) + forest.player[splits], return_inverse=True)
-    first_slot, slot_count = _runs(slots // (1 + forest.player.max()), trees)
-    width = forest.values.shape[1]
-    table = np.zeros(trees, TREE)
-    table["split"], table["splits"] = first_split, split_count
-    table["leaf"], table["leaves"] = first_leaf, leaf_count
-    table["slot"], table["slots"] = first_slot, slot_count
-    table["blocks"] = -(-np.maximum.reduceat(nodes.players, forest.roots) // (2 * BLOCK))
-    table["output"] = np.arange(trees) % (outputs // width) * width
-    if table["blocks"].max() > MOST_BLOCKS:
-        raise Unsupported("too many features on a path")
-    expected = np.zeros((outputs // width, width))
-    np.add.at(expected, nodes.tree[leaves] % len(expected), nodes.reached[leaves, None] * forest.values[leaves])
+    place[child[splits]] = 2 * (np.arange(len(splits)) - owner["split"]) + 1
+    place[child[splits] + 1] = place[child[splits]] + 1
     return Paths(
-        splits=_packed(forest, nodes, splits, place, slot - first_slot[nodes.tree[splits]]),
+        splits=_packed(forest, nodes, splits, place, slot - owner["slot"]),
         leaves=place[leaves].astype(np.int32),
         values=np.ascontiguousarray(forest.values[leaves]),
-        slots=(slots % (1 + forest.player.max())).astype(np.int32),
+        slots=(slots % players).astype(np.int32),
         trees=table,
-        expected=expected.ravel(),
+        expected=_expected(forest, nodes, leaves, outputs),
     )
 
 
-def _follow(forest: Forest, child: NDArray[np.int64], inner: NDArray[np.bool_]) -> _Nodes:
+def _table(forest: Forest, nodes: _Nodes, splits: Indices, leaves: Indices, slot_trees: Indices) -> NDArray[Any]:
+    """What belongs to each tree; splits, leaves and slots are sorted by tree."""
+    table = np.zeros(len(forest.roots), TREE)
+    for one, many, trees in (
+        ("split", "splits", nodes.tree[splits]),
+        ("leaf", "leaves", nodes.tree[leaves]),
+        ("slot", "slots", slot_trees),
+    ):
+        counts = np.bincount(trees, minlength=len(table))
+        table[one], table[many] = np.cumsum(counts) - counts, counts
+    table["players"] = np.maximum.reduceat(nodes.players, forest.roots)
+    return table
+
+
+def _expected(forest: Forest, nodes: _Nodes, leaves: Indices, outputs: int) -> NDArray[np.float64]:
+    sums = np.zeros((outputs // forest.values.shape[1], forest.values.shape[1]))
+    np.add.at(sums, nodes.tree[leaves] % len(sums), nodes.reached[leaves, None] * forest.values[leaves])
+    return sums.ravel()
+
+
+def _follow(forest: Forest, child: Indices, inner: NDArray[np.bool_]) -> _Nodes:
     """Go down all trees at once, level by level."""
     count = len(child)
     roots = forest.roots.astype(np.int64)
     parent = np.full(count, -1)
     tree = np.repeat(np.arange(len(roots)), np.diff(roots, append=count))
-    nodes = _Nodes(
-        tree,
-        np.zeros(count, np.int64),
-        np.ones(count),
-        np.ones(count),
-        np.ones(count),
-        roots[tree],
-        np.zeros(count, int),
-    )
+    nothing, one = np.zeros(count, np.int64), np.ones(count)
+    nodes = _Nodes(tree, nothing, one, one.copy(), one.copy(), roots[tree], nothing.copy())
     here, level = roots[inner[roots]], 0
     while len(here):
         level += 1
@@ -146,7 +145,7 @@ def _follow(forest: Forest, child: NDArray[np.int64], inner: NDArray[np.bool_]) 
     return nodes
 
 
-def _last_split(here: NDArray[np.int64], player: NDArray[np.int32], parent: NDArray[np.int64]) -> NDArray[np.int64]:
+def _last_split(here: Indices, player: NDArray[np.int32], parent: Indices) -> Indices:
     """For each node the nearest one at or above it whose parent splits by the same player, else its root."""
     found = here.copy()
     searching = np.arange(len(here))
@@ -159,15 +158,7 @@ def _last_split(here: NDArray[np.int64], player: NDArray[np.int32], parent: NDAr
     return found
 
 
-def _runs(sorted_trees: NDArray[np.int64], trees: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where each tree's entries begin, and how many there are."""
-    counts = np.bincount(sorted_trees, minlength=trees)
-    return np.cumsum(counts) - counts, counts
-
-
-def _packed(
-    forest: Forest, nodes: _Nodes, splits: NDArray[np.int64], place: NDArray[np.int64], slot: NDArray[np.int64]
-) -> NDArray[Any]:
+def _packed(forest: Forest, nodes: _Nodes, splits: Indices, place: Indices, slot: Indices) -> NDArray[Any]:
     packed = np.zeros(len(splits), SPLIT)
     at = forest.nodes[splits]
     left = at["child"].astype(np.int64)

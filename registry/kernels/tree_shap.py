@@ -36,7 +36,14 @@ from numba.extending import intrinsic, models, overload, register_model
 from numpy.typing import NDArray
 
 from registry.kernels.kernel import Kernel, part_of_kernel, read_only, writable
-from registry.kernels.paths import BLOCK, SPLIT, TREE
+from registry.kernels.paths import SPLIT, TREE
+from registry.kernels.unsupported import Unsupported
+
+BLOCK = 8
+"""Quadrature points that are computed with at once."""
+
+MOST_BLOCKS = 16
+"""For at most 256 players on a path."""
 
 VECTOR = ir.VectorType(ir.DoubleType(), BLOCK)
 
@@ -178,6 +185,12 @@ def _go_up(splits: Any, sums: Any, inverse: Any, gain: Any, state: Any, phi: Any
         _store(phi, split.slot, _load(phi, split.slot) + (left * of_left_child + right * of_right_child))
 
 
+@part_of_kernel
+def _blocks(players: Any) -> Any:
+    """How many blocks of points are exact for so many players on a path."""
+    return (players + 2 * BLOCK - 1) // (2 * BLOCK)
+
+
 def _tree_shap(rows: Any, splits: Any, leaves: Any, values: Any, slots: Any, trees: Any, points: Any, out: Any) -> None:
     """Add all trees' SHAP values to `out`, shape (rows, features, outputs); `slots` are features.
 
@@ -195,8 +208,9 @@ def _tree_shap(rows: Any, splits: Any, leaves: Any, values: Any, slots: Any, tre
     for n in range(trees.shape[0]):
         tree = trees[n]
         own = splits[tree.split : tree.split + tree.splits]
-        for block in range(tree.blocks):
-            first = (tree.blocks * (tree.blocks - 1) // 2 + block) * 2
+        blocks = _blocks(tree.players)
+        for block in range(blocks):
+            first = (blocks * (blocks - 1) // 2 + block) * 2
             for r in range(rows.shape[0]):
                 _go_down(rows[r], own, _load(points, first), product, inverse, gain, state)
                 for k in range(values.shape[1]):
@@ -225,10 +239,16 @@ TREE_SHAP = Kernel(
 )
 
 
-def quadrature(most_blocks: int) -> NDArray[np.float64]:
-    """Gauss-Legendre points on [0, 1] for 1, 2, ... blocks, a row of points and a row of weights for each block."""
+def quadrature(players: int) -> NDArray[np.float64]:
+    """Gauss-Legendre points on [0, 1], enough for so many players on a path. Raises Unsupported.
+
+    They come in 1, 2, ... blocks, a row of points and a row of weights for each block.
+    """
+    most = max(1, _blocks(players))
+    if most > MOST_BLOCKS:
+        raise Unsupported("too many features on a path")
     made = []
-    for blocks in range(1, most_blocks + 1):
+    for blocks in range(1, most + 1):
         points, weights = np.polynomial.legendre.leggauss(blocks * BLOCK)
         pairs = np.stack([(points + 1) / 2, weights / 2]).reshape(2, blocks, BLOCK)
         made.append(pairs.swapaxes(0, 1).reshape(2 * blocks, BLOCK))

@@ -232,10 +232,11 @@ def test_explainer_that_breaks_does_not_stop_the_start(tmp_path: Path, monkeypat
     assert "AttributeError: no attribute 'tree_'" in str(logs)
 
 
-@pytest.mark.usefixtures("forest")
 def test_explainer_of_other_outputs_than_the_estimators_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+
+    added(tmp_path, RandomForestRegressor(5), 0)
 
     def wrong(parts: Any) -> Any:
         explainer = tree_explainer(parts)
