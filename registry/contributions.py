@@ -62,6 +62,11 @@ class Explainer(Protocol):
         """Whether a row takes too long for a request."""
         ...
 
+    @property
+    def evaluations(self) -> int:
+        """How often the model is asked for a row: sampled values depend on it. 0 for a formula."""
+        ...
+
     def explain(self, rows: Rows) -> Contributions:
         """What each feature contributes. A row gives the same bits alone as among others."""
         ...

@@ -176,7 +176,8 @@ def _prefix(operation: Operation) -> bytes:
     model = operation.model
     parts = [operation.verb, ANSWER_FORMAT, "fallback" if model.fallback else "model", model.content_hash]
     if operation.verb == "explain" and model.explainer is not None:
-        parts += [type(model.explainer).__name__, model.explainer.method, model.explainer.space]
+        explainer = model.explainer
+        parts += [type(explainer).__name__, explainer.method, explainer.space, str(explainer.evaluations)]
     return key_prefix(*parts)
 
 

@@ -10,11 +10,13 @@ import httpx
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.svm import SVR
 
 from bench.service import Service
 from registry.adding import add_version
 from serving.processes import child_pids
 from tests.estimators import GreedyRegressor, SleepingRegressor
+from tests.servers import redis_server
 from tests.test_processes import eventually
 
 
@@ -68,6 +70,23 @@ def test_explanation_that_eats_memory_is_refused_and_the_worker_lives_on(isolate
     assert "memory" in answer.json()["detail"]
     assert ask(isolated, "greedy", "explain", [1.0, 2.0]).status_code == 200
     assert isolated.workers == workers
+
+
+def test_explanations_by_another_budget_are_not_taken_from_the_cache(tmp_path: Path) -> None:
+    columns = [f"x{index}" for index in range(8)]
+    sample = pd.DataFrame(np.random.default_rng(0).normal(size=(30, 8)), columns=columns)
+    target = sample.product(axis=1) + sample["x0"]
+    add_version(tmp_path, "curved", SVR().fit(sample.to_numpy(), target), sample)
+    row = sample.iloc[0].tolist()
+    with redis_server() as redis:
+        answers = []
+        for evaluations in ("50", "50", "100"):
+            environ = {"MODEL_DIR": str(tmp_path), "WEB_CONCURRENCY": "1", "REDIS_URL": redis.url}
+            with Service(environ | {"SHAP_MAX_EVALS": evaluations}) as service:
+                answers.append(ask(service, "curved", "explain", row))
+    assert [answer.headers["x-cache"] for answer in answers] == ["miss", "hit-redis", "miss"]
+    assert answers[0].content == answers[1].content
+    assert answers[0].content != answers[2].content
 
 
 def test_processes_of_explanations_end_with_the_service(isolated: Service) -> None:

@@ -37,6 +37,7 @@ class LinearExplainer:
     tolerance: float = field(default=1e-9, init=False)
     in_process: bool = field(default=True, init=False)
     jobs_only: bool = field(default=False, init=False)
+    evaluations: int = field(default=0, init=False)
 
     def explain(self, rows: Rows) -> Contributions:
         """What each feature contributes to each margin."""

@@ -29,6 +29,7 @@ class NativeExplainer:
     tolerance: float = field(default=1e-5, init=False)
     in_process: bool = field(default=True, init=False)
     jobs_only: bool = field(default=False, init=False)
+    evaluations: int = field(default=0, init=False)
 
     def explain(self, rows: Rows) -> Contributions:
         """What each feature contributes to each margin."""

@@ -25,6 +25,7 @@ class ReferenceExplainer:
     tolerance: float = field(default=1e-6, init=False)
     in_process: bool = field(default=False, init=False)
     jobs_only: bool = field(default=False, init=False)
+    evaluations: int = field(default=0, init=False)
 
     def explain(self, rows: Rows) -> Contributions:
         """What each feature contributes to each output."""

@@ -34,6 +34,7 @@ class TreeExplainer:
     method: Method = field(default="tree-path-dependent", init=False)
     in_process: bool = field(default=True, init=False)
     jobs_only: bool = field(default=False, init=False)
+    evaluations: int = field(default=0, init=False)
 
     def explain(self, rows: Rows) -> Contributions:
         """What each feature contributes to each output."""

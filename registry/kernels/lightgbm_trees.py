@@ -78,6 +78,7 @@ def _tree(tree: Text, splits: Splits) -> Tree:
     feature = _numbers(tree, "split_feature", np.int64)
     threshold = _numbers(tree, "threshold", np.float64)
     missing_left = _missing_left(decisions, threshold)
+    player = feature.copy()
     sets = _sets(tree)
     for index in np.flatnonzero(decisions & CATEGORICAL):
         feature[index] = splits.add(int(feature[index]), _goes_left(sets[int(threshold[index])]))
@@ -91,7 +92,14 @@ def _tree(tree: Text, splits: Splits) -> Tree:
         threshold=np.concatenate([threshold, nothing]),
         missing_left=np.concatenate([missing_left, nothing.astype(bool)]),
         values=np.concatenate([np.zeros(inner), leaves])[:, None],
+        cover=_cover(tree) if inner else None,
+        player=np.concatenate([player, nothing.astype(np.int64)]),
     )
+
+
+def _cover(tree: Text) -> NDArray[np.float64]:
+    """How many training rows came by each node; a tree of one leaf does not say it."""
+    return np.concatenate([_numbers(tree, f"{kind}_count", np.float64) for kind in ("internal", "leaf")])
 
 
 def _numbers(tree: Text, keyword: str, dtype: Any) -> NDArray[Any]:

@@ -115,6 +115,7 @@ def _tree(tree: dict[str, Any], weight: np.float32, splits: Splits) -> Tree:
     stated = np.array(tree["split_conditions"]).astype(np.float32)
     threshold = widen_thresholds(np.nextafter(stated, np.float32(-np.inf)).astype(np.float64))
     missing_left = np.array(tree["default_left"]).astype(bool)
+    player = feature.copy()
     for index, members in _sets(tree):
         feature[index] = splits.add(int(feature[index]), _goes_left(members, missing_left=bool(missing_left[index])))
         threshold[index] = Splits.THRESHOLD
@@ -129,6 +130,8 @@ def _tree(tree: dict[str, Any], weight: np.float32, splits: Splits) -> Tree:
         threshold=threshold[kept],
         missing_left=missing_left[kept],
         values=(stated * weight).astype(np.float64)[kept, None],
+        cover=np.array(tree["sum_hessian"], np.float64)[kept],
+        player=player[kept],
     )
 
 

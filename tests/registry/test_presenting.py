@@ -99,7 +99,7 @@ class Exact:
 
     method: Any = "exact"
     space: Any = "value"
-    tolerance, in_process, jobs_only = 1e-9, False, False
+    tolerance, in_process, jobs_only, evaluations = 1e-9, False, False, 4
 
     def explain(self, rows: Any) -> Contributions:
         raise NotImplementedError

@@ -1,0 +1,36 @@
+"""Compiled boosters are explained by the kernel as they explain themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from registry.adding import add_version
+from registry.explainers.native import native_explainer
+from registry.explainers.trees import TreeExplainer
+from registry.schema import Schema
+from tests.registry.explanations import assert_same_alone
+from tests.registry.parity import numbers
+from tests.registry.test_native_explainer import booster
+
+TABLE = numbers(missing=True)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("classes", [0, 2, 3])
+@pytest.mark.parametrize(("library", "close"), [("lightgbm", 1e-9), ("xgboost", 1e-5)])
+def test_compiled_booster_is_explained_by_the_kernel(library: str, close: float, classes: int, tmp_path: Any) -> None:
+    estimator = booster(library, classes)
+    model = add_version(tmp_path, "model", estimator, TABLE)
+    assert model.compiled
+    assert isinstance(model.explainer, TreeExplainer)
+    assert model.explainer.space == ("margin" if classes else "value")
+    rows = TABLE.to_numpy()[:20]
+    found = model.contributions(rows)
+    native = native_explainer(estimator, Schema(model.manifest.features), frame=False).explain(rows)
+    np.testing.assert_allclose(found.values, native.values, rtol=0, atol=close)
+    np.testing.assert_allclose(found.base_values, native.base_values, rtol=0, atol=close)
+    np.testing.assert_allclose(found.outputs, native.outputs, rtol=0, atol=close)
+    assert_same_alone(model.explainer, rows)
