@@ -44,6 +44,14 @@ class GreedyRegressor(SleepingRegressor):
         return X[:, 0] + 0.0 * len(taken)
 
 
+class PonderingRegressor(SleepingRegressor):
+    """Takes a quarter of a second for several rows, as an explanation asks for, and no time for one."""
+
+    def predict(self, X: Any) -> Any:  # noqa: N803
+        time.sleep(0.26 if len(X) > 1 else 0.0)
+        return X[:, 0]
+
+
 class ForkShyRegressor(SleepingRegressor):
     """Predicts only in the process that has unpickled it."""
 

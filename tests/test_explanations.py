@@ -15,16 +15,20 @@ from sklearn.svm import SVR
 from bench.service import Service
 from registry.adding import add_version
 from serving.processes import child_pids
-from tests.estimators import GreedyRegressor, SleepingRegressor
+from tests.estimators import GreedyRegressor, PonderingRegressor, SleepingRegressor
 from tests.servers import redis_server
 from tests.test_processes import eventually
 
 
 @pytest.fixture(scope="module")
 def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One worker; a model that sleeps for as many seconds as it is told, and one that eats so many megabytes."""
+    """One worker; models that sleep for as many seconds as they are told, eat so many megabytes, or are just slow."""
     root = tmp_path_factory.mktemp("isolated")
-    for name, estimator in (("sleeper", SleepingRegressor()), ("greedy", GreedyRegressor())):
+    for name, estimator in (
+        ("sleeper", SleepingRegressor()),
+        ("greedy", GreedyRegressor()),
+        ("ponderer", PonderingRegressor()),
+    ):
         sample = pd.DataFrame({"amount": np.linspace(0.0, 0.001, 5), "other": np.arange(5.0)})
         add_version(root, name, estimator.fit(sample.to_numpy(), None), sample, margin=None)
     environ = {
@@ -51,6 +55,15 @@ def test_any_model_is_explained_by_sampling(isolated: Service) -> None:
     for item in items:
         assert item["base_value"] + sum(item["values"].values()) == pytest.approx(item["output"], abs=1e-9)
         assert item["values"]["other"] == pytest.approx(0)
+
+
+def test_model_that_is_too_slow_for_a_request_says_so(isolated: Service) -> None:
+    answer = ask(isolated, "ponderer", "explain", [0.0, 1.0])
+    assert answer.status_code == 422
+    assert "too long" in answer.json()["detail"]
+    assert isolated.get("/v1/models/ponderer")["explainer"]["jobs_only"]
+    assert "/v1/models/ponderer:explain" not in isolated.get("/openapi.json")["paths"]
+    assert ask(isolated, "ponderer", "predict", [0.0, 1.0]).status_code == 200
 
 
 def test_explanation_that_hangs_is_killed_at_its_deadline_and_the_worker_lives_on(isolated: Service) -> None:
