@@ -87,10 +87,22 @@ class ScriptedRedis:
     async def _translate(self, call: Callable[[], Awaitable[T]], attempts: int) -> T:
         for attempt in range(1, attempts + 1):
             try:
-                return await call()
+                return await _cancellable(call)
             except BROKEN as error:
                 if attempt == attempts:
                     raise StoreUnavailable(f"Redis is away: {type(error).__name__}") from error
             except AWAY as error:
                 raise StoreUnavailable(f"Redis refuses: {str(error)[:200]}") from error
         raise AssertionError("an attempt returns or raises")
+
+
+async def _cancellable(call: Callable[[], Awaitable[T]]) -> T:
+    """The call, cancelled when its task is: under Python 3.11 the library may lose that."""
+    task = asyncio.current_task()
+    assert task is not None
+    before = task.cancelling()
+    try:
+        return await call()
+    finally:
+        if task.cancelling() > before:
+            raise asyncio.CancelledError
