@@ -11,14 +11,12 @@ import asyncio
 import json
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
 from bench import wrk
-from bench.client import post
 from bench.models import add_support_vectors
 from bench.pace import Answered, Pace, quantile
 from bench.predict import CONNECTIONS, ours, shot
@@ -119,20 +117,11 @@ def stop_redis(models: Path) -> Table:
 async def under_load(service: Service, models: Path, redis: RedisServer) -> list[Answered]:
     """Requests at their own pace, while Redis stops and goes on."""
     loop = asyncio.get_running_loop()
-    await Pace(service.address).run(messages(service, models, 10), RATE, 1)
+    target = shot(models, FOREST)
+    await Pace(service.address).run(target.messages(service.address, start=1_000_000), RATE, 1)
     loop.call_later(STOP, redis.pause)
     loop.call_later(CONTINUE, redis.resume)
-    return await Pace(service.address).run(messages(service, models, 0), RATE, END)
-
-
-def messages(service: Service, models: Path, start: int) -> Iterator[bytes]:
-    """A new row in every request."""
-    target = shot(models, FOREST)
-    index = start * 1_000_000
-    while True:
-        index += 1
-        value = target.low + (target.high - target.low) * index * 1e-8
-        yield post(service.address + target.path, target.body.replace("@@", repr(value)).encode())
+    return await Pace(service.address).run(target.messages(service.address), RATE, END)
 
 
 def main() -> None:

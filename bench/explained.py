@@ -20,7 +20,6 @@ from typing import Any
 import uvloop
 
 from bench import wrk
-from bench.client import post
 from bench.models import add_forest
 from bench.pace import Answered, Pace, quantile
 from bench.peers.catalogue import PLAIN, PLAIN_SHAP, PLAIN_SHAP_ALONE
@@ -103,7 +102,7 @@ async def predict_meanwhile(
             explained += 1
 
     task = asyncio.create_task(explain(requests)) if requests is not None else None
-    answered = await Pace(address).run(messages(address, target), RATE, seconds)
+    answered = await Pace(address).run(target.messages(address), RATE, seconds)
     if task is not None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -114,13 +113,6 @@ def ask(request: urllib.request.Request) -> Any:
     """Send it and read the whole answer."""
     with urllib.request.urlopen(request, timeout=120) as answer:
         return answer.read()
-
-
-def messages(address: str, target: Shot) -> Iterator[bytes]:
-    """A new row in every request."""
-    for index in count(1):
-        value = target.low + (target.high - target.low) * index * 1e-7
-        yield post(address + target.path, target.body.replace("@@", repr(value)).encode())
 
 
 def main() -> None:

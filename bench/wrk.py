@@ -7,8 +7,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
+
+from bench.client import post
 
 SCRIPT = """
 local n = 0
@@ -57,6 +61,12 @@ class Shot:
     low: float
     high: float
     unique: int = 50_000
+
+    def messages(self, address: str, start: int = 0) -> Iterator[bytes]:
+        """The same requests as they go over the wire, without an end, for a client other than wrk."""
+        for index in count(start + 1):
+            value = self.low + (self.high - self.low) * index * 1e-7
+            yield post(address + self.path, self.body.replace("@@", repr(value)).encode())
 
 
 def run(address: str, shot: Shot, *, connections: int, seconds: float, seed: int = 0) -> Load:
