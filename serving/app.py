@@ -74,13 +74,14 @@ def create_app(
     app.include_router(models_router(registry))
     app.include_router(health_router(registry, cache))
     app.include_router(streams_router(streams, events, jobs.get))
-    app.include_router(admin_router(admin_token))
+    app.include_router(admin_router(admin_token, streams))
     app.add_exception_handler(HTTPException, _problem)
     app.openapi = _Document(app, registry)  # type: ignore[method-assign]
     app.add_middleware(Edge, access_log=access_log)
     hot_path = InferenceRoute(
         registry=registry,
         inference=inference,
+        streams=streams,
         max_body_bytes=max_body_bytes,
         max_instances=max_instances,
         max_explained_instances=max_explained_instances,

@@ -217,6 +217,24 @@ async def test_the_service_ends_at_once_with_streams_open(sqlite: Backstage) -> 
             assert stream.complete
 
 
+async def test_admin_sees_figures_again_and_again_until_the_worker_drains(sqlite: Backstage) -> None:
+    token = "a-token-only-for-this-test"
+    environ = {"ADMIN_TOKEN": token, "WEB_CONCURRENCY": "1", "GRACEFUL_TIMEOUT_SECONDS": "60"}
+    with Service(sqlite.environ | environ) as service:
+        (old,) = service.workers
+        check_refusal(ask(service, request("/api/admin/events", method="GET")), 401)
+        async with Stream(service.address, "/api/admin/events", headers={"x-admin-token": token}) as stream:
+            for frame in await take(aiter(stream), 2):
+                assert frame["event"] == "metrics"
+                assert [worker["pid"] for worker in json.loads(frame["data"])["workers"]] == [old]
+            started = time.monotonic()
+            os.kill(old, signal.SIGTERM)
+            await rest(stream)
+            assert stream.complete
+            assert gone([old])
+            assert time.monotonic() - started < 10
+
+
 async def test_a_finished_job_tells_all_and_then_that_it_is_over(sqlite: Backstage) -> None:
     with Service(sqlite.environ) as service:
         job = await sqlite.submit()
