@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import suppress
 from types import TracebackType
@@ -24,6 +25,7 @@ class Stream:
         method: str = "GET",
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
+        receive_buffer: int | None = None,
     ) -> None:
         parts = urlsplit(address)
         self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
@@ -32,13 +34,23 @@ class Stream:
             given |= {"content-type": "application/json", "content-length": str(len(body))}
         lines = "".join(f"{name}: {value}\r\n" for name, value in given.items())
         self._request = f"{method} {path} HTTP/1.1\r\n{lines}\r\n".encode() + body
+        self._receive_buffer = receive_buffer
         self.status = 0
         self.headers: dict[str, str] = {}
         self.complete = False
         """Whether the answer has ended as it should, not with its connection."""
 
     async def __aenter__(self) -> Stream:
-        self._reader, self._writer = await asyncio.open_connection(self._host, self._port)
+        connection = socket.socket()
+        if self._receive_buffer is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer)
+        connection.settimeout(0)
+        try:
+            await asyncio.get_running_loop().sock_connect(connection, (self._host, self._port))
+        except BaseException:
+            connection.close()
+            raise
+        self._reader, self._writer = await asyncio.open_connection(sock=connection)
         self._writer.write(self._request)
         self.status = int((await self._reader.readuntil(b"\r\n")).split()[1])
         while (line := await self._reader.readuntil(b"\r\n")) != b"\r\n":

@@ -41,7 +41,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """Bytes since the parser last had something to say: of one long header, or an extension of a chunk."""
         self._data = b""
         self._refusal = (HTTPStatus.BAD_REQUEST, "this is not HTTP/1.1")
-        self._sent_bytes = 0
+        self._sent_bytes = -1
         self._stalled_since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

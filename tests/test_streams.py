@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -318,13 +319,35 @@ async def test_clients_that_never_read_are_cut_and_cost_nothing(small: tuple[Ser
         connection.send(request(path_of(job), method="GET"))
         assert connection.status() == 200
     before = read_rss(worker)
+    seconds: list[float] = []
     for _ in range(300):
         await backstage.events.append(job, "chunk", b"x" * 100_000)
+        started = time.perf_counter()
+        assert ask(service, request("/v1/models/diabetes:predict", DIABETES)).status == 200
+        seconds.append(time.perf_counter() - started)
+    assert median(seconds) < 0.1
     assert all(connection.refuses_more(within=PATIENCE) for connection in with_few)
     assert read_rss(worker) - before < 40 << 20
     for connection in with_few:
         connection.close()
     assert eventually(lambda: is_open(service, path_of(job)))
+
+
+async def test_a_client_that_was_cut_because_it_was_slow_resumes_without_a_gap(
+    small: tuple[Service, Backstage],
+) -> None:
+    service, backstage = small
+    job, count = await backstage.submit(), 400
+    slow = Stream(service.address, path_of(job), receive_buffer=4096)
+    async with slow:
+        assert slow.status == 200
+        for number in range(count):
+            await backstage.events.append(job, "chunk", b"%d" % number + b" " * 50_000)
+        heard = await rest(slow)
+    assert 0 < len(heard) < count
+    async with Stream(service.address, path_of(job), headers={"last-event-id": heard[-1]["id"]}) as stream:
+        heard += await take(aiter(stream), count - len(heard))
+    assert [int(frame["data"]) for frame in heard] == list(range(count))
 
 
 @pytest.mark.parametrize("given", ["x", "-1", "1.5", "9" * 19, "9" * 5000, "٣", "1; drop", "0x10"])
