@@ -22,6 +22,8 @@ from serving.settings import Settings
 
 if TYPE_CHECKING:
     from serving.app import Application
+    from serving.events.log import EventLog
+    from serving.jobs.store import JobStore
 
 
 def __getattr__(name: str) -> Any:
@@ -54,8 +56,10 @@ def build(settings: Settings) -> Application:
     from registry.registry import load_registry
     from serving.app import create_app
     from serving.batching import Batcher
+    from serving.events.hub import Hub
     from serving.executor import Executor
     from serving.inference import Inference, isolated_functions, make_operations
+    from serving.streams import Streams
 
     registry = load_registry(
         settings.model_dir,
@@ -78,12 +82,21 @@ def build(settings: Settings) -> Application:
     inference = Inference(
         operations, batcher=batcher, executor=executor, cache=cache, timeout=settings.inference_timeout_seconds
     )
+    jobs, events = build_stores(settings)
+    hub = Hub(
+        events,
+        max_streams=settings.max_streams,
+        max_streams_per_address=settings.max_streams_per_address or None,
+    )
     return create_app(
         registry,
         inference,
         cache,
         batcher=batcher,
         executor=executor,
+        jobs=jobs,
+        events=events,
+        streams=Streams(hub, heartbeat_seconds=settings.stream_heartbeat_seconds),
         version=importlib.metadata.version("forkserve"),
         max_body_bytes=settings.max_body_bytes,
         max_instances=settings.max_instances,
@@ -91,6 +104,22 @@ def build(settings: Settings) -> Application:
         admin_token=settings.admin_token,
         access_log=settings.access_log,
     )
+
+
+def build_stores(settings: Settings) -> tuple[JobStore, EventLog]:
+    """What keeps jobs and events; nothing is opened until it is used, after the fork. Raises InvalidRedisUrl."""
+    from serving.events.redis import RedisEventLog
+    from serving.events.sqlite import SQLiteEventLog
+    from serving.jobs.redis import RedisJobStore
+    from serving.jobs.sqlite import SQLiteJobStore
+
+    if settings.redis_url:
+        interval = settings.redis_health_check_interval
+        return (
+            RedisJobStore(settings.redis_url, health_check_interval=interval),
+            RedisEventLog(settings.redis_url, health_check_interval=interval),
+        )
+    return SQLiteJobStore(settings.data_dir), SQLiteEventLog(settings.data_dir)
 
 
 def serve(_arguments: argparse.Namespace, _settings: Settings) -> NoReturn:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,13 +14,17 @@ from registry.registry import Registry
 from serving import problems
 from serving.asgi import App, Edge, Receive, Scope, Send
 from serving.batching import Batcher
+from serving.events.log import EventLog
 from serving.executor import Executor
 from serving.inference import Inference
+from serving.jobs.store import JobStore
 from serving.routes.admin import admin_router
 from serving.routes.health import health_router
 from serving.routes.inference import PATH, InferenceRoute
 from serving.routes.models import models_router
 from serving.routes.openapi import document
+from serving.routes.streams import streams_router
+from serving.streams import Streams
 
 
 def create_app(
@@ -30,6 +34,9 @@ def create_app(
     *,
     batcher: Batcher,
     executor: Executor,
+    jobs: JobStore,
+    events: EventLog,
+    streams: Streams,
     version: str,
     max_body_bytes: int,
     max_instances: int,
@@ -47,7 +54,9 @@ def create_app(
         yield
         batcher.stop()
         executor.stop()
-        await cache.close()
+        await streams.end()
+        for store in (events, jobs, cache):
+            await store.close()
 
     inference.prepare()
     app = FastAPI(
@@ -64,13 +73,15 @@ def create_app(
     )
     app.include_router(models_router(registry))
     app.include_router(health_router(registry, cache))
-    app.include_router(admin_router(admin_token))
+    app.include_router(streams_router(streams, events, jobs.get))
+    app.include_router(admin_router(admin_token, streams))
     app.add_exception_handler(HTTPException, _problem)
     app.openapi = _Document(app, registry)  # type: ignore[method-assign]
     app.add_middleware(Edge, access_log=access_log)
     hot_path = InferenceRoute(
         registry=registry,
         inference=inference,
+        streams=streams,
         max_body_bytes=max_body_bytes,
         max_instances=max_instances,
         max_explained_instances=max_explained_instances,
@@ -81,6 +92,7 @@ def create_app(
         Edge(hot_path, access_log=access_log),
         registry=registry,
         start_processes=executor.start,
+        end_streams=streams.end,
         unwell=lambda: batcher.unwell() or executor.unwell(),
     )
 
@@ -98,13 +110,18 @@ class Application:
         *,
         registry: Registry,
         start_processes: Callable[[], None],
+        end_streams: Callable[[], Awaitable[None]],
         unwell: Callable[[], str | None],
     ) -> None:
-        """`start_processes` is for a worker that has one thread; `unwell` says why it should be replaced, if so."""
+        """`start_processes` is for a worker that has one thread, `end_streams` for one that drains.
+
+        `unwell` says why it should be replaced, if so.
+        """
         self._api = api
         self._hot_path = hot_path
         self.registry = registry
         self.start_processes = start_processes
+        self.end_streams = end_streams
         self.unwell = unwell
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

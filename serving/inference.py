@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 import structlog
@@ -106,11 +107,7 @@ class Inference:
         Raises DeadlineExceeded, Overloaded, ModelFailed, NotExplained, InvalidSelection, CallFailed, MemoryExceeded.
         """
         operation = self._operations[model, verb]
-        prefix = self._prefixes[operation]
-        if verb == "explain":
-            _check_explained(model)
-            selection.check(model.manifest.classes)
-            prefix = key_prefix(prefix, msgspec.json.encode(selection_parameters(selection)))
+        keys = self._keys(operation, rows, selection)
         seconds = self._timeout if timeout is None else min(timeout, self._timeout)
 
         async def compute(positions: list[int]) -> list[bytes]:
@@ -119,19 +116,11 @@ class Inference:
             if verb == "predict":
                 ran = await self._batcher.run(operation, wanted, selection)
                 answers, timing.model = ran.answers, ran.seconds
-            elif operation.is_isolated:
-                answers = await self._call(operation, wanted, selection, timing, seconds)
             else:
-                answers = await self._run_by_parts(operation, wanted, selection, timing)
+                answers = await self._explain(operation, wanted, selection, timing, seconds)
             timing.queue = time.perf_counter() - asked - timing.model
             return answers
 
-        keys = row_keys(
-            prefix,
-            rows,
-            merge_zeros=model.ignores_sign_of_zero,
-            merge_nans=model.schema.takes_missing,
-        )
         if self._cache.is_local and not operation.is_isolated and self._batcher.is_quick(operation, len(rows)):
             # answered within this turn of the loop or the next: a timer would cost more than it could save
             return await self._cache.get_or_compute(keys, compute)
@@ -139,17 +128,93 @@ class Inference:
             async with asyncio.timeout(seconds):
                 return await self._cache.get_or_compute(keys, compute)
         except TimeoutError:
-            log.warning(f"Prediction timeout after {seconds:g}s", operation=operation.name)
-            raise DeadlineExceeded(f"the request took longer than {seconds:g} s") from None
+            raise _late(operation, seconds) from None
+
+    async def answer_by_parts(
+        self,
+        model: LoadedModel,
+        verb: Verb,
+        rows: Rows,
+        *,
+        timeout: float | None = None,
+        selection: Selection = EVERYTHING,
+    ) -> AsyncGenerator[list[Answer], None]:
+        """The same answers, those of some rows after the other: as many at once as leave others their turn.
+
+        The deadline is that of the last part. Raises as `answer` does, before the first part or between two.
+        """
+        operation = self._operations[model, verb]
+        keys = self._keys(operation, rows, selection)
+        seconds = self._timeout if timeout is None else min(timeout, self._timeout)
+        deadline = asyncio.get_running_loop().time() + seconds
+        timing, start = Timing(), 0
+        while start < len(rows):
+            end = start + self._rows_at_once(operation)
+            compute = partial(self._compute_part, operation, rows[start:end], selection, timing, seconds)
+            try:
+                # not around the loop: between two parts it is the client's time that passes, in another task
+                async with asyncio.timeout_at(deadline):
+                    answers = await self._cache.get_or_compute(keys[start:end], compute)
+            except TimeoutError:
+                raise _late(operation, seconds) from None
+            yield answers
+            start = end
+
+    async def _compute_part(
+        self,
+        operation: Operation,
+        part: Rows,
+        selection: Selection,
+        timing: Timing,
+        seconds: float,
+        positions: list[int],
+    ) -> list[bytes]:
+        wanted, admitted = part[positions], timing.model > 0
+        if operation.verb == "explain":
+            return await self._explain(operation, wanted, selection, timing, seconds, admitted=admitted)
+        ran = await self._batcher.run(operation, wanted, selection, admitted=admitted)
+        timing.model += ran.seconds
+        return ran.answers
+
+    def _rows_at_once(self, operation: Operation) -> int:
+        return self._rows_a_call(operation) if operation.is_isolated else self._batcher.rows_at_once(operation)
+
+    def _keys(self, operation: Operation, rows: Rows, selection: Selection) -> list[bytes]:
+        """A cache key for each row. Raises NotExplained, InvalidSelection."""
+        model, prefix = operation.model, self._prefixes[operation]
+        if operation.verb == "explain":
+            _check_explained(model)
+            selection.check(model.manifest.classes)
+            prefix = key_prefix(prefix, msgspec.json.encode(selection_parameters(selection)))
+        return row_keys(
+            prefix,
+            rows,
+            merge_zeros=model.ignores_sign_of_zero,
+            merge_nans=model.schema.takes_missing,
+        )
+
+    async def _explain(
+        self,
+        operation: Operation,
+        rows: Rows,
+        selection: Selection,
+        timing: Timing,
+        seconds: float,
+        *,
+        admitted: bool = False,
+    ) -> list[bytes]:
+        if operation.is_isolated:
+            return await self._call(operation, rows, selection, timing, seconds)
+        return await self._run_by_parts(operation, rows, selection, timing, admitted=admitted)
 
     async def _run_by_parts(
-        self, operation: Operation, rows: Rows, selection: Selection, timing: Timing
+        self, operation: Operation, rows: Rows, selection: Selection, timing: Timing, *, admitted: bool
     ) -> list[bytes]:
         """Explanations take long: others have their turn in between, and a thread is not kept past the deadline."""
         answers: list[bytes] = []
         while len(answers) < len(rows):
             part = rows[len(answers) : len(answers) + self._batcher.rows_at_once(operation)]
-            ran = await self._batcher.run(operation, part, selection, admitted=bool(answers))
+            ran = await self._batcher.run(operation, part, selection, admitted=admitted or bool(answers))
             answers += ran.answers
             timing.model += ran.seconds
         return answers
@@ -158,18 +223,26 @@ class Inference:
         self, operation: Operation, rows: Rows, selection: Selection, timing: Timing, seconds: float
     ) -> list[bytes]:
         """The same in a process that is killed at the deadline."""
-        cost, parameters = self._call_costs[operation], selection_parameters(selection)
+        parameters = selection_parameters(selection)
         answers: list[bytes] = []
         while len(answers) < len(rows):
-            most = cost.batch_rows(CALL_SECONDS, MAX_CALL_ROWS) if cost.weight else 1
-            part = rows[len(answers) : len(answers) + most]
+            part = rows[len(answers) : len(answers) + self._rows_a_call(operation)]
             started = time.perf_counter()
             result = await self._executor.run(operation.name, part, parameters, timeout=seconds)
             took = time.perf_counter() - started
-            cost.learn(len(part), took)
+            self._call_costs[operation].learn(len(part), took)
             timing.model += took
             answers += map(bytes, msgspec.json.decode(result, type=list[msgspec.Raw]))
         return answers
+
+    def _rows_a_call(self, operation: Operation) -> int:
+        cost = self._call_costs[operation]
+        return cost.batch_rows(CALL_SECONDS, MAX_CALL_ROWS) if cost.weight else 1
+
+
+def _late(operation: Operation, seconds: float) -> DeadlineExceeded:
+    log.warning(f"Prediction timeout after {seconds:g}s", operation=operation.name)
+    return DeadlineExceeded(f"the request took longer than {seconds:g} s")
 
 
 def _prefix(operation: Operation) -> bytes:

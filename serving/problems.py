@@ -22,12 +22,15 @@ from serving.errors import (
     DeadlineExceeded,
     ExecutorGone,
     InvalidRequest,
+    JobNotFound,
     MemoryExceeded,
     MethodNotAllowed,
     NotAuthorized,
     NotJSON,
     Overloaded,
+    StoreUnavailable,
     TooManyInstances,
+    TooManyStreams,
     UnsupportedBody,
 )
 
@@ -40,6 +43,7 @@ STATUS: dict[type[Exception], HTTPStatus] = {
     NotAuthorized: HTTPStatus.UNAUTHORIZED,
     ModelNotFound: HTTPStatus.NOT_FOUND,
     VersionNotFound: HTTPStatus.NOT_FOUND,
+    JobNotFound: HTTPStatus.NOT_FOUND,
     MethodNotAllowed: HTTPStatus.METHOD_NOT_ALLOWED,
     BodyTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     TooManyInstances: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -53,11 +57,17 @@ STATUS: dict[type[Exception], HTTPStatus] = {
     CallFailed: HTTPStatus.INTERNAL_SERVER_ERROR,
     Overloaded: HTTPStatus.SERVICE_UNAVAILABLE,
     ExecutorGone: HTTPStatus.SERVICE_UNAVAILABLE,
+    TooManyStreams: HTTPStatus.SERVICE_UNAVAILABLE,
+    StoreUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     DeadlineExceeded: HTTPStatus.GATEWAY_TIMEOUT,
 }
 
+RETRY_AFTER: dict[type[Exception], int] = {Overloaded: 1, ExecutorGone: 1, StoreUnavailable: 5, TooManyStreams: 10}
+"""Seconds after which the same request may succeed."""
+
 DETAIL: dict[type[Exception], str] = {
     ModelNotFound: "there is no model of that name",
+    JobNotFound: "there is no job of that id, or no longer",
     VersionNotFound: "the model has no such version",
     InvalidRows: "the instances do not fit the model's features",
     NestedTooDeep: "the body is nested too deep",
@@ -81,8 +91,8 @@ def render(error: Exception, request_id: str) -> tuple[HTTPStatus, list[tuple[by
         headers.append((b"allow", error.allowed.encode()))
     if isinstance(error, NotAuthorized):
         headers.append((b"www-authenticate", b'Bearer realm="admin"'))
-    if isinstance(error, Overloaded | ExecutorGone):
-        headers.append((b"retry-after", b"1"))
+    if type(error) in RETRY_AFTER:
+        headers.append((b"retry-after", b"%d" % RETRY_AFTER[type(error)]))
     faults = error.faults if isinstance(error, InvalidRows) else ()
     errors = [{"instance": fault.instance, "feature": fault.feature, "reason": fault.reason} for fault in faults]
     return status, headers, body(status, detail, request_id, errors)

@@ -21,6 +21,9 @@ MAX_HEAD_BYTES = 64 * 1024
 
 HEAD_TOO_LARGE = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the headers are too large"
 
+HIGH_WATER_BYTES = 16 * 1024
+"""Of an answer in parts, what may wait in our memory for a client to read; 64 KB for each of 1,000 streams is much."""
+
 MAX_PIPELINED = 100
 """Requests that may wait for the one before them; each costs some kilobytes, whatever it cost the client."""
 
@@ -38,10 +41,11 @@ class LimitedProtocol(HttpToolsProtocol):
         """Bytes since the parser last had something to say: of one long header, or an extension of a chunk."""
         self._data = b""
         self._refusal = (HTTPStatus.BAD_REQUEST, "this is not HTTP/1.1")
-        self._unsent_bytes = 0
+        self._sent_bytes = -1
         self._stalled_since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        transport.set_write_buffer_limits(HIGH_WATER_BYTES)
         self._joining = JoiningTransport(transport, self.loop)
         super().connection_made(self._joining)  # type: ignore[arg-type]
         self.flow = PipelineFlow(transport, self.pipeline)
@@ -155,9 +159,11 @@ class LimitedProtocol(HttpToolsProtocol):
             self._sweep_unsent(now, limit)
 
     def _sweep_unsent(self, now: float, limit: float) -> None:
+        # not whether anything is added: a stream's heartbeats are
         unsent = self.transport.get_write_buffer_size()
-        if unsent == 0 or unsent != self._unsent_bytes:
-            self._unsent_bytes, self._stalled_since = unsent, now
+        sent = self._joining.written_bytes - unsent
+        if unsent == 0 or sent != self._sent_bytes:
+            self._sent_bytes, self._stalled_since = sent, now
         elif now - self._stalled_since > limit:
             self.transport.abort()
 

@@ -18,6 +18,8 @@ class JoiningTransport:
         self._transport = transport
         self._loop = loop
         self._held: list[bytes] = []
+        self.written_bytes = 0
+        """By us, whether or not the client has taken them."""
         self.is_closing = transport.is_closing
         self.pause_reading = transport.pause_reading
         self.resume_reading = transport.resume_reading
@@ -30,6 +32,7 @@ class JoiningTransport:
         if not self._held:
             self._loop.call_soon(self.flush)
         self._held.append(data)
+        self.written_bytes += len(data)
 
     def flush(self) -> None:
         """Send what is held."""

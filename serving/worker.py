@@ -2,8 +2,9 @@
 
 To end (its requests are served, SIGTERM, the master gone), it stops accepting: the master holds the listening socket,
 so new connections go to the others. It tells the master, which forks a replacement at once. It finishes what is in
-flight, and says `Connection: close` in every answer from then on. A client between two requests gets a last chance to
-send one; only then are idle connections closed. A client that sends at that very moment may still lose its request:
+flight, and says `Connection: close` in every answer from then on. Event streams have no end that could be waited for:
+they are ended, and their clients resume at another worker. A client between two requests gets a last chance to send
+one; only then are idle connections closed. A client that sends at that very moment may still lose its request:
 HTTP/1.1 has no way to tell an idle client that the server is leaving.
 """
 
@@ -67,6 +68,7 @@ class DrainingServer(Server):
                 return False
             self._begin_drain(reason)
             self._draining_since = now
+            await self._worker.wsgi.end_streams()
         # Twice, because a connection may be accepted but not yet counted
         self._quiet_ticks = 0 if self.server_state.connections or self.server_state.tasks else self._quiet_ticks + 1
         return self._hurried or self._quiet_ticks >= 2 or now - self._draining_since > self._worker.drain_seconds

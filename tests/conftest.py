@@ -34,9 +34,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def service(models: Path) -> Iterator[Service]:
+def service(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """Two workers that are never replaced, so that a worker which died is seen."""
-    environ = {"MODEL_DIR": str(models), "WEB_CONCURRENCY": "2", "MAX_REQUESTS": "0", "ADMIN_TOKEN": ADMIN_TOKEN}
+    environ = {
+        "MODEL_DIR": str(models),
+        "DATA_DIR": str(tmp_path_factory.mktemp("data")),
+        "WEB_CONCURRENCY": "2",
+        "MAX_REQUESTS": "0",
+        "ADMIN_TOKEN": ADMIN_TOKEN,
+    }
     with Service(environ) as running:
         yield running
 

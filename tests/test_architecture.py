@@ -17,6 +17,7 @@ LAYERS: list[set[str]] = [
     {"serving.gunicorn_conf", "serving.check"},
     {"serving.app", "serving.worker", "serving.arbiter", "serving.prefork", "serving.greeting"},
     {"serving.protocol", "serving.routes"},
+    {"serving.streams"},
     {"serving.asgi"},
     {"serving.problems", "serving.inference", "serving.reading"},
     {"serving.batching", "serving.executor", "serving.jobs", "serving.events"},

@@ -78,6 +78,12 @@ class Connection:
         except ConnectionResetError:
             return None
 
+    def status(self) -> int:
+        """The status of an answer whose body is not of interest, or has no end."""
+        line = self._reader.readline()
+        self._headers()
+        return int(line.split()[1])
+
     def _headers(self) -> dict[str, str]:
         headers = {}
         while (line := self._reader.readline().decode("latin-1").strip()) != "":

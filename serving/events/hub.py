@@ -40,7 +40,7 @@ class Hub:
         *,
         queue_size: int = 100,
         max_streams: int = 1000,
-        max_streams_per_address: int = 50,
+        max_streams_per_address: int | None = 50,
         idle_seconds: float = 600.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -68,17 +68,29 @@ class Hub:
         """For metrics."""
         return len(self._open)
 
-    def subscribe(self, topic: str | None, *, after: int | None = None, address: str = "") -> Subscription:
+    def subscribe(
+        self, topic: str | None, *, after: int | None = None, address: str = "", follow: bool = True
+    ) -> Subscription:
         """The events of a topic, or of all: those with an id above `after`, or those from now on.
 
         Use it as `async with hub.subscribe(...) as stream: async for event in stream: ...`. `address` is whose streams
-        are counted together; an empty one is not counted. Raises TooManyStreams. After `close` it ends at once.
+        are counted together; an empty one is not counted. Who does not `follow` gets what the log holds and no more.
+        Raises TooManyStreams. After `close` it ends at once.
         """
         if len(self._open) >= self._max_streams:
             raise TooManyStreams("too many streams are open")
-        if address and self._by_address[address] >= self._max_streams_per_address:
+        most = self._max_streams_per_address
+        if most is not None and address and self._by_address[address] >= most:
             raise TooManyStreams("too many streams are open from this address")
-        stream = Subscription(self, topic, after, address, queue_size=self._queue_size, clock=self._clock)
+        stream = Subscription(
+            self,
+            topic,
+            after,
+            address,
+            follow=follow,
+            queue_size=self._queue_size,
+            clock=self._clock,
+        )
         if self._closed:
             stream.cut()
             return stream

@@ -32,6 +32,7 @@ class Subscription:
     __slots__ = (
         "_attached",
         "_clock",
+        "_follow",
         "_hub",
         "_live",
         "_page",
@@ -52,6 +53,7 @@ class Subscription:
         after: int | None,
         address: str,
         *,
+        follow: bool,
         queue_size: int,
         clock: Callable[[], float],
     ) -> None:
@@ -62,6 +64,7 @@ class Subscription:
         self.ended = False
         self.touched = clock()
         self._hub = hub
+        self._follow = follow
         self._clock = clock
         self._queue_size = queue_size
         self._page: deque[Event] | None = None
@@ -148,6 +151,9 @@ class Subscription:
         if page.is_gap(after):
             # not live yet: what comes after the floor is read next
             self._page = deque([Event(page.floor, self.topic or "", RESET, b"")])
+        elif len(page.events) < PAGE and not self._follow:
+            if not page.events:
+                self.cut()
         elif len(page.events) < PAGE:
             if self._attached:
                 self._live = True

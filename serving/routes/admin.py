@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import math
 import os
+import time
+from contextlib import suppress
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header
+import msgspec
+from fastapi import APIRouter, Depends, Header, Response
 
 from serving.errors import NotAuthorized
 from serving.processes import child_pids, read_age, read_memory
+from serving.streams import EventStream, Frames, Streams, frame, opening
+
+EVENTS_SECONDS = 2.0
+FRESH_SECONDS = 0.5
+"""However many look on, the kernel adds up the pages of every process only so often."""
 
 
-def admin_router(token: str) -> APIRouter:
+def admin_router(token: str, streams: Streams) -> APIRouter:
     """Admin routes behind `token`; without one there are none, so that a forgotten setting opens nothing."""
     router = APIRouter(prefix="/api/admin", tags=["admin"])
     if not token:
@@ -30,12 +39,46 @@ def admin_router(token: str) -> APIRouter:
         if not hmac.compare_digest(given.strip().encode("latin-1"), expected):
             raise NotAuthorized("a valid admin token is needed")
 
+    figures = Figures()
+
     @router.get("/metrics", summary="Figures of all processes", dependencies=[Depends(authorize)])
     async def metrics() -> dict[str, Any]:
-        # some milliseconds a process: too long for the event loop
-        return await asyncio.to_thread(_process_figures)
+        return await figures.take()
+
+    @router.get(
+        "/events", summary="The same, again and again, as server-sent events", dependencies=[Depends(authorize)]
+    )
+    async def events() -> Response:
+        return EventStream(streams, _frames(figures, streams.ending))
 
     return router
+
+
+class Figures:
+    """The figures of all processes, taken once for all who ask within FRESH_SECONDS."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._taken = -math.inf
+        self._figures: dict[str, Any] = {}
+
+    async def take(self) -> dict[str, Any]:
+        """Figures that are at most FRESH_SECONDS old."""
+        async with self._lock:
+            if time.monotonic() - self._taken > FRESH_SECONDS:
+                # some milliseconds a process: too long for the event loop
+                self._figures = await asyncio.to_thread(_process_figures)
+                self._taken = time.monotonic()
+            return self._figures
+
+
+async def _frames(figures: Figures, ending: asyncio.Event) -> Frames:
+    yield opening()
+    while not ending.is_set():
+        yield frame("metrics", msgspec.json.encode(await figures.take()))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(EVENTS_SECONDS):
+                await ending.wait()
 
 
 def _process_figures() -> dict[str, Any]:

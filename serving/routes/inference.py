@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 
+import msgspec
 import structlog
 
 from cache.flight import Answer
@@ -17,6 +19,8 @@ from serving.errors import MethodNotAllowed, NotJSON
 from serving.inference import Inference, Timing
 from serving.operations import EVERYTHING, Verb
 from serving.reading import Reader
+from serving.streams import CONTENT_TYPE as EVENTS
+from serving.streams import Frames, Streams, frame
 
 log = structlog.get_logger(__name__)
 
@@ -36,6 +40,7 @@ class InferenceRoute:
         *,
         registry: Registry,
         inference: Inference,
+        streams: Streams,
         max_body_bytes: int,
         max_instances: int,
         max_explained_instances: int,
@@ -43,6 +48,7 @@ class InferenceRoute:
     ) -> None:
         self._registry = registry
         self._inference = inference
+        self._streams = streams
         self._max_body_bytes = max_body_bytes
         limits: Mapping[Verb, int] = {
             "predict": max_instances,
@@ -67,6 +73,10 @@ class InferenceRoute:
         body = await read_body(headers, receive, self._max_body_bytes)
         rows, parameters = self._readers[verb][model].read(body)
         selection = parameters.selection() if verb == "explain" else EVERYTHING
+        if EVENTS in headers.get(b"accept", b""):
+            parts = self._inference.answer_by_parts(model, verb, rows, timeout=timeout, selection=selection)
+            await self._streams.send(self._frames(model, verb, parts), scope, receive, send)
+            return
         decoded = time.perf_counter()
         timing = Timing()
         answers = await self._inference.answer(model, verb, rows, timing=timing, timeout=timeout, selection=selection)
@@ -80,9 +90,24 @@ class InferenceRoute:
         if self._access_log:
             self._log(model, verb, len(rows), source.decode(), ended - started)
 
+    async def _frames(self, model: LoadedModel, verb: Verb, parts: AsyncGenerator[list[Answer], None]) -> Frames:
+        """An event for each instance, whose id is its place in the request; those of a part go out together."""
+        started, kind, position = time.perf_counter(), ANSWERS[verb].removesuffix("s"), 0
+        async with aclosing(parts):
+            async for answers in parts:
+                yield b"".join([frame(kind, value, position + index) for index, (value, _) in enumerate(answers)])
+                position += len(answers)
+        done = {"model": model.name, "version": model.version, "instances": position}
+        yield frame("done", msgspec.json.encode(done | {"fallback": True} if model.fallback else done))
+        if self._access_log:
+            self._log_done(model, verb, position, time.perf_counter() - started)
+
     def _log(self, model: LoadedModel, verb: Verb, rows: int, source: str, seconds: float) -> None:
         found = "HIT" if source.startswith("hit") else "MISS"
         log.info(f"Cache {found}", model=model.name, source=source)
+        self._log_done(model, verb, rows, seconds)
+
+    def _log_done(self, model: LoadedModel, verb: Verb, rows: int, seconds: float) -> None:
         log.info(f"{DONE[verb]} {model.name} completed in {seconds:.3f}s", version=model.version, rows=rows)
 
 

@@ -85,7 +85,11 @@ def operation(model: LoadedModel, verb: Verb, summary: str, suffix: str) -> dict
         "responses": {
             "200": {
                 "description": f"One {ANSWERS[verb].removesuffix('s')} for every instance, in order",
-                "content": {"application/json": {"schema": response_schema(model, verb)}},
+                "content": {
+                    "application/json": {"schema": response_schema(model, verb)},
+                    # an event for each, then `done`
+                    "text/event-stream": {"schema": {"type": "string"}},
+                },
             }
         }
         | {status: _refusal(description) for status, description in REFUSALS.items()},

@@ -39,6 +39,7 @@ def impatient(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         add_version(directory, name, estimator.fit(sample.to_numpy() * 0, None), sample * 0.01, margin=None)
     environ = {
         "MODEL_DIR": str(directory),
+        "DATA_DIR": str(directory.parent / "data"),
         "READ_TIMEOUT_SECONDS": str(READ_SECONDS),
         "KEEPALIVE_SECONDS": "2",
         "MAX_REQUESTS": "0",

@@ -1,0 +1,72 @@
+"""`GET /v1/jobs/{id}/events`: what happens to a job, from its beginning or from where the client left off."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Request, Response
+
+from serving.errors import InvalidRequest
+from serving.events.log import EventLog
+from serving.jobs.job import Job
+from serving.streams import EventStream, Frames, Streams, frame, opening
+
+FINAL = frozenset({"done", "failed", "cancelled"})
+"""The kinds of the events after which nothing happens to a job any more."""
+
+EVENT_ID = re.compile(r"[0-9]{1,19}")
+LARGEST_ID = 2**63 - 1
+
+
+def streams_router(streams: Streams, events: EventLog, find_job: Callable[[str], Awaitable[Job]]) -> APIRouter:
+    """Streams of jobs; `find_job` raises JobNotFound. The topic of a job's events is its id."""
+    router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+    @router.get(
+        "/{job_id}/events",
+        summary="What happens to a job, as server-sent events",
+        response_class=Response,
+        responses={
+            200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+            204: {"description": "The job is finished and nothing is left to be told; do not come back"},
+        },
+    )
+    async def follow_job(
+        job_id: str,
+        request: Request,
+        last_event_id: Annotated[str | None, Header(description="The last event that was seen")] = None,
+        resume: Annotated[
+            str | None, Query(alias="last_event_id", description="The same, for clients that cannot set the header")
+        ] = None,
+    ) -> Response:
+        after = parse_event_id(last_event_id or resume)
+        job = await find_job(job_id)
+        if job.is_finished:
+            page = await events.read(job_id, after, 1)
+            if not page.events and not page.is_gap(after):
+                return Response(status_code=204)
+        address = request.client.host if request.client else ""
+        return EventStream(streams, _frames(streams, job, after, address))
+
+    return router
+
+
+def parse_event_id(text: str | None) -> int:
+    """The id of an event; 0, which is before all of them, for none. Raises InvalidRequest."""
+    if not text:
+        return 0
+    if not EVENT_ID.fullmatch(text) or int(text) > LARGEST_ID:
+        raise InvalidRequest("Last-Event-ID is the id of an event")
+    return int(text)
+
+
+async def _frames(streams: Streams, job: Job, after: int, address: str) -> Frames:
+    """To the job's last event; should a finished job have none, to the end of the log."""
+    async with streams.hub.subscribe(job.id, after=after, address=address, follow=not job.is_finished) as stream:
+        yield opening(stream.position)
+        async for event in stream:
+            yield frame(event.kind, event.data, event.id)
+            if event.kind in FINAL:
+                return
