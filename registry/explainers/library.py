@@ -16,6 +16,9 @@ def import_shap() -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its own imports
             import shap
+            import tqdm
     except ImportError as error:
         raise CannotExplain("shap is not installed: pip install 'forkserve[shap]'") from error
+    # what takes longer than ten seconds gets a progress bar, and that a thread, which may not be there at the fork
+    tqdm.tqdm.monitor_interval = 0
     return shap

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
+import threading
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +37,7 @@ from registry.contributions import Contributions
 from registry.errors import ModelFailed, NotExplained
 from registry.explainers import choosing
 from registry.explainers.budget import Budget
+from registry.explainers.library import import_shap
 from registry.explainers.linear import linear_explainer
 from registry.explainers.reference import ReferenceExplainer
 from registry.explainers.trees import TreeExplainer, tree_explainer
@@ -307,3 +309,10 @@ def test_exact_explainer_holds_nothing_of_its_estimator(name: str) -> None:
     gc.collect()
     assert found() is None
     assert_additive(explainer.explain(ROWS[:1]))
+
+
+def test_explanation_that_takes_long_starts_no_thread_before_the_fork() -> None:
+    shap = import_shap()
+    before = threading.active_count()
+    assert list(shap.utils.show_progress(range(3), 3, "", silent=True, start_delay=-1)) == [0, 1, 2]
+    assert threading.active_count() == before
