@@ -59,6 +59,7 @@ def build(settings: Settings) -> Application:
 
     registry = load_registry(
         settings.model_dir,
+        selected=settings.serve_versions,
         fallback=settings.model_fallback,
         compiled=settings.compile,
         budget=Budget(evaluations=settings.shap_max_evals),
@@ -108,9 +109,37 @@ def models(_arguments: argparse.Namespace, settings: Settings) -> int:
     """List what is in the model directory."""
     from registry.registry import load_registry
 
-    for model in load_registry(settings.model_dir, fallback=settings.model_fallback):
+    registry = load_registry(settings.model_dir, fallback=settings.model_fallback)
+    for model in registry:
         metrics = ", ".join(f"{name} {value:.3f}" for name, value in model.manifest.metrics.items())
-        say(f"{model.name:24} {model.version:10} {model.manifest.task:18} {model.manifest.estimator:48} {metrics}")
+        live = "live" if registry.aliases(model.name).live == model.version else ""
+        kind = f"{model.manifest.task:18} {model.manifest.estimator:48}"
+        say(f"{model.name:24} {model.version:10} {live:5} {kind} {metrics}")
+    return 0
+
+
+def promote(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Make a version live, once it has been loaded and verified; a service that runs takes it over when it reloads."""
+    from registry import aliases
+    from registry.registry import load_one
+
+    model = load_one(settings.model_dir, arguments.model, arguments.version)
+    after = aliases.promote(settings.model_dir / model.name, model.version)
+    say(f"{model.name}: version {after.live} is live, the previous one is {after.previous or 'none'}")
+    return 0
+
+
+def rollback(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Make the previous version live again, once it has been loaded and verified."""
+    from registry import aliases
+    from registry.registry import find_model, load_one
+
+    directory = find_model(settings.model_dir, arguments.model)
+    before = aliases.current(directory)
+    if before.previous is not None:
+        load_one(settings.model_dir, arguments.model, before.previous)
+    after = aliases.rollback(directory)
+    say(f"{arguments.model}: version {after.live} is live, the previous one is {after.previous or 'none'}")
     return 0
 
 
@@ -193,7 +222,7 @@ def parser() -> argparse.ArgumentParser:
         prog="forkserve", description="Serve scikit-learn models from workers that share them."
     )
     commands = top.add_subparsers(required=True, metavar="command")
-    for command in (serve, models, add, explain, train, check):
+    for command in (serve, models, add, explain, promote, rollback, train, check):
         sub = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__)
         sub.set_defaults(command=command)
         if command is add:
@@ -210,10 +239,14 @@ def parser() -> argparse.ArgumentParser:
                 default="wide",
                 help="numbers to accept: only the range seen; as far outside as it is wide (default); all that fit",
             )
+        if command in (promote, rollback):
+            sub.add_argument("model", help="the model's name")
+        if command is promote:
+            sub.add_argument("version", help="the version to make live")
         if command is explain:
             sub.add_argument("model", help="the model's name")
             sub.add_argument("--row", required=True, type=Path, help="JSON file: one row by name, or by position")
-            sub.add_argument("--version", help="default: the newest")
+            sub.add_argument("--version", help="default: the one that is live")
             sub.add_argument("--top", type=int, help="show so many features, and the others as a sum")
             sub.add_argument("--plot", type=Path, help="draw a waterfall into this file: .png, .svg or .pdf")
     return top
