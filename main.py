@@ -21,7 +21,9 @@ from serving.errors import InvalidSetting
 from serving.settings import Settings
 
 if TYPE_CHECKING:
+    from registry.registry import Registry
     from serving.app import Application
+    from serving.reloads import Reloads
 
 
 def __getattr__(name: str) -> Any:
@@ -31,7 +33,6 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-@functools.cache
 def web() -> Application:
     """The app; gunicorn asks for it once, in the master, before it forks."""
     numeric_threads.limit(os.environ)
@@ -49,13 +50,9 @@ def web() -> Application:
 
 def build(settings: Settings) -> Application:
     """The parts, put together; nothing is started. Raises RegistryError, InvalidRedisUrl."""
-    from cache.building import build_cache
     from registry.explainers.budget import Budget
     from registry.registry import load_registry
-    from serving.app import create_app
-    from serving.batching import Batcher
-    from serving.executor import Executor
-    from serving.inference import Inference, isolated_functions, make_operations
+    from serving.reloads import Reloads
 
     registry = load_registry(
         settings.model_dir,
@@ -64,6 +61,31 @@ def build(settings: Settings) -> Application:
         compiled=settings.compile,
         budget=Budget(evaluations=settings.shap_max_evals),
     )
+    return assemble(settings, registry, Reloads())
+
+
+def renew(settings: Settings, old: Registry, reloads: Reloads) -> tuple[Application, tuple[str, ...]]:
+    """The parts anew over what is in the model directory now, in the master; and what could not be taken over."""
+    from registry.explainers.budget import Budget
+    from registry.loader import load_version
+    from registry.renewing import renew_registry
+    from serving.reloading import loading_carefully
+
+    budget = Budget(evaluations=settings.shap_max_evals)
+    load = functools.partial(load_version, settings.model_dir, compiled=settings.compile, budget=budget)
+    carefully = loading_carefully(load, settings.reload_timeout_seconds)
+    renewal = renew_registry(old, settings.model_dir, carefully, selected=settings.serve_versions)
+    return assemble(settings, renewal.registry, reloads), renewal.refused
+
+
+def assemble(settings: Settings, registry: Registry, reloads: Reloads) -> Application:
+    """The app over these models. Raises InvalidRedisUrl."""
+    from cache.building import build_cache
+    from serving.app import create_app
+    from serving.batching import Batcher
+    from serving.executor import Executor
+    from serving.inference import Inference, isolated_functions, make_operations
+
     cache = build_cache(
         max_items=settings.cache_max_items,
         max_bytes=settings.cache_max_bytes,
@@ -91,6 +113,9 @@ def build(settings: Settings) -> Application:
         max_explained_instances=settings.shap_max_batch_size,
         admin_token=settings.admin_token,
         access_log=settings.access_log,
+        model_dir=settings.model_dir,
+        reloads=reloads,
+        renew=lambda: renew(settings, registry, reloads),
     )
 
 

@@ -64,6 +64,9 @@ class Registry:
         """The live version of every model, by name."""
         return list(self._live.values())
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._live
+
     def __iter__(self) -> Iterator[LoadedModel]:
         """Every version of every model."""
         return (model for versions in self._versions.values() for model in versions.values())

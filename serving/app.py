@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -16,11 +17,15 @@ from serving.asgi import App, Edge, Receive, Scope, Send
 from serving.batching import Batcher
 from serving.executor import Executor
 from serving.inference import Inference
+from serving.reloads import Reloads
 from serving.routes.admin import admin_router
 from serving.routes.health import health_router
 from serving.routes.inference import PATH, InferenceRoute
 from serving.routes.models import models_router
 from serving.routes.openapi import document
+
+Renew = Callable[[], tuple["Application", tuple[str, ...]]]
+"""Builds the app over what is in the model directory now, and says of which files it could not be."""
 
 
 def create_app(
@@ -36,6 +41,9 @@ def create_app(
     max_explained_instances: int,
     admin_token: str,
     access_log: bool,
+    model_dir: Path,
+    reloads: Reloads,
+    renew: Renew,
 ) -> Application:
     """The app over these parts. Building it starts nothing: threads and connections begin with its lifespan."""
 
@@ -63,8 +71,8 @@ def create_app(
         redirect_slashes=False,
     )
     app.include_router(models_router(registry))
-    app.include_router(health_router(registry, cache))
-    app.include_router(admin_router(admin_token))
+    app.include_router(health_router(registry, cache, reloads))
+    app.include_router(admin_router(admin_token, registry, model_dir, reloads))
     app.add_exception_handler(HTTPException, _problem)
     app.openapi = _Document(app, registry)  # type: ignore[method-assign]
     app.add_middleware(Edge, access_log=access_log)
@@ -82,6 +90,8 @@ def create_app(
         registry=registry,
         start_processes=executor.start,
         unwell=lambda: batcher.unwell() or executor.unwell(),
+        reloads=reloads,
+        renew=renew,
     )
 
 
@@ -99,13 +109,20 @@ class Application:
         registry: Registry,
         start_processes: Callable[[], None],
         unwell: Callable[[], str | None],
+        reloads: Reloads,
+        renew: Renew,
     ) -> None:
-        """`start_processes` is for a worker that has one thread; `unwell` says why it should be replaced, if so."""
+        """`start_processes` is for a worker that has one thread; `unwell` says why it should be replaced, if so.
+
+        `renew` is for the master, which tells `reloads` what came of it.
+        """
         self._api = api
         self._hot_path = hot_path
         self.registry = registry
         self.start_processes = start_processes
         self.unwell = unwell
+        self.reloads = reloads
+        self.renew = renew
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = PATH.fullmatch(scope["path"]) if scope["type"] == "http" else None

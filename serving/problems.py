@@ -19,6 +19,7 @@ from registry.errors import (
 from serving.errors import (
     BodyTooLarge,
     CallFailed,
+    CannotReload,
     DeadlineExceeded,
     ExecutorGone,
     InvalidRequest,
@@ -27,6 +28,7 @@ from serving.errors import (
     NotAuthorized,
     NotJSON,
     Overloaded,
+    ReloadRefused,
     TooManyInstances,
     UnsupportedBody,
 )
@@ -41,6 +43,7 @@ STATUS: dict[type[Exception], HTTPStatus] = {
     ModelNotFound: HTTPStatus.NOT_FOUND,
     VersionNotFound: HTTPStatus.NOT_FOUND,
     MethodNotAllowed: HTTPStatus.METHOD_NOT_ALLOWED,
+    ReloadRefused: HTTPStatus.CONFLICT,
     BodyTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     TooManyInstances: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     MemoryExceeded: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -51,6 +54,7 @@ STATUS: dict[type[Exception], HTTPStatus] = {
     NotExplained: HTTPStatus.UNPROCESSABLE_ENTITY,
     ModelFailed: HTTPStatus.INTERNAL_SERVER_ERROR,
     CallFailed: HTTPStatus.INTERNAL_SERVER_ERROR,
+    CannotReload: HTTPStatus.NOT_IMPLEMENTED,
     Overloaded: HTTPStatus.SERVICE_UNAVAILABLE,
     ExecutorGone: HTTPStatus.SERVICE_UNAVAILABLE,
     DeadlineExceeded: HTTPStatus.GATEWAY_TIMEOUT,

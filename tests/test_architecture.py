@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 LAYERS: list[set[str]] = [
     {"main"},
     {"serving.gunicorn_conf", "serving.check"},
-    {"serving.app", "serving.worker", "serving.arbiter", "serving.prefork", "serving.greeting"},
+    {"serving.reloading"},
+    {"serving.app", "serving.worker", "serving.arbiter", "serving.prefork", "serving.greeting", "serving.trial"},
     {"serving.protocol", "serving.routes"},
     {"serving.asgi"},
     {"serving.problems", "serving.inference", "serving.reading"},
@@ -26,6 +27,7 @@ LAYERS: list[set[str]] = [
         "serving.logs",
         "serving.numeric_threads",
         "serving.processes",
+        "serving.reloads",
         "serving.settings",
         "serving.storage",
         "serving.transport",
