@@ -21,9 +21,11 @@ from serving.errors import InvalidSetting
 from serving.settings import Settings
 
 if TYPE_CHECKING:
+    from registry.registry import Registry
     from serving.app import Application
     from serving.events.log import EventLog
     from serving.jobs.store import JobStore
+    from serving.reloads import Reloads
 
 
 def __getattr__(name: str) -> Any:
@@ -33,7 +35,6 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-@functools.cache
 def web() -> Application:
     """The app; gunicorn asks for it once, in the master, before it forks."""
     numeric_threads.limit(os.environ)
@@ -51,9 +52,37 @@ def web() -> Application:
 
 def build(settings: Settings) -> Application:
     """The parts, put together; nothing is started. Raises RegistryError, InvalidRedisUrl."""
-    from cache.building import build_cache
     from registry.explainers.budget import Budget
     from registry.registry import load_registry
+    from serving.reloads import Reloads
+
+    registry = load_registry(
+        settings.model_dir,
+        selected=settings.serve_versions,
+        fallback=settings.model_fallback,
+        compiled=settings.compile,
+        budget=Budget(evaluations=settings.shap_max_evals),
+    )
+    return assemble(settings, registry, Reloads())
+
+
+def renew(settings: Settings, old: Registry, reloads: Reloads) -> tuple[Application, tuple[str, ...]]:
+    """The parts anew over what is in the model directory now, in the master; and what could not be taken over."""
+    from registry.explainers.budget import Budget
+    from registry.loader import load_version
+    from registry.renewing import renew_registry
+    from serving.reloading import loading_carefully
+
+    budget = Budget(evaluations=settings.shap_max_evals)
+    load = functools.partial(load_version, settings.model_dir, compiled=settings.compile, budget=budget)
+    carefully = loading_carefully(load, settings.reload_timeout_seconds)
+    renewal = renew_registry(old, settings.model_dir, carefully, selected=settings.serve_versions)
+    return assemble(settings, renewal.registry, reloads), renewal.refused
+
+
+def assemble(settings: Settings, registry: Registry, reloads: Reloads) -> Application:
+    """The app over these models. Raises InvalidRedisUrl."""
+    from cache.building import build_cache
     from serving.app import create_app
     from serving.batching import Batcher
     from serving.events.hub import Hub
@@ -61,12 +90,6 @@ def build(settings: Settings) -> Application:
     from serving.inference import Inference, isolated_functions, make_operations
     from serving.streams import Streams
 
-    registry = load_registry(
-        settings.model_dir,
-        fallback=settings.model_fallback,
-        compiled=settings.compile,
-        budget=Budget(evaluations=settings.shap_max_evals),
-    )
     cache = build_cache(
         max_items=settings.cache_max_items,
         max_bytes=settings.cache_max_bytes,
@@ -103,6 +126,9 @@ def build(settings: Settings) -> Application:
         max_explained_instances=settings.shap_max_batch_size,
         admin_token=settings.admin_token,
         access_log=settings.access_log,
+        model_dir=settings.model_dir,
+        reloads=reloads,
+        renew=lambda: renew(settings, registry, reloads),
     )
 
 
@@ -137,9 +163,37 @@ def models(_arguments: argparse.Namespace, settings: Settings) -> int:
     """List what is in the model directory."""
     from registry.registry import load_registry
 
-    for model in load_registry(settings.model_dir, fallback=settings.model_fallback):
+    registry = load_registry(settings.model_dir, fallback=settings.model_fallback)
+    for model in registry:
         metrics = ", ".join(f"{name} {value:.3f}" for name, value in model.manifest.metrics.items())
-        say(f"{model.name:24} {model.version:10} {model.manifest.task:18} {model.manifest.estimator:48} {metrics}")
+        live = "live" if registry.aliases(model.name).live == model.version else ""
+        kind = f"{model.manifest.task:18} {model.manifest.estimator:48}"
+        say(f"{model.name:24} {model.version:10} {live:5} {kind} {metrics}")
+    return 0
+
+
+def promote(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Make a version live, once it has been loaded and verified; a service that runs takes it over when it reloads."""
+    from registry import aliases
+    from registry.registry import load_one
+
+    model = load_one(settings.model_dir, arguments.model, arguments.version)
+    after = aliases.promote(settings.model_dir / model.name, model.version)
+    say(f"{model.name}: version {after.live} is live, the previous one is {after.previous or 'none'}")
+    return 0
+
+
+def rollback(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Make the previous version live again, once it has been loaded and verified."""
+    from registry import aliases
+    from registry.registry import find_model, load_one
+
+    directory = find_model(settings.model_dir, arguments.model)
+    before = aliases.current(directory)
+    if before.previous is not None:
+        load_one(settings.model_dir, arguments.model, before.previous)
+    after = aliases.rollback(directory)
+    say(f"{arguments.model}: version {after.live} is live, the previous one is {after.previous or 'none'}")
     return 0
 
 
@@ -222,7 +276,7 @@ def parser() -> argparse.ArgumentParser:
         prog="forkserve", description="Serve scikit-learn models from workers that share them."
     )
     commands = top.add_subparsers(required=True, metavar="command")
-    for command in (serve, models, add, explain, train, check):
+    for command in (serve, models, add, explain, promote, rollback, train, check):
         sub = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__)
         sub.set_defaults(command=command)
         if command is add:
@@ -239,10 +293,14 @@ def parser() -> argparse.ArgumentParser:
                 default="wide",
                 help="numbers to accept: only the range seen; as far outside as it is wide (default); all that fit",
             )
+        if command in (promote, rollback):
+            sub.add_argument("model", help="the model's name")
+        if command is promote:
+            sub.add_argument("version", help="the version to make live")
         if command is explain:
             sub.add_argument("model", help="the model's name")
             sub.add_argument("--row", required=True, type=Path, help="JSON file: one row by name, or by position")
-            sub.add_argument("--version", help="default: the newest")
+            sub.add_argument("--version", help="default: the one that is live")
             sub.add_argument("--top", type=int, help="show so many features, and the others as a sum")
             sub.add_argument("--plot", type=Path, help="draw a waterfall into this file: .png, .svg or .pdf")
     return top

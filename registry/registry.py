@@ -1,33 +1,42 @@
-"""All models by name and version; immutable once loaded."""
+"""All models by name and version, and which of them are live; immutable once loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal
 
 import structlog
 
+from registry.aliases import Aliases, directories, newest, read_aliases
 from registry.errors import ModelNotFound, VersionNotFound, VersionRefused
 from registry.explainers.budget import Budget
 from registry.loader import load_version
-from registry.manifest import NAME, version_order
+from registry.manifest import version_order
 from registry.model import LoadedModel
 
 log = structlog.get_logger(__name__)
 
+Selected = Literal["all", "live"]
+"""Which versions are loaded: all on disk, or of each model the live and the previous one."""
+
 
 class Registry:
-    """Names to versions to models. The live version of a model is its newest."""
+    """Names to versions to models."""
 
-    def __init__(self, models: list[LoadedModel]) -> None:
+    def __init__(self, models: list[LoadedModel], aliases: Mapping[str, Aliases] | None = None) -> None:
+        """`aliases` name what is live of some models, by name; of all others the newest version is."""
         versions: dict[str, dict[str, LoadedModel]] = {}
         for model in sorted(models, key=lambda model: (model.name, version_order(model.version))):
             versions.setdefault(model.name, {})[model.version] = model
         self._versions: Mapping[str, Mapping[str, LoadedModel]] = {
             name: MappingProxyType(of_name) for name, of_name in versions.items()
         }
-        self._live = {name: list(of_name.values())[-1] for name, of_name in versions.items()}
+        by_age = {name: newest(list(of_name)) for name, of_name in versions.items()}
+        self._aliases = by_age | dict(aliases or {})
+        self._live = {name: of_name[self._aliases[name].live] for name, of_name in versions.items()}
 
     def get(self, name: str, version: str | None = None) -> LoadedModel:
         """The live version of a model, or the one asked for. Raises ModelNotFound, VersionNotFound."""
@@ -45,9 +54,18 @@ class Registry:
             raise ModelNotFound
         return self._versions[name]
 
+    def aliases(self, name: str) -> Aliases:
+        """Which version of a model is live, and which was before. Raises ModelNotFound."""
+        if name not in self._live:
+            raise ModelNotFound
+        return self._aliases[name]
+
     def live(self) -> list[LoadedModel]:
         """The live version of every model, by name."""
         return list(self._live.values())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._live
 
     def __iter__(self) -> Iterator[LoadedModel]:
         """Every version of every model."""
@@ -63,31 +81,52 @@ def version_directories(root: Path) -> list[Path]:
     Names that do not fit (a `.git`, a half-written `.new-...`) are not models.
     Raises VersionRefused when there is none.
     """
-    found = [
-        version
-        for name in sorted(_directories(root))
-        for version in sorted(_directories(name), key=lambda path: version_order(path.name))
-    ]
+    return [version for name in model_directories(root) for version in directories(name)]
+
+
+def model_directories(root: Path) -> list[Path]:
+    """Every `{name}` directory below `root` that has versions, by name. Raises VersionRefused when there is none."""
+    found = sorted(path for path in directories(root) if directories(path))
     if not found:
         raise VersionRefused(root, "holds no model; make one with `forkserve train` or `forkserve add`")
     return found
 
 
-def _directories(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return []
-    return [inner for inner in path.iterdir() if NAME.fullmatch(inner.name) and inner.is_dir()]
+@dataclass(frozen=True)
+class Offer:
+    """One model as it is on disk: the directories of the versions to load, oldest first, and its aliases."""
+
+    name: str
+    versions: tuple[Path, ...]
+    aliases: Aliases
+
+
+def read_offer(directory: Path, selected: Selected) -> Offer:
+    """Of the model kept in `directory`. Raises VersionRefused when its aliases cannot be followed."""
+    versions = directories(directory)
+    aliases = read_aliases(directory, [path.name for path in versions])
+    if selected == "live":
+        versions = [path for path in versions if path.name in (aliases.live, aliases.previous)]
+    return Offer(directory.name, tuple(versions), aliases)
 
 
 def load_registry(
-    root: Path, *, fallback: bool = False, compiled: bool = True, budget: Budget | None = None
+    root: Path,
+    *,
+    selected: Selected = "all",
+    fallback: bool = False,
+    compiled: bool = True,
+    budget: Budget | None = None,
 ) -> Registry:
-    """Load and verify every version below `root`. Raises VersionRefused for the first that is not fit to serve."""
+    """Load and verify the versions below `root`. Raises VersionRefused for the first that is not fit to serve."""
+    offers = [read_offer(directory, selected) for directory in model_directories(root)]
     registry = Registry(
         [
             load_version(root, path, fallback=fallback, compiled=compiled, budget=budget)
-            for path in version_directories(root)
-        ]
+            for offer in offers
+            for path in offer.versions
+        ],
+        {offer.name: offer.aliases for offer in offers},
     )
     log.info(
         f"Model registry initialized with {len(registry)} models",
@@ -97,12 +136,19 @@ def load_registry(
 
 
 def load_one(root: Path, name: str, version: str | None = None) -> LoadedModel:
-    """One version of a model, the newest if none is named. Raises ModelNotFound, VersionNotFound, VersionRefused."""
-    versions = {path.name: path for path in version_directories(root) if path.parent.name == name}
-    if not versions:
-        raise ModelNotFound(f"there is no model {name!r} in {root}")
+    """One version of a model, the live one if none is named. Raises ModelNotFound, VersionNotFound, VersionRefused."""
+    directory = find_model(root, name)
+    versions = {path.name: path for path in directories(directory)}
     if version is None:
-        version = list(versions)[-1]
+        version = read_aliases(directory, list(versions)).live
     if version not in versions:
         raise VersionNotFound(f"model {name!r} has no version {version!r}")
     return load_version(root, versions[version])
+
+
+def find_model(root: Path, name: str) -> Path:
+    """The directory of a model. Raises ModelNotFound, VersionRefused when there is no model at all."""
+    for directory in model_directories(root):
+        if directory.name == name:
+            return directory
+    raise ModelNotFound(f"there is no model {name!r} in {root}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -18,6 +19,7 @@ from serving.events.log import EventLog
 from serving.executor import Executor
 from serving.inference import Inference
 from serving.jobs.store import JobStore
+from serving.reloads import Reloads
 from serving.routes.admin import admin_router
 from serving.routes.health import health_router
 from serving.routes.inference import PATH, InferenceRoute
@@ -25,6 +27,9 @@ from serving.routes.models import models_router
 from serving.routes.openapi import document
 from serving.routes.streams import streams_router
 from serving.streams import Streams
+
+Renew = Callable[[], tuple["Application", tuple[str, ...]]]
+"""Builds the app over what is in the model directory now, and says of which files it could not be."""
 
 
 def create_app(
@@ -43,6 +48,9 @@ def create_app(
     max_explained_instances: int,
     admin_token: str,
     access_log: bool,
+    model_dir: Path,
+    reloads: Reloads,
+    renew: Renew,
 ) -> Application:
     """The app over these parts. Building it starts nothing: threads and connections begin with its lifespan."""
 
@@ -72,9 +80,9 @@ def create_app(
         redirect_slashes=False,
     )
     app.include_router(models_router(registry))
-    app.include_router(health_router(registry, cache))
+    app.include_router(health_router(registry, cache, reloads))
     app.include_router(streams_router(streams, events, jobs.get))
-    app.include_router(admin_router(admin_token, streams))
+    app.include_router(admin_router(admin_token, registry, model_dir, reloads, streams))
     app.add_exception_handler(HTTPException, _problem)
     app.openapi = _Document(app, registry)  # type: ignore[method-assign]
     app.add_middleware(Edge, access_log=access_log)
@@ -94,6 +102,8 @@ def create_app(
         start_processes=executor.start,
         end_streams=streams.end,
         unwell=lambda: batcher.unwell() or executor.unwell(),
+        reloads=reloads,
+        renew=renew,
     )
 
 
@@ -112,10 +122,12 @@ class Application:
         start_processes: Callable[[], None],
         end_streams: Callable[[], Awaitable[None]],
         unwell: Callable[[], str | None],
+        reloads: Reloads,
+        renew: Renew,
     ) -> None:
         """`start_processes` is for a worker that has one thread, `end_streams` for one that drains.
 
-        `unwell` says why it should be replaced, if so.
+        `unwell` says why it should be replaced, if so. `renew` is for the master, which tells `reloads` the outcome.
         """
         self._api = api
         self._hot_path = hot_path
@@ -123,6 +135,8 @@ class Application:
         self.start_processes = start_processes
         self.end_streams = end_streams
         self.unwell = unwell
+        self.reloads = reloads
+        self.renew = renew
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = PATH.fullmatch(scope["path"]) if scope["type"] == "http" else None

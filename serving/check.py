@@ -9,7 +9,7 @@ from typing import Any
 from registry.errors import VersionRefused
 from registry.loader import load_version
 from registry.model import LoadedModel
-from registry.registry import Registry, version_directories
+from registry.registry import Registry, model_directories, read_offer, version_directories
 from serving import prefork
 from serving.errors import CannotServe
 from serving.settings import Settings
@@ -28,6 +28,8 @@ def find_faults(settings: Settings) -> list[str]:
                 loaded.append(load_version(settings.model_dir, directory, fallback=settings.model_fallback))
             except VersionRefused as error:
                 faults.append(str(error))
+        for directory in model_directories(settings.model_dir):
+            read_offer(directory, settings.serve_versions)
         prefork.import_modules(settings.preload_modules)
         prefork.check_single_thread()
     except (VersionRefused, CannotServe) as error:

@@ -16,6 +16,8 @@ ServingError
 ├── CallFailed            a call in a process of its own broke, or its process did
 ├── MemoryExceeded        a call in a process of its own needed more memory than it may
 ├── ExecutorGone          the worker can run no such calls any more
+├── ReloadRefused         something on disk is not fit to serve, so the old stays in service
+├── CannotReload          there is no master here that could be asked to reload
 ├── QueueFull             as many jobs wait as may; holds when to try again
 ├── JobNotFound           there is no job of that id, or no longer
 ├── TooManyStreams        as many event streams are open as may, in this worker or for this address
@@ -100,6 +102,17 @@ class ExecutorGone(ServingError):
 
     def __init__(self) -> None:
         super().__init__("this worker is being replaced; try again")
+
+
+class ReloadRefused(ServingError):
+    """Something on disk is not fit to serve, so what was there before stays in service; the message names it."""
+
+
+class CannotReload(ServingError):
+    """There is no master here that could be asked to reload: models are not loaded before the fork."""
+
+    def __init__(self) -> None:
+        super().__init__("models are not preloaded by a master here; restart the service instead")
 
 
 class QueueFull(ServingError):

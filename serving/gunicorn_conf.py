@@ -13,7 +13,7 @@ from serving import numeric_threads
 
 numeric_threads.limit(os.environ)  # first of all: what is imported next imports numpy
 
-from serving import prefork
+from serving import prefork, reloading  # not its `reload`: gunicorn would take that for a setting
 from serving.arbiter import EarlyReplacingArbiter
 from serving.errors import CannotServe, InvalidSetting
 from serving.greeting import greeting
@@ -57,8 +57,8 @@ def when_ready(server: Any) -> None:
         app = server.app.wsgi()
         try:
             prefork.import_modules(_settings.preload_modules)
-            for path in ("/health", "/v1/models", "/openapi.json"):
-                prefork.answer_once(app, path)
+            prefork.warm(app)
+            app.reloads.open()
             prefork.settle()
             prefork.check_single_thread()
         except CannotServe as error:
@@ -71,8 +71,8 @@ def when_ready(server: Any) -> None:
 def on_reload(server: Any) -> None:
     """In the master at HUP, before the new workers are forked; an exception here would end the service."""
     if _settings.preload:
-        prefork.settle()
-    server.log.info("Reloaded: new workers share the models that the master holds")
+        server.app.callable = reloading.reload(server.app.wsgi())
+        prefork.settle()  # now that nobody holds the old app any more
 
 
 def pre_fork(server: Any, worker: Any) -> None:  # noqa: ARG001 - gunicorn passes by position

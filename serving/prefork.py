@@ -41,6 +41,12 @@ def import_modules(names: Iterable[str] = ()) -> None:
             raise CannotServe(f"cannot import {name}: {error}") from error
 
 
+def warm(app: App) -> None:
+    """Have the app build what it builds lazily. Raises CannotServe."""
+    for path in ("/health", "/v1/models", "/openapi.json"):
+        answer_once(app, path)
+
+
 def answer_once(app: App, path: str) -> None:
     """Answer a GET of `path` here: builds what the app builds lazily, without an event loop or a thread."""
 

@@ -6,7 +6,7 @@ import dataclasses
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from serving.errors import InvalidSetting
 
@@ -56,6 +56,8 @@ class Settings:
     stream_heartbeat_seconds: float = setting(15, "a stream that is silent for so long says that it lives", low=0.1)
     model_dir: Path = setting(Path("models"), "directory of the models, `{name}/{version}/`")
     compile: bool = setting(True, "answer with compiled models where they are bit-identical; false only to compare")
+    serve_versions: Literal["all", "live"] = setting("all", "versions to load: `all`, or `live` and previous ones only")
+    reload_timeout_seconds: float = setting(60, "a version that takes longer to load at a reload is refused", low=1)
     model_fallback: bool = setting(False, "let a minimal model stand in for one that does not load")
     admin_token: str = setting("", "opens `/api/admin/`; empty keeps it closed", secret=True)
     log_level: str = setting("info", "`debug`, `info`, `warning` or `error`")
@@ -72,6 +74,8 @@ class Settings:
             if field.name.upper() in environ
         }
         settings = cls(**given)
+        if settings.serve_versions not in ("all", "live"):
+            raise InvalidSetting("SERVE_VERSIONS must be all or live")
         if settings.log_level not in ("debug", "info", "warning", "error"):
             raise InvalidSetting("LOG_LEVEL must be debug, info, warning or error")
         if settings.admin_token and (len(settings.admin_token) < 16 or not settings.admin_token.isprintable()):
@@ -89,8 +93,10 @@ def _parse(field: dataclasses.Field[Any], kind: Any, text: str) -> Any:
         return tuple(part.strip() for part in text.split(",") if part.strip())
     if kind is Path and not text:
         raise InvalidSetting(f"{name} must name a directory")
+    if kind is Path:
+        return Path(text)
     if kind not in (int, float):
-        return kind(text)
+        return text
     try:
         number = kind(text)
     except ValueError:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,6 +72,51 @@ class ExplainShyRegressor(ForkShyRegressor):
 
     def predict(self, X: Any) -> Any:  # noqa: N803
         return X[:, 0] if len(X) == 1 else super().predict(X)
+
+
+class HarmfulRegressor(SleepingRegressor):
+    """Does harm to the process that unpickles it, as soon as the file is there that it was given."""
+
+    def __init__(self, trigger: str = "") -> None:
+        self.trigger = trigger
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)
+        if Path(self.trigger).exists():
+            self.harm()
+
+    def harm(self) -> None: ...
+
+
+class CrashingRegressor(HarmfulRegressor):
+    """A segmentation fault."""
+
+    def harm(self) -> None:
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+
+class EndingRegressor(HarmfulRegressor):
+    """The end of the process."""
+
+    def harm(self) -> None:
+        os._exit(3)  # what gunicorn takes for a worker that cannot boot
+
+
+class HangingRegressor(HarmfulRegressor):
+    """No end at all."""
+
+    def harm(self) -> None:
+        threading.Event().wait()
+
+
+class ThreadedRegressor(HarmfulRegressor):
+    """A thread that is left running."""
+
+    def harm(self) -> None:
+        self.thread = start_thread()
+
+    def __getstate__(self) -> Any:
+        return {name: value for name, value in super().__getstate__().items() if name != "thread"}
 
 
 def start_thread() -> threading.Thread:

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 LAYERS: list[set[str]] = [
     {"main"},
     {"serving.gunicorn_conf", "serving.check"},
-    {"serving.app", "serving.worker", "serving.arbiter", "serving.prefork", "serving.greeting"},
+    {"serving.reloading"},
+    {"serving.app", "serving.worker", "serving.arbiter", "serving.prefork", "serving.greeting", "serving.trial"},
     {"serving.protocol", "serving.routes"},
     {"serving.streams"},
     {"serving.asgi"},
@@ -27,6 +28,7 @@ LAYERS: list[set[str]] = [
         "serving.logs",
         "serving.numeric_threads",
         "serving.processes",
+        "serving.reloads",
         "serving.settings",
         "serving.storage",
         "serving.transport",

@@ -68,6 +68,51 @@ def test_add_makes_a_version_that_models_lists_and_check_accepts(run: Run, churn
     assert set(manifest["metrics"]) == {"accuracy", "log_loss", "roc_auc"}
 
 
+@pytest.fixture
+def two_versions(run: Run, churn: Path) -> Path:
+    """The directory of a model with two versions."""
+    for _ in range(2):
+        assert run("add", "churn.joblib", "--name", "churn", "--data", "churn.csv").returncode == 0
+    return churn / "models" / "churn"
+
+
+@pytest.mark.usefixtures("two_versions")
+def test_promote_and_rollback_change_what_is_live(run: Run) -> None:
+    promoted = run("promote", "churn", "1")
+    assert (promoted.returncode, promoted.stdout) == (0, "churn: version 1 is live, the previous one is 2\n")
+    assert [line.split()[1:3] for line in run("models").stdout.splitlines()] == [["1", "live"], ["2", "classification"]]
+    assert run("rollback", "churn").stdout == "churn: version 2 is live, the previous one is 1\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["promote", "churn", "3"], "model 'churn' has no version '3'"),
+        (["promote", "gone", "1"], "there is no model 'gone'"),
+        (["rollback", "../churn"], "there is no model '../churn'"),
+        (["promote", "churn", "1"], "churn/1/model.joblib: has sha256"),
+        (["rollback", "churn"], "churn/1/model.joblib: has sha256"),
+    ],
+)
+def test_nothing_goes_live_that_does_not_load(run: Run, two_versions: Path, arguments: list[str], reason: str) -> None:
+    with (two_versions / "1" / "model.joblib").open("ab") as artefact:
+        artefact.write(b"!")
+    refused = run(*arguments)
+    assert refused.returncode == 1
+    assert reason in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    assert not (two_versions / "aliases.json").exists()
+
+
+def test_damaged_aliases_are_named_and_mended_by_promote(run: Run, two_versions: Path) -> None:
+    (two_versions / "aliases.json").write_text("{")
+    for command in ("check", "models"):
+        refused = run(command)
+        assert (refused.returncode, "churn/aliases.json" in refused.stderr) == (1, True)
+    assert run("promote", "churn", "2").returncode == 0
+    assert run("check").returncode == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [

@@ -10,19 +10,25 @@ from fastapi import APIRouter
 from cache.tiered import TieredCache
 from registry.registry import Registry
 from serving.processes import read_age, read_rss
+from serving.reloads import Reloads
 
 
-def health_router(registry: Registry, cache: TieredCache) -> APIRouter:
-    """A fallback model makes the service degraded, not dead: a proxy that took it out would make things worse."""
+def health_router(registry: Registry, cache: TieredCache, reloads: Reloads) -> APIRouter:
+    """A fallback model, or a version that a reload refused, makes the service degraded, not dead.
+
+    A proxy that took it out would make things worse.
+    """
     router = APIRouter(prefix="/health", tags=["health"])
 
     @router.get("", summary="Health, with reasons")
     async def health() -> dict[str, Any]:
         fallbacks = [f"{model.name}/{model.version}" for model in registry if model.fallback]
+        refused = reloads.last().refused
         return {
-            "status": "degraded" if fallbacks else "ok",
+            "status": "degraded" if fallbacks or refused else "ok",
             "models": len(registry),
             "fallbacks": fallbacks,
+            "refused": refused,
             "redis": cache.redis_state,
             "worker": {
                 "pid": os.getpid(),

@@ -31,9 +31,12 @@ def models_router(registry: Registry) -> APIRouter:
 
 def summary(registry: Registry, model: LoadedModel) -> dict[str, Any]:
     """A model in a list."""
+    aliases = registry.aliases(model.name)
     return {
         "name": model.name,
         "version": model.version,
+        "live": aliases.live,
+        "previous": aliases.previous,
         "versions": list(registry.versions(model.name)),
         "task": model.manifest.task,
         "estimator": model.manifest.estimator,

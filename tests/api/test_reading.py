@@ -17,6 +17,8 @@ def test_models_are_listed_by_name(client: httpx.Client) -> None:
     assert models[3] == {
         "name": "wine",
         "version": "1",
+        "live": "1",
+        "previous": None,
         "versions": ["1"],
         "task": "classification",
         "estimator": "StandardScaler | LogisticRegression",

@@ -1,0 +1,263 @@
+"""Reload and rollback on the real service: new versions without a lost request, broken ones without harm."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from bench.client import hammer, post
+from bench.service import Service
+from registry.adding import add_version
+from registry.aliases import Aliases, current
+from serving.processes import read_memory, thread_names
+from tests.conftest import ADMIN_TOKEN
+from tests.estimators import (
+    CrashingRegressor,
+    EndingRegressor,
+    HangingRegressor,
+    HarmfulRegressor,
+    ThreadedRegressor,
+)
+from tests.test_processes import DIABETES, eventually, gone
+
+MB = 1024 * 1024
+
+
+@pytest.fixture
+def models_of_our_own(models: Path, tmp_path: Path) -> Path:
+    """A copy of the demo models that may be changed."""
+    return Path(shutil.copytree(models, tmp_path / "models"))
+
+
+@pytest.fixture
+def running(models_of_our_own: Path) -> Iterator[Service]:
+    """Two workers over `models_of_our_own`, and whatever else happens they predict in the end."""
+    environ = {
+        "MODEL_DIR": str(models_of_our_own),
+        "MAX_REQUESTS": "0",
+        "ADMIN_TOKEN": ADMIN_TOKEN,
+        "RELOAD_TIMEOUT_SECONDS": "5",
+    }
+    with Service(environ) as service:
+        yield service
+        assert service.get("/v1/models/diabetes")["name"] == "diabetes"
+        assert len(thread_names(service.master)) == 1
+
+
+def add_copy(models: Path, name: str, version: str) -> Path:
+    """Another version, the same as the first but for its number."""
+    directory = Path(shutil.copytree(models / name / "1", models / name / version))
+    manifest = json.loads((directory / "manifest.json").read_text())
+    (directory / "manifest.json").write_text(json.dumps(manifest | {"version": version}))
+    return directory
+
+
+def add_corrupt_copy(models: Path, name: str, version: str) -> Path:
+    directory = add_copy(models, name, version)
+    (directory / "model.joblib").write_bytes(b"this is no model")
+    return directory
+
+
+def ask_admin(service: Service, path: str) -> tuple[int, Any]:
+    """Status and JSON of a POST to the admin's routes."""
+    headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+    request = urllib.request.Request(f"{service.address}/api/admin/{path}", b"", headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def live(service: Service, name: str) -> str:
+    return str(service.get(f"/v1/models/{name}")["live"])
+
+
+def settles_on(service: Service, name: str, version: str) -> bool:
+    """Whether only new workers are left, and they say so."""
+    return eventually(lambda: len(service.workers) == 2 and live(service, name) == version)
+
+
+async def hammer_while(service: Service, requests: int, disturb: Callable[[], Any]) -> tuple[int, Any]:
+    """How many of `requests` predictions were lost, and what `disturb` gave, which runs once they are under way."""
+    messages = [post(f"{service.address}/v1/models/diabetes:predict", DIABETES)]
+    running = asyncio.create_task(hammer(service.address, messages, requests=requests, connections=16, pause=0.005))
+    await hammer(service.address, messages, requests=50, connections=1)
+    result = await asyncio.to_thread(disturb)
+    assert not running.done(), "the load ended before the disturbance did"
+    return (await running).failed, result
+
+
+def test_reload_brings_a_new_version_into_service_and_loses_no_request(
+    running: Service, models_of_our_own: Path
+) -> None:
+    old = running.workers
+    add_copy(models_of_our_own, "diabetes", "2")
+    lost, (status, answer) = asyncio.run(hammer_while(running, 5000, lambda: ask_admin(running, "models:reload")))
+    assert lost == 0
+    assert (status, answer["status"], answer["added"]) == (200, "reloaded", ["diabetes/2"])
+    assert answer["live"] == {"breast-cancer": "1", "diabetes": "2", "mortgage": "1", "wine": "1"}
+    assert gone(old)
+    assert settles_on(running, "diabetes", "2")
+    assert running.get("/v1/models/diabetes")["previous"] == "1"
+    assert running.get("/health")["status"] == "ok"
+    assert [line["added"] for line in running.events("Models reloaded")] == [["diabetes/2"]]
+
+
+def test_memory_stays_shared_after_reloads(running: Service, models_of_our_own: Path) -> None:
+    before = read_memory(running.master).rss
+    for _ in range(3):
+        for version in ("2", "3"):
+            path = add_copy(models_of_our_own, "mortgage", version)
+            old = running.workers
+            assert ask_admin(running, "models:reload")[1]["added"] == [f"mortgage/{version}"]
+            assert gone(old)
+            shutil.rmtree(path)
+    assert settles_on(running, "mortgage", "3")
+    messages = [post(f"{running.address}/v1/models/diabetes:predict", DIABETES)]
+    assert asyncio.run(hammer(running.address, messages, requests=400, connections=8)).failed == 0
+    assert max(read_memory(pid).private for pid in running.workers) < 15 * MB
+    assert read_memory(running.master).rss < before + 20 * MB, "old models are let go"
+
+
+def test_hup_by_hand_reloads_too(running: Service, models_of_our_own: Path) -> None:
+    add_copy(models_of_our_own, "wine", "2")
+    os.kill(running.master, signal.SIGHUP)
+    assert settles_on(running, "wine", "2")
+
+
+def test_versions_that_have_not_changed_are_not_loaded_again(running: Service) -> None:
+    status, answer = ask_admin(running, "models:reload")
+    assert (status, answer["added"], answer["removed"], answer["refused"]) == (200, [], [], [])
+    assert answer["seconds"] < 2
+
+
+def test_two_reloads_at_once_are_both_answered(running: Service, models_of_our_own: Path) -> None:
+    add_copy(models_of_our_own, "wine", "2")
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: ask_admin(running, "models:reload"), range(4)))
+    assert [status for status, _ in answers] == [200] * 4
+    assert all(answer["live"]["wine"] == "2" for _, answer in answers)
+    assert settles_on(running, "wine", "2")
+
+
+def test_corrupt_version_leaves_the_old_in_service_and_is_named_everywhere(
+    running: Service, models_of_our_own: Path
+) -> None:
+    corrupt = add_corrupt_copy(models_of_our_own, "diabetes", "2")
+    add_copy(models_of_our_own, "wine", "2")
+    lost, (status, problem) = asyncio.run(hammer_while(running, 5000, lambda: ask_admin(running, "models:reload")))
+    assert lost == 0
+    assert (status, problem["title"]) == (409, "Conflict")
+    assert problem["detail"].startswith("diabetes/2: model.joblib has sha256 ")
+    assert settles_on(running, "diabetes", "1")
+    assert live(running, "wine") == "2", "what is not broken goes on"
+    health = running.get("/health")
+    assert (health["status"], len(health["refused"])) == ("degraded", 1)
+    assert str(models_of_our_own) not in str(health)
+    assert running.events("Reload refused")[0]["reason"] == health["refused"][0]
+    shutil.rmtree(corrupt)
+    assert ask_admin(running, "models:reload")[0] == 200
+    assert running.get("/health")["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("estimator", "reason"),
+    [
+        (CrashingRegressor, "crashes the process: signal 11"),
+        (EndingRegressor, "ends the process with status 3"),
+        (HangingRegressor, "takes longer than 5 s"),
+        (ThreadedRegressor, "starts threads: "),
+    ],
+)
+def test_version_that_harms_its_process_harms_only_a_trial(
+    running: Service, models_of_our_own: Path, estimator: type[HarmfulRegressor], reason: str
+) -> None:
+    sample = pd.DataFrame({"seconds": [0.0, 0.0, 0.0]})
+    trigger = models_of_our_own.with_name("trigger")
+    add_version(models_of_our_own, "odd", estimator(str(trigger)).fit(sample.to_numpy(), None), sample)
+    trigger.touch()
+    status, problem = ask_admin(running, "models:reload")
+    assert (status, reason in problem["detail"]) == (409, True), problem
+    assert problem["detail"].startswith("odd/1: ")
+    assert {model["name"] for model in running.get("/v1/models")["models"]} == {
+        "breast-cancer",
+        "diabetes",
+        "mortgage",
+        "wine",
+    }
+
+
+def test_rollback_makes_the_previous_version_live_again(running: Service, models_of_our_own: Path) -> None:
+    add_copy(models_of_our_own, "diabetes", "2")
+    assert ask_admin(running, "models:reload")[0] == 200
+    assert settles_on(running, "diabetes", "2")
+    add_corrupt_copy(models_of_our_own, "wine", "2")
+    lost, (status, answer) = asyncio.run(
+        hammer_while(running, 5000, lambda: ask_admin(running, "models/diabetes:rollback"))
+    )
+    assert (lost, status, answer["live"]["diabetes"]) == (0, 200, "1"), answer
+    assert settles_on(running, "diabetes", "1")
+    assert current(models_of_our_own / "diabetes") == Aliases("1", "2")
+
+
+@pytest.mark.parametrize("name", ["none", "diabetes", "..", "diabetes%2F.."])
+def test_rollback_without_a_previous_version_is_not_found(running: Service, models_of_our_own: Path, name: str) -> None:
+    workers = running.workers
+    assert ask_admin(running, f"models/{name}:rollback")[0] == 404
+    assert running.workers == workers
+    assert list(models_of_our_own.rglob("aliases.json")) == []
+
+
+def test_damaged_aliases_refuse_the_start_and_leave_a_running_service_as_it_is(
+    running: Service, models_of_our_own: Path
+) -> None:
+    (models_of_our_own / "wine" / "aliases.json").write_text('{"live": "7"}')
+    for path in ("models:reload", "models/wine:rollback"):
+        status, problem = ask_admin(running, path)
+        assert (status, problem["detail"]) == (
+            409,
+            "wine/aliases.json: says that version '7' is live, which is not there",
+        )
+    assert live(running, "wine") == "1"
+    second = Service({"MODEL_DIR": str(models_of_our_own)})
+    with pytest.raises(RuntimeError, match=r"wine/aliases\.json: says that version '7' is live"):
+        second.__enter__()
+
+
+def test_empty_model_directory_leaves_everything_in_service(running: Service, models_of_our_own: Path) -> None:
+    models_of_our_own.rename(models_of_our_own.with_name("away"))
+    status, problem = ask_admin(running, "models:reload")
+    assert (status, "holds no model" in problem["detail"]) == (409, True)
+    assert len(running.get("/v1/models")["models"]) == 4
+
+
+@pytest.mark.parametrize("path", ["models:reload", "models/wine:rollback"])
+def test_reload_and_rollback_need_the_admin(running: Service, path: str) -> None:
+    workers = running.workers
+    request = urllib.request.Request(f"{running.address}/api/admin/{path}", b"", method="POST")
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        urllib.request.urlopen(request, timeout=60)
+    with refusal.value as error:
+        assert error.code == 401
+    assert running.workers == workers
+
+
+def test_service_without_preload_says_that_it_cannot_reload(models_of_our_own: Path) -> None:
+    environ = {"MODEL_DIR": str(models_of_our_own), "ADMIN_TOKEN": ADMIN_TOKEN, "PRELOAD": "false"}
+    with Service(environ | {"WEB_CONCURRENCY": "1"}) as service:
+        status, problem = ask_admin(service, "models:reload")
+        assert (status, "restart the service" in problem["detail"]) == (501, True)
