@@ -15,6 +15,14 @@ SURGE = 1
 """Workers that may be there besides the configured number while others drain: memory for one more, not for twice."""
 
 
+class _OldWorkersDrain(Exception):
+    """A reload has got so far that only old workers are waited for."""
+
+
+def _stop_waiting() -> None:
+    raise _OldWorkersDrain
+
+
 class EarlyReplacingArbiter(Arbiter):  # type: ignore[misc]
     """Counts retiring workers as gone, up to SURGE of them."""
 
@@ -22,6 +30,20 @@ class EarlyReplacingArbiter(Arbiter):  # type: ignore[misc]
     def adopt(cls, arbiter: Arbiter) -> None:
         """Turn a stock arbiter into one of these: gunicorn has no setting for its class, and no state is added."""
         arbiter.__class__ = cls
+
+    def reload(self) -> None:
+        """As gunicorn does, but without its wait for the old workers to be gone, against terminating them twice.
+
+        `retire` knows whom it has told. While gunicorn waits, it replaces nobody, and a worker that has asked for the
+        next reload waits for its master, which waits for the worker.
+        """
+        self.reap_workers = _stop_waiting  # all that gunicorn does in that wait
+        try:
+            super().reload()
+        except _OldWorkersDrain:
+            pass
+        finally:
+            del self.reap_workers
 
     def manage_workers(self) -> None:
         """Fork what is missing, end what is too much."""

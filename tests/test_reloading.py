@@ -145,6 +145,14 @@ def test_versions_that_have_not_changed_are_not_loaded_again(running: Service) -
     assert answer["seconds"] < 2
 
 
+def test_reloads_that_follow_each_other_do_not_wait_for_old_workers(running: Service, models_of_our_own: Path) -> None:
+    for version in ("2", "3", "4"):
+        add_copy(models_of_our_own, "wine", version)
+        status, answer = ask_admin(running, "models:reload")
+        assert (status, answer.get("live", {}).get("wine")) == (200, version)
+    assert settles_on(running, "wine", "4")
+
+
 def test_two_reloads_at_once_are_both_answered(running: Service, models_of_our_own: Path) -> None:
     add_copy(models_of_our_own, "wine", "2")
     with ThreadPoolExecutor(4) as pool:
