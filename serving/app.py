@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -14,13 +15,35 @@ from registry.registry import Registry
 from serving import problems
 from serving.asgi import App, Edge, Receive, Scope, Send
 from serving.batching import Batcher
+from serving.events.log import EventLog
 from serving.executor import Executor
 from serving.inference import Inference
+from serving.jobs.runner import Runner
+from serving.jobs.store import JobStore
+from serving.jobs.watch import StoreWatch
 from serving.routes.admin import admin_router
 from serving.routes.health import health_router
 from serving.routes.inference import PATH, InferenceRoute
+from serving.routes.jobs import jobs_router
 from serving.routes.models import models_router
 from serving.routes.openapi import document
+from serving.submitting import JobReader
+
+
+@dataclass(frozen=True, slots=True)
+class Jobs:
+    """All that jobs need: where they are kept and told of, who reads requests for them, who works on them."""
+
+    store: JobStore
+    events: EventLog
+    reader: JobReader
+    runner: Runner
+    max_csv_bytes: int
+
+    async def close(self) -> None:
+        """Disconnect from both."""
+        await self.store.close()
+        await self.events.close()
 
 
 def create_app(
@@ -30,6 +53,7 @@ def create_app(
     *,
     batcher: Batcher,
     executor: Executor,
+    jobs: Jobs,
     version: str,
     max_body_bytes: int,
     max_instances: int,
@@ -48,6 +72,7 @@ def create_app(
         batcher.stop()
         executor.stop()
         await cache.close()
+        await jobs.close()
 
     inference.prepare()
     app = FastAPI(
@@ -63,8 +88,17 @@ def create_app(
         redirect_slashes=False,
     )
     app.include_router(models_router(registry))
-    app.include_router(health_router(registry, cache))
+    app.include_router(health_router(registry, cache, StoreWatch(jobs.store)))
     app.include_router(admin_router(admin_token))
+    app.include_router(
+        jobs_router(
+            jobs.store,
+            jobs.events,
+            jobs.reader,
+            max_body_bytes=max_body_bytes,
+            max_csv_bytes=jobs.max_csv_bytes,
+        )
+    )
     app.add_exception_handler(HTTPException, _problem)
     app.openapi = _Document(app, registry)  # type: ignore[method-assign]
     app.add_middleware(Edge, access_log=access_log)
@@ -80,6 +114,7 @@ def create_app(
         app,
         Edge(hot_path, access_log=access_log),
         registry=registry,
+        runner=jobs.runner,
         start_processes=executor.start,
         unwell=lambda: batcher.unwell() or executor.unwell(),
     )
@@ -97,13 +132,18 @@ class Application:
         hot_path: App,
         *,
         registry: Registry,
+        runner: Runner,
         start_processes: Callable[[], None],
         unwell: Callable[[], str | None],
     ) -> None:
-        """`start_processes` is for a worker that has one thread; `unwell` says why it should be replaced, if so."""
+        """`runner` is for a process that works on jobs.
+
+        `start_processes` is for a worker that has one thread; `unwell` says why it should be replaced, if so.
+        """
         self._api = api
         self._hot_path = hot_path
         self.registry = registry
+        self.runner = runner
         self.start_processes = start_processes
         self.unwell = unwell
 

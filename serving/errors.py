@@ -18,6 +18,7 @@ ServingError
 ├── ExecutorGone          the worker can run no such calls any more
 ├── QueueFull             as many jobs wait as may; holds when to try again
 ├── JobNotFound           there is no job of that id, or no longer
+├── JobUnfinished         the job has no result, or not yet
 ├── TooManyStreams        as many event streams are open as may, in this worker or for this address
 └── StoreUnavailable      what keeps jobs or events cannot be read or written now
 """
@@ -112,6 +113,10 @@ class QueueFull(ServingError):
 
 class JobNotFound(ServingError):
     """There is no job of that id, or no longer."""
+
+
+class JobUnfinished(ServingError):
+    """The job has no result, or not yet; the message says its state."""
 
 
 class TooManyStreams(ServingError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from http import HTTPStatus
 from typing import Any
 
@@ -22,11 +23,15 @@ from serving.errors import (
     DeadlineExceeded,
     ExecutorGone,
     InvalidRequest,
+    JobNotFound,
+    JobUnfinished,
     MemoryExceeded,
     MethodNotAllowed,
     NotAuthorized,
     NotJSON,
     Overloaded,
+    QueueFull,
+    StoreUnavailable,
     TooManyInstances,
     UnsupportedBody,
 )
@@ -40,7 +45,9 @@ STATUS: dict[type[Exception], HTTPStatus] = {
     NotAuthorized: HTTPStatus.UNAUTHORIZED,
     ModelNotFound: HTTPStatus.NOT_FOUND,
     VersionNotFound: HTTPStatus.NOT_FOUND,
+    JobNotFound: HTTPStatus.NOT_FOUND,
     MethodNotAllowed: HTTPStatus.METHOD_NOT_ALLOWED,
+    JobUnfinished: HTTPStatus.CONFLICT,
     BodyTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     TooManyInstances: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     MemoryExceeded: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -49,10 +56,12 @@ STATUS: dict[type[Exception], HTTPStatus] = {
     InvalidRows: HTTPStatus.UNPROCESSABLE_ENTITY,
     InvalidSelection: HTTPStatus.UNPROCESSABLE_ENTITY,
     NotExplained: HTTPStatus.UNPROCESSABLE_ENTITY,
+    QueueFull: HTTPStatus.TOO_MANY_REQUESTS,
     ModelFailed: HTTPStatus.INTERNAL_SERVER_ERROR,
     CallFailed: HTTPStatus.INTERNAL_SERVER_ERROR,
     Overloaded: HTTPStatus.SERVICE_UNAVAILABLE,
     ExecutorGone: HTTPStatus.SERVICE_UNAVAILABLE,
+    StoreUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     DeadlineExceeded: HTTPStatus.GATEWAY_TIMEOUT,
 }
 
@@ -63,6 +72,8 @@ DETAIL: dict[type[Exception], str] = {
     NestedTooDeep: "the body is nested too deep",
     ModelFailed: "the model failed on this request",
     CallFailed: "the computation failed on this request",
+    JobNotFound: "there is no such job, or no longer",
+    StoreUnavailable: "jobs and events cannot be kept now; predictions can be asked for",
 }
 
 
@@ -83,6 +94,10 @@ def render(error: Exception, request_id: str) -> tuple[HTTPStatus, list[tuple[by
         headers.append((b"www-authenticate", b'Bearer realm="admin"'))
     if isinstance(error, Overloaded | ExecutorGone):
         headers.append((b"retry-after", b"1"))
+    if isinstance(error, StoreUnavailable):
+        headers.append((b"retry-after", b"5"))
+    if isinstance(error, QueueFull):
+        headers.append((b"retry-after", b"%d" % math.ceil(error.retry_after)))
     faults = error.faults if isinstance(error, InvalidRows) else ()
     errors = [{"instance": fault.instance, "feature": fault.feature, "reason": fault.reason} for fault in faults]
     return status, headers, body(status, detail, request_id, errors)

@@ -75,6 +75,9 @@ def test_truth_that_is_none_is_refused_by_name(field: dataclasses.Field[object],
         ("INFERENCE_THREADS", "0"),
         ("MAX_BODY_BYTES", "0"),
         ("MODEL_DIR", ""),
+        ("DATA_DIR", ""),
+        ("ROLES", ""),
+        ("ROLES", "web,cook"),
     ],
 )
 def test_value_out_of_range_is_refused_by_name(name: str, value: str) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header
 
 from serving.errors import NotAuthorized
-from serving.processes import child_pids, read_age, read_memory
+from serving.processes import RUNNER, child_pids, name_of, read_age, read_memory
 
 
 def admin_router(token: str) -> APIRouter:
@@ -39,14 +39,15 @@ def admin_router(token: str) -> APIRouter:
 
 
 def _process_figures() -> dict[str, Any]:
-    """Memory and age of the master and its workers; PSS adds up to what the box really spends."""
+    """Memory and age of the master, its workers and its job runners; PSS adds up to what the box really spends."""
     master = os.getppid()
     figures = {pid: _figures(pid) for pid in (master, *child_pids(master))}
     alive = {pid: figure for pid, figure in figures.items() if figure is not None}
     return {
         "pss_bytes": sum(figure["pss_bytes"] for figure in alive.values()),
         "master": alive.get(master),
-        "workers": [figure for pid, figure in alive.items() if pid != master],
+        "workers": [figure for pid, figure in alive.items() if pid != master and figure["name"] != RUNNER],
+        "runners": [figure for figure in alive.values() if figure["name"] == RUNNER],
     }
 
 
@@ -54,10 +55,12 @@ def _figures(pid: int) -> dict[str, Any] | None:
     try:
         memory = read_memory(pid)
         age = read_age(pid)
+        name = name_of(pid)
     except OSError:  # gone in between, or not ours to look at
         return None
     return {
         "pid": pid,
+        "name": name,
         "age_seconds": round(age, 1),
         "pss_bytes": memory.pss,
         "private_bytes": memory.private,
