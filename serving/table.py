@@ -40,10 +40,11 @@ class TableReader:
         if not self._line and not self._rest:
             data = data.removeprefix(BOM)  # spreadsheets write it; it comes with the first bytes
         *lines, self._rest = (self._rest + data).split(b"\n")
+        rows = self._read(lines)
         if len(self._rest) > LONGEST_LINE:
-            self._line += len(lines)
+            self._line += 1
             raise self._refusal("is too long")
-        return self._read(lines)
+        return rows
 
     def end(self) -> Rows | None:
         """The row of a last line without an end."""
@@ -70,6 +71,8 @@ class TableReader:
         return np.array(table, dtype=np.float64) if table else None
 
     def _cells(self, line: bytes) -> list[str]:
+        if len(line) > LONGEST_LINE:
+            raise self._refusal("is too long")
         if b"\0" in line:
             raise self._refusal("has a NUL byte")
         try:
