@@ -311,7 +311,7 @@ def test_who_is_no_worker_runs_no_jobs_and_forkserve_worker_does_them(odd: Path,
     with Service(environ) as service:
         assert service.runners == []
         sent = send(service, "predict", "fragile", [[0.125], [0.25]])
-        worker = [FORKSERVE, "worker", "--once"]
+        worker = [str(FORKSERVE), "worker", "--once"]
         done = subprocess.run(
             worker, cwd=ROOT, env=os.environ | environ, capture_output=True, text=True, check=False, timeout=60
         )
