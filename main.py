@@ -22,9 +22,7 @@ from serving.settings import Settings
 
 if TYPE_CHECKING:
     from registry.registry import Registry
-    from serving.app import Application
-    from serving.events.log import EventLog
-    from serving.jobs.store import JobStore
+    from serving.app import Application, Jobs
     from serving.reloads import Reloads
 
 
@@ -105,9 +103,9 @@ def assemble(settings: Settings, registry: Registry, reloads: Reloads) -> Applic
     inference = Inference(
         operations, batcher=batcher, executor=executor, cache=cache, timeout=settings.inference_timeout_seconds
     )
-    jobs, events = build_stores(settings)
+    jobs = build_jobs(settings, registry)
     hub = Hub(
-        events,
+        jobs.events,
         max_streams=settings.max_streams,
         max_streams_per_address=settings.max_streams_per_address or None,
     )
@@ -118,7 +116,6 @@ def assemble(settings: Settings, registry: Registry, reloads: Reloads) -> Applic
         batcher=batcher,
         executor=executor,
         jobs=jobs,
-        events=events,
         streams=Streams(hub, heartbeat_seconds=settings.stream_heartbeat_seconds),
         version=importlib.metadata.version("forkserve"),
         max_body_bytes=settings.max_body_bytes,
@@ -132,24 +129,39 @@ def assemble(settings: Settings, registry: Registry, reloads: Reloads) -> Applic
     )
 
 
-def build_stores(settings: Settings) -> tuple[JobStore, EventLog]:
-    """What keeps jobs and events; nothing is opened until it is used, after the fork. Raises InvalidRedisUrl."""
-    from serving.events.redis import RedisEventLog
-    from serving.events.sqlite import SQLiteEventLog
-    from serving.jobs.redis import RedisJobStore
-    from serving.jobs.sqlite import SQLiteJobStore
+def build_jobs(settings: Settings, registry: Registry) -> Jobs:
+    """What keeps jobs, takes them in and works on them. Raises InvalidRedisUrl."""
+    from serving.app import Jobs
+    from serving.events.building import build_event_log
+    from serving.executor import Executor
+    from serving.jobs.building import build_job_store
+    from serving.jobs.handlers import RowHandler, make_row_operations
+    from serving.jobs.rows import OPERATIONS
+    from serving.jobs.runner import Runner
+    from serving.submitting import JobReader
 
-    if settings.redis_url:
-        interval = settings.redis_health_check_interval
-        return (
-            RedisJobStore(settings.redis_url, health_check_interval=interval),
-            RedisEventLog(settings.redis_url, health_check_interval=interval),
-        )
-    return SQLiteJobStore(settings.data_dir), SQLiteEventLog(settings.data_dir)
+    store = build_job_store(settings.data_dir, settings.redis_url, max_queued=settings.job_max_queued)
+    events = build_event_log(settings.data_dir, settings.redis_url)
+    functions = {operation.name: operation.answer_isolated for operation in make_row_operations(registry)}
+    executor = Executor(functions, memory=settings.job_memory_bytes)
+    rows = RowHandler(registry, executor, timeout=settings.job_timeout_seconds)
+    runner = Runner(
+        store,
+        events,
+        dict.fromkeys(OPERATIONS, rows),
+        executor,
+        lease_seconds=settings.job_lease_seconds,
+        keep_seconds=settings.job_keep_seconds,
+        keep_jobs=settings.job_keep,
+    )
+    reader = JobReader(registry, max_rows=settings.job_max_rows, chunk_rows=settings.shap_max_batch_size)
+    return Jobs(store, events, reader, runner, settings.job_max_body_bytes)
 
 
-def serve(_arguments: argparse.Namespace, _settings: Settings) -> NoReturn:
-    """Become gunicorn, with an admin token made for this run if there is none."""
+def serve(_arguments: argparse.Namespace, settings: Settings) -> NoReturn:
+    """Become gunicorn, with an admin token made for this run if there is none; or a worker without web."""
+    if "web" not in settings.roles:
+        os.execv(sys.executable, [sys.executable, __file__, "worker"])  # noqa: S606 - no shell is wanted
     os.environ["GREETING"] = "true"
     if not os.environ.get("ADMIN_TOKEN"):
         os.environ["ADMIN_TOKEN"] = token = secrets.token_urlsafe(24)
@@ -157,6 +169,28 @@ def serve(_arguments: argparse.Namespace, _settings: Settings) -> NoReturn:
     configuration = Path(__file__).parent / "serving" / "gunicorn_conf.py"
     command = [sys.executable, "-m", "gunicorn", "--config", str(configuration), "main:app"]
     os.execv(sys.executable, command)  # noqa: S606 - no shell is wanted
+
+
+def worker(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Run jobs without serving: JOB_RUNNERS processes, or with --once this one until no job is due."""
+    from serving import logs, prefork
+    from serving.errors import CannotServe
+    from serving.runners import Runners, supervise
+
+    logs.configure(settings.log_level)
+    try:
+        runner = build(settings).runner
+        prefork.import_modules(settings.preload_modules)
+        prefork.settle()
+        prefork.check_single_thread()
+    except CannotServe as error:
+        say(f"forkserve: {error}", file=sys.stderr)
+        return 1
+    if arguments.once:
+        runner.run(once=True)
+    else:
+        supervise(Runners(runner.run, settings.job_runners))
+    return 0
 
 
 def models(_arguments: argparse.Namespace, settings: Settings) -> int:
@@ -276,7 +310,7 @@ def parser() -> argparse.ArgumentParser:
         prog="forkserve", description="Serve scikit-learn models from workers that share them."
     )
     commands = top.add_subparsers(required=True, metavar="command")
-    for command in (serve, models, add, explain, promote, rollback, train, check):
+    for command in (serve, worker, models, add, explain, promote, rollback, train, check):
         sub = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__)
         sub.set_defaults(command=command)
         if command is add:
@@ -297,6 +331,8 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("model", help="the model's name")
         if command is promote:
             sub.add_argument("version", help="the version to make live")
+        if command is worker:
+            sub.add_argument("--once", action="store_true", help="do what is queued, then end; for cron")
         if command is explain:
             sub.add_argument("model", help="the model's name")
             sub.add_argument("--row", required=True, type=Path, help="JSON file: one row by name, or by position")
@@ -318,13 +354,14 @@ def run() -> int:
         return 1
     if arguments.command is serve:
         serve(arguments, settings)
+    from cache.connection import InvalidRedisUrl
     from registry.errors import RegistryError
     from serving import logs
 
     logs.configure("warning")
     try:
         status: int = arguments.command(arguments, settings)
-    except RegistryError as error:
+    except (RegistryError, InvalidRedisUrl) as error:
         say(f"forkserve: {error}", file=sys.stderr)
         return 1
     return status

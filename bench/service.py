@@ -12,12 +12,12 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from serving.processes import child_pids
+from serving.processes import RUNNER, child_pids, name_of
 
 ROOT = Path(__file__).parent.parent
 COMMAND = (sys.executable, "-m", "gunicorn", "-c", "serving/gunicorn_conf.py", "main:app")
@@ -31,11 +31,12 @@ class Service:
     def __init__(self, environ: Mapping[str, str], command: Sequence[str] = COMMAND, directory: Path = ROOT) -> None:
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed on exit
         inherited = {name: value for name, value in os.environ.items() if name != "GUNICORN_CMD_ARGS"}
+        self._data = tempfile.TemporaryDirectory(prefix="forkserve-data-")
         self._worker_count = int(environ.get("WEB_CONCURRENCY", 2))
         self.process = subprocess.Popen(
             command,
             cwd=directory,
-            env=inherited | {"PORT": "0"} | dict(environ),
+            env=inherited | {"PORT": "0", "DATA_DIR": self._data.name} | dict(environ),
             stdout=self._log,
             stderr=subprocess.STDOUT,
             # of its own group, so that a Ctrl-C in the terminal reaches only the benchmark, which then ends it
@@ -69,6 +70,7 @@ class Service:
         if self.process.poll() is None:
             self.process.send_signal(how)
         status = self.process.wait(60)
+        self._data.cleanup()
         if not self._log.closed:
             self._whole_log = self.log()
             self._log.close()
@@ -85,8 +87,20 @@ class Service:
 
     @property
     def workers(self) -> list[int]:
-        """Process ids of the workers."""
-        return child_pids(self.master)
+        """Process ids of the web workers."""
+        return [pid for pid, name in self._children() if name != RUNNER]
+
+    @property
+    def runners(self) -> list[int]:
+        """Process ids of the job runners."""
+        return [pid for pid, name in self._children() if name == RUNNER]
+
+    def _children(self) -> list[tuple[int, str]]:
+        found = []
+        for pid in child_pids(self.master):
+            with suppress(OSError):  # it ends at this very moment
+                found.append((pid, name_of(pid)))
+        return found
 
     def get(self, path: str) -> Any:
         """The JSON that a path answers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,38 @@ from serving.batching import Batcher
 from serving.events.log import EventLog
 from serving.executor import Executor
 from serving.inference import Inference
+from serving.jobs.runner import Runner
 from serving.jobs.store import JobStore
+from serving.jobs.watch import StoreWatch
 from serving.reloads import Reloads
 from serving.routes.admin import admin_router
 from serving.routes.health import health_router
 from serving.routes.inference import PATH, InferenceRoute
+from serving.routes.jobs import jobs_router
 from serving.routes.models import models_router
 from serving.routes.openapi import document
 from serving.routes.streams import streams_router
 from serving.streams import Streams
+from serving.submitting import JobReader
 
 Renew = Callable[[], tuple["Application", tuple[str, ...]]]
 """Builds the app over what is in the model directory now, and says of which files it could not be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Jobs:
+    """All that jobs need: where they are kept and told of, who reads requests for them, who works on them."""
+
+    store: JobStore
+    events: EventLog
+    reader: JobReader
+    runner: Runner
+    max_csv_bytes: int
+
+    async def close(self) -> None:
+        """Disconnect from both."""
+        await self.store.close()
+        await self.events.close()
 
 
 def create_app(
@@ -39,8 +60,7 @@ def create_app(
     *,
     batcher: Batcher,
     executor: Executor,
-    jobs: JobStore,
-    events: EventLog,
+    jobs: Jobs,
     streams: Streams,
     version: str,
     max_body_bytes: int,
@@ -63,8 +83,8 @@ def create_app(
         batcher.stop()
         executor.stop()
         await streams.end()
-        for store in (events, jobs, cache):
-            await store.close()
+        await cache.close()
+        await jobs.close()
 
     inference.prepare()
     app = FastAPI(
@@ -80,9 +100,18 @@ def create_app(
         redirect_slashes=False,
     )
     app.include_router(models_router(registry))
-    app.include_router(health_router(registry, cache, reloads))
-    app.include_router(streams_router(streams, events, jobs.get))
+    app.include_router(health_router(registry, cache, reloads, StoreWatch(jobs.store)))
+    app.include_router(streams_router(streams, jobs.events, jobs.store.get))
     app.include_router(admin_router(admin_token, registry, model_dir, reloads, streams))
+    app.include_router(
+        jobs_router(
+            jobs.store,
+            jobs.events,
+            jobs.reader,
+            max_body_bytes=max_body_bytes,
+            max_csv_bytes=jobs.max_csv_bytes,
+        )
+    )
     app.add_exception_handler(HTTPException, _problem)
     app.openapi = _Document(app, registry)  # type: ignore[method-assign]
     app.add_middleware(Edge, access_log=access_log)
@@ -99,6 +128,7 @@ def create_app(
         app,
         Edge(hot_path, access_log=access_log),
         registry=registry,
+        runner=jobs.runner,
         start_processes=executor.start,
         end_streams=streams.end,
         unwell=lambda: batcher.unwell() or executor.unwell(),
@@ -119,6 +149,7 @@ class Application:
         hot_path: App,
         *,
         registry: Registry,
+        runner: Runner,
         start_processes: Callable[[], None],
         end_streams: Callable[[], Awaitable[None]],
         unwell: Callable[[], str | None],
@@ -127,11 +158,13 @@ class Application:
     ) -> None:
         """`start_processes` is for a worker that has one thread, `end_streams` for one that drains.
 
-        `unwell` says why it should be replaced, if so. `renew` is for the master, which tells `reloads` the outcome.
+        `runner` is for a process that works on jobs. `unwell` says why it should be replaced, if so. `renew` is for the
+        master, which tells `reloads` the outcome.
         """
         self._api = api
         self._hot_path = hot_path
         self.registry = registry
+        self.runner = runner
         self.start_processes = start_processes
         self.end_streams = end_streams
         self.unwell = unwell

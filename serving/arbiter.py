@@ -1,4 +1,5 @@
-"""Gunicorn's master, with one habit changed: a worker that says it is about to end is replaced at once, not after.
+"""Gunicorn's master, with two habits changed: a worker that says it is about to end is replaced at once, not after,
+and job runners are looked after along with the workers.
 
 Stock gunicorn forks a replacement when the old worker has gone. While a worker drains, for seconds, the others would
 carry its load, and with all of them draining nobody would accept a connection.
@@ -11,6 +12,8 @@ from typing import Any
 
 from gunicorn.arbiter import Arbiter
 
+from serving.runners import Runners
+
 SURGE = 1
 """Workers that may be there besides the configured number while others drain: memory for one more, not for twice."""
 
@@ -19,16 +22,15 @@ class _OldWorkersDrain(Exception):
     """A reload has got so far that only old workers are waited for."""
 
 
-def _stop_waiting() -> None:
-    raise _OldWorkersDrain
-
-
 class EarlyReplacingArbiter(Arbiter):  # type: ignore[misc]
     """Counts retiring workers as gone, up to SURGE of them."""
 
+    runners: Runners | None = None
+    reloading = False
+
     @classmethod
     def adopt(cls, arbiter: Arbiter) -> None:
-        """Turn a stock arbiter into one of these: gunicorn has no setting for its class, and no state is added."""
+        """Turn a stock arbiter into one of these: gunicorn has no setting for its class."""
         arbiter.__class__ = cls
 
     def reload(self) -> None:
@@ -37,13 +39,13 @@ class EarlyReplacingArbiter(Arbiter):  # type: ignore[misc]
         `retire` knows whom it has told. While gunicorn waits, it replaces nobody, and a worker that has asked for the
         next reload waits for its master, which waits for the worker.
         """
-        self.reap_workers = _stop_waiting  # all that gunicorn does in that wait
+        self.reloading = True
         try:
             super().reload()
         except _OldWorkersDrain:
             pass
         finally:
-            del self.reap_workers
+            self.reloading = False
 
     def manage_workers(self) -> None:
         """Fork what is missing, end what is too much."""
@@ -54,8 +56,29 @@ class EarlyReplacingArbiter(Arbiter):  # type: ignore[misc]
             self.spawn_worker()
         for worker in active[: max(0, len(active) - self.num_workers)]:
             self.retire(worker)
+        self.tend_runners()
 
     def retire(self, worker: Any) -> None:
         """Tell a worker to drain and end, once."""
         worker.retiring = True
         self.kill_worker(worker.pid, signal.SIGTERM)
+
+    def reap_workers(self) -> None:
+        """Runners first: gunicorn waits for any child, and forgets those that it does not know."""
+        if self.reloading:  # this is all that it does while it waits there
+            raise _OldWorkersDrain
+        self.tend_runners()
+        super().reap_workers()
+
+    def tend_runners(self) -> None:
+        """Replace those that have ended."""
+        if self.runners is not None:
+            self.runners.tend()
+
+    def stop(self, graceful: bool = True) -> None:  # noqa: FBT001, FBT002 - the signature is gunicorn's
+        """Runners give back their jobs while workers drain."""
+        if self.runners is not None:
+            self.runners.begin_stop()
+        super().stop(graceful)
+        if self.runners is not None:
+            self.runners.stop()

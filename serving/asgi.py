@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
 from http import HTTPStatus
 from typing import Any
 
@@ -37,11 +37,20 @@ HeaderMap = dict[bytes, bytes]
 
 def check_json(headers: HeaderMap) -> None:
     """Raise UnsupportedBody unless the body says that it is plain UTF-8 JSON."""
-    content_type = headers.get(b"content-type")
-    if content_type != b"application/json":
-        kind, *parameters = (content_type or b"").lower().replace(b" ", b"").replace(b'"', b"").split(b";")
-        if kind != b"application/json" or any(parameter not in (b"charset=utf-8", b"") for parameter in parameters):
-            raise UnsupportedBody("send application/json in UTF-8")
+    if headers.get(b"content-type") != b"application/json" and body_type(headers) != b"application/json":
+        raise UnsupportedBody("send application/json in UTF-8")
+    check_encoding(headers)
+
+
+def body_type(headers: HeaderMap) -> bytes:
+    """The type of a body in UTF-8, in lower case; empty for any other character set."""
+    content_type = headers.get(b"content-type", b"")
+    kind, *parameters = content_type.lower().replace(b" ", b"").replace(b'"', b"").split(b";")
+    return kind if all(parameter in (b"charset=utf-8", b"") for parameter in parameters) else b""
+
+
+def check_encoding(headers: HeaderMap) -> None:
+    """Raise UnsupportedBody if the body is compressed."""
     if headers.get(b"content-encoding", b"identity") != b"identity":
         raise UnsupportedBody("send the body without a content encoding")
 
@@ -66,6 +75,24 @@ async def read_body(headers: HeaderMap, receive: Receive, limit: int) -> bytes:
             raise BodyTooLarge(f"the body may have {limit} bytes")
         if not message.get("more_body", False):
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+async def stream_body(headers: HeaderMap, receive: Receive, limit: int) -> AsyncIterator[bytes]:
+    """The same piece by piece, as it arrives."""
+    declared = headers.get(b"content-length")
+    if declared is not None and int(declared) > limit:
+        raise BodyTooLarge(f"the body may have {limit} bytes")
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        piece = message.get("body", b"")
+        size += len(piece)
+        if size > limit:
+            raise BodyTooLarge(f"the body may have {limit} bytes")
+        yield piece
+        more = message.get("more_body", False)
 
 
 async def respond(send: Send, status: int, content_type: bytes, body: bytes, headers: Iterable[Any] = ()) -> None:

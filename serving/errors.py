@@ -20,6 +20,7 @@ ServingError
 ├── CannotReload          there is no master here that could be asked to reload
 ├── QueueFull             as many jobs wait as may; holds when to try again
 ├── JobNotFound           there is no job of that id, or no longer
+├── JobUnfinished         the job has no result, or not yet
 ├── TooManyStreams        as many event streams are open as may, in this worker or for this address
 └── StoreUnavailable      what keeps jobs or events cannot be read or written now
 """
@@ -125,6 +126,10 @@ class QueueFull(ServingError):
 
 class JobNotFound(ServingError):
     """There is no job of that id, or no longer."""
+
+
+class JobUnfinished(ServingError):
+    """The job has no result, or not yet; the message says its state."""
 
 
 class TooManyStreams(ServingError):

@@ -18,12 +18,16 @@ from serving.arbiter import EarlyReplacingArbiter
 from serving.errors import CannotServe, InvalidSetting
 from serving.greeting import greeting
 from serving.logs import GunicornLogger
+from serving.runners import Runners
 from serving.settings import Settings
 
 try:
     _settings = Settings.from_env(os.environ)
 except InvalidSetting as error:
     sys.exit(f"forkserve: {error}")
+
+if "web" not in _settings.roles:
+    sys.exit("forkserve: ROLES names no web; run `forkserve worker` instead of gunicorn")
 
 bind = f"[{_settings.host}]:{_settings.port}" if ":" in _settings.host else f"{_settings.host}:{_settings.port}"
 workers = _settings.web_concurrency
@@ -63,9 +67,16 @@ def when_ready(server: Any) -> None:
             prefork.check_single_thread()
         except CannotServe as error:
             sys.exit(f"forkserve: {error}")
+    if "worker" in _settings.roles:
+        server.runners = Runners(lambda: _run_jobs(server), _settings.job_runners)
     if _settings.greeting:
         host, port = server.LISTENERS[0].getsockname()[:2]
         print(greeting(f"http://{host}:{port}", server.app.wsgi().registry), flush=True)  # noqa: T201
+
+
+def _run_jobs(server: Any) -> None:
+    """In a job runner: with the app that the master held when it forked it."""
+    server.app.wsgi().runner.run()
 
 
 def on_reload(server: Any) -> None:
@@ -73,6 +84,8 @@ def on_reload(server: Any) -> None:
     if _settings.preload:
         server.app.callable = reloading.reload(server.app.wsgi())
         prefork.settle()  # now that nobody holds the old app any more
+    if server.runners is not None:
+        server.runners.replace()
 
 
 def pre_fork(server: Any, worker: Any) -> None:  # noqa: ARG001 - gunicorn passes by position

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from http import HTTPStatus
 from typing import Any
 
@@ -24,11 +25,13 @@ from serving.errors import (
     ExecutorGone,
     InvalidRequest,
     JobNotFound,
+    JobUnfinished,
     MemoryExceeded,
     MethodNotAllowed,
     NotAuthorized,
     NotJSON,
     Overloaded,
+    QueueFull,
     ReloadRefused,
     StoreUnavailable,
     TooManyInstances,
@@ -48,6 +51,7 @@ STATUS: dict[type[Exception], HTTPStatus] = {
     JobNotFound: HTTPStatus.NOT_FOUND,
     MethodNotAllowed: HTTPStatus.METHOD_NOT_ALLOWED,
     ReloadRefused: HTTPStatus.CONFLICT,
+    JobUnfinished: HTTPStatus.CONFLICT,
     BodyTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     TooManyInstances: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     MemoryExceeded: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -56,6 +60,7 @@ STATUS: dict[type[Exception], HTTPStatus] = {
     InvalidRows: HTTPStatus.UNPROCESSABLE_ENTITY,
     InvalidSelection: HTTPStatus.UNPROCESSABLE_ENTITY,
     NotExplained: HTTPStatus.UNPROCESSABLE_ENTITY,
+    QueueFull: HTTPStatus.TOO_MANY_REQUESTS,
     ModelFailed: HTTPStatus.INTERNAL_SERVER_ERROR,
     CallFailed: HTTPStatus.INTERNAL_SERVER_ERROR,
     CannotReload: HTTPStatus.NOT_IMPLEMENTED,
@@ -71,12 +76,13 @@ RETRY_AFTER: dict[type[Exception], int] = {Overloaded: 1, ExecutorGone: 1, Store
 
 DETAIL: dict[type[Exception], str] = {
     ModelNotFound: "there is no model of that name",
-    JobNotFound: "there is no job of that id, or no longer",
     VersionNotFound: "the model has no such version",
     InvalidRows: "the instances do not fit the model's features",
     NestedTooDeep: "the body is nested too deep",
     ModelFailed: "the model failed on this request",
     CallFailed: "the computation failed on this request",
+    JobNotFound: "there is no such job, or no longer",
+    StoreUnavailable: "jobs and events cannot be kept now; predictions can be asked for",
 }
 
 
@@ -95,7 +101,9 @@ def render(error: Exception, request_id: str) -> tuple[HTTPStatus, list[tuple[by
         headers.append((b"allow", error.allowed.encode()))
     if isinstance(error, NotAuthorized):
         headers.append((b"www-authenticate", b'Bearer realm="admin"'))
-    if type(error) in RETRY_AFTER:
+    if isinstance(error, QueueFull):
+        headers.append((b"retry-after", b"%d" % math.ceil(error.retry_after)))
+    elif type(error) in RETRY_AFTER:
         headers.append((b"retry-after", b"%d" % RETRY_AFTER[type(error)]))
     faults = error.faults if isinstance(error, InvalidRows) else ()
     errors = [{"instance": fault.instance, "feature": fault.feature, "reason": fault.reason} for fault in faults]

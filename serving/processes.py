@@ -10,6 +10,9 @@ from pathlib import Path
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TICK = os.sysconf("SC_CLK_TCK")
 
+RUNNER = "runner"
+"""The name of a process that runs jobs, as `ps -o comm` shows it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Memory:
@@ -47,6 +50,11 @@ def read_age(pid: int) -> float:
 def child_pids(pid: int) -> list[int]:
     """The direct children of a process. Raises OSError when it is gone."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def name_of(pid: int) -> str:
+    """What the kernel calls a process. Raises OSError when it is gone."""
+    return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
 def thread_names(pid: int) -> list[str]:

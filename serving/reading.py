@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -39,7 +39,9 @@ class Body(msgspec.Struct, forbid_unknown_fields=True):
     parameters: Parameters = Parameters()
 
 
-_decode_any = msgspec.json.Decoder(Body).decode
+_any = msgspec.json.Decoder(Body)
+
+T = TypeVar("T")
 
 
 class Reader:
@@ -75,26 +77,31 @@ class Reader:
 
     def _look_at(self, body: bytes) -> tuple[Rows, Parameters]:
         """The slow way, which knows what to say of whatever is wrong."""
-        try:
-            decoded = _decode_any(body)
-        except RecursionError:
-            raise NotJSON("the body is nested too deep") from None
-        except UnicodeDecodeError:
-            raise NotJSON("the body is not UTF-8") from None
-        except msgspec.ValidationError as error:
-            raise _misfit(body, error) from None
-        except msgspec.DecodeError as error:
-            raise NotJSON(f"the body is not JSON: {str(error)[:200]}") from None
+        decoded = decode(_any, body, USAGE)
         if len(decoded.instances) > self._max_instances:
             raise TooManyInstances(f"a request may have {self._max_instances} instances; send more as several requests")
         return self._schema.rows(decoded.instances), decoded.parameters
 
 
-def _misfit(body: bytes, error: msgspec.ValidationError) -> NotJSON | InvalidRequest:
+def decode(decoder: msgspec.json.Decoder[T], body: bytes, usage: str) -> T:
+    """A body as what the decoder knows; `usage` is said of what is nothing like it. Raises NotJSON, InvalidRequest."""
+    try:
+        return decoder.decode(body)
+    except RecursionError:
+        raise NotJSON("the body is nested too deep") from None
+    except UnicodeDecodeError:
+        raise NotJSON("the body is not UTF-8") from None
+    except msgspec.ValidationError as error:
+        raise _misfit(body, error, usage) from None
+    except msgspec.DecodeError as error:
+        raise NotJSON(f"the body is not JSON: {str(error)[:200]}") from None
+
+
+def _misfit(body: bytes, error: msgspec.ValidationError, usage: str) -> NotJSON | InvalidRequest:
     """What to say of JSON that is no such request; numbers that no machine number holds are no JSON for us."""
     reason = str(error)
     if len(reason) > 160 or not reason.isprintable():
-        reason = USAGE  # it quotes the name of an unknown field, which is the client's own text
+        reason = usage  # it quotes the name of an unknown field, which is the client's own text
     if "out of range" in reason:
         return NotJSON(reason)
     try:
@@ -102,5 +109,5 @@ def _misfit(body: bytes, error: msgspec.ValidationError) -> NotJSON | InvalidReq
     except (RecursionError, ValueError):
         return NotJSON(reason)
     if not isinstance(value, dict) or depth(value) > DEEPEST:
-        return NotJSON(USAGE)
+        return NotJSON(usage)
     return InvalidRequest(reason)

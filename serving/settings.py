@@ -11,6 +11,7 @@ from typing import Any, Literal
 from serving.errors import InvalidSetting
 
 TRUE, FALSE = frozenset({"true", "1", "yes", "on"}), frozenset({"false", "0", "no", "off", ""})
+ROLES = frozenset({"web", "worker", "scheduler"})
 
 
 def setting(
@@ -48,12 +49,24 @@ class Settings:
     cache_max_items: int = setting(10_000, "predictions that each worker keeps in memory; 0 for none", low=0)
     cache_max_bytes: int = setting(10 * 1024 * 1024, "what they may take, overhead included", low=0)
     cache_ttl_seconds: float = setting(300, "how long a prediction is kept, in memory and in Redis", low=0.001)
-    redis_url: str = setting("", "shared cache, `redis://` or `rediss://`; empty for memory alone", secret=True)
+    redis_url: str = setting(
+        "", "shared cache, jobs and events, `redis://` or `rediss://`; empty for this box alone", secret=True
+    )
     redis_health_check_interval: float = setting(30, "a connection idle for longer is checked before use", low=0)
-    data_dir: Path = setting(Path("data"), "directory of what is kept: jobs, events")
+    data_dir: Path = setting(Path("data"), "directory of jobs and events when there is no `REDIS_URL`")
     max_streams: int = setting(1000, "event streams that each worker may have open; more are answered 503", low=1)
     max_streams_per_address: int = setting(50, "of these, from one address; 0 for any number, as behind a proxy", low=0)
     stream_heartbeat_seconds: float = setting(15, "a stream that is silent for so long says that it lives", low=0.1)
+    roles: tuple[str, ...] = setting(("web", "worker"), "what this service runs: `web`, `worker`, `scheduler`")
+    job_runners: int = setting(1, "processes that run jobs", low=1)
+    job_max_queued: int = setting(100, "when so many jobs wait, the next is answered 429", low=1)
+    job_max_rows: int = setting(100_000, "more rows in one job are answered 413", low=1)
+    job_max_body_bytes: int = setting(64 * 1024 * 1024, "a larger CSV for a job is answered 413", low=1)
+    job_lease_seconds: float = setting(30, "a job whose runner is silent for longer is given to another", low=0.5)
+    job_timeout_seconds: float = setting(120, "a call of a job to its model is killed after this", low=0.01)
+    job_memory_bytes: int = setting(512 * 1024 * 1024, "what such a call may allocate", low=1)
+    job_keep_seconds: float = setting(86_400, "finished jobs and events are kept this long", low=1)
+    job_keep: int = setting(1000, "so many finished jobs are kept", low=0)
     model_dir: Path = setting(Path("models"), "directory of the models, `{name}/{version}/`")
     compile: bool = setting(True, "answer with compiled models where they are bit-identical; false only to compare")
     serve_versions: Literal["all", "live"] = setting("all", "versions to load: `all`, or `live` and previous ones only")
@@ -78,6 +91,8 @@ class Settings:
             raise InvalidSetting("SERVE_VERSIONS must be all or live")
         if settings.log_level not in ("debug", "info", "warning", "error"):
             raise InvalidSetting("LOG_LEVEL must be debug, info, warning or error")
+        if not settings.roles or not ROLES.issuperset(settings.roles):
+            raise InvalidSetting("ROLES must be some of web, worker, scheduler, with commas")
         if settings.admin_token and (len(settings.admin_token) < 16 or not settings.admin_token.isprintable()):
             raise InvalidSetting("ADMIN_TOKEN must have at least 16 characters, all of them printable")
         return settings

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 
 from serving.executor.forking import become
-from serving.executor.isolation import be_first_out_of_memory, isolate
+from serving.executor.isolation import be_early_out_of_memory, isolate
 from serving.processes import thread_names
 
 LONGEST = 2000
@@ -43,7 +43,7 @@ def try_in_child(work: Callable[[], str | None], *, seconds: float) -> str | Non
 
 def _try(work: Callable[[], str | None], writing: int, parent: int) -> None:
     isolate(parent=parent, keep=writing, name="trial")
-    be_first_out_of_memory()
+    be_early_out_of_memory()
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     try:

@@ -31,7 +31,8 @@ BLUEPRINT = yaml.safe_load((ROOT / "render.yaml").read_text())
 def test_every_setting_is_in_deployment_md_with_its_default(setting: Field[Any]) -> None:
     row = next(line for line in DEPLOYMENT.splitlines() if line.startswith(f"| `{setting.name.upper()}` |"))
     default = setting.default
-    shown = str(default).lower() if isinstance(default, bool) else str(default)
+    shown = ",".join(default) if isinstance(default, tuple) else str(default)
+    shown = shown.lower() if isinstance(default, bool) else shown
     expected = f"`{shown}`" if default not in ("", ()) else "empty"
     assert row == f"| `{setting.name.upper()}` | {expected} | {setting.metadata['meaning']} |"
 

@@ -76,6 +76,9 @@ def test_truth_that_is_none_is_refused_by_name(field: dataclasses.Field[object],
         ("MAX_BODY_BYTES", "0"),
         ("MODEL_DIR", ""),
         ("SERVE_VERSIONS", "newest"),
+        ("DATA_DIR", ""),
+        ("ROLES", ""),
+        ("ROLES", "web,cook"),
     ],
 )
 def test_value_out_of_range_is_refused_by_name(name: str, value: str) -> None:

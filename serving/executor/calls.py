@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from serving.executor import frames
 from serving.executor.frames import Outcome, Rows
-from serving.executor.isolation import be_first_out_of_memory, limit_memory
+from serving.executor.isolation import be_early_out_of_memory, limit_memory
 
 Function: TypeAlias = Callable[[Rows, Mapping[str, Any]], bytes]
 """Rows (n, features) and small parameters that survive JSON -> the result.
@@ -23,7 +23,7 @@ TRACEBACK_LENGTH = 8 * 1024
 
 def answer_calls(sock: socket.socket, functions: Mapping[str, Function], memory: int) -> None:
     """Answer one call after the other until the other end is closed."""
-    be_first_out_of_memory()
+    be_early_out_of_memory()
     limit_memory(memory)
     while True:
         try:

@@ -7,6 +7,7 @@ import ctypes
 import os
 import resource
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -17,11 +18,12 @@ PR_SET_NAME = 15
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-def isolate(*, parent: int, keep: int, name: str) -> None:
+def isolate(*, parent: int, keep: int, name: str, ignored: Iterable[signal.Signals] = IGNORED) -> None:
     """Cut this forked process off from all but its standard output, descriptor `keep` and the life of its parent.
 
     It ends when the parent does, however that ends (Linux; elsewhere when its socket says so). `name` is what `ps -o
-    comm` and the kernel's log call it, at most 15 characters.
+    comm` and the kernel's log call it, at most 15 characters. Signals that are not `ignored` do what
+    they do by default.
     """
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
@@ -31,16 +33,16 @@ def isolate(*, parent: int, keep: int, name: str) -> None:
         os._exit(1)
     # Of its own group: Ctrl-C is not for it, and what it forks can be killed along with it
     os.setpgid(0, 0)
-    _forget_signals()
+    _forget_signals(ignored)
     _forget_descriptors(keep)
 
 
-def _forget_signals() -> None:
+def _forget_signals(ignored: Iterable[signal.Signals]) -> None:
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)
-    for number in IGNORED:
+    for number in ignored:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
@@ -56,10 +58,13 @@ def _forget_descriptors(keep: int) -> None:
             os.dup2(nothing, int(entry), inheritable=False)
 
 
-def be_first_out_of_memory() -> None:
-    """If the kernel has to kill somebody, let it be this process. Some sandboxes do not let a process say so."""
+def be_early_out_of_memory(score: int = 1000) -> None:
+    """If the kernel has to kill somebody, let it be the process with the highest score, from -1000 to 1000.
+
+    Some sandboxes do not let a process say so.
+    """
     with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
+        Path("/proc/self/oom_score_adj").write_text(str(score))
 
 
 def limit_memory(size: int) -> None:

@@ -20,7 +20,7 @@ from registry.aliases import Aliases
 from registry.errors import VersionNotFound, VersionRefused
 from registry.registry import Registry
 from serving.errors import NotAuthorized, ReloadRefused
-from serving.processes import child_pids, read_age, read_memory
+from serving.processes import RUNNER, child_pids, name_of, read_age, read_memory
 from serving.reloads import Outcome, Reloads
 from serving.streams import EventStream, Frames, Streams, frame, opening
 
@@ -141,14 +141,15 @@ def _roll_back(registry: Registry, name: str, model_dir: Path) -> Aliases:
 
 
 def _process_figures() -> dict[str, Any]:
-    """Memory and age of the master and its workers; PSS adds up to what the box really spends."""
+    """Memory and age of the master, its workers and its job runners; PSS adds up to what the box really spends."""
     master = os.getppid()
     figures = {pid: _figures(pid) for pid in (master, *child_pids(master))}
     alive = {pid: figure for pid, figure in figures.items() if figure is not None}
     return {
         "pss_bytes": sum(figure["pss_bytes"] for figure in alive.values()),
         "master": alive.get(master),
-        "workers": [figure for pid, figure in alive.items() if pid != master],
+        "workers": [figure for pid, figure in alive.items() if pid != master and figure["name"] != RUNNER],
+        "runners": [figure for figure in alive.values() if figure["name"] == RUNNER],
     }
 
 
@@ -156,10 +157,12 @@ def _figures(pid: int) -> dict[str, Any] | None:
     try:
         memory = read_memory(pid)
         age = read_age(pid)
+        name = name_of(pid)
     except OSError:  # gone in between, or not ours to look at
         return None
     return {
         "pid": pid,
+        "name": name,
         "age_seconds": round(age, 1),
         "pss_bytes": memory.pss,
         "private_bytes": memory.private,

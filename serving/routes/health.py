@@ -5,31 +5,35 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from cache.tiered import TieredCache
 from registry.registry import Registry
+from serving.jobs.watch import StoreWatch
 from serving.processes import read_age, read_rss
 from serving.reloads import Reloads
 
 
-def health_router(registry: Registry, cache: TieredCache, reloads: Reloads) -> APIRouter:
-    """A fallback model, or a version that a reload refused, makes the service degraded, not dead.
+def health_router(registry: Registry, cache: TieredCache, reloads: Reloads, jobs: StoreWatch) -> APIRouter:
+    """A fallback, a version that a reload refused, a store out of reach make the service degraded, not dead.
 
     A proxy that took it out would make things worse.
     """
     router = APIRouter(prefix="/health", tags=["health"])
 
     @router.get("", summary="Health, with reasons")
-    async def health() -> dict[str, Any]:
+    async def health(request: Request) -> dict[str, Any]:
+        # nothing is opened before the fork
+        store = "ok" if "warmup" in request.scope["state"] else await jobs.state()
         fallbacks = [f"{model.name}/{model.version}" for model in registry if model.fallback]
         refused = reloads.last().refused
         return {
-            "status": "degraded" if fallbacks or refused else "ok",
+            "status": "degraded" if fallbacks or refused or store != "ok" else "ok",
             "models": len(registry),
             "fallbacks": fallbacks,
             "refused": refused,
             "redis": cache.redis_state,
+            "jobs": store,
             "worker": {
                 "pid": os.getpid(),
                 "age_seconds": round(read_age(os.getpid()), 1),

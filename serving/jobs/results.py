@@ -1,0 +1,101 @@
+"""The result of a job over rows, as one JSON document or as a table, chunk by chunk."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from typing import Any
+
+import msgspec
+
+from serving.errors import JobNotFound
+from serving.jobs.job import Job
+from serving.jobs.rows import RowParameters, parameters_of
+from serving.jobs.store import JobStore, results
+
+ANSWERS = {"predict": "predictions", "explain": "explanations"}
+
+
+async def json_result(store: JobStore, job: Job) -> AsyncIterator[bytes]:
+    """What a request would have been answered, in pieces."""
+    # names and versions need no escaping
+    yield f'{{"model":"{job.model}","version":"{job.version}","{ANSWERS[job.operation]}":['.encode()
+    separator = b""
+    async for chunk in _whole(store, job):
+        yield separator + chunk
+        separator = b","
+    yield b"]}"
+
+
+async def csv_result(store: JobStore, job: Job) -> AsyncIterator[bytes]:
+    """A header, then a line for each prediction, or for each instance and class that is explained."""
+    parameters = parameters_of(job)
+    columns, lines = _table(job.operation, parameters)
+    yield _csv([columns])
+    instance = 0
+    async for chunk in _whole(store, job):
+        answers = msgspec.json.decode(b"[" + chunk + b"]")
+        # a few milliseconds, which the event loop should not spend in one piece
+        yield await asyncio.to_thread(_csv, _numbered(answers, instance, lines))
+        instance += len(answers)
+
+
+async def _whole(store: JobStore, job: Job) -> AsyncIterator[bytes]:
+    """Every chunk. Raises JobNotFound where the job was pruned meanwhile: half a result must not look like one."""
+    seen = 0
+    async for chunk in results(store, job):
+        yield chunk
+        seen += 1
+    if seen < job.chunks:
+        raise JobNotFound("the result is gone")
+
+
+Lines = Callable[[Any], Iterator[list[Any]]]
+"""From one answer to what comes after its number in each of its lines."""
+
+
+def _table(operation: str, parameters: RowParameters) -> tuple[list[str], Lines]:
+    labels = list(parameters.labels)
+    if operation == "explain":
+        features = parameters.explained_columns()
+        head = ["class"] if labels else []
+        return ["instance", *head, "output", "base_value", *features], _explained(features, has_classes=bool(labels))
+    if labels:
+        return ["instance", "label", *[f"probability of {label}" for label in labels]], _classified(labels)
+    return ["instance", "prediction"], _plain
+
+
+def _plain(answer: Any) -> Iterator[list[Any]]:
+    """A regressor's number, or the label of a cluster."""
+    yield [answer["label"] if isinstance(answer, dict) else answer]
+
+
+def _classified(labels: list[str]) -> Lines:
+    def lines(answer: Any) -> Iterator[list[Any]]:
+        probabilities = answer.get("probabilities", {})
+        yield [answer["label"], *[probabilities.get(label) for label in labels]]
+
+    return lines
+
+
+def _explained(features: Iterable[str], *, has_classes: bool) -> Lines:
+    def lines(answer: Any) -> Iterator[list[Any]]:
+        for label, item in answer.get("classes", {answer.get("label"): answer}).items():
+            values = [item["values"].get(feature) for feature in features]
+            yield [*([label] if has_classes else []), item["output"], item["base_value"], *values]
+
+    return lines
+
+
+def _numbered(answers: list[Any], first: int, lines: Lines) -> Iterator[list[Any]]:
+    for number, answer in enumerate(answers, first):
+        for line in lines(answer):
+            yield [number, *line]
+
+
+def _csv(rows: Iterable[list[Any]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()

@@ -1,0 +1,140 @@
+"""The job runners of one master: forked from it, so that they share its models, and replaced when they end.
+
+Context: the runners have to see what the master has loaded, and nobody but their parent learns how they ended.
+Decision: the master forks them itself, from where it looks after its web workers; it never waits for them. Consequence:
+what is called here must be quick, and a runner's end is noticed within a second.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from serving.executor.forking import become
+from serving.executor.isolation import IGNORED, be_early_out_of_memory, isolate
+from serving.processes import RUNNER
+
+log = structlog.get_logger(__name__)
+
+FORK_SECONDS = 1.0
+"""Between two forks in the same place: a runner that cannot live costs the master little."""
+
+STOP_SECONDS = 5.0
+"""A runner has so long to give its job back; else the job's lease runs out."""
+
+NICE = 10
+"""Web workers come first wherever there is not enough of the processor for all."""
+
+OOM_SCORE = 800
+"""Jobs go before web workers (500), and are resumed."""
+
+
+@dataclass(slots=True)
+class _Place:
+    """Where one runner lives, and after it the next."""
+
+    pid: int = 0
+    forked: float = -FORK_SECONDS
+
+
+class Runners:
+    """A number of runner processes. To be used in a process with one thread, their parent."""
+
+    def __init__(self, work: Callable[[], None], count: int) -> None:
+        """A runner calls `work`, which ends at SIGTERM."""
+        self._work = work
+        self._places = [_Place() for _ in range(count)]
+        self._stopping = False
+
+    @property
+    def pids(self) -> list[int]:
+        """Those that live, as far as is known."""
+        return [place.pid for place in self._places if place.pid]
+
+    def tend(self) -> None:
+        """Look after them: reap those that have ended, fork those that are missing. To be called every second."""
+        for place in self._places:
+            self._reap(place)
+            if not (place.pid or self._stopping) and time.monotonic() - place.forked >= FORK_SECONDS:
+                self._fork(place)
+
+    def replace(self) -> None:
+        """Have all of them give back their jobs and end; `tend` forks others, of what the master is by then."""
+        self._signal(signal.SIGTERM)
+        for place in self._places:
+            place.forked = -FORK_SECONDS
+
+    def begin_stop(self) -> None:
+        """Have all of them give back their jobs and end, and fork no more."""
+        self._stopping = True
+        self._signal(signal.SIGTERM)
+
+    def stop(self) -> None:
+        """The same, and wait for it; who is late is killed."""
+        self.begin_stop()
+        deadline = time.monotonic() + STOP_SECONDS
+        while self.pids and time.monotonic() < deadline:
+            self.tend()
+            time.sleep(0.01)
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for place in self._places:
+            self._reap(place)  # a process id is not given to another process before its parent has looked
+            if place.pid:
+                os.kill(place.pid, number)
+
+    def _reap(self, place: _Place) -> None:
+        if not place.pid:
+            return
+        try:
+            ended, status = os.waitpid(place.pid, os.WNOHANG)
+        except ChildProcessError:  # somebody has waited for any child, and got this one
+            ended, status = place.pid, 0
+        if ended:
+            code = os.waitstatus_to_exitcode(status)
+            if code:
+                log.warning("Runner is lost", pid=place.pid, code=code)
+            place.pid = 0
+
+    def _fork(self, place: _Place) -> None:
+        place.forked = time.monotonic()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        parent = os.getpid()
+        # A signal in the child before it has lost our handlers would be taken for one of ours
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            place.pid = os.fork()
+            if place.pid == 0:
+                become(lambda: self._live(parent))
+        except OSError as error:
+            place.pid = 0
+            log.warning("Runner cannot be forked", error=str(error))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def _live(self, parent: int) -> None:
+        # SIGTERM ends it at once as long as it has no job
+        isolate(parent=parent, keep=sys.stdout.fileno(), name=RUNNER, ignored=set(IGNORED) - {signal.SIGTERM})
+        be_early_out_of_memory(OOM_SCORE)
+        os.nice(NICE)
+        self._work()
+        sys.stdout.flush()
+
+
+def supervise(runners: Runners) -> None:
+    """Tend runners until SIGTERM or SIGINT, where there is no gunicorn to do it."""
+    waited = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
+    signal.pthread_sigmask(signal.SIG_BLOCK, waited)
+    arrived = None
+    while arrived is None or arrived.si_signo == signal.SIGCHLD:
+        runners.tend()
+        arrived = signal.sigtimedwait(waited, FORK_SECONDS)
+    runners.stop()
