@@ -127,7 +127,8 @@ def test_predictions_go_on_when_redis_is_killed(models: Path) -> None:
         answers = [predict(service, aged(43 + turn / 10)) for turn in range(10)]
         assert {answer.headers["x-cache"] for answer in answers} == {"miss"}
         assert service.get("/health")["redis"] in ("open", "half-open")
-        assert service.get("/health")["status"] == "ok"
+        assert service.get("/health/ready") == {"status": "ok"}
+        assert eventually(lambda: service.get("/health")["status"] == "degraded"), "jobs are kept in Redis, too"
 
 
 def test_a_redis_that_is_not_there_does_not_keep_the_service_from_starting(models: Path) -> None:
