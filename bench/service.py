@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from serving.processes import RUNNER, child_pids, name_of
+from serving.processes import RUNNER, WEB, child_pids, name_of
 
 ROOT = Path(__file__).parent.parent
 COMMAND = (sys.executable, "-m", "gunicorn", "-c", "serving/gunicorn_conf.py", "main:app")
@@ -88,7 +88,7 @@ class Service:
     @property
     def workers(self) -> list[int]:
         """Process ids of the web workers."""
-        return [pid for pid, name in self._children() if name != RUNNER]
+        return [pid for pid, name in self._children() if name == WEB]
 
     @property
     def runners(self) -> list[int]:

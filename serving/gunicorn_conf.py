@@ -18,6 +18,7 @@ from serving.arbiter import EarlyReplacingArbiter
 from serving.errors import CannotServe, InvalidSetting
 from serving.greeting import greeting
 from serving.logs import GunicornLogger
+from serving.processes import WEB, rename
 from serving.runners import Runners
 from serving.settings import Settings
 
@@ -101,6 +102,7 @@ def pre_fork(server: Any, worker: Any) -> None:  # noqa: ARG001 - gunicorn passe
 
 def post_fork(server: Any, worker: Any) -> None:  # noqa: ARG001
     """In the new worker."""
+    rename(WEB)
     worker.read_timeout = _settings.read_timeout_seconds
     if not _settings.preload:
         prefork.import_modules(_settings.preload_modules)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ from pathlib import Path
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TICK = os.sysconf("SC_CLK_TCK")
 
-RUNNER = "runner"
-"""The name of a process that runs jobs, as `ps -o comm` shows it."""
+WEB, RUNNER = "web", "runner"
+"""The names of processes that answer requests and that run jobs, as `ps -o comm` shows them."""
+
+PR_SET_NAME = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,13 @@ def read_age(pid: int) -> float:
 def child_pids(pid: int) -> list[int]:
     """The direct children of a process. Raises OSError when it is gone."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def rename(name: str) -> None:
+    """What the kernel calls this process from now on; at most 15 characters, on Linux alone."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(PR_SET_NAME, name.encode())
 
 
 def name_of(pid: int) -> str:

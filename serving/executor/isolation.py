@@ -10,11 +10,12 @@ import signal
 from collections.abc import Iterable
 from pathlib import Path
 
+from serving.processes import rename
+
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Service managers send them to every process; the worker, which still drains, decides when its processes end."""
 
 PR_SET_PDEATHSIG = 1
-PR_SET_NAME = 15
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -28,7 +29,7 @@ def isolate(*, parent: int, keep: int, name: str, ignored: Iterable[signal.Signa
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
-        prctl(PR_SET_NAME, name.encode())
+    rename(name)
     if os.getppid() != parent:  # it ended before it could be asked to tell
         os._exit(1)
     # Of its own group: Ctrl-C is not for it, and what it forks can be killed along with it

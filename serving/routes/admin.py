@@ -20,7 +20,7 @@ from registry.aliases import Aliases
 from registry.errors import VersionNotFound, VersionRefused
 from registry.registry import Registry
 from serving.errors import NotAuthorized, ReloadRefused
-from serving.processes import RUNNER, child_pids, name_of, read_age, read_memory
+from serving.processes import RUNNER, WEB, child_pids, name_of, read_age, read_memory
 from serving.reloads import Outcome, Reloads
 from serving.streams import EventStream, Frames, Streams, frame, opening
 
@@ -148,7 +148,7 @@ def _process_figures() -> dict[str, Any]:
     return {
         "pss_bytes": sum(figure["pss_bytes"] for figure in alive.values()),
         "master": alive.get(master),
-        "workers": [figure for pid, figure in alive.items() if pid != master and figure["name"] != RUNNER],
+        "workers": [figure for pid, figure in alive.items() if figure["name"] == WEB],
         "runners": [figure for figure in alive.values() if figure["name"] == RUNNER],
     }
 
