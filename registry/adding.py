@@ -21,6 +21,7 @@ import pandas as pd
 import structlog
 from sklearn.utils.validation import check_is_fitted
 
+from registry.aliases import directories
 from registry.boosters import input_names, libraries, with_categories
 from registry.errors import CannotAdd, InvalidRows, VersionRefused
 from registry.explainers.choosing import choose_explainer
@@ -64,7 +65,7 @@ def add_version(
     """
     if not NAME.fullmatch(name):
         raise CannotAdd(f"{name!r} is not a model name: letters, digits, '.', '_' and '-', at most 64")
-    version = version or _next_version(root / name)
+    version = version or next_version(root / name)
     if not NAME.fullmatch(version):
         raise CannotAdd(f"{version!r} is not a version: letters, digits, '.', '_' and '-', at most 64")
     directory = root / name / version
@@ -141,9 +142,9 @@ def read_table(path: Path) -> pd.DataFrame:
         raise CannotAdd(f"{path}: {error}") from error
 
 
-def _next_version(directory: Path) -> str:
-    inside = directory.iterdir() if directory.is_dir() else ()
-    taken = [path.name for path in inside if NAME.fullmatch(path.name)]
+def next_version(directory: Path) -> str:
+    """The number after the highest of the versions in `directory`. Raises CannotAdd where the newest has none."""
+    taken = [path.name for path in directories(directory)]
     newest = max((int(name) for name in taken if name.isdigit()), default=0)
     last = max(taken, key=version_order, default="0")
     if not last.isdigit():
