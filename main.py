@@ -21,9 +21,18 @@ from serving.errors import InvalidSetting
 from serving.settings import Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    import pandas as pd
+
     from registry.registry import Registry
     from serving.app import Application, Jobs
+    from serving.events.log import EventLog
+    from serving.executor import Executor
+    from serving.jobs.runner import Runner
+    from serving.jobs.store import JobStore
     from serving.reloads import Reloads
+    from serving.training.handler import TrainHandler
 
 
 def __getattr__(name: str) -> Any:
@@ -103,7 +112,7 @@ def assemble(settings: Settings, registry: Registry, reloads: Reloads) -> Applic
     inference = Inference(
         operations, batcher=batcher, executor=executor, cache=cache, timeout=settings.inference_timeout_seconds
     )
-    jobs = build_jobs(settings, registry)
+    jobs = build_jobs(settings, registry, reloads)
     hub = Hub(
         jobs.events,
         max_streams=settings.max_streams,
@@ -129,7 +138,7 @@ def assemble(settings: Settings, registry: Registry, reloads: Reloads) -> Applic
     )
 
 
-def build_jobs(settings: Settings, registry: Registry) -> Jobs:
+def build_jobs(settings: Settings, registry: Registry, reloads: Reloads) -> Jobs:
     """What keeps jobs, takes them in and works on them. Raises InvalidRedisUrl."""
     from serving.app import Jobs
     from serving.events.building import build_event_log
@@ -139,23 +148,115 @@ def build_jobs(settings: Settings, registry: Registry) -> Jobs:
     from serving.jobs.rows import OPERATIONS
     from serving.jobs.runner import Runner
     from serving.submitting import JobReader
+    from serving.training.request import OPERATION as TRAIN
 
     store = build_job_store(settings.data_dir, settings.redis_url, max_queued=settings.job_max_queued)
     events = build_event_log(settings.data_dir, settings.redis_url)
     functions = {operation.name: operation.answer_isolated for operation in make_row_operations(registry)}
     executor = Executor(functions, memory=settings.job_memory_bytes)
     rows = RowHandler(registry, executor, timeout=settings.job_timeout_seconds)
+
+    async def announce() -> None:
+        announce_reload(reloads)
+
+    def serves(name: str) -> str | None:
+        return registry.aliases(name).live if name in registry else None
+
+    trainer = build_trainer(settings)
     runner = Runner(
         store,
         events,
-        dict.fromkeys(OPERATIONS, rows),
-        executor,
+        {**dict.fromkeys(OPERATIONS, rows), TRAIN: build_train_handler(settings, trainer, events, serves, announce)},
+        (executor, trainer),
         lease_seconds=settings.job_lease_seconds,
         keep_seconds=settings.job_keep_seconds,
         keep_jobs=settings.job_keep,
     )
     reader = JobReader(registry, max_rows=settings.job_max_rows, chunk_rows=settings.shap_max_batch_size)
     return Jobs(store, events, reader, runner, settings.job_max_body_bytes)
+
+
+def build_trainer(settings: Settings) -> Executor:
+    """The processes in which models are trained and judged, each for one call."""
+    from registry.explainers.budget import Budget
+    from serving.executor import Executor
+    from serving.training.steps import Steps
+
+    steps = Steps(
+        settings.model_dir,
+        read_outcomes,
+        tolerance=settings.train_tolerance,
+        compiled=settings.compile,
+        budget=Budget(evaluations=settings.shap_max_evals),
+    )
+    return Executor(steps.functions(), memory=settings.train_memory_bytes, reuse=False)
+
+
+def build_train_handler(
+    settings: Settings,
+    trainer: Executor,
+    events: EventLog,
+    serves: Callable[[str], str | None],
+    announce: Callable[[], Awaitable[None]],
+) -> TrainHandler:
+    """What works on jobs that train models. `serves` and `announce`: see TrainHandler."""
+    from serving.training.handler import TrainHandler
+
+    return TrainHandler(
+        settings.model_dir,
+        trainer,
+        events,
+        serves=serves,
+        announce=announce,
+        timeout=settings.train_timeout_seconds,
+        judging=settings.reload_timeout_seconds,
+    )
+
+
+def build_trainer_alone(settings: Settings) -> tuple[JobStore, Runner]:
+    """What trains models and does nothing else, without loading any. Raises InvalidRedisUrl."""
+    from serving.events.building import build_event_log
+    from serving.jobs.building import build_job_store
+    from serving.jobs.runner import Runner
+    from serving.reloads import Reloads
+    from serving.training.request import OPERATION
+
+    store = build_job_store(settings.data_dir, settings.redis_url, max_queued=settings.job_max_queued)
+    events = build_event_log(settings.data_dir, settings.redis_url)
+    trainer, reloads = build_trainer(settings), Reloads()
+
+    async def announce() -> None:
+        announce_reload(reloads)
+
+    runner = Runner(
+        store,
+        events,
+        {OPERATION: build_train_handler(settings, trainer, events, lambda _name: None, announce)},
+        (trainer,),
+        lease_seconds=settings.job_lease_seconds,
+        keep_seconds=settings.job_keep_seconds,
+        keep_jobs=settings.job_keep,
+    )
+    return store, runner
+
+
+async def read_outcomes(_model: str) -> pd.DataFrame:
+    """What really happened, for training: nothing is kept yet."""
+    import pandas as pd
+
+    return pd.DataFrame()
+
+
+def announce_reload(reloads: Reloads) -> None:
+    """Have those who serve take over what has become live on the disk."""
+    import structlog
+
+    from serving.errors import CannotReload
+
+    try:
+        reloads.request()
+    except CannotReload:
+        structlog.get_logger(__name__).warning("A new version is live, and there is nobody here to be told")
 
 
 def serve(_arguments: argparse.Namespace, settings: Settings) -> NoReturn:
@@ -175,6 +276,7 @@ def worker(arguments: argparse.Namespace, settings: Settings) -> int:
     """Run jobs without serving: JOB_RUNNERS processes, or with --once this one until no job is due."""
     from serving import logs, prefork
     from serving.errors import CannotServe
+    from serving.jobs.runner import at_once
     from serving.runners import Runners, supervise
 
     logs.configure(settings.log_level)
@@ -187,7 +289,7 @@ def worker(arguments: argparse.Namespace, settings: Settings) -> int:
         say(f"forkserve: {error}", file=sys.stderr)
         return 1
     if arguments.once:
-        runner.run(once=True)
+        runner.run(until=at_once)
     else:
         supervise(Runners(runner.run, settings.job_runners))
     return 0
@@ -234,7 +336,9 @@ def rollback(arguments: argparse.Namespace, settings: Settings) -> int:
 def add(arguments: argparse.Namespace, settings: Settings) -> int:
     """Make a new version from a joblib file and a table."""
     from registry.adding import add_version, read_estimator, read_table
+    from registry.training import read_script, record_script, write_script
 
+    script = read_script(arguments.train) if arguments.train else None
     model = add_version(
         settings.model_dir,
         arguments.name,
@@ -245,9 +349,42 @@ def add(arguments: argparse.Namespace, settings: Settings) -> int:
         labels=arguments.labels.split(",") if arguments.labels else (),
         margin=MARGINS[arguments.bounds],
         source=arguments.source,
+        training=None if script is None else record_script(script),
     )
+    if script is not None:
+        write_script(settings.model_dir / model.name, script)
     say(f"added {model.name} version {model.version} in {settings.model_dir / model.name / model.version}")
     return 0
+
+
+def retrain(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Train a model anew and make it live if it is no worse than what is; waits for it. For cron."""
+    from registry.registry import find_model
+    from registry.training import live_manifest
+    from serving import prefork
+    from serving.errors import ServingError
+    from serving.training.once import train_once
+
+    live = live_manifest(find_model(settings.model_dir, arguments.model))
+    try:
+        store, runner = build_trainer_alone(settings)
+        prefork.check_single_thread()
+        job, result = train_once(store, runner, live)
+    except ServingError as error:
+        say(f"forkserve: {error}", file=sys.stderr)
+        return 1
+    if result is None:
+        say(
+            f"forkserve: {live.name}: job {job.id} is {job.state}{f': {job.error}' if job.error else ''}",
+            file=sys.stderr,
+        )
+        return 1
+    for reason in result.reasons:
+        say(f"forkserve: {live.name}: version {result.version} is refused: {reason}", file=sys.stderr)
+    metrics = ", ".join(f"{name} {value:.3f}" for name, value in result.metrics.items())
+    if result.promoted:
+        say(f"{live.name}: version {result.version} is live, {metrics}; the previous one is {result.live}")
+    return 0 if result.promoted else 1
 
 
 def explain(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -310,7 +447,7 @@ def parser() -> argparse.ArgumentParser:
         prog="forkserve", description="Serve scikit-learn models from workers that share them."
     )
     commands = top.add_subparsers(required=True, metavar="command")
-    for command in (serve, worker, models, add, explain, promote, rollback, train, check):
+    for command in (serve, worker, models, add, explain, promote, rollback, retrain, train, check):
         sub = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__)
         sub.set_defaults(command=command)
         if command is add:
@@ -320,6 +457,9 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--version", help="default: the number after the newest")
             sub.add_argument("--target", help="the column of the CSV that the model predicts; its metrics are measured")
             sub.add_argument("--labels", help="names of the classes with commas, in the order of classes_")
+            sub.add_argument(
+                "--train", type=Path, help="a train.py that trains the model anew; its code is executed then"
+            )
             sub.add_argument("--source", default="", help="where the data come from, and under which licence")
             sub.add_argument(
                 "--bounds",
@@ -327,7 +467,7 @@ def parser() -> argparse.ArgumentParser:
                 default="wide",
                 help="numbers to accept: only the range seen; as far outside as it is wide (default); all that fit",
             )
-        if command in (promote, rollback):
+        if command in (promote, rollback, retrain):
             sub.add_argument("model", help="the model's name")
         if command is promote:
             sub.add_argument("version", help="the version to make live")

@@ -30,8 +30,10 @@ from serving.routes.jobs import jobs_router
 from serving.routes.models import models_router
 from serving.routes.openapi import document
 from serving.routes.streams import streams_router
+from serving.routes.training import training_router
 from serving.streams import Streams
 from serving.submitting import JobReader
+from serving.training.last import LastTrainings
 
 Renew = Callable[[], tuple["Application", tuple[str, ...]]]
 """Builds the app over what is in the model directory now, and says of which files it could not be."""
@@ -100,9 +102,11 @@ def create_app(
         redirect_slashes=False,
     )
     app.include_router(models_router(registry))
-    app.include_router(health_router(registry, cache, reloads, StoreWatch(jobs.store)))
+    trainings = LastTrainings(model_dir, (model.name for model in registry.live()))
+    app.include_router(health_router(registry, cache, reloads, StoreWatch(jobs.store), trainings))
     app.include_router(streams_router(streams, jobs.events, jobs.store.get))
     app.include_router(admin_router(admin_token, registry, model_dir, reloads, streams))
+    app.include_router(training_router(admin_token, registry, jobs.store))
     app.include_router(
         jobs_router(
             jobs.store,

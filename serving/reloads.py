@@ -69,16 +69,20 @@ class Reloads:
         start = HEAD + number % 2 * SLOT
         return msgspec.json.decode(self._memory[start : start + self._numbers[LENGTHS[number % 2]]], type=Outcome)
 
+    def request(self) -> None:
+        """Have the master reload, and do not wait for it. Raises CannotReload as `ask` does."""
+        if self._numbers[MASTER] != os.getppid():
+            raise CannotReload
+        os.kill(os.getppid(), signal.SIGHUP)
+
     async def ask(self, seconds: float) -> Outcome | None:
         """Have the master reload; what came of that, or None if it takes longer than `seconds`.
 
         One that had begun before is not counted: it may have missed what the caller has just changed.
         Raises CannotReload when this process has no master that has called `open`.
         """
-        if self._numbers[MASTER] != os.getppid():
-            raise CannotReload
         begun = self._numbers[BEGUN]
-        os.kill(os.getppid(), signal.SIGHUP)
+        self.request()
         try:
             async with asyncio.timeout(seconds):
                 while self._numbers[FINISHED] <= begun:  # noqa: ASYNC110 - no event crosses processes

@@ -67,6 +67,11 @@ class Settings:
     job_memory_bytes: int = setting(512 * 1024 * 1024, "what such a call may allocate", low=1)
     job_keep_seconds: float = setting(86_400, "finished jobs and events are kept this long", low=1)
     job_keep: int = setting(1000, "so many finished jobs are kept", low=0)
+    train_timeout_seconds: float = setting(3600, "a training that takes longer is killed", low=0.01)
+    train_memory_bytes: int = setting(1024 * 1024 * 1024, "what a training may allocate", low=1)
+    train_tolerance: float = setting(
+        0.02, "how much worse a retrained version may be: a score by so much, an error by that share", low=0
+    )
     model_dir: Path = setting(Path("models"), "directory of the models, `{name}/{version}/`")
     compile: bool = setting(True, "answer with compiled models where they are bit-identical; false only to compare")
     serve_versions: Literal["all", "live"] = setting("all", "versions to load: `all`, or `live` and previous ones only")

@@ -19,7 +19,7 @@ LAYERS: list[set[str]] = [
     {"serving.app", "serving.worker", "serving.arbiter", "serving.prefork", "serving.greeting", "serving.trial"},
     {"serving.protocol", "serving.routes", "serving.runners"},
     {"serving.streams"},
-    {"serving.asgi", "serving.submitting"},
+    {"serving.asgi", "serving.submitting", "serving.training"},
     {"serving.problems", "serving.inference", "serving.reading", "serving.table"},
     {"serving.batching", "serving.jobs"},
     {"serving.cost"},

@@ -41,14 +41,19 @@ class Executor:
         processes: int = 1,
         waiting: int = 8,
         memory: int = 256 * 1024 * 1024,
+        reuse: bool = True,
     ) -> None:
-        """At most `waiting` calls wait for one of `processes`, which may allocate `memory` bytes each."""
+        """At most `waiting` calls wait for one of `processes`, which may allocate `memory` bytes each.
+
+        Without `reuse` a process is killed after its call, along with all that it has left running.
+        """
         self._functions = functions
         self._most = processes + waiting
         self._turns = asyncio.Semaphore(processes)  # first come, first served
         self._calls = 0
         self._idle: list[Child] = []
         self._zygote = Zygote(partial(answer_calls, functions=functions, memory=memory))
+        self._reuse = reuse
         self._started = False
 
     def start(self) -> None:
@@ -101,12 +106,13 @@ class Executor:
         reusable = False
         try:
             outcome, result = await self._ask(child, frame)
-            reusable = outcome.status != "out of memory"  # what it holds on to, nobody knows
+            reusable = self._reuse and outcome.status != "out of memory"  # what it holds on to, nobody knows
         finally:
             if reusable:
                 self._idle.append(child)
             else:
-                log.info("Executor process is replaced", key=key)
+                if self._reuse:
+                    log.info("Executor process is replaced", key=key)
                 self._zygote.kill(child)
         if outcome.status == "failed":
             error = CallFailed(outcome.error)

@@ -7,6 +7,7 @@ import hmac
 import math
 import os
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
@@ -46,18 +47,7 @@ def admin_router(token: str, registry: Registry, model_dir: Path, reloads: Reloa
     router = APIRouter(prefix="/api/admin", tags=["admin"])
     if not token:
         return router
-    expected = token.encode()
-
-    async def authorize(
-        authorization: Annotated[str | None, Header()] = None,
-        x_admin_token: Annotated[str | None, Header()] = None,
-    ) -> None:
-        scheme, _, credentials = (authorization or "").partition(" ")
-        given = credentials if scheme.lower() == "bearer" else (x_admin_token or "")
-        # as bytes: compare_digest refuses text that is not ASCII, and a header may hold any byte
-        if not hmac.compare_digest(given.strip().encode("latin-1"), expected):
-            raise NotAuthorized("a valid admin token is needed")
-
+    authorize = authorizing(token)
     figures = Figures()
 
     @router.get("/metrics", summary="Figures of all processes", dependencies=[Depends(authorize)])
@@ -86,6 +76,23 @@ def admin_router(token: str, registry: Registry, model_dir: Path, reloads: Reloa
         return told(outcome, response)
 
     return router
+
+
+def authorizing(token: str) -> Callable[..., Awaitable[None]]:
+    """What a route depends on that is for the admin alone; it raises NotAuthorized."""
+    expected = token.encode()
+
+    async def authorize(
+        authorization: Annotated[str | None, Header()] = None,
+        x_admin_token: Annotated[str | None, Header()] = None,
+    ) -> None:
+        scheme, _, credentials = (authorization or "").partition(" ")
+        given = credentials if scheme.lower() == "bearer" else (x_admin_token or "")
+        # as bytes: compare_digest refuses text that is not ASCII, and a header may hold any byte
+        if not hmac.compare_digest(given.strip().encode("latin-1"), expected):
+            raise NotAuthorized("a valid admin token is needed")
+
+    return authorize
 
 
 class Figures:

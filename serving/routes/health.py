@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter, Request
 
 from cache.tiered import TieredCache
@@ -12,9 +13,12 @@ from registry.registry import Registry
 from serving.jobs.watch import StoreWatch
 from serving.processes import read_age, read_rss
 from serving.reloads import Reloads
+from serving.training.last import LastTrainings
 
 
-def health_router(registry: Registry, cache: TieredCache, reloads: Reloads, jobs: StoreWatch) -> APIRouter:
+def health_router(
+    registry: Registry, cache: TieredCache, reloads: Reloads, jobs: StoreWatch, trainings: LastTrainings
+) -> APIRouter:
     """A fallback, a version that a reload refused, a store out of reach make the service degraded, not dead.
 
     A proxy that took it out would make things worse.
@@ -34,6 +38,7 @@ def health_router(registry: Registry, cache: TieredCache, reloads: Reloads, jobs
             "refused": refused,
             "redis": cache.redis_state,
             "jobs": store,
+            "last_training": msgspec.to_builtins(trainings.by_model()),
             "worker": {
                 "pid": os.getpid(),
                 "age_seconds": round(read_age(os.getpid()), 1),
