@@ -15,10 +15,10 @@ from statistics import mean
 
 import uvloop
 
-from bench.client import hammer, post
 from bench.service import Service, demo_models
 from bench.table import Table
 from registry.registry import load_registry
+from remote.client import hammer, post
 from serving.processes import read_memory
 
 MB = 1024 * 1024
