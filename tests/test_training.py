@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from bench.client import hammer, post
 from bench.service import Service
 from registry.aliases import FILENAME, Aliases, current, directories
 from registry.loader import load_version
 from registry.training import SCRIPT as SCRIPT_NAME
+from remote.client import hammer, post
 from serving.processes import child_pids, name_of
 from tests.conftest import ADMIN_TOKEN
 from tests.jobs import call, ended, until
