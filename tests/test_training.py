@@ -175,17 +175,27 @@ def trained_by(service: Service) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("mode", ["well", "prints", "forks", "threads"])
-def test_what_train_py_leaves_behind_ends_with_it(root: Path, mode: str) -> None:
+@pytest.fixture(scope="module")
+def lively(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Path]]:
+    """For trainings that go live, and its model directory."""
+    root = tmp_path_factory.mktemp("lively")
+    add_small(root)
     with Service(ENVIRON | {"MODEL_DIR": str(root)}) as service:
-        result = result_of(service, train(service, root, mode))
-        assert (result["promoted"], result["version"], result["held_out_rows"]) == (True, "2", 40)
-        assert eventually(lambda: service.get("/v1/models/small")["live"] == "2")
-        assert eventually(lambda: trained_by(service) == [])
-        assert not any(words in service.log() for words in ("a line that", "another line"))
-        if mode == "forks":
-            assert eventually(lambda: not is_running(int((root / "small" / "forked.txt").read_text())))
-        assert service.get("/health")["status"] == "ok"
+        yield service, root
+
+
+@pytest.mark.parametrize("mode", ["well", "prints", "forks", "threads"])
+def test_what_train_py_leaves_behind_ends_with_it(lively: tuple[Service, Path], mode: str) -> None:
+    service, root = lively
+    version = str(len(visible(root / "small")) + 1)
+    result = result_of(service, train(service, root, mode))
+    assert (result["promoted"], result["version"], result["held_out_rows"]) == (True, version, 40)
+    assert eventually(lambda: service.get("/v1/models/small")["live"] == version)
+    assert eventually(lambda: trained_by(service) == [])
+    assert not any(words in service.log() for words in ("a line that", "another line"))
+    if mode == "forks":
+        assert eventually(lambda: not is_running(int((root / "small" / "forked.txt").read_text())))
+    assert service.get("/health")["status"] == "ok"
 
 
 async def _hammer_while(service: Service, disturb: Any) -> tuple[int, int, Any]:
@@ -255,7 +265,7 @@ def test_ten_random_kills_leave_the_live_version_whole_and_the_lock_free_in_time
                     (job := service.get(path))["finished"] is not None or job["attempts"] > before["attempts"]
                 )
             )
-            assert time.monotonic() - killed < LEASE + 10  # a busy machine takes its time to fork
+            assert time.monotonic() - killed < LEASE + 20  # a busy machine takes its time to fork
             assert until(service, path, state="done")["state"] == "done"
             check_whole(root)
             assert (
