@@ -30,11 +30,12 @@ def answer_calls(sock: socket.socket, functions: Mapping[str, Function], memory:
             call, rows = frames.receive_call(sock)
         except EOFError:
             return
-        outcome, result = _run(functions[call.key], rows, call.parameters)
+        outcome, result = run_call(functions[call.key], rows, call.parameters)
         sock.sendall(frames.pack(outcome, result))
 
 
-def _run(function: Function, rows: Rows, parameters: Mapping[str, Any]) -> tuple[Outcome, bytes]:
+def run_call(function: Function, rows: Rows, parameters: Mapping[str, Any]) -> tuple[Outcome, bytes]:
+    """What the function gives, or how it broke; its errors do not leave here."""
     try:
         return Outcome("done"), function(rows, parameters)
     except MemoryError:
