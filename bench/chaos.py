@@ -22,16 +22,22 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from bench.models import add_slow
+import numpy as np
+import pandas as pd
+
 from bench.service import Service, demo_models
 from bench.table import Table
+from registry.adding import add_version
 from serving.processes import child_pids, name_of
+from tests.estimators import SleepingRegressor
 from tests.jobs import call, send
 from tests.servers import redis_server
 
 DEADLINE_SECONDS = 600
 NAMES = {"predict": "predictions", "explain": "explanations"}
 EXECUTOR = "executor"
+SLEEPY = "sleepy"
+SECONDS_A_ROW = 0.005
 
 
 @dataclass(frozen=True)
@@ -60,19 +66,27 @@ class Sent:
 
 
 def submit(service: Service, chaos: Chaos) -> list[Sent]:
-    """Predictions of a slow model and explanations of a quick one, in turn."""
+    """Predictions of a model that sleeps and explanations of one that computes, in turn."""
     example = service.get("/v1/models/wine")["example"]
     sent, number = [], 0
     for job in range(chaos.jobs):
-        verb, model = ("predict", "slow") if job % 2 else ("explain", "wine")
+        verb, model = ("predict", SLEEPY) if job % 2 else ("explain", "wine")
         instances: list[Any] = []
         for _ in range(chaos.chunks * chaos.rows):
             number += 1
-            instances.append([number * 1e-5] if model == "slow" else example | {"alcohol": 12 + number * 1e-5})
+            instances.append(
+                [SECONDS_A_ROW + number * 1e-8] if model == SLEEPY else example | {"alcohol": 12 + number * 1e-5}
+            )
         answer = send(service, verb, model, instances)
         assert answer.status == 202, answer.body
         sent.append(Sent(answer.headers["Location"], verb, model, instances))
     return sent
+
+
+def add_sleepy(root: Path) -> None:
+    """A model that takes as long as its row says, however busy the machine is."""
+    sample = pd.DataFrame({"seconds": np.linspace(0.0, 0.001, 5)})
+    add_version(root, SLEEPY, SleepingRegressor().fit(sample.to_numpy(), None), sample, margin=None)
 
 
 class Disturbance:
@@ -189,7 +203,7 @@ def main() -> None:
     table = Table("store", "jobs", "runners killed", "calls killed", "restarts", "done", "rows right", "lost", "time")
     well = []
     with demo_models() as models, places() as stores:
-        add_slow(models)
+        add_sleepy(models)
         for store, where in stores.items():
             for disturbances in (kills, restarts):
                 chaos = Chaos(**options, **disturbances)
