@@ -48,10 +48,11 @@ def shot(models: Path) -> Shot:
 @contextmanager
 def job(service: Service, kind: str, turn: int) -> Iterator[None]:
     """The runner at work all the time: three jobs, cancelled in the end."""
-    if JOBS[kind] is None:
+    wanted = JOBS[kind]
+    if wanted is None:
         yield
         return
-    verb, model, rows = JOBS[kind]
+    verb, model, rows = wanted
     width = len(service.get(f"/v1/models/{model}")["features"])
     table = np.zeros((rows, width))
     paths = []
@@ -90,7 +91,10 @@ async def paced(address: str, messages: Iterator[bytes], rate: float, seconds: f
 def measure(service: Service, target: Shot, turns: int, seconds: float) -> dict[tuple[str, str], list[float]]:
     """Seconds of each answer, by load and by what ran beside it."""
     starts = count(0, 1_000_000)
-    fresh = lambda: target.messages(service.address, next(starts) % 9_000_000)  # noqa: E731
+
+    def fresh() -> Iterator[bytes]:
+        return target.messages(service.address, next(starts) % 9_000_000)
+
     uvloop.run(closed(service.address, fresh(), WARM_REQUESTS))
     started = perf_counter()
     uvloop.run(closed(service.address, fresh(), WARM_REQUESTS))

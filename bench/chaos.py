@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -169,6 +170,9 @@ def measure(table: Table, what: str, environ: Mapping[str, str], chaos: Chaos) -
     finally:
         disturbance.service.stop()
     done = sum(job["state"] == "done" for job in jobs)
+    for job in jobs:
+        if job["state"] != "done":
+            print(f"{what}: a job is {job['state']} after {job['attempts']} attempts: {job.get('error')}")
     lost = sum(job["attempts"] for job in jobs) - done
     total = sum(len(one.instances) for one in sent)
     kills = (disturbance.kills, disturbance.executor_kills, disturbance.restarts)

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -22,12 +23,12 @@ QUIET = {
 class DaskCluster:
     """A scheduler and some workers of one thread each. A context manager."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, environ: Mapping[str, str] | None = None) -> None:
         command = [sys.executable, "-m", "bench.cluster", str(workers)]
         self._process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env=os.environ | QUIET,
+            env=os.environ | QUIET | dict(environ or {}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

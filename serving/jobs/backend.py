@@ -16,7 +16,7 @@ class Backend(Protocol):
     at_once: int
     """Chunks of a job that it is to be given at the same time."""
 
-    async def run(self, operation: Operation, rows: Rows, parameters: Mapping[str, Any], *, timeout: float) -> bytes:
+    async def run(self, operation: Operation, rows: Rows, parameters: Mapping[str, Any], /, *, timeout: float) -> bytes:
         """The JSON array of one answer a row, for rows of shape (rows, features), within `timeout` seconds.
 
         `parameters` are a Selection's fields. Raises DeadlineExceeded, CallFailed, MemoryExceeded, ExecutorGone. May

@@ -16,6 +16,7 @@ from typing import Any
 
 import distributed
 import structlog
+from distributed.client import FutureCancelledError
 from distributed.scheduler import KilledWorker
 
 from registry.errors import RegistryError
@@ -49,6 +50,10 @@ class ClusterAway(ClusterFailed):
     """Nor would it do the next one."""
 
 
+class CallLost(ClusterAway):
+    """It has forgotten the call, perhaps because the last worker that had the version is gone."""
+
+
 class Cluster:
     """A Backend that sends calls to a Dask cluster; connects on the runner's event loop when it is first asked."""
 
@@ -72,7 +77,11 @@ class Cluster:
         """As Backend says; on the cluster, if that can do it."""
         if time.monotonic() >= self._next_try and not operation.model.fallback:
             try:
-                return await self._run(operation, rows, parameters, timeout)
+                try:
+                    return await self._run(operation, rows, parameters, timeout)
+                except CallLost:
+                    self._sent.pop(operation.model.content_hash, None)  # to be sent again
+                    return await self._run(operation, rows, parameters, timeout)
             except ClusterAway as error:
                 await self._rest(str(error))
             except ClusterFailed as error:
@@ -162,9 +171,9 @@ async def _outcome(
             await _check_workers(client)
     finally:
         waiting.cancel()
-    if waiting.cancelled():
-        raise ClusterAway("it has lost the call")
-    error = waiting.exception()
+    error = asyncio.CancelledError() if waiting.cancelled() else waiting.exception()
+    if isinstance(error, FutureCancelledError | asyncio.CancelledError):
+        raise CallLost(_describe(error)) from error
     if isinstance(error, KilledWorker):
         raise ClusterFailed(_describe(error)) from error
     if error is not None:
