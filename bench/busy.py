@@ -22,12 +22,12 @@ from time import perf_counter
 import numpy as np
 import uvloop
 
-from bench.client import hammer
 from bench.models import add_forest, add_slow
 from bench.pace import Pace, quantile
 from bench.service import Service
 from bench.table import Table
 from bench.wrk import Shot
+from remote.client import hammer
 from tests.jobs import call, send, until
 
 FOREST, SLOW = "forest", "slow"
