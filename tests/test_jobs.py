@@ -313,6 +313,19 @@ def test_runners_end_with_the_master_however_it_ends(odd: Path, how: signal.Sign
         assert gone(pids)
 
 
+def test_a_job_goes_on_where_it_was_when_the_whole_service_was_killed(odd: Path, tmp_path: Path) -> None:
+    environ = {"MODEL_DIR": str(odd), "DATA_DIR": str(tmp_path), "WEB_CONCURRENCY": "1", "SHAP_MAX_BATCH_SIZE": "4"}
+    environ["JOB_LEASE_SECONDS"] = "1"
+    with Service(environ) as service:
+        path = send(service, "predict", "sleepy", [[0.3]] * 12).headers["Location"]
+        until(service, path, chunks_done=1)
+        service.stop(signal.SIGKILL)
+    with Service(environ) as service:
+        job = until(service, path, state="done")
+        assert (job["state"], job["chunks_done"], job["attempts"]) == ("done", 3, 2)
+        assert call(service, "GET", job["result"]).json["predictions"] == [0.3] * 12
+
+
 def test_a_store_that_cannot_be_written_costs_jobs_only(models: Path, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("no directory")

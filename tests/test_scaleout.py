@@ -19,6 +19,8 @@ from tests.jobs import call, ended, send, until
 from tests.servers import free_port
 from tests.test_jobs import varied
 
+pytestmark = pytest.mark.xdist_group("dask")  # one cluster is enough
+
 ENVIRON = {"WEB_CONCURRENCY": "1", "MAX_REQUESTS": "0", "JOB_LEASE_SECONDS": "5"}
 
 
@@ -33,6 +35,9 @@ def scaled(models: Path, cluster: DaskCluster) -> Iterator[Service]:
     environ = {"MODEL_DIR": str(models), "DASK_SCHEDULER": cluster.address, "SHAP_MAX_BATCH_SIZE": "7"}
     with Service(ENVIRON | environ) as service:
         yield service
+    assert service.events("Runner ends")
+    assert service.events("Runner is lost") == []
+    assert "Traceback" not in service.log()
 
 
 @pytest.fixture(scope="module")

@@ -32,11 +32,14 @@ from serving.operations import Operation
 
 log = structlog.get_logger(__name__)
 
-CONNECT_SECONDS = 5.0
+CONNECT_SECONDS = 10.0
+ANSWER_SECONDS = 20.0
+"""A scheduler that is silent for so long, however busy, is taken for gone."""
+
 LOOK_SECONDS = 1.0
 """Between looks whether a cluster that has not answered yet has any worker left."""
 
-REST_SECONDS = 10.0
+REST_SECONDS = 30.0
 """After the cluster has failed, before it is tried again."""
 
 RETRIES = 2
@@ -130,10 +133,10 @@ class Cluster:
         )
         try:
             await client
-            workers = len(await client.nthreads())
+            workers = await _count_workers(client)
         except BaseException as error:
             await client.close()
-            if isinstance(error, Exception):
+            if isinstance(error, Exception) and not isinstance(error, ClusterAway):
                 raise ClusterAway(_describe(error)) from error
             raise
         log.info("Cluster is within reach", workers=workers)
@@ -149,7 +152,7 @@ class Cluster:
             except RegistryError as error:
                 raise ClusterFailed(str(error)) from error
             try:
-                sent = await client.scatter(parcel, broadcast=True)
+                sent = await client.scatter(parcel, broadcast=True, timeout=ANSWER_SECONDS)
             except Exception as error:
                 # whatever it is, it is the cluster's: no worker, no connection, no module of ours
                 raise ClusterAway(_describe(error)) from error
@@ -168,7 +171,7 @@ async def _outcome(
         while not (await asyncio.wait({waiting}, timeout=min(LOOK_SECONDS, timeout)))[0]:
             if time.monotonic() >= deadline:
                 raise DeadlineExceeded(f"the computation took longer than {timeout:g} s")
-            await _check_workers(client)
+            await _count_workers(client)
     finally:
         waiting.cancel()
     error = asyncio.CancelledError() if waiting.cancelled() else waiting.exception()
@@ -186,14 +189,16 @@ async def _result(future: distributed.Future[Any]) -> tuple[Outcome, bytes]:
     return outcome
 
 
-async def _check_workers(client: distributed.Client) -> None:
+async def _count_workers(client: distributed.Client) -> int:
+    """Raises ClusterAway when there is none."""
     try:
-        async with asyncio.timeout(CONNECT_SECONDS):
-            workers = await client.nthreads()
+        async with asyncio.timeout(ANSWER_SECONDS):
+            workers = len(await client.nthreads())
     except Exception as error:
         raise ClusterAway(_describe(error)) from error
     if not workers:
         raise ClusterAway("it has no workers")
+    return workers
 
 
 def _describe(error: BaseException) -> str:

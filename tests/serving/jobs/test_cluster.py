@@ -25,7 +25,7 @@ from serving.operations import Operation, selection_parameters
 from tests.estimators import DeadlyRegressor
 from tests.serving.conftest import until
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("dask")]
 
 PARAMETERS = selection_parameters(Selection())
 TIMEOUT = 60.0

@@ -1,4 +1,4 @@
-"""A job runner that does nothing of use, for tests and benchmarks that kill it: `python -m bench.toy_runner`."""
+"""A job runner that does nothing of use, for tests that kill it: `python -m tests.serving.jobs.toy_runner`."""
 
 from __future__ import annotations
 
