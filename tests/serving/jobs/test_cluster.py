@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,14 +15,18 @@ import pytest
 from structlog.testing import capture_logs
 
 from bench.cluster import DaskCluster
+from main import build_backend
 from registry.adding import add_version
 from registry.errors import VersionRefused
 from registry.features import Rows
 from registry.model import LoadedModel
 from registry.presenting import Selection
+from serving.errors import InvalidSetting
+from serving.executor import Executor
 from serving.jobs.cluster import Cluster
 from serving.jobs.parcel import Parcel, pack_version, platform_of_answers
 from serving.operations import Operation, selection_parameters
+from serving.settings import Settings
 from tests.estimators import DeadlyRegressor
 from tests.serving.conftest import until
 
@@ -139,3 +144,10 @@ def test_a_version_whose_files_have_changed_is_not_sent(tmp_path: Path) -> None:
     add_version(tmp_path, "deadly", estimator, sample * 2, margin=None, version="1")
     with pytest.raises(VersionRefused, match="is not what was loaded"):
         pack_version(tmp_path, model, evals=500)
+
+
+def test_a_cluster_without_its_library_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    monkeypatch.delitem(sys.modules, "serving.jobs.cluster")
+    with pytest.raises(InvalidSetting, match=r"DASK_SCHEDULER needs `pip install forkserve\[dask\]`"):
+        build_backend(Settings(dask_scheduler="tcp://127.0.0.1:1"), Executor({}))
