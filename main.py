@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from serving.app import Application, Jobs
     from serving.events.log import EventLog
     from serving.executor import Executor
+    from serving.jobs.backend import Backend
     from serving.jobs.runner import Runner
     from serving.jobs.store import JobStore
     from serving.reloads import Reloads
@@ -140,7 +141,7 @@ def assemble(settings: Settings, registry: Registry, reloads: Reloads) -> Applic
 
 
 def build_jobs(settings: Settings, registry: Registry, reloads: Reloads) -> Jobs:
-    """What keeps jobs, takes them in and works on them. Raises InvalidRedisUrl."""
+    """What keeps jobs, takes them in and works on them. Raises InvalidRedisUrl, InvalidSetting."""
     from serving.app import Jobs
     from serving.events.building import build_event_log
     from serving.executor import Executor
@@ -154,8 +155,9 @@ def build_jobs(settings: Settings, registry: Registry, reloads: Reloads) -> Jobs
     store = build_job_store(settings.data_dir, settings.redis_url, max_queued=settings.job_max_queued)
     events = build_event_log(settings.data_dir, settings.redis_url)
     functions = {operation.name: operation.answer_isolated for operation in make_row_operations(registry)}
-    executor = Executor(functions, memory=settings.job_memory_bytes)
-    rows = RowHandler(registry, executor, timeout=settings.job_timeout_seconds)
+    executor = Executor(functions, memory=settings.job_memory_bytes, background=True)
+    backend = build_backend(settings, executor)
+    rows = RowHandler(registry, backend, timeout=settings.job_timeout_seconds)
 
     async def announce() -> None:
         announce_reload(reloads)
@@ -169,12 +171,31 @@ def build_jobs(settings: Settings, registry: Registry, reloads: Reloads) -> Jobs
         events,
         {**dict.fromkeys(OPERATIONS, rows), TRAIN: build_train_handler(settings, trainer, events, serves, announce)},
         (executor, trainer),
+        backend,
         lease_seconds=settings.job_lease_seconds,
         keep_seconds=settings.job_keep_seconds,
         keep_jobs=settings.job_keep,
     )
     reader = JobReader(registry, max_rows=settings.job_max_rows, chunk_rows=settings.shap_max_batch_size)
     return Jobs(store, events, reader, runner, settings.job_max_body_bytes)
+
+
+def build_backend(settings: Settings, executor: Executor) -> Backend:
+    """What computes jobs: the executor, or a Dask cluster and the executor. Raises InvalidSetting."""
+    from serving.jobs.backend import LocalBackend
+
+    local = LocalBackend(executor)
+    if not settings.dask_scheduler:
+        return local
+    try:
+        # in the master, so that the 16 MB that this takes are shared
+        from serving.jobs.cluster import Cluster
+    except ModuleNotFoundError as error:
+        raise InvalidSetting(f"DASK_SCHEDULER needs `pip install forkserve[dask]`: {error}") from error
+    from serving.jobs.parcel import pack_version
+
+    pack = functools.partial(pack_version, settings.model_dir, evals=settings.shap_max_evals)
+    return Cluster(settings.dask_scheduler, local, pack, at_once=settings.dask_chunks)
 
 
 def build_trainer(settings: Settings) -> Executor:
@@ -190,7 +211,7 @@ def build_trainer(settings: Settings) -> Executor:
         compiled=settings.compile,
         budget=Budget(evaluations=settings.shap_max_evals),
     )
-    return Executor(steps.functions(), memory=settings.train_memory_bytes, reuse=False)
+    return Executor(steps.functions(), memory=settings.train_memory_bytes, background=True, reuse=False)
 
 
 def build_train_handler(
@@ -217,6 +238,7 @@ def build_train_handler(
 def build_trainer_alone(settings: Settings) -> tuple[JobStore, Runner]:
     """What trains models and does nothing else, without loading any. Raises InvalidRedisUrl."""
     from serving.events.building import build_event_log
+    from serving.jobs.backend import LocalBackend
     from serving.jobs.building import build_job_store
     from serving.jobs.runner import Runner
     from serving.reloads import Reloads
@@ -234,6 +256,7 @@ def build_trainer_alone(settings: Settings) -> tuple[JobStore, Runner]:
         events,
         {OPERATION: build_train_handler(settings, trainer, events, lambda _name: None, announce)},
         (trainer,),
+        LocalBackend(trainer),
         lease_seconds=settings.job_lease_seconds,
         keep_seconds=settings.job_keep_seconds,
         keep_jobs=settings.job_keep,

@@ -26,6 +26,7 @@ LAYERS: list[set[str]] = [
     {"serving.operations"},
     {"serving.executor", "serving.events"},
     {
+        "serving.code_pages",
         "serving.logs",
         "serving.numeric_threads",
         "serving.processes",

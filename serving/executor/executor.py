@@ -41,18 +41,20 @@ class Executor:
         processes: int = 1,
         waiting: int = 8,
         memory: int = 256 * 1024 * 1024,
+        background: bool = False,
         reuse: bool = True,
     ) -> None:
         """At most `waiting` calls wait for one of `processes`, which may allocate `memory` bytes each.
 
-        Without `reuse` a process is killed after its call, along with all that it has left running.
+        In the `background` they compute only with what other processes leave of the processor. Without `reuse` a
+        process is killed after its call, along with all that it has left running.
         """
         self._functions = functions
         self._most = processes + waiting
         self._turns = asyncio.Semaphore(processes)  # first come, first served
         self._calls = 0
         self._idle: list[Child] = []
-        self._zygote = Zygote(partial(answer_calls, functions=functions, memory=memory))
+        self._zygote = Zygote(partial(answer_calls, functions=functions, memory=memory, background=background))
         self._reuse = reuse
         self._started = False
 
