@@ -16,7 +16,7 @@ import structlog
 
 from registry import aliases
 from registry.candidates import Candidate, find_candidate, find_trained, remove_candidates, take_in
-from registry.errors import CannotAdd, RegistryError, Superseded, VersionRefused
+from registry.errors import CannotAdd, ModelNotFound, RegistryError, Superseded, VersionRefused
 from registry.manifest import Manifest, read_manifest
 from registry.registry import find_model
 from serving.errors import CallFailed, DeadlineExceeded, MemoryExceeded, StoreUnavailable
@@ -184,6 +184,8 @@ class TrainHandler:
 
 def _reason(error: Exception) -> str:
     """What a client may read: not where the model directory is."""
+    if isinstance(error, ModelNotFound):
+        return "the model is gone"
     return f"{error.path.name} {error.reason}" if isinstance(error, VersionRefused) else str(error)
 
 
