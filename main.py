@@ -241,15 +241,14 @@ def build_trainer_alone(settings: Settings) -> tuple[JobStore, Runner]:
     from serving.jobs.backend import LocalBackend
     from serving.jobs.building import build_job_store
     from serving.jobs.runner import Runner
-    from serving.reloads import Reloads
     from serving.training.request import OPERATION
 
     store = build_job_store(settings.data_dir, settings.redis_url, max_queued=settings.job_max_queued)
     events = build_event_log(settings.data_dir, settings.redis_url)
-    trainer, reloads = build_trainer(settings), Reloads()
+    trainer = build_trainer(settings)
 
     async def announce() -> None:
-        announce_reload(reloads)
+        """There is no master here; who serves takes the version over with the next reload."""
 
     runner = Runner(
         store,
@@ -408,6 +407,7 @@ def retrain(arguments: argparse.Namespace, settings: Settings) -> int:
     metrics = ", ".join(f"{name} {value:.3f}" for name, value in result.metrics.items())
     if result.promoted:
         say(f"{live.name}: version {result.version} is live, {metrics}; the previous one is {result.live}")
+        say("a service that runs takes it over when it reloads")
     return 0 if result.promoted else 1
 
 
