@@ -21,9 +21,12 @@ from serving.errors import InvalidSetting
 from serving.settings import Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from registry.registry import Registry
-    from serving.app import Application, Jobs
+    from serving.app import Application, Jobs, Schedules
     from serving.reloads import Reloads
+    from serving.schedules.schedule import Action
 
 
 def __getattr__(name: str) -> Any:
@@ -49,7 +52,7 @@ def web() -> Application:
 
 
 def build(settings: Settings) -> Application:
-    """The parts, put together; nothing is started. Raises RegistryError, InvalidRedisUrl."""
+    """The parts, put together; nothing is started. Raises RegistryError, InvalidSetting, InvalidRedisUrl."""
     from registry.explainers.budget import Budget
     from registry.registry import load_registry
     from serving.reloads import Reloads
@@ -79,7 +82,7 @@ def renew(settings: Settings, old: Registry, reloads: Reloads) -> tuple[Applicat
 
 
 def assemble(settings: Settings, registry: Registry, reloads: Reloads) -> Application:
-    """The app over these models. Raises InvalidRedisUrl."""
+    """The app over these models. Raises InvalidSetting, InvalidRedisUrl."""
     from cache.building import build_cache
     from serving.app import create_app
     from serving.batching import Batcher
@@ -116,6 +119,7 @@ def assemble(settings: Settings, registry: Registry, reloads: Reloads) -> Applic
         batcher=batcher,
         executor=executor,
         jobs=jobs,
+        schedules=build_schedules(settings, reloads),
         streams=Streams(hub, heartbeat_seconds=settings.stream_heartbeat_seconds),
         version=importlib.metadata.version("forkserve"),
         max_body_bytes=settings.max_body_bytes,
@@ -158,6 +162,32 @@ def build_jobs(settings: Settings, registry: Registry) -> Jobs:
     return Jobs(store, events, reader, runner, settings.job_max_body_bytes)
 
 
+def build_schedules(settings: Settings, reloads: Reloads) -> Schedules:
+    """What fires at set times, and what shows it. Raises InvalidSetting, InvalidRedisUrl."""
+    from serving.app import Schedules
+    from serving.jobs.building import build_job_store
+    from serving.schedules.building import build_schedule_store
+    from serving.schedules.schedule import parse_schedules
+    from serving.schedules.scheduler import Scheduler
+    from serving.schedules.timetable import Timetable
+
+    actions = schedule_actions(reloads)
+    schedules = parse_schedules(settings.schedules, actions, grace=settings.schedule_grace_seconds)
+    store = build_schedule_store(settings.data_dir, settings.redis_url)
+    jobs = build_job_store(settings.data_dir, settings.redis_url, max_queued=settings.job_max_queued)
+    return Schedules(Timetable(schedules, store), Scheduler(schedules, store, jobs))
+
+
+def schedule_actions(reloads: Reloads) -> Mapping[str, Action]:
+    """What schedules can do, by the word that they use for it."""
+    from serving.schedules.schedule import Called
+
+    async def reload() -> None:
+        reloads.request()
+
+    return {"reload": Called(reload)}
+
+
 def serve(_arguments: argparse.Namespace, settings: Settings) -> NoReturn:
     """Become gunicorn, with an admin token made for this run if there is none; or a worker without web."""
     if "web" not in settings.roles:
@@ -172,12 +202,16 @@ def serve(_arguments: argparse.Namespace, settings: Settings) -> NoReturn:
 
 
 def worker(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Run jobs without serving: JOB_RUNNERS processes, or with --once this one until no job is due."""
+    """Run jobs and schedules without serving, as ROLES says; or with --once jobs in this process until none is due."""
     from serving import logs, prefork
     from serving.errors import CannotServe
+    from serving.processes import SCHEDULER
     from serving.runners import Runners, supervise
 
     logs.configure(settings.log_level)
+    kinds = []
+    if "scheduler" in settings.roles and settings.schedules and not arguments.once:
+        kinds.append(Runners(build_schedules(settings, Reloads()).scheduler.run, 1, name=SCHEDULER))
     try:
         runner = build(settings).runner
         prefork.import_modules(settings.preload_modules)

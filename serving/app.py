@@ -30,6 +30,8 @@ from serving.routes.jobs import jobs_router
 from serving.routes.models import models_router
 from serving.routes.openapi import document
 from serving.routes.streams import streams_router
+from serving.schedules.scheduler import Scheduler
+from serving.schedules.timetable import Timetable
 from serving.streams import Streams
 from serving.submitting import JobReader
 
@@ -53,6 +55,14 @@ class Jobs:
         await self.events.close()
 
 
+@dataclass(frozen=True, slots=True)
+class Schedules:
+    """What the operator sees of schedules, and who fires them."""
+
+    timetable: Timetable
+    scheduler: Scheduler
+
+
 def create_app(
     registry: Registry,
     inference: Inference,
@@ -61,6 +71,7 @@ def create_app(
     batcher: Batcher,
     executor: Executor,
     jobs: Jobs,
+    schedules: Schedules,
     streams: Streams,
     version: str,
     max_body_bytes: int,
@@ -85,6 +96,7 @@ def create_app(
         await streams.end()
         await cache.close()
         await jobs.close()
+        await schedules.timetable.close()
 
     inference.prepare()
     app = FastAPI(
@@ -102,7 +114,7 @@ def create_app(
     app.include_router(models_router(registry))
     app.include_router(health_router(registry, cache, reloads, StoreWatch(jobs.store)))
     app.include_router(streams_router(streams, jobs.events, jobs.store.get))
-    app.include_router(admin_router(admin_token, registry, model_dir, reloads, streams))
+    app.include_router(admin_router(admin_token, registry, model_dir, reloads, streams, schedules.timetable))
     app.include_router(
         jobs_router(
             jobs.store,
@@ -129,6 +141,7 @@ def create_app(
         Edge(hot_path, access_log=access_log),
         registry=registry,
         runner=jobs.runner,
+        scheduler=schedules.scheduler,
         start_processes=executor.start,
         end_streams=streams.end,
         unwell=lambda: batcher.unwell() or executor.unwell(),
@@ -150,6 +163,7 @@ class Application:
         *,
         registry: Registry,
         runner: Runner,
+        scheduler: Scheduler,
         start_processes: Callable[[], None],
         end_streams: Callable[[], Awaitable[None]],
         unwell: Callable[[], str | None],
@@ -158,13 +172,14 @@ class Application:
     ) -> None:
         """`start_processes` is for a worker that has one thread, `end_streams` for one that drains.
 
-        `runner` is for a process that works on jobs. `unwell` says why it should be replaced, if so. `renew` is for the
+        `runner` is for a process that works on jobs, `scheduler` for one that fires schedules. `unwell` says why it should be replaced, if so. `renew` is for the
         master, which tells `reloads` the outcome.
         """
         self._api = api
         self._hot_path = hot_path
         self.registry = registry
         self.runner = runner
+        self.scheduler = scheduler
         self.start_processes = start_processes
         self.end_streams = end_streams
         self.unwell = unwell

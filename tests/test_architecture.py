@@ -20,7 +20,7 @@ LAYERS: list[set[str]] = [
     {"serving.protocol", "serving.routes", "serving.runners"},
     {"serving.streams"},
     {"serving.asgi", "serving.submitting"},
-    {"serving.problems", "serving.inference", "serving.reading", "serving.table"},
+    {"serving.problems", "serving.inference", "serving.reading", "serving.schedules", "serving.table"},
     {"serving.batching", "serving.jobs"},
     {"serving.cost"},
     {"serving.operations"},
