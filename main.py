@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from registry.registry import Registry
-    from serving.app import Application, Jobs, Schedules
+    from serving.announcements import Announcements
+    from serving.app import Application, Jobs
     from serving.reloads import Reloads
+    from serving.schedules.building import Schedules
     from serving.schedules.schedule import Action
 
 
@@ -57,6 +59,7 @@ def build(settings: Settings) -> Application:
     from registry.registry import load_registry
     from serving.reloads import Reloads
 
+    reloads = Reloads()  # first: what others tell from now on may be missed by what is loaded
     registry = load_registry(
         settings.model_dir,
         selected=settings.serve_versions,
@@ -64,7 +67,7 @@ def build(settings: Settings) -> Application:
         compiled=settings.compile,
         budget=Budget(evaluations=settings.shap_max_evals),
     )
-    return assemble(settings, registry, Reloads())
+    return assemble(settings, registry, reloads)
 
 
 def renew(settings: Settings, old: Registry, reloads: Reloads) -> tuple[Application, tuple[str, ...]]:
@@ -119,7 +122,7 @@ def assemble(settings: Settings, registry: Registry, reloads: Reloads) -> Applic
         batcher=batcher,
         executor=executor,
         jobs=jobs,
-        schedules=build_schedules(settings, reloads),
+        schedules=schedules_of(settings, reloads),
         streams=Streams(hub, heartbeat_seconds=settings.stream_heartbeat_seconds),
         version=importlib.metadata.version("forkserve"),
         max_body_bytes=settings.max_body_bytes,
@@ -129,6 +132,7 @@ def assemble(settings: Settings, registry: Registry, reloads: Reloads) -> Applic
         access_log=settings.access_log,
         model_dir=settings.model_dir,
         reloads=reloads,
+        announcements=build_announcements(settings, reloads),
         renew=lambda: renew(settings, registry, reloads),
     )
 
@@ -162,28 +166,43 @@ def build_jobs(settings: Settings, registry: Registry) -> Jobs:
     return Jobs(store, events, reader, runner, settings.job_max_body_bytes)
 
 
-def build_schedules(settings: Settings, reloads: Reloads) -> Schedules:
+def build_announcements(settings: Settings, reloads: Reloads) -> Announcements | None:
+    """What instances tell each other, if they share a Redis. Raises InvalidRedisUrl."""
+    from serving.announcements import Announcements
+    from serving.events.building import build_event_log
+
+    if not settings.redis_url:
+        return None
+    return Announcements(build_event_log(settings.data_dir, settings.redis_url), reloads)
+
+
+def schedules_of(settings: Settings, reloads: Reloads) -> Schedules:
     """What fires at set times, and what shows it. Raises InvalidSetting, InvalidRedisUrl."""
-    from serving.app import Schedules
-    from serving.jobs.building import build_job_store
-    from serving.schedules.building import build_schedule_store
-    from serving.schedules.schedule import parse_schedules
-    from serving.schedules.scheduler import Scheduler
-    from serving.schedules.timetable import Timetable
+    from serving.schedules.building import build_schedules
 
-    actions = schedule_actions(reloads)
-    schedules = parse_schedules(settings.schedules, actions, grace=settings.schedule_grace_seconds)
-    store = build_schedule_store(settings.data_dir, settings.redis_url)
-    jobs = build_job_store(settings.data_dir, settings.redis_url, max_queued=settings.job_max_queued)
-    return Schedules(Timetable(schedules, store), Scheduler(schedules, store, jobs))
+    return build_schedules(
+        settings.schedules,
+        schedule_actions(settings, reloads),
+        grace=settings.schedule_grace_seconds,
+        directory=settings.data_dir,
+        redis_url=settings.redis_url,
+        max_queued=settings.job_max_queued,
+    )
 
 
-def schedule_actions(reloads: Reloads) -> Mapping[str, Action]:
-    """What schedules can do, by the word that they use for it."""
+def schedule_actions(settings: Settings, reloads: Reloads) -> Mapping[str, Action]:
+    """What schedules can do, by the word that they use for it. The words after it are the function's parameters."""
+    from serving.announcements import announce
+    from serving.events.building import build_event_log
     from serving.schedules.schedule import Called
 
     async def reload() -> None:
-        reloads.request()
+        if reloads.has_master or not settings.redis_url:
+            reloads.request()  # and not waited for: the scheduler is replaced by it
+            return
+        events = build_event_log(settings.data_dir, settings.redis_url)
+        await announce(events, "schedule")
+        await events.close()
 
     return {"reload": Called(reload)}
 
@@ -202,28 +221,55 @@ def serve(_arguments: argparse.Namespace, settings: Settings) -> NoReturn:
 
 
 def worker(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Run jobs and schedules without serving, as ROLES says; or with --once jobs in this process until none is due."""
+    """Run jobs and schedules without serving, as ROLES says; with --once jobs until none is due, in this process."""
     from serving import logs, prefork
     from serving.errors import CannotServe
     from serving.processes import SCHEDULER
+    from serving.reloads import Reloads
     from serving.runners import Runners, supervise
 
     logs.configure(settings.log_level)
     kinds = []
-    if "scheduler" in settings.roles and settings.schedules and not arguments.once:
-        kinds.append(Runners(build_schedules(settings, Reloads()).scheduler.run, 1, name=SCHEDULER))
     try:
-        runner = build(settings).runner
+        if "scheduler" in settings.roles and settings.schedules and not arguments.once:
+            kinds.append(Runners(schedules_of(settings, Reloads()).scheduler.run, 1, name=SCHEDULER))
+        if arguments.once or "worker" in settings.roles or "scheduler" not in settings.roles:
+            runner = build(settings).runner
+            kinds.append(Runners(runner.run, settings.job_runners))
         prefork.import_modules(settings.preload_modules)
         prefork.settle()
         prefork.check_single_thread()
     except CannotServe as error:
         say(f"forkserve: {error}", file=sys.stderr)
         return 1
+    if not kinds:
+        say("forkserve: ROLES names the scheduler alone, and SCHEDULES is empty", file=sys.stderr)
+        return 1
     if arguments.once:
         runner.run(once=True)
     else:
-        supervise(Runners(runner.run, settings.job_runners))
+        supervise(kinds)
+    return 0
+
+
+def schedules(_arguments: argparse.Namespace, settings: Settings) -> int:
+    """List what fires when, next and last, and how often it did."""
+    import asyncio
+
+    from serving.reloads import Reloads
+
+    timetable = schedules_of(settings, Reloads()).timetable
+
+    async def read() -> list[dict[str, Any]]:
+        try:
+            return await timetable.rows()
+        finally:
+            await timetable.close()
+
+    for row in asyncio.run(read()):
+        counts = ", ".join(f"{name.replace('_', ' ')} {row[name]}" for name in COUNTED if row.get(name))
+        when, what = f"{row['when']:40}", f"{row['action']:24}"
+        say(f"{row['name']:24} {when} {what} next {row['next'] or 'never'}  {counts}".rstrip())
     return 0
 
 
@@ -325,9 +371,15 @@ def train(_arguments: argparse.Namespace, settings: Settings) -> int:
 
 def check(_arguments: argparse.Namespace, settings: Settings) -> int:
     """Verify models, settings and the fork before a deploy; a line a fault."""
+    from cache.connection import InvalidRedisUrl
     from serving.check import find_faults
+    from serving.reloads import Reloads
 
     faults = find_faults(settings)
+    try:
+        schedules_of(settings, Reloads())
+    except (InvalidSetting, InvalidRedisUrl) as error:
+        faults.append(str(error))
     for fault in faults:
         say(f"forkserve: {fault}", file=sys.stderr)
     if not faults:
@@ -335,6 +387,7 @@ def check(_arguments: argparse.Namespace, settings: Settings) -> int:
     return 1 if faults else 0
 
 
+COUNTED = ("fired", "missed", "coalesced", "overlaps_prevented", "failed", "overlap_incidents")
 MARGINS = {"seen": 0.0, "wide": 1.0, "none": None}
 
 
@@ -344,7 +397,7 @@ def parser() -> argparse.ArgumentParser:
         prog="forkserve", description="Serve scikit-learn models from workers that share them."
     )
     commands = top.add_subparsers(required=True, metavar="command")
-    for command in (serve, worker, models, add, explain, promote, rollback, train, check):
+    for command in (serve, worker, schedules, models, add, explain, promote, rollback, train, check):
         sub = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__)
         sub.set_defaults(command=command)
         if command is add:
@@ -395,7 +448,7 @@ def run() -> int:
     logs.configure("warning")
     try:
         status: int = arguments.command(arguments, settings)
-    except (RegistryError, InvalidRedisUrl) as error:
+    except (RegistryError, InvalidRedisUrl, InvalidSetting) as error:
         say(f"forkserve: {error}", file=sys.stderr)
         return 1
     return status

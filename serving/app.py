@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from starlette.exceptions import HTTPException
 from cache.tiered import TieredCache
 from registry.registry import Registry
 from serving import problems
+from serving.announcements import Announcements
 from serving.asgi import App, Edge, Receive, Scope, Send
 from serving.batching import Batcher
 from serving.events.log import EventLog
@@ -30,8 +32,8 @@ from serving.routes.jobs import jobs_router
 from serving.routes.models import models_router
 from serving.routes.openapi import document
 from serving.routes.streams import streams_router
+from serving.schedules.building import Schedules
 from serving.schedules.scheduler import Scheduler
-from serving.schedules.timetable import Timetable
 from serving.streams import Streams
 from serving.submitting import JobReader
 
@@ -55,14 +57,6 @@ class Jobs:
         await self.events.close()
 
 
-@dataclass(frozen=True, slots=True)
-class Schedules:
-    """What the operator sees of schedules, and who fires them."""
-
-    timetable: Timetable
-    scheduler: Scheduler
-
-
 def create_app(
     registry: Registry,
     inference: Inference,
@@ -81,16 +75,21 @@ def create_app(
     access_log: bool,
     model_dir: Path,
     reloads: Reloads,
+    announcements: Announcements | None,
     renew: Renew,
 ) -> Application:
-    """The app over these parts. Building it starts nothing: threads and connections begin with its lifespan."""
+    """The app over these parts. Building it starts nothing: threads and connections begin with its lifespan.
+
+    Without `announcements` other instances are neither told of reloads nor listened to.
+    """
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         # Nothing here may fail on an outside service: gunicorn shuts all down when one worker cannot start.
         executor.start()
         batcher.start()
-        yield
+        async with _running(announcements):
+            yield
         batcher.stop()
         executor.stop()
         await streams.end()
@@ -150,6 +149,19 @@ def create_app(
     )
 
 
+@asynccontextmanager
+async def _running(announcements: Announcements | None) -> AsyncIterator[None]:
+    """Told and heard beside whatever is done meanwhile."""
+    if announcements is None:
+        yield
+        return
+    task = asyncio.create_task(announcements.run())
+    yield
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await announcements.close()
+
+
 class Application:
     """The app as servers see it: predictions and explanations go their own short way, all the rest goes to FastAPI.
 
@@ -172,8 +184,8 @@ class Application:
     ) -> None:
         """`start_processes` is for a worker that has one thread, `end_streams` for one that drains.
 
-        `runner` is for a process that works on jobs, `scheduler` for one that fires schedules. `unwell` says why it should be replaced, if so. `renew` is for the
-        master, which tells `reloads` the outcome.
+        `runner` is for a process that works on jobs, `scheduler` for one that fires schedules. `unwell` says why it
+        should be replaced, if so. `renew` is for the master, which tells `reloads` the outcome.
         """
         self._api = api
         self._hot_path = hot_path

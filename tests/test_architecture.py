@@ -21,7 +21,7 @@ LAYERS: list[set[str]] = [
     {"serving.streams"},
     {"serving.asgi", "serving.submitting"},
     {"serving.problems", "serving.inference", "serving.reading", "serving.schedules", "serving.table"},
-    {"serving.batching", "serving.jobs"},
+    {"serving.announcements", "serving.batching", "serving.jobs"},
     {"serving.cost"},
     {"serving.operations"},
     {"serving.executor", "serving.events"},

@@ -146,7 +146,7 @@ def _roll_back(registry: Registry, name: str, model_dir: Path) -> Aliases:
 
 
 def _process_figures() -> dict[str, Any]:
-    """Memory and age of the master, its workers, its job runners and scheduler; PSS adds up to what the box really spends."""
+    """Memory and age of the master, its workers, runners and scheduler; PSS adds up to what the box really spends."""
     master = os.getppid()
     figures = {pid: _figures(pid) for pid in (master, *child_pids(master))}
     alive = {pid: figure for pid, figure in figures.items() if figure is not None}
