@@ -1,9 +1,9 @@
 """Instances over one log of events tell each other of reloads: who has reloaded tells, who is told reloads once.
 
-Context: every instance has a master of its own, which has no connections and so can neither tell nor hear. Decision: one
-of its web workers, whichever has the lock, tells of each reload that the master has done, and listens. What it has said
-and heard is in the memory that it shares with the others: the next one goes on from there. Consequence: a connection
-for each instance, one reload for each, however many workers it has; one that was told does not tell again.
+Context: every instance has a master of its own, which has no connections and so can neither tell nor hear. Decision:
+one of its web workers, whichever has the lock, tells of each reload that the master has done, and listens. What it has
+said and heard is in the memory that it shares with the others: the next one goes on from there. Consequence: a
+connection for each instance, one reload for each, however many workers it has; who was told does not tell again.
 """
 
 from __future__ import annotations
