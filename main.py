@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from registry.registry import Registry
     from serving.announcements import Announcements
     from serving.app import Application, Jobs
+    from serving.jobs.job import JobRequest
     from serving.reloads import Reloads
     from serving.schedules.building import Schedules
     from serving.schedules.schedule import Action
@@ -194,7 +195,7 @@ def schedule_actions(settings: Settings, reloads: Reloads) -> Mapping[str, Actio
     """What schedules can do, by the word that they use for it. The words after it are the function's parameters."""
     from serving.announcements import announce
     from serving.events.building import build_event_log
-    from serving.schedules.schedule import Called
+    from serving.schedules.schedule import Called, Queued
 
     async def reload() -> None:
         if reloads.has_master or not settings.redis_url:
@@ -204,7 +205,20 @@ def schedule_actions(settings: Settings, reloads: Reloads) -> Mapping[str, Actio
         await announce(events, "schedule")
         await events.close()
 
-    return {"reload": Called(reload)}
+    def train(model: str) -> JobRequest:
+        return train_request(settings.model_dir, model)
+
+    return {"reload": Called(reload), "train": Queued(train)}
+
+
+def train_request(model_dir: Path, model: str) -> JobRequest:
+    """The job that trains a model anew, one at a time over all models. Raises ModelNotFound, VersionRefused."""
+    from registry import aliases
+    from registry.registry import find_model
+    from serving.jobs.job import JobRequest
+
+    live = aliases.current(find_model(model_dir, model)).live
+    return JobRequest(operation="train", model=model, version=live, inputs=[b""], mutex="train")
 
 
 def serve(_arguments: argparse.Namespace, settings: Settings) -> NoReturn:
