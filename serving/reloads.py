@@ -47,7 +47,8 @@ class Reloads:
         """Anonymous shared memory: to be made before the fork."""
         self._memory = memoryview(mmap.mmap(-1, SIZE))
         self._numbers = self._memory[:HEAD].cast("Q")
-        self._lock = tempfile.TemporaryFile()  # noqa: SIM115 - as long as this process lives
+        with tempfile.TemporaryFile() as file:
+            self._lock = os.dup(file.fileno())  # open as long as this process lives
         self.instance = secrets.token_hex(8)
         """What this master and its workers are called among instances."""
         self.made = time.time()

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,14 @@ def pair(shared_models: Path, own_server: RedisServer) -> Iterator[tuple[Service
         yield one, two
 
 
+def _serves_again(service: Service) -> bool:
+    return len(service.events("Worker serves")) == 4
+
+
+def _was_told(service: Service) -> bool:
+    return count(service) == (1, 1, 0)
+
+
 def count(service: Service) -> tuple[int, int, int]:
     """How often it has reloaded, was told to, and has told the others."""
     return len(service.events(RELOADED)), len(service.events(TOLD)), len(service.events(TELLS))
@@ -73,7 +82,7 @@ def test_hup_by_hand_is_told_also_when_the_worker_that_listens_is_killed(
     for service in pair:
         for worker in service.workers:
             os.kill(worker, signal.SIGKILL)
-        assert eventually(lambda service=service: len(service.events("Worker serves")) == 4)
+        assert eventually(partial(_serves_again, service))
     add_copy(shared_models, "wine", "2")
     os.kill(one.master, signal.SIGHUP)
     assert settles_on(one, "wine", "2")
@@ -94,7 +103,7 @@ def test_what_promotes_a_version_elsewhere_can_tell_all_instances(
     asyncio.run(tell())
     for service in pair:
         assert settles_on(service, "wine", "2")
-        assert eventually(lambda service=service: count(service) == (1, 1, 0))
+        assert eventually(partial(_was_told, service))
         assert service.events(TOLD)[0]["reasons"] == ["wine/2 is promoted"]
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ from tests.test_processes import eventually, gone
 
 FORKSERVE = Path(sys.executable).with_name("forkserve")
 OFTEN = "often: every 1s grace 30: reload"
+
+
+def _works_again(log: Path) -> bool:
+    return len(lines(log, "Scheduler works")) == 2
 
 
 @pytest.fixture(params=["sqlite", "redis"])
@@ -72,7 +77,7 @@ def test_each_firing_happens_once_over_two_schedulers_of_which_one_is_killed(
         (child,) = child_pids(process.pid)
         assert name_of(child) == SCHEDULER
         os.kill(child, signal.SIGKILL)
-        assert eventually(lambda log=log: len(lines(log, "Scheduler works")) == 2)
+        assert eventually(partial(_works_again, log))
         assert lines(log, "Scheduler is lost")[0]["code"] == -signal.SIGKILL
     before = len(fired())
     assert eventually(lambda: len(fired()) >= before + 3)
