@@ -38,6 +38,9 @@ CLOCKS_DIFFER = 2.0
 
 AT_ONCE = 50
 
+EMPTY = 1
+"""Before all ids: an empty log has been heard to its end, and whatever comes next is new."""
+
 
 class Announcement(msgspec.Struct, frozen=True):
     """What is told: by which instance, empty for none, and why."""
@@ -106,7 +109,7 @@ class Announcements:
         heard = self._reloads.heard or first_id(int((self._reloads.made - CLOCKS_DIFFER) * 1000))
         page = await self._events.read(TOPIC, heard, AT_ONCE)
         reasons = [told.reason for told in map(_announcement, page.events) if told.instance != self._reloads.instance]
-        if page.is_gap(heard) and not is_first:
+        if page.floor > heard > EMPTY and not is_first:
             reasons.append("the log of events has forgotten what was told")
         number = None
         if reasons:
@@ -121,10 +124,10 @@ class Announcements:
 
 
 def _position(page: Page, heard: int) -> int:
-    """Up to where the log has been read; a log that was begun anew may be behind what was heard."""
+    """Up to where the log has been read; a log that is empty, or was begun anew, is behind what was heard."""
     if len(page.events) == AT_ONCE:
         return page.events[-1].id
-    return page.latest or heard
+    return page.latest or EMPTY
 
 
 def _announcement(event: Event) -> Announcement:

@@ -139,8 +139,17 @@ async def test_what_was_told_before_the_models_were_loaded_is_not_heard(instance
     assert await instance.hear() == 1, "although the clock of the log is behind ours"
 
 
+async def test_an_empty_log_says_nothing_and_then_what_comes(instance: Instance) -> None:
+    assert [await instance.hear() for _ in range(3)] == [0, 0, 0]
+    await instance.events.append("a-job", "done", b"{}")
+    assert await instance.hear() == 0
+    await announce(instance.events, "new", instance="other")
+    assert await instance.hear() == 1
+
+
 async def test_what_nobody_understands_is_a_reload_and_what_was_forgotten_too(instance: Instance) -> None:
-    await instance.hear()
+    await announce(instance.events, "mine", instance=instance.reloads.instance)
+    assert await instance.hear() == 0
     await instance.events.append(TOPIC, "reload", b"\xff")
     assert await instance.hear() == 1
     await announce(instance.events, "forgotten", instance="other")
