@@ -118,12 +118,12 @@ class Announcements:
                 number = self._reloads.request(told=True)
             except CannotReload as error:
                 log.error("Reload refused", reason=str(error))
-        self._reloads.heard = _position(page, heard)
+        self._reloads.heard = _position(page)
         if number is not None:
             await self._reloads.wait(number, RELOAD_SECONDS)
 
 
-def _position(page: Page, heard: int) -> int:
+def _position(page: Page) -> int:
     """Up to where the log has been read; a log that is empty, or was begun anew, is behind what was heard."""
     if len(page.events) == AT_ONCE:
         return page.events[-1].id
