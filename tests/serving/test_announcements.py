@@ -47,7 +47,6 @@ class Instance:
 
     async def hear(self) -> int:
         """Listen once, as whichever worker does it now; how many reloads that asks the master for, who does them."""
-
         asked: list[int] = []
         request = self.reloads.request
 
