@@ -12,6 +12,7 @@ from serving.events.log import EventLog
 from serving.events.redis import RedisEventLog
 from serving.events.sqlite import SQLiteEventLog
 from serving.executor import Executor
+from serving.jobs.backend import LocalBackend
 from serving.jobs.runner import Runner
 from serving.jobs.store import JobStore
 from tests.serving.conftest import PATIENCE
@@ -33,7 +34,11 @@ async def events(jobs: Jobs) -> AsyncIterator[EventLog]:
 
 def runner(store: JobStore, events: EventLog, *, keep_seconds: float, keep_jobs: int) -> Runner:
     """It has nothing to do but to prune."""
-    return Runner(store, events, {}, Executor({}), lease_seconds=60, keep_seconds=keep_seconds, keep_jobs=keep_jobs)
+    executor = Executor({})
+    backend = LocalBackend(executor)
+    return Runner(
+        store, events, {}, executor, backend, lease_seconds=60, keep_seconds=keep_seconds, keep_jobs=keep_jobs
+    )
 
 
 async def finish(store: JobStore, events: EventLog, jobs: Jobs) -> str:
