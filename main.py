@@ -22,18 +22,22 @@ from serving.errors import InvalidSetting
 from serving.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     import pandas as pd
 
     from registry.registry import Registry
+    from serving.announcements import Announcements
     from serving.app import Application, Jobs
     from serving.events.log import EventLog
     from serving.executor import Executor
     from serving.jobs.backend import Backend
+    from serving.jobs.job import JobRequest
     from serving.jobs.runner import Runner
     from serving.jobs.store import JobStore
     from serving.reloads import Reloads
+    from serving.schedules.building import Schedules
+    from serving.schedules.schedule import Action
     from serving.training.handler import TrainHandler
 
 
@@ -60,11 +64,12 @@ def web() -> Application:
 
 
 def build(settings: Settings) -> Application:
-    """The parts, put together; nothing is started. Raises RegistryError, InvalidRedisUrl."""
+    """The parts, put together; nothing is started. Raises RegistryError, InvalidSetting, InvalidRedisUrl."""
     from registry.explainers.budget import Budget
     from registry.registry import load_registry
     from serving.reloads import Reloads
 
+    reloads = Reloads()  # first: what others tell from now on may be missed by what is loaded
     registry = load_registry(
         settings.model_dir,
         selected=settings.serve_versions,
@@ -72,7 +77,7 @@ def build(settings: Settings) -> Application:
         compiled=settings.compile,
         budget=Budget(evaluations=settings.shap_max_evals),
     )
-    return assemble(settings, registry, Reloads())
+    return assemble(settings, registry, reloads)
 
 
 def renew(settings: Settings, old: Registry, reloads: Reloads) -> tuple[Application, tuple[str, ...]]:
@@ -90,7 +95,7 @@ def renew(settings: Settings, old: Registry, reloads: Reloads) -> tuple[Applicat
 
 
 def assemble(settings: Settings, registry: Registry, reloads: Reloads) -> Application:
-    """The app over these models. Raises InvalidRedisUrl."""
+    """The app over these models. Raises InvalidSetting, InvalidRedisUrl."""
     from cache.building import build_cache
     from serving.app import create_app
     from serving.batching import Batcher
@@ -127,6 +132,7 @@ def assemble(settings: Settings, registry: Registry, reloads: Reloads) -> Applic
         batcher=batcher,
         executor=executor,
         jobs=jobs,
+        schedules=schedules_of(settings, reloads),
         streams=Streams(hub, heartbeat_seconds=settings.stream_heartbeat_seconds),
         version=importlib.metadata.version("forkserve"),
         max_body_bytes=settings.max_body_bytes,
@@ -136,6 +142,7 @@ def assemble(settings: Settings, registry: Registry, reloads: Reloads) -> Applic
         access_log=settings.access_log,
         model_dir=settings.model_dir,
         reloads=reloads,
+        announcements=build_announcements(settings, reloads),
         renew=lambda: renew(settings, registry, reloads),
     )
 
@@ -160,7 +167,7 @@ def build_jobs(settings: Settings, registry: Registry, reloads: Reloads) -> Jobs
     rows = RowHandler(registry, backend, timeout=settings.job_timeout_seconds)
 
     async def announce() -> None:
-        announce_reload(reloads)
+        await announce_reload(reloads, events, shared=bool(settings.redis_url))
 
     def serves(name: str) -> str | None:
         return registry.aliases(name).live if name in registry else None
@@ -241,6 +248,7 @@ def build_trainer_alone(settings: Settings) -> tuple[JobStore, Runner]:
     from serving.jobs.backend import LocalBackend
     from serving.jobs.building import build_job_store
     from serving.jobs.runner import Runner
+    from serving.reloads import Reloads
     from serving.training.request import OPERATION
 
     store = build_job_store(settings.data_dir, settings.redis_url, max_queued=settings.job_max_queued)
@@ -248,7 +256,8 @@ def build_trainer_alone(settings: Settings) -> tuple[JobStore, Runner]:
     trainer = build_trainer(settings)
 
     async def announce() -> None:
-        """There is no master here; who serves takes the version over with the next reload."""
+        if settings.redis_url:
+            await announce_reload(Reloads(), events, shared=True)
 
     runner = Runner(
         store,
@@ -270,16 +279,71 @@ async def read_outcomes(_model: str) -> pd.DataFrame:
     return pd.DataFrame()
 
 
-def announce_reload(reloads: Reloads) -> None:
-    """Have those who serve take over what has become live on the disk."""
+async def announce_reload(reloads: Reloads, events: EventLog, *, shared: bool) -> None:
+    """Have those who serve take over what has become live on the disk; `shared` if other instances read `events`."""
     import structlog
 
-    from serving.errors import CannotReload
+    from serving.announcements import announce
 
-    try:
-        reloads.request()
-    except CannotReload:
+    if reloads.has_master:
+        reloads.request()  # which then tells the others
+    elif shared:
+        await announce(events, "trained")
+    else:
         structlog.get_logger(__name__).warning("A new version is live, and there is nobody here to be told")
+
+
+def build_announcements(settings: Settings, reloads: Reloads) -> Announcements | None:
+    """What instances tell each other, if they share a Redis. Raises InvalidRedisUrl."""
+    from serving.announcements import Announcements
+    from serving.events.building import build_event_log
+
+    if not settings.redis_url:
+        return None
+    return Announcements(build_event_log(settings.data_dir, settings.redis_url), reloads)
+
+
+def schedules_of(settings: Settings, reloads: Reloads) -> Schedules:
+    """What fires at set times, and what shows it. Raises InvalidSetting, InvalidRedisUrl."""
+    from serving.schedules.building import build_schedules
+
+    return build_schedules(
+        settings.schedules,
+        schedule_actions(settings, reloads),
+        grace=settings.schedule_grace_seconds,
+        directory=settings.data_dir,
+        redis_url=settings.redis_url,
+        max_queued=settings.job_max_queued,
+    )
+
+
+def schedule_actions(settings: Settings, reloads: Reloads) -> Mapping[str, Action]:
+    """What schedules can do, by the word that they use for it. The words after it are the function's parameters."""
+    from serving.announcements import announce
+    from serving.events.building import build_event_log
+    from serving.schedules.schedule import Called, Queued
+
+    async def reload() -> None:
+        if reloads.has_master or not settings.redis_url:
+            reloads.request()  # and not waited for: the scheduler is replaced by it
+            return
+        events = build_event_log(settings.data_dir, settings.redis_url)
+        await announce(events, "schedule")
+        await events.close()
+
+    def train(model: str) -> JobRequest:
+        return train_request(settings.model_dir, model)
+
+    return {"reload": Called(reload), "train": Queued(train)}
+
+
+def train_request(model_dir: Path, model: str) -> JobRequest:
+    """The job that trains a model anew. Raises ModelNotFound, VersionRefused, CannotTrain."""
+    from registry.registry import find_model
+    from registry.training import live_manifest
+    from serving.training.request import training_request
+
+    return training_request(live_manifest(find_model(model_dir, model)))
 
 
 def serve(_arguments: argparse.Namespace, settings: Settings) -> NoReturn:
@@ -296,25 +360,56 @@ def serve(_arguments: argparse.Namespace, settings: Settings) -> NoReturn:
 
 
 def worker(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Run jobs without serving: JOB_RUNNERS processes, or with --once this one until no job is due."""
+    """Run jobs and schedules without serving, as ROLES says; with --once jobs until none is due, in this process."""
     from serving import logs, prefork
     from serving.errors import CannotServe
     from serving.jobs.runner import at_once
+    from serving.processes import SCHEDULER
+    from serving.reloads import Reloads
     from serving.runners import Runners, supervise
 
     logs.configure(settings.log_level)
+    kinds = []
     try:
-        runner = build(settings).runner
+        if "scheduler" in settings.roles and settings.schedules and not arguments.once:
+            kinds.append(Runners(schedules_of(settings, Reloads()).scheduler.run, 1, name=SCHEDULER))
+        if arguments.once or "worker" in settings.roles or "scheduler" not in settings.roles:
+            runner = build(settings).runner
+            kinds.append(Runners(runner.run, settings.job_runners))
         prefork.import_modules(settings.preload_modules)
         prefork.settle()
         prefork.check_single_thread()
     except CannotServe as error:
         say(f"forkserve: {error}", file=sys.stderr)
         return 1
+    if not kinds:
+        say("forkserve: ROLES names the scheduler alone, and SCHEDULES is empty", file=sys.stderr)
+        return 1
     if arguments.once:
         runner.run(until=at_once)
     else:
-        supervise(Runners(runner.run, settings.job_runners))
+        supervise(kinds)
+    return 0
+
+
+def schedules(_arguments: argparse.Namespace, settings: Settings) -> int:
+    """List what fires when, next and last, and how often it did."""
+    import asyncio
+
+    from serving.reloads import Reloads
+
+    timetable = schedules_of(settings, Reloads()).timetable
+
+    async def read() -> list[dict[str, Any]]:
+        try:
+            return await timetable.rows()
+        finally:
+            await timetable.close()
+
+    for row in asyncio.run(read()):
+        counts = ", ".join(f"{name.replace('_', ' ')} {row[name]}" for name in COUNTED if row.get(name))
+        when, what = f"{row['when']:40}", f"{row['action']:24}"
+        say(f"{row['name']:24} {when} {what} next {row['next'] or 'never'}  {counts}".rstrip())
     return 0
 
 
@@ -452,9 +547,15 @@ def train(_arguments: argparse.Namespace, settings: Settings) -> int:
 
 def check(_arguments: argparse.Namespace, settings: Settings) -> int:
     """Verify models, settings and the fork before a deploy; a line a fault."""
+    from cache.connection import InvalidRedisUrl
     from serving.check import find_faults
+    from serving.reloads import Reloads
 
     faults = find_faults(settings)
+    try:
+        schedules_of(settings, Reloads())
+    except (InvalidSetting, InvalidRedisUrl) as error:
+        faults.append(str(error))
     for fault in faults:
         say(f"forkserve: {fault}", file=sys.stderr)
     if not faults:
@@ -515,6 +616,7 @@ def progress(line: str) -> None:
     sys.stderr.flush()
 
 
+COUNTED = ("fired", "missed", "coalesced", "overlaps_prevented", "failed", "overlap_incidents")
 MARGINS = {"seen": 0.0, "wide": 1.0, "none": None}
 
 
@@ -527,6 +629,7 @@ def parser() -> argparse.ArgumentParser:
     for command in (
         serve,
         worker,
+        schedules,
         models,
         add,
         explain,
@@ -604,7 +707,7 @@ def run() -> int:
     logs.configure("warning")
     try:
         status: int = arguments.command(arguments, settings)
-    except (RegistryError, InvalidRedisUrl) as error:
+    except (RegistryError, InvalidRedisUrl, InvalidSetting) as error:
         say(f"forkserve: {error}", file=sys.stderr)
         return 1
     return status

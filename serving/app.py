@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from starlette.exceptions import HTTPException
 from cache.tiered import TieredCache
 from registry.registry import Registry
 from serving import problems
+from serving.announcements import Announcements
 from serving.asgi import App, Edge, Receive, Scope, Send
 from serving.batching import Batcher
 from serving.events.log import EventLog
@@ -31,6 +33,8 @@ from serving.routes.models import models_router
 from serving.routes.openapi import document
 from serving.routes.streams import streams_router
 from serving.routes.training import training_router
+from serving.schedules.building import Schedules
+from serving.schedules.scheduler import Scheduler
 from serving.streams import Streams
 from serving.submitting import JobReader
 from serving.training.last import LastTrainings
@@ -63,6 +67,7 @@ def create_app(
     batcher: Batcher,
     executor: Executor,
     jobs: Jobs,
+    schedules: Schedules,
     streams: Streams,
     version: str,
     max_body_bytes: int,
@@ -72,21 +77,27 @@ def create_app(
     access_log: bool,
     model_dir: Path,
     reloads: Reloads,
+    announcements: Announcements | None,
     renew: Renew,
 ) -> Application:
-    """The app over these parts. Building it starts nothing: threads and connections begin with its lifespan."""
+    """The app over these parts. Building it starts nothing: threads and connections begin with its lifespan.
+
+    Without `announcements` other instances are neither told of reloads nor listened to.
+    """
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         # Nothing here may fail on an outside service: gunicorn shuts all down when one worker cannot start.
         executor.start()
         batcher.start()
-        yield
+        async with _running(announcements):
+            yield
         batcher.stop()
         executor.stop()
         await streams.end()
         await cache.close()
         await jobs.close()
+        await schedules.timetable.close()
 
     inference.prepare()
     app = FastAPI(
@@ -105,7 +116,7 @@ def create_app(
     trainings = LastTrainings(model_dir, (model.name for model in registry.live()))
     app.include_router(health_router(registry, cache, reloads, StoreWatch(jobs.store), trainings))
     app.include_router(streams_router(streams, jobs.events, jobs.store.get))
-    app.include_router(admin_router(admin_token, registry, model_dir, reloads, streams))
+    app.include_router(admin_router(admin_token, registry, model_dir, reloads, streams, schedules.timetable))
     app.include_router(training_router(admin_token, registry, jobs.store))
     app.include_router(
         jobs_router(
@@ -133,12 +144,26 @@ def create_app(
         Edge(hot_path, access_log=access_log),
         registry=registry,
         runner=jobs.runner,
+        scheduler=schedules.scheduler,
         start_processes=executor.start,
         end_streams=streams.end,
         unwell=lambda: batcher.unwell() or executor.unwell(),
         reloads=reloads,
         renew=renew,
     )
+
+
+@asynccontextmanager
+async def _running(announcements: Announcements | None) -> AsyncIterator[None]:
+    """Told and heard beside whatever is done meanwhile."""
+    if announcements is None:
+        yield
+        return
+    task = asyncio.create_task(announcements.run())
+    yield
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await announcements.close()
 
 
 class Application:
@@ -154,6 +179,7 @@ class Application:
         *,
         registry: Registry,
         runner: Runner,
+        scheduler: Scheduler,
         start_processes: Callable[[], None],
         end_streams: Callable[[], Awaitable[None]],
         unwell: Callable[[], str | None],
@@ -162,13 +188,14 @@ class Application:
     ) -> None:
         """`start_processes` is for a worker that has one thread, `end_streams` for one that drains.
 
-        `runner` is for a process that works on jobs. `unwell` says why it should be replaced, if so. `renew` is for the
-        master, which tells `reloads` the outcome.
+        `runner` is for a process that works on jobs, `scheduler` for one that fires schedules. `unwell` says why it
+        should be replaced, if so. `renew` is for the master, which tells `reloads` the outcome.
         """
         self._api = api
         self._hot_path = hot_path
         self.registry = registry
         self.runner = runner
+        self.scheduler = scheduler
         self.start_processes = start_processes
         self.end_streams = end_streams
         self.unwell = unwell

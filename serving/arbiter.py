@@ -1,5 +1,5 @@
 """Gunicorn's master, with two habits changed: a worker that says it is about to end is replaced at once, not after,
-and job runners are looked after along with the workers.
+and job runners and the scheduler are looked after along with the workers.
 
 Stock gunicorn forks a replacement when the old worker has gone. While a worker drains, for seconds, the others would
 carry its load, and with all of them draining nobody would accept a connection.
@@ -25,7 +25,7 @@ class _OldWorkersDrain(Exception):
 class EarlyReplacingArbiter(Arbiter):  # type: ignore[misc]
     """Counts retiring workers as gone, up to SURGE of them."""
 
-    runners: Runners | None = None
+    runners: tuple[Runners, ...] = ()
     reloading = False
 
     @classmethod
@@ -72,13 +72,13 @@ class EarlyReplacingArbiter(Arbiter):  # type: ignore[misc]
 
     def tend_runners(self) -> None:
         """Replace those that have ended."""
-        if self.runners is not None:
-            self.runners.tend()
+        for runners in self.runners:
+            runners.tend()
 
     def stop(self, graceful: bool = True) -> None:  # noqa: FBT001, FBT002 - the signature is gunicorn's
         """Runners give back their jobs while workers drain."""
-        if self.runners is not None:
-            self.runners.begin_stop()
+        for runners in self.runners:
+            runners.begin_stop()
         super().stop(graceful)
-        if self.runners is not None:
-            self.runners.stop()
+        for runners in self.runners:
+            runners.stop()

@@ -21,8 +21,9 @@ from registry.aliases import Aliases
 from registry.errors import VersionNotFound, VersionRefused
 from registry.registry import Registry
 from serving.errors import NotAuthorized, ReloadRefused
-from serving.processes import RUNNER, WEB, child_pids, name_of, read_age, read_memory
+from serving.processes import RUNNER, SCHEDULER, WEB, child_pids, name_of, read_age, read_memory
 from serving.reloads import Outcome, Reloads
+from serving.schedules.timetable import Timetable
 from serving.streams import EventStream, Frames, Streams, frame, opening
 
 EVENTS_SECONDS = 2.0
@@ -42,13 +43,15 @@ RELOAD: dict[str, Any] = {
 ROLLBACK: dict[str, Any] = RELOAD | {"summary": "Make the previous version of a model live again"}
 
 
-def admin_router(token: str, registry: Registry, model_dir: Path, reloads: Reloads, streams: Streams) -> APIRouter:
+def admin_router(
+    token: str, registry: Registry, model_dir: Path, reloads: Reloads, streams: Streams, timetable: Timetable
+) -> APIRouter:
     """Admin routes behind `token`; without one there are none, so that a forgotten setting opens nothing."""
     router = APIRouter(prefix="/api/admin", tags=["admin"])
     if not token:
         return router
     authorize = authorizing(token)
-    figures = Figures()
+    figures = Figures(timetable)
 
     @router.get("/metrics", summary="Figures of all processes", dependencies=[Depends(authorize)])
     async def metrics() -> dict[str, Any]:
@@ -98,7 +101,8 @@ def authorizing(token: str) -> Callable[..., Awaitable[None]]:
 class Figures:
     """The figures of all processes, taken once for all who ask within FRESH_SECONDS."""
 
-    def __init__(self) -> None:
+    def __init__(self, timetable: Timetable) -> None:
+        self._timetable = timetable
         self._lock = asyncio.Lock()
         self._taken = -math.inf
         self._figures: dict[str, Any] = {}
@@ -109,6 +113,7 @@ class Figures:
             if time.monotonic() - self._taken > FRESH_SECONDS:
                 # some milliseconds a process: too long for the event loop
                 self._figures = await asyncio.to_thread(_process_figures)
+                self._figures["schedules"] = await self._timetable.rows()
                 self._taken = time.monotonic()
             return self._figures
 
@@ -148,7 +153,7 @@ def _roll_back(registry: Registry, name: str, model_dir: Path) -> Aliases:
 
 
 def _process_figures() -> dict[str, Any]:
-    """Memory and age of the master, its workers and its job runners; PSS adds up to what the box really spends."""
+    """Memory and age of the master, its workers, runners and scheduler; PSS adds up to what the box really spends."""
     master = os.getppid()
     figures = {pid: _figures(pid) for pid in (master, *child_pids(master))}
     alive = {pid: figure for pid, figure in figures.items() if figure is not None}
@@ -156,7 +161,7 @@ def _process_figures() -> dict[str, Any]:
         "pss_bytes": sum(figure["pss_bytes"] for figure in alive.values()),
         "master": alive.get(master),
         "workers": [figure for pid, figure in alive.items() if figure["name"] == WEB],
-        "runners": [figure for figure in alive.values() if figure["name"] == RUNNER],
+        "runners": [figure for figure in alive.values() if figure["name"] in (RUNNER, SCHEDULER)],
     }
 
 

@@ -13,16 +13,20 @@ MUTEX = "train"
 """One for all models: training takes what memory and processor there are."""
 
 
+def training_request(live: Manifest) -> JobRequest:
+    """For a job that trains the model of which `live` is the live version. Raises CannotTrain if it cannot be."""
+    if live.training is None:
+        raise CannotTrain(f"{live.name}/{live.version} has no training function; add a version with --train")
+    return JobRequest(operation=OPERATION, model=live.name, version=live.version, inputs=[b""], mutex=MUTEX)
+
+
 async def submit_training(store: JobStore, live: Manifest) -> Job:
     """The job that trains the model of which `live` is the live version, perhaps one that was there before.
 
     Raises CannotTrain for a model without a training function, TrainingBusy while another model is trained, QueueFull,
     StoreUnavailable.
     """
-    if live.training is None:
-        raise CannotTrain(f"{live.name}/{live.version} has no training function; add a version with --train")
-    request = JobRequest(operation=OPERATION, model=live.name, version=live.version, inputs=[b""], mutex=MUTEX)
-    job = (await store.submit(request)).job
+    job = (await store.submit(training_request(live))).job
     if job.model != live.name:
         raise TrainingBusy(f"{job.model} is being trained, by job {job.id}; one model is at a time")
     return job
