@@ -23,6 +23,9 @@ from serving.settings import Settings
 if TYPE_CHECKING:
     from registry.registry import Registry
     from serving.app import Application, Jobs
+    from serving.memory.pressure import Pressure
+    from serving.metrics.book import Book
+    from serving.metrics.recording import Metrics
     from serving.reloads import Reloads
 
 
@@ -52,6 +55,8 @@ def build(settings: Settings) -> Application:
     """The parts, put together; nothing is started. Raises RegistryError, InvalidRedisUrl."""
     from registry.explainers.budget import Budget
     from registry.registry import load_registry
+    from serving.memory.pressure import Pressure
+    from serving.metrics.book import Book
     from serving.reloads import Reloads
 
     registry = load_registry(
@@ -61,10 +66,14 @@ def build(settings: Settings) -> Application:
         compiled=settings.compile,
         budget=Budget(evaluations=settings.shap_max_evals),
     )
-    return assemble(settings, registry, Reloads())
+    # twice as many processes: at a reload the old ones drain beside the new
+    book = Book(2 * (settings.web_concurrency + settings.job_runners + 1))
+    return assemble(settings, registry, Reloads(), book, Pressure())
 
 
-def renew(settings: Settings, old: Registry, reloads: Reloads) -> tuple[Application, tuple[str, ...]]:
+def renew(
+    settings: Settings, old: Registry, reloads: Reloads, book: Book, pressure: Pressure
+) -> tuple[Application, tuple[str, ...]]:
     """The parts anew over what is in the model directory now, in the master; and what could not be taken over."""
     from registry.explainers.budget import Budget
     from registry.loader import load_version
@@ -75,10 +84,10 @@ def renew(settings: Settings, old: Registry, reloads: Reloads) -> tuple[Applicat
     load = functools.partial(load_version, settings.model_dir, compiled=settings.compile, budget=budget)
     carefully = loading_carefully(load, settings.reload_timeout_seconds)
     renewal = renew_registry(old, settings.model_dir, carefully, selected=settings.serve_versions)
-    return assemble(settings, renewal.registry, reloads), renewal.refused
+    return assemble(settings, renewal.registry, reloads, book, pressure), renewal.refused
 
 
-def assemble(settings: Settings, registry: Registry, reloads: Reloads) -> Application:
+def assemble(settings: Settings, registry: Registry, reloads: Reloads, book: Book, pressure: Pressure) -> Application:
     """The app over these models. Raises InvalidRedisUrl."""
     from cache.building import build_cache
     from serving.app import create_app
@@ -86,8 +95,10 @@ def assemble(settings: Settings, registry: Registry, reloads: Reloads) -> Applic
     from serving.events.hub import Hub
     from serving.executor import Executor
     from serving.inference import Inference, isolated_functions, make_operations
+    from serving.metrics.recording import Metrics
     from serving.streams import Streams
 
+    metrics = Metrics(book)
     cache = build_cache(
         max_items=settings.cache_max_items,
         max_bytes=settings.cache_max_bytes,
@@ -103,7 +114,7 @@ def assemble(settings: Settings, registry: Registry, reloads: Reloads) -> Applic
     inference = Inference(
         operations, batcher=batcher, executor=executor, cache=cache, timeout=settings.inference_timeout_seconds
     )
-    jobs = build_jobs(settings, registry)
+    jobs = build_jobs(settings, registry, metrics)
     hub = Hub(
         jobs.events,
         max_streams=settings.max_streams,
@@ -117,19 +128,22 @@ def assemble(settings: Settings, registry: Registry, reloads: Reloads) -> Applic
         executor=executor,
         jobs=jobs,
         streams=Streams(hub, heartbeat_seconds=settings.stream_heartbeat_seconds),
+        metrics=metrics,
+        pressure=pressure,
         version=importlib.metadata.version("forkserve"),
         max_body_bytes=settings.max_body_bytes,
         max_instances=settings.max_instances,
         max_explained_instances=settings.shap_max_batch_size,
         admin_token=settings.admin_token,
+        admin_token_in_query=settings.admin_token_in_query,
         access_log=settings.access_log,
         model_dir=settings.model_dir,
         reloads=reloads,
-        renew=lambda: renew(settings, registry, reloads),
+        renew=lambda: renew(settings, registry, reloads, book, pressure),
     )
 
 
-def build_jobs(settings: Settings, registry: Registry) -> Jobs:
+def build_jobs(settings: Settings, registry: Registry, metrics: Metrics) -> Jobs:
     """What keeps jobs, takes them in and works on them. Raises InvalidRedisUrl."""
     from serving.app import Jobs
     from serving.events.building import build_event_log
@@ -150,6 +164,7 @@ def build_jobs(settings: Settings, registry: Registry) -> Jobs:
         events,
         dict.fromkeys(OPERATIONS, rows),
         executor,
+        figures=metrics.jobs,
         lease_seconds=settings.job_lease_seconds,
         keep_seconds=settings.job_keep_seconds,
         keep_jobs=settings.job_keep,
@@ -179,7 +194,7 @@ def worker(arguments: argparse.Namespace, settings: Settings) -> int:
 
     logs.configure(settings.log_level)
     try:
-        runner = build(settings).runner
+        app = build(settings)
         prefork.import_modules(settings.preload_modules)
         prefork.settle()
         prefork.check_single_thread()
@@ -187,9 +202,9 @@ def worker(arguments: argparse.Namespace, settings: Settings) -> int:
         say(f"forkserve: {error}", file=sys.stderr)
         return 1
     if arguments.once:
-        runner.run(once=True)
+        app.runner.run(once=True)
     else:
-        supervise(Runners(runner.run, settings.job_runners))
+        supervise(Runners(app.runner.run, settings.job_runners, app.book))
     return 0
 
 

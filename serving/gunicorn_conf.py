@@ -69,7 +69,7 @@ def when_ready(server: Any) -> None:
         except CannotServe as error:
             sys.exit(f"forkserve: {error}")
     if "worker" in _settings.roles:
-        server.runners = Runners(lambda: _run_jobs(server), _settings.job_runners)
+        server.runners = Runners(lambda: _run_jobs(server), _settings.job_runners, server.app.wsgi().book)
     if _settings.greeting:
         host, port = server.LISTENERS[0].getsockname()[:2]
         print(greeting(f"http://{host}:{port}", server.app.wsgi().registry), flush=True)  # noqa: T201
@@ -89,10 +89,11 @@ def on_reload(server: Any) -> None:
         server.runners.replace()
 
 
-def pre_fork(server: Any, worker: Any) -> None:  # noqa: ARG001 - gunicorn passes by position
+def pre_fork(server: Any, worker: Any) -> None:
     """In the master, before every fork."""
     if not _settings.preload:
         return
+    worker.slot = server.app.wsgi().book.assign()
     try:
         prefork.check_single_thread()
     except CannotServe as error:
@@ -100,11 +101,19 @@ def pre_fork(server: Any, worker: Any) -> None:  # noqa: ARG001 - gunicorn passe
         server.log.error(str(error))
 
 
-def post_fork(server: Any, worker: Any) -> None:  # noqa: ARG001
+def child_exit(server: Any, worker: Any) -> None:
+    """In the master, when a worker is gone."""
+    if _settings.preload:
+        server.app.wsgi().book.release(worker.slot, WEB)
+
+
+def post_fork(server: Any, worker: Any) -> None:
     """In the new worker."""
     rename(WEB)
     worker.read_timeout = _settings.read_timeout_seconds
-    if not _settings.preload:
+    if _settings.preload:
+        server.app.wsgi().book.enter(worker.slot)
+    else:
         prefork.import_modules(_settings.preload_modules)
     # The kernel's first victim is the largest process; let it be a worker, which comes back, not the master.
     # Some sandboxes do not let a process say so.

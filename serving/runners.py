@@ -18,6 +18,7 @@ import structlog
 
 from serving.executor.forking import become
 from serving.executor.isolation import IGNORED, be_early_out_of_memory, isolate
+from serving.metrics.book import Book
 from serving.processes import RUNNER
 
 log = structlog.get_logger(__name__)
@@ -41,14 +42,17 @@ class _Place:
 
     pid: int = 0
     forked: float = -FORK_SECONDS
+    slot: int = 0
+    """In the book of figures."""
 
 
 class Runners:
     """A number of runner processes. To be used in a process with one thread, their parent."""
 
-    def __init__(self, work: Callable[[], None], count: int) -> None:
-        """A runner calls `work`, which ends at SIGTERM."""
+    def __init__(self, work: Callable[[], None], count: int, book: Book) -> None:
+        """A runner calls `work`, which ends at SIGTERM; what it measures goes into the book."""
         self._work = work
+        self._book = book
         self._places = [_Place() for _ in range(count)]
         self._stopping = False
 
@@ -102,9 +106,11 @@ class Runners:
             if code:
                 log.warning("Runner is lost", pid=place.pid, code=code)
             place.pid = 0
+            self._book.release(place.slot, RUNNER)
 
     def _fork(self, place: _Place) -> None:
         place.forked = time.monotonic()
+        place.slot = self._book.assign()
         sys.stdout.flush()
         sys.stderr.flush()
         parent = os.getpid()
@@ -113,18 +119,20 @@ class Runners:
         try:
             place.pid = os.fork()
             if place.pid == 0:
-                become(lambda: self._live(parent))
+                become(lambda: self._live(parent, place.slot))
         except OSError as error:
             place.pid = 0
+            self._book.release(place.slot, RUNNER)
             log.warning("Runner cannot be forked", error=str(error))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    def _live(self, parent: int) -> None:
+    def _live(self, parent: int, slot: int) -> None:
         # SIGTERM ends it at once as long as it has no job
         isolate(parent=parent, keep=sys.stdout.fileno(), name=RUNNER, ignored=set(IGNORED) - {signal.SIGTERM})
         be_early_out_of_memory(OOM_SCORE)
         os.nice(NICE)
+        self._book.enter(slot)
         self._work()
         sys.stdout.flush()
 

@@ -20,6 +20,7 @@ from serving.jobs.handlers import Handler
 from serving.jobs.job import Job
 from serving.jobs.owner import new_owner
 from serving.jobs.store import JobStore
+from serving.metrics.recording import JobFigures
 from serving.processes import child_pids, read_memory
 
 log = structlog.get_logger(__name__)
@@ -43,6 +44,7 @@ class Runner:
         handlers: Mapping[str, Handler],
         executor: Executor,
         *,
+        figures: JobFigures,
         lease_seconds: float,
         keep_seconds: float,
         keep_jobs: int,
@@ -55,6 +57,7 @@ class Runner:
         self._events = events
         self._handlers = handlers
         self._executor = executor
+        self._figures = figures
         self._lease_seconds = lease_seconds
         self._keep_seconds = keep_seconds
         self._keep_jobs = keep_jobs
@@ -133,6 +136,7 @@ class Runner:
             # the store is away, or the job's rows are gone: the lease runs out by itself
             outcome = f"left: {error}"
         seconds = time.monotonic() - started
+        self._figures.ended(outcome.partition(":")[0], self._executor.replacements)
         said(f"Job {outcome} after {seconds:.3f}s", private_bytes=_private_bytes(), private_bytes_before=before)
 
 
