@@ -130,6 +130,7 @@ def assemble(settings: Settings, registry: Registry, reloads: Reloads, book: Boo
         streams=Streams(hub, heartbeat_seconds=settings.stream_heartbeat_seconds),
         metrics=metrics,
         pressure=pressure,
+        alert=None,
         version=importlib.metadata.version("forkserve"),
         max_body_bytes=settings.max_body_bytes,
         max_instances=settings.max_instances,

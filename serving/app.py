@@ -25,6 +25,7 @@ from serving.jobs.store import JobStore
 from serving.jobs.watch import StoreWatch
 from serving.memory.pressure import Pressure
 from serving.memory.trimming import Trimmer
+from serving.memory.watchdog import Alert
 from serving.metrics.book import Book
 from serving.metrics.families import BATCHES, CACHE, EXECUTORS, STREAMS, breakers
 from serving.metrics.recording import Metrics
@@ -72,6 +73,7 @@ def create_app(
     streams: Streams,
     metrics: Metrics,
     pressure: Pressure,
+    alert: Alert | None,
     version: str,
     max_body_bytes: int,
     max_instances: int,
@@ -114,7 +116,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.include_router(models_router(registry))
-    app.include_router(health_router(registry, cache, reloads, StoreWatch(jobs.store)))
+    app.include_router(health_router(registry, cache, reloads, StoreWatch(jobs.store), pressure))
     app.include_router(streams_router(streams, jobs.events, jobs.store.get))
     authorize = make_authorize(admin_token, in_query=admin_token_in_query)
     figures = Figures(metrics, registry=registry, store=jobs.store, reloads=reloads, pressure=pressure)
@@ -151,7 +153,8 @@ def create_app(
         end_streams=streams.end,
         unwell=lambda: batcher.unwell() or executor.unwell(),
         metrics=metrics,
-        trimmer=Trimmer(pressure),
+        pressure=pressure,
+        alert=alert,
         reloads=reloads,
         renew=renew,
     )
@@ -183,14 +186,16 @@ class Application:
         end_streams: Callable[[], Awaitable[None]],
         unwell: Callable[[], str | None],
         metrics: Metrics,
-        trimmer: Trimmer,
+        pressure: Pressure,
+        alert: Alert | None,
         reloads: Reloads,
         renew: Renew,
     ) -> None:
         """`start_processes` is for a worker that has one thread, `end_streams` for one that drains.
 
         `runner` is for a process that works on jobs. `unwell` says why it should be replaced, if so. `renew` is for the
-        master, which tells `reloads` the outcome.
+        master, which tells `reloads` the outcome. `alert` tells the operator somewhere else than in the log; it may
+        take seconds, since the master calls it in a process of its own.
         """
         self._api = api
         self._hot_path = hot_path
@@ -200,7 +205,9 @@ class Application:
         self.end_streams = end_streams
         self.unwell = unwell
         self.metrics = metrics
-        self._trimmer = trimmer
+        self.pressure = pressure
+        self.alert = alert
+        self._trimmer = Trimmer(pressure)
         self.reloads = reloads
         self.renew = renew
 

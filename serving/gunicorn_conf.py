@@ -18,9 +18,13 @@ from serving.arbiter import EarlyReplacingArbiter
 from serving.errors import CannotServe, InvalidSetting
 from serving.greeting import greeting
 from serving.logs import GunicornLogger
+from serving.memory.watching import MemoryWatch
 from serving.processes import WEB, rename
 from serving.runners import Runners
 from serving.settings import Settings
+from serving.telling import tell_in_child
+
+MB = 1024 * 1024
 
 try:
     _settings = Settings.from_env(os.environ)
@@ -70,6 +74,15 @@ def when_ready(server: Any) -> None:
             sys.exit(f"forkserve: {error}")
     if "worker" in _settings.roles:
         server.runners = Runners(lambda: _run_jobs(server), _settings.job_runners, server.app.wsgi().book)
+    if _settings.preload:
+        server.memory = MemoryWatch(
+            server.app.wsgi().pressure,
+            limit=_settings.max_memory_mb * MB,
+            share=_settings.max_worker_memory_mb * MB,
+            processes=_settings.web_concurrency + ("worker" in _settings.roles) * _settings.job_runners,
+            replace=server.replace,
+            alert=tell_in_child(server.app.wsgi().alert),
+        )
     if _settings.greeting:
         host, port = server.LISTENERS[0].getsockname()[:2]
         print(greeting(f"http://{host}:{port}", server.app.wsgi().registry), flush=True)  # noqa: T201
@@ -85,6 +98,7 @@ def on_reload(server: Any) -> None:
     if _settings.preload:
         server.app.callable = reloading.reload(server.app.wsgi())
         prefork.settle()  # now that nobody holds the old app any more
+        server.memory.measure_master()
     if server.runners is not None:
         server.runners.replace()
 

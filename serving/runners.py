@@ -74,6 +74,13 @@ class Runners:
         for place in self._places:
             place.forked = -FORK_SECONDS
 
+    def replace_one(self, pid: int) -> None:
+        """The same of one of them."""
+        for place in self._places:
+            self._reap(place)
+            if place.pid == pid:
+                os.kill(pid, signal.SIGTERM)
+
     def begin_stop(self) -> None:
         """Have all of them give back their jobs and end, and fork no more."""
         self._stopping = True

@@ -17,7 +17,7 @@ LAYERS: list[set[str]] = [
     {"serving.gunicorn_conf", "serving.check"},
     {"serving.reloading"},
     {"serving.app", "serving.worker", "serving.arbiter", "serving.prefork", "serving.greeting", "serving.trial"},
-    {"serving.protocol", "serving.routes", "serving.runners"},
+    {"serving.protocol", "serving.routes", "serving.runners", "serving.telling"},
     {"serving.streams"},
     {"serving.asgi", "serving.submitting"},
     {"serving.problems", "serving.inference", "serving.reading", "serving.table", "serving.figures"},

@@ -1,1 +1,1 @@
-"""Tests of the stores of jobs."""
+"""Tests of serving.metrics."""
