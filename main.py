@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from serving.metrics.book import Book
     from serving.metrics.recording import Metrics
     from serving.reloads import Reloads
+    from serving.tracing import Tracing
 
 
 def __getattr__(name: str) -> Any:
@@ -131,6 +132,7 @@ def assemble(settings: Settings, registry: Registry, reloads: Reloads, book: Boo
         metrics=metrics,
         pressure=pressure,
         alert=None,
+        tracing=build_tracing(settings),
         version=importlib.metadata.version("forkserve"),
         max_body_bytes=settings.max_body_bytes,
         max_instances=settings.max_instances,
@@ -142,6 +144,18 @@ def assemble(settings: Settings, registry: Registry, reloads: Reloads, book: Boo
         reloads=reloads,
         renew=lambda: renew(settings, registry, reloads, book, pressure),
     )
+
+
+def build_tracing(settings: Settings) -> Tracing | None:
+    """Traces, where there is somebody to send them to. Raises InvalidSetting without the extra `otel`."""
+    if not settings.otel_exporter_otlp_endpoint:
+        return None
+    from serving.tracing import Tracing
+
+    try:
+        return Tracing(settings.otel_exporter_otlp_endpoint, settings.otel_service_name)
+    except ImportError:
+        raise InvalidSetting("OTEL_EXPORTER_OTLP_ENDPOINT needs `pip install forkserve[otel]`") from None
 
 
 def build_jobs(settings: Settings, registry: Registry, metrics: Metrics) -> Jobs:

@@ -41,6 +41,7 @@ from serving.routes.openapi import document
 from serving.routes.streams import streams_router
 from serving.streams import Streams
 from serving.submitting import JobReader
+from serving.tracing import Tracing
 
 Renew = Callable[[], tuple["Application", tuple[str, ...]]]
 """Builds the app over what is in the model directory now, and says of which files it could not be."""
@@ -74,6 +75,7 @@ def create_app(
     metrics: Metrics,
     pressure: Pressure,
     alert: Alert | None,
+    tracing: Tracing | None,
     version: str,
     max_body_bytes: int,
     max_instances: int,
@@ -93,6 +95,8 @@ def create_app(
         metrics.book.enter_alone()
         executor.start()
         batcher.start()
+        if tracing is not None:
+            tracing.start()
         yield
         metrics.publish()
         batcher.stop()
@@ -100,6 +104,8 @@ def create_app(
         await streams.end()
         await cache.close()
         await jobs.close()
+        if tracing is not None:
+            await tracing.stop()
 
     inference.prepare()
     _follow(metrics, cache, batcher, executor, streams)
@@ -144,9 +150,10 @@ def create_app(
         max_explained_instances=max_explained_instances,
         access_log=access_log,
     )
+    hot = Edge(hot_path, figures=metrics.responses, access_log=access_log)
     return Application(
-        app,
-        Edge(hot_path, figures=metrics.responses, access_log=access_log),
+        app if tracing is None else tracing.wrap(app),
+        hot if tracing is None else tracing.wrap(hot),
         registry=registry,
         runner=jobs.runner,
         start_processes=executor.start,

@@ -78,6 +78,8 @@ class Settings:
     admin_token_in_query: bool = setting(False, "take it from `?admin_token=`, too; proxies may log that")
     log_level: str = setting("info", "`debug`, `info`, `warning` or `error`")
     access_log: bool = setting(True, "log a line for every request and prediction")
+    otel_exporter_otlp_endpoint: str = setting("", "OpenTelemetry collector, `http://host:4318`; empty for no traces")
+    otel_service_name: str = setting("forkserve", "what traces call this service")
     greeting: bool = setting(False, "print the address and a curl line when ready; `forkserve serve` sets it")
 
     @classmethod

@@ -24,10 +24,9 @@ LAYERS: list[set[str]] = [
     {"serving.batching", "serving.jobs"},
     {"serving.cost"},
     {"serving.operations"},
-    {"serving.executor", "serving.events"},
+    {"serving.executor", "serving.events", "serving.memory", "serving.tracing"},
     {
         "serving.logs",
-        "serving.memory",
         "serving.metrics",
         "serving.numeric_threads",
         "serving.processes",

@@ -96,6 +96,7 @@ class InferenceRoute:
         timeout = _requested_timeout(headers)
         body = await read_body(headers, receive, self._max_body_bytes)
         rows, parameters = self._readers[verb][model].read(body)
+        scope["instances"] = len(rows)
         selection = parameters.selection() if verb == "explain" else EVERYTHING
         if EVENTS in headers.get(b"accept", b""):
             parts = self._inference.answer_by_parts(model, verb, rows, timeout=timeout, selection=selection)

@@ -120,7 +120,12 @@ def test_a_share_that_no_process_could_keep_to_replaces_no_fresh_one() -> None:
 def test_without_a_limit_it_only_tells_what_is_used() -> None:
     bench = Bench()
     bench.watchdog = Watchdog(
-        bench.pressure, limit=0, share=0, replace=bench.replaced.append, kill=bench.killed.append, alert=pytest.fail
+        bench.pressure,
+        limit=0,
+        share=0,
+        replace=bench.replaced.append,
+        kill=bench.killed.append,
+        alert=lambda kind, _message: bench.alerts.append(kind),
     )
     bench.look(100_000, LARGE)
-    assert (bench.replaced, bench.pressure.read().used) == ([], 100_000 * MB)
+    assert (bench.replaced, bench.alerts, bench.pressure.read().used) == ([], [], 100_000 * MB)
