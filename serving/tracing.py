@@ -1,7 +1,7 @@
 """OpenTelemetry spans of requests, for when there is a collector.
 
 Built before the fork, so that its libraries are shared; the thread that sends begins in each worker. What cannot be
-sent is dropped by that thread: no request waits for a collector. Without an endpoint nothing of this is imported.
+sent is dropped by that thread: no request waits for a collector. Without an endpoint no exporter is imported.
 """
 
 from __future__ import annotations
