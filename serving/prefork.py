@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Coroutine, Iterable
 from typing import Any
 
 from serving.asgi import App
+from serving.code_pages import unmap_unchanged
 from serving.errors import CannotServe
 from serving.memory.trimming import give_back
 from serving.processes import thread_names
@@ -86,13 +87,14 @@ def _run(coroutine: Awaitable[None]) -> None:
 
 
 def settle() -> None:
-    """Collect garbage, give free memory back to the system, and hide the rest from the garbage collector.
+    """Collect garbage, give back free memory and unchanged pages, and hide the rest from the garbage collector.
 
     Loading a model leaves tens of megabytes of free heap behind.
     """
     gc.unfreeze()
     gc.collect()
     give_back()
+    unmap_unchanged()
     gc.freeze()
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.client import Tally, hammer, post
 from bench.service import Service
 from registry.adding import add_version
+from remote.client import Tally, hammer, post
 from serving.processes import child_pids, read_memory
 from tests.estimators import LeakingRegressor
 from tests.test_processes import eventually

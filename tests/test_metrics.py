@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from bench.client import hammer, post
 from bench.service import Service
+from remote.client import hammer, post
 from tests.conftest import ADMIN_TOKEN
 from tests.test_processes import DIABETES, eventually, load
 from tests.wire import ask, check_refusal, request
