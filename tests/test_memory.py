@@ -53,6 +53,16 @@ async def leak(service: Service, requests: int) -> tuple[Tally, int]:
     return await running, most
 
 
+def ask_in_a_row(service: Service, numbers: list[float]) -> int:
+    """Private bytes of the one worker, after predictions of these numbers."""
+    path = f"{service.address}/v1/models/leaking:predict"
+    messages = [post(path, json.dumps({"instances": [[number]]}).encode()) for number in numbers]
+    tally = asyncio.run(hammer(service.address, messages, requests=len(messages), connections=4))
+    assert tally.failed == 0
+    (worker,) = service.workers
+    return read_memory(worker).private
+
+
 def environ(models: Path, **more: str) -> dict[str, str]:
     common = {"MODEL_DIR": str(models), "MAX_REQUESTS": "0", "GRACEFUL_TIMEOUT_SECONDS": "4", "ROLES": "web"}
     return common | {"CACHE_MAX_ITEMS": "0"} | more
@@ -70,6 +80,14 @@ def test_a_leaking_worker_is_replaced_before_the_limit_without_a_lost_request(le
         assert [alert["kind"] for alert in service.events("Alert")] == ["memory-high"]
         assert eventually(lambda: service.get("/health")["memory"]["stage"] != "critical")
         assert service.get("/health")["memory"]["limit_bytes"] == limit * MB
+
+
+def test_requests_keep_no_memory_and_a_model_that_does_is_found_out(leaking: Path) -> None:
+    with Service(environ(leaking, WEB_CONCURRENCY="1", ACCESS_LOG="false")) as service:
+        warm = ask_in_a_row(service, [n / 1000 for n in range(300)])
+        steady = ask_in_a_row(service, [n / 1000 + 1e-6 for n in range(1000)])
+        assert steady - warm < 2 * MB
+        assert ask_in_a_row(service, [2.0 + n for n in range(20)]) - steady > 15 * MB
 
 
 def test_a_worker_past_its_share_is_replaced_while_the_box_has_enough(leaking: Path) -> None:
