@@ -127,11 +127,11 @@ def start_thread() -> threading.Thread:
 
 
 class LeakingRegressor(SleepingRegressor):
-    """Answers the first feature, and keeps a megabyte for every prediction of what is above 1."""
+    """Answers the first feature, and keeps a megabyte for every row, if any is above 1."""
 
     KEPT: ClassVar[list[bytes]] = []
 
     def predict(self, X: Any) -> Any:  # noqa: N803
         if (X > 1).any():
-            self.KEPT.append(b"x" * 1_000_000)
+            self.KEPT.append(b"x" * 1_000_000 * len(X))
         return X[:, 0]
