@@ -22,12 +22,20 @@ from serving.errors import InvalidSetting
 from serving.settings import Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from registry.registry import Registry
+    from serving.announcements import Announcements
     from serving.app import Application, Jobs
+    from serving.executor import Executor
+    from serving.jobs.backend import Backend
+    from serving.jobs.job import JobRequest
     from serving.memory.pressure import Pressure
     from serving.metrics.book import Book
     from serving.metrics.recording import Metrics
     from serving.reloads import Reloads
+    from serving.schedules.building import Schedules
+    from serving.schedules.schedule import Action
     from serving.tracing import Tracing
 
 
@@ -54,13 +62,14 @@ def web() -> Application:
 
 
 def build(settings: Settings) -> Application:
-    """The parts, put together; nothing is started. Raises RegistryError, InvalidRedisUrl."""
+    """The parts, put together; nothing is started. Raises RegistryError, InvalidSetting, InvalidRedisUrl."""
     from registry.explainers.budget import Budget
     from registry.registry import load_registry
     from serving.memory.pressure import Pressure
     from serving.metrics.book import Book
     from serving.reloads import Reloads
 
+    reloads = Reloads()  # first: what others tell from now on may be missed by what is loaded
     registry = load_registry(
         settings.model_dir,
         selected=settings.serve_versions,
@@ -70,7 +79,7 @@ def build(settings: Settings) -> Application:
     )
     # twice as many processes: at a reload the old ones drain beside the new
     book = Book(2 * (settings.web_concurrency + settings.job_runners + 1))
-    return assemble(settings, registry, Reloads(), book, Pressure())
+    return assemble(settings, registry, reloads, book, Pressure())
 
 
 def renew(
@@ -90,7 +99,7 @@ def renew(
 
 
 def assemble(settings: Settings, registry: Registry, reloads: Reloads, book: Book, pressure: Pressure) -> Application:
-    """The app over these models. Raises InvalidRedisUrl."""
+    """The app over these models. Raises InvalidSetting, InvalidRedisUrl."""
     from cache.building import build_cache
     from serving.app import create_app
     from serving.batching import Batcher
@@ -129,6 +138,7 @@ def assemble(settings: Settings, registry: Registry, reloads: Reloads, book: Boo
         batcher=batcher,
         executor=executor,
         jobs=jobs,
+        schedules=schedules_of(settings, reloads),
         streams=Streams(hub, heartbeat_seconds=settings.stream_heartbeat_seconds),
         metrics=metrics,
         pressure=pressure,
@@ -143,6 +153,7 @@ def assemble(settings: Settings, registry: Registry, reloads: Reloads, book: Boo
         access_log=settings.access_log,
         model_dir=settings.model_dir,
         reloads=reloads,
+        announcements=build_announcements(settings, reloads),
         renew=lambda: renew(settings, registry, reloads, book, pressure),
     )
 
@@ -160,7 +171,7 @@ def build_tracing(settings: Settings) -> Tracing | None:
 
 
 def build_jobs(settings: Settings, registry: Registry, metrics: Metrics) -> Jobs:
-    """What keeps jobs, takes them in and works on them. Raises InvalidRedisUrl."""
+    """What keeps jobs, takes them in and works on them. Raises InvalidRedisUrl, InvalidSetting."""
     from serving.app import Jobs
     from serving.events.building import build_event_log
     from serving.executor import Executor
@@ -173,13 +184,15 @@ def build_jobs(settings: Settings, registry: Registry, metrics: Metrics) -> Jobs
     store = build_job_store(settings.data_dir, settings.redis_url, max_queued=settings.job_max_queued)
     events = build_event_log(settings.data_dir, settings.redis_url)
     functions = {operation.name: operation.answer_isolated for operation in make_row_operations(registry)}
-    executor = Executor(functions, memory=settings.job_memory_bytes)
-    rows = RowHandler(registry, executor, timeout=settings.job_timeout_seconds)
+    executor = Executor(functions, memory=settings.job_memory_bytes, background=True)
+    backend = build_backend(settings, executor)
+    rows = RowHandler(registry, backend, timeout=settings.job_timeout_seconds)
     runner = Runner(
         store,
         events,
         dict.fromkeys(OPERATIONS, rows),
         executor,
+        backend,
         figures=metrics.jobs,
         lease_seconds=settings.job_lease_seconds,
         keep_seconds=settings.job_keep_seconds,
@@ -187,6 +200,78 @@ def build_jobs(settings: Settings, registry: Registry, metrics: Metrics) -> Jobs
     )
     reader = JobReader(registry, max_rows=settings.job_max_rows, chunk_rows=settings.shap_max_batch_size)
     return Jobs(store, events, reader, runner, settings.job_max_body_bytes)
+
+
+def build_backend(settings: Settings, executor: Executor) -> Backend:
+    """What computes jobs: the executor, or a Dask cluster and the executor. Raises InvalidSetting."""
+    from serving.jobs.backend import LocalBackend
+
+    local = LocalBackend(executor)
+    if not settings.dask_scheduler:
+        return local
+    try:
+        # in the master, so that the 16 MB that this takes are shared
+        from serving.jobs.cluster import Cluster
+    except ModuleNotFoundError as error:
+        raise InvalidSetting(f"DASK_SCHEDULER needs `pip install forkserve[dask]`: {error}") from error
+    from serving.jobs.parcel import pack_version
+
+    pack = functools.partial(pack_version, settings.model_dir, evals=settings.shap_max_evals)
+    return Cluster(settings.dask_scheduler, local, pack, at_once=settings.dask_chunks)
+
+
+def build_announcements(settings: Settings, reloads: Reloads) -> Announcements | None:
+    """What instances tell each other, if they share a Redis. Raises InvalidRedisUrl."""
+    from serving.announcements import Announcements
+    from serving.events.building import build_event_log
+
+    if not settings.redis_url:
+        return None
+    return Announcements(build_event_log(settings.data_dir, settings.redis_url), reloads)
+
+
+def schedules_of(settings: Settings, reloads: Reloads) -> Schedules:
+    """What fires at set times, and what shows it. Raises InvalidSetting, InvalidRedisUrl."""
+    from serving.schedules.building import build_schedules
+
+    return build_schedules(
+        settings.schedules,
+        schedule_actions(settings, reloads),
+        grace=settings.schedule_grace_seconds,
+        directory=settings.data_dir,
+        redis_url=settings.redis_url,
+        max_queued=settings.job_max_queued,
+    )
+
+
+def schedule_actions(settings: Settings, reloads: Reloads) -> Mapping[str, Action]:
+    """What schedules can do, by the word that they use for it. The words after it are the function's parameters."""
+    from serving.announcements import announce
+    from serving.events.building import build_event_log
+    from serving.schedules.schedule import Called, Queued
+
+    async def reload() -> None:
+        if reloads.has_master or not settings.redis_url:
+            reloads.request()  # and not waited for: the scheduler is replaced by it
+            return
+        events = build_event_log(settings.data_dir, settings.redis_url)
+        await announce(events, "schedule")
+        await events.close()
+
+    def train(model: str) -> JobRequest:
+        return train_request(settings.model_dir, model)
+
+    return {"reload": Called(reload), "train": Queued(train)}
+
+
+def train_request(model_dir: Path, model: str) -> JobRequest:
+    """The job that trains a model anew, one at a time over all models. Raises ModelNotFound, VersionRefused."""
+    from registry import aliases
+    from registry.registry import find_model
+    from serving.jobs.job import JobRequest
+
+    live = aliases.current(find_model(model_dir, model)).live
+    return JobRequest(operation="train", model=model, version=live, inputs=[b""], mutex="train")
 
 
 def serve(_arguments: argparse.Namespace, settings: Settings) -> NoReturn:
@@ -203,24 +288,56 @@ def serve(_arguments: argparse.Namespace, settings: Settings) -> NoReturn:
 
 
 def worker(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Run jobs without serving: JOB_RUNNERS processes, or with --once this one until no job is due."""
+    """Run jobs and schedules without serving, as ROLES says; with --once jobs until none is due, in this process."""
     from serving import logs, prefork
     from serving.errors import CannotServe
+    from serving.metrics.book import Book
+    from serving.processes import SCHEDULER
+    from serving.reloads import Reloads
     from serving.runners import Runners, supervise
 
     logs.configure(settings.log_level)
+    kinds = []
     try:
-        app = build(settings)
+        if "scheduler" in settings.roles and settings.schedules and not arguments.once:
+            kinds.append(Runners(schedules_of(settings, Reloads()).scheduler.run, 1, Book(2), name=SCHEDULER))
+        if arguments.once or "worker" in settings.roles or "scheduler" not in settings.roles:
+            app = build(settings)
+            kinds.append(Runners(app.runner.run, settings.job_runners, app.book))
         prefork.import_modules(settings.preload_modules)
         prefork.settle()
         prefork.check_single_thread()
     except CannotServe as error:
         say(f"forkserve: {error}", file=sys.stderr)
         return 1
+    if not kinds:
+        say("forkserve: ROLES names the scheduler alone, and SCHEDULES is empty", file=sys.stderr)
+        return 1
     if arguments.once:
         app.runner.run(once=True)
     else:
-        supervise(Runners(app.runner.run, settings.job_runners, app.book))
+        supervise(kinds)
+    return 0
+
+
+def schedules(_arguments: argparse.Namespace, settings: Settings) -> int:
+    """List what fires when, next and last, and how often it did."""
+    import asyncio
+
+    from serving.reloads import Reloads
+
+    timetable = schedules_of(settings, Reloads()).timetable
+
+    async def read() -> list[dict[str, Any]]:
+        try:
+            return await timetable.rows()
+        finally:
+            await timetable.close()
+
+    for row in asyncio.run(read()):
+        counts = ", ".join(f"{name.replace('_', ' ')} {row[name]}" for name in COUNTED if row.get(name))
+        when, what = f"{row['when']:40}", f"{row['action']:24}"
+        say(f"{row['name']:24} {when} {what} next {row['next'] or 'never'}  {counts}".rstrip())
     return 0
 
 
@@ -322,9 +439,15 @@ def train(_arguments: argparse.Namespace, settings: Settings) -> int:
 
 def check(_arguments: argparse.Namespace, settings: Settings) -> int:
     """Verify models, settings and the fork before a deploy; a line a fault."""
+    from cache.connection import InvalidRedisUrl
     from serving.check import find_faults
+    from serving.reloads import Reloads
 
     faults = find_faults(settings)
+    try:
+        schedules_of(settings, Reloads())
+    except (InvalidSetting, InvalidRedisUrl) as error:
+        faults.append(str(error))
     for fault in faults:
         say(f"forkserve: {fault}", file=sys.stderr)
     if not faults:
@@ -385,6 +508,7 @@ def progress(line: str) -> None:
     sys.stderr.flush()
 
 
+COUNTED = ("fired", "missed", "coalesced", "overlaps_prevented", "failed", "overlap_incidents")
 MARGINS = {"seen": 0.0, "wide": 1.0, "none": None}
 
 
@@ -394,7 +518,7 @@ def parser() -> argparse.ArgumentParser:
         prog="forkserve", description="Serve scikit-learn models from workers that share them."
     )
     commands = top.add_subparsers(required=True, metavar="command")
-    for command in (serve, worker, models, add, explain, promote, rollback, train, check, verify, load_test):
+    for command in (serve, worker, schedules, models, add, explain, promote, rollback, train, check, verify, load_test):
         sub = commands.add_parser(command.__name__.replace("_", "-"), help=command.__doc__, description=command.__doc__)
         sub.set_defaults(command=command)
         if command is add:
@@ -458,7 +582,7 @@ def run() -> int:
     logs.configure("warning")
     try:
         status: int = arguments.command(arguments, settings)
-    except (RegistryError, InvalidRedisUrl) as error:
+    except (RegistryError, InvalidRedisUrl, InvalidSetting) as error:
         say(f"forkserve: {error}", file=sys.stderr)
         return 1
     return status

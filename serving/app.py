@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from starlette.exceptions import HTTPException
 from cache.tiered import TieredCache
 from registry.registry import Registry
 from serving import problems
+from serving.announcements import Announcements
 from serving.asgi import App, Edge, Receive, Scope, Send
 from serving.batching import Batcher
 from serving.events.log import EventLog
@@ -39,6 +41,8 @@ from serving.routes.metrics import metrics_router
 from serving.routes.models import models_router
 from serving.routes.openapi import document
 from serving.routes.streams import streams_router
+from serving.schedules.building import Schedules
+from serving.schedules.scheduler import Scheduler
 from serving.streams import Streams
 from serving.submitting import JobReader
 from serving.tracing import Tracing
@@ -71,6 +75,7 @@ def create_app(
     batcher: Batcher,
     executor: Executor,
     jobs: Jobs,
+    schedules: Schedules,
     streams: Streams,
     metrics: Metrics,
     pressure: Pressure,
@@ -85,9 +90,13 @@ def create_app(
     access_log: bool,
     model_dir: Path,
     reloads: Reloads,
+    announcements: Announcements | None,
     renew: Renew,
 ) -> Application:
-    """The app over these parts. Building it starts nothing: threads and connections begin with its lifespan."""
+    """The app over these parts. Building it starts nothing: threads and connections begin with its lifespan.
+
+    Without `announcements` other instances are neither told of reloads nor listened to.
+    """
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -97,13 +106,15 @@ def create_app(
         batcher.start()
         if tracing is not None:
             tracing.start()
-        yield
+        async with _running(announcements):
+            yield
         metrics.publish()
         batcher.stop()
         executor.stop()
         await streams.end()
         await cache.close()
         await jobs.close()
+        await schedules.timetable.close()
         if tracing is not None:
             await tracing.stop()
 
@@ -125,7 +136,9 @@ def create_app(
     app.include_router(health_router(registry, cache, reloads, StoreWatch(jobs.store), pressure))
     app.include_router(streams_router(streams, jobs.events, jobs.store.get))
     authorize = make_authorize(admin_token, in_query=admin_token_in_query)
-    figures = Figures(metrics, registry=registry, store=jobs.store, reloads=reloads, pressure=pressure)
+    figures = Figures(
+        metrics, registry=registry, store=jobs.store, reloads=reloads, pressure=pressure, timetable=schedules.timetable
+    )
     app.include_router(metrics_router(authorize, figures, streams))
     app.include_router(admin_router(authorize, registry, model_dir, reloads))
     app.include_router(
@@ -156,6 +169,7 @@ def create_app(
         hot if tracing is None else tracing.wrap(hot),
         registry=registry,
         runner=jobs.runner,
+        scheduler=schedules.scheduler,
         start_processes=executor.start,
         end_streams=streams.end,
         unwell=lambda: batcher.unwell() or executor.unwell(),
@@ -176,6 +190,19 @@ def _follow(metrics: Metrics, cache: TieredCache, batcher: Batcher, executor: Ex
     metrics.follow(breakers(("redis",)), lambda: (cache.redis_state in ("open", "half-open"),))
 
 
+@asynccontextmanager
+async def _running(announcements: Announcements | None) -> AsyncIterator[None]:
+    """Told and heard beside whatever is done meanwhile."""
+    if announcements is None:
+        yield
+        return
+    task = asyncio.create_task(announcements.run())
+    yield
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await announcements.close()
+
+
 class Application:
     """The app as servers see it: predictions and explanations go their own short way, all the rest goes to FastAPI.
 
@@ -189,6 +216,7 @@ class Application:
         *,
         registry: Registry,
         runner: Runner,
+        scheduler: Scheduler,
         start_processes: Callable[[], None],
         end_streams: Callable[[], Awaitable[None]],
         unwell: Callable[[], str | None],
@@ -200,14 +228,15 @@ class Application:
     ) -> None:
         """`start_processes` is for a worker that has one thread, `end_streams` for one that drains.
 
-        `runner` is for a process that works on jobs. `unwell` says why it should be replaced, if so. `renew` is for the
-        master, which tells `reloads` the outcome. `alert` tells the operator somewhere else than in the log; it may
-        take seconds, since the master calls it in a process of its own.
+        `runner` is for a process that works on jobs, `scheduler` for one that fires schedules. `unwell` says why it
+        should be replaced, if so. `renew` is for the master, which tells `reloads` the outcome. `alert` tells the
+        operator somewhere else than in the log; it may take seconds, since the master calls it in a process of its own.
         """
         self._api = api
         self._hot_path = hot_path
         self.registry = registry
         self.runner = runner
+        self.scheduler = scheduler
         self.start_processes = start_processes
         self.end_streams = end_streams
         self.unwell = unwell

@@ -19,7 +19,7 @@ from serving.errors import CannotServe, InvalidSetting
 from serving.greeting import greeting
 from serving.logs import GunicornLogger
 from serving.memory.watching import MemoryWatch
-from serving.processes import WEB, rename
+from serving.processes import SCHEDULER, WEB, rename
 from serving.runners import Runners
 from serving.settings import Settings
 from serving.telling import tell_in_child
@@ -73,7 +73,9 @@ def when_ready(server: Any) -> None:
         except CannotServe as error:
             sys.exit(f"forkserve: {error}")
     if "worker" in _settings.roles:
-        server.runners = Runners(lambda: _run_jobs(server), _settings.job_runners, server.app.wsgi().book)
+        server.runners += (Runners(lambda: _run_jobs(server), _settings.job_runners, server.app.wsgi().book),)
+    if "scheduler" in _settings.roles and _settings.schedules:
+        server.runners += (Runners(lambda: _fire_schedules(server), 1, server.app.wsgi().book, name=SCHEDULER),)
     if _settings.preload:
         server.memory = MemoryWatch(
             server.app.wsgi().pressure,
@@ -93,14 +95,19 @@ def _run_jobs(server: Any) -> None:
     server.app.wsgi().runner.run()
 
 
+def _fire_schedules(server: Any) -> None:
+    """In the scheduler, likewise."""
+    server.app.wsgi().scheduler.run()
+
+
 def on_reload(server: Any) -> None:
     """In the master at HUP, before the new workers are forked; an exception here would end the service."""
     if _settings.preload:
         server.app.callable = reloading.reload(server.app.wsgi())
         prefork.settle()  # now that nobody holds the old app any more
         server.memory.measure_master()
-    if server.runners is not None:
-        server.runners.replace()
+    for runners in server.runners:
+        runners.replace()
 
 
 def pre_fork(server: Any, worker: Any) -> None:

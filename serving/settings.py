@@ -50,14 +50,18 @@ class Settings:
     cache_max_bytes: int = setting(10 * 1024 * 1024, "what they may take, overhead included", low=0)
     cache_ttl_seconds: float = setting(300, "how long a prediction is kept, in memory and in Redis", low=0.001)
     redis_url: str = setting(
-        "", "shared cache, jobs and events, `redis://` or `rediss://`; empty for this box alone", secret=True
+        "",
+        "shared cache, jobs, events and schedules, `redis://` or `rediss://`; empty for this box alone",
+        secret=True,
     )
     redis_health_check_interval: float = setting(30, "a connection idle for longer is checked before use", low=0)
-    data_dir: Path = setting(Path("data"), "directory of jobs and events when there is no `REDIS_URL`")
+    data_dir: Path = setting(Path("data"), "directory of jobs, events and schedules without `REDIS_URL`")
     max_streams: int = setting(1000, "event streams that each worker may have open; more are answered 503", low=1)
     max_streams_per_address: int = setting(50, "of these, from one address; 0 for any number, as behind a proxy", low=0)
     stream_heartbeat_seconds: float = setting(15, "a stream that is silent for so long says that it lives", low=0.1)
-    roles: tuple[str, ...] = setting(("web", "worker"), "what this service runs: `web`, `worker`, `scheduler`")
+    roles: tuple[str, ...] = setting(
+        ("web", "worker", "scheduler"), "what this service runs: `web`, `worker`, `scheduler`"
+    )
     job_runners: int = setting(1, "processes that run jobs", low=1)
     job_max_queued: int = setting(100, "when so many jobs wait, the next is answered 429", low=1)
     job_max_rows: int = setting(100_000, "more rows in one job are answered 413", low=1)
@@ -67,6 +71,12 @@ class Settings:
     job_memory_bytes: int = setting(512 * 1024 * 1024, "what such a call may allocate", low=1)
     job_keep_seconds: float = setting(86_400, "finished jobs and events are kept this long", low=1)
     job_keep: int = setting(1000, "so many finished jobs are kept", low=0)
+    schedules: str = setting("", "what is done when, `name: 0 3 * * *: action`, with semicolons; see Schedules")
+    schedule_grace_seconds: float = setting(
+        60, "a firing that comes later is not done, where its schedule does not say", low=1, high=604_800
+    )
+    dask_scheduler: str = setting("", "a Dask cluster that computes jobs, `tcp://` or `tls://`; empty for none")
+    dask_chunks: int = setting(8, "chunks of a job that are sent there at once, by each runner", low=1)
     model_dir: Path = setting(Path("models"), "directory of the models, `{name}/{version}/`")
     compile: bool = setting(True, "answer with compiled models where they are bit-identical; false only to compare")
     serve_versions: Literal["all", "live"] = setting("all", "versions to load: `all`, or `live` and previous ones only")
@@ -98,6 +108,8 @@ class Settings:
             raise InvalidSetting("LOG_LEVEL must be debug, info, warning or error")
         if not settings.roles or not ROLES.issuperset(settings.roles):
             raise InvalidSetting("ROLES must be some of web, worker, scheduler, with commas")
+        if settings.dask_scheduler and not settings.dask_scheduler.startswith(("tcp://", "tls://")):
+            raise InvalidSetting("DASK_SCHEDULER must begin with tcp:// or tls://")
         if settings.admin_token and (len(settings.admin_token) < 16 or not settings.admin_token.isprintable()):
             raise InvalidSetting("ADMIN_TOKEN must have at least 16 characters, all of them printable")
         return settings

@@ -17,9 +17,9 @@ from serving.figures.summary import split
 from serving.memory.pressure import STAGES
 from serving.metrics.families import Family, Kind
 from serving.metrics.histogram import BUCKETS, cumulate
-from serving.processes import RUNNER, WEB
+from serving.processes import RUNNER, SCHEDULER, WEB
 
-KINDS = ("master", WEB, RUNNER)
+KINDS = ("master", WEB, RUNNER, SCHEDULER)
 PREFIX = "forkserve_"
 METRICS: dict[Kind, Callable[..., Metric]] = {
     "counter": CounterMetricFamily,

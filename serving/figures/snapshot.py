@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from registry.registry import Registry
 from serving.errors import StoreUnavailable
@@ -18,8 +19,9 @@ from serving.memory.pressure import Pressure, Reading
 from serving.metrics.book import Book, Page
 from serving.metrics.families import RESPONSES
 from serving.metrics.recording import Metrics
-from serving.processes import RUNNER, WEB, Memory, child_pids, name_of, read_age, read_memory
+from serving.processes import RUNNER, SCHEDULER, WEB, Memory, child_pids, name_of, read_age, read_memory
 from serving.reloads import Reloads
+from serving.schedules.timetable import Timetable
 
 FRESH_SECONDS = 0.5
 """However many look on, the kernel adds up the pages of every process only so often."""
@@ -48,6 +50,7 @@ class Snapshot:
     reloads: int
     refused: int
     pressure: Reading
+    schedules: list[dict[str, Any]]
     versions: tuple[tuple[str, str], ...]
     """Models and their versions that are loaded."""
 
@@ -60,12 +63,20 @@ class Figures:
     """Takes snapshots, for one event loop."""
 
     def __init__(
-        self, metrics: Metrics, *, registry: Registry, store: JobStore, reloads: Reloads, pressure: Pressure
+        self,
+        metrics: Metrics,
+        *,
+        registry: Registry,
+        store: JobStore,
+        reloads: Reloads,
+        pressure: Pressure,
+        timetable: Timetable,
     ) -> None:
         self._metrics = metrics
         self._store = store
         self._reloads = reloads
         self._pressure = pressure
+        self._timetable = timetable
         self._versions = tuple((model.name, model.version) for model in registry)
         self._lock = asyncio.Lock()
         self._taken = -math.inf
@@ -92,6 +103,7 @@ class Figures:
             reloads=self._reloads.finished,
             refused=len(self._reloads.last().refused),
             pressure=self._pressure.read(),
+            schedules=await self._timetable.rows(),
             versions=self._versions,
         )
 
@@ -126,4 +138,4 @@ def _kinds() -> dict[int, str]:
         for pid in child_pids(master):
             with suppress(OSError):
                 kinds[pid] = name_of(pid)
-    return {pid: kind for pid, kind in kinds.items() if kind in ("master", WEB, RUNNER)}
+    return {pid: kind for pid, kind in kinds.items() if kind in ("master", WEB, RUNNER, SCHEDULER)}

@@ -10,7 +10,7 @@ from serving.figures.snapshot import Process, Snapshot
 from serving.metrics.book import Page
 from serving.metrics.families import MODEL, Family
 from serving.metrics.histogram import BUCKETS, quantile
-from serving.processes import RUNNER, WEB
+from serving.processes import RUNNER, SCHEDULER, WEB
 
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
@@ -31,11 +31,12 @@ def summarize(snapshot: Snapshot) -> dict[str, Any]:
         "memory": msgspec.to_builtins(snapshot.pressure),
         "master": _of_process(master[0]) if master else None,
         "workers": [_of_process(process) for process in snapshot.of(WEB)],
-        "runners": [_of_process(process) for process in snapshot.of(RUNNER)],
+        "runners": [_of_process(process) for process in (*snapshot.of(RUNNER), *snapshot.of(SCHEDULER))],
         "requests": sum(totals["responses"].values()),
         "totals": totals,
         "models": models,
         "jobs": msgspec.to_builtins(snapshot.jobs) if snapshot.jobs is not None else None,
+        "schedules": snapshot.schedules,
         "reloads": {"finished": snapshot.reloads, "refused": snapshot.refused},
     }
 

@@ -74,7 +74,7 @@ JOBS = (
     Family("job_executor_replacements", "counter", "Processes of jobs killed or lost"),
 )
 
-ENDED = (Family("processes_ended", "counter", "Processes that have ended", "process", ("web", "runner")),)
+ENDED = (Family("processes_ended", "counter", "Processes that have ended", "process", ("web", "runner", "scheduler")),)
 
 
 def breakers(names: tuple[str, ...]) -> tuple[Family, ...]:
