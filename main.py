@@ -35,9 +35,13 @@ if TYPE_CHECKING:
     from serving.jobs.job import JobRequest
     from serving.jobs.runner import Runner
     from serving.jobs.store import JobStore
+    from serving.memory.pressure import Pressure
+    from serving.metrics.book import Book
+    from serving.metrics.recording import Metrics
     from serving.reloads import Reloads
     from serving.schedules.building import Schedules
     from serving.schedules.schedule import Action
+    from serving.tracing import Tracing
     from serving.training.handler import TrainHandler
 
 
@@ -67,6 +71,8 @@ def build(settings: Settings) -> Application:
     """The parts, put together; nothing is started. Raises RegistryError, InvalidSetting, InvalidRedisUrl."""
     from registry.explainers.budget import Budget
     from registry.registry import load_registry
+    from serving.memory.pressure import Pressure
+    from serving.metrics.book import Book
     from serving.reloads import Reloads
 
     reloads = Reloads()  # first: what others tell from now on may be missed by what is loaded
@@ -77,10 +83,14 @@ def build(settings: Settings) -> Application:
         compiled=settings.compile,
         budget=Budget(evaluations=settings.shap_max_evals),
     )
-    return assemble(settings, registry, reloads)
+    # twice as many processes: at a reload the old ones drain beside the new
+    book = Book(2 * (settings.web_concurrency + settings.job_runners + 1))
+    return assemble(settings, registry, reloads, book, Pressure())
 
 
-def renew(settings: Settings, old: Registry, reloads: Reloads) -> tuple[Application, tuple[str, ...]]:
+def renew(
+    settings: Settings, old: Registry, reloads: Reloads, book: Book, pressure: Pressure
+) -> tuple[Application, tuple[str, ...]]:
     """The parts anew over what is in the model directory now, in the master; and what could not be taken over."""
     from registry.explainers.budget import Budget
     from registry.loader import load_version
@@ -91,10 +101,10 @@ def renew(settings: Settings, old: Registry, reloads: Reloads) -> tuple[Applicat
     load = functools.partial(load_version, settings.model_dir, compiled=settings.compile, budget=budget)
     carefully = loading_carefully(load, settings.reload_timeout_seconds)
     renewal = renew_registry(old, settings.model_dir, carefully, selected=settings.serve_versions)
-    return assemble(settings, renewal.registry, reloads), renewal.refused
+    return assemble(settings, renewal.registry, reloads, book, pressure), renewal.refused
 
 
-def assemble(settings: Settings, registry: Registry, reloads: Reloads) -> Application:
+def assemble(settings: Settings, registry: Registry, reloads: Reloads, book: Book, pressure: Pressure) -> Application:
     """The app over these models. Raises InvalidSetting, InvalidRedisUrl."""
     from cache.building import build_cache
     from serving.app import create_app
@@ -102,8 +112,10 @@ def assemble(settings: Settings, registry: Registry, reloads: Reloads) -> Applic
     from serving.events.hub import Hub
     from serving.executor import Executor
     from serving.inference import Inference, isolated_functions, make_operations
+    from serving.metrics.recording import Metrics
     from serving.streams import Streams
 
+    metrics = Metrics(book)
     cache = build_cache(
         max_items=settings.cache_max_items,
         max_bytes=settings.cache_max_bytes,
@@ -119,7 +131,7 @@ def assemble(settings: Settings, registry: Registry, reloads: Reloads) -> Applic
     inference = Inference(
         operations, batcher=batcher, executor=executor, cache=cache, timeout=settings.inference_timeout_seconds
     )
-    jobs = build_jobs(settings, registry, reloads)
+    jobs = build_jobs(settings, registry, reloads, metrics)
     hub = Hub(
         jobs.events,
         max_streams=settings.max_streams,
@@ -134,20 +146,37 @@ def assemble(settings: Settings, registry: Registry, reloads: Reloads) -> Applic
         jobs=jobs,
         schedules=schedules_of(settings, reloads),
         streams=Streams(hub, heartbeat_seconds=settings.stream_heartbeat_seconds),
+        metrics=metrics,
+        pressure=pressure,
+        alert=None,
+        tracing=build_tracing(settings),
         version=importlib.metadata.version("forkserve"),
         max_body_bytes=settings.max_body_bytes,
         max_instances=settings.max_instances,
         max_explained_instances=settings.shap_max_batch_size,
         admin_token=settings.admin_token,
+        admin_token_in_query=settings.admin_token_in_query,
         access_log=settings.access_log,
         model_dir=settings.model_dir,
         reloads=reloads,
         announcements=build_announcements(settings, reloads),
-        renew=lambda: renew(settings, registry, reloads),
+        renew=lambda: renew(settings, registry, reloads, book, pressure),
     )
 
 
-def build_jobs(settings: Settings, registry: Registry, reloads: Reloads) -> Jobs:
+def build_tracing(settings: Settings) -> Tracing | None:
+    """Traces, where there is somebody to send them to. Raises InvalidSetting without the extra `otel`."""
+    if not settings.otel_exporter_otlp_endpoint:
+        return None
+    from serving.tracing import Tracing
+
+    try:
+        return Tracing(settings.otel_exporter_otlp_endpoint, settings.otel_service_name)
+    except ImportError:
+        raise InvalidSetting("OTEL_EXPORTER_OTLP_ENDPOINT needs `pip install forkserve[otel]`") from None
+
+
+def build_jobs(settings: Settings, registry: Registry, reloads: Reloads, metrics: Metrics) -> Jobs:
     """What keeps jobs, takes them in and works on them. Raises InvalidRedisUrl, InvalidSetting."""
     from serving.app import Jobs
     from serving.events.building import build_event_log
@@ -179,6 +208,7 @@ def build_jobs(settings: Settings, registry: Registry, reloads: Reloads) -> Jobs
         {**dict.fromkeys(OPERATIONS, rows), TRAIN: build_train_handler(settings, trainer, events, serves, announce)},
         (executor, trainer),
         backend,
+        figures=metrics.jobs,
         lease_seconds=settings.job_lease_seconds,
         keep_seconds=settings.job_keep_seconds,
         keep_jobs=settings.job_keep,
@@ -248,6 +278,8 @@ def build_trainer_alone(settings: Settings) -> tuple[JobStore, Runner]:
     from serving.jobs.backend import LocalBackend
     from serving.jobs.building import build_job_store
     from serving.jobs.runner import Runner
+    from serving.metrics.book import Book
+    from serving.metrics.recording import Metrics
     from serving.reloads import Reloads
     from serving.training.request import OPERATION
 
@@ -265,6 +297,7 @@ def build_trainer_alone(settings: Settings) -> tuple[JobStore, Runner]:
         {OPERATION: build_train_handler(settings, trainer, events, lambda _name: None, announce)},
         (trainer,),
         LocalBackend(trainer),
+        figures=Metrics(Book(1)).jobs,
         lease_seconds=settings.job_lease_seconds,
         keep_seconds=settings.job_keep_seconds,
         keep_jobs=settings.job_keep,
@@ -364,6 +397,7 @@ def worker(arguments: argparse.Namespace, settings: Settings) -> int:
     from serving import logs, prefork
     from serving.errors import CannotServe
     from serving.jobs.runner import at_once
+    from serving.metrics.book import Book
     from serving.processes import SCHEDULER
     from serving.reloads import Reloads
     from serving.runners import Runners, supervise
@@ -372,10 +406,10 @@ def worker(arguments: argparse.Namespace, settings: Settings) -> int:
     kinds = []
     try:
         if "scheduler" in settings.roles and settings.schedules and not arguments.once:
-            kinds.append(Runners(schedules_of(settings, Reloads()).scheduler.run, 1, name=SCHEDULER))
+            kinds.append(Runners(schedules_of(settings, Reloads()).scheduler.run, 1, Book(2), name=SCHEDULER))
         if arguments.once or "worker" in settings.roles or "scheduler" not in settings.roles:
-            runner = build(settings).runner
-            kinds.append(Runners(runner.run, settings.job_runners))
+            app = build(settings)
+            kinds.append(Runners(app.runner.run, settings.job_runners, app.book))
         prefork.import_modules(settings.preload_modules)
         prefork.settle()
         prefork.check_single_thread()
@@ -386,7 +420,7 @@ def worker(arguments: argparse.Namespace, settings: Settings) -> int:
         say("forkserve: ROLES names the scheduler alone, and SCHEDULES is empty", file=sys.stderr)
         return 1
     if arguments.once:
-        runner.run(until=at_once)
+        app.runner.run(until=at_once)
     else:
         supervise(kinds)
     return 0

@@ -73,6 +73,11 @@ class Reloads:
         self._numbers[LENGTHS[number % 2]] = len(content)
         self._numbers[FINISHED] = number
 
+    @property
+    def finished(self) -> int:
+        """How many there were."""
+        return self._numbers[FINISHED]
+
     def last(self) -> Outcome:
         """What came of the last one; an empty outcome when there was none."""
         number = self._numbers[FINISHED]

@@ -18,6 +18,7 @@ import structlog
 
 from serving.executor.forking import become
 from serving.executor.isolation import IGNORED, be_early_out_of_memory, isolate
+from serving.metrics.book import Book
 from serving.processes import RUNNER
 
 log = structlog.get_logger(__name__)
@@ -41,14 +42,20 @@ class _Place:
 
     pid: int = 0
     forked: float = -FORK_SECONDS
+    slot: int = 0
+    """In the book of figures."""
 
 
 class Runners:
     """A number of processes of one kind. To be used in a process with one thread, their parent."""
 
-    def __init__(self, work: Callable[[], None], count: int, *, name: str = RUNNER) -> None:
-        """A runner calls `work`, which ends at SIGTERM. `name` is what the kernel calls it."""
+    def __init__(self, work: Callable[[], None], count: int, book: Book, *, name: str = RUNNER) -> None:
+        """A runner calls `work`, which ends at SIGTERM; what it measures goes into the book.
+
+        `name` is what the kernel calls it.
+        """
         self._work = work
+        self._book = book
         self._name = name
         self._places = [_Place() for _ in range(count)]
         self._stopping = False
@@ -70,6 +77,13 @@ class Runners:
         self._signal(signal.SIGTERM)
         for place in self._places:
             place.forked = -FORK_SECONDS
+
+    def replace_one(self, pid: int) -> None:
+        """The same of one of them."""
+        for place in self._places:
+            self._reap(place)
+            if place.pid == pid:
+                os.kill(pid, signal.SIGTERM)
 
     def begin_stop(self) -> None:
         """Have all of them give back their jobs and end, and fork no more."""
@@ -103,9 +117,11 @@ class Runners:
             if code:
                 log.warning(f"{self._name.capitalize()} is lost", pid=place.pid, code=code)
             place.pid = 0
+            self._book.release(place.slot, self._name)
 
     def _fork(self, place: _Place) -> None:
         place.forked = time.monotonic()
+        place.slot = self._book.assign()
         sys.stdout.flush()
         sys.stderr.flush()
         parent = os.getpid()
@@ -114,18 +130,20 @@ class Runners:
         try:
             place.pid = os.fork()
             if place.pid == 0:
-                become(lambda: self._live(parent))
+                become(lambda: self._live(parent, place.slot))
         except OSError as error:
             place.pid = 0
+            self._book.release(place.slot, self._name)
             log.warning(f"{self._name.capitalize()} cannot be forked", error=str(error))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    def _live(self, parent: int) -> None:
+    def _live(self, parent: int, slot: int) -> None:
         # SIGTERM ends it at once as long as it has no job
         isolate(parent=parent, keep=sys.stdout.fileno(), name=self._name, ignored=set(IGNORED) - {signal.SIGTERM})
         be_early_out_of_memory(OOM_SCORE)
         os.nice(NICE)
+        self._book.enter(slot)
         self._work()
         sys.stdout.flush()
 

@@ -87,9 +87,14 @@ class Settings:
     serve_versions: Literal["all", "live"] = setting("all", "versions to load: `all`, or `live` and previous ones only")
     reload_timeout_seconds: float = setting(60, "a version that takes longer to load at a reload is refused", low=1)
     model_fallback: bool = setting(False, "let a minimal model stand in for one that does not load")
-    admin_token: str = setting("", "opens `/api/admin/`; empty keeps it closed", secret=True)
+    max_memory_mb: int = setting(0, "MB that all processes together may use; 0: what the cgroup allows", low=0)
+    max_worker_memory_mb: int = setting(0, "MB that one may have for itself; 0: an equal share of what is left", low=0)
+    admin_token: str = setting("", "opens `/api/admin/` and `/metrics`; empty keeps them closed", secret=True)
+    admin_token_in_query: bool = setting(False, "take it from `?admin_token=`, too; proxies may log that")
     log_level: str = setting("info", "`debug`, `info`, `warning` or `error`")
     access_log: bool = setting(True, "log a line for every request and prediction")
+    otel_exporter_otlp_endpoint: str = setting("", "OpenTelemetry collector, `http://host:4318`; empty for no traces")
+    otel_service_name: str = setting("forkserve", "what traces call this service")
     greeting: bool = setting(False, "print the address and a curl line when ready; `forkserve serve` sets it")
 
     @classmethod

@@ -57,6 +57,8 @@ class Executor:
         self._zygote = Zygote(partial(answer_calls, functions=functions, memory=memory, background=background))
         self._reuse = reuse
         self._started = False
+        self.replacements = 0
+        """Processes killed or lost since the start."""
 
     def start(self) -> None:
         """Fork the zygote, if there are functions; a second time does nothing.
@@ -115,6 +117,7 @@ class Executor:
             else:
                 if self._reuse:
                     log.info("Executor process is replaced", key=key)
+                    self.replacements += 1
                 self._zygote.kill(child)
         if outcome.status == "failed":
             error = CallFailed(outcome.error)

@@ -11,15 +11,21 @@ from fastapi import APIRouter, Request
 from cache.tiered import TieredCache
 from registry.registry import Registry
 from serving.jobs.watch import StoreWatch
+from serving.memory.pressure import Pressure
 from serving.processes import read_age, read_rss
 from serving.reloads import Reloads
 from serving.training.last import LastTrainings
 
 
 def health_router(
-    registry: Registry, cache: TieredCache, reloads: Reloads, jobs: StoreWatch, trainings: LastTrainings
+    registry: Registry,
+    cache: TieredCache,
+    reloads: Reloads,
+    jobs: StoreWatch,
+    pressure: Pressure,
+    trainings: LastTrainings,
 ) -> APIRouter:
-    """A fallback, a version that a reload refused, a store out of reach make the service degraded, not dead.
+    """A fallback, a version that a reload refused, what is out of reach, want of memory: degraded, not dead.
 
     A proxy that took it out would make things worse.
     """
@@ -31,14 +37,23 @@ def health_router(
         store = "ok" if "warmup" in request.scope["state"] else await jobs.state()
         fallbacks = [f"{model.name}/{model.version}" for model in registry if model.fallback]
         refused = reloads.last().refused
+        memory = pressure.read()
+        breakers = {"redis": cache.redis_state}
+        well = store == "ok" and memory.stage == "calm" and not {"open", "half-open"}.intersection(breakers.values())
         return {
-            "status": "degraded" if fallbacks or refused or store != "ok" else "ok",
+            "status": "ok" if well and not fallbacks and not refused else "degraded",
             "models": len(registry),
             "fallbacks": fallbacks,
             "refused": refused,
             "redis": cache.redis_state,
             "jobs": store,
             "last_training": msgspec.to_builtins(trainings.by_model()),
+            "breakers": breakers,
+            "memory": {
+                "used_bytes": memory.used or None,
+                "limit_bytes": memory.limit or None,
+                "stage": memory.stage,
+            },
             "worker": {
                 "pid": os.getpid(),
                 "age_seconds": round(read_age(os.getpid()), 1),

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Response
 
 from registry.registry import Registry
 from serving.jobs.store import JobStore
-from serving.routes.admin import authorizing
+from serving.routes.authorizing import Authorize
 from serving.routes.jobs import submitted
 from serving.training.request import submit_training
 
@@ -28,13 +28,13 @@ TRAIN: dict[str, Any] = {
 }
 
 
-def training_router(token: str, registry: Registry, store: JobStore) -> APIRouter:
-    """Behind `token`, like all that the admin may do; without one there is no route."""
+def training_router(authorize: Authorize | None, registry: Registry, store: JobStore) -> APIRouter:
+    """Behind the admin token; without one there is no such route."""
     router = APIRouter(prefix="/api/admin", tags=["admin"])
-    if not token:
+    if authorize is None:
         return router
 
-    @router.post("/models/{model}:train", dependencies=[Depends(authorizing(token))], **TRAIN)
+    @router.post("/models/{model}:train", dependencies=[Depends(authorize)], **TRAIN)
     async def train(model: str) -> Response:
         return submitted(await submit_training(store, registry.get(model).manifest))
 

@@ -15,6 +15,8 @@ from serving.executor import Executor
 from serving.jobs.backend import LocalBackend
 from serving.jobs.runner import Runner
 from serving.jobs.store import JobStore
+from serving.metrics.book import Book
+from serving.metrics.recording import Metrics
 from tests.serving.conftest import PATIENCE
 from tests.serving.jobs.conftest import Jobs, claimed, complete, job_request
 
@@ -35,9 +37,16 @@ async def events(jobs: Jobs) -> AsyncIterator[EventLog]:
 def runner(store: JobStore, events: EventLog, *, keep_seconds: float, keep_jobs: int) -> Runner:
     """It has nothing to do but to prune."""
     executor = Executor({})
-    backend = LocalBackend(executor)
     return Runner(
-        store, events, {}, [executor], backend, lease_seconds=60, keep_seconds=keep_seconds, keep_jobs=keep_jobs
+        store,
+        events,
+        {},
+        [executor],
+        LocalBackend(executor),
+        figures=Metrics(Book(1)).jobs,
+        lease_seconds=60,
+        keep_seconds=keep_seconds,
+        keep_jobs=keep_jobs,
     )
 
 
