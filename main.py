@@ -22,14 +22,19 @@ from serving.errors import InvalidSetting
 from serving.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
+
+    import pandas as pd
 
     from registry.registry import Registry
     from serving.announcements import Announcements
     from serving.app import Application, Jobs
+    from serving.events.log import EventLog
     from serving.executor import Executor
     from serving.jobs.backend import Backend
     from serving.jobs.job import JobRequest
+    from serving.jobs.runner import Runner
+    from serving.jobs.store import JobStore
     from serving.memory.pressure import Pressure
     from serving.metrics.book import Book
     from serving.metrics.recording import Metrics
@@ -37,6 +42,7 @@ if TYPE_CHECKING:
     from serving.schedules.building import Schedules
     from serving.schedules.schedule import Action
     from serving.tracing import Tracing
+    from serving.training.handler import TrainHandler
 
 
 def __getattr__(name: str) -> Any:
@@ -125,7 +131,7 @@ def assemble(settings: Settings, registry: Registry, reloads: Reloads, book: Boo
     inference = Inference(
         operations, batcher=batcher, executor=executor, cache=cache, timeout=settings.inference_timeout_seconds
     )
-    jobs = build_jobs(settings, registry, metrics)
+    jobs = build_jobs(settings, registry, reloads, metrics)
     hub = Hub(
         jobs.events,
         max_streams=settings.max_streams,
@@ -170,7 +176,7 @@ def build_tracing(settings: Settings) -> Tracing | None:
         raise InvalidSetting("OTEL_EXPORTER_OTLP_ENDPOINT needs `pip install forkserve[otel]`") from None
 
 
-def build_jobs(settings: Settings, registry: Registry, metrics: Metrics) -> Jobs:
+def build_jobs(settings: Settings, registry: Registry, reloads: Reloads, metrics: Metrics) -> Jobs:
     """What keeps jobs, takes them in and works on them. Raises InvalidRedisUrl, InvalidSetting."""
     from serving.app import Jobs
     from serving.events.building import build_event_log
@@ -180,6 +186,7 @@ def build_jobs(settings: Settings, registry: Registry, metrics: Metrics) -> Jobs
     from serving.jobs.rows import OPERATIONS
     from serving.jobs.runner import Runner
     from serving.submitting import JobReader
+    from serving.training.request import OPERATION as TRAIN
 
     store = build_job_store(settings.data_dir, settings.redis_url, max_queued=settings.job_max_queued)
     events = build_event_log(settings.data_dir, settings.redis_url)
@@ -187,11 +194,19 @@ def build_jobs(settings: Settings, registry: Registry, metrics: Metrics) -> Jobs
     executor = Executor(functions, memory=settings.job_memory_bytes, background=True)
     backend = build_backend(settings, executor)
     rows = RowHandler(registry, backend, timeout=settings.job_timeout_seconds)
+
+    async def announce() -> None:
+        await announce_reload(reloads, events, shared=bool(settings.redis_url))
+
+    def serves(name: str) -> str | None:
+        return registry.aliases(name).live if name in registry else None
+
+    trainer = build_trainer(settings)
     runner = Runner(
         store,
         events,
-        dict.fromkeys(OPERATIONS, rows),
-        executor,
+        {**dict.fromkeys(OPERATIONS, rows), TRAIN: build_train_handler(settings, trainer, events, serves, announce)},
+        (executor, trainer),
         backend,
         figures=metrics.jobs,
         lease_seconds=settings.job_lease_seconds,
@@ -218,6 +233,97 @@ def build_backend(settings: Settings, executor: Executor) -> Backend:
 
     pack = functools.partial(pack_version, settings.model_dir, evals=settings.shap_max_evals)
     return Cluster(settings.dask_scheduler, local, pack, at_once=settings.dask_chunks)
+
+
+def build_trainer(settings: Settings) -> Executor:
+    """The processes in which models are trained and judged, each for one call."""
+    from registry.explainers.budget import Budget
+    from serving.executor import Executor
+    from serving.training.steps import Steps
+
+    steps = Steps(
+        settings.model_dir,
+        read_outcomes,
+        tolerance=settings.train_tolerance,
+        compiled=settings.compile,
+        budget=Budget(evaluations=settings.shap_max_evals),
+    )
+    return Executor(steps.functions(), memory=settings.train_memory_bytes, background=True, reuse=False)
+
+
+def build_train_handler(
+    settings: Settings,
+    trainer: Executor,
+    events: EventLog,
+    serves: Callable[[str], str | None],
+    announce: Callable[[], Awaitable[None]],
+) -> TrainHandler:
+    """What works on jobs that train models. `serves` and `announce`: see TrainHandler."""
+    from serving.training.handler import TrainHandler
+
+    return TrainHandler(
+        settings.model_dir,
+        trainer,
+        events,
+        serves=serves,
+        announce=announce,
+        timeout=settings.train_timeout_seconds,
+        judging=settings.reload_timeout_seconds,
+    )
+
+
+def build_trainer_alone(settings: Settings) -> tuple[JobStore, Runner]:
+    """What trains models and does nothing else, without loading any. Raises InvalidRedisUrl."""
+    from serving.events.building import build_event_log
+    from serving.jobs.backend import LocalBackend
+    from serving.jobs.building import build_job_store
+    from serving.jobs.runner import Runner
+    from serving.metrics.book import Book
+    from serving.metrics.recording import Metrics
+    from serving.reloads import Reloads
+    from serving.training.request import OPERATION
+
+    store = build_job_store(settings.data_dir, settings.redis_url, max_queued=settings.job_max_queued)
+    events = build_event_log(settings.data_dir, settings.redis_url)
+    trainer = build_trainer(settings)
+
+    async def announce() -> None:
+        if settings.redis_url:
+            await announce_reload(Reloads(), events, shared=True)
+
+    runner = Runner(
+        store,
+        events,
+        {OPERATION: build_train_handler(settings, trainer, events, lambda _name: None, announce)},
+        (trainer,),
+        LocalBackend(trainer),
+        figures=Metrics(Book(1)).jobs,
+        lease_seconds=settings.job_lease_seconds,
+        keep_seconds=settings.job_keep_seconds,
+        keep_jobs=settings.job_keep,
+    )
+    return store, runner
+
+
+async def read_outcomes(_model: str) -> pd.DataFrame:
+    """What really happened, for training: nothing is kept yet."""
+    import pandas as pd
+
+    return pd.DataFrame()
+
+
+async def announce_reload(reloads: Reloads, events: EventLog, *, shared: bool) -> None:
+    """Have those who serve take over what has become live on the disk; `shared` if other instances read `events`."""
+    import structlog
+
+    from serving.announcements import announce
+
+    if reloads.has_master:
+        reloads.request()  # which then tells the others
+    elif shared:
+        await announce(events, "trained")
+    else:
+        structlog.get_logger(__name__).warning("A new version is live, and there is nobody here to be told")
 
 
 def build_announcements(settings: Settings, reloads: Reloads) -> Announcements | None:
@@ -265,13 +371,12 @@ def schedule_actions(settings: Settings, reloads: Reloads) -> Mapping[str, Actio
 
 
 def train_request(model_dir: Path, model: str) -> JobRequest:
-    """The job that trains a model anew, one at a time over all models. Raises ModelNotFound, VersionRefused."""
-    from registry import aliases
+    """The job that trains a model anew. Raises ModelNotFound, VersionRefused, CannotTrain."""
     from registry.registry import find_model
-    from serving.jobs.job import JobRequest
+    from registry.training import live_manifest
+    from serving.training.request import training_request
 
-    live = aliases.current(find_model(model_dir, model)).live
-    return JobRequest(operation="train", model=model, version=live, inputs=[b""], mutex="train")
+    return training_request(live_manifest(find_model(model_dir, model)))
 
 
 def serve(_arguments: argparse.Namespace, settings: Settings) -> NoReturn:
@@ -291,6 +396,7 @@ def worker(arguments: argparse.Namespace, settings: Settings) -> int:
     """Run jobs and schedules without serving, as ROLES says; with --once jobs until none is due, in this process."""
     from serving import logs, prefork
     from serving.errors import CannotServe
+    from serving.jobs.runner import at_once
     from serving.metrics.book import Book
     from serving.processes import SCHEDULER
     from serving.reloads import Reloads
@@ -314,7 +420,7 @@ def worker(arguments: argparse.Namespace, settings: Settings) -> int:
         say("forkserve: ROLES names the scheduler alone, and SCHEDULES is empty", file=sys.stderr)
         return 1
     if arguments.once:
-        app.runner.run(once=True)
+        app.runner.run(until=at_once)
     else:
         supervise(kinds)
     return 0
@@ -382,7 +488,9 @@ def rollback(arguments: argparse.Namespace, settings: Settings) -> int:
 def add(arguments: argparse.Namespace, settings: Settings) -> int:
     """Make a new version from a joblib file and a table."""
     from registry.adding import add_version, read_estimator, read_table
+    from registry.training import read_script, record_script, write_script
 
+    script = read_script(arguments.train) if arguments.train else None
     model = add_version(
         settings.model_dir,
         arguments.name,
@@ -393,9 +501,43 @@ def add(arguments: argparse.Namespace, settings: Settings) -> int:
         labels=arguments.labels.split(",") if arguments.labels else (),
         margin=MARGINS[arguments.bounds],
         source=arguments.source,
+        training=None if script is None else record_script(script),
     )
+    if script is not None:
+        write_script(settings.model_dir / model.name, script)
     say(f"added {model.name} version {model.version} in {settings.model_dir / model.name / model.version}")
     return 0
+
+
+def retrain(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Train a model anew and make it live if it is no worse than what is; waits for it. For cron."""
+    from registry.registry import find_model
+    from registry.training import live_manifest
+    from serving import prefork
+    from serving.errors import ServingError
+    from serving.training.once import train_once
+
+    live = live_manifest(find_model(settings.model_dir, arguments.model))
+    try:
+        store, runner = build_trainer_alone(settings)
+        prefork.check_single_thread()
+        job, result = train_once(store, runner, live)
+    except ServingError as error:
+        say(f"forkserve: {error}", file=sys.stderr)
+        return 1
+    if result is None:
+        say(
+            f"forkserve: {live.name}: job {job.id} is {job.state}{f': {job.error}' if job.error else ''}",
+            file=sys.stderr,
+        )
+        return 1
+    for reason in result.reasons:
+        say(f"forkserve: {live.name}: version {result.version} is refused: {reason}", file=sys.stderr)
+    metrics = ", ".join(f"{name} {value:.3f}" for name, value in result.metrics.items())
+    if result.promoted:
+        say(f"{live.name}: version {result.version} is live, {metrics}; the previous one is {result.live}")
+        say("a service that runs takes it over when it reloads")
+    return 0 if result.promoted else 1
 
 
 def explain(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -518,7 +660,21 @@ def parser() -> argparse.ArgumentParser:
         prog="forkserve", description="Serve scikit-learn models from workers that share them."
     )
     commands = top.add_subparsers(required=True, metavar="command")
-    for command in (serve, worker, schedules, models, add, explain, promote, rollback, train, check, verify, load_test):
+    for command in (
+        serve,
+        worker,
+        schedules,
+        models,
+        add,
+        explain,
+        promote,
+        rollback,
+        retrain,
+        train,
+        check,
+        verify,
+        load_test,
+    ):
         sub = commands.add_parser(command.__name__.replace("_", "-"), help=command.__doc__, description=command.__doc__)
         sub.set_defaults(command=command)
         if command is add:
@@ -528,6 +684,9 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--version", help="default: the number after the newest")
             sub.add_argument("--target", help="the column of the CSV that the model predicts; its metrics are measured")
             sub.add_argument("--labels", help="names of the classes with commas, in the order of classes_")
+            sub.add_argument(
+                "--train", type=Path, help="a train.py that trains the model anew; its code is executed then"
+            )
             sub.add_argument("--source", default="", help="where the data come from, and under which licence")
             sub.add_argument(
                 "--bounds",
@@ -548,7 +707,7 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--explained", type=float, default=0.1, help="share of explanations; default: 0.1")
             sub.add_argument("--repeated", type=float, default=0.2, help="share sent before; default: 0.2")
             sub.add_argument("--models", nargs="*", default=[], help="default: all")
-        if command in (promote, rollback):
+        if command in (promote, rollback, retrain):
             sub.add_argument("model", help="the model's name")
         if command is promote:
             sub.add_argument("version", help="the version to make live")

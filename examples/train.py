@@ -20,6 +20,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from registry.adding import add_version
 from registry.model import LoadedModel
+from registry.training import OUTCOME, Trained, TrainingData, record_script, write_script
 
 SEED = 20
 
@@ -138,23 +139,46 @@ DEMOS = (
 )
 
 
-def train(demo: Demo, root: Path) -> LoadedModel:
-    """Train on three quarters of the rows, measure on the rest, write the next version below `root`."""
+def fit(demo: Demo, outcomes: pd.DataFrame | None = None) -> Trained:
+    """Fit on three quarters of the rows and on what has really happened since; the other quarter is held out.
+
+    `outcomes`: see `TrainingData`. The split is the same every time, so that versions can be compared.
+    """
     table, target = demo.read()
+    name = str(target.name)
     stratify = target if target.dtype != float else None
-    fit, held_out, truth, held_out_truth = train_test_split(table, target, random_state=SEED, stratify=stratify)
+    rows, held_out = train_test_split(table.assign(**{name: target}), random_state=SEED, stratify=stratify)
+    if outcomes is not None and len(outcomes):
+        known = outcomes.rename(columns={OUTCOME: name})[list(rows.columns)].astype(rows.dtypes.to_dict())
+        rows = pd.concat([rows, known], ignore_index=True)
+    given = rows[list(table.columns)]
     estimator = demo.estimator()
-    estimator.fit(fit if demo.named_columns else fit.to_numpy(), truth)
-    held_out = held_out.assign(**{str(target.name): held_out_truth})
-    return add_version(
+    estimator.fit(given if demo.named_columns else given.to_numpy(), rows[name])
+    return Trained(estimator=estimator, sample=rows, held_out=held_out, target=name, source=demo.source)
+
+
+def fit_again(data: TrainingData) -> Trained:
+    """What the `train.py` of every demo model calls."""
+    demo = next(demo for demo in DEMOS if demo.name == data.model)
+    return fit(demo, data.outcomes)
+
+
+def train(demo: Demo, root: Path) -> LoadedModel:
+    """Train, measure on the rows that were held out, write the next version below `root` and its `train.py`."""
+    trained = fit(demo)
+    script = Path(__file__).with_name("retrain.py").read_bytes()
+    model = add_version(
         root,
         demo.name,
-        estimator,
-        fit.assign(**{str(target.name): truth}),
-        target=str(target.name),
-        held_out=held_out,
-        source=demo.source,
+        trained.estimator,
+        trained.sample,
+        target=trained.target,
+        held_out=trained.held_out,
+        source=trained.source,
+        training=record_script(script),
     )
+    write_script(root / demo.name, script)
+    return model
 
 
 def train_all(root: Path) -> Iterator[LoadedModel]:

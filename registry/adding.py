@@ -21,14 +21,15 @@ import pandas as pd
 import structlog
 from sklearn.utils.validation import check_is_fitted
 
+from registry.aliases import directories
 from registry.boosters import input_names, libraries, with_categories
 from registry.errors import CannotAdd, InvalidRows, VersionRefused
 from registry.explainers.choosing import choose_explainer
 from registry.explainers.importance import mean_contributions
-from registry.features import Rows
+from registry.features import Feature, Rows
 from registry.inferring import infer_features
 from registry.loader import load_version, unpickle
-from registry.manifest import NAME, ExplainerRecord, Manifest, Task, version_order, write_manifest
+from registry.manifest import NAME, ExplainerRecord, Manifest, Task, TrainingRecord, version_order, write_manifest
 from registry.measuring import measure
 from registry.model import Compute, LoadedModel, asking, estimator_compute, task_of
 from registry.schema import Schema
@@ -54,17 +55,21 @@ def add_version(
     held_out: pd.DataFrame | None = None,
     margin: float | None = 1.0,
     source: str = "",
+    training: TrainingRecord | None = None,
+    trained_by: str = "",
+    accepting: Sequence[Feature] = (),
 ) -> LoadedModel:
     """Write the next version of `name` below `root` and load it back as a server would.
 
     `sample` is a table of the estimator's input, one column a feature. With a `target` column, what the estimator
     should predict, its metrics are measured: on `held_out`, a table of the same columns, or else on the sample.
-    `labels` name the classes in the order of `classes_`. `margin`: see `infer_features`. Raises CannotAdd, and then
-    nothing is left behind.
+    `labels` name the classes in the order of `classes_`. `margin`: see `infer_features`; numbers that `accepting`,
+    features of another version, takes are taken besides. `training` and `trained_by`: see `Manifest`. Raises CannotAdd,
+    and then nothing is left behind.
     """
     if not NAME.fullmatch(name):
         raise CannotAdd(f"{name!r} is not a model name: letters, digits, '.', '_' and '-', at most 64")
-    version = version or _next_version(root / name)
+    version = version or next_version(root / name)
     if not NAME.fullmatch(version):
         raise CannotAdd(f"{version!r} is not a version: letters, digits, '.', '_' and '-', at most 64")
     directory = root / name / version
@@ -74,7 +79,8 @@ def add_version(
     columns = _input_columns(estimator, sample, target)
     by_name = hasattr(estimator, "feature_names_in_")
     table = with_categories(estimator, sample[columns])
-    features = infer_features(table, margin)
+    before = {feature.name: feature for feature in accepting}
+    features = tuple(feature.widened(before.get(feature.name, feature)) for feature in infer_features(table, margin))
     schema = Schema(features)
     if not by_name and any(feature.kind == "category" for feature in features):
         raise CannotAdd("the estimator takes numbers only, but the table has columns of text")
@@ -118,6 +124,8 @@ def add_version(
         baseline=_baseline(task, outputs, len(classes)),
         metrics=metrics,
         source=source,
+        training=training,
+        trained_by=trained_by,
     )
     manifest = msgspec.structs.replace(manifest, explainer=_record_explainer(manifest, estimator, compute, background))
     return _write(root, directory, manifest, content.getvalue())
@@ -141,9 +149,9 @@ def read_table(path: Path) -> pd.DataFrame:
         raise CannotAdd(f"{path}: {error}") from error
 
 
-def _next_version(directory: Path) -> str:
-    inside = directory.iterdir() if directory.is_dir() else ()
-    taken = [path.name for path in inside if NAME.fullmatch(path.name)]
+def next_version(directory: Path) -> str:
+    """The number after the highest of the versions in `directory`. Raises CannotAdd where the newest has none."""
+    taken = [path.name for path in directories(directory)]
     newest = max((int(name) for name in taken if name.isdigit()), default=0)
     last = max(taken, key=version_order, default="0")
     if not last.isdigit():
@@ -189,8 +197,13 @@ def _input_columns(estimator: Any, sample: pd.DataFrame, target: str | None) -> 
 
 def _rows(schema: Schema, frame: pd.DataFrame) -> Rows:
     """The table by the same way that requests take, so that what is learnt here holds for them."""
+    return schema.rows(instances_of(frame))
+
+
+def instances_of(frame: pd.DataFrame) -> list[list[Any]]:
+    """The rows of a table as JSON would give them."""
     table = frame.astype(object).where(frame.notna(), None).to_numpy(dtype=object)
-    return schema.rows([[_plain(cell) for cell in row] for row in table.tolist()])
+    return [[_plain(cell) for cell in row] for row in table.tolist()]
 
 
 def _plain(cell: Any) -> Any:

@@ -9,17 +9,16 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
 from registry.errors import ModelNotFound, VersionNotFound, VersionRefused
+from registry.files import write_whole
 from registry.manifest import NAME, version_order
 
 FILENAME = "aliases.json"
-ASIDE = ".aliases-"
 
 
 class Aliases(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -73,7 +72,7 @@ def promote(directory: Path, version: str) -> Aliases:
     It is for the caller to know that the version is fit to serve. A damaged file is replaced. Raises ModelNotFound,
     VersionNotFound.
     """
-    with _alone(directory):
+    with alone(directory):
         if version not in _versions(directory):
             raise VersionNotFound(f"model {directory.name!r} has no version {version!r}")
         before = _readable(directory)
@@ -81,7 +80,7 @@ def promote(directory: Path, version: str) -> Aliases:
             after = Aliases(version)
         else:
             after = before if before.live == version else Aliases(version, before.live)
-        _write(directory, after)
+        write_aliases(directory, after)
     return after
 
 
@@ -90,12 +89,12 @@ def rollback(directory: Path) -> Aliases:
 
     Raises ModelNotFound, VersionNotFound when there is no previous version, VersionRefused.
     """
-    with _alone(directory):
+    with alone(directory):
         before = current(directory)
         if before.previous is None:
             raise VersionNotFound(f"model {directory.name!r} has no previous version")
         after = Aliases(before.previous, before.live)
-        _write(directory, after)
+        write_aliases(directory, after)
     return after
 
 
@@ -111,7 +110,7 @@ def _readable(directory: Path) -> Aliases | None:
 
 
 @contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
+def alone(directory: Path) -> Iterator[None]:
     """No other process changes the aliases meanwhile; the lock ends with its holder. Raises ModelNotFound."""
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
@@ -124,26 +123,6 @@ def _alone(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _write(directory: Path, aliases: Aliases) -> None:
-    for left_over in directory.glob(f"{ASIDE}*"):  # by a process that was killed; nobody else writes now
-        left_over.unlink()
-    with tempfile.NamedTemporaryFile(dir=directory, prefix=ASIDE, delete=False) as aside:
-        try:
-            aside.write(msgspec.json.encode(aliases) + b"\n")
-            aside.flush()
-            os.fchmod(aside.fileno(), 0o644)
-            os.fsync(aside.fileno())
-            Path(aside.name).rename(directory / FILENAME)
-        except BaseException:
-            Path(aside.name).unlink(missing_ok=True)
-            raise
-    _sync_directory(directory)
-
-
-def _sync_directory(directory: Path) -> None:
-    """Bring the new name itself to the disk."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def write_aliases(directory: Path, aliases: Aliases) -> None:
+    """To be called by who is alone with the directory."""
+    write_whole(directory / FILENAME, msgspec.json.encode(aliases) + b"\n")

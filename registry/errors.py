@@ -5,6 +5,8 @@ RegistryError
 ├── VersionNotFound     the model has no such version
 ├── VersionRefused      a version on disk is not fit to serve; names the file
 ├── CannotAdd           an estimator and a table do not make a version
+├── CannotTrain         a model has no training function, or it gives nothing that can be used
+├── Superseded          another version has become live meanwhile
 ├── ModelFailed         a model broke on rows that fit its features
 ├── NotExplained        a model has no explainer
 ├── InvalidSelection    what an explanation should show is not there
@@ -43,6 +45,14 @@ class VersionRefused(RegistryError):
 
 class CannotAdd(RegistryError):
     """An estimator and a table do not make a version; the message says why."""
+
+
+class CannotTrain(RegistryError):
+    """A model has no training function, or what it gives cannot be used; the message says why."""
+
+
+class Superseded(RegistryError):
+    """Another version has become live than the one that this was meant to replace."""
 
 
 class ModelFailed(RegistryError):

@@ -37,6 +37,17 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     seen: tuple[float, float] | None = None
     categories: tuple[str | int, ...] = ()
 
+    def widened(self, other: Feature) -> Feature:
+        """The same, but it also takes every number that `other` takes, if that is of the same kind."""
+        if self.kind != other.kind:
+            return self
+        lows, highs = (self.minimum, other.minimum), (self.maximum, other.maximum)
+        low = min((bound for bound in lows if bound is not None), default=None)
+        high = max((bound for bound in highs if bound is not None), default=None)
+        return msgspec.structs.replace(
+            self, minimum=None if None in lows else low, maximum=None if None in highs else high
+        )
+
     def json_schema(self) -> dict[str, Any]:
         """What a client may send, as JSON Schema."""
         kind: dict[str, Any]

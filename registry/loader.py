@@ -44,7 +44,7 @@ def load_version(
     manifest = read_manifest(directory)
     path = directory / manifest.artefact
     try:
-        estimator = unpickle(path, _verified_bytes(root, path, manifest.sha256))
+        estimator = unpickle(path, verified_bytes(root, path, manifest.sha256))
         _check_kind(path, estimator, manifest)
         keep_to_one_thread(estimator)
         compute = estimator_compute(estimator, Schema(manifest.features), frame=manifest.input == "frame")
@@ -59,7 +59,8 @@ def load_version(
     return LoadedModel(manifest, quick or compute, compiled=quick is not None, explainer=explainer)
 
 
-def _verified_bytes(root: Path, path: Path, sha256: str) -> bytes:
+def verified_bytes(root: Path, path: Path, sha256: str) -> bytes:
+    """Of a file below `root` that holds code, if they have the hash that a manifest states. Raises VersionRefused."""
     try:
         real = path.resolve(strict=True)
         if not real.is_relative_to(root.resolve(strict=True)):

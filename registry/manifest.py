@@ -32,6 +32,13 @@ class ExplainerRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     importance_rows: int
 
 
+class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the model is trained anew: a Python file beside the versions, and the hash that it must have."""
+
+    script: str
+    sha256: str
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One version of one model. `background` rows and `example` are in the user's own terms, as JSON takes them."""
 
@@ -57,6 +64,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     source: str = ""
     explainer: ExplainerRecord | None = None
     """None for a version that was added before explainers were recorded, or where none fitted."""
+    training: TrainingRecord | None = None
+    """None for a model that is not trained anew."""
+    trained_by: str = ""
+    """The job that has trained this version; empty for one that was added by hand."""
 
 
 def version_order(version: str) -> tuple[tuple[int, int, str], ...]:
@@ -75,7 +86,8 @@ def read_manifest(directory: Path) -> Manifest:
         raise VersionRefused(path, f"is not a manifest: {error}") from error
     if (manifest.name, manifest.version) != (directory.parent.name, directory.name):
         raise VersionRefused(path, f"speaks of {manifest.name}/{manifest.version}")
-    for name in (manifest.name, manifest.version, manifest.artefact):
+    scripts = () if manifest.training is None else (manifest.training.script,)
+    for name in (manifest.name, manifest.version, manifest.artefact, *scripts):
         if not NAME.fullmatch(name):
             raise VersionRefused(path, f"{name!r} is not a plain name")
     if not manifest.features:

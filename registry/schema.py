@@ -53,6 +53,17 @@ class Schema:
             raise InvalidRows(faults)
         return np.array(table, dtype=np.float64)
 
+    def fitting_rows(self, instances: Sequence[Any]) -> tuple[Rows, list[int]]:
+        """Rows of those instances that fit, shape (fitting, features), and which they are."""
+        rows, places = [], []
+        for place, instance in enumerate(instances):
+            try:
+                rows.append(self.rows([instance])[0])
+            except InvalidRows:
+                continue
+            places.append(place)
+        return np.array(rows, dtype=np.float64).reshape(len(rows), len(self)), places
+
     def _cells(self, index: int, instance: Any, kind: type, faults: list[Fault]) -> list[float]:
         if type(instance) is not kind or not isinstance(instance, dict | list):
             shape = {"dict": "an object, like the first", "list": "an array, like the first"}

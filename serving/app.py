@@ -41,11 +41,13 @@ from serving.routes.metrics import metrics_router
 from serving.routes.models import models_router
 from serving.routes.openapi import document
 from serving.routes.streams import streams_router
+from serving.routes.training import training_router
 from serving.schedules.building import Schedules
 from serving.schedules.scheduler import Scheduler
 from serving.streams import Streams
 from serving.submitting import JobReader
 from serving.tracing import Tracing
+from serving.training.last import LastTrainings
 
 Renew = Callable[[], tuple["Application", tuple[str, ...]]]
 """Builds the app over what is in the model directory now, and says of which files it could not be."""
@@ -133,7 +135,8 @@ def create_app(
         redirect_slashes=False,
     )
     app.include_router(models_router(registry))
-    app.include_router(health_router(registry, cache, reloads, StoreWatch(jobs.store), pressure))
+    trainings = LastTrainings(model_dir, (model.name for model in registry.live()))
+    app.include_router(health_router(registry, cache, reloads, StoreWatch(jobs.store), pressure, trainings))
     app.include_router(streams_router(streams, jobs.events, jobs.store.get))
     authorize = make_authorize(admin_token, in_query=admin_token_in_query)
     figures = Figures(
@@ -141,6 +144,7 @@ def create_app(
     )
     app.include_router(metrics_router(authorize, figures, streams))
     app.include_router(admin_router(authorize, registry, model_dir, reloads))
+    app.include_router(training_router(authorize, registry, jobs.store))
     app.include_router(
         jobs_router(
             jobs.store,

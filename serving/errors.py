@@ -18,6 +18,7 @@ ServingError
 ├── ExecutorGone          the worker can run no such calls any more
 ├── ReloadRefused         something on disk is not fit to serve, so the old stays in service
 ├── CannotReload          there is no master here that could be asked to reload
+├── TrainingBusy          another model is being trained
 ├── QueueFull             as many jobs wait as may; holds when to try again
 ├── JobNotFound           there is no job of that id, or no longer
 ├── JobUnfinished         the job has no result, or not yet
@@ -114,6 +115,10 @@ class CannotReload(ServingError):
 
     def __init__(self) -> None:
         super().__init__("models are not preloaded by a master here; restart the service instead")
+
+
+class TrainingBusy(ServingError):
+    """Another model is being trained, and one is at a time; the message names it."""
 
 
 class QueueFull(ServingError):

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from registry.errors import (
+    CannotTrain,
     InvalidRows,
     InvalidSelection,
     ModelFailed,
@@ -36,6 +37,7 @@ from serving.errors import (
     StoreUnavailable,
     TooManyInstances,
     TooManyStreams,
+    TrainingBusy,
     UnsupportedBody,
 )
 
@@ -51,6 +53,8 @@ STATUS: dict[type[Exception], HTTPStatus] = {
     JobNotFound: HTTPStatus.NOT_FOUND,
     MethodNotAllowed: HTTPStatus.METHOD_NOT_ALLOWED,
     ReloadRefused: HTTPStatus.CONFLICT,
+    CannotTrain: HTTPStatus.CONFLICT,
+    TrainingBusy: HTTPStatus.CONFLICT,
     JobUnfinished: HTTPStatus.CONFLICT,
     BodyTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     TooManyInstances: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,

@@ -77,6 +77,11 @@ class Settings:
     )
     dask_scheduler: str = setting("", "a Dask cluster that computes jobs, `tcp://` or `tls://`; empty for none")
     dask_chunks: int = setting(8, "chunks of a job that are sent there at once, by each runner", low=1)
+    train_timeout_seconds: float = setting(3600, "a training that takes longer is killed", low=0.01)
+    train_memory_bytes: int = setting(1024 * 1024 * 1024, "what a training may allocate", low=1)
+    train_tolerance: float = setting(
+        0.02, "how much worse a retrained version may be: a score by so much, an error by that share", low=0
+    )
     model_dir: Path = setting(Path("models"), "directory of the models, `{name}/{version}/`")
     compile: bool = setting(True, "answer with compiled models where they are bit-identical; false only to compare")
     serve_versions: Literal["all", "live"] = setting("all", "versions to load: `all`, or `live` and previous ones only")

@@ -19,7 +19,7 @@ LAYERS: list[set[str]] = [
     {"serving.app", "serving.worker", "serving.arbiter", "serving.prefork", "serving.greeting", "serving.trial"},
     {"serving.protocol", "serving.routes", "serving.runners", "serving.telling"},
     {"serving.streams", "serving.figures"},
-    {"serving.asgi", "serving.submitting"},
+    {"serving.asgi", "serving.submitting", "serving.training"},
     {
         "serving.problems",
         "serving.inference",

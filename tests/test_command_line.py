@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import subprocess
@@ -66,6 +67,35 @@ def test_add_makes_a_version_that_models_lists_and_check_accepts(run: Run, churn
     assert (checked.returncode, checked.stdout) == (0, "ready to serve\n")
     manifest = json.loads((churn / "models/churn/1/manifest.json").read_text())
     assert set(manifest["metrics"]) == {"accuracy", "log_loss", "roc_auc"}
+
+
+def test_add_puts_a_train_py_beside_the_versions_and_records_its_hash(run: Run, churn: Path) -> None:
+    script = b"from registry.training import Trained\n\ndef train(data):\n    raise ValueError('nothing to learn')\n"
+    (churn / "mine.py").write_bytes(script)
+    added = run("add", "churn.joblib", "--name", "churn", "--data", "churn.csv", "--train", "mine.py")
+    assert (added.returncode, added.stderr) == (0, "")
+    manifest = json.loads((churn / "models/churn/1/manifest.json").read_text())
+    assert manifest["training"] == {"script": "train.py", "sha256": hashlib.sha256(script).hexdigest()}
+    assert (churn / "models/churn/train.py").read_bytes() == script
+    failed = run("retrain", "churn", DATA_DIR=str(churn / "data"))
+    assert (failed.returncode, "the training failed: ValueError: nothing to learn" in failed.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [(b"def train(:", "is not Python"), (b"train = 3\n", "defines no function 'train'"), (None, "No such file")],
+)
+def test_add_refuses_what_is_no_train_py(run: Run, churn: Path, script: bytes | None, reason: str) -> None:
+    if script is not None:
+        (churn / "mine.py").write_bytes(script)
+    added = run("add", "churn.joblib", "--name", "churn", "--data", "churn.csv", "--train", "mine.py")
+    assert (added.returncode, reason in added.stderr, (churn / "models").exists()) == (1, True, False)
+
+
+def test_retrain_says_that_a_model_has_no_training_function(run: Run, churn: Path) -> None:
+    run("add", "churn.joblib", "--name", "churn", "--data", "churn.csv")
+    refused = run("retrain", "churn", DATA_DIR=str(churn / "data"))
+    assert (refused.returncode, "churn/1 has no training function" in refused.stderr) == (1, True)
 
 
 @pytest.fixture

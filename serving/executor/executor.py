@@ -42,10 +42,12 @@ class Executor:
         waiting: int = 8,
         memory: int = 256 * 1024 * 1024,
         background: bool = False,
+        reuse: bool = True,
     ) -> None:
         """At most `waiting` calls wait for one of `processes`, which may allocate `memory` bytes each.
 
-        In the `background` they compute only with what other processes leave of the processor.
+        In the `background` they compute only with what other processes leave of the processor. Without `reuse` a
+        process is killed after its call, along with all that it has left running.
         """
         self._functions = functions
         self._most = processes + waiting
@@ -53,6 +55,7 @@ class Executor:
         self._calls = 0
         self._idle: list[Child] = []
         self._zygote = Zygote(partial(answer_calls, functions=functions, memory=memory, background=background))
+        self._reuse = reuse
         self._started = False
         self.replacements = 0
         """Processes killed or lost since the start."""
@@ -107,13 +110,14 @@ class Executor:
         reusable = False
         try:
             outcome, result = await self._ask(child, frame)
-            reusable = outcome.status != "out of memory"  # what it holds on to, nobody knows
+            reusable = self._reuse and outcome.status != "out of memory"  # what it holds on to, nobody knows
         finally:
             if reusable:
                 self._idle.append(child)
             else:
-                log.info("Executor process is replaced", key=key)
-                self.replacements += 1
+                if self._reuse:
+                    log.info("Executor process is replaced", key=key)
+                    self.replacements += 1
                 self._zygote.kill(child)
         if outcome.status == "failed":
             error = CallFailed(outcome.error)

@@ -1,4 +1,4 @@
-"""The result of a job over rows, as one JSON document or as a table, chunk by chunk."""
+"""The result of a job, as one JSON document, or if it is over rows as a table, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -27,6 +27,12 @@ async def json_result(store: JobStore, job: Job) -> AsyncIterator[bytes]:
         yield separator + chunk
         separator = b","
     yield b"]}"
+
+
+async def plain_result(store: JobStore, job: Job) -> AsyncIterator[bytes]:
+    """Of a job that is not over rows: its only chunk is its result, as JSON."""
+    async for chunk in _whole(store, job):
+        yield chunk
 
 
 async def csv_result(store: JobStore, job: Job) -> AsyncIterator[bytes]:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -35,6 +35,14 @@ AWAY_SECONDS = 2.0
 PRUNE_SECONDS = 60.0
 
 
+Until = Callable[[], Awaitable[bool]]
+
+
+async def at_once() -> bool:
+    """For a runner that ends as soon as no job is due."""
+    return True
+
+
 class Runner:
     """Built before the fork; `run` is all that its process does."""
 
@@ -43,7 +51,7 @@ class Runner:
         store: JobStore,
         events: EventLog,
         handlers: Mapping[str, Handler],
-        executor: Executor,
+        executors: Sequence[Executor],
         backend: Backend,
         *,
         figures: JobFigures,
@@ -51,15 +59,15 @@ class Runner:
         keep_seconds: float,
         keep_jobs: int,
     ) -> None:
-        """`handlers` by operation: no other jobs are claimed. `executor` is theirs; the runner starts and stops it.
-        `backend` is where they compute, the executor or beyond; the runner closes it.
+        """`handlers` by operation: no other jobs are claimed. `executors` are theirs; the runner starts and stops them.
+        `backend` is where rows are computed, an executor or beyond; the runner closes it.
 
         Finished jobs and events are forgotten after `keep_seconds`, and all but the last `keep_jobs` jobs.
         """
         self._store = store
         self._events = events
         self._handlers = handlers
-        self._executor = executor
+        self._executors = tuple(executors)
         self._figures = figures
         self._backend = backend
         self._lease_seconds = lease_seconds
@@ -68,25 +76,30 @@ class Runner:
         self._next_prune = 0.0
         self._is_away = False
 
-    def run(self, *, once: bool = False) -> None:
-        """Work until SIGTERM or SIGINT, or with `once` until no job is due. The process must have one thread."""
-        self._executor.start()
-        try:
-            asyncio.run(self._serve(once=once))
-        finally:
-            self._executor.stop()
+    def run(self, *, until: Until | None = None) -> None:
+        """Work until SIGTERM or SIGINT, or until no job is due and `until` says that this is enough.
 
-    async def _serve(self, *, once: bool) -> None:
+        The process must have one thread.
+        """
+        for executor in self._executors:
+            executor.start()
+        try:
+            asyncio.run(self._serve(until))
+        finally:
+            for executor in self._executors:
+                executor.stop()
+
+    async def _serve(self, until: Until | None) -> None:
         stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
         owner = new_owner()
         log.info("Runner works", pid=os.getpid(), owner=owner)
-        while not stopping.is_set() and self._executor.unwell() is None:
+        while not stopping.is_set() and all(executor.unwell() is None for executor in self._executors):
             job = await self._claim(owner)
             if job is not None:
                 await self._work(job, owner, stopping)
-            elif once:
+            elif until is not None and await until():
                 break
             else:
                 await self._rest(stopping)
@@ -148,7 +161,8 @@ class Runner:
             # the store is away, or the job's rows are gone: the lease runs out by itself
             outcome = f"left: {error}"
         seconds = time.monotonic() - started
-        self._figures.ended(outcome.partition(":")[0], self._executor.replacements)
+        replacements = sum(executor.replacements for executor in self._executors)
+        self._figures.ended(outcome.partition(":")[0], replacements)
         said(f"Job {outcome} after {seconds:.3f}s", private_bytes=_private_bytes(), private_bytes_before=before)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter, Request
 
 from cache.tiered import TieredCache
@@ -13,10 +14,16 @@ from serving.jobs.watch import StoreWatch
 from serving.memory.pressure import Pressure
 from serving.processes import read_age, read_rss
 from serving.reloads import Reloads
+from serving.training.last import LastTrainings
 
 
 def health_router(
-    registry: Registry, cache: TieredCache, reloads: Reloads, jobs: StoreWatch, pressure: Pressure
+    registry: Registry,
+    cache: TieredCache,
+    reloads: Reloads,
+    jobs: StoreWatch,
+    pressure: Pressure,
+    trainings: LastTrainings,
 ) -> APIRouter:
     """A fallback, a version that a reload refused, what is out of reach, want of memory: degraded, not dead.
 
@@ -40,6 +47,7 @@ def health_router(
             "refused": refused,
             "redis": cache.redis_state,
             "jobs": store,
+            "last_training": msgspec.to_builtins(trainings.by_model()),
             "breakers": breakers,
             "memory": {
                 "used_bytes": memory.used or None,

@@ -14,7 +14,7 @@ from serving.asgi import body_type, check_encoding, read_body, stream_body
 from serving.errors import InvalidRequest, JobUnfinished, StoreUnavailable, UnsupportedBody
 from serving.events.log import EventLog
 from serving.jobs.job import Job, JobRequest
-from serving.jobs.results import csv_result, json_result
+from serving.jobs.results import csv_result, json_result, plain_result
 from serving.jobs.rows import OPERATIONS
 from serving.jobs.store import JobStore
 from serving.submitting import JobReader, idempotency_key
@@ -44,8 +44,7 @@ def jobs_router(
 
     @router.post("", status_code=202, summary="Predict or explain many rows in the background")
     async def submit(request: Request) -> Response:
-        job = await _submit(store, await read(request))
-        return _answer(job, 202, {"Location": f"/v1/jobs/{job.id}"})
+        return submitted(await _submit(store, await read(request)))
 
     @router.get("/{job_id}", summary="How a job is getting on")
     async def show(job_id: str) -> Response:
@@ -54,17 +53,23 @@ def jobs_router(
     @router.get("/{job_id}/result", summary="The answers, as JSON, or as CSV for who accepts that")
     async def result(job_id: str, request: Request) -> Response:
         job = await store.get(job_id)
-        if job.state != "done" or job.operation not in OPERATIONS:
+        if job.state != "done":
             raise JobUnfinished(f"the job has no result; it is {job.state}")
-        if "text/csv" in request.headers.get("accept", ""):
-            return StreamingResponse(csv_result(store, job), media_type="text/csv; charset=utf-8")
-        return StreamingResponse(json_result(store, job), media_type="application/json")
+        return _result(store, job, request.headers.get("accept", ""))
 
     @router.delete("/{job_id}", summary="Cancel a job")
     async def cancel(job_id: str) -> Response:
         return _answer(await _cancel(store, events, job_id))
 
     return router
+
+
+def _result(store: JobStore, job: Job, accept: str) -> Response:
+    if job.operation not in OPERATIONS:
+        return StreamingResponse(plain_result(store, job), media_type="application/json")
+    if "text/csv" in accept:
+        return StreamingResponse(csv_result(store, job), media_type="text/csv; charset=utf-8")
+    return StreamingResponse(json_result(store, job), media_type="application/json")
 
 
 async def _submit(store: JobStore, request: JobRequest) -> Job:
@@ -93,6 +98,11 @@ def _query(request: Request) -> dict[str, Any]:
         values = request.query_params.getlist(name)
         query[name] = values[0] if len(values) == 1 else values
     return query
+
+
+def submitted(job: Job) -> Response:
+    """The answer to who has asked for a job."""
+    return _answer(job, 202, {"Location": f"/v1/jobs/{job.id}"})
 
 
 def _answer(job: Job, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -161,7 +161,8 @@ def test_version_written_is_the_version_read(tmp_path: Path) -> None:
 def test_next_version_follows_the_newest(tmp_path: Path) -> None:
     estimator = LogisticRegression().fit(TABLE, WORDS)
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / ".DS_Store").touch()
+    for name in (".DS_Store", "aliases.json", "train.py"):
+        (tmp_path / "model" / name).touch()
     assert add(tmp_path, estimator).version == "1"
     assert add(tmp_path, estimator, version="9").version == "9"
     assert [add(tmp_path, estimator).version for _ in range(2)] == ["10", "11"]

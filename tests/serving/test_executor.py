@@ -371,6 +371,13 @@ async def test_memory_of_the_worker_is_shared(unused: Executor) -> None:
     executor.stop()
 
 
+@in_a_worker(reuse=False)
+async def test_a_process_that_is_not_to_be_used_again_ends_with_its_call(executor: Executor) -> None:
+    pids = {int(await executor.run("tell_pid", ROWS, timeout=PATIENCE)) for _ in range(3)}
+    assert len(pids) == 3
+    await until(lambda: all(gone_now(pid) for pid in pids))
+
+
 @in_a_worker()
 async def test_without_functions_nothing_is_forked(unused: Executor) -> None:
     unused.stop()

@@ -41,7 +41,7 @@ def runner(store: JobStore, events: EventLog, *, keep_seconds: float, keep_jobs:
         store,
         events,
         {},
-        executor,
+        [executor],
         LocalBackend(executor),
         figures=Metrics(Book(1)).jobs,
         lease_seconds=60,

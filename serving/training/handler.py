@@ -1,0 +1,211 @@
+"""What a job of retraining does: fit, judge, promote, and have the new version served.
+
+The job may be killed at any moment and is then taken up by another runner. What has been done is seen on the disk by
+the job's id: a whole candidate is judged and not made again, a version that was taken in is not taken in twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+from registry import aliases
+from registry.candidates import Candidate, find_candidate, find_trained, remove_candidates, take_in
+from registry.errors import CannotAdd, ModelNotFound, RegistryError, Superseded, VersionRefused
+from registry.manifest import Manifest, read_manifest
+from registry.registry import find_model
+from serving.errors import CallFailed, DeadlineExceeded, MemoryExceeded, StoreUnavailable
+from serving.events.log import EventLog
+from serving.executor import Executor
+from serving.jobs.handlers import AttemptFailed, JobFailed, Report
+from serving.jobs.job import Job
+from serving.training.last import write_last
+from serving.training.steps import NO_ROWS, Fitted, Order, Verdict
+
+log = structlog.get_logger(__name__)
+
+FITTED, JUDGED = 0.8, 0.95
+"""How far the job is."""
+
+
+class TrainingResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The job's result. A version that was refused is not kept."""
+
+    model: str
+    version: str
+    promoted: bool
+    reasons: tuple[str, ...] = ()
+    """Why not."""
+    metrics: dict[str, float]
+    live: str
+    """The version that it was held against."""
+    live_metrics: dict[str, float]
+    held_out_rows: int = 0
+
+
+@dataclass(frozen=True)
+class TrainHandler:
+    """Trains the models below `root`. `executor` runs the functions of `Steps`.
+
+    `serves` says which version of a model this process itself has as the live one, if it has any; `announce` has all
+    others take over what is live on the disk now. A training may take `timeout` seconds, its judgement `judging`.
+    """
+
+    root: Path
+    executor: Executor
+    events: EventLog
+    serves: Callable[[str], str | None]
+    announce: Callable[[], Awaitable[None]]
+    timeout: float
+    judging: float
+
+    async def __call__(self, job: Job, _chunk: int, _data: bytes, report: Report) -> bytes:
+        """The TrainingResult as JSON. Raises JobFailed, AttemptFailed, ExecutorGone."""
+        try:
+            directory = find_model(self.root, job.model)
+        except RegistryError as error:
+            raise JobFailed(_reason(error)) from error
+        try:
+            result = await self._resume(job, directory) or await self._train(job, directory, report)
+        except (JobFailed, RegistryError) as error:
+            write_last(directory, "failed", "")
+            raise JobFailed(_reason(error)) from error
+        if result.promoted:
+            await self._go_live(job, result)
+        write_last(directory, "promoted" if result.promoted else "refused", result.version)
+        log.info(
+            "Model trained",
+            job=job.id,
+            model=job.model,
+            version=result.version,
+            promoted=result.promoted,
+            reasons=result.reasons,
+        )
+        return msgspec.json.encode(result)
+
+    async def _resume(self, job: Job, directory: Path) -> TrainingResult | None:
+        """What is left to do when an earlier attempt has got as far as to take its version in."""
+        version = find_trained(directory, job.id)
+        if version is None:
+            return None
+        remove_candidates(self.root)
+        held = aliases.current(directory)
+        if version.version not in (held.live, held.previous):  # neither made live nor rolled back
+            if held.live != job.version:
+                return _resumed(job, version, None, "another version has become live meanwhile")
+            held = aliases.promote(directory, version.version)
+        before = held.previous if held.live == version.version else held.live
+        return _resumed(job, version, None if before is None else read_manifest(directory / before))
+
+    async def _train(self, job: Job, directory: Path, report: Report) -> TrainingResult:
+        candidate = find_candidate(self.root, job.id, job.model)
+        remove_candidates(self.root, but=candidate)
+        if candidate is None:
+            await self._tell(job, "training")
+            candidate = await self._fit(job)
+        report(FITTED)
+        await self._tell(job, "verifying", version=candidate.directory.name)
+        verdict = await self._judge(job)
+        report(JUDGED)
+        result = TrainingResult(
+            model=job.model,
+            version=verdict.version,
+            promoted=not verdict.reasons,
+            reasons=verdict.reasons,
+            metrics=verdict.metrics,
+            live=verdict.live,
+            live_metrics=verdict.live_metrics,
+            held_out_rows=verdict.held_out_rows,
+        )
+        if result.promoted:
+            self._take_in(candidate, directory, verdict.live)
+        else:
+            await self._tell(job, "refused", **_facts(result), reasons=result.reasons)
+        remove_candidates(self.root)
+        return result
+
+    async def _fit(self, job: Job) -> Candidate:
+        try:
+            answer = await self._call("fit", job, self.timeout)
+        except DeadlineExceeded:
+            raise JobFailed(f"the training took longer than {self.timeout:g} s") from None
+        except MemoryExceeded:
+            raise JobFailed("the training needs more memory than it may") from None
+        fitted = msgspec.json.decode(answer, type=Fitted)
+        if fitted.error:
+            log.warning("Training failed", job=job.id, model=job.model, traceback=fitted.traceback)
+            raise JobFailed(f"the training failed: {fitted.error}")
+        candidate = find_candidate(self.root, job.id, job.model)
+        if candidate is None:
+            raise AttemptFailed("the new version is gone")
+        return candidate
+
+    async def _judge(self, job: Job) -> Verdict:
+        try:
+            return msgspec.json.decode(await self._call("judge", job, self.judging), type=Verdict)
+        except DeadlineExceeded:
+            raise JobFailed(f"the new version took longer than {self.judging:g} s to be verified") from None
+        except MemoryExceeded:
+            raise JobFailed("the new version needs more memory than it may to be verified") from None
+
+    async def _call(self, step: str, job: Job, timeout: float) -> bytes:
+        order = msgspec.to_builtins(Order(job.model, job.id, job.attempts))
+        try:
+            return await self.executor.run(step, NO_ROWS, order, timeout=timeout)
+        except CallFailed as error:
+            raise AttemptFailed(f"{step}: {error}") from error
+
+    def _take_in(self, candidate: Candidate, directory: Path, live: str) -> None:
+        try:
+            take_in(candidate, directory, instead_of=live)
+        except Superseded as error:
+            raise AttemptFailed(str(error)) from error  # the candidate is held against what is live then
+        except CannotAdd as error:
+            remove_candidates(self.root)
+            raise AttemptFailed(str(error)) from error
+
+    async def _go_live(self, job: Job, result: TrainingResult) -> None:
+        if self.serves(job.model) != result.version:
+            await self.announce()
+        await self._tell(job, "promoted", **_facts(result))
+
+    async def _tell(self, job: Job, kind: str, **data: Any) -> None:
+        """Tell an event of the job. The job goes on without."""
+        try:
+            await self.events.append(job.id, kind, msgspec.json.encode(data))
+        except StoreUnavailable as error:
+            log.warning("Event is lost", job=job.id, kind=kind, error=str(error))
+
+
+def _reason(error: Exception) -> str:
+    """What a client may read: not where the model directory is."""
+    if isinstance(error, ModelNotFound):
+        return "the model is gone"
+    return f"{error.path.name} {error.reason}" if isinstance(error, VersionRefused) else str(error)
+
+
+def _facts(result: TrainingResult) -> dict[str, Any]:
+    return {
+        "version": result.version,
+        "metrics": result.metrics,
+        "live": result.live,
+        "live_metrics": result.live_metrics,
+    }
+
+
+def _resumed(job: Job, version: Manifest, before: Manifest | None, *reasons: str) -> TrainingResult:
+    """What is still known of a version that was judged in an earlier attempt."""
+    return TrainingResult(
+        model=job.model,
+        version=version.version,
+        promoted=not reasons,
+        reasons=reasons,
+        metrics=version.metrics,
+        live=job.version if before is None else before.version,
+        live_metrics={} if before is None else before.metrics,
+    )
