@@ -22,6 +22,7 @@ from serving.settings import Settings
 
 if TYPE_CHECKING:
     from registry.registry import Registry
+    from serving.admission import Admission
     from serving.app import Application, Jobs
     from serving.reloads import Reloads
 
@@ -123,10 +124,31 @@ def assemble(settings: Settings, registry: Registry, reloads: Reloads) -> Applic
         max_explained_instances=settings.shap_max_batch_size,
         admin_token=settings.admin_token,
         access_log=settings.access_log,
+        admission=build_admission(settings),
+        background=settings.use_background_inference,
         model_dir=settings.model_dir,
         reloads=reloads,
         renew=lambda: renew(settings, registry, reloads),
     )
+
+
+def build_admission(settings: Settings) -> Admission | None:
+    """What looks at every request before the app does; None if no setting asks for it. Raises InvalidRedisUrl."""
+    from serving.admission import Admission
+    from serving.clients import Clients
+    from serving.cors import Origins
+    from serving.limits.building import build_limiter
+    from serving.limits.rate import parse_rate
+
+    if not (settings.trusted_proxy_count or settings.rate_limit or settings.cors_origins):
+        return None
+    limiter = None
+    if settings.rate_limit:
+        rate = parse_rate(settings.rate_limit, settings.rate_limit_burst)
+        interval = settings.redis_health_check_interval
+        limiter = build_limiter(rate, settings.redis_url, redis_health_check_interval=interval)
+    origins = Origins(settings.cors_origins) if settings.cors_origins else None
+    return Admission(Clients(settings.trusted_proxy_count), limiter, origins)
 
 
 def build_jobs(settings: Settings, registry: Registry) -> Jobs:

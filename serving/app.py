@@ -14,7 +14,9 @@ from starlette.exceptions import HTTPException
 from cache.tiered import TieredCache
 from registry.registry import Registry
 from serving import problems
+from serving.admission import Admission
 from serving.asgi import App, Edge, Receive, Scope, Send
+from serving.background import Background
 from serving.batching import Batcher
 from serving.events.log import EventLog
 from serving.executor import Executor
@@ -68,7 +70,9 @@ def create_app(
     max_explained_instances: int,
     admin_token: str,
     access_log: bool,
+    admission: Admission | None,
     model_dir: Path,
+    background: bool,
     reloads: Reloads,
     renew: Renew,
 ) -> Application:
@@ -85,6 +89,8 @@ def create_app(
         await streams.end()
         await cache.close()
         await jobs.close()
+        if admission is not None:
+            await admission.close()
 
     inference.prepare()
     app = FastAPI(
@@ -114,7 +120,7 @@ def create_app(
     )
     app.add_exception_handler(HTTPException, _problem)
     app.openapi = _Document(app, registry)  # type: ignore[method-assign]
-    app.add_middleware(Edge, access_log=access_log)
+    app.add_middleware(Edge, access_log=access_log, admission=admission)
     hot_path = InferenceRoute(
         registry=registry,
         inference=inference,
@@ -123,10 +129,11 @@ def create_app(
         max_instances=max_instances,
         max_explained_instances=max_explained_instances,
         access_log=access_log,
+        background=Background(jobs.store, jobs.reader) if background else None,
     )
     return Application(
         app,
-        Edge(hot_path, access_log=access_log),
+        Edge(hot_path, access_log=access_log, admission=admission),
         registry=registry,
         runner=jobs.runner,
         start_processes=executor.start,

@@ -35,6 +35,7 @@ from serving.errors import (
     ReloadRefused,
     StoreUnavailable,
     TooManyInstances,
+    TooManyRequests,
     TooManyStreams,
     UnsupportedBody,
 )
@@ -60,6 +61,7 @@ STATUS: dict[type[Exception], HTTPStatus] = {
     InvalidRows: HTTPStatus.UNPROCESSABLE_ENTITY,
     InvalidSelection: HTTPStatus.UNPROCESSABLE_ENTITY,
     NotExplained: HTTPStatus.UNPROCESSABLE_ENTITY,
+    TooManyRequests: HTTPStatus.TOO_MANY_REQUESTS,
     QueueFull: HTTPStatus.TOO_MANY_REQUESTS,
     ModelFailed: HTTPStatus.INTERNAL_SERVER_ERROR,
     CallFailed: HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -101,7 +103,7 @@ def render(error: Exception, request_id: str) -> tuple[HTTPStatus, list[tuple[by
         headers.append((b"allow", error.allowed.encode()))
     if isinstance(error, NotAuthorized):
         headers.append((b"www-authenticate", b'Bearer realm="admin"'))
-    if isinstance(error, QueueFull):
+    if isinstance(error, TooManyRequests | QueueFull):
         headers.append((b"retry-after", b"%d" % math.ceil(error.retry_after)))
     elif type(error) in RETRY_AFTER:
         headers.append((b"retry-after", b"%d" % RETRY_AFTER[type(error)]))

@@ -18,13 +18,15 @@ LAYERS: list[set[str]] = [
     {"serving.reloading"},
     {"serving.app", "serving.worker", "serving.arbiter", "serving.prefork", "serving.greeting", "serving.trial"},
     {"serving.protocol", "serving.routes", "serving.runners"},
-    {"serving.streams"},
+    {"serving.background", "serving.streams"},
     {"serving.asgi", "serving.submitting"},
+    {"serving.admission"},
     {"serving.problems", "serving.inference", "serving.reading", "serving.table"},
     {"serving.batching", "serving.jobs"},
     {"serving.cost"},
     {"serving.operations"},
     {"serving.executor", "serving.events"},
+    {"serving.clients", "serving.limits"},
     {
         "serving.logs",
         "serving.numeric_threads",
@@ -34,6 +36,7 @@ LAYERS: list[set[str]] = [
         "serving.storage",
         "serving.transport",
     },
+    {"serving.cors", "serving.limits.rate"},
     {"serving.errors", "cache", "registry", "examples"},
 ]
 """From the top down. A module may import what is below it, and its own package."""

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
+from serving.clients import network_of
 from serving.errors import InvalidRequest
 from serving.events.log import EventLog
 from serving.jobs.job import Job
@@ -47,8 +48,7 @@ def streams_router(streams: Streams, events: EventLog, find_job: Callable[[str],
             page = await events.read(job_id, after, 1)
             if not page.events and not page.is_gap(after):
                 return Response(status_code=204)
-        address = request.client.host if request.client else ""
-        return EventStream(streams, _frames(streams, job, after, address))
+        return EventStream(streams, _frames(streams, job, after, network_of(request.scope).hex()))
 
     return router
 
