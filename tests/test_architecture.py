@@ -25,7 +25,8 @@ LAYERS: list[set[str]] = [
     {"serving.batching", "serving.jobs"},
     {"serving.cost"},
     {"serving.operations"},
-    {"serving.executor", "serving.events"},
+    {"serving.alerts", "serving.feeds"},
+    {"serving.executor", "serving.events", "serving.outbound"},
     {"serving.clients", "serving.limits"},
     {
         "serving.logs",
@@ -36,7 +37,7 @@ LAYERS: list[set[str]] = [
         "serving.storage",
         "serving.transport",
     },
-    {"serving.cors", "serving.limits.rate"},
+    {"serving.cors", "serving.feeds.feed", "serving.limits.rate"},
     {"serving.errors", "cache", "registry", "examples"},
 ]
 """From the top down. A module may import what is below it, and its own package."""
