@@ -12,6 +12,7 @@ import functools
 import importlib.metadata
 import os
 import secrets
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -23,6 +24,7 @@ from serving.settings import Settings
 if TYPE_CHECKING:
     from registry.registry import Registry
     from serving.admission import Admission
+    from serving.alerts import Alerts
     from serving.app import Application, Jobs
     from serving.reloads import Reloads
 
@@ -43,13 +45,14 @@ def web() -> Application:
 
     try:
         settings = Settings.from_env(os.environ)
-        logs.configure(settings.log_level)
-        return build(settings)
+        alerts = build_alerts(settings)
+        logs.configure(settings.log_level, watch=alerts.watch)
+        return build(settings, alerts)
     except (InvalidSetting, RegistryError, InvalidRedisUrl) as error:
         sys.exit(f"forkserve: {error}")
 
 
-def build(settings: Settings) -> Application:
+def build(settings: Settings, alerts: Alerts) -> Application:
     """The parts, put together; nothing is started. Raises RegistryError, InvalidRedisUrl."""
     from registry.explainers.budget import Budget
     from registry.registry import load_registry
@@ -62,10 +65,10 @@ def build(settings: Settings) -> Application:
         compiled=settings.compile,
         budget=Budget(evaluations=settings.shap_max_evals),
     )
-    return assemble(settings, registry, Reloads())
+    return assemble(settings, registry, Reloads(), alerts)
 
 
-def renew(settings: Settings, old: Registry, reloads: Reloads) -> tuple[Application, tuple[str, ...]]:
+def renew(settings: Settings, old: Registry, reloads: Reloads, alerts: Alerts) -> tuple[Application, tuple[str, ...]]:
     """The parts anew over what is in the model directory now, in the master; and what could not be taken over."""
     from registry.explainers.budget import Budget
     from registry.loader import load_version
@@ -76,10 +79,10 @@ def renew(settings: Settings, old: Registry, reloads: Reloads) -> tuple[Applicat
     load = functools.partial(load_version, settings.model_dir, compiled=settings.compile, budget=budget)
     carefully = loading_carefully(load, settings.reload_timeout_seconds)
     renewal = renew_registry(old, settings.model_dir, carefully, selected=settings.serve_versions)
-    return assemble(settings, renewal.registry, reloads), renewal.refused
+    return assemble(settings, renewal.registry, reloads, alerts), renewal.refused
 
 
-def assemble(settings: Settings, registry: Registry, reloads: Reloads) -> Application:
+def assemble(settings: Settings, registry: Registry, reloads: Reloads, alerts: Alerts) -> Application:
     """The app over these models. Raises InvalidRedisUrl."""
     from cache.building import build_cache
     from serving.app import create_app
@@ -128,8 +131,18 @@ def assemble(settings: Settings, registry: Registry, reloads: Reloads) -> Applic
         background=settings.use_background_inference,
         model_dir=settings.model_dir,
         reloads=reloads,
-        renew=lambda: renew(settings, registry, reloads),
+        renew=lambda: renew(settings, registry, reloads, alerts),
+        alerts=alerts,
     )
+
+
+def build_alerts(settings: Settings) -> Alerts:
+    """What tells people, and calls elsewhere for all of a process; to be made once, for all reloads."""
+    from serving.alerts import Alerts, form_of
+    from serving.outbound import Outbound
+
+    url = settings.alert_webhook_url
+    return Alerts(Outbound(), url, form_of(url, settings.alert_form), name=f"forkserve on {socket.gethostname()}")
 
 
 def build_admission(settings: Settings) -> Admission | None:
@@ -199,9 +212,10 @@ def worker(arguments: argparse.Namespace, settings: Settings) -> int:
     from serving.errors import CannotServe
     from serving.runners import Runners, supervise
 
-    logs.configure(settings.log_level)
+    alerts = build_alerts(settings)
+    logs.configure(settings.log_level, watch=alerts.watch)
     try:
-        runner = build(settings).runner
+        runner = build(settings, alerts).runner
         prefork.import_modules(settings.preload_modules)
         prefork.settle()
         prefork.check_single_thread()

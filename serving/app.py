@@ -15,6 +15,7 @@ from cache.tiered import TieredCache
 from registry.registry import Registry
 from serving import problems
 from serving.admission import Admission
+from serving.alerts import Alerts
 from serving.asgi import App, Edge, Receive, Scope, Send
 from serving.background import Background
 from serving.batching import Batcher
@@ -75,6 +76,7 @@ def create_app(
     background: bool,
     reloads: Reloads,
     renew: Renew,
+    alerts: Alerts,
 ) -> Application:
     """The app over these parts. Building it starts nothing: threads and connections begin with its lifespan."""
 
@@ -83,6 +85,7 @@ def create_app(
         # Nothing here may fail on an outside service: gunicorn shuts all down when one worker cannot start.
         executor.start()
         batcher.start()
+        alerts.start()
         yield
         batcher.stop()
         executor.stop()
@@ -91,6 +94,8 @@ def create_app(
         await jobs.close()
         if admission is not None:
             await admission.close()
+        await alerts.stop()
+        await alerts.outbound.close()
 
     inference.prepare()
     app = FastAPI(
@@ -141,6 +146,7 @@ def create_app(
         unwell=lambda: batcher.unwell() or executor.unwell(),
         reloads=reloads,
         renew=renew,
+        alerts=alerts,
     )
 
 
@@ -162,6 +168,7 @@ class Application:
         unwell: Callable[[], str | None],
         reloads: Reloads,
         renew: Renew,
+        alerts: Alerts,
     ) -> None:
         """`start_processes` is for a worker that has one thread, `end_streams` for one that drains.
 
@@ -177,6 +184,7 @@ class Application:
         self.unwell = unwell
         self.reloads = reloads
         self.renew = renew
+        self.alerts = alerts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = PATH.fullmatch(scope["path"]) if scope["type"] == "http" else None

@@ -69,7 +69,8 @@ def when_ready(server: Any) -> None:
         except CannotServe as error:
             sys.exit(f"forkserve: {error}")
     if "worker" in _settings.roles:
-        server.runners = Runners(lambda: _run_jobs(server), _settings.job_runners)
+        told = server.app.wsgi().alerts.descriptor if _settings.preload else None
+        server.runners = Runners(lambda: _run_jobs(server), _settings.job_runners, keep=told)
     if _settings.greeting:
         host, port = server.LISTENERS[0].getsockname()[:2]
         print(greeting(f"http://{host}:{port}", server.app.wsgi().registry), flush=True)  # noqa: T201

@@ -46,9 +46,10 @@ class _Place:
 class Runners:
     """A number of runner processes. To be used in a process with one thread, their parent."""
 
-    def __init__(self, work: Callable[[], None], count: int) -> None:
-        """A runner calls `work`, which ends at SIGTERM."""
+    def __init__(self, work: Callable[[], None], count: int, *, keep: int | None = None) -> None:
+        """A runner calls `work`, which ends at SIGTERM. Of the parent's descriptors it may `keep` one."""
         self._work = work
+        self._keep = sys.stdout.fileno() if keep is None else keep
         self._places = [_Place() for _ in range(count)]
         self._stopping = False
 
@@ -122,7 +123,7 @@ class Runners:
 
     def _live(self, parent: int) -> None:
         # SIGTERM ends it at once as long as it has no job
-        isolate(parent=parent, keep=sys.stdout.fileno(), name=RUNNER, ignored=set(IGNORED) - {signal.SIGTERM})
+        isolate(parent=parent, keep=self._keep, name=RUNNER, ignored=set(IGNORED) - {signal.SIGTERM})
         be_early_out_of_memory(OOM_SCORE)
         os.nice(NICE)
         self._work()

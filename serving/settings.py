@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from serving.cors import is_origin
 from serving.errors import InvalidSetting
+from serving.feeds.feed import parse_feeds
 from serving.limits.rate import parse_rate
 
 TRUE, FALSE = frozenset({"true", "1", "yes", "on"}), frozenset({"false", "0", "no", "off", ""})
@@ -64,6 +65,7 @@ class Settings:
     max_streams: int = setting(1000, "event streams that each worker may have open; more are answered 503", low=1)
     max_streams_per_address: int = setting(50, "of these, from one client address; 0 for any number", low=0)
     stream_heartbeat_seconds: float = setting(15, "a stream that is silent for so long says that it lives", low=0.1)
+    feeds: str = setting("", "feeds of records as a JSON array; see Feeds", secret=True)
     roles: tuple[str, ...] = setting(("web", "worker"), "what this service runs: `web`, `worker`, `scheduler`")
     job_runners: int = setting(1, "processes that run jobs", low=1)
     job_max_queued: int = setting(100, "when so many jobs wait, the next is answered 429", low=1)
@@ -80,6 +82,8 @@ class Settings:
     reload_timeout_seconds: float = setting(60, "a version that takes longer to load at a reload is refused", low=1)
     model_fallback: bool = setting(False, "let a minimal model stand in for one that does not load")
     admin_token: str = setting("", "opens `/api/admin/`; empty keeps it closed", secret=True)
+    alert_webhook_url: str = setting("", "webhook that is told what somebody has to know at once", secret=True)
+    alert_form: Literal["auto", "discord", "slack"] = setting("auto", "what it takes; `auto` goes by its address")
     log_level: str = setting("info", "`debug`, `info`, `warning` or `error`")
     access_log: bool = setting(True, "log a line for every request and prediction")
     greeting: bool = setting(False, "print the address and a curl line when ready; `forkserve serve` sets it")
@@ -102,6 +106,10 @@ class Settings:
             raise InvalidSetting("ROLES must be some of web, worker, scheduler, with commas")
         if settings.admin_token and (len(settings.admin_token) < 16 or not settings.admin_token.isprintable()):
             raise InvalidSetting("ADMIN_TOKEN must have at least 16 characters, all of them printable")
+        if settings.alert_form not in ("auto", "discord", "slack"):
+            raise InvalidSetting("ALERT_FORM must be auto, discord or slack")
+        if settings.alert_webhook_url and not settings.alert_webhook_url.startswith(("http://", "https://")):
+            raise InvalidSetting("ALERT_WEBHOOK_URL must begin with http:// or https://")
         _check_edge(settings)
         return settings
 
@@ -112,6 +120,10 @@ def _check_edge(settings: Settings) -> None:
             parse_rate(settings.rate_limit, settings.rate_limit_burst)
         except ValueError as error:
             raise InvalidSetting(f"RATE_LIMIT {error}") from None
+    try:
+        parse_feeds(settings.feeds)
+    except ValueError as error:
+        raise InvalidSetting(f"FEEDS {error}") from None
     if not all(map(is_origin, settings.cors_origins)):
         raise InvalidSetting("CORS_ORIGINS must be origins such as https://app.example, with commas")
 
