@@ -66,7 +66,7 @@ def main() -> None:
     table.add("dictionary", clients, *measure(Dictionary(RATE), clients))
     with redis_server() as server:
         few = clients // 100
-        table.add("Redis", few, *measure(RedisLimiter(server.url, SharedTable(RATE), timeout=5.0), few))
+        table.add("Redis", few, *measure(RedisLimiter(server.url, SharedTable(RATE), patience=5.0, timeout=5.0), few))
     print(table)
 
 

@@ -1,4 +1,4 @@
-"""Whether the store of jobs can be reached, for who asks how the service is."""
+"""Whether the store of jobs can be written, for who asks how the service is."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class StoreWatch:
     async def _look(self) -> State:
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
-                await self._store.counts()
+                await self._store.probe()
         except (StoreUnavailable, TimeoutError):
             return "unavailable"
         return "ok"

@@ -33,6 +33,9 @@ return {1, debt}
 LONGEST = 4096
 """Bytes of an answer; the server's own errors are shorter."""
 
+PATIENCE = 0.02
+"""Seconds that a request waits for what Redis says of it; after that this box decides. The call itself goes on."""
+
 REFUSED = (ResponseError, BusyLoadingError)
 AWAY = (RedisError, OSError, ValueError, RecursionError)
 """As in cache/redis.py."""
@@ -51,11 +54,16 @@ class RedisLimiter:
         table: SharedTable,
         *,
         prefix: str = "forkserve:limit:",
+        patience: float = PATIENCE,
         timeout: float = 0.1,
         health_check_interval: float = 30.0,
         breaker: Breaker | None = None,
     ) -> None:
-        """`timeout` in seconds is for a whole call, connecting included. Raises InvalidRedisUrl."""
+        """A request waits for `patience` seconds; a whole call, connecting included, may take `timeout`.
+
+        Raises InvalidRedisUrl.
+        """
+        self._patience = patience
         self.rate: Rate = table.rate
         self._table = table
         self._prefix = prefix.encode()
@@ -66,6 +74,7 @@ class RedisLimiter:
         self._redis: Redis | None = None
         self._inherited: Redis | None = None
         self._process = 0
+        self._asking: set[asyncio.Task[Verdict | None]] = set()
 
     async def take(self, client: bytes) -> Verdict:
         """See Limiter."""
@@ -75,16 +84,27 @@ class RedisLimiter:
         attempt = self._breaker.begin()
         if attempt is None:
             return here
+        asking = asyncio.get_running_loop().create_task(self._ask(client, attempt))
+        try:
+            await asyncio.wait({asking}, timeout=self._patience)
+        finally:
+            # nobody may cancel it: what it charges is charged, and it learns whether Redis is there
+            self._asking.add(asking)
+            asking.add_done_callback(self._asking.discard)
+        return (asking.result() if asking.done() else None) or here
+
+    async def _ask(self, client: bytes, attempt: int) -> Verdict | None:
+        """What Redis says; None if it says nothing. Every end is reported to the breaker."""
         try:
             async with asyncio.timeout(self._deadline):
                 allowed, debt = await self._run(self._prefix + client.hex().encode())
         except REFUSED:
             self._breaker.succeeded(attempt)  # it is there, and full or read-only
-            return here
+            return None
         except AWAY as error:
             if self._breaker.failed(attempt):
                 log.warning("Rate limits are not shared", reason=f"{type(error).__name__}: {error}")
-            return here
+            return None
         except BaseException:
             self._breaker.abandoned(attempt)
             raise
@@ -94,6 +114,7 @@ class RedisLimiter:
 
     async def close(self) -> None:
         """See Limiter."""
+        await asyncio.gather(*self._asking, return_exceptions=True)
         if self._redis is not None and self._process == os.getpid():
             redis, self._redis = self._redis, None
             await redis.aclose()

@@ -29,7 +29,7 @@ async def slow(request: pytest.FixtureRequest) -> AsyncIterator[Limiter]:
         return
     server: RedisServer = request.getfixturevalue("shared_server")
     request.getfixturevalue("raw")
-    limiter = RedisLimiter(server.url, table, timeout=PATIENCE)
+    limiter = RedisLimiter(server.url, table, patience=PATIENCE, timeout=PATIENCE)
     yield limiter
     await limiter.close()
 
@@ -59,9 +59,9 @@ async def test_what_is_refused_is_not_charged() -> None:
 
 
 async def test_redis_gives_back_with_its_own_clock(shared_server: RedisServer, raw: redis.Redis) -> None:
-    limiter = RedisLimiter(shared_server.url, SharedTable(Rate(1, 1.0, 1)), timeout=PATIENCE)
+    limiter = RedisLimiter(shared_server.url, SharedTable(Rate(1, 1.0, 1)), patience=PATIENCE, timeout=PATIENCE)
     assert (await limiter.take(b"aaaa")).allowed
-    other = RedisLimiter(shared_server.url, SharedTable(limiter.rate), timeout=PATIENCE)
+    other = RedisLimiter(shared_server.url, SharedTable(limiter.rate), patience=PATIENCE, timeout=PATIENCE)
     refused = await other.take(b"aaaa")
     await other.close()
     assert not refused.allowed
@@ -73,7 +73,10 @@ async def test_redis_gives_back_with_its_own_clock(shared_server: RedisServer, r
 
 
 async def test_boxes_share_what_redis_counts(shared_server: RedisServer, raw: redis.Redis) -> None:
-    boxes = [RedisLimiter(shared_server.url, SharedTable(Rate(5, HOUR, 5)), timeout=PATIENCE) for _ in range(3)]
+    boxes = [
+        RedisLimiter(shared_server.url, SharedTable(Rate(5, HOUR, 5)), patience=PATIENCE, timeout=PATIENCE)
+        for _ in range(3)
+    ]
     verdicts = await asyncio.gather(*(boxes[number % 3].take(b"aaaa") for number in range(9)))
     assert sum(verdict.allowed for verdict in verdicts) == 5
     for box in boxes:
@@ -85,7 +88,7 @@ async def test_nonsense_in_redis_locks_nobody_out_for_longer_than_a_burst(
     shared_server: RedisServer, raw: redis.Redis, planted: bytes
 ) -> None:
     raw.set("forkserve:limit:61616161", planted)
-    limiter = RedisLimiter(shared_server.url, SharedTable(Rate(5, 1.0, 5)), timeout=PATIENCE)
+    limiter = RedisLimiter(shared_server.url, SharedTable(Rate(5, 1.0, 5)), patience=PATIENCE, timeout=PATIENCE)
     assert (await limiter.take(b"aaaa")).debt <= 1.0
     raw.delete("forkserve:limit:61616161")
     raw.rpush("forkserve:limit:61616161", "of another type")
@@ -103,14 +106,14 @@ async def test_without_redis_the_box_decides_and_soon_without_asking(own_server:
         started = loop.time()
         assert (await limiter.take(number.to_bytes(4))).allowed
         seconds.append(loop.time() - started)
-    assert sum(second > 0.05 for second in seconds) <= 3, "the breaker has opened"
+    assert sum(second > 0.01 for second in seconds) <= 10, "the breaker has opened"
     assert [(await limiter.take(b"aaaa")).allowed for _ in range(5)] == [True] * 4 + [False], "it has counted along"
     own_server.resume()
     await limiter.close()
 
 
 async def test_a_flood_does_not_reach_redis(shared_server: RedisServer, raw: redis.Redis) -> None:
-    limiter = RedisLimiter(shared_server.url, SharedTable(Rate(5, HOUR, 5)), timeout=PATIENCE)
+    limiter = RedisLimiter(shared_server.url, SharedTable(Rate(5, HOUR, 5)), patience=PATIENCE, timeout=PATIENCE)
     before = _calls(raw)
     for _ in range(200):
         await limiter.take(b"aaaa")
