@@ -34,16 +34,14 @@ class Admission:
             preflight = self._origins.preflight(scope)
             if preflight is not None:
                 return preflight
-        if self._limiter is not None and not _is_exempt(scope):
-            await self._charge(self._limiter, scope, headers)
-        return None
-
-    async def _charge(self, limiter: Limiter, scope: MutableMapping[str, Any], headers: Headers) -> None:
+        if self._limiter is None or _is_exempt(scope):
+            return None
         assert self._rate_headers is not None
-        verdict = await limiter.take(network_of(scope))
+        verdict = await self._limiter.take(network_of(scope))
         headers += self._rate_headers.of(verdict)
         if not verdict.allowed:
             raise TooManyRequests(self._rate_headers.retry_after(verdict))
+        return None
 
     async def close(self) -> None:
         """Disconnect from what counts."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from bench.service import Service
-from tests.attacks.payloads import GOOD, PATH, body
+from tests.attacks.payloads import GOOD, PATH, ROW, body
 from tests.servers import RedisServer
-from tests.wire import Answer, ask, check_refusal, request
+from tests.wire import Answer, Connection, ask, check_refusal, request
 
 LIMIT = 20
 BASE = {"MAX_REQUESTS": "0", "WEB_CONCURRENCY": "3", "ROLES": "web"}
@@ -60,6 +61,20 @@ def test_everything_but_health_is_counted(behind_proxy: Service) -> None:
     assert {get("/v1/models") for _ in range(LIMIT)} == {200}
     assert [get(path) for path in ("/v1/models", "/api/admin/metrics", "/nowhere", "/healthy")] == [429] * 4
     assert [get(path) for path in ("/health", "/health/live", "/health/ready")] == [200] * 3
+
+
+def test_streams_are_counted_by_the_same_address(behind_proxy: Service) -> None:
+    job = b'{"operation": "predict", "model": "wine", "instances": [[%s]]}' % b",".join(ROW)
+    sent = ask(behind_proxy, request("/v1/jobs", job, x_forwarded_for="203.0.113.4"))
+    path = f"{sent.headers['location']}/events"
+    with ExitStack() as open_streams:
+        statuses = []
+        for client in ["203.0.113.4"] * 9 + ["203.0.113.5"]:
+            stream = open_streams.enter_context(Connection(behind_proxy))
+            stream.send(request(path, method="GET", x_forwarded_for=f"198.51.100.{len(statuses)}, {client}"))
+            statuses.append(stream.status())
+    assert statuses[0] == statuses[-1] == 200
+    assert Counter(statuses[:-1])[200] <= 3, "one in each worker"
 
 
 def test_the_log_names_the_client_and_not_the_proxy(behind_proxy: Service) -> None:
