@@ -68,7 +68,7 @@ def test_streams_are_counted_by_the_same_address(behind_proxy: Service) -> None:
     sent = ask(behind_proxy, request("/v1/jobs", job, x_forwarded_for="203.0.113.4"))
     path = f"{sent.headers['location']}/events"
     with ExitStack() as open_streams:
-        statuses = []
+        statuses: list[int] = []
         for client in ["203.0.113.4"] * 9 + ["203.0.113.5"]:
             stream = open_streams.enter_context(Connection(behind_proxy))
             stream.send(request(path, method="GET", x_forwarded_for=f"198.51.100.{len(statuses)}, {client}"))
