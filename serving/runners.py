@@ -100,7 +100,7 @@ class Runners:
             ended, status = place.pid, 0
         if ended:
             code = os.waitstatus_to_exitcode(status)
-            if code:
+            if code not in (0, -signal.SIGTERM):  # who has no job yet ends by that signal itself
                 log.warning("Runner is lost", pid=place.pid, code=code)
             place.pid = 0
 

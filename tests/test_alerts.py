@@ -36,9 +36,11 @@ def webhook(messages: list[str]) -> Iterator[str]:
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}{SECRET}"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}{SECRET}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def lose_a_runner(service: Service, number: int) -> None:
