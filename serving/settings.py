@@ -83,7 +83,9 @@ class Settings:
     model_fallback: bool = setting(False, "let a minimal model stand in for one that does not load")
     admin_token: str = setting("", "opens `/api/admin/`; empty keeps it closed", secret=True)
     alert_webhook_url: str = setting("", "webhook that is told what somebody has to know at once", secret=True)
-    alert_form: Literal["auto", "discord", "slack"] = setting("auto", "what it takes; `auto` goes by its address")
+    alert_form: Literal["auto", "discord", "slack"] = setting(
+        "auto", "what it takes: `discord`, `slack`; `auto` goes by its address"
+    )
     log_level: str = setting("info", "`debug`, `info`, `warning` or `error`")
     access_log: bool = setting(True, "log a line for every request and prediction")
     greeting: bool = setting(False, "print the address and a curl line when ready; `forkserve serve` sets it")

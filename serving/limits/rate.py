@@ -74,7 +74,7 @@ class RateHeaders:
     """What an answer tells its client of its rate: draft-ietf-httpapi-ratelimit-headers-10, in whole seconds."""
 
     def __init__(self, rate: Rate) -> None:
-        self._burst = rate.burst + 1e-6
+        self._burst = rate.burst
         self._interval = rate.interval
         window = math.ceil(rate.burst * rate.interval)
         self._policy = (b"ratelimit-policy", b'"default";q=%d;w=%d' % (rate.burst, window))
@@ -82,7 +82,7 @@ class RateHeaders:
     def of(self, verdict: Verdict) -> Headers:
         """`r` requests are left now, and after `t` seconds all of them."""
         debt = verdict.debt
-        left = self._burst - debt / self._interval if verdict.allowed else 0.0
+        left = self._burst - debt / self._interval + 1e-6 if verdict.allowed else 0.0
         # %d cuts off what is less than a whole one; of seconds that is one more
         return [self._policy, (b"ratelimit", b'"default";r=%d;t=%d' % (left, debt + 0.999999))]
 
