@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from serving.admission import Admission
     from serving.alerts import Alerts
     from serving.app import Application, Jobs
+    from serving.executor import Executor
+    from serving.jobs.backend import Backend
     from serving.reloads import Reloads
 
 
@@ -166,7 +168,7 @@ def build_admission(settings: Settings) -> Admission | None:
 
 
 def build_jobs(settings: Settings, registry: Registry) -> Jobs:
-    """What keeps jobs, takes them in and works on them. Raises InvalidRedisUrl."""
+    """What keeps jobs, takes them in and works on them. Raises InvalidRedisUrl, InvalidSetting."""
     from serving.app import Jobs
     from serving.events.building import build_event_log
     from serving.executor import Executor
@@ -179,19 +181,39 @@ def build_jobs(settings: Settings, registry: Registry) -> Jobs:
     store = build_job_store(settings.data_dir, settings.redis_url, max_queued=settings.job_max_queued)
     events = build_event_log(settings.data_dir, settings.redis_url)
     functions = {operation.name: operation.answer_isolated for operation in make_row_operations(registry)}
-    executor = Executor(functions, memory=settings.job_memory_bytes)
-    rows = RowHandler(registry, executor, timeout=settings.job_timeout_seconds)
+    executor = Executor(functions, memory=settings.job_memory_bytes, background=True)
+    backend = build_backend(settings, executor)
+    rows = RowHandler(registry, backend, timeout=settings.job_timeout_seconds)
     runner = Runner(
         store,
         events,
         dict.fromkeys(OPERATIONS, rows),
         executor,
+        backend,
         lease_seconds=settings.job_lease_seconds,
         keep_seconds=settings.job_keep_seconds,
         keep_jobs=settings.job_keep,
     )
     reader = JobReader(registry, max_rows=settings.job_max_rows, chunk_rows=settings.shap_max_batch_size)
     return Jobs(store, events, reader, runner, settings.job_max_body_bytes)
+
+
+def build_backend(settings: Settings, executor: Executor) -> Backend:
+    """What computes jobs: the executor, or a Dask cluster and the executor. Raises InvalidSetting."""
+    from serving.jobs.backend import LocalBackend
+
+    local = LocalBackend(executor)
+    if not settings.dask_scheduler:
+        return local
+    try:
+        # in the master, so that the 16 MB that this takes are shared
+        from serving.jobs.cluster import Cluster
+    except ModuleNotFoundError as error:
+        raise InvalidSetting(f"DASK_SCHEDULER needs `pip install forkserve[dask]`: {error}") from error
+    from serving.jobs.parcel import pack_version
+
+    pack = functools.partial(pack_version, settings.model_dir, evals=settings.shap_max_evals)
+    return Cluster(settings.dask_scheduler, local, pack, at_once=settings.dask_chunks)
 
 
 def serve(_arguments: argparse.Namespace, settings: Settings) -> NoReturn:
