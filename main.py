@@ -13,6 +13,7 @@ import importlib.metadata
 import math
 import os
 import secrets
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from registry.registry import Registry
+    from serving.admission import Admission
+    from serving.alerts import Alerts
     from serving.announcements import Announcements
     from serving.app import Application, Jobs
     from serving.events.log import EventLog
@@ -35,8 +38,7 @@ if TYPE_CHECKING:
     from serving.jobs.job import JobRequest
     from serving.jobs.runner import Runner
     from serving.jobs.store import JobStore
-    from serving.memory.pressure import Pressure
-    from serving.metrics.book import Book
+    from serving.lasting import Lasting
     from serving.metrics.recording import Metrics
     from serving.reloads import Reloads
     from serving.schedules.building import Schedules
@@ -61,16 +63,18 @@ def web() -> Application:
 
     try:
         settings = Settings.from_env(os.environ)
-        logs.configure(settings.log_level)
-        return build(settings)
+        alerts = build_alerts(settings)
+        logs.configure(settings.log_level, watch=alerts.watch)
+        return build(settings, alerts)
     except (InvalidSetting, RegistryError, InvalidRedisUrl) as error:
         sys.exit(f"forkserve: {error}")
 
 
-def build(settings: Settings) -> Application:
+def build(settings: Settings, alerts: Alerts) -> Application:
     """The parts, put together; nothing is started. Raises RegistryError, InvalidSetting, InvalidRedisUrl."""
     from registry.explainers.budget import Budget
     from registry.registry import load_registry
+    from serving.lasting import Lasting
     from serving.memory.pressure import Pressure
     from serving.metrics.book import Book
     from serving.reloads import Reloads
@@ -85,12 +89,10 @@ def build(settings: Settings) -> Application:
     )
     # twice as many processes: at a reload the old ones drain beside the new
     book = Book(2 * (settings.web_concurrency + settings.job_runners + 1))
-    return assemble(settings, registry, reloads, book, Pressure())
+    return assemble(settings, registry, Lasting(reloads, book, Pressure(), alerts))
 
 
-def renew(
-    settings: Settings, old: Registry, reloads: Reloads, book: Book, pressure: Pressure
-) -> tuple[Application, tuple[str, ...]]:
+def renew(settings: Settings, old: Registry, lasting: Lasting) -> tuple[Application, tuple[str, ...]]:
     """The parts anew over what is in the model directory now, in the master; and what could not be taken over."""
     from registry.explainers.budget import Budget
     from registry.loader import load_version
@@ -101,10 +103,10 @@ def renew(
     load = functools.partial(load_version, settings.model_dir, compiled=settings.compile, budget=budget)
     carefully = loading_carefully(load, settings.reload_timeout_seconds)
     renewal = renew_registry(old, settings.model_dir, carefully, selected=settings.serve_versions)
-    return assemble(settings, renewal.registry, reloads, book, pressure), renewal.refused
+    return assemble(settings, renewal.registry, lasting), renewal.refused
 
 
-def assemble(settings: Settings, registry: Registry, reloads: Reloads, book: Book, pressure: Pressure) -> Application:
+def assemble(settings: Settings, registry: Registry, lasting: Lasting) -> Application:
     """The app over these models. Raises InvalidSetting, InvalidRedisUrl."""
     from cache.building import build_cache
     from serving.app import create_app
@@ -115,7 +117,7 @@ def assemble(settings: Settings, registry: Registry, reloads: Reloads, book: Boo
     from serving.metrics.recording import Metrics
     from serving.streams import Streams
 
-    metrics = Metrics(book)
+    metrics = Metrics(lasting.book)
     cache = build_cache(
         max_items=settings.cache_max_items,
         max_bytes=settings.cache_max_bytes,
@@ -131,7 +133,7 @@ def assemble(settings: Settings, registry: Registry, reloads: Reloads, book: Boo
     inference = Inference(
         operations, batcher=batcher, executor=executor, cache=cache, timeout=settings.inference_timeout_seconds
     )
-    jobs = build_jobs(settings, registry, reloads, metrics)
+    jobs = build_jobs(settings, registry, lasting.reloads, metrics)
     hub = Hub(
         jobs.events,
         max_streams=settings.max_streams,
@@ -144,11 +146,9 @@ def assemble(settings: Settings, registry: Registry, reloads: Reloads, book: Boo
         batcher=batcher,
         executor=executor,
         jobs=jobs,
-        schedules=schedules_of(settings, reloads),
+        schedules=schedules_of(settings, lasting.reloads),
         streams=Streams(hub, heartbeat_seconds=settings.stream_heartbeat_seconds),
         metrics=metrics,
-        pressure=pressure,
-        alert=None,
         tracing=build_tracing(settings),
         version=importlib.metadata.version("forkserve"),
         max_body_bytes=settings.max_body_bytes,
@@ -157,10 +157,12 @@ def assemble(settings: Settings, registry: Registry, reloads: Reloads, book: Boo
         admin_token=settings.admin_token,
         admin_token_in_query=settings.admin_token_in_query,
         access_log=settings.access_log,
+        admission=build_admission(settings),
+        background=settings.use_background_inference,
         model_dir=settings.model_dir,
-        reloads=reloads,
-        announcements=build_announcements(settings, reloads),
-        renew=lambda: renew(settings, registry, reloads, book, pressure),
+        lasting=lasting,
+        announcements=build_announcements(settings, lasting.reloads),
+        renew=lambda: renew(settings, registry, lasting),
     )
 
 
@@ -174,6 +176,34 @@ def build_tracing(settings: Settings) -> Tracing | None:
         return Tracing(settings.otel_exporter_otlp_endpoint, settings.otel_service_name)
     except ImportError:
         raise InvalidSetting("OTEL_EXPORTER_OTLP_ENDPOINT needs `pip install forkserve[otel]`") from None
+
+
+def build_alerts(settings: Settings) -> Alerts:
+    """What tells people, and calls elsewhere for all of a process; to be made once, for all reloads."""
+    from serving.alerts import Alerts, form_of
+    from serving.outbound import Outbound
+
+    url = settings.alert_webhook_url
+    return Alerts(Outbound(), url, form_of(url, settings.alert_form), name=f"forkserve on {socket.gethostname()}")
+
+
+def build_admission(settings: Settings) -> Admission | None:
+    """What looks at every request before the app does; None if no setting asks for it. Raises InvalidRedisUrl."""
+    from serving.admission import Admission
+    from serving.clients import Clients
+    from serving.cors import Origins
+    from serving.limits.building import build_limiter
+    from serving.limits.rate import parse_rate
+
+    if not (settings.trusted_proxy_count or settings.rate_limit or settings.cors_origins):
+        return None
+    limiter = None
+    if settings.rate_limit:
+        rate = parse_rate(settings.rate_limit, settings.rate_limit_burst)
+        interval = settings.redis_health_check_interval
+        limiter = build_limiter(rate, settings.redis_url, redis_health_check_interval=interval)
+    origins = Origins(settings.cors_origins) if settings.cors_origins else None
+    return Admission(Clients(settings.trusted_proxy_count), limiter, origins)
 
 
 def build_jobs(settings: Settings, registry: Registry, reloads: Reloads, metrics: Metrics) -> Jobs:
@@ -402,14 +432,15 @@ def worker(arguments: argparse.Namespace, settings: Settings) -> int:
     from serving.reloads import Reloads
     from serving.runners import Runners, supervise
 
-    logs.configure(settings.log_level)
+    alerts = build_alerts(settings)
+    logs.configure(settings.log_level, watch=alerts.watch)
     kinds = []
     try:
         if "scheduler" in settings.roles and settings.schedules and not arguments.once:
             kinds.append(Runners(schedules_of(settings, Reloads()).scheduler.run, 1, Book(2), name=SCHEDULER))
         if arguments.once or "worker" in settings.roles or "scheduler" not in settings.roles:
-            app = build(settings)
-            kinds.append(Runners(app.runner.run, settings.job_runners, app.book))
+            app = build(settings, alerts)
+            kinds.append(Runners(app.runner.run, settings.job_runners, app.lasting.book))
         prefork.import_modules(settings.preload_modules)
         prefork.settle()
         prefork.check_single_thread()

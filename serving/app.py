@@ -15,8 +15,10 @@ from starlette.exceptions import HTTPException
 from cache.tiered import TieredCache
 from registry.registry import Registry
 from serving import problems
+from serving.admission import Admission
 from serving.announcements import Announcements
 from serving.asgi import App, Edge, Receive, Scope, Send
+from serving.background import Background
 from serving.batching import Batcher
 from serving.events.log import EventLog
 from serving.executor import Executor
@@ -25,13 +27,10 @@ from serving.inference import Inference
 from serving.jobs.runner import Runner
 from serving.jobs.store import JobStore
 from serving.jobs.watch import StoreWatch
-from serving.memory.pressure import Pressure
+from serving.lasting import Lasting
 from serving.memory.trimming import Trimmer
-from serving.memory.watchdog import Alert
-from serving.metrics.book import Book
 from serving.metrics.families import BATCHES, CACHE, EXECUTORS, STREAMS, breakers
 from serving.metrics.recording import Metrics
-from serving.reloads import Reloads
 from serving.routes.admin import admin_router
 from serving.routes.authorizing import make_authorize
 from serving.routes.health import health_router
@@ -80,8 +79,6 @@ def create_app(
     schedules: Schedules,
     streams: Streams,
     metrics: Metrics,
-    pressure: Pressure,
-    alert: Alert | None,
     tracing: Tracing | None,
     version: str,
     max_body_bytes: int,
@@ -90,15 +87,18 @@ def create_app(
     admin_token: str,
     admin_token_in_query: bool,
     access_log: bool,
+    admission: Admission | None,
     model_dir: Path,
-    reloads: Reloads,
+    background: bool,
     announcements: Announcements | None,
+    lasting: Lasting,
     renew: Renew,
 ) -> Application:
     """The app over these parts. Building it starts nothing: threads and connections begin with its lifespan.
 
     Without `announcements` other instances are neither told of reloads nor listened to.
     """
+    reloads, pressure, alerts = lasting.reloads, lasting.pressure, lasting.alerts
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -106,6 +106,7 @@ def create_app(
         metrics.book.enter_alone()
         executor.start()
         batcher.start()
+        alerts.start()
         if tracing is not None:
             tracing.start()
         async with _running(announcements):
@@ -117,6 +118,10 @@ def create_app(
         await cache.close()
         await jobs.close()
         await schedules.timetable.close()
+        if admission is not None:
+            await admission.close()
+        await alerts.stop()
+        await alerts.outbound.close()
         if tracing is not None:
             await tracing.stop()
 
@@ -156,7 +161,7 @@ def create_app(
     )
     app.add_exception_handler(HTTPException, _problem)
     app.openapi = _Document(app, registry)  # type: ignore[method-assign]
-    app.add_middleware(Edge, figures=metrics.responses, access_log=access_log)
+    app.add_middleware(Edge, figures=metrics.responses, access_log=access_log, admission=admission)
     hot_path = InferenceRoute(
         registry=registry,
         inference=inference,
@@ -166,8 +171,9 @@ def create_app(
         max_instances=max_instances,
         max_explained_instances=max_explained_instances,
         access_log=access_log,
+        background=Background(jobs.store, jobs.reader) if background else None,
     )
-    hot = Edge(hot_path, figures=metrics.responses, access_log=access_log)
+    hot = Edge(hot_path, figures=metrics.responses, access_log=access_log, admission=admission)
     return Application(
         app if tracing is None else tracing.wrap(app),
         hot if tracing is None else tracing.wrap(hot),
@@ -178,9 +184,7 @@ def create_app(
         end_streams=streams.end,
         unwell=lambda: batcher.unwell() or executor.unwell(),
         metrics=metrics,
-        pressure=pressure,
-        alert=alert,
-        reloads=reloads,
+        lasting=lasting,
         renew=renew,
     )
 
@@ -225,16 +229,13 @@ class Application:
         end_streams: Callable[[], Awaitable[None]],
         unwell: Callable[[], str | None],
         metrics: Metrics,
-        pressure: Pressure,
-        alert: Alert | None,
-        reloads: Reloads,
+        lasting: Lasting,
         renew: Renew,
     ) -> None:
         """`start_processes` is for a worker that has one thread, `end_streams` for one that drains.
 
         `runner` is for a process that works on jobs, `scheduler` for one that fires schedules. `unwell` says why it
-        should be replaced, if so. `renew` is for the master, which tells `reloads` the outcome. `alert` tells the
-        operator somewhere else than in the log; it may take seconds, since the master calls it in a process of its own.
+        should be replaced, if so. `renew` is for the master, which tells `lasting.reloads` the outcome.
         """
         self._api = api
         self._hot_path = hot_path
@@ -244,21 +245,14 @@ class Application:
         self.start_processes = start_processes
         self.end_streams = end_streams
         self.unwell = unwell
-        self.metrics = metrics
-        self.pressure = pressure
-        self.alert = alert
-        self._trimmer = Trimmer(pressure)
-        self.reloads = reloads
+        self.lasting = lasting
         self.renew = renew
-
-    @property
-    def book(self) -> Book:
-        """Where all processes of the service write their figures."""
-        return self.metrics.book
+        self._metrics = metrics
+        self._trimmer = Trimmer(lasting.pressure)
 
     def tick(self) -> None:
         """Now and then, in a worker: tell figures, give memory back when the master has asked for it."""
-        self.metrics.publish()
+        self._metrics.publish()
         self._trimmer.heed()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 
 from serving import problems
+from serving.admission import Admission
 from serving.errors import BodyTooLarge, UnsupportedBody
 from serving.logs import CURRENT_REQUEST
 from serving.metrics.recording import ResponseFigures
@@ -106,10 +107,14 @@ async def respond(send: Send, status: int, content_type: bytes, body: bytes, hea
 class Edge:
     """Around the whole app: gives every request an id, every error its problem, and counts and logs every answer."""
 
-    def __init__(self, app: App, *, figures: ResponseFigures, access_log: bool) -> None:
+    def __init__(
+        self, app: App, *, figures: ResponseFigures, access_log: bool, admission: Admission | None = None
+    ) -> None:
+        """`admission` looks at every request first; None where nothing is to be looked at."""
         self._app = app
         self._figures = figures
         self._access_log = access_log
+        self._admission = admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -118,7 +123,12 @@ class Edge:
         exchange = Exchange(scope, send)
         CURRENT_REQUEST.set(exchange.request_id)
         try:
-            await self._app(scope, receive, exchange.send)
+            preflight = None if self._admission is None else await self._admission.admit(scope, exchange.headers)
+            if preflight is not None:
+                await exchange.send({"type": "http.response.start", "status": 204, "headers": preflight})
+                await exchange.send({"type": "http.response.body", "body": b""})
+            else:
+                await self._app(scope, receive, exchange.send)
         except ClientGone:
             exchange.status = CLIENT_CLOSED_REQUEST
         except Exception as error:  # noqa: BLE001 - the edge of the process: whatever it is, the client gets an answer
@@ -150,12 +160,14 @@ class Exchange:
         kept = given is not None and REQUEST_ID.fullmatch(given)
         self.request_id = given.decode() if given and kept else _new_id()
         scope.setdefault("state", {})["request_id"] = self.request_id
+        self.headers: Headers = [(b"x-request-id", self.request_id.encode())]
+        """What the answer says whoever gives it."""
 
     async def send(self, message: Message) -> None:
-        """Pass on to the client, with the request's id in the headers."""
+        """Pass on to the client, with the headers of every answer."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode())]
+            message["headers"] = [*message.get("headers", ()), *self.headers]
         await self._send(message)
 
     async def refuse(self, error: Exception) -> None:

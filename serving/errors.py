@@ -19,10 +19,12 @@ ServingError
 ├── ReloadRefused         something on disk is not fit to serve, so the old stays in service
 ├── CannotReload          there is no master here that could be asked to reload
 ├── TrainingBusy          another model is being trained
+├── TooManyRequests       a client sends more than it may; holds when to try again
 ├── QueueFull             as many jobs wait as may; holds when to try again
 ├── JobNotFound           there is no job of that id, or no longer
 ├── JobUnfinished         the job has no result, or not yet
 ├── TooManyStreams        as many event streams are open as may, in this worker or for this address
+├── OutboundFailed        a call to elsewhere got no usable reply; names the host, never the address
 └── StoreUnavailable      what keeps jobs or events cannot be read or written now
 """
 
@@ -121,6 +123,14 @@ class TrainingBusy(ServingError):
     """Another model is being trained, and one is at a time; the message names it."""
 
 
+class TooManyRequests(ServingError):
+    """A client sends more than it may; `retry_after` seconds later the next request is taken."""
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__("too many requests from this address")
+        self.retry_after = retry_after
+
+
 class QueueFull(ServingError):
     """As many jobs wait as may; `retry_after` seconds later there may be room."""
 
@@ -139,6 +149,10 @@ class JobUnfinished(ServingError):
 
 class TooManyStreams(ServingError):
     """As many event streams are open as may, in this worker or for this address."""
+
+
+class OutboundFailed(ServingError):
+    """A call to elsewhere got no usable reply; the message names the host, never the address, which may be secret."""
 
 
 class StoreUnavailable(ServingError):

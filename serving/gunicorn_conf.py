@@ -22,7 +22,6 @@ from serving.memory.watching import MemoryWatch
 from serving.processes import SCHEDULER, WEB, rename
 from serving.runners import Runners
 from serving.settings import Settings
-from serving.telling import tell_in_child
 
 MB = 1024 * 1024
 
@@ -67,23 +66,25 @@ def when_ready(server: Any) -> None:
         try:
             prefork.import_modules(_settings.preload_modules)
             prefork.warm(app)
-            app.reloads.open()
+            app.lasting.reloads.open()
             prefork.settle()
             prefork.check_single_thread()
         except CannotServe as error:
             sys.exit(f"forkserve: {error}")
+    app = server.app.wsgi()
+    told = app.lasting.alerts.descriptor if _settings.preload else None
     if "worker" in _settings.roles:
-        server.runners += (Runners(lambda: _run_jobs(server), _settings.job_runners, server.app.wsgi().book),)
+        server.runners += (Runners(lambda: _run_jobs(server), _settings.job_runners, app.lasting.book, keep=told),)
     if "scheduler" in _settings.roles and _settings.schedules:
-        server.runners += (Runners(lambda: _fire_schedules(server), 1, server.app.wsgi().book, name=SCHEDULER),)
+        server.runners += (Runners(lambda: _fire_schedules(server), 1, app.lasting.book, name=SCHEDULER, keep=told),)
     if _settings.preload:
         server.memory = MemoryWatch(
-            server.app.wsgi().pressure,
+            app.lasting.pressure,
             limit=_settings.max_memory_mb * MB,
             share=_settings.max_worker_memory_mb * MB,
             processes=_settings.web_concurrency + ("worker" in _settings.roles) * _settings.job_runners,
             replace=server.replace,
-            alert=tell_in_child(server.app.wsgi().alert),
+            alert=app.lasting.alerts.alert,
         )
     if _settings.greeting:
         host, port = server.LISTENERS[0].getsockname()[:2]
@@ -114,7 +115,7 @@ def pre_fork(server: Any, worker: Any) -> None:
     """In the master, before every fork."""
     if not _settings.preload:
         return
-    worker.slot = server.app.wsgi().book.assign()
+    worker.slot = server.app.wsgi().lasting.book.assign()
     try:
         prefork.check_single_thread()
     except CannotServe as error:
@@ -125,7 +126,7 @@ def pre_fork(server: Any, worker: Any) -> None:
 def child_exit(server: Any, worker: Any) -> None:
     """In the master, when a worker is gone."""
     if _settings.preload:
-        server.app.wsgi().book.release(worker.slot, WEB)
+        server.app.wsgi().lasting.book.release(worker.slot, WEB)
 
 
 def post_fork(server: Any, worker: Any) -> None:
@@ -133,7 +134,7 @@ def post_fork(server: Any, worker: Any) -> None:
     rename(WEB)
     worker.read_timeout = _settings.read_timeout_seconds
     if _settings.preload:
-        server.app.wsgi().book.enter(worker.slot)
+        server.app.wsgi().lasting.book.enter(worker.slot)
     else:
         prefork.import_modules(_settings.preload_modules)
     # The kernel's first victim is the largest process; let it be a worker, which comes back, not the master.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -44,10 +44,10 @@ SHARED: list[Any] = [
 ]
 
 
-def configure(level: str) -> None:
-    """Send our own log lines to stdout; the same again changes nothing."""
+def configure(level: str, watch: Callable[..., Any] | None = None) -> None:
+    """Send our own log lines to stdout; the same again changes nothing. `watch` is a processor that sees them first."""
     structlog.configure(
-        processors=[*SHARED, structlog.processors.JSONRenderer(serializer=_to_json)],
+        processors=[*([watch] if watch else []), *SHARED, structlog.processors.JSONRenderer(serializer=_to_json)],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         logger_factory=structlog.BytesLoggerFactory(sys.stdout.buffer),
         cache_logger_on_first_use=True,

@@ -36,6 +36,7 @@ from serving.errors import (
     ReloadRefused,
     StoreUnavailable,
     TooManyInstances,
+    TooManyRequests,
     TooManyStreams,
     TrainingBusy,
     UnsupportedBody,
@@ -64,6 +65,7 @@ STATUS: dict[type[Exception], HTTPStatus] = {
     InvalidRows: HTTPStatus.UNPROCESSABLE_ENTITY,
     InvalidSelection: HTTPStatus.UNPROCESSABLE_ENTITY,
     NotExplained: HTTPStatus.UNPROCESSABLE_ENTITY,
+    TooManyRequests: HTTPStatus.TOO_MANY_REQUESTS,
     QueueFull: HTTPStatus.TOO_MANY_REQUESTS,
     ModelFailed: HTTPStatus.INTERNAL_SERVER_ERROR,
     CallFailed: HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -105,7 +107,7 @@ def render(error: Exception, request_id: str) -> tuple[HTTPStatus, list[tuple[by
         headers.append((b"allow", error.allowed.encode()))
     if isinstance(error, NotAuthorized):
         headers.append((b"www-authenticate", b'Bearer realm="admin"'))
-    if isinstance(error, QueueFull):
+    if isinstance(error, TooManyRequests | QueueFull):
         headers.append((b"retry-after", b"%d" % math.ceil(error.retry_after)))
     elif type(error) in RETRY_AFTER:
         headers.append((b"retry-after", b"%d" % RETRY_AFTER[type(error)]))

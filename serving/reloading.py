@@ -24,7 +24,7 @@ def reload(app: Application) -> Application:
     Never raises: in a hook of gunicorn's that would end the service. Workers are told what came of it.
     """
     started = time.monotonic()
-    app.reloads.begin()
+    app.lasting.reloads.begin()
     refused: tuple[str, ...]
     try:
         successor, refused = app.renew()
@@ -39,7 +39,7 @@ def reload(app: Application) -> Application:
     log.info(
         "Models reloaded", added=outcome.added, removed=outcome.removed, live=outcome.live, seconds=outcome.seconds
     )
-    app.reloads.finish(outcome)
+    app.lasting.reloads.finish(outcome)
     return successor
 
 

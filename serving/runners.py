@@ -49,14 +49,17 @@ class _Place:
 class Runners:
     """A number of processes of one kind. To be used in a process with one thread, their parent."""
 
-    def __init__(self, work: Callable[[], None], count: int, book: Book, *, name: str = RUNNER) -> None:
+    def __init__(
+        self, work: Callable[[], None], count: int, book: Book, *, name: str = RUNNER, keep: int | None = None
+    ) -> None:
         """A runner calls `work`, which ends at SIGTERM; what it measures goes into the book.
 
-        `name` is what the kernel calls it.
+        `name` is what the kernel calls it. Of the parent's descriptors it may `keep` one.
         """
         self._work = work
         self._book = book
         self._name = name
+        self._keep = sys.stdout.fileno() if keep is None else keep
         self._places = [_Place() for _ in range(count)]
         self._stopping = False
 
@@ -114,7 +117,7 @@ class Runners:
             ended, status = place.pid, 0
         if ended:
             code = os.waitstatus_to_exitcode(status)
-            if code:
+            if code not in (0, -signal.SIGTERM):  # who has no job yet ends by that signal itself
                 log.warning(f"{self._name.capitalize()} is lost", pid=place.pid, code=code)
             place.pid = 0
             self._book.release(place.slot, self._name)
@@ -140,7 +143,7 @@ class Runners:
 
     def _live(self, parent: int, slot: int) -> None:
         # SIGTERM ends it at once as long as it has no job
-        isolate(parent=parent, keep=sys.stdout.fileno(), name=self._name, ignored=set(IGNORED) - {signal.SIGTERM})
+        isolate(parent=parent, keep=self._keep, name=self._name, ignored=set(IGNORED) - {signal.SIGTERM})
         be_early_out_of_memory(OOM_SCORE)
         os.nice(NICE)
         self._book.enter(slot)

@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from serving.cors import is_origin
 from serving.errors import InvalidSetting
+from serving.feeds.feed import parse_feeds
+from serving.limits.rate import parse_rate
 
 TRUE, FALSE = frozenset({"true", "1", "yes", "on"}), frozenset({"false", "0", "no", "off", ""})
 ROLES = frozenset({"web", "worker", "scheduler"})
@@ -39,7 +42,12 @@ class Settings:
     read_timeout_seconds: float = setting(20, "a request that does not arrive within this is answered 408", low=0.1)
     max_body_bytes: int = setting(4 * 1024 * 1024, "a larger body is answered 413", low=1)
     max_instances: int = setting(1000, "more instances in one request are answered 413", low=1)
+    trusted_proxy_count: int = setting(0, "proxies in front that add the client's address to `X-Forwarded-For`", low=0)
+    rate_limit: str = setting("", "requests of one client address, as in `600/minute`; empty for any number")
+    rate_limit_burst: int = setting(0, "of these, how many at once; 0 for all", low=0)
+    cors_origins: tuple[str, ...] = setting((), "origins whose pages may call, as `https://app.example`, with commas")
     inference_timeout_seconds: float = setting(30, "a prediction that takes longer is answered 504", low=0.01)
+    use_background_inference: bool = setting(False, "what takes longer goes on as a job, answered 202")
     inference_threads: int = setting(2, "threads of each worker that run models", low=1)
     queue_seconds: float = setting(0.1, "a request that would wait longer for a thread is answered 503", low=0)
     shap_max_batch_size: int = setting(500, "more instances in one request for explanations are answered 413", low=1)
@@ -57,8 +65,9 @@ class Settings:
     redis_health_check_interval: float = setting(30, "a connection idle for longer is checked before use", low=0)
     data_dir: Path = setting(Path("data"), "directory of jobs, events and schedules without `REDIS_URL`")
     max_streams: int = setting(1000, "event streams that each worker may have open; more are answered 503", low=1)
-    max_streams_per_address: int = setting(50, "of these, from one address; 0 for any number, as behind a proxy", low=0)
+    max_streams_per_address: int = setting(50, "of these, from one client address; 0 for any number", low=0)
     stream_heartbeat_seconds: float = setting(15, "a stream that is silent for so long says that it lives", low=0.1)
+    feeds: str = setting("", "feeds of records as a JSON array; see Feeds", secret=True)
     roles: tuple[str, ...] = setting(
         ("web", "worker", "scheduler"), "what this service runs: `web`, `worker`, `scheduler`"
     )
@@ -91,6 +100,10 @@ class Settings:
     max_worker_memory_mb: int = setting(0, "MB that one may have for itself; 0: an equal share of what is left", low=0)
     admin_token: str = setting("", "opens `/api/admin/` and `/metrics`; empty keeps them closed", secret=True)
     admin_token_in_query: bool = setting(False, "take it from `?admin_token=`, too; proxies may log that")
+    alert_webhook_url: str = setting("", "webhook that is told what somebody has to know at once", secret=True)
+    alert_form: Literal["auto", "discord", "slack"] = setting(
+        "auto", "what it takes: `discord`, `slack`; `auto` goes by its address"
+    )
     log_level: str = setting("info", "`debug`, `info`, `warning` or `error`")
     access_log: bool = setting(True, "log a line for every request and prediction")
     otel_exporter_otlp_endpoint: str = setting("", "OpenTelemetry collector, `http://host:4318`; empty for no traces")
@@ -117,7 +130,26 @@ class Settings:
             raise InvalidSetting("DASK_SCHEDULER must begin with tcp:// or tls://")
         if settings.admin_token and (len(settings.admin_token) < 16 or not settings.admin_token.isprintable()):
             raise InvalidSetting("ADMIN_TOKEN must have at least 16 characters, all of them printable")
+        if settings.alert_form not in ("auto", "discord", "slack"):
+            raise InvalidSetting("ALERT_FORM must be auto, discord or slack")
+        if settings.alert_webhook_url and not settings.alert_webhook_url.startswith(("http://", "https://")):
+            raise InvalidSetting("ALERT_WEBHOOK_URL must begin with http:// or https://")
+        _check_edge(settings)
         return settings
+
+
+def _check_edge(settings: Settings) -> None:
+    if settings.rate_limit:
+        try:
+            parse_rate(settings.rate_limit, settings.rate_limit_burst)
+        except ValueError as error:
+            raise InvalidSetting(f"RATE_LIMIT {error}") from None
+    try:
+        parse_feeds(settings.feeds)
+    except ValueError as error:
+        raise InvalidSetting(f"FEEDS {error}") from None
+    if not all(map(is_origin, settings.cors_origins)):
+        raise InvalidSetting("CORS_ORIGINS must be origins such as https://app.example, with commas")
 
 
 def _parse(field: dataclasses.Field[Any], kind: Any, text: str) -> Any:

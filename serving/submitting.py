@@ -13,6 +13,7 @@ from registry.decoding import InstanceDecoder
 from registry.errors import Fault, InvalidRows
 from registry.features import Rows
 from registry.model import LoadedModel
+from registry.presenting import Selection
 from registry.registry import Registry
 from serving.errors import InvalidRequest, NotJSON, TooManyInstances
 from serving.jobs.job import JobRequest
@@ -93,6 +94,13 @@ class JobReader:
             await asyncio.sleep(0)
         job.add(table.end())
         return await job.request(key)
+
+    async def take(self, model: LoadedModel, verb: Verb, rows: Rows, selection: Selection) -> JobRequest:
+        """The same of rows that were read for something else. Raises NotExplained, InvalidSelection."""
+        check_explained(model, verb, selection)
+        job = _Job(model, verb, selection, chunk_rows(model, verb, self._chunk_rows))
+        job.add(rows)
+        return await job.request("")
 
     def _job(self, verb: Verb, name: str, version: str | None, parameters: Parameters) -> _Job:
         model = self._registry.get(name, version)

@@ -16,10 +16,19 @@ LAYERS: list[set[str]] = [
     {"main"},
     {"serving.gunicorn_conf", "serving.check"},
     {"serving.reloading"},
-    {"serving.app", "serving.worker", "serving.arbiter", "serving.prefork", "serving.greeting", "serving.trial"},
-    {"serving.protocol", "serving.routes", "serving.runners", "serving.telling"},
-    {"serving.streams", "serving.figures"},
+    {
+        "serving.app",
+        "serving.lasting",
+        "serving.worker",
+        "serving.arbiter",
+        "serving.prefork",
+        "serving.greeting",
+        "serving.trial",
+    },
+    {"serving.protocol", "serving.routes", "serving.runners"},
+    {"serving.background", "serving.streams", "serving.figures"},
     {"serving.asgi", "serving.submitting", "serving.training"},
+    {"serving.admission", "serving.lasting"},
     {
         "serving.problems",
         "serving.inference",
@@ -30,7 +39,9 @@ LAYERS: list[set[str]] = [
     {"serving.announcements", "serving.batching", "serving.jobs"},
     {"serving.cost"},
     {"serving.operations"},
-    {"serving.executor", "serving.events", "serving.memory", "serving.tracing"},
+    {"serving.alerts", "serving.feeds"},
+    {"serving.executor", "serving.events", "serving.memory", "serving.outbound", "serving.tracing"},
+    {"serving.clients", "serving.limits"},
     {
         "serving.code_pages",
         "serving.logs",
@@ -42,6 +53,7 @@ LAYERS: list[set[str]] = [
         "serving.storage",
         "serving.transport",
     },
+    {"serving.cors", "serving.feeds.feed", "serving.limits.rate"},
     {"serving.errors", "cache", "registry", "examples", "remote"},
 ]
 """From the top down. A module may import what is below it, and its own package."""

@@ -101,3 +101,15 @@ def test_settings_cannot_be_changed() -> None:
 
 def test_every_setting_says_what_it_means() -> None:
     assert all(field.metadata["meaning"] for field in FIELDS)
+
+
+@pytest.mark.parametrize("rate", ["600", "x/minute", "1001/second", "0/minute"])
+def test_a_rate_that_cannot_be_is_refused(rate: str) -> None:
+    with pytest.raises(InvalidSetting, match=r"^RATE_LIMIT "):
+        Settings.from_env({"RATE_LIMIT": rate})
+
+
+@pytest.mark.parametrize("origin", ["*", "null", "https://app.example/", "app.example", "https://APP.example"])
+def test_a_list_of_origins_that_would_open_more_than_it_says_is_refused(origin: str) -> None:
+    with pytest.raises(InvalidSetting, match=r"^CORS_ORIGINS must be origins such as"):
+        Settings.from_env({"CORS_ORIGINS": f"https://app.example,{origin}"})

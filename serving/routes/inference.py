@@ -26,12 +26,15 @@ from serving.asgi import (
     read_body,
     respond,
 )
-from serving.errors import MethodNotAllowed, NotJSON
+from serving.background import Background
+from serving.errors import DeadlineExceeded, MethodNotAllowed, NotJSON
 from serving.inference import Inference, Timing
+from serving.jobs.job import Job
 from serving.metrics.recording import Metrics, ModelFigures
 from serving.operations import EVERYTHING, VERBS, Verb
 from serving.problems import status_of
 from serving.reading import Reader
+from serving.routes.jobs import job_view
 from serving.streams import CONTENT_TYPE as EVENTS
 from serving.streams import Frames, Streams, frame
 
@@ -59,7 +62,9 @@ class InferenceRoute:
         max_instances: int,
         max_explained_instances: int,
         access_log: bool,
+        background: Background | None = None,
     ) -> None:
+        """With `background`, what takes too long for a request becomes a job."""
         self._registry = registry
         self._inference = inference
         self._streams = streams
@@ -75,6 +80,7 @@ class InferenceRoute:
             verb: {model: metrics.model(model.name, verb) for model in registry} for verb in VERBS
         }
         self._access_log = access_log
+        self._background = background
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path_params"]
@@ -98,13 +104,24 @@ class InferenceRoute:
         rows, parameters = self._readers[verb][model].read(body)
         scope["instances"] = len(rows)
         selection = parameters.selection() if verb == "explain" else EVERYTHING
+        if self._background is not None and verb == "explain" and _is_for_jobs(model):
+            await _accept(send, await self._background.submit(model, verb, rows, selection))
+            return
         if EVENTS in headers.get(b"accept", b""):
             parts = self._inference.answer_by_parts(model, verb, rows, timeout=timeout, selection=selection)
             await self._streams.send(self._frames(model, verb, parts), scope, receive, send)
             return
         decoded = time.perf_counter()
         timing = Timing()
-        answers = await self._inference.answer(model, verb, rows, timing=timing, timeout=timeout, selection=selection)
+        try:
+            answers = await self._inference.answer(
+                model, verb, rows, timing=timing, timeout=timeout, selection=selection
+            )
+        except DeadlineExceeded as late:
+            if self._background is None:
+                raise
+            await _accept(send, await self._background.take_over(late, model, verb, rows, selection))
+            return
         sources = [source for _, source in answers]
         source = _source(sources)
         content = _content(model, verb, answers)
@@ -140,6 +157,17 @@ class InferenceRoute:
 
     def _log_done(self, model: LoadedModel, verb: Verb, rows: int, seconds: float) -> None:
         log.info(f"{DONE[verb]} {model.name} completed in {seconds:.3f}s", version=model.version, rows=rows)
+
+
+def _is_for_jobs(model: LoadedModel) -> bool:
+    """Whether one explanation takes longer than a request may."""
+    return model.explainer is not None and model.explainer.jobs_only
+
+
+async def _accept(send: Send, job: Job) -> None:
+    """The answer is a job's result; this says where."""
+    location = (b"location", f"/v1/jobs/{job.id}".encode())
+    await respond(send, 202, b"application/json", msgspec.json.encode(job_view(job)), [location])
 
 
 def _source(sources: Sequence[str]) -> bytes:

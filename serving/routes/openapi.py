@@ -42,6 +42,7 @@ REFUSALS = {
     "413": "Too many bytes or instances",
     "415": "Not application/json, or encoded",
     "422": "The instances do not fit the features",
+    "429": "Too many requests from this address, or too many jobs",
     "504": "The deadline passed",
 }
 
@@ -90,7 +91,8 @@ def operation(model: LoadedModel, verb: Verb, summary: str, suffix: str) -> dict
                     # an event for each, then `done`
                     "text/event-stream": {"schema": {"type": "string"}},
                 },
-            }
+            },
+            "202": {"description": "It takes too long and goes on as a job, whose address is in Location"},
         }
         | {status: _refusal(description) for status, description in REFUSALS.items()},
     }

@@ -10,6 +10,7 @@ from typing import Annotated
 import msgspec
 from fastapi import APIRouter, Header, Query, Request, Response
 
+from serving.clients import network_of
 from serving.errors import InvalidRequest, JobNotFound, StoreUnavailable
 from serving.events.log import EventLog
 from serving.jobs.job import Job
@@ -57,7 +58,7 @@ def streams_router(streams: Streams, events: EventLog, find_job: FindJob) -> API
             page = await events.read(job_id, after, 1)
             if not page.events and not page.is_gap(after):
                 return Response(status_code=204)
-        address = request.client.host if request.client else ""
+        address = network_of(request.scope).hex()
         return EventStream(streams, _frames(streams, find_job, job, after, address))
 
     return router

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from bench.service import Service
-from main import build
+from main import build, build_alerts
 from serving.settings import Settings
 from tests.attacks.payloads import body
 from tests.wire import ask, check_refusal, request
@@ -84,7 +84,8 @@ def test_trailing_slash_is_not_found_rather_than_redirected(target: Service) -> 
 
 
 def test_no_file_is_opened_for_a_name(models: Path) -> None:
-    app = build(Settings(model_dir=models))
+    settings = Settings(model_dir=models)
+    app = build(settings, build_alerts(settings))
     opened: list[str] = []
     listening: list[bool] = []
 

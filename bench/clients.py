@@ -1,0 +1,74 @@
+"""What it costs to count the requests of 300,000 clients: `python -m bench.clients`.
+
+The table of a box, the same through a Redis on this machine, and a dictionary, which is what grows for ever.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import struct
+import time
+
+from bench.table import Table
+from serving.limits.rate import Limiter, Rate, Verdict
+from serving.limits.redis import RedisLimiter
+from serving.limits.table import SharedTable
+from serving.processes import read_rss
+from tests.servers import redis_server
+
+RATE = Rate(600, 60.0, 600)
+
+
+class Dictionary:
+    """The control: the time until which each client has paid, for ever."""
+
+    def __init__(self, rate: Rate) -> None:
+        self.rate = rate
+        self._paid: dict[str, float] = {}
+
+    async def take(self, client: bytes) -> Verdict:
+        now, key = time.monotonic(), client.hex()
+        paid = max(self._paid.get(key, now), now) + self.rate.interval
+        self._paid[key] = paid
+        return Verdict(allowed=True, debt=paid - now)
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+async def count(limiter: Limiter, clients: int) -> float:
+    """Microseconds of CPU a request, two requests a client."""
+    started = time.process_time()
+    for _ in range(2):
+        for client in range(clients):
+            await limiter.take(struct.pack("!I", client))
+    cost = (time.process_time() - started) / (2 * clients) * 1e6
+    await limiter.close()
+    return cost
+
+
+def measure(limiter: Limiter, clients: int) -> tuple[str, str]:
+    """Cost of a request, and what the process has grown by."""
+    before = read_rss(os.getpid())
+    cost = asyncio.run(count(limiter, clients))
+    return f"{cost:.2f}", f"{(read_rss(os.getpid()) - before) / 2**20:.1f}"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clients", type=int, default=300_000)
+    clients = parser.parse_args().clients
+    table = Table("counted in", "clients", "us CPU a request", "MB")
+    table.add("shared table", clients, *measure(SharedTable(RATE), clients))
+    table.add("dictionary", clients, *measure(Dictionary(RATE), clients))
+    with redis_server() as server:
+        few = clients // 100
+        table.add("Redis", few, *measure(RedisLimiter(server.url, SharedTable(RATE), patience=5.0, timeout=5.0), few))
+    print(table)
+
+
+if __name__ == "__main__":
+    main()

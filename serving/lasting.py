@@ -1,0 +1,20 @@
+"""What is made once, before the first fork, and outlives every reload: all processes of the service share it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from serving.alerts import Alerts
+from serving.memory.pressure import Pressure
+from serving.metrics.book import Book
+from serving.reloads import Reloads
+
+
+@dataclass(frozen=True, slots=True)
+class Lasting:
+    """Shared memory and sockets: what came of reloads, figures, want of memory, and what people have to be told."""
+
+    reloads: Reloads
+    book: Book
+    pressure: Pressure
+    alerts: Alerts

@@ -1,0 +1,72 @@
+"""Alerts of the real service: the master tells, a web worker sends, once for all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+from bench.service import Service
+from tests.test_processes import eventually
+
+SECRET = "/services/T000/B000/very-secret"
+
+
+@contextmanager
+def webhook(messages: list[str]) -> Iterator[str]:
+    """The address of a server that takes messages in Slack's form."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            messages.append(json.loads(body)["text"])
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_arguments: object) -> None:
+            """Say nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}{SECRET}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def lose_a_runner(service: Service, number: int) -> None:
+    """The first, or the next."""
+    assert eventually(lambda: len(service.runners) == 1)
+    os.kill(service.runners[0], signal.SIGKILL)
+    assert eventually(lambda: len(service.events("Runner is lost")) == number)
+
+
+def test_a_lost_runner_and_a_refused_reload_are_told_once(models: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "models"
+    shutil.copytree(models, directory)
+    messages: list[str] = []
+    with webhook(messages) as url:
+        environ = {"MODEL_DIR": str(directory), "WEB_CONCURRENCY": "3", "ALERT_WEBHOOK_URL": url, "MAX_REQUESTS": "0"}
+        with Service(environ) as service:
+            lose_a_runner(service, 1)
+            lose_a_runner(service, 2)
+            assert eventually(lambda: len(messages) == 1)
+            broken = directory / "wine" / "2"
+            shutil.copytree(directory / "wine" / "1", broken)
+            (broken / "manifest.json").write_text("{")
+            service.process.send_signal(signal.SIGHUP)
+            assert eventually(lambda: len(messages) == 2)
+        log = service.log()
+    assert "Runner is lost (code=-9)" in messages[0]
+    assert "Reload refused (reason=" in messages[1]
+    assert log.count('"event":"Runner is lost"') == 2, "the log has them all"
+    assert SECRET not in log
