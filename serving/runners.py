@@ -19,7 +19,7 @@ import structlog
 from serving.executor.forking import become
 from serving.executor.isolation import IGNORED, be_early_out_of_memory, isolate
 from serving.metrics.book import Book
-from serving.processes import RUNNER
+from serving.processes import RUNNER, SCHEDULER
 
 log = structlog.get_logger(__name__)
 
@@ -34,6 +34,9 @@ NICE = 10
 
 OOM_SCORE = 800
 """Jobs go before web workers (500), and are resumed."""
+
+
+LOST = {RUNNER: "Runner is lost", SCHEDULER: "Scheduler is lost"}
 
 
 @dataclass(slots=True)
@@ -118,7 +121,7 @@ class Runners:
         if ended:
             code = os.waitstatus_to_exitcode(status)
             if code not in (0, -signal.SIGTERM):  # who has no job yet ends by that signal itself
-                log.warning(f"{self._name.capitalize()} is lost", pid=place.pid, code=code)
+                log.warning(LOST[self._name], pid=place.pid, code=code)
             place.pid = 0
             self._book.release(place.slot, self._name)
 

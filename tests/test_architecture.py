@@ -18,7 +18,6 @@ LAYERS: list[set[str]] = [
     {"serving.reloading"},
     {
         "serving.app",
-        "serving.lasting",
         "serving.worker",
         "serving.arbiter",
         "serving.prefork",
