@@ -8,21 +8,27 @@ inside functions where they are heavy: the number of numeric threads has to be s
 from __future__ import annotations
 
 import argparse
+import asyncio
 import functools
 import importlib.metadata
 import os
 import secrets
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from serving import numeric_threads
-from serving.errors import InvalidSetting
+from serving.errors import InvalidSetting, ServingError
 from serving.settings import Settings
 
 if TYPE_CHECKING:
     from registry.registry import Registry
-    from serving.app import Application, Jobs
+    from serving.app import Application, Data, Jobs
+    from serving.data.record import Record
+    from serving.data.source import Source
+    from serving.events.log import EventLog
+    from serving.inference import Inference
     from serving.reloads import Reloads
 
 
@@ -39,12 +45,13 @@ def web() -> Application:
     from cache.connection import InvalidRedisUrl
     from registry.errors import RegistryError
     from serving import logs
+    from serving.errors import CannotServe
 
     try:
         settings = Settings.from_env(os.environ)
         logs.configure(settings.log_level)
         return build(settings)
-    except (InvalidSetting, RegistryError, InvalidRedisUrl) as error:
+    except (InvalidSetting, RegistryError, InvalidRedisUrl, CannotServe) as error:
         sys.exit(f"forkserve: {error}")
 
 
@@ -116,6 +123,7 @@ def assemble(settings: Settings, registry: Registry, reloads: Reloads) -> Applic
         batcher=batcher,
         executor=executor,
         jobs=jobs,
+        data=build_data(settings, registry, inference, jobs.events),
         streams=Streams(hub, heartbeat_seconds=settings.stream_heartbeat_seconds),
         version=importlib.metadata.version("forkserve"),
         max_body_bytes=settings.max_body_bytes,
@@ -156,6 +164,40 @@ def build_jobs(settings: Settings, registry: Registry) -> Jobs:
     )
     reader = JobReader(registry, max_rows=settings.job_max_rows, chunk_rows=settings.shap_max_batch_size)
     return Jobs(store, events, reader, runner, settings.job_max_body_bytes)
+
+
+def build_data(settings: Settings, registry: Registry, inference: Inference, events: EventLog) -> Data:
+    """What keeps records and outcomes, and who is asked about them. Raises CannotServe."""
+    from serving.app import Data
+    from serving.arrivals import Arrivals
+    from serving.data.reading import RecordReader
+    from serving.data.writer import OutcomeWriter
+    from serving.entities import EntityPredictor
+    from serving.outcomes import LiveQuality, OutcomeReader
+
+    source = data_source(settings)
+    predictor = EntityPredictor(registry, inference, RecordReader(source, settings.max_limit_checkins))
+    return Data(
+        source,
+        predictor,
+        Arrivals(predictor, events),
+        OutcomeReader(registry, inference, max_instances=settings.max_instances),
+        OutcomeWriter(source),
+        LiveQuality(registry, source),
+    )
+
+
+def data_source(settings: Settings) -> Source:
+    """Where records and outcomes are kept. Raises CannotServe."""
+    from serving.data.building import build_source
+
+    return build_source(
+        settings.data_dir,
+        settings.supabase_url,
+        settings.supabase_key,
+        keep_records=settings.max_records_per_entity,
+        keep_outcomes=settings.max_outcomes_per_model,
+    )
 
 
 def serve(_arguments: argparse.Namespace, settings: Settings) -> NoReturn:
@@ -245,6 +287,7 @@ def add(arguments: argparse.Namespace, settings: Settings) -> int:
         labels=arguments.labels.split(",") if arguments.labels else (),
         margin=MARGINS[arguments.bounds],
         source=arguments.source,
+        entities=arguments.entities,
     )
     say(f"added {model.name} version {model.version} in {settings.model_dir / model.name / model.version}")
     return 0
@@ -279,13 +322,52 @@ def explain(arguments: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
+def entities(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Import records of entities from a CSV file, or those of the demo."""
+    from serving.data.importing import read_table
+
+    try:
+        if arguments.action == "demo":
+            import_demo(settings)
+        else:
+            import_into(data_source(settings), read_table(arguments.file))
+    except OSError as error:
+        say(f"forkserve: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def import_demo(settings: Settings) -> None:
+    """A year of market days for each share of the demo. Raises StoreUnavailable, CannotServe."""
+    from examples.market import market_records
+    from serving.data.record import make_record
+
+    import_into(data_source(settings), (make_record(share, values, day) for share, day, values in market_records()))
+
+
+def import_into(source: Source, records: Iterable[Record]) -> None:
+    """Keep the records and say how many they were. Raises InvalidRequest, StoreUnavailable."""
+    from serving.data.importing import import_records
+
+    async def run() -> None:
+        try:
+            done = await import_records(source, records)
+        finally:
+            await source.close()
+        say(f"imported {done.records} records, {done.new} of them new")
+
+    asyncio.run(run())
+
+
 def train(_arguments: argparse.Namespace, settings: Settings) -> int:
-    """Train the demo models."""
+    """Train the demo models, and import the records of the demo where no Supabase is set up."""
     from examples.train import train_all
 
     for model in train_all(settings.model_dir):
         metrics = ", ".join(f"{name} {value:.3f}" for name, value in model.manifest.metrics.items())
         say(f"trained {model.name} version {model.version}: {metrics} (held out)")
+    if not settings.supabase_url:  # nobody's project is filled with a demo unasked: `forkserve entities demo`
+        import_demo(settings)
     return 0
 
 
@@ -310,7 +392,7 @@ def parser() -> argparse.ArgumentParser:
         prog="forkserve", description="Serve scikit-learn models from workers that share them."
     )
     commands = top.add_subparsers(required=True, metavar="command")
-    for command in (serve, worker, models, add, explain, promote, rollback, train, check):
+    for command in (serve, worker, models, add, explain, promote, rollback, train, entities, check):
         sub = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__)
         sub.set_defaults(command=command)
         if command is add:
@@ -320,6 +402,7 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--version", help="default: the number after the newest")
             sub.add_argument("--target", help="the column of the CSV that the model predicts; its metrics are measured")
             sub.add_argument("--labels", help="names of the classes with commas, in the order of classes_")
+            sub.add_argument("--entities", action="store_true", help="ask it about the records of entities, too")
             sub.add_argument("--source", default="", help="where the data come from, and under which licence")
             sub.add_argument(
                 "--bounds",
@@ -331,6 +414,11 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("model", help="the model's name")
         if command is promote:
             sub.add_argument("version", help="the version to make live")
+        if command is entities:
+            actions = sub.add_subparsers(dest="action", required=True, metavar="action")
+            told = actions.add_parser("import", help="import a CSV file with the columns entity, time and more")
+            told.add_argument("file", type=Path, help="in UTF-8; what was imported before is not imported again")
+            actions.add_parser("demo", help="import the records of the demo")
         if command is worker:
             sub.add_argument("--once", action="store_true", help="do what is queued, then end; for cron")
         if command is explain:
@@ -361,7 +449,7 @@ def run() -> int:
     logs.configure("warning")
     try:
         status: int = arguments.command(arguments, settings)
-    except (RegistryError, InvalidRedisUrl) as error:
+    except (RegistryError, InvalidRedisUrl, ServingError) as error:
         say(f"forkserve: {error}", file=sys.stderr)
         return 1
     return status

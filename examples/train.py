@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +17,10 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from examples.demo import SEED, Demo, Table
+from examples.market import MARKET
 from registry.adding import add_version
 from registry.model import LoadedModel
-
-SEED = 20
-
-Table = tuple[pd.DataFrame, "pd.Series[Any]"]
-
-
-@dataclass(frozen=True)
-class Demo:
-    """One demo model. `named_columns`: fit on a DataFrame, so that the estimator looks its columns up by name."""
-
-    name: str
-    source: str
-    read: Callable[[], Table]
-    estimator: Callable[[], Any]
-    named_columns: bool = False
 
 
 def breast_cancer() -> Table:
@@ -135,14 +121,14 @@ DEMOS = (
         wine,
         lambda: make_pipeline(StandardScaler(), LogisticRegression(random_state=SEED)),
     ),
+    *MARKET,
 )
 
 
 def train(demo: Demo, root: Path) -> LoadedModel:
     """Train on three quarters of the rows, measure on the rest, write the next version below `root`."""
     table, target = demo.read()
-    stratify = target if target.dtype != float else None
-    fit, held_out, truth, held_out_truth = train_test_split(table, target, random_state=SEED, stratify=stratify)
+    fit, held_out, truth, held_out_truth = split(table, target, demo.gap)
     estimator = demo.estimator()
     estimator.fit(fit if demo.named_columns else fit.to_numpy(), truth)
     held_out = held_out.assign(**{str(target.name): held_out_truth})
@@ -154,7 +140,17 @@ def train(demo: Demo, root: Path) -> LoadedModel:
         target=str(target.name),
         held_out=held_out,
         source=demo.source,
+        entities=demo.entities,
     )
+
+
+def split(table: pd.DataFrame, target: pd.Series[Any], gap: int | None) -> tuple[Any, Any, Any, Any]:
+    """Three quarters of the rows and the rest, then the same of the target; by chance, or else by time."""
+    if gap is None:
+        stratify = target if target.dtype != float else None
+        return tuple(train_test_split(table, target, random_state=SEED, stratify=stratify))
+    end = len(table) * 3 // 4
+    return table[:end], table[end + gap :], target[:end], target[end + gap :]
 
 
 def train_all(root: Path) -> Iterator[LoadedModel]:

@@ -54,12 +54,14 @@ def add_version(
     held_out: pd.DataFrame | None = None,
     margin: float | None = 1.0,
     source: str = "",
+    entities: bool = False,
 ) -> LoadedModel:
     """Write the next version of `name` below `root` and load it back as a server would.
 
     `sample` is a table of the estimator's input, one column a feature. With a `target` column, what the estimator
     should predict, its metrics are measured: on `held_out`, a table of the same columns, or else on the sample.
-    `labels` name the classes in the order of `classes_`. `margin`: see `infer_features`. Raises CannotAdd, and then
+    `labels` name the classes in the order of `classes_`. `margin`: see `infer_features`. `entities` binds the model to
+    the records of entities. Raises CannotAdd, and then
     nothing is left behind.
     """
     if not NAME.fullmatch(name):
@@ -118,6 +120,7 @@ def add_version(
         baseline=_baseline(task, outputs, len(classes)),
         metrics=metrics,
         source=source,
+        entities=entities,
     )
     manifest = msgspec.structs.replace(manifest, explainer=_record_explainer(manifest, estimator, compute, background))
     return _write(root, directory, manifest, content.getvalue())

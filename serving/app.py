@@ -14,22 +14,29 @@ from starlette.exceptions import HTTPException
 from cache.tiered import TieredCache
 from registry.registry import Registry
 from serving import problems
+from serving.arrivals import Arrivals
 from serving.asgi import App, Edge, Receive, Scope, Send
 from serving.batching import Batcher
+from serving.data.source import Source
+from serving.data.writer import OutcomeWriter
+from serving.entities import EntityPredictor
 from serving.events.log import EventLog
 from serving.executor import Executor
 from serving.inference import Inference
 from serving.jobs.runner import Runner
 from serving.jobs.store import JobStore
-from serving.jobs.watch import StoreWatch
+from serving.outcomes import LiveQuality, OutcomeReader
 from serving.reloads import Reloads
 from serving.routes.admin import admin_router
+from serving.routes.entities import entities_router
 from serving.routes.health import health_router
 from serving.routes.inference import PATH, InferenceRoute
 from serving.routes.jobs import jobs_router
 from serving.routes.models import models_router
 from serving.routes.openapi import document
+from serving.routes.outcomes import outcomes_router
 from serving.routes.streams import streams_router
+from serving.storage.watch import StoreWatch
 from serving.streams import Streams
 from serving.submitting import JobReader
 
@@ -53,6 +60,24 @@ class Jobs:
         await self.events.close()
 
 
+@dataclass(frozen=True, slots=True)
+class Data:
+    """All that records and outcomes need: where they are kept, who is asked about them, who tells of them."""
+
+    source: Source
+    predictor: EntityPredictor
+    arrivals: Arrivals
+    outcomes: OutcomeReader
+    writer: OutcomeWriter
+    quality: LiveQuality
+
+    async def close(self) -> None:
+        """Finish what waits, then disconnect; before the log of events is closed."""
+        await self.arrivals.close()
+        await self.writer.close()
+        await self.source.close()
+
+
 def create_app(
     registry: Registry,
     inference: Inference,
@@ -61,6 +86,7 @@ def create_app(
     batcher: Batcher,
     executor: Executor,
     jobs: Jobs,
+    data: Data,
     streams: Streams,
     version: str,
     max_body_bytes: int,
@@ -80,6 +106,7 @@ def create_app(
         executor.start()
         batcher.start()
         yield
+        await data.close()
         batcher.stop()
         executor.stop()
         await streams.end()
@@ -100,9 +127,21 @@ def create_app(
         redirect_slashes=False,
     )
     app.include_router(models_router(registry))
-    app.include_router(health_router(registry, cache, reloads, StoreWatch(jobs.store)))
+    jobs_watch, records_watch = StoreWatch(jobs.store.counts), StoreWatch(data.source.check)
+    app.include_router(health_router(registry, cache, reloads, jobs_watch, records_watch, data.source))
     app.include_router(streams_router(streams, jobs.events, jobs.store.get))
-    app.include_router(admin_router(admin_token, registry, model_dir, reloads, streams))
+    app.include_router(admin_router(admin_token, registry, model_dir, reloads, streams, data.quality))
+    app.include_router(
+        entities_router(
+            data.source,
+            data.predictor,
+            data.arrivals,
+            streams,
+            max_body_bytes=max_body_bytes,
+            max_records=max_instances,
+        )
+    )
+    app.include_router(outcomes_router(data.source, data.outcomes, data.writer, max_body_bytes=max_body_bytes))
     app.include_router(
         jobs_router(
             jobs.store,

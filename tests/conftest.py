@@ -1,4 +1,4 @@
-"""The demo models, one real service over them, and a real Redis, for the whole session."""
+"""The demo models, one real service over them, a real Redis and a real Supabase, for the whole session."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from examples.train import train_all
 from registry.adding import add_version
 from tests.estimators import SleepingRegressor
 from tests.servers import RedisServer, redis_server
+from tests.supabase import Postgres, SupabaseServer, postgres_server, supabase_server
 
 ADMIN_TOKEN = "a-token-only-for-tests"
 
@@ -77,3 +78,24 @@ def raw(shared_server: RedisServer) -> Iterator[redis.Redis]:
     with redis.Redis(port=shared_server.port) as client:
         client.flushall()
         yield client
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """What the Supabase servers keep their rows in."""
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def shared_supabase(postgres: Postgres) -> Iterator[SupabaseServer]:
+    """For tests that leave it running; its tables may hold anything."""
+    with supabase_server(postgres) as server:
+        yield server
+
+
+@pytest.fixture
+def own_supabase(postgres: Postgres) -> Iterator[SupabaseServer]:
+    """For tests that pause or kill it."""
+    with supabase_server(postgres) as server:
+        yield server

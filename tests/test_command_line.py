@@ -18,6 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from bench.service import ROOT
+from examples.train import DEMOS
 from registry.adding import add_version
 from tests.estimators import ExplainShyRegressor, ForkShyRegressor
 
@@ -206,8 +207,10 @@ def test_train_makes_the_demo_models_with_held_out_metrics(run: Run) -> None:
     trained = run("train")
     assert trained.returncode == 0, trained.stderr
     lines = trained.stdout.splitlines()
-    assert [line.split()[1] for line in lines] == ["breast-cancer", "diabetes", "mortgage", "wine"]
-    assert all("(held out)" in line for line in lines)
+    assert [line.split()[1] for line in lines[:-1]] == [demo.name for demo in DEMOS]
+    assert all("(held out)" in line for line in lines[:-1])
+    assert lines[-1] == "imported 1176 records, 1176 of them new"
+    assert run("entities", "demo").stdout == "imported 1176 records, 0 of them new\n"
 
 
 def test_training_twice_gives_the_same_models(run: Run, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from registry.aliases import Aliases
 from registry.errors import VersionNotFound, VersionRefused
 from registry.registry import Registry
 from serving.errors import NotAuthorized, ReloadRefused
+from serving.outcomes import LiveQuality
 from serving.processes import RUNNER, WEB, child_pids, name_of, read_age, read_memory
 from serving.reloads import Outcome, Reloads
 from serving.streams import EventStream, Frames, Streams, frame, opening
@@ -41,7 +42,9 @@ RELOAD: dict[str, Any] = {
 ROLLBACK: dict[str, Any] = RELOAD | {"summary": "Make the previous version of a model live again"}
 
 
-def admin_router(token: str, registry: Registry, model_dir: Path, reloads: Reloads, streams: Streams) -> APIRouter:
+def admin_router(
+    token: str, registry: Registry, model_dir: Path, reloads: Reloads, streams: Streams, quality: LiveQuality
+) -> APIRouter:
     """Admin routes behind `token`; without one there are none, so that a forgotten setting opens nothing."""
     router = APIRouter(prefix="/api/admin", tags=["admin"])
     if not token:
@@ -58,7 +61,7 @@ def admin_router(token: str, registry: Registry, model_dir: Path, reloads: Reloa
         if not hmac.compare_digest(given.strip().encode("latin-1"), expected):
             raise NotAuthorized("a valid admin token is needed")
 
-    figures = Figures()
+    figures = Figures(quality)
 
     @router.get("/metrics", summary="Figures of all processes", dependencies=[Depends(authorize)])
     async def metrics() -> dict[str, Any]:
@@ -91,7 +94,8 @@ def admin_router(token: str, registry: Registry, model_dir: Path, reloads: Reloa
 class Figures:
     """The figures of all processes, taken once for all who ask within FRESH_SECONDS."""
 
-    def __init__(self) -> None:
+    def __init__(self, quality: LiveQuality) -> None:
+        self._quality = quality
         self._lock = asyncio.Lock()
         self._taken = -math.inf
         self._figures: dict[str, Any] = {}
@@ -101,7 +105,8 @@ class Figures:
         async with self._lock:
             if time.monotonic() - self._taken > FRESH_SECONDS:
                 # some milliseconds a process: too long for the event loop
-                self._figures = await asyncio.to_thread(_process_figures)
+                figures = await asyncio.to_thread(_process_figures)
+                self._figures = figures | {"quality": await self._quality.take()}
                 self._taken = time.monotonic()
             return self._figures
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import Any
 
@@ -9,12 +10,15 @@ from fastapi import APIRouter, Request
 
 from cache.tiered import TieredCache
 from registry.registry import Registry
-from serving.jobs.watch import StoreWatch
+from serving.data.source import Source
 from serving.processes import read_age, read_rss
 from serving.reloads import Reloads
+from serving.storage.watch import StoreWatch
 
 
-def health_router(registry: Registry, cache: TieredCache, reloads: Reloads, jobs: StoreWatch) -> APIRouter:
+def health_router(
+    registry: Registry, cache: TieredCache, reloads: Reloads, jobs: StoreWatch, records: StoreWatch, source: Source
+) -> APIRouter:
     """A fallback, a version that a reload refused, a store out of reach make the service degraded, not dead.
 
     A proxy that took it out would make things worse.
@@ -24,16 +28,21 @@ def health_router(registry: Registry, cache: TieredCache, reloads: Reloads, jobs
     @router.get("", summary="Health, with reasons")
     async def health(request: Request) -> dict[str, Any]:
         # nothing is opened before the fork
-        store = "ok" if "warmup" in request.scope["state"] else await jobs.state()
+        warming = "warmup" in request.scope["state"]
+        stores = {"jobs": "ok", "records": "ok"}
+        if not warming:
+            states = await asyncio.gather(jobs.state(), records.state())
+            stores = dict(zip(stores, states, strict=True))
         fallbacks = [f"{model.name}/{model.version}" for model in registry if model.fallback]
         refused = reloads.last().refused
         return {
-            "status": "degraded" if fallbacks or refused or store != "ok" else "ok",
+            "status": "degraded" if fallbacks or refused or set(stores.values()) != {"ok"} else "ok",
             "models": len(registry),
             "fallbacks": fallbacks,
             "refused": refused,
             "redis": cache.redis_state,
-            "jobs": store,
+            "supabase": source.state,
+            **stores,
             "worker": {
                 "pid": os.getpid(),
                 "age_seconds": round(read_age(os.getpid()), 1),
