@@ -13,6 +13,7 @@ import redis
 from bench.service import Service
 from examples.train import train_all
 from registry.adding import add_version
+from tests.entities import import_market, sqlite_source
 from tests.estimators import SleepingRegressor
 from tests.servers import RedisServer, redis_server
 from tests.supabase import Postgres, SupabaseServer, postgres_server, supabase_server
@@ -37,9 +38,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def service(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """Two workers that are never replaced, so that a worker which died is seen."""
+    data = tmp_path_factory.mktemp("data")
+    import_market(sqlite_source(data))
     environ = {
         "MODEL_DIR": str(models),
-        "DATA_DIR": str(tmp_path_factory.mktemp("data")),
+        "DATA_DIR": str(data),
         "WEB_CONCURRENCY": "2",
         "MAX_REQUESTS": "0",
         "ADMIN_TOKEN": ADMIN_TOKEN,
