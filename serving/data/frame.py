@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -13,7 +14,7 @@ OUTCOME, TIME = "outcome", "time"
 """The columns besides the features."""
 
 
-def outcome_reader(source: Source, limit: int) -> Callable[[str], Awaitable[pd.DataFrame]]:
+def outcome_reader(source: Source, limit: int) -> Callable[[str], Coroutine[Any, Any, pd.DataFrame]]:
     """A function from a model's name to the last `limit` outcomes that came of it, as `outcome_frame` has them.
 
     It may be called in a forked process, in an event loop of its own, and leaves nothing open there. It raises
