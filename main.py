@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import functools
 import importlib.metadata
+import math
 import os
 import secrets
 import sys
@@ -383,6 +384,59 @@ def check(_arguments: argparse.Namespace, settings: Settings) -> int:
     return 1 if faults else 0
 
 
+def verify(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Ask a running service for one of everything it is there for, after a deploy; a line a finding."""
+    from remote.service import RemoteService
+    from remote.verifying import verify as look
+
+    faults = 0
+    with RemoteService(arguments.url or local(settings), settings.admin_token) as service:
+        for finding in look(service, wait_seconds=arguments.wait, max_memory_mb=arguments.max_memory_mb):
+            say(
+                f"{'FAULT' if finding.fault else 'ok':5}  {finding.subject:32} {finding.fault or finding.note}".rstrip()
+            )
+            faults += bool(finding.fault)
+    say(f"forkserve: {faults} faults", file=sys.stderr) if faults else say("all is well")
+    return 1 if faults else 0
+
+
+def load_test(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Send a running service as many requests as it answers for some seconds, and say how that went."""
+    from remote.errors import Unreachable
+    from remote.load import Plan, run
+    from remote.service import RemoteService
+
+    plan = Plan(
+        seconds=arguments.seconds,
+        connections=arguments.connections,
+        explained=arguments.explained,
+        repeated=arguments.repeated,
+        models=tuple(arguments.models),
+    )
+    try:
+        with RemoteService(arguments.url or local(settings), settings.admin_token) as service:
+            report = run(service, plan, progress)
+    except Unreachable as error:
+        say(f"forkserve: {error}", file=sys.stderr)
+        return 1
+    progress("")
+    for line in report.lines():
+        say(line)
+    return 0 if report.tally.failed == 0 else 1
+
+
+def local(settings: Settings) -> str:
+    """Where the service of these settings is, on this machine."""
+    return f"http://127.0.0.1:{settings.port}"
+
+
+def progress(line: str) -> None:
+    """In one line of a terminal; line after line elsewhere."""
+    terminal = sys.stderr.isatty()
+    sys.stderr.write(f"\r{line}\x1b[K" if terminal else f"{line}\n")
+    sys.stderr.flush()
+
+
 MARGINS = {"seen": 0.0, "wide": 1.0, "none": None}
 
 
@@ -392,8 +446,8 @@ def parser() -> argparse.ArgumentParser:
         prog="forkserve", description="Serve scikit-learn models from workers that share them."
     )
     commands = top.add_subparsers(required=True, metavar="command")
-    for command in (serve, worker, models, add, explain, promote, rollback, train, entities, check):
-        sub = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__)
+    for command in (serve, worker, models, add, explain, promote, rollback, train, check, verify, load_test):
+        sub = commands.add_parser(command.__name__.replace("_", "-"), help=command.__doc__, description=command.__doc__)
         sub.set_defaults(command=command)
         if command is add:
             sub.add_argument("artefact", type=Path, help="a joblib file that holds a fitted estimator; it is executed")
@@ -410,15 +464,23 @@ def parser() -> argparse.ArgumentParser:
                 default="wide",
                 help="numbers to accept: only the range seen; as far outside as it is wide (default); all that fit",
             )
+        if command in (verify, load_test):
+            sub.add_argument("url", nargs="?", help="https://... of the service; default: this machine, port PORT")
+        if command is verify:
+            sub.add_argument("--wait", type=float, default=0.0, help="seconds that it may take until it is ready")
+            sub.add_argument(
+                "--max-memory-mb", type=float, default=math.inf, help="what all of its processes may take together"
+            )
+        if command is load_test:
+            sub.add_argument("--seconds", type=float, default=10.0, help="default: 10")
+            sub.add_argument("--connections", type=int, default=20, help="default: 20")
+            sub.add_argument("--explained", type=float, default=0.1, help="share of explanations; default: 0.1")
+            sub.add_argument("--repeated", type=float, default=0.2, help="share sent before; default: 0.2")
+            sub.add_argument("--models", nargs="*", default=[], help="default: all")
         if command in (promote, rollback):
             sub.add_argument("model", help="the model's name")
         if command is promote:
             sub.add_argument("version", help="the version to make live")
-        if command is entities:
-            actions = sub.add_subparsers(dest="action", required=True, metavar="action")
-            told = actions.add_parser("import", help="import a CSV file with the columns entity, time and more")
-            told.add_argument("file", type=Path, help="in UTF-8; what was imported before is not imported again")
-            actions.add_parser("demo", help="import the records of the demo")
         if command is worker:
             sub.add_argument("--once", action="store_true", help="do what is queued, then end; for cron")
         if command is explain:
@@ -427,7 +489,18 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--version", help="default: the one that is live")
             sub.add_argument("--top", type=int, help="show so many features, and the others as a sum")
             sub.add_argument("--plot", type=Path, help="draw a waterfall into this file: .png, .svg or .pdf")
+    add_entities(commands)
     return top
+
+
+def add_entities(commands: Any) -> None:
+    """`forkserve entities` and what it can do."""
+    sub = commands.add_parser("entities", help=entities.__doc__, description=entities.__doc__)
+    sub.set_defaults(command=entities)
+    actions = sub.add_subparsers(dest="action", required=True, metavar="action")
+    importing = actions.add_parser("import", help="import a CSV file with the columns entity, time and more")
+    importing.add_argument("file", type=Path, help="in UTF-8; what was imported before is not imported again")
+    actions.add_parser("demo", help="import the records of the demo")
 
 
 def run() -> int:

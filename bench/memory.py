@@ -15,10 +15,10 @@ from statistics import mean
 
 import uvloop
 
-from bench.client import hammer, post
 from bench.service import Service, demo_models
 from bench.table import Table
 from registry.registry import load_registry
+from remote.client import hammer, post
 from serving.processes import read_memory
 
 MB = 1024 * 1024
@@ -53,7 +53,7 @@ def measure(
             if tally.failed:
                 raise SystemExit(f"requests failed: {tally.statuses} {tally.failures}")
             private.append(mean(read_memory(pid).private for pid in service.workers))
-        total = sum(read_memory(pid).pss for pid in [service.master, *service.workers])
+        total = sum(read_memory(pid).pss for pid in [service.master, *service.workers, *service.runners])
     return private[0] / MB, private[1] / MB, private[2] / MB, total / MB
 
 

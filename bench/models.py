@@ -35,6 +35,25 @@ class SlowRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         return X[:, 0] + matrix[0, 0] - 1
 
 
+class LeakingRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+    """Keeps a hundred kilobytes for every row that it is asked; answers the first feature."""
+
+    def fit(self, X: Any, _y: Any) -> LeakingRegressor:  # noqa: N803
+        self.n_features_in_ = X.shape[1]
+        self.kept_: list[bytearray] = []
+        return self
+
+    def predict(self, X: Any) -> Any:  # noqa: N803
+        self.kept_ += [bytearray(b"x" * 100_000) for _ in X]
+        return X[:, 0]
+
+
+def add_leaking(root: Path) -> None:
+    """`leaking`: what it is asked grows the process that asks."""
+    sample = pd.DataFrame({"x": np.linspace(0, 1, 5)})
+    add_version(root, "leaking", LeakingRegressor().fit(sample.to_numpy(), None), sample)
+
+
 def add_slow(root: Path) -> None:
     """`slow`: so many milliseconds for every row, in a batch as well as alone."""
     sample = pd.DataFrame({"x": np.linspace(0, 1, 5)})

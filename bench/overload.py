@@ -17,11 +17,11 @@ from time import perf_counter
 
 import uvloop
 
-from bench.client import hammer, post
 from bench.models import add_slow
 from bench.pace import Pace, quantile
 from bench.service import Service
 from bench.table import Table
+from remote.client import hammer, post
 
 
 def unique_messages(url: str) -> Iterator[bytes]:

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import uvloop
 
-from bench.client import Tally, hammer, post
 from bench.recycle import BODY
 from bench.service import Service, demo_models
 from bench.table import Table
+from remote.client import Tally, hammer, post
 from serving.processes import read_memory
 
 MB = 1024 * 1024

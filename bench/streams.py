@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from bench.client import hammer, post
 from bench.service import Service, demo_models
 from bench.sse import Stream, follow
 from bench.table import Table
+from remote.client import hammer, post
 from serving.events.log import EventLog
 from serving.events.redis import RedisEventLog
 from serving.events.sqlite import SQLiteEventLog

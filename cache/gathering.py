@@ -16,21 +16,24 @@ MAX_LOOKUPS = 4
 MAX_KEYS = 1024
 """Of one round trip; the keys of one request are never divided."""
 
-PATIENCE = 0.05
-"""Seconds to wait for a round trip to begin: when all of them take so long, a cache is no help."""
+PATIENCE = 0.04
+"""Seconds that a request waits for its answer; a cache that takes longer is no help. The round trip itself may go on:
+it learns whether Redis is there, and a first connection may take longer."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Wanted:
-    """What one request asks for, since when, and the future that is to have it."""
+    """What one request asks for, and the future that is to have it."""
 
     keys: Sequence[bytes]
-    since: float
     found: asyncio.Future[list[bytes | None]]
 
     def answer(self, values: list[bytes | None]) -> None:
         if not self.found.done():
             self.found.set_result(values)
+
+    def give_up(self) -> None:
+        self.answer([None] * len(self.keys))
 
 
 class GatheringTier:
@@ -51,15 +54,19 @@ class GatheringTier:
         if not keys:
             return []
         loop = asyncio.get_running_loop()
-        full, now = len(self._lookups) >= MAX_LOOKUPS, loop.time()
-        if full and now - self._full_since > PATIENCE:
+        full = len(self._lookups) >= MAX_LOOKUPS
+        if full and loop.time() - self._full_since > PATIENCE:
             return [None] * len(keys)
-        wanted = Wanted(keys, now, loop.create_future())
+        wanted = Wanted(keys, loop.create_future())
         self._waiting.append(wanted)
         if not full and not self._scheduled:
             self._scheduled = True
             loop.call_soon(self._start)
-        return await wanted.found
+        patience = loop.call_later(PATIENCE, wanted.give_up)
+        try:
+            return await wanted.found
+        finally:
+            patience.cancel()
 
     async def put_many(self, items: Mapping[bytes, bytes]) -> None:
         await self._remote.put_many(items)
@@ -71,21 +78,19 @@ class GatheringTier:
         self._scheduled = False
         loop = asyncio.get_running_loop()
         while self._waiting and len(self._lookups) < MAX_LOOKUPS:
-            taken = self._take(loop.time() - PATIENCE)
+            taken = self._take()
             if taken:
                 lookup = loop.create_task(self._look_up(taken))
                 self._lookups.add(lookup)
                 self._full_since = loop.time()
                 lookup.add_done_callback(self._finish)
 
-    def _take(self, too_long_ago: float) -> list[Wanted]:
+    def _take(self) -> list[Wanted]:
         taken: list[Wanted] = []
         count = 0
         while self._waiting and (not taken or count + len(self._waiting[0].keys) <= MAX_KEYS):
             wanted = self._waiting.popleft()
-            if wanted.since < too_long_ago:
-                wanted.answer([None] * len(wanted.keys))
-            else:
+            if not wanted.found.done():  # it was in time
                 taken.append(wanted)
                 count += len(wanted.keys)
         return taken

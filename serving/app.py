@@ -127,7 +127,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.include_router(models_router(registry))
-    jobs_watch, records_watch = StoreWatch(jobs.store.counts), StoreWatch(data.source.check)
+    jobs_watch, records_watch = StoreWatch(jobs.store.probe), StoreWatch(data.source.probe)
     app.include_router(health_router(registry, cache, reloads, jobs_watch, records_watch, data.source))
     app.include_router(streams_router(streams, jobs.events, jobs.store.get))
     app.include_router(admin_router(admin_token, registry, model_dir, reloads, streams, data.quality))

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Coroutine, Iterable
 from typing import Any
 
 from serving.asgi import App
+from serving.code_pages import unmap_unchanged
 from serving.errors import CannotServe
 from serving.processes import thread_names
 
@@ -86,7 +87,7 @@ def _run(coroutine: Awaitable[None]) -> None:
 
 
 def settle() -> None:
-    """Collect garbage, give free memory back to the system, and hide the rest from the garbage collector.
+    """Collect garbage, give back free memory and unchanged pages, and hide the rest from the garbage collector.
 
     Loading a model leaves tens of megabytes of free heap behind; `malloc_trim` is what returns them (glibc only).
     """
@@ -95,6 +96,7 @@ def settle() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+    unmap_unchanged()
     gc.freeze()
 
 

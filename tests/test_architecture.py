@@ -27,6 +27,7 @@ LAYERS: list[set[str]] = [
     {"serving.operations"},
     {"serving.executor", "serving.events", "serving.data"},
     {
+        "serving.code_pages",
         "serving.logs",
         "serving.numeric_threads",
         "serving.processes",
@@ -35,7 +36,7 @@ LAYERS: list[set[str]] = [
         "serving.storage",
         "serving.transport",
     },
-    {"serving.errors", "cache", "registry", "examples"},
+    {"serving.errors", "cache", "registry", "examples", "remote"},
 ]
 """From the top down. A module may import what is below it, and its own package."""
 
@@ -46,7 +47,11 @@ HOLDERS_OF_SETTINGS = {"main", "serving.gunicorn_conf", "serving.check"}
 def modules() -> dict[str, ast.Module]:
     files = [
         ROOT / "main.py",
-        *(path for name in ("cache", "registry", "serving", "examples") for path in (ROOT / name).rglob("*.py")),
+        *(
+            path
+            for name in ("cache", "registry", "remote", "serving", "examples")
+            for path in (ROOT / name).rglob("*.py")
+        ),
     ]
     return {".".join(path.relative_to(ROOT).with_suffix("").parts): ast.parse(path.read_text()) for path in files}
 
@@ -70,7 +75,7 @@ def imported(tree: ast.Module) -> Iterator[str]:
 
 
 def ours(module: str) -> bool:
-    return module.split(".", maxsplit=1)[0] in {"main", "cache", "registry", "serving", "examples"}
+    return module.split(".", maxsplit=1)[0] in {"main", "cache", "registry", "remote", "serving", "examples"}
 
 
 def test_every_module_has_a_place_in_the_layers() -> None:

@@ -1,4 +1,4 @@
-"""The documents say what is so: settings, commands, the blueprint, and nothing about a machine."""
+"""The documents say what is so: settings, commands, and nothing about a machine."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from dataclasses import Field
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
-import yaml
 
 from bench.service import ROOT, Service
 from serving.settings import Settings
@@ -24,7 +22,6 @@ README = (ROOT / "README.md").read_text()
 DEPLOYMENT = (ROOT / "DEPLOYMENT.md").read_text()
 FORKSERVE = Path(sys.executable).with_name("forkserve")
 MAKE_RUN = ("make", "--no-print-directory", f"VENV={sys.prefix}", "run")
-BLUEPRINT = yaml.safe_load((ROOT / "render.yaml").read_text())
 
 
 @pytest.mark.parametrize("setting", dataclasses.fields(Settings), ids=lambda field: field.name)
@@ -58,11 +55,11 @@ def test_the_curl_lines_of_the_readme_work(service: Service) -> None:
 
 
 def test_the_forkserve_commands_of_the_readme_are_there() -> None:
-    named = set(re.findall(r"forkserve (serve|models|add|train|check|\w+)\b(?= |$)", README, re.MULTILINE))
+    named = set(re.findall(r"^    forkserve ([\w-]+)", README, re.MULTILINE))
     help_text = subprocess.run([FORKSERVE, "--help"], capture_output=True, text=True, check=True)
-    assert {"models", "check", "serve", "add"} <= named
-    for command in ("serve", "models", "add", "train", "check"):
-        assert command in help_text.stdout
+    assert {"models", "check", "serve", "add", "verify", "load-test"} <= named
+    commands = set(re.findall(r"^    ([\w-]+)(?: +\w|$)", help_text.stdout, re.MULTILINE))
+    assert named - commands == set()
 
 
 def test_make_run_trains_serves_and_prints_a_line_that_works(tmp_path: Path) -> None:
@@ -78,23 +75,6 @@ def test_make_run_trains_serves_and_prints_a_line_that_works(tmp_path: Path) -> 
         header = f"Authorization: Bearer {token[1]}"
         command = ["curl", "-s", "--fail", "-H", header, f"{service.address}/api/admin/metrics"]
         assert json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["workers"]
-
-
-def test_the_blueprint_is_valid_by_the_published_schema() -> None:
-    schema = json.loads((ROOT / "tests/specs/render-blueprint.schema.json").read_text())
-    jsonschema.Draft202012Validator(schema).validate(BLUEPRINT)
-
-
-def test_the_blueprint_says_what_the_schema_does_not_ask_for() -> None:
-    (web,) = BLUEPRINT["services"]
-    variables = {variable["key"]: variable for variable in web["envVars"]}
-    assert web["healthCheckPath"] == "/health"
-    assert web["startCommand"] == "gunicorn -c serving/gunicorn_conf.py main:app"
-    assert variables["HOST"]["value"] == "0.0.0.0"
-    assert variables["GUNICORN_CMD_ARGS"]["value"] == "--name=forkserve"
-    assert "value" not in variables["ADMIN_TOKEN"]
-    own = {field.name.upper() for field in dataclasses.fields(Settings)}
-    assert set(variables) - own == {"GUNICORN_CMD_ARGS"}
 
 
 def test_the_requirements_are_locked_with_hashes_and_name_no_index() -> None:

@@ -55,12 +55,14 @@ def busy(odd: Path) -> Iterator[Service]:
         "JOB_MAX_ROWS": "100",
     }
     with Service(environ) as service:
+        assert eventually(lambda: len(service.runners) == 1)
         yield service
 
 
 @pytest.fixture(scope="module")
 def small_chunks(models: Path) -> Iterator[Service]:
     with Service({"MODEL_DIR": str(models), "MAX_REQUESTS": "0"} | CHUNK) as service:
+        assert eventually(lambda: len(service.runners) == 1)
         yield service
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.client import Tally, hammer, post
 from bench.service import ROOT, Service
+from remote.client import Tally, hammer, post
 from serving.processes import child_pids, read_memory, thread_names
 
 DIABETES = json.dumps({"instances": [[59.0, 2.0, 32.1, 101.0, 157.0, 93.2, 38.0, 4.0, 4.8598, 87.0]]}).encode()

@@ -17,11 +17,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bench.client import hammer, post
 from bench.service import Service
 from examples.train import DEMOS
 from registry.adding import add_version
 from registry.aliases import Aliases, current
+from remote.client import hammer, post
 from serving.processes import read_memory, thread_names
 from tests.conftest import ADMIN_TOKEN
 from tests.estimators import (

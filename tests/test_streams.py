@@ -14,9 +14,9 @@ from statistics import median
 
 import pytest
 
-from bench.client import hammer, post
 from bench.service import Service
 from bench.sse import Frame, Stream, follow
+from remote.client import hammer, post
 from serving.events.log import EventLog
 from serving.events.redis import RedisEventLog
 from serving.events.sqlite import SQLiteEventLog

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from serving.logs import GunicornLogger
+from serving.processes import WEB, rename
 
 bind = f"127.0.0.1:{os.environ['PORT']}"
 workers = int(os.environ["WEB_CONCURRENCY"])
@@ -18,5 +19,6 @@ logger_class = GunicornLogger
 
 
 def post_worker_init(_worker: object) -> None:
-    """Say what our own worker says, so that the benchmark knows when to begin."""
+    """Have the name that our own worker has, and say what it says, so that the benchmark finds it."""
+    rename(WEB)
     print('{"event":"Worker serves"}', flush=True)

@@ -37,8 +37,8 @@ class Source(Protocol):
         """The last `limit` outcomes that came of a model, the last first; only those of a time not before `since`."""
         ...
 
-    async def check(self) -> None:
-        """Come back if records can be read now."""
+    async def probe(self) -> None:
+        """Raises StoreUnavailable if nothing could be kept now, also where it can still be read."""
         ...
 
     @property

@@ -96,8 +96,8 @@ class SQLiteSource:
 
         return await self._database.read(work)
 
-    async def check(self) -> None:
-        await self._database.read(lambda connection: connection.execute("select 1").fetchone())
+    async def probe(self) -> None:
+        await self._database.write(lambda _connection: None)
 
     async def close(self) -> None:
         await self._database.close()

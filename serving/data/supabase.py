@@ -125,8 +125,8 @@ class SupabaseSource:
 
         return await self._ask(call, list)
 
-    async def check(self) -> None:
-        await self.newest("-", 1)
+    async def probe(self) -> None:
+        await self.add_records([])
 
     async def close(self) -> None:
         if self._process != os.getpid():

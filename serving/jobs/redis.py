@@ -107,6 +107,9 @@ class RedisJobStore:
         by_state = {name.decode(): int(count) for name, count in _pairs(states)}
         return Counts(**by_state, oldest_queued_seconds=float(waited))
 
+    async def probe(self) -> None:
+        await self._run(scripts.PROBE)
+
     async def prune(self, older_than: float, keep: int) -> int:
         removed: int = await self._run(scripts.PRUNE, older_than, keep, PRUNED_AT_ONCE)
         return removed

@@ -248,6 +248,14 @@ return {redis.call('HGETALL', prefix .. 'counts'), text(waited)}
 """
 )
 
+PROBE = (
+    COMMON
+    + """
+redis.call('SET', prefix .. 'probe', 'written', 'EX', 60)
+return 1
+"""
+)
+
 PRUNE = (
     ALLOW_OOM
     + COMMON

@@ -190,6 +190,9 @@ class SQLiteJobStore:
 
         return await self._database.read(work)
 
+    async def probe(self) -> None:
+        await self._database.write(lambda _connection: None)
+
     async def prune(self, older_than: float, keep: int) -> int:
         def work(connection: Connection) -> int:
             values = {"before": self._clock() - older_than, "keep": keep, "most": PRUNED_AT_ONCE}

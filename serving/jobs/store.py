@@ -88,6 +88,10 @@ class JobStore(Protocol):
         """For metrics."""
         ...
 
+    async def probe(self) -> None:
+        """Raises StoreUnavailable if no job could be submitted now, also where jobs can still be read."""
+        ...
+
     async def prune(self, older_than: float, keep: int) -> int:
         """Remove finished jobs that ended more than `older_than` seconds ago, and all but the `keep` last ones.
 

@@ -1,4 +1,4 @@
-"""Whether a store can be reached, for who asks how the service is."""
+"""Whether a store can be written, for who asks how the service is."""
 
 from __future__ import annotations
 

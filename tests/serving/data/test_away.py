@@ -33,18 +33,18 @@ class FlakySource:
         raise NotImplementedError
 
     async def newest(self, entity: str, limit: int) -> list[Record]:
-        await self.check()
+        await self.probe()
         return [one for one in self.records if one.entity == entity][:limit]
 
     async def add_outcomes(self, outcomes: Sequence[Outcome]) -> int:
-        await self.check()
+        await self.probe()
         self.kept += outcomes
         return len(outcomes)
 
     async def outcomes(self, model: str, limit: int, since: datetime | None = None) -> list[Outcome]:
         raise NotImplementedError
 
-    async def check(self) -> None:
+    async def probe(self) -> None:
         if self.away:
             self.refused += 1
             raise StoreUnavailable("away")

@@ -129,8 +129,8 @@ async def test_nothing_to_keep_is_no_error(source: Source) -> None:
     assert await source.add_outcomes([]) == 0
 
 
-async def test_a_source_that_is_there_can_be_checked(source: Source) -> None:
-    await source.check()
+async def test_a_source_that_can_be_written_says_so(source: Source) -> None:
+    await source.probe()
     assert source.state in ("closed", "disabled")
 
 

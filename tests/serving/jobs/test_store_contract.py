@@ -437,6 +437,11 @@ async def test_only_so_many_finished_jobs_are_kept(store: JobStore, jobs: Jobs) 
     assert await store.prune(3600, 2) == 0
 
 
+async def test_probe_leaves_no_job(store: JobStore) -> None:
+    await store.probe()
+    assert await store.counts() == Counts()
+
+
 async def test_jobs_are_there_for_the_next_process(jobs: Jobs) -> None:
     store = jobs.open()
     job = (await store.submit(job_request())).job

@@ -155,6 +155,9 @@ async def test_pruned_jobs_leave_no_keys_behind(store: RedisJobStore, raw: redis
     await store.submit(job_request(unique_key="u", idempotency_key="i", mutex="x"))
     await complete(store, await claimed(store))
     assert await store.prune(3600, 0) == 1
+    await store.probe()
+    assert raw.ttl("forkserve:{jobs}:probe") > 0
+    raw.delete("forkserve:{jobs}:probe")
     assert set(raw.scan_iter()) == {b"forkserve:{jobs}:counts", b"forkserve:{jobs}:operations"}
 
 
@@ -183,6 +186,19 @@ async def test_full_server_refuses_new_jobs_and_lets_the_others_be_worked_off(ow
             await complete(store, job)
         assert (await store.counts()).done == kept
         assert await store.prune(3600, 0) == kept
+    await store.close()
+
+
+@pytest.mark.parametrize("command", [("CONFIG", "SET", "maxmemory", "1"), ("REPLICAOF", "127.0.0.1", "1")])
+async def test_server_that_can_be_read_and_not_written_is_found_out(
+    own_server: RedisServer, command: tuple[str, ...]
+) -> None:
+    store = RedisJobStore(own_server.url, timeout=PATIENCE)
+    await store.probe()
+    with redis.Redis(port=own_server.port) as raw:
+        raw.execute_command(*command)
+        with pytest.raises(StoreUnavailable):
+            await store.probe()
     await store.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,9 +26,19 @@ class Tally:
     connections: int = 0
 
     @property
+    def lost(self) -> int:
+        """Requests without an answer."""
+        return sum(self.failures.values())
+
+    @property
     def failed(self) -> int:
         """Requests without an answer, or with another than 200."""
-        return sum(self.failures.values()) + sum(count for status, count in self.statuses.items() if status != 200)
+        return self.lost + sum(count for status, count in self.statuses.items() if status != 200)
+
+    @property
+    def answered(self) -> int:
+        """Requests with an answer, whatever it says."""
+        return sum(self.statuses.values())
 
     def quantile(self, share: float) -> float:
         """Seconds within which that share of the answers came."""
@@ -85,24 +96,47 @@ def unique_bodies(example: dict[str, object], feature: str, low: float, high: fl
     return [json.dumps({"instances": [example | {feature: low + step * i}]}).encode() for i in range(count)]
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where to connect to."""
+
+    host: str
+    port: int
+    tls: ssl.SSLContext | None
+
+    @classmethod
+    def of(cls, address: str) -> Place:
+        """`http://host:port` or `https://host`."""
+        parts = urlsplit(address)
+        tls = ssl.create_default_context() if parts.scheme == "https" else None
+        return cls(parts.hostname or "127.0.0.1", parts.port or (443 if tls else 80), tls)
+
+    async def connect(self) -> Connection:
+        """A new connection. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_connection(Connection, self.host, self.port, ssl=self.tls)
+        return connection
+
+
 async def hammer(address: str, messages: list[bytes], *, requests: int, connections: int, pause: float = 0.0) -> Tally:
-    """Send `requests` requests over `connections` keep-alive connections, each with `pause` seconds between two.
+    """Send `requests` requests over `connections` keep-alive connections, each with `pause` seconds between two."""
+    tally = Tally()
+    await send(Place.of(address), cycle(messages), iter(range(requests)), tally, connections=connections, pause=pause)
+    return tally
+
+
+async def send(
+    place: Place, messages: Iterator[bytes], todo: Iterator[int], tally: Tally, *, connections: int, pause: float = 0.0
+) -> None:
+    """Send the next message for each that is still to do, and count into `tally` what becomes of it.
 
     A connection that the server has closed, or said to close, is opened anew; a request that was sent and not
     answered is lost and counted.
     """
-    tally, todo, turns = Tally(), iter(range(requests)), cycle(messages)
-    parts = urlsplit(address)
-    host, port = parts.hostname or "127.0.0.1", parts.port or 80
-
-    await asyncio.gather(*(_client(host, port, turns, todo, tally, pause) for _ in range(connections)))
-    return tally
+    await asyncio.gather(*(_client(place, messages, todo, tally, pause) for _ in range(connections)))
 
 
-async def _client(
-    host: str, port: int, turns: Iterator[bytes], todo: Iterator[int], tally: Tally, pause: float
-) -> None:
-    loop = asyncio.get_running_loop()
+async def _client(place: Place, messages: Iterator[bytes], todo: Iterator[int], tally: Tally, pause: float) -> None:
     connection: Connection | None = None
     for _ in todo:
         started = perf_counter()
@@ -111,12 +145,15 @@ async def _client(
                 if connection is not None:
                     connection.transport.close()
                 connection = None
-                _, connection = await loop.create_connection(Connection, host, port)
+                connection = await place.connect()
                 tally.connections += 1
-            tally.statuses[await connection.request(next(turns))] += 1
+            tally.statuses[await connection.request(next(messages))] += 1
             tally.seconds.append(perf_counter() - started)
         except (OSError, httptools.HttpParserError) as error:
             tally.failures[type(error).__name__] += 1
+        except asyncio.CancelledError:
+            tally.failures["no answer in time"] += 1
+            raise
         if pause:
             await asyncio.sleep(pause)
     if connection is not None:

@@ -1,0 +1,1 @@
+"""What is asked of a running service from outside: whether it works, and how much it bears."""
