@@ -139,6 +139,7 @@ def create_app(
             streams,
             max_body_bytes=max_body_bytes,
             max_records=max_instances,
+            access_log=access_log,
         )
     )
     app.include_router(outcomes_router(data.source, data.outcomes, data.writer, max_body_bytes=max_body_bytes))

@@ -7,6 +7,7 @@ import time
 from typing import Annotated, Any
 
 import msgspec
+import structlog
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from serving.arrivals import Arrival, Arrivals, topic_of
@@ -17,6 +18,8 @@ from serving.errors import InvalidRequest
 from serving.recording import read_records
 from serving.routes.streams import parse_event_id
 from serving.streams import EventStream, Frames, Streams, frame, opening
+
+log = structlog.get_logger(__name__)
 
 COUNT = re.compile(r"[1-9][0-9]{0,8}")
 TRUTHS = {"true": True, "1": True, "false": False, "0": False, "": False}
@@ -51,6 +54,7 @@ def entities_router(
     *,
     max_body_bytes: int,
     max_records: int,
+    access_log: bool,
 ) -> APIRouter:
     """Records are kept by `source`; what the models say of new ones is told by `arrivals`."""
     router = APIRouter(prefix="/v1/entities", tags=["entities"])
@@ -93,6 +97,9 @@ def entities_router(
             explained=_truth(explain),
         )
         seconds = time.perf_counter() - started
+        if access_log:
+            said = f"Prediction of {len(answer.models)} models completed in {seconds:.3f}s"
+            log.info(said, entity=entity, records=len(answer.records), stale=answer.stale)
         return Response(answer.content(), headers=_headers(answer, seconds), media_type="application/json")
 
     @router.get(
