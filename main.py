@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from serving.data.record import Record
     from serving.data.source import Source
     from serving.events.log import EventLog
+    from serving.executor import Executor
     from serving.inference import Inference
+    from serving.jobs.backend import Backend
     from serving.reloads import Reloads
 
 
@@ -139,7 +141,7 @@ def assemble(settings: Settings, registry: Registry, reloads: Reloads) -> Applic
 
 
 def build_jobs(settings: Settings, registry: Registry) -> Jobs:
-    """What keeps jobs, takes them in and works on them. Raises InvalidRedisUrl."""
+    """What keeps jobs, takes them in and works on them. Raises InvalidRedisUrl, InvalidSetting."""
     from serving.app import Jobs
     from serving.events.building import build_event_log
     from serving.executor import Executor
@@ -152,13 +154,15 @@ def build_jobs(settings: Settings, registry: Registry) -> Jobs:
     store = build_job_store(settings.data_dir, settings.redis_url, max_queued=settings.job_max_queued)
     events = build_event_log(settings.data_dir, settings.redis_url)
     functions = {operation.name: operation.answer_isolated for operation in make_row_operations(registry)}
-    executor = Executor(functions, memory=settings.job_memory_bytes)
-    rows = RowHandler(registry, executor, timeout=settings.job_timeout_seconds)
+    executor = Executor(functions, memory=settings.job_memory_bytes, background=True)
+    backend = build_backend(settings, executor)
+    rows = RowHandler(registry, backend, timeout=settings.job_timeout_seconds)
     runner = Runner(
         store,
         events,
         dict.fromkeys(OPERATIONS, rows),
         executor,
+        backend,
         lease_seconds=settings.job_lease_seconds,
         keep_seconds=settings.job_keep_seconds,
         keep_jobs=settings.job_keep,
@@ -199,6 +203,24 @@ def data_source(settings: Settings) -> Source:
         keep_records=settings.max_records_per_entity,
         keep_outcomes=settings.max_outcomes_per_model,
     )
+
+
+def build_backend(settings: Settings, executor: Executor) -> Backend:
+    """What computes jobs: the executor, or a Dask cluster and the executor. Raises InvalidSetting."""
+    from serving.jobs.backend import LocalBackend
+
+    local = LocalBackend(executor)
+    if not settings.dask_scheduler:
+        return local
+    try:
+        # in the master, so that the 16 MB that this takes are shared
+        from serving.jobs.cluster import Cluster
+    except ModuleNotFoundError as error:
+        raise InvalidSetting(f"DASK_SCHEDULER needs `pip install forkserve[dask]`: {error}") from error
+    from serving.jobs.parcel import pack_version
+
+    pack = functools.partial(pack_version, settings.model_dir, evals=settings.shap_max_evals)
+    return Cluster(settings.dask_scheduler, local, pack, at_once=settings.dask_chunks)
 
 
 def serve(_arguments: argparse.Namespace, settings: Settings) -> NoReturn:

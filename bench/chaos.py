@@ -1,34 +1,44 @@
-"""Jobs whose runners are killed all the time: `python -m bench.chaos` prints a table, for SQLite and for Redis.
+"""Jobs on the real service while its processes are killed: `python -m bench.chaos` prints a table.
 
-Some runner processes work on jobs of some chunks each; at random moments one of them gets SIGKILL and is started anew.
-In the end every job must be done, and every chunk must have one result, of the right input. A chunk that was worked on
-but not yet kept when its runner died is done again: that is the price, and shown as such.
+Jobs of some chunks each are sent in over HTTP, predictions and explanations in turn, no row twice. While they run,
+random job runners get SIGKILL, and now and then a process in which one of them calls a model; in other rows the whole
+of gunicorn does, and is started again over the same jobs. In the end every job must be done, and its result must be,
+row by row and bit by bit, what `:predict` and `:explain` answer. A chunk that was worked on but not yet kept when its
+runner died is done again: that is the price, and shown as attempts lost.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
+
+from bench.service import Service, demo_models
 from bench.table import Table
-from bench.toy_runner import OPERATIONS, open_store
-from serving.jobs.job import JobRequest
-from serving.jobs.store import JobStore, results
+from registry.adding import add_version
+from serving.processes import child_pids, name_of
+from tests.estimators import SleepingRegressor
+from tests.jobs import call, send
 from tests.servers import redis_server
 
-ROOT = Path(__file__).parent.parent
 DEADLINE_SECONDS = 600
+NAMES = {"predict": "predictions", "explain": "explanations"}
+EXECUTOR = "executor"
+SLEEPY = "sleepy"
+SECONDS_A_ROW = 0.005
 
 
 @dataclass(frozen=True)
@@ -37,109 +47,182 @@ class Chaos:
 
     jobs: int
     chunks: int
+    rows: int
+    """Of a chunk."""
     runners: int
     kills: int
+    executor_kills: int
+    restarts: int
     lease: float
-    pause: float
 
 
-class Runners:
-    """Processes that are killed and replaced."""
+@dataclass(frozen=True)
+class Sent:
+    """A job, and all that it should answer."""
 
-    def __init__(self, where: str, chaos: Chaos) -> None:
-        arguments = (where, chaos.lease, chaos.pause, 0)
-        self._command = [sys.executable, "-m", "bench.toy_runner", *map(str, arguments)]
-        self._processes = [self._start() for _ in range(chaos.runners)]
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(self._command, cwd=ROOT, stdout=subprocess.DEVNULL)
-
-    def replace_one(self) -> None:
-        """Kill one as the kernel would that is short of memory, and start another."""
-        place = random.randrange(len(self._processes))
-        os.kill(self._processes[place].pid, signal.SIGKILL)
-        self._processes[place].wait()
-        self._processes[place] = self._start()
-
-    def stop(self) -> None:
-        """End all of them."""
-        for process in self._processes:
-            process.kill()
-            process.wait()
+    path: str
+    verb: str
+    model: str
+    instances: list[Any]
 
 
-async def submit(store: JobStore, chaos: Chaos) -> dict[str, list[bytes]]:
-    """The inputs of every job."""
-    inputs = {}
-    for number in range(chaos.jobs):
-        chunks = [b"job %d chunk %d" % (number, chunk) for chunk in range(chaos.chunks)]
-        submitted = await store.submit(JobRequest(operation=OPERATIONS[0], inputs=chunks))
-        inputs[submitted.job.id] = chunks
-    return inputs
+def submit(service: Service, chaos: Chaos) -> list[Sent]:
+    """Predictions of a model that sleeps and explanations of one that computes, in turn."""
+    example = service.get("/v1/models/wine")["example"]
+    sent, number = [], 0
+    for job in range(chaos.jobs):
+        verb, model = ("predict", SLEEPY) if job % 2 else ("explain", "wine")
+        instances: list[Any] = []
+        for _ in range(chaos.chunks * chaos.rows):
+            number += 1
+            instances.append(
+                [SECONDS_A_ROW + number * 1e-8] if model == SLEEPY else example | {"alcohol": 12 + number * 1e-5}
+            )
+        answer = send(service, verb, model, instances)
+        assert answer.status == 202, answer.body
+        sent.append(Sent(answer.headers["Location"], verb, model, instances))
+    return sent
 
 
-async def disturb(store: JobStore, runners: Runners, chaos: Chaos) -> tuple[int, float]:
-    """Kill until it was often enough, spread over the work; gives the kills and the seconds until all was done."""
-    kills, started = 0, time.monotonic()
-    while (elapsed := time.monotonic() - started) < DEADLINE_SECONDS:
-        counts = await store.counts()
-        left = counts.queued + counts.running
-        if not left:
-            break
-        # as many kills as are due at this state of the work; the last ones while there is still some
-        if kills < chaos.kills and kills <= chaos.kills * (1 - left / chaos.jobs) + 1:
-            runners.replace_one()
-            kills += 1
-        await asyncio.sleep(random.uniform(0, 2 * chaos.pause * chaos.chunks))
-    return kills, elapsed
+def add_sleepy(root: Path) -> None:
+    """A model that takes as long as its row says, however busy the machine is."""
+    sample = pd.DataFrame({"seconds": np.linspace(0.0, 0.001, 5)})
+    add_version(root, SLEEPY, SleepingRegressor().fit(sample.to_numpy(), None), sample, margin=None)
 
 
-async def measure(table: Table, name: str, where: str, chaos: Chaos) -> bool:
-    """One row of the table; True if nothing was lost or kept twice."""
-    store = open_store(where)
-    inputs = await submit(store, chaos)
-    runners = Runners(where, chaos)
+class Disturbance:
+    """Kills processes of a service, and the whole service, as its work goes on."""
+
+    def __init__(self, environ: Mapping[str, str], chaos: Chaos) -> None:
+        self._environ = environ
+        self._chaos = chaos
+        self.service = Service(environ).__enter__()
+        self.kills = self.executor_kills = self.restarts = 0
+
+    def follow(self, share: float) -> None:
+        """So much of the work is done: do what is due by then."""
+        chaos = self._chaos
+        if self.restarts < chaos.restarts and self.restarts + 1 <= share * (chaos.restarts + 1):
+            self._restart()
+        if self.kills < chaos.kills and self.kills <= share * chaos.kills:
+            self.kills += self._kill(self.service.runners)
+        if self.executor_kills < chaos.executor_kills and self.executor_kills <= share * chaos.executor_kills:
+            self.executor_kills += self._kill(list(_executors(self.service.runners)))
+
+    def _kill(self, pids: list[int]) -> bool:
+        """As the kernel would that is short of memory."""
+        with suppress(ProcessLookupError):
+            if pids:
+                os.kill(random.choice(pids), signal.SIGKILL)
+                return True
+        return False
+
+    def _restart(self) -> None:
+        """The master is killed, and by that all the others, then all is started anew."""
+        self.service.stop(signal.SIGKILL)
+        self.service = Service(self._environ).__enter__()
+        self.restarts += 1
+
+
+def _executors(runners: list[int]) -> Iterator[int]:
+    for runner in runners:
+        with suppress(OSError):
+            yield from (pid for zygote in child_pids(runner) for pid in child_pids(zygote) if name_of(pid) == EXECUTOR)
+
+
+def wait(disturbance: Disturbance, sent: list[Sent]) -> list[Any]:
+    """The jobs as they ended, in order."""
+    ended: dict[str, Any] = {}
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while len(ended) < len(sent) and time.monotonic() < deadline:
+        disturbance.follow(len(ended) / len(sent))
+        # they are done more or less in order: the first few that are not say enough
+        for one in [one for one in sent if one.path not in ended][:10]:
+            job = disturbance.service.get(one.path)
+            if job["finished"]:
+                ended[one.path] = job
+        time.sleep(0.02)
+    return [ended.get(one.path, {"state": "late", "attempts": 0}) for one in sent]
+
+
+def right_rows(service: Service, one: Sent, rows: int) -> int:
+    """How many rows of a job's result are, to the last digit, what a request answers, in its place."""
+    found = call(service, "GET", f"{one.path}/result").json.get(NAMES[one.verb], [])
+    wanted: list[Any] = []
+    for first in range(0, len(one.instances), rows):
+        body = json.dumps({"instances": one.instances[first : first + rows]}).encode()
+        path = f"/v1/models/{one.model}:{one.verb}"
+        wanted += call(service, "POST", path, body, Content_Type="application/json").json[NAMES[one.verb]]
+    if len(found) != len(wanted):
+        return 0
+    return sum(json.dumps(ours) == json.dumps(theirs) for ours, theirs in zip(found, wanted, strict=True))
+
+
+def measure(table: Table, what: str, environ: Mapping[str, str], chaos: Chaos) -> bool:
+    """One row of the table; True if nothing was lost, changed or there twice."""
+    disturbance = Disturbance(environ, chaos)
     try:
-        kills, seconds = await disturb(store, runners, chaos)
+        sent = submit(disturbance.service, chaos)
+        started = time.monotonic()
+        jobs = wait(disturbance, sent)
+        seconds = time.monotonic() - started
+        right = sum(right_rows(disturbance.service, one, chaos.rows) for one in sent)
     finally:
-        runners.stop()
-    done = attempts = right = 0
-    for job_id, chunks in inputs.items():
-        job = await store.get(job_id)
-        done += job.state == "done"
-        attempts += job.attempts
-        kept = [result async for result in results(store, job)]
-        wanted = [chunk[::-1] for chunk in chunks]
-        right += sum(result.startswith(want) for result, want in zip(kept, wanted, strict=False))
-    await store.close()
-    total = chaos.jobs * chaos.chunks
-    table.add(name, chaos.jobs, kills, done, f"{right} of {total}", attempts - done, f"{seconds:.1f} s")
-    return done == chaos.jobs and right == total
+        disturbance.service.stop()
+    done = sum(job["state"] == "done" for job in jobs)
+    for job in jobs:
+        if job["state"] != "done":
+            print(f"{what}: a job is {job['state']} after {job['attempts']} attempts: {job.get('error')}")
+    lost = sum(job["attempts"] for job in jobs) - done
+    total = sum(len(one.instances) for one in sent)
+    kills = (disturbance.kills, disturbance.executor_kills, disturbance.restarts)
+    table.add(what, chaos.jobs, *kills, done, f"{right} of {total}", lost, f"{seconds:.1f} s")
+    planned = (chaos.kills, chaos.executor_kills, chaos.restarts)
+    return done == chaos.jobs and right == total and kills == planned
 
 
 @contextmanager
-def places() -> Iterator[dict[str, str]]:
+def places() -> Iterator[dict[str, dict[str, str]]]:
     """A new directory for SQLite and a new Redis."""
     with ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="forkserve-chaos-"))
-        yield {"SQLite": directory, "Redis": stack.enter_context(redis_server()).url}
+        yield {"SQLite": {"DATA_DIR": directory}, "Redis": {"REDIS_URL": stack.enter_context(redis_server()).url}}
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--jobs", type=int, default=200)
     arguments.add_argument("--chunks", type=int, default=4)
+    arguments.add_argument("--rows", type=int, default=16, help="of a chunk")
     arguments.add_argument("--runners", type=int, default=3)
-    arguments.add_argument("--kills", type=int, default=50)
+    arguments.add_argument("--kills", type=int, default=50, help="of runners")
+    arguments.add_argument("--executor-kills", type=int, default=10, help="of processes that call models")
+    arguments.add_argument("--restarts", type=int, default=3, help="of all of gunicorn, in rows of their own")
     arguments.add_argument("--lease", type=float, default=1.0, help="seconds")
-    arguments.add_argument("--pause", type=float, default=0.05, help="seconds that a chunk takes")
     arguments.add_argument("--seed", type=int, default=1)
     options = vars(arguments.parse_args())
     random.seed(options.pop("seed"))
-    chaos = Chaos(**options)
-    table = Table("store", "jobs", "kills", "done", "chunks once", "attempts lost", "time")
-    with places() as stores:
-        well = [asyncio.run(measure(table, name, where, chaos)) for name, where in stores.items()]
+    kills = {"kills": options.pop("kills"), "executor_kills": options.pop("executor_kills"), "restarts": 0}
+    restarts = {"kills": 0, "executor_kills": 0, "restarts": options.pop("restarts")}
+    table = Table("store", "jobs", "runners killed", "calls killed", "restarts", "done", "rows right", "lost", "time")
+    well = []
+    with demo_models() as models, places() as stores:
+        add_sleepy(models)
+        for store, where in stores.items():
+            for disturbances in (kills, restarts):
+                chaos = Chaos(**options, **disturbances)
+                environ = where | {
+                    "MODEL_DIR": str(models),
+                    "WEB_CONCURRENCY": "1",
+                    "MAX_REQUESTS": "0",
+                    "SHAP_MAX_BATCH_SIZE": str(chaos.rows),
+                    "JOB_RUNNERS": str(chaos.runners),
+                    "JOB_LEASE_SECONDS": str(chaos.lease),
+                    "JOB_MAX_QUEUED": str(chaos.jobs),
+                    "CACHE_MAX_ITEMS": "0",
+                    "ACCESS_LOG": "false",
+                }
+                well.append(measure(table, store, environ, chaos))
     print(table)
     sys.exit(0 if all(well) else 1)
 

@@ -75,6 +75,8 @@ class Settings:
     job_memory_bytes: int = setting(512 * 1024 * 1024, "what such a call may allocate", low=1)
     job_keep_seconds: float = setting(86_400, "finished jobs and events are kept this long", low=1)
     job_keep: int = setting(1000, "so many finished jobs are kept", low=0)
+    dask_scheduler: str = setting("", "a Dask cluster that computes jobs, `tcp://` or `tls://`; empty for none")
+    dask_chunks: int = setting(8, "chunks of a job that are sent there at once, by each runner", low=1)
     model_dir: Path = setting(Path("models"), "directory of the models, `{name}/{version}/`")
     compile: bool = setting(True, "answer with compiled models where they are bit-identical; false only to compare")
     serve_versions: Literal["all", "live"] = setting("all", "versions to load: `all`, or `live` and previous ones only")
@@ -105,6 +107,8 @@ class Settings:
             raise InvalidSetting("SUPABASE_SERVICE_KEY or SUPABASE_SERVICE_ROLE_KEY must be set beside SUPABASE_URL")
         if not settings.roles or not ROLES.issuperset(settings.roles):
             raise InvalidSetting("ROLES must be some of web, worker, scheduler, with commas")
+        if settings.dask_scheduler and not settings.dask_scheduler.startswith(("tcp://", "tls://")):
+            raise InvalidSetting("DASK_SCHEDULER must begin with tcp:// or tls://")
         if settings.admin_token and (len(settings.admin_token) < 16 or not settings.admin_token.isprintable()):
             raise InvalidSetting("ADMIN_TOKEN must have at least 16 characters, all of them printable")
         return settings

@@ -38,6 +38,15 @@ class FragileRegressor(SleepingRegressor):
         return X[:, 0]
 
 
+class DeadlyRegressor(SleepingRegressor):
+    """Answers the first feature, but ends its process at what is above 1."""
+
+    def predict(self, X: Any) -> Any:  # noqa: N803
+        if (X > 1).any():
+            os._exit(3)
+        return X[:, 0]
+
+
 class GreedyRegressor(SleepingRegressor):
     """Needs as many megabytes for a row as the row's first feature says, and answers that."""
 

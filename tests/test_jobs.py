@@ -143,9 +143,29 @@ def test_models_are_shared_with_the_runner(small_chunks: Service) -> None:
     assert read_memory(runner).private < 16 << 20
     assert Path(f"/proc/{runner}/oom_score_adj").read_text().strip() == "800"
     assert len(small_chunks.events("Model registry initialized")) == 1
+    assert eventually(lambda: bool(small_chunks.events("Job done")))
     (first, *_) = small_chunks.events("Job done")
     assert first["private_bytes"] > 0
     assert first["private_bytes_before"] > 0
+
+
+def test_what_a_job_computes_gives_way_to_the_web(busy: Service) -> None:
+    """The runner itself does not: its heartbeats must come through."""
+    location = send(busy, "predict", "sleepy", [[60.0]]).headers["Location"]
+    until(busy, location, state="running")
+    (runner,) = busy.runners
+    (zygote,) = child_pids(runner)
+    assert eventually(lambda: bool(child_pids(zygote)))
+    (executor,) = child_pids(zygote)
+    assert eventually(lambda: _priority(executor) == (19, os.SCHED_BATCH))
+    assert _priority(runner) == (min(19, 10 + os.nice(0)), os.SCHED_OTHER)
+    assert _priority(busy.workers[0]) == (os.nice(0), os.SCHED_OTHER)
+    assert call(busy, "DELETE", location).status == 200
+    until(busy, location, state="cancelled")
+
+
+def _priority(pid: int) -> tuple[int, int]:
+    return os.getpriority(os.PRIO_PROCESS, pid), os.sched_getscheduler(pid)
 
 
 BAD_TABLES = {
@@ -291,6 +311,19 @@ def test_runners_end_with_the_master_however_it_ends(odd: Path, how: signal.Sign
         pids = [*service.runners, *(child for pid in service.runners for child in child_pids(pid))]
         service.stop(how)
         assert gone(pids)
+
+
+def test_a_job_goes_on_where_it_was_when_the_whole_service_was_killed(odd: Path, tmp_path: Path) -> None:
+    environ = {"MODEL_DIR": str(odd), "DATA_DIR": str(tmp_path), "WEB_CONCURRENCY": "1", "SHAP_MAX_BATCH_SIZE": "4"}
+    environ["JOB_LEASE_SECONDS"] = "1"
+    with Service(environ) as service:
+        path = send(service, "predict", "sleepy", [[0.3]] * 12).headers["Location"]
+        until(service, path, chunks_done=1)
+        service.stop(signal.SIGKILL)
+    with Service(environ) as service:
+        job = until(service, path, state="done")
+        assert (job["state"], job["chunks_done"], job["attempts"]) == ("done", 3, 2)
+        assert call(service, "GET", job["result"]).json["predictions"] == [0.3] * 12
 
 
 def test_a_store_that_cannot_be_written_costs_jobs_only(models: Path, tmp_path: Path) -> None:

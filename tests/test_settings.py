@@ -79,6 +79,7 @@ def test_truth_that_is_none_is_refused_by_name(field: dataclasses.Field[object],
         ("DATA_DIR", ""),
         ("ROLES", ""),
         ("ROLES", "web,cook"),
+        ("DASK_SCHEDULER", "scheduler:8786"),
     ],
 )
 def test_value_out_of_range_is_refused_by_name(name: str, value: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from serving.executor import frames
 from serving.executor.frames import Outcome, Rows
-from serving.executor.isolation import be_early_out_of_memory, limit_memory
+from serving.executor.isolation import be_early_out_of_memory, give_way, limit_memory
 
 Function: TypeAlias = Callable[[Rows, Mapping[str, Any]], bytes]
 """Rows (n, features) and small parameters that survive JSON -> the result.
@@ -21,20 +21,23 @@ then fails at its deadline only.
 TRACEBACK_LENGTH = 8 * 1024
 
 
-def answer_calls(sock: socket.socket, functions: Mapping[str, Function], memory: int) -> None:
+def answer_calls(sock: socket.socket, functions: Mapping[str, Function], memory: int, *, background: bool) -> None:
     """Answer one call after the other until the other end is closed."""
     be_early_out_of_memory()
+    if background:
+        give_way()
     limit_memory(memory)
     while True:
         try:
             call, rows = frames.receive_call(sock)
         except EOFError:
             return
-        outcome, result = _run(functions[call.key], rows, call.parameters)
+        outcome, result = run_call(functions[call.key], rows, call.parameters)
         sock.sendall(frames.pack(outcome, result))
 
 
-def _run(function: Function, rows: Rows, parameters: Mapping[str, Any]) -> tuple[Outcome, bytes]:
+def run_call(function: Function, rows: Rows, parameters: Mapping[str, Any]) -> tuple[Outcome, bytes]:
+    """What the function gives, or how it broke; its errors do not leave here."""
     try:
         return Outcome("done"), function(rows, parameters)
     except MemoryError:

@@ -41,14 +41,18 @@ class Executor:
         processes: int = 1,
         waiting: int = 8,
         memory: int = 256 * 1024 * 1024,
+        background: bool = False,
     ) -> None:
-        """At most `waiting` calls wait for one of `processes`, which may allocate `memory` bytes each."""
+        """At most `waiting` calls wait for one of `processes`, which may allocate `memory` bytes each.
+
+        In the `background` they compute only with what other processes leave of the processor.
+        """
         self._functions = functions
         self._most = processes + waiting
         self._turns = asyncio.Semaphore(processes)  # first come, first served
         self._calls = 0
         self._idle: list[Child] = []
-        self._zygote = Zygote(partial(answer_calls, functions=functions, memory=memory))
+        self._zygote = Zygote(partial(answer_calls, functions=functions, memory=memory, background=background))
         self._started = False
 
     def start(self) -> None:

@@ -16,6 +16,7 @@ IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.
 """Service managers send them to every process; the worker, which still drains, decides when its processes end."""
 
 PR_SET_PDEATHSIG = 1
+LOWEST = 19
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -66,6 +67,17 @@ def be_early_out_of_memory(score: int = 1000) -> None:
     """
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(score))
+
+
+def give_way() -> None:
+    """Let this process compute only with what others leave, for good: the lowest priority, and no haste.
+
+    Not SCHED_IDLE: beside a service that is busy for minutes, calls would not come to their end before their deadline.
+    """
+    os.nice(LOWEST)
+    if hasattr(os, "SCHED_BATCH"):
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def limit_memory(size: int) -> None:

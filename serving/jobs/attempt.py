@@ -1,9 +1,9 @@
-"""One attempt at a job: its missing chunks one by one, while heartbeats renew the lease and hear of a cancellation."""
+"""One attempt at a job: its missing chunks, while heartbeats renew the lease and hear of a cancellation."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from typing import Literal, TypeVar
@@ -32,12 +32,17 @@ T = TypeVar("T")
 class Attempt:
     """A claimed job in the hands of its owner."""
 
-    def __init__(self, store: JobStore, events: EventLog, job: Job, *, owner: str, lease: float) -> None:
+    def __init__(
+        self, store: JobStore, events: EventLog, job: Job, *, owner: str, lease: float, chunks_at_once: int = 1
+    ) -> None:
         self._store = store
         self._events = events
         self._job = job
         self._owner = owner
         self._lease = lease
+        self._chunks_at_once = chunks_at_once
+        self._done = 0
+        self._shares: dict[int, float] = {}
         self._progress = self._told = job.progress
 
     async def run(self, handler: Handler, stopping: asyncio.Event) -> Outcome:
@@ -58,24 +63,40 @@ class Attempt:
         return await self._let_go(lease)
 
     async def _work(self, handler: Handler) -> Lease:
+        """All that is missing, so many chunks at once; the first of them that goes wrong stops the others."""
+        missing = await self._patiently(partial(self._store.missing, self._job.id))
+        self._done = self._job.chunks - len(missing)
+        todo = iter(missing)
+        lanes = [asyncio.create_task(self._lane(handler, todo)) for _ in missing[: self._chunks_at_once]]
+        try:
+            for ended in asyncio.as_completed(lanes):
+                if (lease := await ended) != "held":
+                    return lease
+        finally:
+            for lane in lanes:
+                lane.cancel()
+            await asyncio.gather(*lanes, return_exceptions=True)
+        return "held"
+
+    async def _lane(self, handler: Handler, todo: Iterator[int]) -> Lease:
+        """One chunk after the other, of those that no other lane has taken."""
         job = self._job
-        missing = await self._patiently(partial(self._store.missing, job.id))
-        done = job.chunks - len(missing)
-        for chunk in missing:
+        for chunk in todo:
             data = await self._patiently(partial(self._store.input, job.id, chunk))
-            result = await handler(job, chunk, data, partial(self._report, done))
+            result = await handler(job, chunk, data, partial(self._report, chunk))
             keep = partial(self._store.checkpoint, job.id, self._owner, self._lease, chunk, result)
             lease = await self._patiently(keep)
             if lease != "held":
                 return lease
-            done += 1
-            self._report(done)
-            await self.tell("chunk", chunk=chunk, chunks_done=done, chunks=job.chunks)
+            self._done += 1
+            self._report(chunk, 0.0)
+            await self.tell("chunk", chunk=chunk, chunks_done=self._done, chunks=job.chunks)
         return "held"
 
-    def _report(self, chunks: int, share: float = 0.0) -> None:
-        """So many chunks are done, and a share of the next one."""
-        self._progress = (chunks + share) / self._job.chunks
+    def _report(self, chunk: int, share: float) -> None:
+        """A share of a chunk is done, besides those that are done altogether."""
+        self._shares[chunk] = share
+        self._progress = (self._done + sum(self._shares.values())) / self._job.chunks
 
     async def _beat(self) -> Lease:
         """Renew the lease until it is not held any more."""

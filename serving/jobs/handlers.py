@@ -17,7 +17,7 @@ from registry.errors import ModelNotFound, VersionNotFound
 from registry.features import Rows
 from registry.registry import Registry
 from serving.errors import CallFailed, DeadlineExceeded, MemoryExceeded
-from serving.executor import Executor
+from serving.jobs.backend import Backend
 from serving.jobs.job import Job
 from serving.jobs.rows import RowParameters, parameters_of, unpack
 from serving.operations import VERBS, Operation, Verb, selection_parameters
@@ -68,10 +68,10 @@ class Pace:
 class RowHandler:
     """Answers chunks of rows with the JSON of one answer a row, in order, with commas between them."""
 
-    def __init__(self, registry: Registry, executor: Executor, *, timeout: float) -> None:
-        """`executor` can run all of `make_row_operations`; a call may take `timeout` seconds."""
+    def __init__(self, registry: Registry, backend: Backend, *, timeout: float) -> None:
+        """`backend` can run all of `make_row_operations`; a call may take `timeout` seconds."""
         self._registry = registry
-        self._executor = executor
+        self._backend = backend
         self._timeout = timeout
         self._paces: dict[str, Pace] = {}
 
@@ -80,7 +80,7 @@ class RowHandler:
         parameters = parameters_of(job)
         operation = self._operation(job, parameters)
         rows = unpack(data, len(parameters.features))
-        call = _Call(self._executor, operation, selection_parameters(parameters.selection()), self._timeout)
+        call = _Call(self._backend, operation, selection_parameters(parameters.selection()), self._timeout)
         pace = self._paces.setdefault(operation.name, Pace())
         answers: list[bytes] = []
         done = 0
@@ -106,7 +106,7 @@ class RowHandler:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    executor: Executor
+    backend: Backend
     operation: Operation
     selection: Mapping[str, Any]
     timeout: float
@@ -118,7 +118,7 @@ class _Call:
         message names the first one, and one that breaks nothing has its answer.
         """
         try:
-            return (await self.executor.run(self.operation.name, rows, self.selection, timeout=self.timeout))[1:-1]
+            return (await self.backend.run(self.operation, rows, self.selection, timeout=self.timeout))[1:-1]
         except DeadlineExceeded:
             last = first + len(rows) - 1
             raise AttemptFailed(f"instances {first} to {last} took longer than {self.timeout:g} s") from None

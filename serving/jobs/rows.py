@@ -24,6 +24,10 @@ OPERATIONS = VERBS
 SLOW_CHUNK_ROWS = 20
 """Of explainers that take seconds a row: little is done twice when a runner is replaced."""
 
+MAX_ATTEMPTS = 5
+"""Without a new chunk in between. Rows cannot kill a runner, only the process that is asked: a runner dies of others'
+troubles, which may come three in a row."""
+
 
 class RowParameters(msgspec.Struct, frozen=True):
     """What a job over rows is, besides its rows.
@@ -101,6 +105,7 @@ def row_job(
         version=model.version,
         parameters=parameters,
         inputs=chunks,
+        max_attempts=MAX_ATTEMPTS,
         unique_key=content_key(verb, model.content_hash.hex(), parameters, chunks),
         # hashed, so that whatever a client sends is short and printable
         idempotency_key=hashlib.sha256(key.encode()).hexdigest() if key else "",

@@ -16,6 +16,7 @@ from serving.errors import ExecutorGone, ServingError, StoreUnavailable
 from serving.events.log import EventLog
 from serving.executor import Executor
 from serving.jobs.attempt import Attempt, Outcome
+from serving.jobs.backend import Backend
 from serving.jobs.handlers import Handler
 from serving.jobs.job import Job
 from serving.jobs.owner import new_owner
@@ -42,12 +43,14 @@ class Runner:
         events: EventLog,
         handlers: Mapping[str, Handler],
         executor: Executor,
+        backend: Backend,
         *,
         lease_seconds: float,
         keep_seconds: float,
         keep_jobs: int,
     ) -> None:
         """`handlers` by operation: no other jobs are claimed. `executor` is theirs; the runner starts and stops it.
+        `backend` is where they compute, the executor or beyond; the runner closes it.
 
         Finished jobs and events are forgotten after `keep_seconds`, and all but the last `keep_jobs` jobs.
         """
@@ -55,6 +58,7 @@ class Runner:
         self._events = events
         self._handlers = handlers
         self._executor = executor
+        self._backend = backend
         self._lease_seconds = lease_seconds
         self._keep_seconds = keep_seconds
         self._keep_jobs = keep_jobs
@@ -83,6 +87,7 @@ class Runner:
                 break
             else:
                 await self._rest(stopping)
+        await self._backend.close()
         await self._store.close()
         await self._events.close()
         log.info("Runner ends", pid=os.getpid())
@@ -121,7 +126,14 @@ class Runner:
         said = partial(log.info, job=job.id, operation=job.operation, model=job.model, version=job.version)
         before, started = _private_bytes(), time.monotonic()
         said("Job begins", attempt=job.attempts, chunks=job.chunks, chunks_done=job.chunks_done, private_bytes=before)
-        attempt = Attempt(self._store, self._events, job, owner=owner, lease=self._lease_seconds)
+        attempt = Attempt(
+            self._store,
+            self._events,
+            job,
+            owner=owner,
+            lease=self._lease_seconds,
+            chunks_at_once=self._backend.at_once,
+        )
         outcome: Outcome | str
         try:
             outcome = await attempt.run(self._handlers[job.operation], stopping)

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[3]
 
 FORKING = """
 import asyncio, os, sys, warnings
-from bench.toy_runner import open_store
+from tests.serving.jobs.toy_runner import open_store
 from serving.jobs.job import JobRequest
 
 async def use(store, count):
@@ -78,7 +78,7 @@ def where(jobs: Jobs) -> str:
 async def runner(jobs: Jobs, *, lease: float, pause: float, most: int) -> AsyncIterator[Process]:
     """A toy runner; killed at the end if it has not ended."""
     arguments = map(str, (where(jobs), lease, pause, most))
-    command = (sys.executable, "-m", "bench.toy_runner", *arguments)
+    command = (sys.executable, "-m", "tests.serving.jobs.toy_runner", *arguments)
     process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=PIPE)
     try:
         yield process

@@ -1,4 +1,4 @@
-"""A job runner that does nothing of use, for tests and benchmarks that kill it: `python -m bench.toy_runner`."""
+"""A job runner that does nothing of use, for tests that kill it: `python -m tests.serving.jobs.toy_runner`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def run(where: str, lease: float, pause: float, jobs: int) -> None:
             await asyncio.sleep(0.01)
             continue
         claimed += 1
-        print(job.id, flush=True)
+        print(job.id, flush=True)  # noqa: T201 - what the tests listen to
         await work(store, job, owner, lease, pause)
     await store.close()
 

@@ -1,0 +1,44 @@
+"""Where the rows of jobs are computed: in processes of this runner, or wherever else implements the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from registry.features import Rows
+from serving.executor import Executor
+from serving.operations import Operation
+
+
+class Backend(Protocol):
+    """Runs operations for one runner, on its event loop."""
+
+    at_once: int
+    """Chunks of a job that it is to be given at the same time."""
+
+    async def run(self, operation: Operation, rows: Rows, parameters: Mapping[str, Any], /, *, timeout: float) -> bytes:
+        """The JSON array of one answer a row, for rows of shape (rows, features), within `timeout` seconds.
+
+        `parameters` are a Selection's fields. Raises DeadlineExceeded, CallFailed, MemoryExceeded, ExecutorGone. May
+        be cancelled at any time.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Disconnect from whatever it is connected to."""
+        ...
+
+
+class LocalBackend:
+    """One call after the other, in the executor processes of the runner."""
+
+    at_once = 1
+
+    def __init__(self, executor: Executor) -> None:
+        """`executor` can run all operations that it will be asked for, under their names; the runner starts it."""
+        self._executor = executor
+
+    async def run(self, operation: Operation, rows: Rows, parameters: Mapping[str, Any], *, timeout: float) -> bytes:
+        return await self._executor.run(operation.name, rows, parameters, timeout=timeout)
+
+    async def close(self) -> None: ...
