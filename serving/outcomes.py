@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ WINDOW = 1000
 """Of a model's outcomes, the last that came: what its accuracy is taken over."""
 
 FRESH_SECONDS = 10.0
+PATIENCE_SECONDS = 2.0
 LONGEST_ID = 64
 
 log = structlog.get_logger(__name__)
@@ -142,8 +144,9 @@ class LiveQuality:
         if time.monotonic() - self._taken > FRESH_SECONDS:
             self._taken = time.monotonic()
             try:
-                self._figures = {model.name: await self.live_metrics(model) for model in self._registry.live()}
-            except StoreUnavailable as error:
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    self._figures = {model.name: await self.live_metrics(model) for model in self._registry.live()}
+            except (StoreUnavailable, TimeoutError) as error:
                 log.warning("Outcomes cannot be read", reason=str(error))
         return self._figures
 

@@ -195,6 +195,8 @@ BAD_RECORDS: dict[bytes, int] = {
     b'{"values": {"x": 1}, "time": 1700000000}': 422,
     b'{"values": {"x": 1}, "unknown": 1}': 422,
     b'{"records": []}': 422,
+    b'{"records": [%s]}' % b",".join([b'"x"'] * 100_000): 422,
+    b'{"values": {"x": 1}, "%s": 1}' % (b"y" * 100_000): 422,
     b'{"records": [{"values": {"x": 1}}], "values": {"x": 1}}': 422,
     b'{"records": [{"values": {"x": 1}}, {"values": {"x": []}}]}': 422,
     b'{"records": [%s]}' % b",".join([b'{"values": {"x": 1}}'] * 21): 413,

@@ -1,9 +1,10 @@
 """Records and outcomes in Supabase, through its official client; `schema.sql` is what has to be there.
 
 Context: with its defaults the client waits seven seconds for a dead server and two minutes for a hung one, and tries
-again on top; and httpx 0.28 loses a place in its pool when a request is cancelled, until there is none left.
+again on top; and httpx 0.28 loses a place in its pool when a request is cancelled, or has waited too long for a place,
+until there is none left.
 Decision: one httpx client with short timeouts of its own for all that is asked for, no second attempts, a breaker in
-front, and calls that run in tasks of their own, which nobody cancels.
+front; calls that run in tasks of their own, which nobody cancels, and no more of them than there are connections.
 Consequence: who asks is answered, or refused, within three seconds at worst, and at once while the breaker is open.
 """
 
@@ -14,7 +15,8 @@ import contextvars
 import json
 import os
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -31,7 +33,11 @@ from serving.errors import StoreUnavailable
 RECORDS, OUTCOMES = "entity_records", "model_outcomes"
 
 TIMEOUT = httpx.Timeout(2.0, connect=0.5, pool=0.25)
-LIMITS = httpx.Limits(max_connections=10, max_keepalive_connections=5)
+CALLS_AT_ONCE = 10
+LIMITS = httpx.Limits(max_connections=CALLS_AT_ONCE, max_keepalive_connections=5)
+BUSY_SECONDS = 0.25
+"""How long a call waits for others to end."""
+
 DEADLINE_SECONDS = 3.0
 """For a server that sends its answer by drops, each of them in time."""
 
@@ -58,12 +64,13 @@ class SupabaseSource:
         self._key = key
         self._keep_records = keep_records
         self._keep_outcomes = keep_outcomes
-        self._breaker = breaker or Breaker(max_cool_down=5.0)
+        self._breaker = breaker or Breaker(max_cool_down=3.0)
         self._certificates = ssl.create_default_context()  # before the fork: it takes a while, and 1 MB
         self._process = 0
         self._http: httpx.AsyncClient | None = None
         self._client: AsyncClient | None = None
         self._calls: set[asyncio.Task[Any]] = set()
+        self._places = asyncio.Semaphore(CALLS_AT_ONCE)
         self._inherited: list[object] = []
 
     @property
@@ -133,12 +140,14 @@ class SupabaseSource:
             return
         if self._calls:
             await asyncio.wait(self._calls, timeout=DEADLINE_SECONDS)
+        self._places = asyncio.Semaphore(CALLS_AT_ONCE)  # of the next event loop, should there be one
         http, self._http, self._client = self._http, None, None
         if http is not None:
             await http.aclose()
 
     async def _ask(self, call: Call, read: Callable[[Any], T]) -> T:
         """What `read` makes of the answer. Raises StoreUnavailable."""
+        self._be_of_this_process()
         period = self._breaker.begin()
         if period is None:
             raise StoreUnavailable("Supabase is away")
@@ -161,10 +170,8 @@ class SupabaseSource:
 
     async def _attempt(self, call: Call, read: Callable[[Any], T], period: int) -> T:
         try:
-            result = read(await call(await self._connected()))
-        except httpx.PoolTimeout as error:
-            self._breaker.abandoned(period)  # our own calls took all connections; those say whether it is well
-            raise StoreUnavailable("Supabase is busy") from error
+            async with self._place():
+                result = read(await call(await self._connected()))
         except BROKEN as error:
             reason = _reason(error)
             self._note_failure(period, reason)
@@ -176,18 +183,35 @@ class SupabaseSource:
             log.info("Supabase is back")
         return result
 
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        """One of those that call at once. Raises StoreUnavailable: those who have a place say whether all is well."""
+        places = self._places
+        try:
+            async with asyncio.timeout(BUSY_SECONDS):
+                await places.acquire()
+        except TimeoutError as error:
+            raise StoreUnavailable("Supabase is busy") from error
+        try:
+            yield
+        finally:
+            places.release()
+
     def _note_failure(self, period: int, reason: str) -> None:
         if self._breaker.failed(period):
             log.warning("Supabase is away", reason=reason)
 
-    async def _connected(self) -> AsyncClient:
+    def _be_of_this_process(self) -> None:
         process = os.getpid()
         if self._process != process:
             # kept, not closed: connections from before a fork belong to the process that made them
-            self._inherited = [self._client, self._http, self._inherited]
+            self._inherited = [self._client, self._http, self._calls, self._inherited]
             self._client = self._http = None
             self._calls = set()
+            self._places = asyncio.Semaphore(CALLS_AT_ONCE)
             self._process = process
+
+    async def _connected(self) -> AsyncClient:
         if self._client is None:
             self._http = self._http or httpx.AsyncClient(timeout=TIMEOUT, limits=LIMITS, verify=self._certificates)
             options = AsyncClientOptions(
