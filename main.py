@@ -202,6 +202,7 @@ def data_source(settings: Settings) -> Source:
         settings.supabase_key,
         keep_records=settings.max_records_per_entity,
         keep_outcomes=settings.max_outcomes_per_model,
+        keep_in_all=settings.max_records,
     )
 
 

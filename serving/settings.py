@@ -61,6 +61,7 @@ class Settings:
     supabase_service_role_key: str = setting("", "the same, by the other name that it goes by", secret=True)
     max_limit_checkins: int = setting(10, "records of an entity that are predicted at once, the newest", low=1)
     max_records_per_entity: int = setting(1000, "records that are kept of each entity, the newest", low=1)
+    max_records: int = setting(1_000_000, "records that the file keeps in all, the last that came", low=1)
     max_outcomes_per_model: int = setting(100_000, "outcomes that are kept of each model, the last", low=1)
     max_streams: int = setting(1000, "event streams that each worker may have open; more are answered 503", low=1)
     max_streams_per_address: int = setting(50, "of these, from one address; 0 for any number, as behind a proxy", low=0)

@@ -9,10 +9,12 @@ from serving.data.sqlite import SQLiteSource
 from serving.errors import CannotServe
 
 
-def build_source(directory: Path, url: str, key: str, *, keep_records: int, keep_outcomes: int) -> Source:
+def build_source(
+    directory: Path, url: str, key: str, *, keep_records: int, keep_outcomes: int, keep_in_all: int
+) -> Source:
     """In Supabase if there is one, else in a file below `directory`. Connects to nothing. Raises CannotServe."""
     if not url:
-        return SQLiteSource(directory, keep_records=keep_records, keep_outcomes=keep_outcomes)
+        return SQLiteSource(directory, keep_records=keep_records, keep_outcomes=keep_outcomes, keep_in_all=keep_in_all)
     # here and not above: it takes 40 MB; and before the fork, so that the workers share them
     try:
         from serving.data.supabase import SupabaseSource

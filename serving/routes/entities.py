@@ -117,7 +117,8 @@ def entities_router(
         ] = None,
     ) -> Response:
         check_entity(entity)
-        after = parse_event_id(last_event_id or resume) or None
+        last = last_event_id or resume
+        after = parse_event_id(last) if last else None
         address = request.client.host if request.client else ""
         return EventStream(streams, _frames(streams, entity, after, address))
 

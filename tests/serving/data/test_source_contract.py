@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
 from serving.data.record import make_record
 from serving.data.source import Source
+from serving.data.sqlite import SQLiteSource
 from tests.serving.data.conftest import KEEP, Open, day, outcome, record
 
 pytestmark = pytest.mark.anyio
@@ -138,3 +140,12 @@ async def test_a_closed_source_opens_again(source: Source) -> None:
     await source.add_records([record(1)])
     await source.close()
     assert await source.newest("a", 1) == [record(1)]
+
+
+async def test_a_file_keeps_no_more_records_in_all_than_it_may(tmp_path: Path) -> None:
+    source = SQLiteSource(tmp_path, keep_records=KEEP, keep_outcomes=KEEP, keep_in_all=3)
+    for number in range(5):
+        await source.add_records([record(number, f"entity-{number}")])
+    kept = [await source.newest(f"entity-{number}", 1) for number in range(5)]
+    assert [len(records) for records in kept] == [0, 0, 1, 1, 1]
+    await source.close()
