@@ -24,7 +24,10 @@ from serving.errors import InvalidSetting, ServingError
 from serving.settings import Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from registry.registry import Registry
+    from serving.announcements import Announcements
     from serving.app import Application, Data, Jobs
     from serving.data.record import Record
     from serving.data.source import Source
@@ -32,7 +35,14 @@ if TYPE_CHECKING:
     from serving.executor import Executor
     from serving.inference import Inference
     from serving.jobs.backend import Backend
+    from serving.jobs.job import JobRequest
+    from serving.memory.pressure import Pressure
+    from serving.metrics.book import Book
+    from serving.metrics.recording import Metrics
     from serving.reloads import Reloads
+    from serving.schedules.building import Schedules
+    from serving.schedules.schedule import Action
+    from serving.tracing import Tracing
 
 
 def __getattr__(name: str) -> Any:
@@ -59,11 +69,14 @@ def web() -> Application:
 
 
 def build(settings: Settings) -> Application:
-    """The parts, put together; nothing is started. Raises RegistryError, InvalidRedisUrl."""
+    """The parts, put together; nothing is started. Raises RegistryError, InvalidSetting, InvalidRedisUrl."""
     from registry.explainers.budget import Budget
     from registry.registry import load_registry
+    from serving.memory.pressure import Pressure
+    from serving.metrics.book import Book
     from serving.reloads import Reloads
 
+    reloads = Reloads()  # first: what others tell from now on may be missed by what is loaded
     registry = load_registry(
         settings.model_dir,
         selected=settings.serve_versions,
@@ -71,10 +84,14 @@ def build(settings: Settings) -> Application:
         compiled=settings.compile,
         budget=Budget(evaluations=settings.shap_max_evals),
     )
-    return assemble(settings, registry, Reloads())
+    # twice as many processes: at a reload the old ones drain beside the new
+    book = Book(2 * (settings.web_concurrency + settings.job_runners + 1))
+    return assemble(settings, registry, reloads, book, Pressure())
 
 
-def renew(settings: Settings, old: Registry, reloads: Reloads) -> tuple[Application, tuple[str, ...]]:
+def renew(
+    settings: Settings, old: Registry, reloads: Reloads, book: Book, pressure: Pressure
+) -> tuple[Application, tuple[str, ...]]:
     """The parts anew over what is in the model directory now, in the master; and what could not be taken over."""
     from registry.explainers.budget import Budget
     from registry.loader import load_version
@@ -85,19 +102,21 @@ def renew(settings: Settings, old: Registry, reloads: Reloads) -> tuple[Applicat
     load = functools.partial(load_version, settings.model_dir, compiled=settings.compile, budget=budget)
     carefully = loading_carefully(load, settings.reload_timeout_seconds)
     renewal = renew_registry(old, settings.model_dir, carefully, selected=settings.serve_versions)
-    return assemble(settings, renewal.registry, reloads), renewal.refused
+    return assemble(settings, renewal.registry, reloads, book, pressure), renewal.refused
 
 
-def assemble(settings: Settings, registry: Registry, reloads: Reloads) -> Application:
-    """The app over these models. Raises InvalidRedisUrl."""
+def assemble(settings: Settings, registry: Registry, reloads: Reloads, book: Book, pressure: Pressure) -> Application:
+    """The app over these models. Raises InvalidSetting, InvalidRedisUrl."""
     from cache.building import build_cache
     from serving.app import create_app
     from serving.batching import Batcher
     from serving.events.hub import Hub
     from serving.executor import Executor
     from serving.inference import Inference, isolated_functions, make_operations
+    from serving.metrics.recording import Metrics
     from serving.streams import Streams
 
+    metrics = Metrics(book)
     cache = build_cache(
         max_items=settings.cache_max_items,
         max_bytes=settings.cache_max_bytes,
@@ -113,7 +132,7 @@ def assemble(settings: Settings, registry: Registry, reloads: Reloads) -> Applic
     inference = Inference(
         operations, batcher=batcher, executor=executor, cache=cache, timeout=settings.inference_timeout_seconds
     )
-    jobs = build_jobs(settings, registry)
+    jobs = build_jobs(settings, registry, metrics)
     hub = Hub(
         jobs.events,
         max_streams=settings.max_streams,
@@ -127,20 +146,39 @@ def assemble(settings: Settings, registry: Registry, reloads: Reloads) -> Applic
         executor=executor,
         jobs=jobs,
         data=build_data(settings, registry, inference, jobs.events),
+        schedules=schedules_of(settings, reloads),
         streams=Streams(hub, heartbeat_seconds=settings.stream_heartbeat_seconds),
+        metrics=metrics,
+        pressure=pressure,
+        alert=None,
+        tracing=build_tracing(settings),
         version=importlib.metadata.version("forkserve"),
         max_body_bytes=settings.max_body_bytes,
         max_instances=settings.max_instances,
         max_explained_instances=settings.shap_max_batch_size,
         admin_token=settings.admin_token,
+        admin_token_in_query=settings.admin_token_in_query,
         access_log=settings.access_log,
         model_dir=settings.model_dir,
         reloads=reloads,
-        renew=lambda: renew(settings, registry, reloads),
+        announcements=build_announcements(settings, reloads),
+        renew=lambda: renew(settings, registry, reloads, book, pressure),
     )
 
 
-def build_jobs(settings: Settings, registry: Registry) -> Jobs:
+def build_tracing(settings: Settings) -> Tracing | None:
+    """Traces, where there is somebody to send them to. Raises InvalidSetting without the extra `otel`."""
+    if not settings.otel_exporter_otlp_endpoint:
+        return None
+    from serving.tracing import Tracing
+
+    try:
+        return Tracing(settings.otel_exporter_otlp_endpoint, settings.otel_service_name)
+    except ImportError:
+        raise InvalidSetting("OTEL_EXPORTER_OTLP_ENDPOINT needs `pip install forkserve[otel]`") from None
+
+
+def build_jobs(settings: Settings, registry: Registry, metrics: Metrics) -> Jobs:
     """What keeps jobs, takes them in and works on them. Raises InvalidRedisUrl, InvalidSetting."""
     from serving.app import Jobs
     from serving.events.building import build_event_log
@@ -163,6 +201,7 @@ def build_jobs(settings: Settings, registry: Registry) -> Jobs:
         dict.fromkeys(OPERATIONS, rows),
         executor,
         backend,
+        figures=metrics.jobs,
         lease_seconds=settings.job_lease_seconds,
         keep_seconds=settings.job_keep_seconds,
         keep_jobs=settings.job_keep,
@@ -224,6 +263,60 @@ def build_backend(settings: Settings, executor: Executor) -> Backend:
     return Cluster(settings.dask_scheduler, local, pack, at_once=settings.dask_chunks)
 
 
+def build_announcements(settings: Settings, reloads: Reloads) -> Announcements | None:
+    """What instances tell each other, if they share a Redis. Raises InvalidRedisUrl."""
+    from serving.announcements import Announcements
+    from serving.events.building import build_event_log
+
+    if not settings.redis_url:
+        return None
+    return Announcements(build_event_log(settings.data_dir, settings.redis_url), reloads)
+
+
+def schedules_of(settings: Settings, reloads: Reloads) -> Schedules:
+    """What fires at set times, and what shows it. Raises InvalidSetting, InvalidRedisUrl."""
+    from serving.schedules.building import build_schedules
+
+    return build_schedules(
+        settings.schedules,
+        schedule_actions(settings, reloads),
+        grace=settings.schedule_grace_seconds,
+        directory=settings.data_dir,
+        redis_url=settings.redis_url,
+        max_queued=settings.job_max_queued,
+    )
+
+
+def schedule_actions(settings: Settings, reloads: Reloads) -> Mapping[str, Action]:
+    """What schedules can do, by the word that they use for it. The words after it are the function's parameters."""
+    from serving.announcements import announce
+    from serving.events.building import build_event_log
+    from serving.schedules.schedule import Called, Queued
+
+    async def reload() -> None:
+        if reloads.has_master or not settings.redis_url:
+            reloads.request()  # and not waited for: the scheduler is replaced by it
+            return
+        events = build_event_log(settings.data_dir, settings.redis_url)
+        await announce(events, "schedule")
+        await events.close()
+
+    def train(model: str) -> JobRequest:
+        return train_request(settings.model_dir, model)
+
+    return {"reload": Called(reload), "train": Queued(train)}
+
+
+def train_request(model_dir: Path, model: str) -> JobRequest:
+    """The job that trains a model anew, one at a time over all models. Raises ModelNotFound, VersionRefused."""
+    from registry import aliases
+    from registry.registry import find_model
+    from serving.jobs.job import JobRequest
+
+    live = aliases.current(find_model(model_dir, model)).live
+    return JobRequest(operation="train", model=model, version=live, inputs=[b""], mutex="train")
+
+
 def serve(_arguments: argparse.Namespace, settings: Settings) -> NoReturn:
     """Become gunicorn, with an admin token made for this run if there is none; or a worker without web."""
     if "web" not in settings.roles:
@@ -238,24 +331,56 @@ def serve(_arguments: argparse.Namespace, settings: Settings) -> NoReturn:
 
 
 def worker(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Run jobs without serving: JOB_RUNNERS processes, or with --once this one until no job is due."""
+    """Run jobs and schedules without serving, as ROLES says; with --once jobs until none is due, in this process."""
     from serving import logs, prefork
     from serving.errors import CannotServe
+    from serving.metrics.book import Book
+    from serving.processes import SCHEDULER
+    from serving.reloads import Reloads
     from serving.runners import Runners, supervise
 
     logs.configure(settings.log_level)
+    kinds = []
     try:
-        runner = build(settings).runner
+        if "scheduler" in settings.roles and settings.schedules and not arguments.once:
+            kinds.append(Runners(schedules_of(settings, Reloads()).scheduler.run, 1, Book(2), name=SCHEDULER))
+        if arguments.once or "worker" in settings.roles or "scheduler" not in settings.roles:
+            app = build(settings)
+            kinds.append(Runners(app.runner.run, settings.job_runners, app.book))
         prefork.import_modules(settings.preload_modules)
         prefork.settle()
         prefork.check_single_thread()
     except CannotServe as error:
         say(f"forkserve: {error}", file=sys.stderr)
         return 1
+    if not kinds:
+        say("forkserve: ROLES names the scheduler alone, and SCHEDULES is empty", file=sys.stderr)
+        return 1
     if arguments.once:
-        runner.run(once=True)
+        app.runner.run(once=True)
     else:
-        supervise(Runners(runner.run, settings.job_runners))
+        supervise(kinds)
+    return 0
+
+
+def schedules(_arguments: argparse.Namespace, settings: Settings) -> int:
+    """List what fires when, next and last, and how often it did."""
+    import asyncio
+
+    from serving.reloads import Reloads
+
+    timetable = schedules_of(settings, Reloads()).timetable
+
+    async def read() -> list[dict[str, Any]]:
+        try:
+            return await timetable.rows()
+        finally:
+            await timetable.close()
+
+    for row in asyncio.run(read()):
+        counts = ", ".join(f"{name.replace('_', ' ')} {row[name]}" for name in COUNTED if row.get(name))
+        when, what = f"{row['when']:40}", f"{row['action']:24}"
+        say(f"{row['name']:24} {when} {what} next {row['next'] or 'never'}  {counts}".rstrip())
     return 0
 
 
@@ -397,9 +522,15 @@ def train(_arguments: argparse.Namespace, settings: Settings) -> int:
 
 def check(_arguments: argparse.Namespace, settings: Settings) -> int:
     """Verify models, settings and the fork before a deploy; a line a fault."""
+    from cache.connection import InvalidRedisUrl
     from serving.check import find_faults
+    from serving.reloads import Reloads
 
     faults = find_faults(settings)
+    try:
+        schedules_of(settings, Reloads())
+    except (InvalidSetting, InvalidRedisUrl) as error:
+        faults.append(str(error))
     for fault in faults:
         say(f"forkserve: {fault}", file=sys.stderr)
     if not faults:
@@ -460,6 +591,7 @@ def progress(line: str) -> None:
     sys.stderr.flush()
 
 
+COUNTED = ("fired", "missed", "coalesced", "overlaps_prevented", "failed", "overlap_incidents")
 MARGINS = {"seen": 0.0, "wide": 1.0, "none": None}
 
 
@@ -469,7 +601,7 @@ def parser() -> argparse.ArgumentParser:
         prog="forkserve", description="Serve scikit-learn models from workers that share them."
     )
     commands = top.add_subparsers(required=True, metavar="command")
-    for command in (serve, worker, models, add, explain, promote, rollback, train, check, verify, load_test):
+    for command in (serve, worker, schedules, models, add, explain, promote, rollback, train, check, verify, load_test):
         sub = commands.add_parser(command.__name__.replace("_", "-"), help=command.__doc__, description=command.__doc__)
         sub.set_defaults(command=command)
         if command is add:

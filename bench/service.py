@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from serving.processes import RUNNER, WEB, child_pids, name_of
+from serving.processes import RUNNER, SCHEDULER, WEB, child_pids, name_of
 
 ROOT = Path(__file__).parent.parent
 COMMAND = (sys.executable, "-m", "gunicorn", "-c", "serving/gunicorn_conf.py", "main:app")
@@ -94,6 +94,11 @@ class Service:
     def runners(self) -> list[int]:
         """Process ids of the job runners."""
         return [pid for pid, name in self._children() if name == RUNNER]
+
+    @property
+    def schedulers(self) -> list[int]:
+        """Process ids of the schedulers: one, or none."""
+        return [pid for pid, name in self._children() if name == SCHEDULER]
 
     def _children(self) -> list[tuple[int, str]]:
         found = []

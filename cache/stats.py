@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 
@@ -26,3 +27,7 @@ class Stats:
     """Values in memory now."""
     bytes: int = 0
     """What they take, overhead included."""
+
+    def figures(self) -> tuple[int, ...]:
+        """All of them, in this order."""
+        return dataclasses.astuple(self)

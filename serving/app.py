@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from starlette.exceptions import HTTPException
 from cache.tiered import TieredCache
 from registry.registry import Registry
 from serving import problems
+from serving.announcements import Announcements
 from serving.arrivals import Arrivals
 from serving.asgi import App, Edge, Receive, Scope, Send
 from serving.batching import Batcher
@@ -22,23 +24,35 @@ from serving.data.writer import OutcomeWriter
 from serving.entities import EntityPredictor
 from serving.events.log import EventLog
 from serving.executor import Executor
+from serving.figures.snapshot import Figures
 from serving.inference import Inference
 from serving.jobs.runner import Runner
 from serving.jobs.store import JobStore
+from serving.memory.pressure import Pressure
+from serving.memory.trimming import Trimmer
+from serving.memory.watchdog import Alert
+from serving.metrics.book import Book
+from serving.metrics.families import BATCHES, CACHE, EXECUTORS, STREAMS, breakers
+from serving.metrics.recording import Metrics
 from serving.outcomes import LiveQuality, OutcomeReader
 from serving.reloads import Reloads
 from serving.routes.admin import admin_router
+from serving.routes.authorizing import make_authorize
 from serving.routes.entities import entities_router
 from serving.routes.health import health_router
 from serving.routes.inference import PATH, InferenceRoute
 from serving.routes.jobs import jobs_router
+from serving.routes.metrics import metrics_router
 from serving.routes.models import models_router
 from serving.routes.openapi import document
 from serving.routes.outcomes import outcomes_router
 from serving.routes.streams import streams_router
+from serving.schedules.building import Schedules
+from serving.schedules.scheduler import Scheduler
 from serving.storage.watch import StoreWatch
 from serving.streams import Streams
 from serving.submitting import JobReader
+from serving.tracing import Tracing
 
 Renew = Callable[[], tuple["Application", tuple[str, ...]]]
 """Builds the app over what is in the model directory now, and says of which files it could not be."""
@@ -87,33 +101,52 @@ def create_app(
     executor: Executor,
     jobs: Jobs,
     data: Data,
+    schedules: Schedules,
     streams: Streams,
+    metrics: Metrics,
+    pressure: Pressure,
+    alert: Alert | None,
+    tracing: Tracing | None,
     version: str,
     max_body_bytes: int,
     max_instances: int,
     max_explained_instances: int,
     admin_token: str,
+    admin_token_in_query: bool,
     access_log: bool,
     model_dir: Path,
     reloads: Reloads,
+    announcements: Announcements | None,
     renew: Renew,
 ) -> Application:
-    """The app over these parts. Building it starts nothing: threads and connections begin with its lifespan."""
+    """The app over these parts. Building it starts nothing: threads and connections begin with its lifespan.
+
+    Without `announcements` other instances are neither told of reloads nor listened to.
+    """
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         # Nothing here may fail on an outside service: gunicorn shuts all down when one worker cannot start.
+        metrics.book.enter_alone()
         executor.start()
         batcher.start()
-        yield
-        await data.close()
+        if tracing is not None:
+            tracing.start()
+        async with _running(announcements):
+            yield
+            await data.close()
+        metrics.publish()
         batcher.stop()
         executor.stop()
         await streams.end()
         await cache.close()
         await jobs.close()
+        await schedules.timetable.close()
+        if tracing is not None:
+            await tracing.stop()
 
     inference.prepare()
+    _follow(metrics, cache, batcher, executor, streams)
     app = FastAPI(
         title="forkserve",
         version=version,
@@ -128,9 +161,14 @@ def create_app(
     )
     app.include_router(models_router(registry))
     jobs_watch, records_watch = StoreWatch(jobs.store.probe), StoreWatch(data.source.probe)
-    app.include_router(health_router(registry, cache, reloads, jobs_watch, records_watch, data.source))
+    app.include_router(health_router(registry, cache, reloads, jobs_watch, records_watch, data.source, pressure))
     app.include_router(streams_router(streams, jobs.events, jobs.store.get))
-    app.include_router(admin_router(admin_token, registry, model_dir, reloads, streams, data.quality))
+    authorize = make_authorize(admin_token, in_query=admin_token_in_query)
+    figures = Figures(
+        metrics, registry=registry, store=jobs.store, reloads=reloads, pressure=pressure, timetable=schedules.timetable
+    )
+    app.include_router(metrics_router(authorize, figures, streams, data.quality))
+    app.include_router(admin_router(authorize, registry, model_dir, reloads))
     app.include_router(
         entities_router(
             data.source,
@@ -154,27 +192,55 @@ def create_app(
     )
     app.add_exception_handler(HTTPException, _problem)
     app.openapi = _Document(app, registry)  # type: ignore[method-assign]
-    app.add_middleware(Edge, access_log=access_log)
+    app.add_middleware(Edge, figures=metrics.responses, access_log=access_log)
     hot_path = InferenceRoute(
         registry=registry,
         inference=inference,
         streams=streams,
+        metrics=metrics,
         max_body_bytes=max_body_bytes,
         max_instances=max_instances,
         max_explained_instances=max_explained_instances,
         access_log=access_log,
     )
+    hot = Edge(hot_path, figures=metrics.responses, access_log=access_log)
     return Application(
-        app,
-        Edge(hot_path, access_log=access_log),
+        app if tracing is None else tracing.wrap(app),
+        hot if tracing is None else tracing.wrap(hot),
         registry=registry,
         runner=jobs.runner,
+        scheduler=schedules.scheduler,
         start_processes=executor.start,
         end_streams=streams.end,
         unwell=lambda: batcher.unwell() or executor.unwell(),
+        metrics=metrics,
+        pressure=pressure,
+        alert=alert,
         reloads=reloads,
         renew=renew,
     )
+
+
+def _follow(metrics: Metrics, cache: TieredCache, batcher: Batcher, executor: Executor, streams: Streams) -> None:
+    """What these parts count for themselves."""
+    metrics.follow(CACHE, cache.stats.figures)
+    metrics.follow(BATCHES, batcher.figures)
+    metrics.follow(EXECUTORS, lambda: (executor.replacements,))
+    metrics.follow(STREAMS, lambda: (streams.hub.open_streams,))
+    metrics.follow(breakers(("redis",)), lambda: (cache.redis_state in ("open", "half-open"),))
+
+
+@asynccontextmanager
+async def _running(announcements: Announcements | None) -> AsyncIterator[None]:
+    """Told and heard beside whatever is done meanwhile."""
+    if announcements is None:
+        yield
+        return
+    task = asyncio.create_task(announcements.run())
+    yield
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await announcements.close()
 
 
 class Application:
@@ -190,26 +256,46 @@ class Application:
         *,
         registry: Registry,
         runner: Runner,
+        scheduler: Scheduler,
         start_processes: Callable[[], None],
         end_streams: Callable[[], Awaitable[None]],
         unwell: Callable[[], str | None],
+        metrics: Metrics,
+        pressure: Pressure,
+        alert: Alert | None,
         reloads: Reloads,
         renew: Renew,
     ) -> None:
         """`start_processes` is for a worker that has one thread, `end_streams` for one that drains.
 
-        `runner` is for a process that works on jobs. `unwell` says why it should be replaced, if so. `renew` is for the
-        master, which tells `reloads` the outcome.
+        `runner` is for a process that works on jobs, `scheduler` for one that fires schedules. `unwell` says why it
+        should be replaced, if so. `renew` is for the master, which tells `reloads` the outcome. `alert` tells the
+        operator somewhere else than in the log; it may take seconds, since the master calls it in a process of its own.
         """
         self._api = api
         self._hot_path = hot_path
         self.registry = registry
         self.runner = runner
+        self.scheduler = scheduler
         self.start_processes = start_processes
         self.end_streams = end_streams
         self.unwell = unwell
+        self.metrics = metrics
+        self.pressure = pressure
+        self.alert = alert
+        self._trimmer = Trimmer(pressure)
         self.reloads = reloads
         self.renew = renew
+
+    @property
+    def book(self) -> Book:
+        """Where all processes of the service write their figures."""
+        return self.metrics.book
+
+    def tick(self) -> None:
+        """Now and then, in a worker: tell figures, give memory back when the master has asked for it."""
+        self.metrics.publish()
+        self._trimmer.heed()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = PATH.fullmatch(scope["path"]) if scope["type"] == "http" else None

@@ -1,5 +1,5 @@
 """Gunicorn's master, with two habits changed: a worker that says it is about to end is replaced at once, not after,
-and job runners are looked after along with the workers.
+and job runners, the scheduler and memory are looked after along with the workers.
 
 Stock gunicorn forks a replacement when the old worker has gone. While a worker drains, for seconds, the others would
 carry its load, and with all of them draining nobody would accept a connection.
@@ -12,6 +12,7 @@ from typing import Any
 
 from gunicorn.arbiter import Arbiter
 
+from serving.memory.watching import MemoryWatch
 from serving.runners import Runners
 
 SURGE = 1
@@ -25,7 +26,8 @@ class _OldWorkersDrain(Exception):
 class EarlyReplacingArbiter(Arbiter):  # type: ignore[misc]
     """Counts retiring workers as gone, up to SURGE of them."""
 
-    runners: Runners | None = None
+    runners: tuple[Runners, ...] = ()
+    memory: MemoryWatch | None = None
     reloading = False
 
     @classmethod
@@ -57,6 +59,16 @@ class EarlyReplacingArbiter(Arbiter):  # type: ignore[misc]
         for worker in active[: max(0, len(active) - self.num_workers)]:
             self.retire(worker)
         self.tend_runners()
+        if self.memory is not None:
+            workers_leaving = {pid: worker.retiring for pid, worker in self.WORKERS.items()}
+            self.memory.look(workers_leaving, [pid for runners in self.runners for pid in runners.pids])
+
+    def replace(self, pid: int) -> None:
+        """Have a worker or a runner end; the next look finds it missing and forks another."""
+        if pid in self.WORKERS:
+            self.retire(self.WORKERS[pid])
+        for runners in self.runners:
+            runners.replace_one(pid)
 
     def retire(self, worker: Any) -> None:
         """Tell a worker to drain and end, once."""
@@ -72,13 +84,13 @@ class EarlyReplacingArbiter(Arbiter):  # type: ignore[misc]
 
     def tend_runners(self) -> None:
         """Replace those that have ended."""
-        if self.runners is not None:
-            self.runners.tend()
+        for runners in self.runners:
+            runners.tend()
 
     def stop(self, graceful: bool = True) -> None:  # noqa: FBT001, FBT002 - the signature is gunicorn's
         """Runners give back their jobs while workers drain."""
-        if self.runners is not None:
-            self.runners.begin_stop()
+        for runners in self.runners:
+            runners.begin_stop()
         super().stop(graceful)
-        if self.runners is not None:
-            self.runners.stop()
+        for runners in self.runners:
+            runners.stop()

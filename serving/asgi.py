@@ -14,6 +14,7 @@ import structlog
 from serving import problems
 from serving.errors import BodyTooLarge, UnsupportedBody
 from serving.logs import CURRENT_REQUEST
+from serving.metrics.recording import ResponseFigures
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -103,10 +104,11 @@ async def respond(send: Send, status: int, content_type: bytes, body: bytes, hea
 
 
 class Edge:
-    """Around the whole app: gives every request an id, every error its problem, and every answer a line in the log."""
+    """Around the whole app: gives every request an id, every error its problem, and counts and logs every answer."""
 
-    def __init__(self, app: App, *, access_log: bool) -> None:
+    def __init__(self, app: App, *, figures: ResponseFigures, access_log: bool) -> None:
         self._app = app
+        self._figures = figures
         self._access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -122,6 +124,7 @@ class Edge:
         except Exception as error:  # noqa: BLE001 - the edge of the process: whatever it is, the client gets an answer
             await exchange.refuse(error)
         finally:
+            self._figures.answered(exchange.status)
             if self._access_log and "warmup" not in scope["state"]:
                 exchange.log()
 

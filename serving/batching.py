@@ -105,6 +105,7 @@ class Batcher:
         self._running: dict[Batch, float] = {}
         self._waiting: deque[Line] = deque()
         self._stuck: set[Batch] = set()
+        self._batches = self._batch_rows = self._ever_stuck = 0
         self._pool: ThreadPoolExecutor | None = None
 
     def prepare(self, operation: Operation, inline_rows: int) -> None:
@@ -119,6 +120,11 @@ class Batcher:
         """Let go of the threads; one that is stuck in compiled code cannot be killed and is left behind."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def figures(self) -> tuple[int, ...]:
+        """Batches run since the start, rows in them, threads that got stuck; threads stuck and rows waiting now."""
+        waiting = sum(line.large_rows for line in self._lines.values())
+        return self._batches, self._batch_rows, self._ever_stuck, len(self._stuck), waiting
 
     def unwell(self) -> str | None:
         """Why this worker should be replaced, if it should."""
@@ -162,7 +168,15 @@ class Batcher:
         if line.small:  # the rest in the next turn, so that the loop can look after others in between
             asyncio.get_running_loop().call_soon(self._run_small, line)
         if jobs:
+            self._count(jobs)
             _settle(jobs, _run_batch(line.operation, jobs))
+
+    def _count(self, jobs: Sequence[Job]) -> int:
+        """Count a batch that is about to run; its rows."""
+        rows = len(jobs[0].rows) if len(jobs) == 1 else sum(len(job.rows) for job in jobs)
+        self._batches += 1
+        self._batch_rows += rows
+        return rows
 
     def _check_room(self, line: Line) -> None:
         # A model that is slow by itself may still have a few requests waiting
@@ -194,7 +208,7 @@ class Batcher:
             if jobs:
                 self._idle_threads -= 1
                 batch = loop.run_in_executor(self._pool, _run_batch, line.operation, jobs)
-                expected = line.cost.expect(sum(len(job.rows) for job in jobs))
+                expected = line.cost.expect(self._count(jobs))
                 self._running[batch] = time.perf_counter() + expected
                 for job in jobs:
                     job.done.add_done_callback(partial(self._note_given_up, jobs, batch))
@@ -204,6 +218,7 @@ class Batcher:
         """A thread cannot be killed: one that works for nobody any more is counted as stuck until it comes back."""
         if not batch.done() and all(job.done.done() for job in jobs):
             self._stuck.add(batch)
+            self._ever_stuck += 1
             log.warning("Inference thread is stuck", stuck=len(self._stuck), threads=self._threads)
 
     def _finish_large(self, line: Line, jobs: Sequence[Job], batch: Batch) -> None:

@@ -18,9 +18,13 @@ from serving.arbiter import EarlyReplacingArbiter
 from serving.errors import CannotServe, InvalidSetting
 from serving.greeting import greeting
 from serving.logs import GunicornLogger
-from serving.processes import WEB, rename
+from serving.memory.watching import MemoryWatch
+from serving.processes import SCHEDULER, WEB, rename
 from serving.runners import Runners
 from serving.settings import Settings
+from serving.telling import tell_in_child
+
+MB = 1024 * 1024
 
 try:
     _settings = Settings.from_env(os.environ)
@@ -69,7 +73,18 @@ def when_ready(server: Any) -> None:
         except CannotServe as error:
             sys.exit(f"forkserve: {error}")
     if "worker" in _settings.roles:
-        server.runners = Runners(lambda: _run_jobs(server), _settings.job_runners)
+        server.runners += (Runners(lambda: _run_jobs(server), _settings.job_runners, server.app.wsgi().book),)
+    if "scheduler" in _settings.roles and _settings.schedules:
+        server.runners += (Runners(lambda: _fire_schedules(server), 1, server.app.wsgi().book, name=SCHEDULER),)
+    if _settings.preload:
+        server.memory = MemoryWatch(
+            server.app.wsgi().pressure,
+            limit=_settings.max_memory_mb * MB,
+            share=_settings.max_worker_memory_mb * MB,
+            processes=_settings.web_concurrency + ("worker" in _settings.roles) * _settings.job_runners,
+            replace=server.replace,
+            alert=tell_in_child(server.app.wsgi().alert),
+        )
     if _settings.greeting:
         host, port = server.LISTENERS[0].getsockname()[:2]
         print(greeting(f"http://{host}:{port}", server.app.wsgi().registry), flush=True)  # noqa: T201
@@ -80,19 +95,26 @@ def _run_jobs(server: Any) -> None:
     server.app.wsgi().runner.run()
 
 
+def _fire_schedules(server: Any) -> None:
+    """In the scheduler, likewise."""
+    server.app.wsgi().scheduler.run()
+
+
 def on_reload(server: Any) -> None:
     """In the master at HUP, before the new workers are forked; an exception here would end the service."""
     if _settings.preload:
         server.app.callable = reloading.reload(server.app.wsgi())
         prefork.settle()  # now that nobody holds the old app any more
-    if server.runners is not None:
-        server.runners.replace()
+        server.memory.measure_master()
+    for runners in server.runners:
+        runners.replace()
 
 
-def pre_fork(server: Any, worker: Any) -> None:  # noqa: ARG001 - gunicorn passes by position
+def pre_fork(server: Any, worker: Any) -> None:
     """In the master, before every fork."""
     if not _settings.preload:
         return
+    worker.slot = server.app.wsgi().book.assign()
     try:
         prefork.check_single_thread()
     except CannotServe as error:
@@ -100,11 +122,19 @@ def pre_fork(server: Any, worker: Any) -> None:  # noqa: ARG001 - gunicorn passe
         server.log.error(str(error))
 
 
-def post_fork(server: Any, worker: Any) -> None:  # noqa: ARG001
+def child_exit(server: Any, worker: Any) -> None:
+    """In the master, when a worker is gone."""
+    if _settings.preload:
+        server.app.wsgi().book.release(worker.slot, WEB)
+
+
+def post_fork(server: Any, worker: Any) -> None:
     """In the new worker."""
     rename(WEB)
     worker.read_timeout = _settings.read_timeout_seconds
-    if not _settings.preload:
+    if _settings.preload:
+        server.app.wsgi().book.enter(worker.slot)
+    else:
         prefork.import_modules(_settings.preload_modules)
     # The kernel's first victim is the largest process; let it be a worker, which comes back, not the master.
     # Some sandboxes do not let a process say so.

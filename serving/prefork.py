@@ -8,7 +8,6 @@ which would otherwise write to every object that it looks at.
 from __future__ import annotations
 
 import contextvars
-import ctypes
 import gc
 import importlib
 import os
@@ -18,6 +17,7 @@ from typing import Any
 from serving.asgi import App
 from serving.code_pages import unmap_unchanged
 from serving.errors import CannotServe
+from serving.memory.trimming import give_back
 from serving.processes import thread_names
 
 NEEDED_BY_WORKERS = (
@@ -89,13 +89,11 @@ def _run(coroutine: Awaitable[None]) -> None:
 def settle() -> None:
     """Collect garbage, give back free memory and unchanged pages, and hide the rest from the garbage collector.
 
-    Loading a model leaves tens of megabytes of free heap behind; `malloc_trim` is what returns them (glibc only).
+    Loading a model leaves tens of megabytes of free heap behind.
     """
     gc.unfreeze()
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    give_back()
     unmap_unchanged()
     gc.freeze()
 

@@ -11,8 +11,8 @@ from pathlib import Path
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TICK = os.sysconf("SC_CLK_TCK")
 
-WEB, RUNNER = "web", "runner"
-"""The names of processes that answer requests and that run jobs, as `ps -o comm` shows them."""
+WEB, RUNNER, SCHEDULER = "web", "runner", "scheduler"
+"""The names of processes that answer requests, run jobs, watch the time, as `ps -o comm` shows them."""
 
 PR_SET_NAME = 15
 
@@ -24,6 +24,8 @@ class Memory:
     rss: int
     pss: int
     private: int
+    held: int
+    """Of the PSS, what cannot be thrown out and read again: no page of a file."""
 
     @property
     def shared(self) -> int:
@@ -36,7 +38,8 @@ def read_memory(pid: int) -> Memory:
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
         name, _, value = line.partition(":")
         fields[name] = int(value.split()[0]) * 1024
-    return Memory(fields["Rss"], fields["Pss"], fields["Private_Clean"] + fields["Private_Dirty"])
+    held = fields.get("Pss_Anon", fields["Pss"]) + fields.get("Pss_Shmem", 0)
+    return Memory(fields["Rss"], fields["Pss"], fields["Private_Clean"] + fields["Private_Dirty"], held)
 
 
 def read_rss(pid: int) -> int:

@@ -1,4 +1,4 @@
-"""The job runners of one master: forked from it, so that they share its models, and replaced when they end.
+"""The job runners and the scheduler of one master: forked from it, so that they share its models, and replaced.
 
 Context: the runners have to see what the master has loaded, and nobody but their parent learns how they ended.
 Decision: the master forks them itself, from where it looks after its web workers; it never waits for them. Consequence:
@@ -11,13 +11,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
 
 from serving.executor.forking import become
 from serving.executor.isolation import IGNORED, be_early_out_of_memory, isolate
+from serving.metrics.book import Book
 from serving.processes import RUNNER
 
 log = structlog.get_logger(__name__)
@@ -41,14 +42,21 @@ class _Place:
 
     pid: int = 0
     forked: float = -FORK_SECONDS
+    slot: int = 0
+    """In the book of figures."""
 
 
 class Runners:
-    """A number of runner processes. To be used in a process with one thread, their parent."""
+    """A number of processes of one kind. To be used in a process with one thread, their parent."""
 
-    def __init__(self, work: Callable[[], None], count: int) -> None:
-        """A runner calls `work`, which ends at SIGTERM."""
+    def __init__(self, work: Callable[[], None], count: int, book: Book, *, name: str = RUNNER) -> None:
+        """A runner calls `work`, which ends at SIGTERM; what it measures goes into the book.
+
+        `name` is what the kernel calls it.
+        """
         self._work = work
+        self._book = book
+        self._name = name
         self._places = [_Place() for _ in range(count)]
         self._stopping = False
 
@@ -69,6 +77,13 @@ class Runners:
         self._signal(signal.SIGTERM)
         for place in self._places:
             place.forked = -FORK_SECONDS
+
+    def replace_one(self, pid: int) -> None:
+        """The same of one of them."""
+        for place in self._places:
+            self._reap(place)
+            if place.pid == pid:
+                os.kill(pid, signal.SIGTERM)
 
     def begin_stop(self) -> None:
         """Have all of them give back their jobs and end, and fork no more."""
@@ -100,11 +115,13 @@ class Runners:
         if ended:
             code = os.waitstatus_to_exitcode(status)
             if code:
-                log.warning("Runner is lost", pid=place.pid, code=code)
+                log.warning(f"{self._name.capitalize()} is lost", pid=place.pid, code=code)
             place.pid = 0
+            self._book.release(place.slot, self._name)
 
     def _fork(self, place: _Place) -> None:
         place.forked = time.monotonic()
+        place.slot = self._book.assign()
         sys.stdout.flush()
         sys.stderr.flush()
         parent = os.getpid()
@@ -113,28 +130,34 @@ class Runners:
         try:
             place.pid = os.fork()
             if place.pid == 0:
-                become(lambda: self._live(parent))
+                become(lambda: self._live(parent, place.slot))
         except OSError as error:
             place.pid = 0
-            log.warning("Runner cannot be forked", error=str(error))
+            self._book.release(place.slot, self._name)
+            log.warning(f"{self._name.capitalize()} cannot be forked", error=str(error))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    def _live(self, parent: int) -> None:
+    def _live(self, parent: int, slot: int) -> None:
         # SIGTERM ends it at once as long as it has no job
-        isolate(parent=parent, keep=sys.stdout.fileno(), name=RUNNER, ignored=set(IGNORED) - {signal.SIGTERM})
+        isolate(parent=parent, keep=sys.stdout.fileno(), name=self._name, ignored=set(IGNORED) - {signal.SIGTERM})
         be_early_out_of_memory(OOM_SCORE)
         os.nice(NICE)
+        self._book.enter(slot)
         self._work()
         sys.stdout.flush()
 
 
-def supervise(runners: Runners) -> None:
+def supervise(kinds: Sequence[Runners]) -> None:
     """Tend runners until SIGTERM or SIGINT, where there is no gunicorn to do it."""
     waited = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
     signal.pthread_sigmask(signal.SIG_BLOCK, waited)
     arrived = None
     while arrived is None or arrived.si_signo == signal.SIGCHLD:
-        runners.tend()
+        for runners in kinds:
+            runners.tend()
         arrived = signal.sigtimedwait(waited, FORK_SECONDS)
-    runners.stop()
+    for runners in kinds:
+        runners.begin_stop()
+    for runners in kinds:
+        runners.stop()

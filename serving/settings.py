@@ -50,11 +50,14 @@ class Settings:
     cache_max_bytes: int = setting(10 * 1024 * 1024, "what they may take, overhead included", low=0)
     cache_ttl_seconds: float = setting(300, "how long a prediction is kept, in memory and in Redis", low=0.001)
     redis_url: str = setting(
-        "", "shared cache, jobs and events, `redis://` or `rediss://`; empty for this box alone", secret=True
+        "",
+        "shared cache, jobs, events and schedules, `redis://` or `rediss://`; empty for this box alone",
+        secret=True,
     )
     redis_health_check_interval: float = setting(30, "a connection idle for longer is checked before use", low=0)
     data_dir: Path = setting(
-        Path("data"), "directory of jobs and events without `REDIS_URL`, of records and outcomes without `SUPABASE_URL`"
+        Path("data"),
+        "directory of jobs, events and schedules without `REDIS_URL`, of records and outcomes without `SUPABASE_URL`",
     )
     supabase_url: str = setting("", "where records and outcomes are kept; empty for a file below `DATA_DIR`")
     supabase_service_key: str = setting("", "the service role's key for it", secret=True)
@@ -66,7 +69,9 @@ class Settings:
     max_streams: int = setting(1000, "event streams that each worker may have open; more are answered 503", low=1)
     max_streams_per_address: int = setting(50, "of these, from one address; 0 for any number, as behind a proxy", low=0)
     stream_heartbeat_seconds: float = setting(15, "a stream that is silent for so long says that it lives", low=0.1)
-    roles: tuple[str, ...] = setting(("web", "worker"), "what this service runs: `web`, `worker`, `scheduler`")
+    roles: tuple[str, ...] = setting(
+        ("web", "worker", "scheduler"), "what this service runs: `web`, `worker`, `scheduler`"
+    )
     job_runners: int = setting(1, "processes that run jobs", low=1)
     job_max_queued: int = setting(100, "when so many jobs wait, the next is answered 429", low=1)
     job_max_rows: int = setting(100_000, "more rows in one job are answered 413", low=1)
@@ -76,6 +81,10 @@ class Settings:
     job_memory_bytes: int = setting(512 * 1024 * 1024, "what such a call may allocate", low=1)
     job_keep_seconds: float = setting(86_400, "finished jobs and events are kept this long", low=1)
     job_keep: int = setting(1000, "so many finished jobs are kept", low=0)
+    schedules: str = setting("", "what is done when, `name: 0 3 * * *: action`, with semicolons; see Schedules")
+    schedule_grace_seconds: float = setting(
+        60, "a firing that comes later is not done, where its schedule does not say", low=1, high=604_800
+    )
     dask_scheduler: str = setting("", "a Dask cluster that computes jobs, `tcp://` or `tls://`; empty for none")
     dask_chunks: int = setting(8, "chunks of a job that are sent there at once, by each runner", low=1)
     model_dir: Path = setting(Path("models"), "directory of the models, `{name}/{version}/`")
@@ -83,9 +92,14 @@ class Settings:
     serve_versions: Literal["all", "live"] = setting("all", "versions to load: `all`, or `live` and previous ones only")
     reload_timeout_seconds: float = setting(60, "a version that takes longer to load at a reload is refused", low=1)
     model_fallback: bool = setting(False, "let a minimal model stand in for one that does not load")
-    admin_token: str = setting("", "opens `/api/admin/`; empty keeps it closed", secret=True)
+    max_memory_mb: int = setting(0, "MB that all processes together may use; 0: what the cgroup allows", low=0)
+    max_worker_memory_mb: int = setting(0, "MB that one may have for itself; 0: an equal share of what is left", low=0)
+    admin_token: str = setting("", "opens `/api/admin/` and `/metrics`; empty keeps them closed", secret=True)
+    admin_token_in_query: bool = setting(False, "take it from `?admin_token=`, too; proxies may log that")
     log_level: str = setting("info", "`debug`, `info`, `warning` or `error`")
     access_log: bool = setting(True, "log a line for every request and prediction")
+    otel_exporter_otlp_endpoint: str = setting("", "OpenTelemetry collector, `http://host:4318`; empty for no traces")
+    otel_service_name: str = setting("forkserve", "what traces call this service")
     greeting: bool = setting(False, "print the address and a curl line when ready; `forkserve serve` sets it")
 
     @classmethod

@@ -57,7 +57,8 @@ class Streams:
         self.hub = hub
         self.ending = asyncio.Event()
         """Set when streams that have no end of their own have to end."""
-        self._heartbeat_seconds = heartbeat_seconds
+        self.heartbeat_seconds = heartbeat_seconds
+        """How long a stream may be silent."""
 
     async def end(self) -> None:
         """End them all, for a worker that drains: their clients resume at another one."""
@@ -86,7 +87,7 @@ class Streams:
 
     async def _ended(self, *tasks: asyncio.Task[None]) -> bool:
         """Whether one of them has ended; waits for it as long as a stream may be silent."""
-        ended, _ = await asyncio.wait(tasks, timeout=self._heartbeat_seconds, return_when=asyncio.FIRST_COMPLETED)
+        ended, _ = await asyncio.wait(tasks, timeout=self.heartbeat_seconds, return_when=asyncio.FIRST_COMPLETED)
         return bool(ended)
 
 

@@ -62,6 +62,7 @@ class DrainingServer(Server):
         if counter % TICKS_A_SWEEP == 0:
             for connection in list(self.server_state.connections):
                 connection.sweep(now, self._worker.read_timeout)  # type: ignore[union-attr]
+            self._worker.wsgi.tick()
         if self._draining_since is None:
             reason = self._reason_to_leave(leaving)
             if reason is None:

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.base import BaseEstimator, RegressorMixin
@@ -133,3 +133,14 @@ def start_thread() -> threading.Thread:
     thread = threading.Thread(target=threading.Event().wait, daemon=True, name="left-running")
     thread.start()
     return thread
+
+
+class LeakingRegressor(SleepingRegressor):
+    """Answers the first feature, and keeps a megabyte for every row, if any is above 1."""
+
+    KEPT: ClassVar[list[bytes]] = []
+
+    def predict(self, X: Any) -> Any:  # noqa: N803
+        if (X > 1).any():
+            self.KEPT.append(b"x" * 1_000_000 * len(X))
+        return X[:, 0]

@@ -242,7 +242,9 @@ async def test_a_finished_job_tells_all_and_then_that_it_is_over(sqlite: Backsta
         ids = await sqlite.tell(job, 60)
         await sqlite.jobs.cancel(job)
         async with Stream(service.address, path_of(job)) as stream:
-            assert [frame["id"] for frame in await rest(stream)] == [str(number) for number in ids]
+            *told, last = await rest(stream)
+            assert [frame["id"] for frame in told] == [str(number) for number in ids]
+            assert (last["event"], json.loads(last["data"])["state"], "id" in last) == ("cancelled", "cancelled", False)
             assert stream.complete
         async with Stream(service.address, path_of(job), headers={"last-event-id": str(ids[-1])}) as stream:
             assert stream.status == 204
@@ -286,6 +288,24 @@ async def test_a_silent_stream_says_that_it_lives(small: tuple[Service, Backstag
         await anext(frames)
         async with asyncio.timeout(PATIENCE):
             assert [await anext(frames) for _ in range(3)] == [{"": ""}] * 3
+
+
+async def test_a_stream_whose_last_event_was_lost_ends_with_what_the_job_has_become(
+    small: tuple[Service, Backstage],
+) -> None:
+    service, backstage = small
+    job = await backstage.submit()
+    async with Stream(service.address, path_of(job)) as stream:
+        frames = aiter(stream)
+        (seen,) = await backstage.tell(job, 1)
+        assert (await take(frames, 1))[0]["id"] == str(seen)
+        await backstage.jobs.cancel(job)
+        (last,) = await take(frames, 1)
+        assert (last["event"], json.loads(last["data"])) == ("cancelled", {"state": "cancelled", "error": ""})
+        assert await rest(stream) == []
+        assert stream.complete
+    async with Stream(service.address, path_of(job), headers={"last-event-id": str(seen)}) as again:
+        assert again.status == 204
 
 
 async def test_one_stream_too_many_is_refused_until_another_ends(small: tuple[Service, Backstage]) -> None:

@@ -66,7 +66,7 @@ def check_that_only_entities_are_away(service: Service) -> None:
         assert answer.headers["Retry-After"]
         assert b"127.0.0.1" not in answer.body
     assert predict(service) < 1.0
-    assert eventually(lambda: service.get("/health")["supabase"] in ("open", "half-open"))
+    assert eventually(lambda: service.get("/health")["breakers"]["supabase"] in ("open", "half-open"))
     assert eventually(lambda: service.get("/health")["records"] == "unavailable")
     assert service.get("/health")["status"] == "degraded"
     started = time.perf_counter()
@@ -80,7 +80,7 @@ def check_that_all_is_well_again(service: Service) -> None:
     assert time.monotonic() - started < BACK_SECONDS
     assert "X-Records" not in ask(service, "AAPL").headers
     assert eventually(lambda: service.get("/health")["records"] == "ok")
-    assert service.get("/health")["supabase"] == "closed"
+    assert service.get("/health")["breakers"]["supabase"] == "closed"
 
 
 def test_a_killed_server_costs_entities_only_and_comes_back(served: Service, own_supabase: SupabaseServer) -> None:

@@ -40,6 +40,7 @@ class Subscription:
         "_queue_size",
         "_waiter",
         "address",
+        "complete",
         "ended",
         "position",
         "topic",
@@ -62,6 +63,8 @@ class Subscription:
         self.position = after
         """The id of the last event that was handed over; what `Last-Event-ID` should be. None until it is opened."""
         self.ended = False
+        self.complete = False
+        """Whether it has ended because the log has, for who does not follow."""
         self.touched = clock()
         self._hub = hub
         self._follow = follow
@@ -153,6 +156,7 @@ class Subscription:
             self._page = deque([Event(page.floor, self.topic or "", RESET, b"")])
         elif len(page.events) < PAGE and not self._follow:
             if not page.events:
+                self.complete = True
                 self.cut()
         elif len(page.events) < PAGE:
             if self._attached:

@@ -54,6 +54,8 @@ class Executor:
         self._idle: list[Child] = []
         self._zygote = Zygote(partial(answer_calls, functions=functions, memory=memory, background=background))
         self._started = False
+        self.replacements = 0
+        """Processes killed or lost since the start."""
 
     def start(self) -> None:
         """Fork the zygote, if there are functions; a second time does nothing.
@@ -111,6 +113,7 @@ class Executor:
                 self._idle.append(child)
             else:
                 log.info("Executor process is replaced", key=key)
+                self.replacements += 1
                 self._zygote.kill(child)
         if outcome.status == "failed":
             error = CallFailed(outcome.error)

@@ -21,6 +21,7 @@ from serving.jobs.handlers import Handler
 from serving.jobs.job import Job
 from serving.jobs.owner import new_owner
 from serving.jobs.store import JobStore
+from serving.metrics.recording import JobFigures
 from serving.processes import child_pids, read_memory
 
 log = structlog.get_logger(__name__)
@@ -45,6 +46,7 @@ class Runner:
         executor: Executor,
         backend: Backend,
         *,
+        figures: JobFigures,
         lease_seconds: float,
         keep_seconds: float,
         keep_jobs: int,
@@ -58,6 +60,7 @@ class Runner:
         self._events = events
         self._handlers = handlers
         self._executor = executor
+        self._figures = figures
         self._backend = backend
         self._lease_seconds = lease_seconds
         self._keep_seconds = keep_seconds
@@ -145,6 +148,7 @@ class Runner:
             # the store is away, or the job's rows are gone: the lease runs out by itself
             outcome = f"left: {error}"
         seconds = time.monotonic() - started
+        self._figures.ended(outcome.partition(":")[0], self._executor.replacements)
         said(f"Job {outcome} after {seconds:.3f}s", private_bytes=_private_bytes(), private_bytes_before=before)
 
 

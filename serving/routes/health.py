@@ -11,15 +11,22 @@ from fastapi import APIRouter, Request
 from cache.tiered import TieredCache
 from registry.registry import Registry
 from serving.data.source import Source
+from serving.memory.pressure import Pressure
 from serving.processes import read_age, read_rss
 from serving.reloads import Reloads
 from serving.storage.watch import StoreWatch
 
 
 def health_router(
-    registry: Registry, cache: TieredCache, reloads: Reloads, jobs: StoreWatch, records: StoreWatch, source: Source
+    registry: Registry,
+    cache: TieredCache,
+    reloads: Reloads,
+    jobs: StoreWatch,
+    records: StoreWatch,
+    source: Source,
+    pressure: Pressure,
 ) -> APIRouter:
-    """A fallback, a version that a reload refused, a store out of reach make the service degraded, not dead.
+    """A fallback, a version that a reload refused, what is out of reach, want of memory: degraded, not dead.
 
     A proxy that took it out would make things worse.
     """
@@ -35,14 +42,23 @@ def health_router(
             stores = dict(zip(stores, states, strict=True))
         fallbacks = [f"{model.name}/{model.version}" for model in registry if model.fallback]
         refused = reloads.last().refused
+        memory = pressure.read()
+        breakers = {"redis": cache.redis_state, "supabase": source.state}
+        away = {"unavailable", "open", "half-open"}.intersection((*stores.values(), *breakers.values()))
+        well = memory.stage == "calm" and not away
         return {
-            "status": "degraded" if fallbacks or refused or set(stores.values()) != {"ok"} else "ok",
+            "status": "ok" if well and not fallbacks and not refused else "degraded",
             "models": len(registry),
             "fallbacks": fallbacks,
             "refused": refused,
             "redis": cache.redis_state,
-            "supabase": source.state,
             **stores,
+            "breakers": breakers,
+            "memory": {
+                "used_bytes": memory.used or None,
+                "limit_bytes": memory.limit or None,
+                "stage": memory.stage,
+            },
             "worker": {
                 "pid": os.getpid(),
                 "age_seconds": round(read_age(os.getpid()), 1),

@@ -14,10 +14,23 @@ import structlog
 from cache.flight import Answer
 from registry.model import LoadedModel
 from registry.registry import Registry
-from serving.asgi import HeaderMap, Headers, Receive, Scope, Send, check_json, read_body, respond
+from serving.asgi import (
+    CLIENT_CLOSED_REQUEST,
+    ClientGone,
+    HeaderMap,
+    Headers,
+    Receive,
+    Scope,
+    Send,
+    check_json,
+    read_body,
+    respond,
+)
 from serving.errors import MethodNotAllowed, NotJSON
 from serving.inference import Inference, Timing
-from serving.operations import EVERYTHING, Verb
+from serving.metrics.recording import Metrics, ModelFigures
+from serving.operations import EVERYTHING, VERBS, Verb
+from serving.problems import status_of
 from serving.reading import Reader
 from serving.streams import CONTENT_TYPE as EVENTS
 from serving.streams import Frames, Streams, frame
@@ -41,6 +54,7 @@ class InferenceRoute:
         registry: Registry,
         inference: Inference,
         streams: Streams,
+        metrics: Metrics,
         max_body_bytes: int,
         max_instances: int,
         max_explained_instances: int,
@@ -57,13 +71,23 @@ class InferenceRoute:
         self._readers: Mapping[Verb, Mapping[LoadedModel, Reader]] = {
             verb: {model: Reader(model, limit) for model in registry} for verb, limit in limits.items()
         }
+        self._figures: Mapping[Verb, Mapping[LoadedModel, ModelFigures]] = {
+            verb: {model: metrics.model(model.name, verb) for model in registry} for verb in VERBS
+        }
         self._access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path_params"]
         if scope["method"] != "POST":
             raise MethodNotAllowed("POST")
-        await self._answer(self._registry.get(path["model"], path["version"]), path["verb"], scope, receive, send)
+        model, verb = self._registry.get(path["model"], path["version"]), path["verb"]
+        try:
+            await self._answer(model, verb, scope, receive, send)
+        except Exception as error:
+            self._figures[verb][model].refused(
+                CLIENT_CLOSED_REQUEST if isinstance(error, ClientGone) else status_of(error)
+            )
+            raise
 
     async def _answer(self, model: LoadedModel, verb: Verb, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
@@ -72,6 +96,7 @@ class InferenceRoute:
         timeout = _requested_timeout(headers)
         body = await read_body(headers, receive, self._max_body_bytes)
         rows, parameters = self._readers[verb][model].read(body)
+        scope["instances"] = len(rows)
         selection = parameters.selection() if verb == "explain" else EVERYTHING
         if EVENTS in headers.get(b"accept", b""):
             parts = self._inference.answer_by_parts(model, verb, rows, timeout=timeout, selection=selection)
@@ -80,9 +105,11 @@ class InferenceRoute:
         decoded = time.perf_counter()
         timing = Timing()
         answers = await self._inference.answer(model, verb, rows, timing=timing, timeout=timeout, selection=selection)
-        source = _source(answers)
+        sources = [source for _, source in answers]
+        source = _source(sources)
         content = _content(model, verb, answers)
         ended = time.perf_counter()
+        self._figures[verb][model].answered(ended - started, sources)
         answer_headers: Headers = [(b"x-cache", source), (b"server-timing", timing.header(started, decoded, ended))]
         if model.fallback:
             answer_headers.append((b"x-model-fallback", b"true"))
@@ -93,14 +120,18 @@ class InferenceRoute:
     async def _frames(self, model: LoadedModel, verb: Verb, parts: AsyncGenerator[list[Answer], None]) -> Frames:
         """An event for each instance, whose id is its place in the request; those of a part go out together."""
         started, kind, position = time.perf_counter(), ANSWERS[verb].removesuffix("s"), 0
+        sources: list[str] = []
         async with aclosing(parts):
             async for answers in parts:
                 yield b"".join([frame(kind, value, position + index) for index, (value, _) in enumerate(answers)])
                 position += len(answers)
+                sources += [source for _, source in answers]
         done = {"model": model.name, "version": model.version, "instances": position}
         yield frame("done", msgspec.json.encode(done | {"fallback": True} if model.fallback else done))
+        seconds = time.perf_counter() - started
+        self._figures[verb][model].answered(seconds, sources)
         if self._access_log:
-            self._log_done(model, verb, position, time.perf_counter() - started)
+            self._log_done(model, verb, position, seconds)
 
     def _log(self, model: LoadedModel, verb: Verb, rows: int, source: str, seconds: float) -> None:
         found = "HIT" if source.startswith("hit") else "MISS"
@@ -111,10 +142,10 @@ class InferenceRoute:
         log.info(f"{DONE[verb]} {model.name} completed in {seconds:.3f}s", version=model.version, rows=rows)
 
 
-def _source(answers: Sequence[Answer]) -> bytes:
+def _source(sources: Sequence[str]) -> bytes:
     """Where the answers are from, if all are from the same place."""
-    first = answers[0][1]
-    return first.encode() if all(source == first for _, source in answers) else b"mixed"
+    first = sources[0]
+    return first.encode() if sources.count(first) == len(sources) else b"mixed"
 
 
 def _content(model: LoadedModel, verb: Verb, answers: Sequence[Answer]) -> bytes:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from typing import Annotated
 
+import msgspec
 from fastapi import APIRouter, Header, Query, Request, Response
 
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, JobNotFound, StoreUnavailable
 from serving.events.log import EventLog
 from serving.jobs.job import Job
 from serving.streams import EventStream, Frames, Streams, frame, opening
@@ -16,11 +18,19 @@ from serving.streams import EventStream, Frames, Streams, frame, opening
 FINAL = frozenset({"done", "failed", "cancelled"})
 """The kinds of the events after which nothing happens to a job any more."""
 
+LOOK_HEARTBEATS = 4
+"""Heartbeats of silence after which a stream looks whether its job is finished."""
+
+LAST_EVENT_SECONDS = 2.0
+"""A job's last event is told a moment after its state has changed."""
+
+FindJob = Callable[[str], Awaitable[Job]]
+
 EVENT_ID = re.compile(r"[0-9]{1,19}")
 LARGEST_ID = 2**63 - 1
 
 
-def streams_router(streams: Streams, events: EventLog, find_job: Callable[[str], Awaitable[Job]]) -> APIRouter:
+def streams_router(streams: Streams, events: EventLog, find_job: FindJob) -> APIRouter:
     """Streams of jobs; `find_job` raises JobNotFound. The topic of a job's events is its id."""
     router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -48,7 +58,7 @@ def streams_router(streams: Streams, events: EventLog, find_job: Callable[[str],
             if not page.events and not page.is_gap(after):
                 return Response(status_code=204)
         address = request.client.host if request.client else ""
-        return EventStream(streams, _frames(streams, job, after, address))
+        return EventStream(streams, _frames(streams, find_job, job, after, address))
 
     return router
 
@@ -62,11 +72,33 @@ def parse_event_id(text: str | None) -> int:
     return int(text)
 
 
-async def _frames(streams: Streams, job: Job, after: int, address: str) -> Frames:
-    """To the job's last event; should a finished job have none, to the end of the log."""
+async def _frames(streams: Streams, find_job: FindJob, job: Job, after: int, address: str) -> Frames:
+    """To the job's last event. Should that be lost, because the log was away, the job's state says what it was."""
     async with streams.hub.subscribe(job.id, after=after, address=address, follow=not job.is_finished) as stream:
         yield opening(stream.position)
-        async for event in stream:
+        looked, patience = job, None if job.is_finished else LOOK_HEARTBEATS * streams.heartbeat_seconds
+        while True:
+            try:
+                async with asyncio.timeout(patience):
+                    event = await anext(stream)
+            except StopAsyncIteration:
+                break
+            except TimeoutError:
+                if looked.is_finished:
+                    break
+                looked = await _look(find_job, looked)
+                patience = LAST_EVENT_SECONDS if looked.is_finished else patience
+                continue
             yield frame(event.kind, event.data, event.id)
             if event.kind in FINAL:
                 return
+        if looked.is_finished and (stream.complete or not stream.ended):
+            yield frame(looked.state, msgspec.json.encode({"state": looked.state, "error": looked.error}))
+
+
+async def _look(find_job: FindJob, job: Job) -> Job:
+    """The job as it is now; as it was, if that cannot be known."""
+    try:
+        return await find_job(job.id)
+    except (JobNotFound, StoreUnavailable):
+        return job

@@ -1,0 +1,1 @@
+"""The figures of all processes, put together for those who ask."""

@@ -1,0 +1,97 @@
+"""A runner forgets what is old: finished jobs by age and number, events by age."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import structlog
+
+from serving.errors import JobNotFound
+from serving.events.log import EventLog
+from serving.events.redis import RedisEventLog
+from serving.events.sqlite import SQLiteEventLog
+from serving.executor import Executor
+from serving.jobs.backend import LocalBackend
+from serving.jobs.runner import Runner
+from serving.jobs.store import JobStore
+from serving.metrics.book import Book
+from serving.metrics.recording import Metrics
+from tests.serving.conftest import PATIENCE
+from tests.serving.jobs.conftest import Jobs, claimed, complete, job_request
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def events(jobs: Jobs) -> AsyncIterator[EventLog]:
+    """Kept where the jobs are."""
+    if jobs.kind == "redis":
+        log: EventLog = RedisEventLog(jobs.url, timeout=PATIENCE)
+    else:
+        log = SQLiteEventLog(jobs.directory, busy_seconds=PATIENCE, clock=jobs._clock)
+    yield log
+    await log.close()
+
+
+def runner(store: JobStore, events: EventLog, *, keep_seconds: float, keep_jobs: int) -> Runner:
+    """It has nothing to do but to prune."""
+    executor = Executor({})
+    return Runner(
+        store,
+        events,
+        {},
+        executor,
+        LocalBackend(executor),
+        figures=Metrics(Book(1)).jobs,
+        lease_seconds=60,
+        keep_seconds=keep_seconds,
+        keep_jobs=keep_jobs,
+    )
+
+
+async def finish(store: JobStore, events: EventLog, jobs: Jobs) -> str:
+    """A job that is done, and told to be."""
+    job = (await store.submit(job_request(inputs=(b"",)))).job
+    await complete(store, await claimed(store))
+    await events.append(job.id, "done", b"{}")
+    jobs.let_pass(1)
+    return job.id
+
+
+async def test_all_but_the_last_finished_jobs_go_and_waiting_ones_stay(
+    jobs: Jobs, store: JobStore, events: EventLog
+) -> None:
+    ids = [await finish(store, events, jobs) for _ in range(4)]
+    waiting = (await store.submit(job_request())).job.id
+    with structlog.testing.capture_logs() as lines:
+        assert await runner(store, events, keep_seconds=3600, keep_jobs=1)._claim("me") is None
+    for gone in ids[:3]:
+        with pytest.raises(JobNotFound):
+            await store.get(gone)
+    assert (await store.get(ids[3])).state == "done"
+    assert (await store.get(waiting)).state == "queued"
+    assert len((await events.read(None, 0, 10)).events) == 4, "they are not old enough"
+    assert [(line["jobs"], line["events"]) for line in lines] == [(3, 0)]
+
+
+async def test_what_is_too_old_goes_however_little_it_is(jobs: Jobs, store: JobStore, events: EventLog) -> None:
+    old = [await finish(store, events, jobs) for _ in range(2)]
+    with structlog.testing.capture_logs() as lines:
+        assert await runner(store, events, keep_seconds=0, keep_jobs=100)._claim("me") is None
+    for gone in old:
+        with pytest.raises(JobNotFound):
+            await store.get(gone)
+    assert [(line["jobs"], line["events"]) for line in lines] == [(2, 2)]
+
+
+async def test_a_runner_prunes_now_and_then_not_at_every_look(jobs: Jobs, store: JobStore, events: EventLog) -> None:
+    pruning = runner(store, events, keep_seconds=0, keep_jobs=0)
+    await pruning._claim("me")
+    job = await finish(store, events, jobs)
+    await pruning._claim("me")
+    assert (await store.get(job)).state == "done"
+    pruning._next_prune = 0.0
+    await pruning._claim("me")
+    with pytest.raises(JobNotFound):
+        await store.get(job)

@@ -1,0 +1,1 @@
+"""Schedules: their times, what is due, who remembers it, who does it."""

@@ -1,0 +1,126 @@
+"""Two services over one Redis: what one reloads, the other does, too."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from bench.service import Service
+from remote.client import hammer, post
+from serving.announcements import announce
+from serving.events.redis import RedisEventLog
+from tests.conftest import ADMIN_TOKEN
+from tests.servers import RedisServer
+from tests.test_processes import DIABETES, eventually
+from tests.test_reloading import add_copy, ask_admin, live, settles_on
+
+RELOADED, TOLD, TELLS = "Models reloaded", "Told to reload", "Other instances are told to reload"
+
+
+@pytest.fixture
+def shared_models(models: Path, tmp_path: Path) -> Path:
+    """A model directory that both may read."""
+    return Path(shutil.copytree(models, tmp_path / "models"))
+
+
+@pytest.fixture
+def pair(shared_models: Path, own_server: RedisServer) -> Iterator[tuple[Service, Service]]:
+    environ = {
+        "MODEL_DIR": str(shared_models),
+        "REDIS_URL": own_server.url,
+        "MAX_REQUESTS": "0",
+        "ADMIN_TOKEN": ADMIN_TOKEN,
+        "ROLES": "web",
+    }
+    with Service(environ) as one, Service(environ) as two:
+        yield one, two
+
+
+def _serves_again(service: Service) -> bool:
+    return len(service.events("Worker serves")) == 4
+
+
+def _was_told(service: Service) -> bool:
+    return count(service) == (1, 1, 0)
+
+
+def count(service: Service) -> tuple[int, int, int]:
+    """How often it has reloaded, was told to, and has told the others."""
+    return len(service.events(RELOADED)), len(service.events(TOLD)), len(service.events(TELLS))
+
+
+async def lost_while(service: Service, disturb: Callable[[], bool]) -> tuple[int, bool]:
+    """How many predictions were lost for as long as `disturb` took, and what it gave."""
+    messages = [post(f"{service.address}/v1/models/diabetes:predict", DIABETES)]
+    disturbing = asyncio.create_task(asyncio.to_thread(disturb))
+    lost = 0
+    while not disturbing.done():
+        lost += (await hammer(service.address, messages, requests=500, connections=16, pause=0.005)).failed
+    return lost, await disturbing
+
+
+def test_a_reload_of_one_reaches_the_other_once_and_loses_no_request(
+    pair: tuple[Service, Service], shared_models: Path
+) -> None:
+    one, two = pair
+    add_copy(shared_models, "wine", "2")
+
+    def reload() -> bool:
+        return ask_admin(one, "models:reload")[0] == 200 and settles_on(two, "wine", "2")
+
+    assert asyncio.run(lost_while(two, reload)) == (0, True)
+    assert settles_on(one, "wine", "2")
+    assert eventually(lambda: count(one) == (1, 0, 1))
+    assert eventually(lambda: count(two) == (1, 1, 0))
+    # whatever comes back comes before the answer to what is sent afterwards
+    assert ask_admin(two, "models/wine:rollback")[0] == 200
+    assert settles_on(one, "wine", "1")
+    assert eventually(lambda: count(one) == (2, 1, 1))
+    assert eventually(lambda: count(two) == (2, 1, 1))
+
+
+def test_hup_by_hand_is_told_also_when_the_worker_that_listens_is_killed(
+    pair: tuple[Service, Service], shared_models: Path
+) -> None:
+    one, two = pair
+    for service in pair:
+        for worker in service.workers:
+            os.kill(worker, signal.SIGKILL)
+        assert eventually(partial(_serves_again, service))
+    add_copy(shared_models, "wine", "2")
+    os.kill(one.master, signal.SIGHUP)
+    assert settles_on(one, "wine", "2")
+    assert settles_on(two, "wine", "2")
+    assert eventually(lambda: count(two) == (1, 1, 0))
+
+
+def test_what_promotes_a_version_elsewhere_can_tell_all_instances(
+    pair: tuple[Service, Service], shared_models: Path, own_server: RedisServer
+) -> None:
+    add_copy(shared_models, "wine", "2")
+
+    async def tell() -> None:
+        events = RedisEventLog(own_server.url)
+        await announce(events, "wine/2 is promoted")
+        await events.close()
+
+    asyncio.run(tell())
+    for service in pair:
+        assert settles_on(service, "wine", "2")
+        assert eventually(partial(_was_told, service))
+        assert service.events(TOLD)[0]["reasons"] == ["wine/2 is promoted"]
+
+
+def test_without_redis_nobody_is_told(models: Path, tmp_path: Path) -> None:
+    environ = {"MODEL_DIR": str(models), "DATA_DIR": str(tmp_path), "ADMIN_TOKEN": ADMIN_TOKEN, "ROLES": "web"}
+    with Service(environ) as one, Service(environ) as two:
+        assert ask_admin(one, "models:reload")[0] == 200
+        assert live(two, "wine") == "1"
+        assert (count(one), count(two)) == ((1, 0, 0), (0, 0, 0))
