@@ -8,6 +8,7 @@ inside functions where they are heavy: the number of numeric threads has to be s
 from __future__ import annotations
 
 import argparse
+import asyncio
 import functools
 import importlib.metadata
 import math
@@ -15,11 +16,12 @@ import os
 import secrets
 import socket
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from serving import numeric_threads
-from serving.errors import InvalidSetting
+from serving.errors import InvalidSetting, ServingError
 from serving.settings import Settings
 
 if TYPE_CHECKING:
@@ -31,9 +33,12 @@ if TYPE_CHECKING:
     from serving.admission import Admission
     from serving.alerts import Alerts
     from serving.announcements import Announcements
-    from serving.app import Application, Jobs
+    from serving.app import Application, Data, Jobs
+    from serving.data.record import Record
+    from serving.data.source import Source
     from serving.events.log import EventLog
     from serving.executor import Executor
+    from serving.inference import Inference
     from serving.jobs.backend import Backend
     from serving.jobs.job import JobRequest
     from serving.jobs.runner import Runner
@@ -60,13 +65,14 @@ def web() -> Application:
     from cache.connection import InvalidRedisUrl
     from registry.errors import RegistryError
     from serving import logs
+    from serving.errors import CannotServe
 
     try:
         settings = Settings.from_env(os.environ)
         alerts = build_alerts(settings)
         logs.configure(settings.log_level, watch=alerts.watch)
         return build(settings, alerts)
-    except (InvalidSetting, RegistryError, InvalidRedisUrl) as error:
+    except (InvalidSetting, RegistryError, InvalidRedisUrl, CannotServe) as error:
         sys.exit(f"forkserve: {error}")
 
 
@@ -146,6 +152,7 @@ def assemble(settings: Settings, registry: Registry, lasting: Lasting) -> Applic
         batcher=batcher,
         executor=executor,
         jobs=jobs,
+        data=build_data(settings, registry, inference, jobs.events),
         schedules=schedules_of(settings, lasting.reloads),
         streams=Streams(hub, heartbeat_seconds=settings.stream_heartbeat_seconds),
         metrics=metrics,
@@ -245,6 +252,41 @@ def build_jobs(settings: Settings, registry: Registry, reloads: Reloads, metrics
     )
     reader = JobReader(registry, max_rows=settings.job_max_rows, chunk_rows=settings.shap_max_batch_size)
     return Jobs(store, events, reader, runner, settings.job_max_body_bytes)
+
+
+def build_data(settings: Settings, registry: Registry, inference: Inference, events: EventLog) -> Data:
+    """What keeps records and outcomes, and who is asked about them. Raises CannotServe."""
+    from serving.app import Data
+    from serving.arrivals import Arrivals
+    from serving.data.reading import RecordReader
+    from serving.data.writer import OutcomeWriter
+    from serving.entities import EntityPredictor
+    from serving.outcomes import LiveQuality, OutcomeReader
+
+    source = data_source(settings)
+    predictor = EntityPredictor(registry, inference, RecordReader(source, settings.max_limit_checkins))
+    return Data(
+        source,
+        predictor,
+        Arrivals(predictor, events),
+        OutcomeReader(registry, inference, max_instances=settings.max_instances),
+        OutcomeWriter(source),
+        LiveQuality(registry, source),
+    )
+
+
+def data_source(settings: Settings) -> Source:
+    """Where records and outcomes are kept. Raises CannotServe."""
+    from serving.data.building import build_source
+
+    return build_source(
+        settings.data_dir,
+        settings.supabase_url,
+        settings.supabase_key,
+        keep_records=settings.max_records_per_entity,
+        keep_outcomes=settings.max_outcomes_per_model,
+        keep_in_all=settings.max_records,
+    )
 
 
 def build_backend(settings: Settings, executor: Executor) -> Backend:
@@ -533,6 +575,7 @@ def add(arguments: argparse.Namespace, settings: Settings) -> int:
         margin=MARGINS[arguments.bounds],
         source=arguments.source,
         training=None if script is None else record_script(script),
+        entities=arguments.entities,
     )
     if script is not None:
         write_script(settings.model_dir / model.name, script)
@@ -600,13 +643,52 @@ def explain(arguments: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
+def entities(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Import records of entities from a CSV file, or those of the demo."""
+    from serving.data.importing import read_table
+
+    try:
+        if arguments.action == "demo":
+            import_demo(settings)
+        else:
+            import_into(data_source(settings), read_table(arguments.file))
+    except OSError as error:
+        say(f"forkserve: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def import_demo(settings: Settings) -> None:
+    """A year of market days for each share of the demo. Raises StoreUnavailable, CannotServe."""
+    from examples.market import market_records
+    from serving.data.record import make_record
+
+    import_into(data_source(settings), (make_record(share, values, day) for share, day, values in market_records()))
+
+
+def import_into(source: Source, records: Iterable[Record]) -> None:
+    """Keep the records and say how many they were. Raises InvalidRequest, StoreUnavailable."""
+    from serving.data.importing import import_records
+
+    async def run() -> None:
+        try:
+            done = await import_records(source, records)
+        finally:
+            await source.close()
+        say(f"imported {done.records} records, {done.new} of them new")
+
+    asyncio.run(run())
+
+
 def train(_arguments: argparse.Namespace, settings: Settings) -> int:
-    """Train the demo models."""
+    """Train the demo models, and import the records of the demo where no Supabase is set up."""
     from examples.train import train_all
 
     for model in train_all(settings.model_dir):
         metrics = ", ".join(f"{name} {value:.3f}" for name, value in model.manifest.metrics.items())
         say(f"trained {model.name} version {model.version}: {metrics} (held out)")
+    if not settings.supabase_url:  # nobody's project is filled with a demo unasked: `forkserve entities demo`
+        import_demo(settings)
     return 0
 
 
@@ -718,6 +800,7 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument(
                 "--train", type=Path, help="a train.py that trains the model anew; its code is executed then"
             )
+            sub.add_argument("--entities", action="store_true", help="ask it about the records of entities, too")
             sub.add_argument("--source", default="", help="where the data come from, and under which licence")
             sub.add_argument(
                 "--bounds",
@@ -750,7 +833,18 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--version", help="default: the one that is live")
             sub.add_argument("--top", type=int, help="show so many features, and the others as a sum")
             sub.add_argument("--plot", type=Path, help="draw a waterfall into this file: .png, .svg or .pdf")
+    add_entities(commands)
     return top
+
+
+def add_entities(commands: Any) -> None:
+    """`forkserve entities` and what it can do."""
+    sub = commands.add_parser("entities", help=entities.__doc__, description=entities.__doc__)
+    sub.set_defaults(command=entities)
+    actions = sub.add_subparsers(dest="action", required=True, metavar="action")
+    importing = actions.add_parser("import", help="import a CSV file with the columns entity, time and more")
+    importing.add_argument("file", type=Path, help="in UTF-8; what was imported before is not imported again")
+    actions.add_parser("demo", help="import the records of the demo")
 
 
 def run() -> int:
@@ -772,7 +866,7 @@ def run() -> int:
     logs.configure("warning")
     try:
         status: int = arguments.command(arguments, settings)
-    except (RegistryError, InvalidRedisUrl, InvalidSetting) as error:
+    except (RegistryError, InvalidRedisUrl, ServingError) as error:
         say(f"forkserve: {error}", file=sys.stderr)
         return 1
     return status

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -25,7 +26,10 @@ from bench.pace import Answered, Pace, quantile
 from bench.service import Service, demo_models
 from bench.table import Table
 from bench.traffic import Traffic
+from serving.data.supabase import SupabaseSource
+from tests.entities import import_market, sqlite_source
 from tests.servers import RedisServer, redis_server
+from tests.supabase import SupabaseServer, postgres_server, supabase_server
 
 BEGIN, OPENED, END, LAST = 4.0, 7.0, 10.0, 22.0
 """Seconds: the fault begins; by now the breakers are open; the fault ends; the load ends."""
@@ -81,10 +85,43 @@ def redis_faults(server: RedisServer, proxy: FaultyProxy) -> Iterator[Fault]:
     )
 
 
+def supabase_faults(server: SupabaseServer, proxy: FaultyProxy) -> Iterator[Fault]:
+    """All that a Supabase can suffer from; that its PostgreSQL takes no more connections stands for want of memory."""
+    for kind in ("refused", "black-holed", "slow", "garbage"):
+        yield Fault(kind, partial(proxy.be, kind), partial(proxy.be, "none"))
+
+    async def tell(*statements: str) -> None:
+        for statement in statements:
+            await asyncio.to_thread(server.postgres.run, "postgres", "--command", statement)
+
+    async def pause() -> None:
+        server.pause()
+
+    async def resume() -> None:
+        server.resume()
+
+    reload = "select pg_reload_conf()"
+    read_only = "alter system set default_transaction_read_only = on"
+    lock_out = f"alter database {server.database} allow_connections false"
+    end = f"select pg_terminate_backend(pid) from pg_stat_activity where datname = '{server.database}'"
+    yield Fault("stopped", pause, resume)
+    yield Fault(
+        "read-only",
+        partial(tell, read_only, reload),
+        partial(tell, "alter system reset default_transaction_read_only", reload),
+    )
+    yield Fault(
+        "no connections",
+        partial(tell, lock_out, end),
+        partial(tell, f"alter database {server.database} allow_connections true"),
+    )
+
+
 async def suffer(service: Service, fault: Fault) -> tuple[dict[str, list[Answered]], list[Look]]:
     """The load, with the fault in its midst."""
     traffic = Traffic(service, MODEL)
     kinds = {"predict": traffic.infer("predict"), "explain": traffic.infer("explain"), "job": traffic.jobs(1)}
+    kinds["entity"] = traffic.entities("AAPL", "IBM")
     looks: list[Look] = []
     watching = asyncio.create_task(watch(service, looks))
     changing = asyncio.create_task(change(fault))
@@ -152,10 +189,16 @@ def judge(table: Table, who: str, fault: Fault, answered: dict[str, list[Answere
 
 
 @asynccontextmanager
-async def services(models: Path, server: RedisServer) -> AsyncIterator[tuple[Service, FaultyProxy]]:
-    """The service, and what stands between it and Redis."""
+async def services(
+    models: Path, data: Path, server: RedisServer | SupabaseServer
+) -> AsyncIterator[tuple[Service, FaultyProxy]]:
+    """The service, and what stands between it and the server."""
     async with FaultyProxy(server.port) as proxy:
-        environ = {"MODEL_DIR": str(models), "REDIS_URL": proxy.url, "MAX_REQUESTS": "0", "ACCESS_LOG": "false"}
+        environ = {"MODEL_DIR": str(models), "DATA_DIR": str(data), "MAX_REQUESTS": "0", "ACCESS_LOG": "false"}
+        if isinstance(server, SupabaseServer):
+            environ |= {"SUPABASE_URL": f"http://127.0.0.1:{proxy.port}", "SUPABASE_SERVICE_KEY": server.key}
+        else:
+            environ["REDIS_URL"] = proxy.url
         service = await asyncio.to_thread(Service(environ).__enter__)
         try:
             yield service, proxy
@@ -167,18 +210,33 @@ async def run(models: Path, only: list[str]) -> tuple[Table, bool]:
     headings = ("added, ms", "then, ms", "back, s", "health tells", "health lost", "others refused")
     table = Table("server", "fault", "predictions", "lost", *headings)
     well = True
-    with redis_server() as server:
-        async with services(models, server) as (service, proxy):
-            for fault in redis_faults(server, proxy):
-                if not only or fault.name in only:
-                    answered, looks = await suffer(service, fault)
-                    well &= judge(table, "Redis", fault, answered, looks)
+    with tempfile.TemporaryDirectory(prefix="forkserve-faults-") as directory:
+        data = Path(directory)
+        with redis_server() as redis_:
+            await asyncio.to_thread(import_market, sqlite_source(data))
+            async with services(models, data, redis_) as (service, proxy):
+                well &= await try_all(table, "Redis", service, redis_faults(redis_, proxy), only)
+        with postgres_server() as postgres, supabase_server(postgres) as server:
+            source = SupabaseSource(server.url, server.key, keep_records=1000, keep_outcomes=1000)
+            await asyncio.to_thread(import_market, source)
+            async with services(models, data, server) as (service, proxy):
+                well &= await try_all(table, "Supabase", service, supabase_faults(server, proxy), only)
     return table, well
+
+
+async def try_all(table: Table, who: str, service: Service, faults: Iterator[Fault], only: list[str]) -> bool:
+    """A row each, but for those that are not wanted; True if all is as it must be."""
+    well = True
+    for fault in faults:
+        if not only or fault.name in only or who in only:
+            answered, looks = await suffer(service, fault)
+            well &= judge(table, who, fault, answered, looks)
+    return well
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--only", nargs="*", default=[], help="names of faults")
+    arguments.add_argument("--only", nargs="*", default=[], help="names of faults, or of servers")
     options = arguments.parse_args()
     with demo_models() as models:
         table, well = asyncio.run(run(models, options.only))

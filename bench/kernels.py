@@ -26,7 +26,8 @@ from sklearn.ensemble import RandomForestClassifier  # noqa: E402
 
 from bench.models import forest_of_100  # noqa: E402
 from bench.table import Table  # noqa: E402
-from examples.train import DEMOS, Demo  # noqa: E402
+from examples.demo import Demo  # noqa: E402
+from examples.train import DEMOS  # noqa: E402
 from registry.features import Rows  # noqa: E402
 from registry.inferring import infer_features  # noqa: E402
 from registry.kernels import compile_estimator, probe_rows, verify  # noqa: E402

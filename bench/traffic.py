@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from itertools import count, cycle
 from typing import Any
+from urllib.parse import urlsplit
 
 from bench.service import Service
 from remote.client import post
@@ -26,6 +27,12 @@ class Traffic:
             model = next(self._models)
             body = json.dumps({"instances": [self._instance(model)]}).encode()
             yield post(f"{self._address}/v1/models/{model['name']}:{verb}", body)
+
+    def entities(self, *names: str) -> Iterator[bytes]:
+        """Questions about entities, in turn; all models that are bound answer each."""
+        host = urlsplit(self._address).netloc
+        for name in cycle(names):
+            yield f"GET /v1/entities/{name}/predictions HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
 
     def jobs(self, rows: int) -> Iterator[bytes]:
         """Predictions and explanations in turn, so many rows each."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +17,11 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from examples.demo import SEED, Demo, Table
+from examples.market import MARKET
 from registry.adding import add_version
 from registry.model import LoadedModel
 from registry.training import OUTCOME, Trained, TrainingData, record_script, write_script
-
-SEED = 20
-
-Table = tuple[pd.DataFrame, "pd.Series[Any]"]
-
-
-@dataclass(frozen=True)
-class Demo:
-    """One demo model. `named_columns`: fit on a DataFrame, so that the estimator looks its columns up by name."""
-
-    name: str
-    source: str
-    read: Callable[[], Table]
-    estimator: Callable[[], Any]
-    named_columns: bool = False
 
 
 def breast_cancer() -> Table:
@@ -136,6 +122,7 @@ DEMOS = (
         wine,
         lambda: make_pipeline(StandardScaler(), LogisticRegression(random_state=SEED)),
     ),
+    *MARKET,
 )
 
 
@@ -146,8 +133,8 @@ def fit(demo: Demo, outcomes: pd.DataFrame | None = None) -> Trained:
     """
     table, target = demo.read()
     name = str(target.name)
-    stratify = target if target.dtype != float else None
-    rows, held_out = train_test_split(table.assign(**{name: target}), random_state=SEED, stratify=stratify)
+    rows, held_out, truth, held_out_truth = split(table, target, demo.gap)
+    rows, held_out = rows.assign(**{name: truth}), held_out.assign(**{name: held_out_truth})
     if outcomes is not None and len(outcomes):
         known = outcomes.rename(columns={OUTCOME: name})[list(rows.columns)].astype(rows.dtypes.to_dict())
         rows = pd.concat([rows, known], ignore_index=True)
@@ -176,9 +163,19 @@ def train(demo: Demo, root: Path) -> LoadedModel:
         held_out=trained.held_out,
         source=trained.source,
         training=record_script(script),
+        entities=demo.entities,
     )
     write_script(root / demo.name, script)
     return model
+
+
+def split(table: pd.DataFrame, target: pd.Series[Any], gap: int | None) -> tuple[Any, Any, Any, Any]:
+    """Three quarters of the rows and the rest, then the same of the target; by chance, or else by time."""
+    if gap is None:
+        stratify = target if target.dtype != float else None
+        return tuple(train_test_split(table, target, random_state=SEED, stratify=stratify))
+    end = len(table) * 3 // 4
+    return table[:end], table[end + gap :], target[:end], target[end + gap :]
 
 
 def train_all(root: Path) -> Iterator[LoadedModel]:

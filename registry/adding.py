@@ -58,14 +58,15 @@ def add_version(
     training: TrainingRecord | None = None,
     trained_by: str = "",
     accepting: Sequence[Feature] = (),
+    entities: bool = False,
 ) -> LoadedModel:
     """Write the next version of `name` below `root` and load it back as a server would.
 
     `sample` is a table of the estimator's input, one column a feature. With a `target` column, what the estimator
     should predict, its metrics are measured: on `held_out`, a table of the same columns, or else on the sample.
     `labels` name the classes in the order of `classes_`. `margin`: see `infer_features`; numbers that `accepting`,
-    features of another version, takes are taken besides. `training` and `trained_by`: see `Manifest`. Raises CannotAdd,
-    and then nothing is left behind.
+    features of another version, takes are taken besides. `training` and `trained_by`: see `Manifest`. `entities` binds
+    the model to the records of entities. Raises CannotAdd, and then nothing is left behind.
     """
     if not NAME.fullmatch(name):
         raise CannotAdd(f"{name!r} is not a model name: letters, digits, '.', '_' and '-', at most 64")
@@ -126,6 +127,7 @@ def add_version(
         source=source,
         training=training,
         trained_by=trained_by,
+        entities=entities,
     )
     manifest = msgspec.structs.replace(manifest, explainer=_record_explainer(manifest, estimator, compute, background))
     return _write(root, directory, manifest, content.getvalue())

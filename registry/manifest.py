@@ -62,6 +62,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Mean output over the sample: what a fallback model answers."""
     metrics: dict[str, float] = {}
     source: str = ""
+    entities: bool = False
+    """Whether it is asked about the records of entities; its features are columns of a record."""
     explainer: ExplainerRecord | None = None
     """None for a version that was added before explainers were recorded, or where none fitted."""
     training: TrainingRecord | None = None

@@ -17,32 +17,39 @@ from registry.registry import Registry
 from serving import problems
 from serving.admission import Admission
 from serving.announcements import Announcements
+from serving.arrivals import Arrivals
 from serving.asgi import App, Edge, Receive, Scope, Send
 from serving.background import Background
 from serving.batching import Batcher
+from serving.data.source import Source
+from serving.data.writer import OutcomeWriter
+from serving.entities import EntityPredictor
 from serving.events.log import EventLog
 from serving.executor import Executor
 from serving.figures.snapshot import Figures
 from serving.inference import Inference
 from serving.jobs.runner import Runner
 from serving.jobs.store import JobStore
-from serving.jobs.watch import StoreWatch
 from serving.lasting import Lasting
 from serving.memory.trimming import Trimmer
 from serving.metrics.families import BATCHES, CACHE, EXECUTORS, STREAMS, breakers
 from serving.metrics.recording import Metrics
+from serving.outcomes import LiveQuality, OutcomeReader
 from serving.routes.admin import admin_router
 from serving.routes.authorizing import make_authorize
+from serving.routes.entities import entities_router
 from serving.routes.health import health_router
 from serving.routes.inference import PATH, InferenceRoute
 from serving.routes.jobs import jobs_router
 from serving.routes.metrics import metrics_router
 from serving.routes.models import models_router
 from serving.routes.openapi import document
+from serving.routes.outcomes import outcomes_router
 from serving.routes.streams import streams_router
 from serving.routes.training import training_router
 from serving.schedules.building import Schedules
 from serving.schedules.scheduler import Scheduler
+from serving.storage.watch import StoreWatch
 from serving.streams import Streams
 from serving.submitting import JobReader
 from serving.tracing import Tracing
@@ -68,6 +75,24 @@ class Jobs:
         await self.events.close()
 
 
+@dataclass(frozen=True, slots=True)
+class Data:
+    """All that records and outcomes need: where they are kept, who is asked about them, who tells of them."""
+
+    source: Source
+    predictor: EntityPredictor
+    arrivals: Arrivals
+    outcomes: OutcomeReader
+    writer: OutcomeWriter
+    quality: LiveQuality
+
+    async def close(self) -> None:
+        """Finish what waits, then disconnect; before the log of events is closed."""
+        await self.arrivals.close()
+        await self.writer.close()
+        await self.source.close()
+
+
 def create_app(
     registry: Registry,
     inference: Inference,
@@ -76,6 +101,7 @@ def create_app(
     batcher: Batcher,
     executor: Executor,
     jobs: Jobs,
+    data: Data,
     schedules: Schedules,
     streams: Streams,
     metrics: Metrics,
@@ -111,6 +137,7 @@ def create_app(
             tracing.start()
         async with _running(announcements):
             yield
+            await data.close()
         metrics.publish()
         batcher.stop()
         executor.stop()
@@ -141,15 +168,30 @@ def create_app(
     )
     app.include_router(models_router(registry))
     trainings = LastTrainings(model_dir, (model.name for model in registry.live()))
-    app.include_router(health_router(registry, cache, reloads, StoreWatch(jobs.store), pressure, trainings))
+    jobs_watch, records_watch = StoreWatch(jobs.store.probe), StoreWatch(data.source.probe)
+    app.include_router(
+        health_router(registry, cache, reloads, jobs_watch, records_watch, data.source, pressure, trainings)
+    )
     app.include_router(streams_router(streams, jobs.events, jobs.store.get))
     authorize = make_authorize(admin_token, in_query=admin_token_in_query)
     figures = Figures(
         metrics, registry=registry, store=jobs.store, reloads=reloads, pressure=pressure, timetable=schedules.timetable
     )
-    app.include_router(metrics_router(authorize, figures, streams))
+    app.include_router(metrics_router(authorize, figures, streams, data.quality))
     app.include_router(admin_router(authorize, registry, model_dir, reloads))
     app.include_router(training_router(authorize, registry, jobs.store))
+    app.include_router(
+        entities_router(
+            data.source,
+            data.predictor,
+            data.arrivals,
+            streams,
+            max_body_bytes=max_body_bytes,
+            max_records=max_instances,
+            access_log=access_log,
+        )
+    )
+    app.include_router(outcomes_router(data.source, data.outcomes, data.writer, max_body_bytes=max_body_bytes))
     app.include_router(
         jobs_router(
             jobs.store,

@@ -25,7 +25,9 @@ ServingError
 ├── JobUnfinished         the job has no result, or not yet
 ├── TooManyStreams        as many event streams are open as may, in this worker or for this address
 ├── OutboundFailed        a call to elsewhere got no usable reply; names the host, never the address
-└── StoreUnavailable      what keeps jobs or events cannot be read or written now
+├── EntityNotFound        there is no record of that entity
+├── DataQueueFull         as many outcomes wait to be stored as may
+└── StoreUnavailable      what keeps jobs, events or records cannot be read or written now
 """
 
 from __future__ import annotations
@@ -155,5 +157,16 @@ class OutboundFailed(ServingError):
     """A call to elsewhere got no usable reply; the message names the host, never the address, which may be secret."""
 
 
+class EntityNotFound(ServingError):
+    """There is no record of that entity."""
+
+
+class DataQueueFull(ServingError):
+    """As many outcomes wait to be stored as may; without `Prefer: respond-async` the client hears what keeps them."""
+
+    def __init__(self) -> None:
+        super().__init__("too many outcomes wait to be stored")
+
+
 class StoreUnavailable(ServingError):
-    """What keeps jobs or events cannot be read or written now; the message names it, but no path and no address."""
+    """What keeps jobs, events or records cannot be read or written now; its message names it, but no path."""

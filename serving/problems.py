@@ -22,7 +22,9 @@ from serving.errors import (
     BodyTooLarge,
     CallFailed,
     CannotReload,
+    DataQueueFull,
     DeadlineExceeded,
+    EntityNotFound,
     ExecutorGone,
     InvalidRequest,
     JobNotFound,
@@ -52,6 +54,7 @@ STATUS: dict[type[Exception], HTTPStatus] = {
     ModelNotFound: HTTPStatus.NOT_FOUND,
     VersionNotFound: HTTPStatus.NOT_FOUND,
     JobNotFound: HTTPStatus.NOT_FOUND,
+    EntityNotFound: HTTPStatus.NOT_FOUND,
     MethodNotAllowed: HTTPStatus.METHOD_NOT_ALLOWED,
     ReloadRefused: HTTPStatus.CONFLICT,
     CannotTrain: HTTPStatus.CONFLICT,
@@ -73,11 +76,18 @@ STATUS: dict[type[Exception], HTTPStatus] = {
     Overloaded: HTTPStatus.SERVICE_UNAVAILABLE,
     ExecutorGone: HTTPStatus.SERVICE_UNAVAILABLE,
     TooManyStreams: HTTPStatus.SERVICE_UNAVAILABLE,
+    DataQueueFull: HTTPStatus.SERVICE_UNAVAILABLE,
     StoreUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     DeadlineExceeded: HTTPStatus.GATEWAY_TIMEOUT,
 }
 
-RETRY_AFTER: dict[type[Exception], int] = {Overloaded: 1, ExecutorGone: 1, StoreUnavailable: 5, TooManyStreams: 10}
+RETRY_AFTER: dict[type[Exception], int] = {
+    Overloaded: 1,
+    ExecutorGone: 1,
+    DataQueueFull: 5,
+    StoreUnavailable: 5,
+    TooManyStreams: 10,
+}
 """Seconds after which the same request may succeed."""
 
 DETAIL: dict[type[Exception], str] = {
@@ -88,7 +98,8 @@ DETAIL: dict[type[Exception], str] = {
     ModelFailed: "the model failed on this request",
     CallFailed: "the computation failed on this request",
     JobNotFound: "there is no such job, or no longer",
-    StoreUnavailable: "jobs and events cannot be kept now; predictions can be asked for",
+    EntityNotFound: "there is no record of that entity",
+    StoreUnavailable: "what is kept cannot be reached now; predictions can be asked for",
 }
 
 

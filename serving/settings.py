@@ -63,7 +63,17 @@ class Settings:
         secret=True,
     )
     redis_health_check_interval: float = setting(30, "a connection idle for longer is checked before use", low=0)
-    data_dir: Path = setting(Path("data"), "directory of jobs, events and schedules without `REDIS_URL`")
+    data_dir: Path = setting(
+        Path("data"),
+        "directory of jobs, events and schedules without `REDIS_URL`, of records and outcomes without `SUPABASE_URL`",
+    )
+    supabase_url: str = setting("", "where records and outcomes are kept; empty for a file below `DATA_DIR`")
+    supabase_service_key: str = setting("", "the service role's key for it", secret=True)
+    supabase_service_role_key: str = setting("", "the same, by the other name that it goes by", secret=True)
+    max_limit_checkins: int = setting(10, "records of an entity that are predicted at once, the newest", low=1)
+    max_records_per_entity: int = setting(1000, "records that are kept of each entity, the newest", low=1)
+    max_records: int = setting(1_000_000, "records that the file keeps in all, the last that came", low=1)
+    max_outcomes_per_model: int = setting(100_000, "outcomes that are kept of each model, the last", low=1)
     max_streams: int = setting(1000, "event streams that each worker may have open; more are answered 503", low=1)
     max_streams_per_address: int = setting(50, "of these, from one client address; 0 for any number", low=0)
     stream_heartbeat_seconds: float = setting(15, "a stream that is silent for so long says that it lives", low=0.1)
@@ -124,6 +134,10 @@ class Settings:
             raise InvalidSetting("SERVE_VERSIONS must be all or live")
         if settings.log_level not in ("debug", "info", "warning", "error"):
             raise InvalidSetting("LOG_LEVEL must be debug, info, warning or error")
+        if settings.supabase_url and not settings.supabase_url.startswith(("https://", "http://")):
+            raise InvalidSetting("SUPABASE_URL must begin with https:// or http://")
+        if settings.supabase_url and not settings.supabase_key:
+            raise InvalidSetting("SUPABASE_SERVICE_KEY or SUPABASE_SERVICE_ROLE_KEY must be set beside SUPABASE_URL")
         if not settings.roles or not ROLES.issuperset(settings.roles):
             raise InvalidSetting("ROLES must be some of web, worker, scheduler, with commas")
         if settings.dask_scheduler and not settings.dask_scheduler.startswith(("tcp://", "tls://")):
@@ -136,6 +150,11 @@ class Settings:
             raise InvalidSetting("ALERT_WEBHOOK_URL must begin with http:// or https://")
         _check_edge(settings)
         return settings
+
+    @property
+    def supabase_key(self) -> str:
+        """The service role's key, by whichever name it was given."""
+        return self.supabase_service_key or self.supabase_service_role_key
 
 
 def _check_edge(settings: Settings) -> None:

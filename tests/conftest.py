@@ -1,4 +1,4 @@
-"""The demo models, one real service over them, and a real Redis, for the whole session."""
+"""The demo models, one real service over them, a real Redis and a real Supabase, for the whole session."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import redis
 from bench.service import Service
 from examples.train import train_all
 from registry.adding import add_version
+from tests.entities import import_market, sqlite_source
 from tests.estimators import SleepingRegressor
 from tests.servers import RedisServer, redis_server
+from tests.supabase import Postgres, SupabaseServer, postgres_server, supabase_server
 
 ADMIN_TOKEN = "a-token-only-for-tests"
 
@@ -36,9 +38,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def service(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """Two workers that are never replaced, so that a worker which died is seen."""
+    data = tmp_path_factory.mktemp("data")
+    import_market(sqlite_source(data))
     environ = {
         "MODEL_DIR": str(models),
-        "DATA_DIR": str(tmp_path_factory.mktemp("data")),
+        "DATA_DIR": str(data),
         "WEB_CONCURRENCY": "2",
         "MAX_REQUESTS": "0",
         "ADMIN_TOKEN": ADMIN_TOKEN,
@@ -77,3 +81,24 @@ def raw(shared_server: RedisServer) -> Iterator[redis.Redis]:
     with redis.Redis(port=shared_server.port) as client:
         client.flushall()
         yield client
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """What the Supabase servers keep their rows in."""
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def shared_supabase(postgres: Postgres) -> Iterator[SupabaseServer]:
+    """For tests that leave it running; its tables may hold anything."""
+    with supabase_server(postgres) as server:
+        yield server
+
+
+@pytest.fixture
+def own_supabase(postgres: Postgres) -> Iterator[SupabaseServer]:
+    """For tests that pause or kill it."""
+    with supabase_server(postgres) as server:
+        yield server

@@ -75,7 +75,7 @@ def free_port() -> int:
         return port
 
 
-def _ending_with_us() -> list[str]:
+def ending_with_us() -> list[str]:
     """On Linux a test run that is killed takes its servers along; setpriv turns into the server, under the same pid."""
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", "KILL"] if setpriv else []
@@ -87,7 +87,7 @@ def _start(directory: str, options: tuple[str, ...], port: int | None) -> RedisS
         chosen = port or free_port()
         process = subprocess.Popen(
             [
-                *_ending_with_us(),
+                *ending_with_us(),
                 redis_binary(),
                 "--bind",
                 "127.0.0.1",

@@ -26,7 +26,15 @@ LAYERS: list[set[str]] = [
     },
     {"serving.protocol", "serving.routes", "serving.runners"},
     {"serving.background", "serving.streams", "serving.figures"},
-    {"serving.asgi", "serving.submitting", "serving.training"},
+    {"serving.arrivals"},
+    {
+        "serving.asgi",
+        "serving.submitting",
+        "serving.training",
+        "serving.entities",
+        "serving.outcomes",
+        "serving.recording",
+    },
     {"serving.admission", "serving.lasting"},
     {
         "serving.problems",
@@ -39,7 +47,7 @@ LAYERS: list[set[str]] = [
     {"serving.cost"},
     {"serving.operations"},
     {"serving.alerts", "serving.feeds"},
-    {"serving.executor", "serving.events", "serving.memory", "serving.outbound", "serving.tracing"},
+    {"serving.executor", "serving.events", "serving.data", "serving.memory", "serving.outbound", "serving.tracing"},
     {"serving.clients", "serving.limits"},
     {
         "serving.code_pages",

@@ -19,6 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from bench.service import ROOT
+from examples.train import DEMOS
 from registry.adding import add_version
 from tests.estimators import ExplainShyRegressor, ForkShyRegressor
 
@@ -236,8 +237,36 @@ def test_train_makes_the_demo_models_with_held_out_metrics(run: Run) -> None:
     trained = run("train")
     assert trained.returncode == 0, trained.stderr
     lines = trained.stdout.splitlines()
-    assert [line.split()[1] for line in lines] == ["breast-cancer", "diabetes", "mortgage", "wine"]
-    assert all("(held out)" in line for line in lines)
+    assert [line.split()[1] for line in lines[:-1]] == [demo.name for demo in DEMOS]
+    assert all("(held out)" in line for line in lines[:-1])
+    assert lines[-1] == "imported 1176 records, 1176 of them new"
+    assert run("entities", "demo").stdout == "imported 1176 records, 0 of them new\n"
+
+
+def test_records_are_imported_from_a_file_that_may_come_again(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "days.csv").write_text("entity,time,x\na,2026-05-01,1\na,2026-05-02,2\n")
+    assert run("entities", "import", "days.csv").stdout == "imported 2 records, 2 of them new\n"
+    assert run("entities", "import", "days.csv").stdout == "imported 2 records, 0 of them new\n"
+    assert (tmp_path / "data" / "data.db").exists()
+
+
+def test_an_import_that_cannot_be_says_why_in_a_line(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "days.csv").write_text("entity,time,x\na,2026-05-01,nan\n")
+    expected = {
+        ("days.csv", ""): "forkserve: days.csv: line 2: x must be finite; the 0 records before are imported\n",
+        ("none.csv", ""): "forkserve: [Errno 2] No such file or directory: 'none.csv'\n",
+        ("days.csv", "ftp://x"): "forkserve: SUPABASE_URL must begin with https:// or http://\n",
+    }
+    for (name, url), said in expected.items():
+        done = run("entities", "import", name, SUPABASE_URL=url)
+        assert (done.returncode, done.stderr) == (1, said)
+
+
+def test_an_import_into_a_project_that_is_away_says_so(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "days.csv").write_text("entity,time,x\na,2026-05-01,1\n")
+    done = run("entities", "import", "days.csv", SUPABASE_URL="http://127.0.0.1:1", SUPABASE_SERVICE_KEY="key")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "forkserve: Supabase is away: ConnectError"
 
 
 def test_training_twice_gives_the_same_models(run: Run, tmp_path: Path) -> None:

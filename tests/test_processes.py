@@ -125,7 +125,7 @@ def sleep_body(seconds: float) -> bytes:
 
 def test_models_are_loaded_once_for_all_workers(three_workers: Service) -> None:
     assert len(three_workers.workers) == 3
-    assert len(three_workers.events("Model registry initialized with 4 models")) == 1
+    assert len(three_workers.events("Model registry initialized with 9 models")) == 1
 
 
 def test_workers_share_most_of_their_memory(three_workers: Service) -> None:

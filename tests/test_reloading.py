@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 
 from bench.service import Service
+from examples.train import DEMOS
 from registry.adding import add_version
 from registry.aliases import Aliases, current
 from remote.client import hammer, post
@@ -250,7 +251,7 @@ def test_empty_model_directory_leaves_everything_in_service(running: Service, mo
     models_of_our_own.rename(models_of_our_own.with_name("away"))
     status, problem = ask_admin(running, "models:reload")
     assert (status, "holds no model" in problem["detail"]) == (409, True)
-    assert len(running.get("/v1/models")["models"]) == 4
+    assert len(running.get("/v1/models")["models"]) == len(DEMOS)
 
 
 @pytest.mark.parametrize("path", ["models:reload", "models/wine:rollback"])

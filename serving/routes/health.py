@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import Any
 
@@ -10,10 +11,11 @@ from fastapi import APIRouter, Request
 
 from cache.tiered import TieredCache
 from registry.registry import Registry
-from serving.jobs.watch import StoreWatch
+from serving.data.source import Source
 from serving.memory.pressure import Pressure
 from serving.processes import read_age, read_rss
 from serving.reloads import Reloads
+from serving.storage.watch import StoreWatch
 from serving.training.last import LastTrainings
 
 
@@ -22,6 +24,8 @@ def health_router(
     cache: TieredCache,
     reloads: Reloads,
     jobs: StoreWatch,
+    records: StoreWatch,
+    source: Source,
     pressure: Pressure,
     trainings: LastTrainings,
 ) -> APIRouter:
@@ -34,19 +38,24 @@ def health_router(
     @router.get("", summary="Health, with reasons")
     async def health(request: Request) -> dict[str, Any]:
         # nothing is opened before the fork
-        store = "ok" if "warmup" in request.scope["state"] else await jobs.state()
+        warming = "warmup" in request.scope["state"]
+        stores = {"jobs": "ok", "records": "ok"}
+        if not warming:
+            states = await asyncio.gather(jobs.state(), records.state())
+            stores = dict(zip(stores, states, strict=True))
         fallbacks = [f"{model.name}/{model.version}" for model in registry if model.fallback]
         refused = reloads.last().refused
         memory = pressure.read()
-        breakers = {"redis": cache.redis_state}
-        well = store == "ok" and memory.stage == "calm" and not {"open", "half-open"}.intersection(breakers.values())
+        breakers = {"redis": cache.redis_state, "supabase": source.state}
+        away = {"unavailable", "open", "half-open"}.intersection((*stores.values(), *breakers.values()))
+        well = memory.stage == "calm" and not away
         return {
             "status": "ok" if well and not fallbacks and not refused else "degraded",
             "models": len(registry),
             "fallbacks": fallbacks,
             "refused": refused,
             "redis": cache.redis_state,
-            "jobs": store,
+            **stores,
             "last_training": msgspec.to_builtins(trainings.by_model()),
             "breakers": breakers,
             "memory": {

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Depends, Response
 from serving.figures.exposition import expose
 from serving.figures.snapshot import Figures
 from serving.figures.summary import summarize
+from serving.outcomes import LiveQuality
 from serving.routes.authorizing import Authorize
 from serving.streams import EventStream, Frames, Streams, frame, opening
 
@@ -20,7 +21,7 @@ EVENTS_SECONDS = 2.0
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def metrics_router(authorize: Authorize | None, figures: Figures, streams: Streams) -> APIRouter:
+def metrics_router(authorize: Authorize | None, figures: Figures, streams: Streams, quality: LiveQuality) -> APIRouter:
     """Behind the admin token; without one there are none of these."""
     router = APIRouter(tags=["admin"])
     if authorize is None:
@@ -29,11 +30,11 @@ def metrics_router(authorize: Authorize | None, figures: Figures, streams: Strea
 
     @router.get("/api/admin/metrics", summary="Figures of all processes", dependencies=guarded)
     async def metrics() -> dict[str, Any]:
-        return summarize(await figures.take())
+        return summarize(await figures.take()) | {"quality": await quality.take()}
 
     @router.get("/api/admin/events", summary="The same, again and again, as server-sent events", dependencies=guarded)
     async def events() -> Response:
-        return EventStream(streams, _frames(figures, streams.ending))
+        return EventStream(streams, _frames(figures, quality, streams.ending))
 
     @router.get("/metrics", summary="The same for Prometheus", dependencies=guarded, response_class=Response)
     async def prometheus() -> Response:
@@ -42,10 +43,10 @@ def metrics_router(authorize: Authorize | None, figures: Figures, streams: Strea
     return router
 
 
-async def _frames(figures: Figures, ending: asyncio.Event) -> Frames:
+async def _frames(figures: Figures, quality: LiveQuality, ending: asyncio.Event) -> Frames:
     yield opening()
     while not ending.is_set():
-        yield frame("metrics", msgspec.json.encode(summarize(await figures.take())))
+        yield frame("metrics", msgspec.json.encode(summarize(await figures.take()) | {"quality": await quality.take()}))
         with suppress(TimeoutError):
             async with asyncio.timeout(EVENTS_SECONDS):
                 await ending.wait()

@@ -42,6 +42,7 @@ def summary(registry: Registry, model: LoadedModel) -> dict[str, Any]:
         "estimator": model.manifest.estimator,
         "compiled": model.compiled,
         "fallback": model.fallback,
+        "entities": model.manifest.entities,
         "explainer": _explainer(model),
     }
 

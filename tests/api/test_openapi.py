@@ -11,7 +11,9 @@ import jsonschema
 import pytest
 from jsonschema import Draft202012Validator
 
-MODELS = ["breast-cancer", "diabetes", "mortgage", "wine"]
+from examples.train import DEMOS
+
+MODELS = [demo.name for demo in DEMOS]
 METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}
 
 

@@ -8,13 +8,14 @@ import httpx
 import pytest
 
 from bench.service import Service
+from examples.train import DEMOS
 from tests.conftest import ADMIN_TOKEN
 
 
 def test_models_are_listed_by_name(client: httpx.Client) -> None:
     models = client.get("/v1/models").json()["models"]
-    assert [model["name"] for model in models] == ["breast-cancer", "diabetes", "mortgage", "wine"]
-    assert models[3] == {
+    assert [model["name"] for model in models] == sorted(demo.name for demo in DEMOS)
+    assert models[-1] == {
         "name": "wine",
         "version": "1",
         "live": "1",
@@ -24,6 +25,7 @@ def test_models_are_listed_by_name(client: httpx.Client) -> None:
         "estimator": "StandardScaler | LogisticRegression",
         "compiled": True,
         "fallback": False,
+        "entities": False,
         "explainer": {"method": "linear", "space": "margin", "jobs_only": False},
     }
 
@@ -83,7 +85,7 @@ def test_prediction_by_get_is_refused(client: httpx.Client) -> None:
 def test_health_is_good_and_counts_models(client: httpx.Client, service: Service) -> None:
     answer = client.get("/health")
     assert answer.status_code == 200
-    assert (answer.json()["status"], answer.json()["models"], answer.json()["fallbacks"]) == ("ok", 4, [])
+    assert (answer.json()["status"], answer.json()["models"], answer.json()["fallbacks"]) == ("ok", len(DEMOS), [])
     worker = answer.json()["worker"]
     assert worker["pid"] in service.workers
     assert worker["rss_bytes"] > 1024 * 1024

@@ -1,13 +1,13 @@
-"""Whether the store of jobs can be written, for who asks how the service is."""
+"""Whether a store can be written, for who asks how the service is."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from typing import Literal
 
 from serving.errors import StoreUnavailable
-from serving.jobs.store import JobStore
 
 State = Literal["ok", "unavailable"]
 
@@ -20,8 +20,9 @@ FRESH_SECONDS = 5.0
 class StoreWatch:
     """Asks the store now and then, not for everybody who asks."""
 
-    def __init__(self, store: JobStore) -> None:
-        self._store = store
+    def __init__(self, look: Callable[[], Awaitable[object]]) -> None:
+        """`look` raises StoreUnavailable."""
+        self._ask = look
         self._state: State = "ok"
         self._asked = -FRESH_SECONDS
 
@@ -35,7 +36,7 @@ class StoreWatch:
     async def _look(self) -> State:
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
-                await self._store.probe()
+                await self._ask()
         except (StoreUnavailable, TimeoutError):
             return "unavailable"
         return "ok"
