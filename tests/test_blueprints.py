@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from bench.service import ROOT
-from main import parser
+from commands.parser import parser
 from serving.settings import Settings
 
 Service = dict[str, Any]

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-import main
+from assembly.web import build_tracing
 from bench.service import ROOT, Service
 from serving.errors import InvalidSetting
 from serving.settings import Settings
@@ -124,7 +124,7 @@ def test_without_the_extra_an_endpoint_refuses_the_start(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace.export", None)
     monkeypatch.delitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", raising=False)
     with pytest.raises(InvalidSetting, match=r"^OTEL_EXPORTER_OTLP_ENDPOINT needs"):
-        main.build_tracing(Settings(otel_exporter_otlp_endpoint="http://127.0.0.1:4318"))
+        build_tracing(Settings(otel_exporter_otlp_endpoint="http://127.0.0.1:4318"))
 
 
 def test_no_exporter_is_imported_without_an_endpoint(models: Path) -> None:

@@ -34,6 +34,8 @@ class Called:
 
     call: Callable[..., Awaitable[None]]
     seconds: float = ACTION_SECONDS
+    words: tuple[str, ...] | None = None
+    """What may stand after the action, where that is known; None for anything."""
 
 
 Action = Queued | Called
@@ -121,3 +123,8 @@ def _check_arguments(verb: str, action: Action, arguments: list[str]) -> None:
     except TypeError:
         usage = " ".join((verb, *(name.upper() for name in signature.parameters)))
         raise ValueError(f"the action is written {usage!r}") from None
+    if isinstance(action, Called) and action.words is not None:
+        for argument in arguments:
+            if argument not in action.words:
+                known = ", ".join(action.words) or "none"
+                raise ValueError(f"there is no {argument[:40]!r} to {verb}; there are {known}")

@@ -117,6 +117,7 @@ class Steps:
             training=live.training,
             trained_by=order.job,
             accepting=live.features,
+            entities=live.entities,
         )
         write_held_out(aside, model, trained.estimator, trained.held_out, trained.target)
 

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
+from assembly.web import build, build_alerts
 from bench.service import Service
-from main import build, build_alerts
 from serving.settings import Settings
 from tests.attacks.payloads import body
 from tests.wire import ask, check_refusal, request

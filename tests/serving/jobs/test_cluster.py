@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 from structlog.testing import capture_logs
 
+from assembly.jobs import build_backend
 from bench.cluster import DaskCluster
-from main import build_backend
 from registry.adding import add_version
 from registry.errors import VersionRefused
 from registry.features import Rows

@@ -1,0 +1,1 @@
+"""What `forkserve` can do at the terminal."""
