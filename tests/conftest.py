@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from bench.service import Service
-from examples.train import train_all
+from examples.train import DEMOS, train_all
 from registry.adding import add_version
 from tests.entities import import_market, sqlite_source
 from tests.estimators import SleepingRegressor
@@ -19,6 +19,7 @@ from tests.servers import RedisServer, redis_server
 from tests.supabase import Postgres, SupabaseServer, postgres_server, supabase_server
 
 ADMIN_TOKEN = "a-token-only-for-tests"
+DEMO_MODELS = sorted(demo.name for demo in DEMOS)
 
 
 @pytest.fixture

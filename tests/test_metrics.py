@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.service import Service
 from remote.client import hammer, post
-from tests.conftest import ADMIN_TOKEN
+from tests.conftest import ADMIN_TOKEN, DEMO_MODELS
 from tests.test_processes import DIABETES, eventually, load
 from tests.wire import ask, check_refusal, request
 
@@ -104,7 +104,7 @@ def test_random_names_and_paths_make_no_series(measured: Service) -> None:
     assert sum(refusals[status] for status in ("401", "404", "405")) >= 3000
     assert set(scrape(measured)) == before
     models = {dict(labels)["model"] for _, labels in before if "model" in dict(labels)}
-    assert models == {"breast-cancer", "diabetes", "mortgage", "wine"}
+    assert models == set(DEMO_MODELS)
 
 
 def test_refusals_rows_and_cache_are_told_by_model(measured: Service) -> None:

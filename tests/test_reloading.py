@@ -23,7 +23,7 @@ from registry.adding import add_version
 from registry.aliases import Aliases, current
 from remote.client import hammer, post
 from serving.processes import read_memory, thread_names
-from tests.conftest import ADMIN_TOKEN
+from tests.conftest import ADMIN_TOKEN, DEMO_MODELS
 from tests.estimators import (
     CrashingRegressor,
     EndingRegressor,
@@ -110,7 +110,7 @@ def test_reload_brings_a_new_version_into_service_and_loses_no_request(
     lost, (status, answer) = asyncio.run(hammer_while(running, 5000, lambda: ask_admin(running, "models:reload")))
     assert lost == 0
     assert (status, answer["status"], answer["added"]) == (200, "reloaded", ["diabetes/2"])
-    assert answer["live"] == {"breast-cancer": "1", "diabetes": "2", "mortgage": "1", "wine": "1"}
+    assert answer["live"] == dict.fromkeys(DEMO_MODELS, "1") | {"diabetes": "2"}
     assert gone(old)
     assert settles_on(running, "diabetes", "2")
     assert running.get("/v1/models/diabetes")["previous"] == "1"
@@ -202,12 +202,7 @@ def test_version_that_harms_its_process_harms_only_a_trial(
     status, problem = ask_admin(running, "models:reload")
     assert (status, reason in problem["detail"]) == (409, True), problem
     assert problem["detail"].startswith("odd/1: ")
-    assert {model["name"] for model in running.get("/v1/models")["models"]} == {
-        "breast-cancer",
-        "diabetes",
-        "mortgage",
-        "wine",
-    }
+    assert [model["name"] for model in running.get("/v1/models")["models"]] == DEMO_MODELS
 
 
 def test_rollback_makes_the_previous_version_live_again(running: Service, models_of_our_own: Path) -> None:

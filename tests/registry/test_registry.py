@@ -11,6 +11,7 @@ from registry.errors import ModelNotFound, VersionNotFound, VersionRefused
 from registry.loader import load_version
 from registry.model import LoadedModel
 from registry.registry import Registry, load_registry, version_directories
+from tests.conftest import DEMO_MODELS
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +62,8 @@ def test_registry_cannot_be_changed(wine: LoadedModel) -> None:
 
 
 def test_directory_of_all_demo_models_is_loaded(models: Path) -> None:
-    assert [f"{model.name}/{model.version}" for model in load_registry(models)] == [
-        "breast-cancer/1",
-        "diabetes/1",
-        "mortgage/1",
-        "wine/1",
-    ]
+    loaded = [f"{model.name}/{model.version}" for model in load_registry(models)]
+    assert loaded == [f"{name}/1" for name in DEMO_MODELS]
 
 
 def test_directories_whose_names_are_no_names_are_passed_over(tmp_path: Path) -> None:
