@@ -154,9 +154,9 @@ def test_what_a_job_computes_gives_way_to_the_web(busy: Service) -> None:
     location = send(busy, "predict", "sleepy", [[60.0]]).headers["Location"]
     until(busy, location, state="running")
     (runner,) = busy.runners
-    (zygote,) = child_pids(runner)
-    assert eventually(lambda: bool(child_pids(zygote)))
-    (executor,) = child_pids(zygote)
+    zygotes = child_pids(runner)
+    assert eventually(lambda: any(child_pids(zygote) for zygote in zygotes))
+    (executor,) = [pid for zygote in zygotes for pid in child_pids(zygote)]
     assert eventually(lambda: _priority(executor) == (19, os.SCHED_BATCH))
     assert _priority(runner) == (min(19, 10 + os.nice(0)), os.SCHED_OTHER)
     assert _priority(busy.workers[0]) == (os.nice(0), os.SCHED_OTHER)
