@@ -1,8 +1,9 @@
 """Ten minutes of everything at once under a real memory limit of 512 MB: `python -m bench.soak`.
 
-Predictions, explanations, jobs, streams and reloads come at a steady pace. The kernel may kill nobody, no request may
-fail, no kind of process may grow after the first minute, and all together must stay below 450 MB. Needs a memory
-cgroup, as bench.cgroup does. `--leak` serves a model that keeps every row it is asked: the soak has to find that out.
+Predictions, explanations, entities, jobs, streams and reloads come at a steady pace. The kernel may kill nobody, no
+request may fail, no kind of process may grow after the first minute, and all together must stay below 450 MB. Needs a
+memory cgroup, as bench.cgroup does. `--leak` serves a model that keeps every row it is asked: the soak has to find that
+out.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -27,9 +29,10 @@ from bench.sse import follow
 from bench.table import Table
 from bench.traffic import Traffic
 from serving.processes import RUNNER, WEB, child_pids, name_of, read_memory
+from tests.entities import import_market, sqlite_source
 
 TOKEN = "a-token-only-for-soaking"
-RATES = {"predict": 60.0, "explain": 10.0, "job": 0.5}
+RATES = {"predict": 60.0, "explain": 10.0, "entity": 5.0, "job": 0.5}
 """Requests a second."""
 
 STREAMS = 10
@@ -79,6 +82,7 @@ class Soak:
         kinds = {
             "predict": traffic.infer("predict"),
             "explain": traffic.infer("explain"),
+            "entity": traffic.entities("AAPL", "IBM"),
             "job": traffic.jobs(ROWS_A_JOB),
         }
         until = time.monotonic() + self.seconds
@@ -135,8 +139,11 @@ def running(models: Path, cgroup: Cgroup) -> Iterator[Service]:
         "MAX_STREAMS_PER_ADDRESS": "0",
         "JOB_MEMORY_BYTES": str(128 * MB),
     }
-    with Service(environ, ("/bin/sh", "-c", ENTER, str(cgroup.procs), *COMMAND)) as service:
-        yield service
+    command = ("/bin/sh", "-c", ENTER, str(cgroup.procs), *COMMAND)
+    with tempfile.TemporaryDirectory(prefix="forkserve-soak-") as data:
+        import_market(sqlite_source(Path(data)))
+        with Service(environ | {"DATA_DIR": data}, command) as service:
+            yield service
 
 
 def report(soak: Soak, answered: dict[str, list[Answered]], killed: int) -> bool:
