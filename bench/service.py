@@ -20,7 +20,8 @@ from typing import Any
 from serving.processes import RUNNER, SCHEDULER, WEB, child_pids, name_of
 
 ROOT = Path(__file__).parent.parent
-COMMAND = (sys.executable, "-m", "gunicorn", "-c", "serving/gunicorn_conf.py", "main:app")
+CONFIGURATION = "serving/gunicorn_conf.py"
+COMMAND = (sys.executable, "-m", "gunicorn", "-c", CONFIGURATION, "main:app")
 LISTENING = re.compile(r"Listening at: (http://[^ ]+) \((\d+)\)")
 START_SECONDS = 60
 
@@ -33,6 +34,8 @@ class Service:
         inherited = {name: value for name, value in os.environ.items() if name != "GUNICORN_CMD_ARGS"}
         self._data = tempfile.TemporaryDirectory(prefix="forkserve-data-")
         self._worker_count = int(environ.get("WEB_CONCURRENCY", 2))
+        has_runners = CONFIGURATION in command and "worker" in environ.get("ROLES", "worker")
+        self._runner_count = int(environ.get("JOB_RUNNERS", 1)) if has_runners else 0
         self.process = subprocess.Popen(
             command,
             cwd=directory,
@@ -62,8 +65,15 @@ class Service:
                 address, self.master = found[1], int(found[2])
             missing -= '"event":"Worker serves"' in line
             if address and not missing:
+                self._wait_for_runners()
                 return address
         raise RuntimeError(f"the service did not start:\n{self.log()}")
+
+    def _wait_for_runners(self) -> None:
+        """Until they have their name, by which they are known."""
+        deadline = time.monotonic() + START_SECONDS
+        while len(self.runners) < self._runner_count and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         """End it, wait for it and give its exit status; ended already, only the status."""
