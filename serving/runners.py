@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from serving.executor.forking import become
+from serving.executor.forking import fork
 from serving.executor.isolation import IGNORED, be_early_out_of_memory, isolate
 from serving.metrics.book import Book
 from serving.processes import RUNNER, SCHEDULER
@@ -128,21 +128,12 @@ class Runners:
     def _fork(self, place: _Place) -> None:
         place.forked = time.monotonic()
         place.slot = self._book.assign()
-        sys.stdout.flush()
-        sys.stderr.flush()
         parent = os.getpid()
-        # A signal in the child before it has lost our handlers would be taken for one of ours
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            place.pid = os.fork()
-            if place.pid == 0:
-                become(lambda: self._live(parent, place.slot))
+            place.pid = fork(lambda: self._live(parent, place.slot))
         except OSError as error:
-            place.pid = 0
             self._book.release(place.slot, self._name)
             log.warning(f"{self._name.capitalize()} cannot be forked", error=str(error))
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _live(self, parent: int, slot: int) -> None:
         # SIGTERM ends it at once as long as it has no job
@@ -151,7 +142,6 @@ class Runners:
         os.nice(NICE)
         self._book.enter(slot)
         self._work()
-        sys.stdout.flush()
 
 
 def supervise(kinds: Sequence[Runners]) -> None:

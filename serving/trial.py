@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import select
 import signal
-import sys
 from collections.abc import Callable
 
-from serving.executor.forking import become
+from serving.executor.forking import fork
 from serving.executor.isolation import be_early_out_of_memory, isolate
 from serving.processes import thread_names
 
@@ -23,19 +22,12 @@ def try_in_child(work: Callable[[], str | None], *, seconds: float) -> str | Non
     To be called from a process with one thread. Linux only.
     """
     reading, writing = os.pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
     parent = os.getpid()
-    # a signal in the child before it has lost our handlers would be taken for one of ours
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
-        pid = os.fork()
-        if pid == 0:
-            become(lambda: _try(work, writing, parent))
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        os.close(writing)
-    try:
+        try:
+            pid = fork(lambda: _try(work, writing, parent))
+        finally:
+            os.close(writing)
         return _judge(pid, reading, seconds)
     finally:
         os.close(reading)

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+from serving.errors import CallFailed, MemoryExceeded
 from serving.executor import frames
 from serving.executor.frames import Outcome, Rows
 from serving.executor.isolation import be_early_out_of_memory, give_way, limit_memory
@@ -46,3 +47,13 @@ def run_call(function: Function, rows: Rows, parameters: Mapping[str, Any]) -> t
         text = traceback.format_exception_only(error)[-1].strip()
         return Outcome("failed", text, "".join(traceback.format_exception(error))[-TRACEBACK_LENGTH:]), b""
     return Outcome("out of memory"), b""
+
+
+def raise_failure(outcome: Outcome) -> None:
+    """Where the call was asked for: raises CallFailed or MemoryExceeded, unless it is done."""
+    if outcome.status == "failed":
+        error = CallFailed(outcome.error)
+        error.add_note(outcome.traceback)
+        raise error
+    if outcome.status == "out of memory":
+        raise MemoryExceeded

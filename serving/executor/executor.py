@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import structlog
 
-from serving.errors import CallFailed, DeadlineExceeded, ExecutorGone, MemoryExceeded, Overloaded
+from serving.errors import CallFailed, DeadlineExceeded, ExecutorGone, Overloaded
 from serving.executor import frames
-from serving.executor.calls import Function, answer_calls
+from serving.executor.calls import Function, answer_calls, raise_failure
 from serving.executor.frames import Rows
 from serving.executor.zygote import Child, Zygote
 
@@ -119,12 +119,7 @@ class Executor:
                     log.info("Executor process is replaced", key=key)
                     self.replacements += 1
                 self._zygote.kill(child)
-        if outcome.status == "failed":
-            error = CallFailed(outcome.error)
-            error.add_note(outcome.traceback)
-            raise error
-        if outcome.status == "out of memory":
-            raise MemoryExceeded
+        raise_failure(outcome)
         return result
 
     def _take(self) -> Child:

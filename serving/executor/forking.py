@@ -13,6 +13,7 @@ import select
 import signal
 import socket
 import struct
+import sys
 import traceback
 from collections.abc import Callable
 from typing import NoReturn
@@ -83,12 +84,10 @@ class Nursery:
     def _fork(self, number: int, own: socket.socket) -> None:
         zygote = os.getpid()
         try:
-            pid = os.fork()
+            pid = fork(lambda: self._live(own, zygote))
         except OSError:
             self._report(number, NOT_FORKED)
             return
-        if pid == 0:
-            become(lambda: self._live(own, zygote))
         self._pids[number] = pid
         # Here as well as in the child: a KILL may be quicker than the child is
         with contextlib.suppress(OSError):
@@ -121,10 +120,26 @@ def _wake(*_: object) -> None:
     """Without a handler of Python's, SIGCHLD would not reach the wakeup descriptor."""
 
 
-def become(live: Callable[[], None]) -> NoReturn:
-    """In a forked process: live, then leave without the interpreter's own end, which would copy every shared page."""
+def fork(live: Callable[[], None]) -> int:
+    """The id of a forked process that lives, then ends. To be called in a process with one thread. Raises OSError."""
+    sys.stdout.flush()  # what is buffered would be written twice
+    sys.stderr.flush()
+    # A signal in the child before it has lost our handlers would be taken for one of ours
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _become(live)
+        return pid
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _become(live: Callable[[], None]) -> NoReturn:
+    """Live, then leave without the interpreter's own end, which would copy every shared page."""
     try:
         live()
+        sys.stdout.flush()
     except BaseException:  # noqa: BLE001 - nothing may return into the code that has forked
         traceback.print_exc()
         os._exit(1)

@@ -9,13 +9,12 @@ import asyncio
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 
 from serving.errors import ExecutorGone
-from serving.executor.forking import END, FORK, KILL, NOT_FORKED, ORDER, Nursery, become
+from serving.executor.forking import END, FORK, KILL, NOT_FORKED, ORDER, Nursery, fork
 from serving.executor.isolation import isolate
 
 
@@ -44,18 +43,9 @@ class Zygote:
         """Fork it. There may be no other thread in this process; its event loop, if there is one, is left alone."""
         self._control, control = socket.socketpair()
         self._control.settimeout(0)
-        sys.stdout.flush()
-        sys.stderr.flush()
         worker = os.getpid()
-        # A signal in the child before it has lost our handlers would be taken for one of ours
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        try:
-            self._pid = os.fork()
-            if self._pid == 0:
-                become(lambda: self._live(control, worker))
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            control.close()
+        with control:
+            self._pid = fork(lambda: self._live(control, worker))
 
     def _live(self, control: socket.socket, worker: int) -> None:
         isolate(parent=worker, keep=control.fileno(), name="zygote")

@@ -23,7 +23,8 @@ from registry.errors import RegistryError
 from registry.features import Rows
 from registry.model import LoadedModel
 from serving import logs
-from serving.errors import CallFailed, DeadlineExceeded, MemoryExceeded
+from serving.errors import DeadlineExceeded
+from serving.executor.calls import raise_failure
 from serving.executor.frames import Outcome
 from serving.jobs.backend import Backend
 from serving.jobs.parcel import Parcel, answer
@@ -115,12 +116,7 @@ class Cluster:
             outcome, result = await _outcome(client, future, timeout)
         finally:
             future.release()  # what waits is dropped; what runs there comes to its end and is forgotten
-        if outcome.status == "failed":
-            error = CallFailed(outcome.error)
-            error.add_note(outcome.traceback)
-            raise error
-        if outcome.status == "out of memory":
-            raise MemoryExceeded
+        raise_failure(outcome)
         return result
 
     async def _connect(self) -> distributed.Client:
