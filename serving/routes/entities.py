@@ -8,15 +8,16 @@ from typing import Annotated, Any
 
 import msgspec
 import structlog
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from serving.arrivals import Arrival, Arrivals, topic_of
 from serving.asgi import check_json, read_body
+from serving.clients import network_of
 from serving.data.source import Source
 from serving.entities import EntityAnswer, EntityPredictor, check_entity
 from serving.errors import InvalidRequest
 from serving.recording import read_records
-from serving.routes.streams import parse_event_id
+from serving.routes.streams import LastSeen
 from serving.streams import EventStream, Frames, Streams, frame, opening
 
 log = structlog.get_logger(__name__)
@@ -108,18 +109,9 @@ def entities_router(
         response_class=Response,
         responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
     )
-    async def follow(
-        entity: str,
-        request: Request,
-        last_event_id: Annotated[str | None, Header(description="The last event that was seen")] = None,
-        resume: Annotated[
-            str | None, Query(alias="last_event_id", description="The same, for clients that cannot set the header")
-        ] = None,
-    ) -> Response:
+    async def follow(entity: str, request: Request, after: LastSeen) -> Response:
         check_entity(entity)
-        last = last_event_id or resume
-        after = parse_event_id(last) if last else None
-        address = request.client.host if request.client else ""
+        address = network_of(request.scope).hex()
         return EventStream(streams, _frames(streams, entity, after, address))
 
     return router

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import msgspec
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from serving.clients import network_of
 from serving.errors import InvalidRequest, JobNotFound, StoreUnavailable
@@ -31,6 +31,24 @@ EVENT_ID = re.compile(r"[0-9]{1,19}")
 LARGEST_ID = 2**63 - 1
 
 
+async def last_seen(
+    header: Annotated[str | None, Header(alias="last-event-id", description="The last event that was seen")] = None,
+    query: Annotated[
+        str | None, Query(alias="last_event_id", description="The same, for clients that cannot set the header")
+    ] = None,
+) -> int | None:
+    """The id of the event after which a client resumes. Raises InvalidRequest."""
+    text = header or query
+    if not text:
+        return None
+    if not EVENT_ID.fullmatch(text) or int(text) > LARGEST_ID:
+        raise InvalidRequest("Last-Event-ID is the id of an event")
+    return int(text)
+
+
+LastSeen: TypeAlias = Annotated[int | None, Depends(last_seen)]
+
+
 def streams_router(streams: Streams, events: EventLog, find_job: FindJob) -> APIRouter:
     """Streams of jobs; `find_job` raises JobNotFound. The topic of a job's events is its id."""
     router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -44,15 +62,8 @@ def streams_router(streams: Streams, events: EventLog, find_job: FindJob) -> API
             204: {"description": "The job is finished and nothing is left to be told; do not come back"},
         },
     )
-    async def follow_job(
-        job_id: str,
-        request: Request,
-        last_event_id: Annotated[str | None, Header(description="The last event that was seen")] = None,
-        resume: Annotated[
-            str | None, Query(alias="last_event_id", description="The same, for clients that cannot set the header")
-        ] = None,
-    ) -> Response:
-        after = parse_event_id(last_event_id or resume)
+    async def follow_job(job_id: str, request: Request, last_seen: LastSeen) -> Response:
+        after = last_seen or 0
         job = await find_job(job_id)
         if job.is_finished:
             page = await events.read(job_id, after, 1)
@@ -62,15 +73,6 @@ def streams_router(streams: Streams, events: EventLog, find_job: FindJob) -> API
         return EventStream(streams, _frames(streams, find_job, job, after, address))
 
     return router
-
-
-def parse_event_id(text: str | None) -> int:
-    """The id of an event; 0, which is before all of them, for none. Raises InvalidRequest."""
-    if not text:
-        return 0
-    if not EVENT_ID.fullmatch(text) or int(text) > LARGEST_ID:
-        raise InvalidRequest("Last-Event-ID is the id of an event")
-    return int(text)
 
 
 async def _frames(streams: Streams, find_job: FindJob, job: Job, after: int, address: str) -> Frames:
