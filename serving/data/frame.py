@@ -7,11 +7,9 @@ from typing import Any
 
 import pandas as pd
 
+from registry.training import OUTCOME, TIME
 from serving.data.record import Outcome
 from serving.data.source import Source
-
-OUTCOME, TIME = "outcome", "time"
-"""The columns besides the features."""
 
 
 def outcome_reader(source: Source, limit: int) -> Callable[[str], Coroutine[Any, Any, pd.DataFrame]]:
@@ -31,9 +29,6 @@ def outcome_reader(source: Source, limit: int) -> Callable[[str], Coroutine[Any,
 
 
 def outcome_frame(outcomes: Sequence[Outcome]) -> pd.DataFrame:
-    """A row an outcome, in the order of their times: the features in the user's terms, then OUTCOME and TIME.
-
-    Without outcomes it has no columns.
-    """
+    """A row an outcome as TrainingData has them, in the order of their times; without outcomes it has no columns."""
     ordered = sorted(outcomes, key=lambda outcome: outcome.time)
     return pd.DataFrame([{**one.instance, OUTCOME: one.outcome, TIME: one.time} for one in ordered])
