@@ -292,6 +292,10 @@ class Application:
         self._metrics = metrics
         self._trimmer = Trimmer(lasting.pressure)
 
+    def count_refusal(self, status: int) -> None:
+        """The server has answered a request that never got here."""
+        self._metrics.responses.answered(status)
+
     def tick(self) -> None:
         """Now and then, in a worker: tell figures, give memory back when the master has asked for it."""
         self._metrics.publish()

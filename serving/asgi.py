@@ -130,7 +130,7 @@ class Edge:
             else:
                 await self._app(scope, receive, exchange.send)
         except ClientGone:
-            exchange.status = CLIENT_CLOSED_REQUEST
+            exchange.status = scope["state"].get("refused", CLIENT_CLOSED_REQUEST)
         except Exception as error:  # noqa: BLE001 - the edge of the process: whatever it is, the client gets an answer
             await exchange.refuse(error)
         finally:
@@ -140,7 +140,7 @@ class Edge:
 
 
 CLIENT_CLOSED_REQUEST = 499
-"""What a request is logged with when its client did not wait; never sent."""
+"""What a request is logged with when its client did not wait; never sent. Unless the server refused it meanwhile."""
 
 
 def _new_id() -> str:

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import sys
 from collections import deque
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -31,8 +32,10 @@ MAX_PIPELINED = 100
 class LimitedProtocol(HttpToolsProtocol):
     """Uvicorn times only idle connections; a server calls `sweep` now and then to end those that crawl."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, count: Callable[[int], None] = lambda _status: None, **kwargs: Any) -> None:
+        """`count` is told the status of every answer to a request that the app has not seen."""
         super().__init__(*args, **kwargs)
+        self._count = count
         self._reading_since: float | None = None
         self._active: RequestResponseCycle | None = None
         """The request that is being answered; `cycle` is the last that came, which may have to wait for it."""
@@ -170,6 +173,10 @@ class LimitedProtocol(HttpToolsProtocol):
     def refuse(self, status: HTTPStatus, detail: str) -> None:
         """Answer for the app, which has not seen the request or still waits for its body, and close."""
         if not self._is_answering():
+            if self._active is None or self._active.response_complete:
+                self._count(status)
+            else:  # the app will say so of the request that it has
+                self._active.scope["state"]["refused"] = int(status)
             body = problems.body(status, detail, secrets.token_hex(12))
             head = b"content-type: %s\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
             self.transport.write(STATUS_LINE[status] + head % (problems.CONTENT_TYPE, len(body)) + body)

@@ -17,6 +17,7 @@ import os
 import signal
 import socket
 import sys
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -150,6 +151,7 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc]
 
     async def _serve(self) -> None:
         self.config.app = self.wsgi
+        self.config.http = partial(LimitedProtocol, count=self.wsgi.count_refusal)
         server = DrainingServer(self.config, worker=self)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGQUIT, server.handle_exit, signal.SIGQUIT, None)

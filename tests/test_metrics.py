@@ -18,7 +18,7 @@ from bench.service import Service
 from remote.client import hammer, post
 from tests.conftest import ADMIN_TOKEN, DEMO_MODELS
 from tests.test_processes import DIABETES, eventually, load
-from tests.wire import ask, check_refusal, request
+from tests.wire import Connection, ask, check_refusal, request
 
 QUERY_TOKEN = "a-token-that-is-in-no-log"
 
@@ -30,6 +30,12 @@ def figures(service: Service) -> Any:
     )
     with urllib.request.urlopen(wanted, timeout=60) as answer:
         return json.load(answer)
+
+
+def refusals(service: Service) -> dict[str, int]:
+    """All answers but the good ones, by status."""
+    counted: dict[str, int] = figures(service)["totals"]["responses"]
+    return {status: count for status, count in counted.items() if not status.startswith("2")}
 
 
 def scrape(service: Service) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -59,6 +65,7 @@ def measured(models: Path) -> Iterator[Service]:
         "ADMIN_TOKEN": ADMIN_TOKEN,
         "ACCESS_LOG": "false",
         "GRACEFUL_TIMEOUT_SECONDS": "4",
+        "READ_TIMEOUT_SECONDS": "2",
     }
     with Service(environ) as service:
         yield service
@@ -121,6 +128,27 @@ def test_refusals_rows_and_cache_are_told_by_model(measured: Service) -> None:
         return refused == 1 and rows == {"miss": 1, "coalesced": 2, "hit-memory": 0, "hit-redis": 0}
 
     assert eventually(told)
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"POST /v1/models/wine:predict HTTP/1.1\r\nhost:", 408),
+        (request("/v1/models/wine:predict", b"{}").replace(b"ength: 2", b"ength: 3"), 408),
+        (b"GET /health HTTP/1.1\r\nx: " + b"x" * 200_000, 431),
+        (b"EHLO there\r\n\r\n", 400),
+    ],
+    ids=["half a head", "half a body", "large head", "not HTTP"],
+)
+def test_what_the_server_refuses_for_the_app_is_counted_once(measured: Service, data: bytes, status: int) -> None:
+    before = refusals(measured)
+    with Connection(measured) as connection:
+        connection.send(data)
+        answer = connection.answer()
+    assert answer is not None
+    check_refusal(answer, status)
+    counted = before | {str(status): before[str(status)] + 1}
+    assert eventually(lambda: refusals(measured) == counted)
 
 
 def test_metrics_need_the_token(measured: Service) -> None:

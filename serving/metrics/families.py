@@ -33,7 +33,7 @@ class Family:
         return BUCKETS + 1 if self.kind == "histogram" else len(self.values)
 
 
-STATUSES = (200, 202, 204, 400, 401, 404, 405, 409, 413, 415, 422, 429, 499, 500, 501, 503, 504)
+STATUSES = (200, 202, 204, 400, 401, 404, 405, 408, 409, 413, 415, 422, 429, 431, 499, 500, 501, 503, 504)
 STATUS_VALUES = (*map(str, STATUSES), "other")
 SOURCES = ("hit-memory", "hit-redis", "miss", "coalesced")
 OUTCOMES = ("done", "failed", "cancelled", "queued", "released", "lost", "left", "other")
