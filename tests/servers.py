@@ -9,9 +9,11 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 READY = b"Ready to accept connections"
@@ -65,6 +67,21 @@ def redis_server(*options: str, port: int | None = None) -> Iterator[RedisServer
             server.kill()
             if server.process.stdout is not None:
                 server.process.stdout.close()
+
+
+@contextmanager
+def http_server(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of a server in threads of this process, which logs nothing."""
+    quiet = type("Quiet", (handler,), {"log_message": lambda *_arguments: None})
+    with ThreadingHTTPServer(("127.0.0.1", 0), quiet) as server:
+        server.daemon_threads = True  # a client that stays connected would keep it
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def free_port() -> int:

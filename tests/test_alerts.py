@@ -6,13 +6,13 @@ import json
 import os
 import shutil
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 from bench.service import Service
+from tests.servers import http_server
 from tests.test_processes import eventually
 
 SECRET = "/services/T000/B000/very-secret"
@@ -30,17 +30,8 @@ def webhook(messages: list[str]) -> Iterator[str]:
             self.send_header("Content-Length", "0")
             self.end_headers()
 
-        def log_message(self, *_arguments: object) -> None:
-            """Say nothing."""
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}{SECRET}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with http_server(Handler) as address:
+        yield address + SECRET
 
 
 def lose_a_runner(service: Service, number: int) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import HTTPServer, SimpleHTTPRequestHandler
+from contextlib import AbstractContextManager
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +14,19 @@ from bench.service import Service
 from examples.market import market_records
 from serving.errors import InvalidSetting
 from serving.settings import Settings
+from tests.servers import http_server
 from tests.test_command_line import Run, run  # noqa: F401 - a fixture
 from tests.test_processes import eventually
 
 
-@contextmanager
-def serving(directory: Path) -> Iterator[str]:
+def serving(directory: Path) -> AbstractContextManager[str]:
     """The address of a server of files."""
 
     class Handler(SimpleHTTPRequestHandler):
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments, directory=str(directory))
 
-        def log_message(self, *_arguments: object) -> None:
-            """Say nothing."""
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    return http_server(Handler)
 
 
 def test_a_scheduled_feed_becomes_predictions_of_its_entities(models: Path, tmp_path: Path) -> None:

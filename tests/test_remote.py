@@ -6,12 +6,11 @@ import json
 import os
 import shutil
 import subprocess
-import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from bench.service import Service
 from remote.service import RemoteService
 from remote.verifying import verify
 from tests.conftest import ADMIN_TOKEN
+from tests.servers import http_server
 from tests.test_command_line import FORKSERVE
 
 Tamper = Callable[[str, dict[str, Any]], None]
@@ -37,8 +37,7 @@ def forkserve(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@contextmanager
-def tampered(service: Service, tamper: Tamper) -> Iterator[str]:
+def tampered(service: Service, tamper: Tamper) -> AbstractContextManager[str]:
     """The address of a server that answers as the service does, but for what `tamper` changes in a JSON answer."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -72,19 +71,7 @@ def tampered(service: Service, tamper: Tamper) -> Iterator[str]:
 
         do_POST = do_GET  # noqa: N815 - the name is the base class's
 
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-            """Nothing: the tests' output is the tests' own."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    return http_server(Handler)
 
 
 def faults(address: str) -> dict[str, str]:

@@ -1,10 +1,11 @@
-"""What the tests of stores share: a clock, and waiting for what is about to happen."""
+"""What the tests of stores share: opening them, a clock, and waiting for what is about to happen."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -20,6 +21,37 @@ class WallClock:
 
     def __call__(self) -> float:
         return self.now
+
+
+class Closeable(Protocol):
+    """A store, whatever it stores."""
+
+    async def close(self) -> None: ...
+
+
+class Opener:
+    """Opens the same stores again and again, as if each time in another process or instance, and closes them."""
+
+    def __init__(self, kind: str, directory: Path, url: str) -> None:
+        self.kind = kind
+        self.clock = WallClock()
+        """SQLite's; Redis has its own."""
+        self.directory = directory
+        self.url = url
+        self._opened: list[Closeable] = []
+
+    def open_either(self, sqlite: Callable[..., Closeable], redis: Callable[..., Closeable], **options: Any) -> Any:
+        """One of the kind that is asked for, with the options that both have."""
+        if self.kind == "redis":
+            store = redis(self.url, timeout=PATIENCE, **options)
+        else:
+            store = sqlite(self.directory, busy_seconds=PATIENCE, clock=self.clock, **options)
+        self._opened.append(store)
+        return store
+
+    async def close(self) -> None:
+        for store in self._opened:
+            await store.close()
 
 
 async def until(attempt: Callable[[], Awaitable[T | None]]) -> T:

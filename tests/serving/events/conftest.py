@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,33 +13,17 @@ from serving.events.log import EventLog
 from serving.events.redis import RedisEventLog
 from serving.events.sqlite import SQLiteEventLog
 from tests.servers import RedisServer
-from tests.serving.conftest import PATIENCE, WallClock
+from tests.serving.conftest import Opener
 
 
-class Logs:
-    """Opens the same log again and again, as if each time in another process."""
-
-    def __init__(self, kind: str, directory: Path, url: str) -> None:
-        self.kind = kind
-        self.directory = directory
-        self.url = url
-        self.clock = WallClock()
-        self._opened: list[EventLog] = []
+class Logs(Opener):
+    """Their events."""
 
     def open(self, max_events: int = 1000) -> EventLog:
-        log: EventLog
-        if self.kind == "redis":
-            log = RedisEventLog(self.url, max_events=max_events, timeout=PATIENCE)
-        else:
-            log = SQLiteEventLog(
-                self.directory, max_events=max_events, poll_seconds=0.005, busy_seconds=PATIENCE, clock=self.clock
-            )
-        self._opened.append(log)
-        return log
-
-    async def close(self) -> None:
-        for log in self._opened:
-            await log.close()
+        store: EventLog = self.open_either(
+            partial(SQLiteEventLog, poll_seconds=0.005), RedisEventLog, max_events=max_events
+        )
+        return store
 
 
 @pytest.fixture(params=["sqlite", "redis"])

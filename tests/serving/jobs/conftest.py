@@ -14,7 +14,7 @@ from serving.jobs.redis import RedisJobStore
 from serving.jobs.sqlite import SQLiteJobStore
 from serving.jobs.store import JobStore
 from tests.servers import RedisServer
-from tests.serving.conftest import PATIENCE, WallClock
+from tests.serving.conftest import Opener
 
 OPERATIONS = ("explain", "predict")
 LEASE = 60.0
@@ -28,33 +28,16 @@ def job_request(**changes: Any) -> JobRequest:
     )
 
 
-class Jobs:
-    """Makes stores over the same jobs, as if each were in a process or instance of its own."""
-
-    def __init__(self, kind: str, directory: Path, url: str) -> None:
-        self.kind = kind
-        self.directory = directory
-        self.url = url
-        self._clock = WallClock()
-        self._opened: list[JobStore] = []
+class Jobs(Opener):
+    """Their jobs."""
 
     def open(self, **options: Any) -> JobStore:
-        store: JobStore
-        options = {"backoff": SOON} | options
-        if self.kind == "redis":
-            store = RedisJobStore(self.url, timeout=PATIENCE, **options)
-        else:
-            store = SQLiteJobStore(self.directory, clock=self._clock, busy_seconds=PATIENCE, **options)
-        self._opened.append(store)
+        store: JobStore = self.open_either(SQLiteJobStore, RedisJobStore, **({"backoff": SOON} | options))
         return store
 
     def let_pass(self, seconds: float) -> None:
         """SQLite is given the time; Redis has its own, and the test waits for what it expects."""
-        self._clock.now += seconds
-
-    async def close(self) -> None:
-        for store in self._opened:
-            await store.close()
+        self.clock.now += seconds
 
 
 @pytest.fixture(params=["sqlite", "redis"])

@@ -17,40 +17,19 @@ from serving.schedules.schedule import Action, Queued, Schedule, parse_schedules
 from serving.schedules.sqlite import SQLiteScheduleStore
 from serving.schedules.store import ScheduleStore
 from tests.servers import RedisServer
-from tests.serving.conftest import PATIENCE, WallClock
+from tests.serving.conftest import Opener
 
 
-class Instances:
-    """Opens the same stores again and again, as if each time in another instance."""
-
-    def __init__(self, kind: str, directory: Path, url: str) -> None:
-        self.kind = kind
-        self.directory = directory
-        self.url = url
-        self.clock = WallClock()
-        self._opened: list[ScheduleStore | JobStore] = []
+class Instances(Opener):
+    """Their schedules and their jobs."""
 
     def open(self) -> ScheduleStore:
-        store: ScheduleStore
-        if self.kind == "redis":
-            store = RedisScheduleStore(self.url, timeout=PATIENCE)
-        else:
-            store = SQLiteScheduleStore(self.directory, busy_seconds=PATIENCE, clock=self.clock)
-        self._opened.append(store)
+        store: ScheduleStore = self.open_either(SQLiteScheduleStore, RedisScheduleStore)
         return store
 
     def open_jobs(self, max_queued: int = 1000) -> JobStore:
-        store: JobStore
-        if self.kind == "redis":
-            store = RedisJobStore(self.url, timeout=PATIENCE, max_queued=max_queued)
-        else:
-            store = SQLiteJobStore(self.directory, busy_seconds=PATIENCE, max_queued=max_queued)
-        self._opened.append(store)
+        store: JobStore = self.open_either(SQLiteJobStore, RedisJobStore, max_queued=max_queued)
         return store
-
-    async def close(self) -> None:
-        for store in self._opened:
-            await store.close()
 
 
 @pytest.fixture(params=["sqlite", "redis"])
