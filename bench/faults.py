@@ -31,7 +31,7 @@ from tests.entities import import_market, sqlite_source
 from tests.servers import RedisServer, redis_server
 from tests.supabase import SupabaseServer, postgres_server, supabase_server
 
-BEGIN, OPENED, END, LAST = 4.0, 7.0, 10.0, 22.0
+BEGIN, OPENED, END, LAST = 9.0, 12.0, 20.0, 32.0
 """Seconds: the fault begins; by now the breakers are open; the fault ends; the load ends."""
 
 RATE = 25.0

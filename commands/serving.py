@@ -6,13 +6,20 @@ import argparse
 import os
 import secrets
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from commands.terminal import say
 from serving.settings import Settings
 
+if TYPE_CHECKING:
+    from serving.alerts import Alerts
+    from serving.memory.watching import MemoryWatch
+    from serving.runners import Runners
+
 ROOT = Path(__file__).parent.parent
+MB = 1024 * 1024
 
 
 def serve(_arguments: argparse.Namespace, settings: Settings) -> NoReturn:
@@ -30,37 +37,69 @@ def serve(_arguments: argparse.Namespace, settings: Settings) -> NoReturn:
 
 def worker(arguments: argparse.Namespace, settings: Settings) -> int:
     """Run jobs and schedules without serving, as ROLES says; with --once jobs until none is due, in this process."""
-    from assembly.schedules import schedules_of
     from assembly.web import build, build_alerts
     from serving import logs, prefork
     from serving.errors import CannotServe
     from serving.jobs.runner import at_once
-    from serving.metrics.book import Book
-    from serving.processes import SCHEDULER
-    from serving.reloads import Reloads
-    from serving.runners import Runners, supervise
+    from serving.runners import supervise
 
     alerts = build_alerts(settings)
     logs.configure(settings.log_level, watch=alerts.watch)
-    kinds = []
     try:
-        if "scheduler" in settings.roles and settings.schedules and not arguments.once:
-            scheduler = schedules_of(settings, Reloads(), alerts.outbound).scheduler
-            kinds.append(Runners(scheduler.run, 1, Book(2), name=SCHEDULER))
-        if arguments.once or "worker" in settings.roles or "scheduler" not in settings.roles:
+        if arguments.once:
             app = build(settings, alerts)
-            kinds.append(Runners(app.runner.run, settings.job_runners, app.lasting.book))
+        else:
+            kinds = _processes(settings, alerts)
         prefork.import_modules(settings.preload_modules)
         prefork.settle()
         prefork.check_single_thread()
     except CannotServe as error:
         say(f"forkserve: {error}", file=sys.stderr)
         return 1
-    if not kinds:
-        say("forkserve: ROLES names the scheduler alone, and SCHEDULES is empty", file=sys.stderr)
-        return 1
     if arguments.once:
         app.runner.run(until=at_once)
+    elif not kinds:
+        say("forkserve: ROLES names the scheduler alone, and SCHEDULES is empty", file=sys.stderr)
+        return 1
     else:
-        supervise(kinds)
+        supervise(kinds, _watch_memory(settings, alerts, kinds))
     return 0
+
+
+def _processes(settings: Settings, alerts: Alerts) -> list[Runners]:
+    """What is to be forked here; with a webhook also who sends alerts, as web workers do elsewhere."""
+    from assembly.schedules import schedules_of
+    from assembly.web import build
+    from serving.metrics.book import Book
+    from serving.processes import MESSENGER, SCHEDULER
+    from serving.reloads import Reloads
+    from serving.runners import Runners
+
+    kinds = []
+    if "scheduler" in settings.roles and settings.schedules:
+        scheduler = schedules_of(settings, Reloads(), alerts.outbound).scheduler
+        kinds.append(Runners(scheduler.run, 1, Book(2), name=SCHEDULER, keep=alerts.descriptor))
+    if "worker" in settings.roles or "scheduler" not in settings.roles:
+        app = build(settings, alerts)
+        kinds.append(Runners(app.runner.run, settings.job_runners, app.lasting.book, keep=alerts.descriptor))
+    if kinds and alerts.outlet is not None:
+        kinds.append(Runners(alerts.run, 1, Book(2), name=MESSENGER, keep=alerts.outlet))
+    return kinds
+
+
+def _watch_memory(settings: Settings, alerts: Alerts, kinds: Sequence[Runners]) -> MemoryWatch:
+    from serving.memory.pressure import Pressure
+    from serving.memory.watching import MemoryWatch
+
+    def replace(pid: int) -> None:
+        for runners in kinds:
+            runners.replace_one(pid)
+
+    return MemoryWatch(
+        Pressure(),
+        limit=settings.max_memory_mb * MB,
+        share=settings.max_worker_memory_mb * MB,
+        processes=settings.job_runners,
+        replace=replace,
+        alert=alerts.alert,
+    )

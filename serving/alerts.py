@@ -2,8 +2,8 @@
 
 Context: what goes wrong does so in the master, in a web worker or in a runner; the master has no event loop and may
 have no thread. Decision: an alert is a datagram on a socket pair made before the fork, and whichever web worker is free
-sends it on. Consequence: telling costs microseconds, never waits and works everywhere; where no web worker is left to
-send it, the line in the log remains.
+sends it on, or, where none are, a process of its own. Consequence: telling costs microseconds, never waits and works
+everywhere; where nobody is left to send it, the line in the log remains.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ LEVELS = frozenset({"warning", "error"})
 
 
 class Alerts:
-    """To be made before the fork. `start` and `stop` are for web workers, all else is for any process."""
+    """To be made before the fork. `start` and `stop`, or `run`, are for who sends; all else is for any process."""
 
     def __init__(
         self,
@@ -78,8 +78,13 @@ class Alerts:
 
     @property
     def descriptor(self) -> int | None:
-        """What a forked process has to keep that closes all others."""
+        """What a forked process has to keep that closes all others, to tell."""
         return self._pair[1].fileno() if self._pair else None
+
+    @property
+    def outlet(self) -> int | None:
+        """The same, to send on."""
+        return self._pair[0].fileno() if self._pair else None
 
     def alert(self, kind: str, message: str) -> None:
         """Log a message, and tell people unless one of its `kind` has been told of a short while ago."""
@@ -111,6 +116,11 @@ class Alerts:
             self._sending.cancel()
             await asyncio.gather(self._sending, return_exceptions=True)
             self._sending = None
+
+    def run(self) -> None:
+        """In a process of its own: send on what anybody tells, until it is ended."""
+        assert self._pair is not None
+        asyncio.run(self._send_on(self._pair[0]))
 
     def close(self) -> None:
         """Tell nobody any more."""

@@ -11,8 +11,8 @@ from pathlib import Path
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TICK = os.sysconf("SC_CLK_TCK")
 
-WEB, RUNNER, SCHEDULER = "web", "runner", "scheduler"
-"""The names of processes that answer requests, run jobs, watch the time, as `ps -o comm` shows them."""
+WEB, RUNNER, SCHEDULER, MESSENGER = "web", "runner", "scheduler", "messenger"
+"""The names of processes that answer requests, run jobs, watch the time, send alerts, as `ps -o comm` shows them."""
 
 PR_SET_NAME = 15
 

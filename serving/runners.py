@@ -18,8 +18,9 @@ import structlog
 
 from serving.executor.forking import fork
 from serving.executor.isolation import IGNORED, be_early_out_of_memory, isolate
+from serving.memory.watching import MemoryWatch
 from serving.metrics.book import Book
-from serving.processes import RUNNER, SCHEDULER
+from serving.processes import MESSENGER, RUNNER, SCHEDULER
 
 log = structlog.get_logger(__name__)
 
@@ -36,7 +37,7 @@ OOM_SCORE = 800
 """Jobs go before web workers (500), and are resumed."""
 
 
-LOST = {RUNNER: "Runner is lost", SCHEDULER: "Scheduler is lost"}
+LOST = {RUNNER: "Runner is lost", SCHEDULER: "Scheduler is lost", MESSENGER: "Messenger is lost"}
 
 
 @dataclass(slots=True)
@@ -144,14 +145,16 @@ class Runners:
         self._work()
 
 
-def supervise(kinds: Sequence[Runners]) -> None:
-    """Tend runners until SIGTERM or SIGINT, where there is no gunicorn to do it."""
+def supervise(kinds: Sequence[Runners], memory: MemoryWatch | None = None) -> None:
+    """Tend runners, and their memory, until SIGTERM or SIGINT, where there is no gunicorn to do it."""
     waited = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
     signal.pthread_sigmask(signal.SIG_BLOCK, waited)
     arrived = None
     while arrived is None or arrived.si_signo == signal.SIGCHLD:
         for runners in kinds:
             runners.tend()
+        if memory is not None:
+            memory.look({}, [pid for runners in kinds for pid in runners.pids])
         arrived = signal.sigtimedwait(waited, FORK_SECONDS)
     for runners in kinds:
         runners.begin_stop()

@@ -6,14 +6,17 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
-from bench.service import Service
+from bench.service import ROOT, Service
+from serving.processes import MESSENGER, RUNNER, child_pids, name_of
 from tests.servers import http_server
-from tests.test_processes import eventually
+from tests.test_command_line import FORKSERVE
+from tests.test_processes import eventually, gone
 
 SECRET = "/services/T000/B000/very-secret"
 
@@ -61,3 +64,39 @@ def test_a_lost_runner_and_a_refused_reload_are_told_once(models: Path, tmp_path
     assert "Reload refused (reason=" in messages[1]
     assert log.count('"event":"Runner is lost"') == 2, "the log has them all"
     assert SECRET not in log
+
+
+def test_want_of_memory_is_told(models: Path) -> None:
+    messages: list[str] = []
+    with webhook(messages) as url:
+        environ = {"MODEL_DIR": str(models), "WEB_CONCURRENCY": "1", "ALERT_WEBHOOK_URL": url, "ROLES": "web"}
+        with Service(environ | {"MAX_MEMORY_MB": "20"}) as service:
+            assert eventually(lambda: len(messages) == 2)
+            assert {alert["kind"] for alert in service.events("Alert")} == {"memory-high", "memory-futile"}
+    assert "Memory is high: " in messages[0]
+    assert " of 20 MB are used" in messages[0]
+    assert "Memory is short, and replacing processes would not help" in messages[1]
+
+
+def test_forkserve_worker_watches_its_memory_and_sends_its_alerts_itself(sleeper: Path, tmp_path: Path) -> None:
+    messages: list[str] = []
+    with webhook(messages) as url:
+        environ = {"MODEL_DIR": str(sleeper), "DATA_DIR": str(tmp_path), "ALERT_WEBHOOK_URL": url}
+        environ |= {"MAX_MEMORY_MB": "20"}
+        process = subprocess.Popen([FORKSERVE, "worker"], cwd=ROOT, env=os.environ | environ, stdout=subprocess.DEVNULL)
+        try:
+            assert eventually(lambda: len(messages) == 2)
+            names = {name_of(pid): pid for pid in child_pids(process.pid)}
+            assert set(names) == {RUNNER, MESSENGER}
+            os.kill(names[MESSENGER], signal.SIGKILL)
+            os.kill(names[RUNNER], signal.SIGKILL)
+            assert eventually(lambda: len(messages) == 3)
+            last = child_pids(process.pid)
+            process.terminate()
+            assert process.wait(30) == 0
+            assert gone(last)
+        finally:
+            process.kill()
+            process.wait()
+    assert "Memory is high: " in messages[0]
+    assert "Runner is lost (code=-9)" in messages[2]

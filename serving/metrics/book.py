@@ -125,7 +125,7 @@ class Book:
             self.enter(self.assign())
 
     def release(self, slot: int, kind: str) -> None:
-        """In the master, when the process is gone. `kind` is what it was: web, runner or scheduler."""
+        """In the master, when the process is gone. `kind` is what it was."""
         # odd while it lasts: who adds up meanwhile looks again
         self._version[0] += 1
         for sheet in self._sheets.values():

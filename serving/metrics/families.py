@@ -74,7 +74,8 @@ JOBS = (
     Family("job_executor_replacements", "counter", "Processes of jobs killed or lost"),
 )
 
-ENDED = (Family("processes_ended", "counter", "Processes that have ended", "process", ("web", "runner", "scheduler")),)
+PROCESSES = ("web", "runner", "scheduler", "messenger")
+ENDED = (Family("processes_ended", "counter", "Processes that have ended", "process", PROCESSES),)
 
 
 def breakers(names: tuple[str, ...]) -> tuple[Family, ...]:
