@@ -14,6 +14,10 @@ from cache.memory import MemoryTier
 from cache.tiered import TieredCache
 from serving.events.hub import Hub
 from serving.events.sqlite import SQLiteEventLog
+from serving.jobs.attempt import Attempt
+from serving.jobs.handlers import JobFailed, Report
+from serving.jobs.job import Job, JobRequest
+from serving.jobs.sqlite import SQLiteJobStore
 from serving.memory.pressure import Pressure
 from serving.memory.trimming import Trimmer
 from serving.metrics.book import Book
@@ -100,6 +104,30 @@ async def test_streams_that_come_and_go_leave_nothing(tmp_path: Path) -> None:
 
     kept = await leaked(cycle)
     await hub.close()
+    await events.close()
+    assert kept < ALLOWED_BYTES
+
+
+async def test_jobs_that_are_done_or_fail_leave_nothing(tmp_path: Path) -> None:
+    store, events = SQLiteJobStore(tmp_path), SQLiteEventLog(tmp_path, max_events=50)
+
+    async def handler(_job: Job, chunk: int, data: bytes, report: Report) -> bytes:
+        report(0.5)
+        if chunk == 1 and data == b"bad":
+            raise JobFailed("as planned")
+        return data
+
+    async def cycle(number: int) -> None:
+        rows = b"bad" if number % 3 == 0 else b"good"
+        await store.submit(JobRequest(operation="toy", inputs=(rows, rows)))
+        job = await store.claim("a", 60, ["toy"])
+        assert job is not None
+        outcome = await Attempt(store, events, job, owner="a", lease=60).run(handler, asyncio.Event())
+        assert outcome == ("failed" if rows == b"bad" else "done")
+        await store.prune(0, 5)
+
+    kept = await leaked(cycle)
+    await store.close()
     await events.close()
     assert kept < ALLOWED_BYTES
 
