@@ -202,7 +202,7 @@ def create_app(
         )
     )
     app.add_exception_handler(HTTPException, _problem)
-    app.openapi = _Document(app, registry)  # type: ignore[method-assign]
+    app.openapi = _Document(app, registry, background=background)  # type: ignore[method-assign]
     app.add_middleware(Edge, figures=metrics.responses, access_log=access_log, admission=admission)
     hot_path = InferenceRoute(
         registry=registry,
@@ -313,13 +313,14 @@ class Application:
 class _Document:
     """Makes the OpenAPI document when it is first asked for."""
 
-    def __init__(self, app: FastAPI, registry: Registry) -> None:
+    def __init__(self, app: FastAPI, registry: Registry, *, background: bool) -> None:
         self._app = app
         self._registry = registry
+        self._background = background
 
     def __call__(self) -> dict[str, Any]:
         if self._app.openapi_schema is None:
-            self._app.openapi_schema = document(self._app, self._registry)
+            self._app.openapi_schema = document(self._app, self._registry, background=self._background)
         return self._app.openapi_schema
 
 

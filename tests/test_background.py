@@ -117,3 +117,13 @@ def test_without_the_setting_a_late_request_is_answered_504(sleeper: Path) -> No
     environ = {"MODEL_DIR": str(sleeper), "INFERENCE_TIMEOUT_SECONDS": str(DEADLINE), "ROLES": "web"}
     with Service(environ) as service:
         assert ask(service, "predict", "sleeper", [[0.9]]).status == 504
+
+
+def test_the_document_says_what_becomes_a_job(slow: Service, service: Service) -> None:
+    here = call(slow, "GET", "/openapi.json").json["paths"]
+    assert {"200", "202"} <= here["/v1/models/sleepy:predict"]["post"]["responses"].keys()
+    only_jobs = here["/v1/models/ponderer:explain"]["post"]["responses"].keys()
+    assert "202" in only_jobs
+    assert "200" not in only_jobs
+    elsewhere = call(service, "GET", "/openapi.json").json["paths"]
+    assert all("202" not in item["post"]["responses"] for path, item in elsewhere.items() if path.endswith("dict"))

@@ -104,7 +104,7 @@ class InferenceRoute:
         rows, parameters = self._readers[verb][model].read(body)
         scope["instances"] = len(rows)
         selection = parameters.selection() if verb == "explain" else EVERYTHING
-        if self._background is not None and verb == "explain" and _is_for_jobs(model):
+        if self._background is not None and verb == "explain" and is_for_jobs(model):
             await _accept(send, await self._background.submit(model, verb, rows, selection))
             return
         if EVENTS in headers.get(b"accept", b""):
@@ -159,7 +159,7 @@ class InferenceRoute:
         log.info(f"{DONE[verb]} {model.name} completed in {seconds:.3f}s", version=model.version, rows=rows)
 
 
-def _is_for_jobs(model: LoadedModel) -> bool:
+def is_for_jobs(model: LoadedModel) -> bool:
     """Whether one explanation takes longer than a request may."""
     return model.explainer is not None and model.explainer.jobs_only
 

@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from registry.model import LoadedModel
 from registry.registry import Registry
 from serving.operations import Verb
-from serving.routes.inference import ANSWERS
+from serving.routes.inference import ANSWERS, is_for_jobs
 
 PROBLEM: dict[str, Any] = {
     "type": "object",
@@ -47,29 +47,49 @@ REFUSALS = {
 }
 
 
-def document(app: FastAPI, registry: Registry) -> dict[str, Any]:
-    """The whole OpenAPI 3.1 document."""
+def document(app: FastAPI, registry: Registry, *, background: bool) -> dict[str, Any]:
+    """The whole OpenAPI 3.1 document; with `background` for a service where what takes longer goes on as a job."""
     openapi = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
     openapi.setdefault("components", {}).setdefault("schemas", {})["Problem"] = PROBLEM
     for model in registry.live():
-        add_operations(openapi["paths"], f"/v1/models/{model.name}", model)
+        add_operations(openapi["paths"], f"/v1/models/{model.name}", model, background=background)
     for model in registry:
         path = f"/v1/models/{model.name}/versions/{model.version}"
-        add_operations(openapi["paths"], path, model, f"_version_{model.version}")
+        add_operations(openapi["paths"], path, model, f"_version_{model.version}", background=background)
     return openapi
 
 
-def add_operations(paths: dict[str, Any], path: str, model: LoadedModel, suffix: str = "") -> None:
+def add_operations(paths: dict[str, Any], path: str, model: LoadedModel, suffix: str = "", *, background: bool) -> None:
     """What can be asked of one model under `path`."""
-    predict = f"Predict with {model.name} ({model.manifest.estimator})"
-    paths[f"{path}:predict"] = {"post": operation(model, "predict", predict, suffix)}
-    if model.explainer is not None and not model.explainer.jobs_only:
-        explain = f"Explain what {model.name} predicts ({model.explainer.method}, in {model.explainer.space} space)"
-        paths[f"{path}:explain"] = {"post": operation(model, "explain", explain, suffix)}
+    summaries: dict[Verb, str] = {"predict": f"Predict with {model.name} ({model.manifest.estimator})"}
+    if model.explainer is not None:
+        how = f"{model.explainer.method}, in {model.explainer.space} space"
+        summaries["explain"] = f"Explain what {model.name} predicts ({how})"
+    for verb, summary in summaries.items():
+        if answers := answers_of(model, verb, background=background):
+            paths[f"{path}:{verb}"] = {"post": operation(model, verb, summary, suffix, answers)}
 
 
-def operation(model: LoadedModel, verb: Verb, summary: str, suffix: str) -> dict[str, Any]:
-    """One typed operation."""
+def answers_of(model: LoadedModel, verb: Verb, *, background: bool) -> dict[str, Any]:
+    """By status, all but the refusals; none for what only jobs can do where a request becomes no job."""
+    later = {"202": {"description": "It takes too long and goes on as a job, whose address is in Location"}}
+    if verb == "explain" and is_for_jobs(model):
+        return later if background else {}
+    whole = {
+        "200": {
+            "description": f"One {ANSWERS[verb].removesuffix('s')} for every instance, in order",
+            "content": {
+                "application/json": {"schema": response_schema(model, verb)},
+                # an event for each, then `done`
+                "text/event-stream": {"schema": {"type": "string"}},
+            },
+        }
+    }
+    return whole | later if background else whole
+
+
+def operation(model: LoadedModel, verb: Verb, summary: str, suffix: str, answers: dict[str, Any]) -> dict[str, Any]:
+    """One typed operation; `answers` are those besides refusals."""
     return {
         "tags": [verb],
         "operationId": f"{verb}_{model.name}{suffix}",
@@ -83,18 +103,7 @@ def operation(model: LoadedModel, verb: Verb, summary: str, suffix: str) -> dict
             }
         ],
         "requestBody": {"required": True, "content": {"application/json": {"schema": request_schema(model)}}},
-        "responses": {
-            "200": {
-                "description": f"One {ANSWERS[verb].removesuffix('s')} for every instance, in order",
-                "content": {
-                    "application/json": {"schema": response_schema(model, verb)},
-                    # an event for each, then `done`
-                    "text/event-stream": {"schema": {"type": "string"}},
-                },
-            },
-            "202": {"description": "It takes too long and goes on as a job, whose address is in Location"},
-        }
-        | {status: _refusal(description) for status, description in REFUSALS.items()},
+        "responses": answers | {status: _refusal(description) for status, description in REFUSALS.items()},
     }
 
 
