@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from registry.model import LoadedModel
 from registry.registry import Registry
 from serving.data.reading import RecordReader
 from serving.data.record import ENTITY, Record
-from serving.errors import EntityNotFound, InvalidRequest
+from serving.errors import DeadlineExceeded, EntityNotFound, InvalidRequest
 from serving.inference import Inference, Timing
 from serving.operations import VERBS, Verb
 
@@ -75,30 +76,45 @@ class EntityPredictor:
         return models
 
     async def predict(
-        self, entity: str, *, names: Sequence[str] | None = None, limit: int | None = None, explained: bool = False
+        self,
+        entity: str,
+        *,
+        names: Sequence[str] | None = None,
+        limit: int | None = None,
+        explained: bool = False,
+        timeout: float | None = None,
     ) -> EntityAnswer:
         """The predictions, and if asked for the explanations, of at most `limit` records, newest first.
 
-        Raises EntityNotFound, StoreUnavailable, InvalidRequest, ModelNotFound, InvalidRows naming record, column and
-        model, and what `Inference.answer` raises.
+        `timeout`, in seconds, may shorten the deadline, never lengthen it. Raises EntityNotFound, StoreUnavailable,
+        InvalidRequest, ModelNotFound, InvalidRows naming record, column and model, and what `Inference.answer` raises.
         """
+        started = time.monotonic()
         models = self.bound(names)
         check_entity(entity)
         reading = await self._reader.newest(entity, self.most if limit is None else limit)
         if not reading.records:
             raise EntityNotFound
-        answers = await self.predict_records(reading.records, models, explained=explained)
+        left = None if timeout is None else timeout - (time.monotonic() - started)
+        if left is not None and left <= 0:
+            raise DeadlineExceeded(f"reading the records took longer than {timeout:g} s")
+        answers = await self.predict_records(reading.records, models, explained=explained, timeout=left)
         return EntityAnswer(entity, reading.records, answers, reading.stale)
 
     async def predict_records(
-        self, records: Sequence[Record], models: Sequence[LoadedModel], *, explained: bool = False
+        self,
+        records: Sequence[Record],
+        models: Sequence[LoadedModel],
+        *,
+        explained: bool = False,
+        timeout: float | None = None,
     ) -> list[ModelAnswer]:
         """The same of records at hand."""
         tables = [rows_of(model, records) for model in models]
         verbs: tuple[Verb, ...] = VERBS if explained else ("predict",)
         answers = await asyncio.gather(
             *(
-                self._inference.answer(model, verb, rows, timing=Timing())
+                self._inference.answer(model, verb, rows, timing=Timing(), timeout=timeout)
                 for model, rows in zip(models, tables, strict=True)
                 for verb in verbs
             )

@@ -45,8 +45,8 @@ def send_record(service: Service, entity: str, **record: Any) -> Answer:
     return post(service, f"/v1/entities/{entity}/records", record)
 
 
-def ask(service: Service, entity: str, query: str = "") -> Answer:
-    return call(service, "GET", f"/v1/entities/{entity}/predictions{query}")
+def ask(service: Service, entity: str, query: str = "", **headers: str) -> Answer:
+    return call(service, "GET", f"/v1/entities/{entity}/predictions{query}", None, **headers)
 
 
 def send_outcomes(service: Service, model: str, content: Any, **headers: str) -> Answer:

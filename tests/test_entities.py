@@ -122,6 +122,15 @@ def test_a_column_that_a_model_lacks_is_named(entities: Service, entity: str) ->
     assert answer.json["errors"] == [{"instance": 0, "feature": "range_5d", "reason": "is missing, says market-range"}]
 
 
+def test_the_deadline_may_be_shortened_for_entities_too(entities: Service, entity: str) -> None:
+    send_record(entities, entity, values=columns(100), time="2024-05-01")  # nobody else asks about that day
+    assert ask(entities, entity, X_Request_Timeout="0.0000001").status == 504
+    assert ask(entities, entity, X_Request_Timeout="30").status == 200
+    for given in ("", "0", "soon"):
+        refused = ask(entities, entity, X_Request_Timeout=given)
+        assert (refused.status, refused.json["detail"]) == (400, "X-Request-Timeout is a number of seconds")
+
+
 def test_an_entity_without_records_is_not_found(entities: Service) -> None:
     answer = ask(entities, "nobody")
     assert (answer.status, answer.json["detail"]) == (404, "there is no record of that entity")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import msgspec
 import structlog
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 
 from serving.arrivals import Arrival, Arrivals, topic_of
 from serving.asgi import check_json, read_body
@@ -17,6 +17,7 @@ from serving.data.source import Source
 from serving.entities import EntityAnswer, EntityPredictor, check_entity
 from serving.errors import InvalidRequest
 from serving.recording import read_records
+from serving.routes.inference import parse_timeout
 from serving.routes.streams import LastSeen
 from serving.streams import EventStream, Frames, Streams, frame, opening
 
@@ -89,6 +90,9 @@ def entities_router(
         models: Annotated[str | None, Query(description="Names, with commas; all that are bound to entities")] = None,
         limit: Annotated[str | None, Query(description="Records; never more than MAX_LIMIT_CHECKINS")] = None,
         explain: Annotated[str, Query(description="`true` adds what each column contributes")] = "false",
+        x_request_timeout: Annotated[
+            str | None, Header(description="Seconds; may shorten the deadline, never lengthen it")
+        ] = None,
     ) -> Response:
         started = time.perf_counter()
         answer = await predictor.predict(
@@ -96,6 +100,7 @@ def entities_router(
             names=None if models is None else [name for name in models.split(",") if name],
             limit=_count(limit),
             explained=_truth(explain),
+            timeout=None if x_request_timeout is None else parse_timeout(x_request_timeout.encode()),
         )
         seconds = time.perf_counter() - started
         if access_log:

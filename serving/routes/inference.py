@@ -17,7 +17,6 @@ from registry.registry import Registry
 from serving.asgi import (
     CLIENT_CLOSED_REQUEST,
     ClientGone,
-    HeaderMap,
     Headers,
     Receive,
     Scope,
@@ -99,7 +98,8 @@ class InferenceRoute:
         started = time.perf_counter()
         headers = dict(scope["headers"])
         check_json(headers)
-        timeout = _requested_timeout(headers)
+        given = headers.get(b"x-request-timeout")
+        timeout = None if given is None else parse_timeout(given)
         body = await read_body(headers, receive, self._max_body_bytes)
         rows, parameters = self._readers[verb][model].read(body)
         scope["instances"] = len(rows)
@@ -184,10 +184,8 @@ def _content(model: LoadedModel, verb: Verb, answers: Sequence[Answer]) -> bytes
     return head.encode() + pieces + end
 
 
-def _requested_timeout(headers: HeaderMap) -> float | None:
-    given = headers.get(b"x-request-timeout")
-    if given is None:
-        return None
+def parse_timeout(given: bytes) -> float:
+    """What X-Request-Timeout says, in seconds. Raises NotJSON."""
     if not TIMEOUT.fullmatch(given) or not math.isfinite(seconds := float(given)) or seconds <= 0:
         raise NotJSON("X-Request-Timeout is a number of seconds")
     return seconds
