@@ -24,8 +24,10 @@ from registry.training import SCRIPT as SCRIPT_NAME
 from remote.client import hammer, post
 from serving.processes import child_pids, name_of
 from tests.conftest import ADMIN_TOKEN
+from tests.entities import send_outcomes
 from tests.jobs import call, ended, until
 from tests.servers import RedisServer
+from tests.supabase import SupabaseServer
 from tests.test_processes import eventually, is_running
 from tests.test_reloading import ask_admin
 from tests.training import MODE, add_small, result_of, trigger
@@ -113,6 +115,31 @@ def test_new_version_that_is_not_fit_is_refused_and_removed(odd: Service, odd_ro
     assert visible(odd_root / "small") == ["1"]
     assert list(odd_root.glob(".*")) == []
     assert eventually(lambda: odd.get("/health")["last_training"].get("small", {}).get("outcome") == "refused")
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "supabase"])
+def test_training_learns_from_the_outcomes_that_were_sent(
+    kind: str, root: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    environ = ENVIRON | {"MODEL_DIR": str(root), "DATA_DIR": str(tmp_path), "TRAIN_TOLERANCE": "1"}
+    if kind == "supabase":
+        server: SupabaseServer = request.getfixturevalue("shared_supabase")
+        server.empty()
+        environ |= {"SUPABASE_URL": server.url, "SUPABASE_SERVICE_KEY": server.key}
+    # a little besides what the first version has learnt: z = 2 x - y + 0.0625
+    sent = [[x / 4, y / 4] for x in range(-3, 4) for y in range(-3, 4)]
+    truths = [2 * x - y + 0.0625 for x, y in sent]
+    with Service(environ) as service:
+        (root / "small" / MODE).write_text("learns")
+        content = {"instances": sent, "outcomes": truths}
+        assert send_outcomes(service, "small", content).json["stored"] == len(sent)
+        assert result_of(service, ended(service, trigger(service)))["promoted"] is True
+
+        def has_learnt() -> bool:
+            answer = call(service, "POST", "/v1/models/small:predict", BODY, Content_Type="application/json").json
+            return bool(answer["predictions"] == [pytest.approx(2 * 0.5 - 0.25 + 0.0625)])
+
+        assert eventually(has_learnt)
 
 
 def test_training_that_takes_too_long_is_killed(odd_root: Path) -> None:

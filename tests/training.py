@@ -29,6 +29,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from sklearn.linear_model import LinearRegression
 
 from registry.training import Trained
@@ -41,7 +42,7 @@ class OfItsOwn(LinearRegression):
 
 def train(data):
     mode = (Path(__file__).parent / "mode.txt").read_text()
-    table = small_table()
+    table, split = small_table(), 80
     truth, kind = table["z"].to_numpy(), LinearRegression
     match mode.split():
         case ["raises"]:
@@ -74,10 +75,15 @@ def train(data):
             table["y"] = (table["y"] * 100).astype("int64")
         case ["own"]:
             kind = OfItsOwn
+        case ["learns"]:
+            known = data.outcomes.rename(columns={"outcome": "z"})[["x", "y", "z"]]
+            table = pd.concat([known, table[80:]], ignore_index=True)
+            truth = table["z"].to_numpy()
+            split = len(known)
     features = table.drop(columns="z")
-    estimator = kind().fit(features.to_numpy(), truth)
+    estimator = kind().fit(features[:split].to_numpy(), truth[:split])
     assert list(data.outcomes) == ["x", "y", "outcome", "time"]
-    return Trained(estimator=estimator, sample=table[:80], held_out=table[80:], target="z")
+    return Trained(estimator=estimator, sample=table[:split], held_out=table[split:], target="z")
 '''
 
 
