@@ -30,6 +30,7 @@ ALERTED: Mapping[str, str] = {
     "Redis is away, going on without it": "redis",
     "Jobs are out of reach": "jobs",
     "Events cannot be read": "events",
+    "Supabase is away": "records",
     "Runner is lost": "runner",
     "Scheduler is lost": "runner",
     "Reload refused": "reload",

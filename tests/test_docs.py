@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 import re
@@ -9,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import Field
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 
 from bench.service import ROOT, Service
+from serving.alerts import ALERTED
 from serving.settings import Settings
 
 README = (ROOT / "README.md").read_text()
@@ -37,6 +40,35 @@ def test_every_setting_is_in_deployment_md_with_its_default(setting: Field[Any])
 def test_deployment_md_lists_no_setting_that_is_not_there() -> None:
     rows = set(re.findall(r"^\| `([A-Z_]+)` \|", DEPLOYMENT, re.MULTILINE))
     assert rows == {field.name.upper() for field in dataclasses.fields(Settings)}
+
+
+def logged() -> Iterator[tuple[str, list[str]]]:
+    """Each line that we log, as where it is logged and its fixed parts."""
+    for path in tracked():
+        if path.suffix != ".py" or path.relative_to(ROOT).parts[0] in ("tests", "bench", "examples"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Call(func=ast.Attribute(value=ast.Name("log")), args=[ast.Constant(str(text)), *_]):
+                    yield path.name, [text]
+                case ast.Call(func=ast.Attribute(value=ast.Name("log")), args=[ast.JoinedStr(values), *_]):
+                    texts = [value.value for value in values if isinstance(value, ast.Constant)]
+                    yield path.name, [str(text).strip() for text in texts]
+
+
+def test_deployment_md_explains_every_line_of_the_log_and_every_alert() -> None:
+    lines = list(logged())
+    assert len(lines) > 60
+    explained = DEPLOYMENT[DEPLOYMENT.index("## Log lines") :]
+    assert [(where, parts) for where, parts in lines if not all(part in explained for part in parts)] == []
+    _, alerts, *_ = re.split(r"^## (?:Alerts|Log lines)$", DEPLOYMENT, flags=re.MULTILINE)
+    assert [event for event in ALERTED if f"`{event}`" not in alerts] == []
+
+
+def test_links_between_the_documents_lead_somewhere() -> None:
+    links = {link for path in ROOT.glob("*.md") for link in re.findall(r"\]\(([^):]+)\)", path.read_text())}
+    assert {"GUIDE.md", "DEPLOYMENT.md"} <= links
+    assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 def test_the_two_commands_of_the_readme_are_make_run_and_make_test() -> None:
