@@ -21,6 +21,7 @@ from serving.processes import RUNNER, SCHEDULER, WEB, child_pids, name_of
 
 ROOT = Path(__file__).parent.parent
 CONFIGURATION = "serving/gunicorn_conf.py"
+FORKSERVE = Path(sys.executable).with_name("forkserve")
 COMMAND = (sys.executable, "-m", "gunicorn", "-c", CONFIGURATION, "main:app")
 LISTENING = re.compile(r"Listening at: (http://[^ ]+) \((\d+)\)")
 START_SECONDS = 60

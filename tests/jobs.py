@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from bench.service import Service
+from bench.service import FORKSERVE, ROOT, Service
+from serving.processes import child_pids
+from tests.test_processes import gone
 
 PATIENCE = 60.0
+
+
+@contextmanager
+def forkserve_worker(environ: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """`forkserve worker`, told to end with the test, which it has to do with all that it has forked."""
+    process = subprocess.Popen(
+        [FORKSERVE, "worker"], cwd=ROOT, env=os.environ | dict(environ), stdout=subprocess.DEVNULL
+    )
+    try:
+        yield process
+        forked = child_pids(process.pid)
+        process.terminate()
+        assert process.wait(30) == 0
+        assert gone(forked)
+    finally:
+        process.kill()
+        process.wait()
 
 
 @dataclass(frozen=True)

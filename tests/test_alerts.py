@@ -6,17 +6,16 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
-from bench.service import ROOT, Service
+from bench.service import Service
 from serving.processes import MESSENGER, RUNNER, child_pids, name_of
+from tests.jobs import forkserve_worker
 from tests.servers import http_server
-from tests.test_command_line import FORKSERVE
-from tests.test_processes import eventually, gone
+from tests.test_processes import eventually
 
 SECRET = "/services/T000/B000/very-secret"
 
@@ -83,20 +82,12 @@ def test_forkserve_worker_watches_its_memory_and_sends_its_alerts_itself(sleeper
     with webhook(messages) as url:
         environ = {"MODEL_DIR": str(sleeper), "DATA_DIR": str(tmp_path), "ALERT_WEBHOOK_URL": url}
         environ |= {"MAX_MEMORY_MB": "20"}
-        process = subprocess.Popen([FORKSERVE, "worker"], cwd=ROOT, env=os.environ | environ, stdout=subprocess.DEVNULL)
-        try:
+        with forkserve_worker(environ) as process:
             assert eventually(lambda: len(messages) == 2)
             names = {name_of(pid): pid for pid in child_pids(process.pid)}
             assert set(names) == {RUNNER, MESSENGER}
             os.kill(names[MESSENGER], signal.SIGKILL)
             os.kill(names[RUNNER], signal.SIGKILL)
             assert eventually(lambda: len(messages) == 3)
-            last = child_pids(process.pid)
-            process.terminate()
-            assert process.wait(30) == 0
-            assert gone(last)
-        finally:
-            process.kill()
-            process.wait()
     assert "Memory is high: " in messages[0]
     assert "Runner is lost (code=-9)" in messages[2]

@@ -15,13 +15,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.service import Service
+from bench.service import FORKSERVE, Service
 from registry.manifest import read_manifest
 
 lightgbm = pytest.importorskip("lightgbm", exc_type=(ImportError, OSError))  # type: ignore[arg-type]
 xgboost = pytest.importorskip("xgboost", exc_type=(ImportError, OSError))  # type: ignore[arg-type]
 
-FORKSERVE = str(Path(sys.executable).with_name("forkserve"))
 RANDOM = np.random.default_rng(1)
 TABLE = pd.DataFrame(
     {
@@ -51,7 +50,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, boosters: dict[str, Any]) -
     TABLE.assign(bought=BOUGHT).to_csv(directory / "sample.csv", index=False)
     for name, estimator in boosters.items():
         joblib.dump(estimator, directory / f"{name}.joblib")
-        add = [FORKSERVE, "add", f"{name}.joblib", "--name", name, "--data", "sample.csv", "--target", "bought"]
+        add = [str(FORKSERVE), "add", f"{name}.joblib", "--name", name, "--data", "sample.csv", "--target", "bought"]
         environ = os.environ | {"MODEL_DIR": "models"}
         done = subprocess.run(add, cwd=directory, env=environ, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,12 +17,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from bench.service import ROOT
+from bench.service import FORKSERVE, ROOT
 from examples.train import DEMOS
 from registry.adding import add_version
 from tests.estimators import ExplainShyRegressor, ForkShyRegressor
-
-FORKSERVE = Path(sys.executable).with_name("forkserve")
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -17,13 +17,12 @@ from typing import Any
 
 import pytest
 
-from bench.service import ROOT, Service
+from bench.service import FORKSERVE, ROOT, Service
 from serving.alerts import ALERTED
 from serving.settings import Settings
 
 README = (ROOT / "README.md").read_text()
 DEPLOYMENT = (ROOT / "DEPLOYMENT.md").read_text()
-FORKSERVE = Path(sys.executable).with_name("forkserve")
 MAKE_RUN = ("make", "--no-print-directory", f"VENV={sys.prefix}", "run")
 
 

@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.service import ROOT, Service
+from bench.service import FORKSERVE, ROOT, Service
 from registry.adding import add_version
 from serving.processes import child_pids, read_memory
 from tests.estimators import FragileRegressor, GreedyRegressor, SleepingRegressor
-from tests.jobs import call, ended, send, send_table, until
+from tests.jobs import call, ended, forkserve_worker, send, send_table, until
 from tests.servers import RedisServer
 from tests.test_processes import eventually, gone
 
-FORKSERVE = Path(sys.executable).with_name("forkserve")
 CHUNK = {"SHAP_MAX_BATCH_SIZE": "7"}
 
 
@@ -366,17 +364,9 @@ def test_gunicorn_without_the_web_role_says_what_to_run(odd: Path) -> None:
 
 
 def test_forkserve_worker_replaces_its_runners_and_ends_with_them(odd: Path, tmp_path: Path) -> None:
-    environ = os.environ | {"MODEL_DIR": str(odd), "DATA_DIR": str(tmp_path), "JOB_RUNNERS": "2"}
-    process = subprocess.Popen([FORKSERVE, "worker"], cwd=ROOT, env=environ, stdout=subprocess.DEVNULL)
-    try:
+    environ = {"MODEL_DIR": str(odd), "DATA_DIR": str(tmp_path), "JOB_RUNNERS": "2"}
+    with forkserve_worker(environ) as process:
         assert eventually(lambda: len(child_pids(process.pid)) == 2)
         first = child_pids(process.pid)
         os.kill(first[0], signal.SIGKILL)
         assert eventually(lambda: first[0] not in child_pids(process.pid) and len(child_pids(process.pid)) == 2)
-        last = child_pids(process.pid)
-        process.terminate()
-        assert process.wait(30) == 0
-        assert gone(last)
-    finally:
-        process.kill()
-        process.wait()

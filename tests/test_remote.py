@@ -16,12 +16,11 @@ from typing import Any
 
 import pytest
 
-from bench.service import Service
+from bench.service import FORKSERVE, Service
 from remote.service import RemoteService
 from remote.verifying import verify
 from tests.conftest import ADMIN_TOKEN
 from tests.servers import http_server
-from tests.test_command_line import FORKSERVE
 
 Tamper = Callable[[str, dict[str, Any]], None]
 

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -15,14 +14,13 @@ from typing import Any
 
 import pytest
 
-from bench.service import ROOT, Service
+from bench.service import FORKSERVE, ROOT, Service
 from serving.processes import SCHEDULER, child_pids, name_of
 from tests.conftest import ADMIN_TOKEN
 from tests.jobs import call
 from tests.servers import RedisServer
 from tests.test_processes import eventually, gone
 
-FORKSERVE = Path(sys.executable).with_name("forkserve")
 OFTEN = "often: every 1s grace 30: reload"
 
 

@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from bench.service import Service
+from bench.service import FORKSERVE, Service
 from registry.aliases import FILENAME, Aliases, current, directories
 from registry.loader import load_version
 from registry.training import SCRIPT as SCRIPT_NAME
@@ -32,7 +31,6 @@ from tests.test_processes import eventually, is_running
 from tests.test_reloading import ask_admin
 from tests.training import MODE, add_small, result_of, trigger
 
-FORKSERVE = Path(sys.executable).with_name("forkserve")
 BODY = b'{"instances": [[0.5, 0.25]]}'
 LEASE = 1.0
 

@@ -11,10 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
-from sklearn.dummy import DummyRegressor
 from sklearn.ensemble import (
-    ExtraTreesClassifier,
-    ExtraTreesRegressor,
     GradientBoostingClassifier,
     GradientBoostingRegressor,
     HistGradientBoostingClassifier,
@@ -22,55 +19,15 @@ from sklearn.ensemble import (
     RandomForestClassifier,
     RandomForestRegressor,
 )
-from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+from sklearn.tree import DecisionTreeRegressor
 
 from registry.inferring import infer_features
 from registry.kernels import compile_estimator
 from registry.kernels.flatten import widen_thresholds
 from registry.kernels.verification import probe_rows
 from registry.schema import Schema
+from tests.registry.ensembles import ENSEMBLES, QUICK, SMALL
 from tests.registry.parity import Pair, around, mixed, numbers, pair, rows_of, target
-
-SEED: dict[str, Any] = {"random_state": 0}
-SMALL: dict[str, Any] = {"n_estimators": 11, **SEED}
-QUICK: dict[str, Any] = {"max_iter": 9, "min_samples_leaf": 5, **SEED}
-
-CASES: dict[str, tuple[Any, int, bool]] = {
-    "decision tree, 2 classes": (DecisionTreeClassifier(**SEED), 2, False),
-    "decision tree, 3 classes, missing values": (DecisionTreeClassifier(max_depth=6, **SEED), 3, True),
-    "decision tree, numbers": (DecisionTreeRegressor(**SEED), 0, False),
-    "decision tree, numbers, missing values": (DecisionTreeRegressor(max_leaf_nodes=20, **SEED), 0, True),
-    "forest, 2 classes": (RandomForestClassifier(**SMALL), 2, False),
-    "forest, 2 classes, missing values": (RandomForestClassifier(**SMALL), 2, True),
-    "forest, 9 classes": (RandomForestClassifier(max_depth=5, **SMALL), 9, False),
-    "forest, numbers": (RandomForestRegressor(**SMALL), 0, True),
-    "forest, absolute error": (RandomForestRegressor(criterion="absolute_error", max_depth=4, **SMALL), 0, False),
-    "forest of eight": (RandomForestClassifier(n_estimators=8, **SEED), 2, False),
-    "forest of one": (RandomForestClassifier(n_estimators=1, **SEED), 2, False),
-    "forest, weighted classes": (RandomForestClassifier(class_weight="balanced", **SMALL), 3, False),
-    "extra trees, 3 classes": (ExtraTreesClassifier(**SMALL), 3, True),
-    "extra trees, numbers": (ExtraTreesRegressor(**SMALL), 0, False),
-    "boosting, 2 classes": (GradientBoostingClassifier(**SMALL), 2, False),
-    "boosting, 2 classes, exponential loss": (GradientBoostingClassifier(loss="exponential", **SMALL), 2, False),
-    "boosting, 2 classes, from zero": (GradientBoostingClassifier(init="zero", **SMALL), 2, False),
-    "boosting, 3 classes": (GradientBoostingClassifier(**SMALL), 3, False),
-    "boosting, 9 classes": (GradientBoostingClassifier(max_depth=2, **SMALL), 9, False),
-    "boosting, numbers": (GradientBoostingRegressor(learning_rate=0.07, subsample=0.8, **SMALL), 0, False),
-    "boosting, absolute error": (GradientBoostingRegressor(loss="absolute_error", **SMALL), 0, False),
-    "boosting, quantile": (GradientBoostingRegressor(loss="quantile", alpha=0.8, **SMALL), 0, False),
-    "boosting, huber": (GradientBoostingRegressor(loss="huber", **SMALL), 0, False),
-    "boosting, numbers, from zero": (GradientBoostingRegressor(init="zero", **SMALL), 0, False),
-    "boosting, numbers, from a mean": (GradientBoostingRegressor(init=DummyRegressor(), **SMALL), 0, False),
-    "histogram boosting, 2 classes": (HistGradientBoostingClassifier(**QUICK), 2, False),
-    "histogram boosting, 2 classes, missing values": (HistGradientBoostingClassifier(**QUICK), 2, True),
-    "histogram boosting, 3 classes": (HistGradientBoostingClassifier(**QUICK), 3, True),
-    "histogram boosting, 9 classes": (HistGradientBoostingClassifier(**QUICK), 9, False),
-    "histogram boosting, numbers": (HistGradientBoostingRegressor(**QUICK), 0, True),
-    "histogram boosting, absolute error": (HistGradientBoostingRegressor(loss="absolute_error", **QUICK), 0, False),
-    "histogram boosting, poisson": (HistGradientBoostingRegressor(loss="poisson", **QUICK), 0, True),
-    "histogram boosting, gamma": (HistGradientBoostingRegressor(loss="gamma", **QUICK), 0, False),
-    "histogram boosting, quantile": (HistGradientBoostingRegressor(loss="quantile", quantile=0.3, **QUICK), 0, True),
-}
 
 
 def thresholds(estimator: Any) -> list[float]:
@@ -84,7 +41,7 @@ def thresholds(estimator: Any) -> list[float]:
 
 @cache
 def fitted(name: str) -> tuple[Pair, list[float]]:
-    estimator, classes, missing = clone(CASES[name][0]), *CASES[name][1:]
+    estimator, classes, missing = clone(ENSEMBLES[name][0]), *ENSEMBLES[name][1:]
     table = numbers(missing=missing)
     y = target(table, classes)
     y = np.exp(y) if getattr(estimator, "loss", "") in ("poisson", "gamma") else y
@@ -92,7 +49,7 @@ def fitted(name: str) -> tuple[Pair, list[float]]:
     return made, around([*thresholds(estimator)[:200], 0.0, 1e6, -1e6])
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ENSEMBLES)
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_ensemble_answers_any_row_as_scikit_learn_does(name: str, data: st.DataObject) -> None:
@@ -104,7 +61,7 @@ def test_ensemble_answers_any_row_as_scikit_learn_does(name: str, data: st.DataO
         made.assert_same_in_a_batch(rows)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ENSEMBLES)
 def test_ensemble_answers_each_row_alone_as_in_a_batch(name: str) -> None:
     made, _ = fitted(name)
     rows = probe_rows(made.schema, np.random.default_rng(0).normal(size=(10, len(made.schema))))[:40]

@@ -14,16 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.ensemble import (
-    ExtraTreesClassifier,
-    ExtraTreesRegressor,
     GradientBoostingClassifier,
     GradientBoostingRegressor,
-    HistGradientBoostingClassifier,
     HistGradientBoostingRegressor,
-    RandomForestClassifier,
     RandomForestRegressor,
 )
-from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+from sklearn.tree import DecisionTreeRegressor
 
 from registry.contributions import Explainer
 from registry.explainers.trees import attribution
@@ -31,39 +27,36 @@ from registry.features import Rows
 from registry.kernels.ensembles import Ensemble
 from registry.kernels.flatten import Tree, flatten
 from registry.kernels.unsupported import Unsupported
+from tests.registry.ensembles import ENSEMBLES, SEED, SMALL
 from tests.registry.explanations import CLOSE, assert_additive, assert_same_alone, explain_trees, path_values, shap
 from tests.registry.parity import numbers, target
 
-SEED: dict[str, Any] = {"random_state": 0}
-SMALL: dict[str, Any] = {"n_estimators": 11, **SEED}
-QUICK: dict[str, Any] = {"max_iter": 9, "min_samples_leaf": 5, **SEED}
-
-CASES: dict[str, tuple[Any, int, bool]] = {
-    "decision tree, 2 classes": (DecisionTreeClassifier(**SEED), 2, False),
-    "decision tree, 3 classes, missing values": (DecisionTreeClassifier(max_depth=6, **SEED), 3, True),
-    "decision tree, numbers": (DecisionTreeRegressor(**SEED), 0, False),
-    "decision tree, numbers, best first": (DecisionTreeRegressor(max_leaf_nodes=20, **SEED), 0, True),
-    "forest, 2 classes": (RandomForestClassifier(**SMALL), 2, False),
-    "forest, 2 classes, missing values": (RandomForestClassifier(**SMALL), 2, True),
-    "forest, 9 classes": (RandomForestClassifier(max_depth=5, **SMALL), 9, False),
-    "forest, numbers": (RandomForestRegressor(**SMALL), 0, True),
-    "forest, weighted classes": (RandomForestClassifier(class_weight="balanced", **SMALL), 3, False),
-    "extra trees, 3 classes": (ExtraTreesClassifier(**SMALL), 3, True),
-    "extra trees, numbers": (ExtraTreesRegressor(**SMALL), 0, False),
-    "boosting, 2 classes": (GradientBoostingClassifier(**SMALL), 2, False),
-    "boosting, numbers": (GradientBoostingRegressor(learning_rate=0.07, subsample=0.8, **SMALL), 0, False),
-    "boosting, huber": (GradientBoostingRegressor(loss="huber", **SMALL), 0, False),
-    "histogram boosting, 2 classes": (HistGradientBoostingClassifier(**QUICK), 2, False),
-    "histogram boosting, 2 classes, missing values": (HistGradientBoostingClassifier(**QUICK), 2, True),
-    "histogram boosting, 3 classes": (HistGradientBoostingClassifier(**QUICK), 3, True),
-    "histogram boosting, numbers": (HistGradientBoostingRegressor(**QUICK), 0, True),
-    "histogram boosting, poisson": (HistGradientBoostingRegressor(loss="poisson", **QUICK), 0, True),
-}
+EXPLAINED = (
+    "decision tree, 2 classes",
+    "decision tree, 3 classes, missing values",
+    "decision tree, numbers",
+    "decision tree, numbers, missing values",
+    "forest, 2 classes",
+    "forest, 2 classes, missing values",
+    "forest, 9 classes",
+    "forest, numbers",
+    "forest, weighted classes",
+    "extra trees, 3 classes",
+    "extra trees, numbers",
+    "boosting, 2 classes",
+    "boosting, numbers",
+    "boosting, huber",
+    "histogram boosting, 2 classes",
+    "histogram boosting, 2 classes, missing values",
+    "histogram boosting, 3 classes",
+    "histogram boosting, numbers",
+    "histogram boosting, poisson",
+)
 
 
 @cache
 def fitted(name: str) -> tuple[Explainer, Any]:
-    estimator, classes, missing = clone(CASES[name][0]), *CASES[name][1:]
+    estimator, classes, missing = clone(ENSEMBLES[name][0]), *ENSEMBLES[name][1:]
     table = numbers(missing=missing)
     y = target(table, classes)
     y = np.exp(y) if getattr(estimator, "loss", "") == "poisson" else y
@@ -77,13 +70,13 @@ def expected(reference: Any, rows: Rows) -> Rows:
     return values if values.ndim == 3 else values[:, :, None]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EXPLAINED)
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_values_are_those_of_shap(name: str, data: st.DataObject) -> None:
     explainer, reference = fitted(name)
     cell = st.floats(-4, 4, width=32)
-    cells = [st.one_of(cell, st.just(np.nan)) if CASES[name][2] and i == 2 else cell for i in range(5)]
+    cells = [st.one_of(cell, st.just(np.nan)) if ENSEMBLES[name][2] and i == 2 else cell for i in range(5)]
     rows = np.array(data.draw(st.lists(st.tuples(*cells), min_size=1, max_size=8)))
     found, values = explainer.explain(rows), expected(reference, rows)
     np.testing.assert_allclose(found.values[:, :, -values.shape[2] :], values, rtol=0, atol=CLOSE)
@@ -92,10 +85,10 @@ def test_values_are_those_of_shap(name: str, data: st.DataObject) -> None:
     assert_additive(found)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EXPLAINED)
 def test_row_alone_is_explained_as_in_a_batch(name: str) -> None:
     explainer, _ = fitted(name)
-    assert_same_alone(explainer, numbers(missing=CASES[name][2]).to_numpy()[:9])
+    assert_same_alone(explainer, numbers(missing=ENSEMBLES[name][2]).to_numpy()[:9])
 
 
 @pytest.mark.parametrize("depth", range(1, 31))
