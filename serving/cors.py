@@ -13,11 +13,12 @@ from typing import Any
 ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 
 ALLOWED_HEADERS = (
-    b"Accept, Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-Admin-Token, X-Request-ID, "
+    b"Accept, Authorization, Content-Type, Idempotency-Key, Last-Event-ID, Prefer, X-Admin-Token, X-Request-ID, "
     b"X-Request-Timeout"
 )
 EXPOSED_HEADERS = (
-    b"Location, RateLimit, RateLimit-Policy, Retry-After, Server-Timing, X-Cache, X-Model-Fallback, X-Request-ID"
+    b"Location, RateLimit, RateLimit-Policy, Retry-After, Server-Timing, X-Cache, X-Model-Fallback, X-Records, "
+    b"X-Request-ID"
 )
 MAX_AGE = b"600"
 """Seconds that a browser may remember the answer to a preflight."""

@@ -45,13 +45,27 @@ SHARED: list[Any] = [
 
 
 def configure(level: str, watch: Callable[..., Any] | None = None) -> None:
-    """Send our own log lines to stdout; the same again changes nothing. `watch` is a processor that sees them first."""
+    """Send our own log lines to stdout; the same again changes nothing.
+
+    `watch` is a processor that sees them first, and warnings whatever the level is.
+    """
+    least = LEVELS[level]
+    watched = [watch, _only_from(least)] if watch else []
     structlog.configure(
-        processors=[*([watch] if watch else []), *SHARED, structlog.processors.JSONRenderer(serializer=_to_json)],
-        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        processors=[*watched, *SHARED, structlog.processors.JSONRenderer(serializer=_to_json)],
+        wrapper_class=structlog.make_filtering_bound_logger(min(least, logging.WARNING) if watch else least),
         logger_factory=structlog.BytesLoggerFactory(sys.stdout.buffer),
         cache_logger_on_first_use=True,
     )
+
+
+def _only_from(least: int) -> Callable[..., Any]:
+    def drop_less(_logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        if LEVELS.get(method, logging.ERROR) < least:
+            raise structlog.DropEvent
+        return event
+
+    return drop_less
 
 
 def json_handler() -> logging.Handler:

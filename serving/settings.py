@@ -77,7 +77,7 @@ class Settings:
     max_streams: int = setting(1000, "event streams that each worker may have open; more are answered 503", low=1)
     max_streams_per_address: int = setting(50, "of these, from one client address; 0 for any number", low=0)
     stream_heartbeat_seconds: float = setting(15, "a stream that is silent for so long says that it lives", low=0.1)
-    feeds: str = setting("", "feeds of records as a JSON array; see Feeds", secret=True)
+    feeds: str = setting("", "feeds of records as a JSON array; see GUIDE.md", secret=True)
     roles: tuple[str, ...] = setting(
         ("web", "worker", "scheduler"), "what this service runs: `web`, `worker`, `scheduler`"
     )
@@ -90,7 +90,7 @@ class Settings:
     job_memory_bytes: int = setting(512 * 1024 * 1024, "what such a call may allocate", low=1)
     job_keep_seconds: float = setting(86_400, "finished jobs and events are kept this long", low=1)
     job_keep: int = setting(1000, "so many finished jobs are kept", low=0)
-    schedules: str = setting("", "what is done when, `name: 0 3 * * *: action`, with semicolons; see Schedules")
+    schedules: str = setting("", "what is done when, `name: 0 3 * * *: action`, with semicolons; see GUIDE.md")
     schedule_grace_seconds: float = setting(
         60, "a firing that comes later is not done, where its schedule does not say", low=1, high=604_800
     )
@@ -108,7 +108,9 @@ class Settings:
     model_fallback: bool = setting(False, "let a minimal model stand in for one that does not load")
     max_memory_mb: int = setting(0, "MB that all processes together may use; 0: what the cgroup allows", low=0)
     max_worker_memory_mb: int = setting(0, "MB that one may have for itself; 0: an equal share of what is left", low=0)
-    admin_token: str = setting("", "opens `/api/admin/` and `/metrics`; empty keeps them closed", secret=True)
+    admin_token: str = setting(
+        "", "opens `/api/admin/` and `/metrics`, 16 characters or more; empty keeps them closed", secret=True
+    )
     admin_token_in_query: bool = setting(False, "take it from `?admin_token=`, too; proxies may log that")
     alert_webhook_url: str = setting("", "webhook that is told what somebody has to know at once", secret=True)
     alert_form: Literal["auto", "discord", "slack"] = setting(

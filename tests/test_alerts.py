@@ -81,7 +81,7 @@ def test_forkserve_worker_watches_its_memory_and_sends_its_alerts_itself(sleeper
     messages: list[str] = []
     with webhook(messages) as url:
         environ = {"MODEL_DIR": str(sleeper), "DATA_DIR": str(tmp_path), "ALERT_WEBHOOK_URL": url}
-        environ |= {"MAX_MEMORY_MB": "20"}
+        environ |= {"MAX_MEMORY_MB": "20", "LOG_LEVEL": "error"}
         with forkserve_worker(environ) as process:
             assert eventually(lambda: len(messages) == 2)
             names = {name_of(pid): pid for pid in child_pids(process.pid)}

@@ -17,13 +17,20 @@ from serving.settings import Settings
 
 Service = dict[str, Any]
 
-BLUEPRINTS = {path.name: yaml.safe_load(path.read_text())["services"] for path in ROOT.glob("render*.yaml")}
+DOCUMENTS = {path.name: yaml.safe_load(path.read_text()) for path in ROOT.glob("render*.yaml")}
+BLUEPRINTS = {name: document["services"] for name, document in DOCUMENTS.items()}
+GROUPS = {
+    group["name"]: group["envVars"] for document in DOCUMENTS.values() for group in document.get("envVarGroups", [])
+}
 SERVICES = {f"{name}-{service['name']}": service for name, inside in BLUEPRINTS.items() for service in inside}
 OURS = {field.name.upper() for field in dataclasses.fields(Settings)}
 
 
 def variables(service: Service) -> dict[str, Any]:
-    return {variable["key"]: variable for variable in service.get("envVars", [])}
+    found: dict[str, Any] = {}
+    for variable in service.get("envVars", []):
+        found |= {one["key"]: one for one in GROUPS.get(variable.get("fromGroup"), [variable])}
+    return found
 
 
 def values(service: Service) -> dict[str, str]:
@@ -38,7 +45,24 @@ def of_type(*types: str) -> list[Any]:
 @pytest.mark.parametrize("name", BLUEPRINTS)
 def test_a_blueprint_is_valid_by_the_published_schema(name: str) -> None:
     schema = json.loads((ROOT / "tests/specs/render-blueprint.schema.json").read_text())
-    jsonschema.Draft202012Validator(schema).validate({"services": BLUEPRINTS[name]})
+    jsonschema.Draft202012Validator(schema).validate(DOCUMENTS[name])
+
+
+def test_render_yaml_names_every_setting_and_the_group_changes_no_default() -> None:
+    web = next(service for service in BLUEPRINTS["render.yaml"] if service["type"] == "web")
+    # Render sets PORT itself; the key of Supabase has two names
+    assert OURS - variables(web).keys() == {"PORT", "SUPABASE_SERVICE_ROLE_KEY"}
+    (group,) = GROUPS.values()
+    assert Settings.from_env({variable["key"]: variable["value"] for variable in group}) == Settings()
+    own = [variable["key"] for variable in web["envVars"] if "key" in variable]
+    assert not {variable["key"] for variable in group} & set(own), "what stands twice is easily changed in vain"
+
+
+def test_render_yaml_leaves_room_on_its_plan_for_a_job_and_a_training() -> None:
+    web = next(service for service in BLUEPRINTS["render.yaml"] if service["type"] == "web")
+    settings = Settings.from_env(values(web))
+    assert web["plan"] == "starter"
+    assert settings.job_memory_bytes == settings.train_memory_bytes == 128 * 1024 * 1024
 
 
 @pytest.mark.parametrize("service", of_type("web"))
@@ -96,6 +120,12 @@ def test_services_refer_to_services_that_are_there(name: str) -> None:
         for variable in service.get("envVars", [])
         if "fromService" in variable
     }
+    assert {
+        variable["fromGroup"]
+        for service in BLUEPRINTS[name]
+        for variable in service.get("envVars", [])
+        if "fromGroup" in variable
+    } <= {group["name"] for group in DOCUMENTS[name].get("envVarGroups", [])}
     assert referred
     assert referred - there == set()
 

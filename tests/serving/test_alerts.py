@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
+from bench.service import ROOT
 from serving.alerts import ALERTED, Alerts, Form, body, form_of
 from serving.limits.rate import Rate
 from serving.outbound import Outbound
@@ -129,3 +132,15 @@ def test_every_line_that_is_an_alert_is_logged_somewhere() -> None:
     sources = [path.read_text() for name in ("cache", "registry", "serving") for path in (ROOT / name).rglob("*.py")]
     for event in ALERTED:
         assert sum(f'"{event}"' in source for source in sources) >= 2, event
+
+
+def test_warnings_are_watched_for_alerts_whatever_the_log_shows() -> None:
+    code = (
+        "import structlog; from serving import logs; seen = []\n"
+        "logs.configure('error', watch=lambda _logger, level, event: seen.append(level) or event)\n"
+        "log = structlog.get_logger(); log.info('a'); log.warning('b'); log.error('c'); print(seen)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    line, seen = done.stdout.splitlines()
+    assert json.loads(line)["event"] == "c"
+    assert seen == "['warning', 'error']"
