@@ -12,14 +12,17 @@ from serving.data.writer import OutcomeWriter
 from serving.entities import EntityPredictor
 from serving.events.log import EventLog
 from serving.inference import Inference
+from serving.metrics.recording import Metrics
 from serving.outcomes import LiveQuality, OutcomeReader
 from serving.settings import Settings
 
 
-def build_data(settings: Settings, registry: Registry, inference: Inference, events: EventLog) -> Data:
+def build_data(
+    settings: Settings, registry: Registry, inference: Inference, events: EventLog, metrics: Metrics
+) -> Data:
     """What keeps records and outcomes, and who is asked about them. Raises CannotServe."""
     source = data_source(settings)
-    predictor = EntityPredictor(registry, inference, RecordReader(source, settings.max_limit_checkins))
+    predictor = EntityPredictor(registry, inference, RecordReader(source, settings.max_limit_checkins), metrics)
     return Data(
         source,
         predictor,

@@ -98,7 +98,7 @@ def assemble(settings: Settings, registry: Registry, lasting: Lasting) -> Applic
         batcher=batcher,
         executor=executor,
         jobs=jobs,
-        data=build_data(settings, registry, inference, jobs.events),
+        data=build_data(settings, registry, inference, jobs.events, metrics),
         schedules=schedules_of(settings, lasting.reloads, lasting.alerts.outbound),
         streams=Streams(hub, heartbeat_seconds=settings.stream_heartbeat_seconds),
         metrics=metrics,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -16,7 +16,7 @@ from serving.entities import EntityAnswer, EntityPredictor
 from serving.errors import ServingError, StoreUnavailable
 from serving.events.log import EventLog
 
-MAX_WAITING = 1000
+MAX_WAITING = 200
 CLOSING_SECONDS = 2.0
 
 log = structlog.get_logger(__name__)
@@ -29,7 +29,7 @@ def topic_of(entity: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """Records of one entity that came with one request."""
+    """Records of one entity that came with one request; while they wait, only those that are told of."""
 
     entity: str
     records: Sequence[Record]
@@ -50,7 +50,8 @@ class Arrivals:
         if len(self._waiting) >= MAX_WAITING:
             log.warning("Arrival is not told of", entity=arrival.entity)
             return
-        self._waiting.append(arrival)
+        newest = sorted(arrival.records, key=lambda record: record.time, reverse=True)[: self._predictor.most]
+        self._waiting.append(replace(arrival, records=newest))
         if self._working is None or self._working.done():
             # a task for each burst: an idle worker has none, and none exists before the fork
             self._working = asyncio.get_running_loop().create_task(self._work())
@@ -75,10 +76,9 @@ class Arrivals:
 
     async def _say(self, arrival: Arrival) -> tuple[str, bytes]:
         """The kind of the event and its data: what the models say, or why they do not."""
-        newest = sorted(arrival.records, key=lambda record: record.time, reverse=True)[: self._predictor.most]
         try:
-            answers = await self._predictor.predict_records(newest, self._predictor.bound())
+            answers = await self._predictor.predict_records(arrival.records, self._predictor.bound())
         except (ServingError, RegistryError) as error:
             _, _, problem = problems.render(error, arrival.request_id)
             return "refused", problem
-        return "predictions", EntityAnswer(arrival.entity, newest, answers).content()
+        return "predictions", EntityAnswer(arrival.entity, arrival.records, answers).content()

@@ -18,7 +18,9 @@ from serving.data.reading import RecordReader
 from serving.data.record import ENTITY, Record
 from serving.errors import DeadlineExceeded, EntityNotFound, InvalidRequest
 from serving.inference import Inference, Timing
+from serving.metrics.recording import Metrics
 from serving.operations import VERBS, Verb
+from serving.problems import status_of
 
 ANSWERS: dict[Verb, str] = {"predict": "predictions", "explain": "explanations"}
 
@@ -59,7 +61,8 @@ class EntityAnswer:
 class EntityPredictor:
     """Asks the models that are bound to entities. Built before the fork; belongs to one event loop after it."""
 
-    def __init__(self, registry: Registry, inference: Inference, reader: RecordReader) -> None:
+    def __init__(self, registry: Registry, inference: Inference, reader: RecordReader, metrics: Metrics) -> None:
+        self._metrics = metrics
         self._registry = registry
         self._inference = inference
         self._reader = reader
@@ -114,7 +117,7 @@ class EntityPredictor:
         verbs: tuple[Verb, ...] = VERBS if explained else ("predict",)
         answers = await asyncio.gather(
             *(
-                self._inference.answer(model, verb, rows, timing=Timing(), timeout=timeout)
+                self._answer(model, verb, rows, timeout)
                 for model, rows in zip(models, tables, strict=True)
                 for verb in verbs
             )
@@ -124,6 +127,16 @@ class EntityPredictor:
             ModelAnswer(model, dict(zip(verbs, answers[index * each :], strict=False)))
             for index, model in enumerate(models)
         ]
+
+    async def _answer(self, model: LoadedModel, verb: Verb, rows: Rows, timeout: float | None) -> list[Answer]:
+        figures, started = self._metrics.model(model.name, verb), time.perf_counter()
+        try:
+            answers = await self._inference.answer(model, verb, rows, timing=Timing(), timeout=timeout)
+        except Exception as error:
+            figures.refused(status_of(error))
+            raise
+        figures.answered(time.perf_counter() - started, [source for _, source in answers])
+        return answers
 
 
 def check_entity(entity: str) -> None:

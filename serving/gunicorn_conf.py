@@ -19,6 +19,7 @@ from serving.errors import CannotServe, InvalidSetting
 from serving.greeting import greeting
 from serving.logs import GunicornLogger
 from serving.memory.watching import MemoryWatch
+from serving.metrics.book import Book
 from serving.processes import SCHEDULER, WEB, rename
 from serving.runners import Runners
 from serving.settings import Settings
@@ -61,34 +62,38 @@ def on_starting(server: Any) -> None:
 
 def when_ready(server: Any) -> None:
     """In the master, models loaded, before the first fork."""
-    if _settings.preload:
-        app = server.app.wsgi()
-        try:
-            prefork.import_modules(_settings.preload_modules)
-            prefork.warm(app)
-            app.lasting.reloads.open()
-            prefork.settle()
-            prefork.check_single_thread()
-        except CannotServe as error:
-            sys.exit(f"forkserve: {error}")
+    if not _settings.preload:  # then every process loads its own, and the master none
+        _add_runners(server, Book(2 * (_settings.job_runners + 1)), None)
+        return
     app = server.app.wsgi()
-    told = app.lasting.alerts.descriptor if _settings.preload else None
-    if "worker" in _settings.roles:
-        server.runners += (Runners(lambda: _run_jobs(server), _settings.job_runners, app.lasting.book, keep=told),)
-    if "scheduler" in _settings.roles and _settings.schedules:
-        server.runners += (Runners(lambda: _fire_schedules(server), 1, app.lasting.book, name=SCHEDULER, keep=told),)
-    if _settings.preload:
-        server.memory = MemoryWatch(
-            app.lasting.pressure,
-            limit=_settings.max_memory_mb * MB,
-            share=_settings.max_worker_memory_mb * MB,
-            processes=_settings.web_concurrency + ("worker" in _settings.roles) * _settings.job_runners,
-            replace=server.replace,
-            alert=app.lasting.alerts.alert,
-        )
+    try:
+        prefork.import_modules(_settings.preload_modules)
+        prefork.warm(app)
+        app.lasting.reloads.open()
+        prefork.settle()
+        prefork.check_single_thread()
+    except CannotServe as error:
+        sys.exit(f"forkserve: {error}")
+    _add_runners(server, app.lasting.book, app.lasting.alerts.descriptor)
+    server.memory = MemoryWatch(
+        app.lasting.pressure,
+        limit=_settings.max_memory_mb * MB,
+        share=_settings.max_worker_memory_mb * MB,
+        processes=_settings.web_concurrency + ("worker" in _settings.roles) * _settings.job_runners,
+        replace=server.replace,
+        alert=app.lasting.alerts.alert,
+    )
     if _settings.greeting:
         host, port = server.LISTENERS[0].getsockname()[:2]
-        print(greeting(f"http://{host}:{port}", server.app.wsgi().registry), flush=True)  # noqa: T201
+        print(greeting(f"http://{host}:{port}", app.registry), flush=True)  # noqa: T201
+
+
+def _add_runners(server: Any, book: Book, keep: int | None) -> None:
+    """Those that ROLES asks for; of the master's descriptors they `keep` one."""
+    if "worker" in _settings.roles:
+        server.runners += (Runners(lambda: _run_jobs(server), _settings.job_runners, book, keep=keep),)
+    if "scheduler" in _settings.roles and _settings.schedules:
+        server.runners += (Runners(lambda: _fire_schedules(server), 1, book, name=SCHEDULER, keep=keep),)
 
 
 def _run_jobs(server: Any) -> None:

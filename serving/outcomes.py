@@ -143,12 +143,15 @@ class LiveQuality:
         """The metrics of each live model, at most ten seconds old, or as they were when the source was last there."""
         if time.monotonic() - self._taken > FRESH_SECONDS:
             self._taken = time.monotonic()
-            try:
-                async with asyncio.timeout(PATIENCE_SECONDS):
-                    self._figures = {model.name: await self.live_metrics(model) for model in self._registry.live()}
-            except (StoreUnavailable, TimeoutError) as error:
-                log.warning("Outcomes cannot be read", reason=str(error))
-        return self._figures
+            await asyncio.gather(*map(self._refresh, self._registry.live()))
+        return dict(self._figures)
+
+    async def _refresh(self, model: LoadedModel) -> None:
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                self._figures[model.name] = await self.live_metrics(model)
+        except (StoreUnavailable, TimeoutError) as error:
+            log.warning("Outcomes cannot be read", model=model.name, reason=str(error))
 
     async def live_metrics(self, model: LoadedModel) -> dict[str, Any]:
         """Accuracy, or the mean absolute error of a regression, over the last outcomes of this version.

@@ -13,8 +13,10 @@ import pytest
 
 from bench.service import Service
 from registry.adding import add_version
+from tests.conftest import ADMIN_TOKEN
 from tests.estimators import PonderingRegressor, SleepingRegressor
 from tests.jobs import Answer, call, ended, until
+from tests.test_processes import eventually
 
 DEADLINE = 0.5
 
@@ -36,6 +38,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         "USE_BACKGROUND_INFERENCE": "true",
         "JOB_MAX_QUEUED": "2",
         "EXECUTOR_PROCESSES": "1",
+        "ADMIN_TOKEN": ADMIN_TOKEN,
     }
     with Service(environ) as service:
         yield service
@@ -111,6 +114,18 @@ def test_where_no_more_jobs_are_taken_a_late_request_is_answered_504(slow: Servi
     assert (full.status, int(full.headers["Retry-After"]) > 0) == (429, True), "a request cannot do it at all"
     for answer in answers[:3]:
         call(slow, "DELETE", answer.headers["Location"])
+
+
+def test_what_becomes_a_job_is_in_the_figures_of_its_model(slow: Service) -> None:
+    def refused(model: str, verb: str) -> Any:
+        answer = call(slow, "GET", "/api/admin/metrics", Authorization=f"Bearer {ADMIN_TOKEN}")
+        return answer.json["models"][model][verb]["refused"]
+
+    late, for_jobs = refused("sleepy", "predict").get("504", 0), refused("ponderer", "explain").get("202", 0)
+    ended(slow, ask(slow, "predict", "sleepy", [[0.1], [0.8]]))
+    ended(slow, ask(slow, "explain", "ponderer", [[0.0005, 2.0]]))
+    assert eventually(lambda: refused("sleepy", "predict").get("504", 0) == late + 1)
+    assert eventually(lambda: refused("ponderer", "explain").get("202", 0) == for_jobs + 1)
 
 
 def test_without_the_setting_a_late_request_is_answered_504(sleeper: Path) -> None:

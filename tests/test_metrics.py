@@ -17,6 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from bench.service import Service
 from remote.client import hammer, post
 from tests.conftest import ADMIN_TOKEN, DEMO_MODELS
+from tests.entities import ask as ask_entity
+from tests.entities import columns, send_record
 from tests.test_processes import DIABETES, eventually, load
 from tests.wire import Connection, ask, check_refusal, request
 
@@ -128,6 +130,17 @@ def test_refusals_rows_and_cache_are_told_by_model(measured: Service) -> None:
         return refused == 1 and rows == {"miss": 1, "coalesced": 2, "hit-memory": 0, "hit-redis": 0}
 
     assert eventually(told)
+
+
+def test_answers_of_entities_are_in_the_figures_of_their_models(measured: Service) -> None:
+    def answered() -> Any:
+        return figures(measured)["models"]["market-range"]["predict"]["requests"]
+
+    before = answered()
+    send_record(measured, "counted", values=columns(1))
+    assert len(ask_entity(measured, "counted").json["models"]) == 5
+    # once for who asked, once for who follows the entity
+    assert eventually(lambda: answered() == before + 2)
 
 
 @pytest.mark.parametrize(

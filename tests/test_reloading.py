@@ -265,3 +265,5 @@ def test_service_without_preload_says_that_it_cannot_reload(models_of_our_own: P
     with Service(environ | {"WEB_CONCURRENCY": "1"}) as service:
         status, problem = ask_admin(service, "models:reload")
         assert (status, "restart the service" in problem["detail"]) == (501, True)
+        loaded = "Model registry initialized"
+        assert eventually(lambda: len(service.events(loaded)) == len(service.workers) + len(service.runners) == 2)

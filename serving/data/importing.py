@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from serving.data.record import ENTITY, Record, Value, make_record
+from serving.data.record import Record, Value, make_record
 from serving.data.source import BATCH, Source
 from serving.errors import InvalidRequest
 
@@ -79,8 +79,6 @@ def _record(names: list[str], cells: list[str]) -> Record:
         raise InvalidRequest(f"has {len(cells)} values, the header has {len(names)}")
     row = dict(zip(names, cells, strict=True))
     entity, time = row.pop("entity"), row.pop("time")
-    if not ENTITY.fullmatch(entity):
-        raise InvalidRequest("an entity is 1 to 64 letters, digits and ._-, of which a letter or digit comes first")
     record_id = row.pop("id", "") or None
     return make_record(entity, {name: _value(cell) for name, cell in row.items()}, time, record_id)
 

@@ -64,6 +64,8 @@ def make_record(entity: str, values: Any, time: str | None = None, record_id: st
     Without an id, it gets one of its time and values, so that the same record sent twice is one; and a random one if it
     has no time either. Raises InvalidRequest, which does not quote values.
     """
+    if not ENTITY.fullmatch(entity):
+        raise InvalidRequest("an entity is 1 to 64 letters, digits and ._-, of which a letter or digit comes first")
     checked = check_values(values)
     moment = now() if time is None else parse_time(time)
     if record_id is None:

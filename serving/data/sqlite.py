@@ -32,6 +32,9 @@ FORGET_OLDEST_RECORDS = """
     delete from records where number in (
         select number from records where entity = ? order by time desc, number desc limit -1 offset ?)"""
 
+FORGET_FIRST_RECORDS = """
+    delete from records where number <= (select number from records order by number desc limit 1 offset ?)"""
+
 FORGET_OLDEST_OUTCOMES = """
     delete from outcomes where number in (
         select number from outcomes where model = ? order by number desc limit -1 offset ?)"""
@@ -53,21 +56,24 @@ class SQLiteSource:
     ) -> None:
         """Of each entity `keep_records` are kept, of each model `keep_outcomes`.
 
-        Entities come and go as clients please: of all records together, the last `keep_in_all` that came are kept.
+        Entities come and go as clients please: of all records together, the last `keep_in_all` that came are kept, and
+        one in a hundred more.
         """
         self._database = Database(directory / "data.db", MIGRATIONS, busy_seconds=busy_seconds)
         self._keep_records = keep_records
         self._keep_outcomes = keep_outcomes
         self._keep_in_all = keep_in_all
+        self._step = max(1, keep_in_all // 100)
 
     async def add_records(self, records: Sequence[Record]) -> int:
         def work(connection: Connection) -> int:
+            last = _last_number(connection)
             added = _insert(connection, "records", [_record_columns(record) for record in records])
             for entity in {record.entity for record in records}:
                 connection.execute(FORGET_OLDEST_RECORDS, (entity, self._keep_records))
-            connection.execute(
-                "delete from records where number <= (select max(number) from records) - ?", (self._keep_in_all,)
-            )
+            # numbers have gaps, so rows are counted; which takes too long to be done for every record
+            if _last_number(connection) // self._step > last // self._step:
+                connection.execute(FORGET_FIRST_RECORDS, (self._keep_in_all,))
             return added
 
         return await self._database.write(work)
@@ -101,6 +107,11 @@ class SQLiteSource:
 
     async def close(self) -> None:
         await self._database.close()
+
+
+def _last_number(connection: Connection) -> int:
+    number: int | None = connection.execute("select max(number) from records").fetchone()[0]
+    return number or 0
 
 
 def _insert(connection: Connection, table: str, rows: Sequence[Mapping[str, Any]]) -> int:

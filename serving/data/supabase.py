@@ -44,8 +44,8 @@ DEADLINE_SECONDS = 3.0
 PAGE = 1000
 """Rows of one answer: Supabase cuts longer ones here unless it is told otherwise."""
 
-BROKEN = (httpx.HTTPError, httpx.InvalidURL, APIError, ValueError, TypeError, KeyError)
-"""The last three are what the client, or we, make of an answer that is nothing like one."""
+BROKEN = (httpx.HTTPError, httpx.InvalidURL, APIError, ValueError, TypeError, KeyError, AttributeError)
+"""The last four are what the client, or we, make of an answer that is nothing like one."""
 
 Call = Callable[[AsyncClient], Awaitable[Any]]
 T = TypeVar("T")
@@ -81,7 +81,8 @@ class SupabaseSource:
         rows = [
             {"entity": one.entity, "id": one.id, "time": one.time.isoformat(), "data": one.values} for one in records
         ]
-        parameters = {"records": json.dumps(rows), "keep": self._keep_records}
+        # off the loop: megabytes take a while
+        parameters = {"records": await asyncio.to_thread(json.dumps, rows), "keep": self._keep_records}
         return await self._ask(lambda client: _result(client.rpc("add_entity_records", parameters)), int)
 
     async def newest(self, entity: str, limit: int) -> list[Record]:
@@ -112,16 +113,16 @@ class SupabaseSource:
         before: int | None = None
         while len(found) < limit:
             page = min(PAGE, limit - len(found))
-            rows = await self._outcome_rows(model, page, since, before)
-            found += map(_outcome, rows)
-            if len(rows) < page:
+            numbered = await self._outcome_page(model, page, since, before)
+            found += [outcome for _, outcome in numbered]
+            if len(numbered) < page:
                 break
-            before = rows[-1]["number"]
+            before, _ = numbered[-1]
         return found
 
-    async def _outcome_rows(
+    async def _outcome_page(
         self, model: str, page: int, since: datetime | None, before: int | None
-    ) -> list[dict[str, Any]]:
+    ) -> list[tuple[int, Outcome]]:
         def call(client: AsyncClient) -> Awaitable[Any]:
             query = client.table(OUTCOMES).select("*").eq("model", model)
             if since is not None:
@@ -130,7 +131,7 @@ class SupabaseSource:
                 query = query.lt("number", before)
             return _result(query.order("number", desc=True).limit(page))
 
-        return await self._ask(call, list)
+        return await self._ask(call, lambda rows: [(row["number"], _outcome(row)) for row in rows])
 
     async def probe(self) -> None:
         await self.add_records([])

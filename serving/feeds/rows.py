@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,10 +39,10 @@ def _read_json(feed: Feed, document: bytes) -> list[Row | None]:
 
 def _read_csv(document: bytes) -> list[Row | None]:
     try:
-        lines = document.decode("utf-8-sig").splitlines()
+        text = document.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InvalidRequest("it is not UTF-8") from None
-    table = csv.reader(lines, strict=True)
+    table = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         names = next(table, [])
         if len(set(names)) < len(names) or not names:

@@ -21,6 +21,9 @@ PERIODS = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86_400.0}
 MOST_PER_SECOND = 1000.0
 """The table counts time in hundredths of a millisecond: up to here an interval is right to half a percent."""
 
+LONGEST_DEBT = 365 * 86_400.0
+"""In seconds; the table has room for five years."""
+
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -46,6 +49,8 @@ def parse_rate(text: str, burst: int) -> Rate:
     rate = Rate(int(found[1]), PERIODS[found[2]], burst or int(found[1]))
     if rate.requests / rate.period > MOST_PER_SECOND:
         raise ValueError(f"may allow at most {MOST_PER_SECOND:g} requests a second")
+    if rate.interval * rate.burst > LONGEST_DEBT:
+        raise ValueError("allows so many at once that they take more than a year to be paid for")
     return rate
 
 

@@ -42,7 +42,13 @@ RESPONSES = (Family("responses", "counter", "Answers to all requests", "status",
 
 MODEL = (
     Family("model_seconds", "histogram", "Answered predictions and explanations, from head to answer"),
-    Family("model_refusals", "counter", "Refused ones; 504 is a timeout", "status", STATUS_VALUES),
+    Family(
+        "model_refusals",
+        "counter",
+        "Those not answered; 504 is a timeout, also of what went on as a job",
+        "status",
+        STATUS_VALUES,
+    ),
     Family("model_rows", "counter", "Rows answered, by where the answers are from", "source", SOURCES),
 )
 

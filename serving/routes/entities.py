@@ -77,7 +77,7 @@ def entities_router(
         check_entity(entity)
         headers = dict(request.scope["headers"])
         check_json(headers)
-        records = read_records(entity, await read_body(headers, request.receive, max_body_bytes), max_records)
+        records = await read_records(entity, await read_body(headers, request.receive, max_body_bytes), max_records)
         stored = await source.add_records(records)
         if stored:
             arrivals.add(Arrival(entity, records, request.state.request_id))

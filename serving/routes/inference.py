@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from http import HTTPStatus
 
 import msgspec
 import structlog
@@ -106,6 +107,7 @@ class InferenceRoute:
         selection = parameters.selection() if verb == "explain" else EVERYTHING
         if self._background is not None and verb == "explain" and is_for_jobs(model):
             await _accept(send, await self._background.submit(model, verb, rows, selection))
+            self._figures[verb][model].refused(HTTPStatus.ACCEPTED)
             return
         if EVENTS in headers.get(b"accept", b""):
             parts = self._inference.answer_by_parts(model, verb, rows, timeout=timeout, selection=selection)
@@ -121,6 +123,7 @@ class InferenceRoute:
             if self._background is None:
                 raise
             await _accept(send, await self._background.take_over(late, model, verb, rows, selection))
+            self._figures[verb][model].refused(HTTPStatus.GATEWAY_TIMEOUT)
             return
         sources = [source for _, source in answers]
         source = _source(sources)

@@ -20,6 +20,12 @@ def test_equal_records_of_a_time_have_equal_ids_whatever_the_order_of_their_colu
     assert make_record("a", {"x": 1, "y": 2}, "2024-01-02").id != one.id
 
 
+@pytest.mark.parametrize("entity", ["", "^GSPC", "BRK/B", "a\0b", "a b", "x" * 65, "-a"])
+def test_what_is_no_name_of_an_entity_has_no_records(entity: str) -> None:
+    with pytest.raises(InvalidRequest, match="an entity is 1 to 64 letters"):
+        make_record(entity, {"x": 1})
+
+
 def test_a_record_without_a_time_is_of_now_and_like_no_other() -> None:
     one, other = make_record("a", {"x": 1}), make_record("a", {"x": 1})
     assert one.id != other.id

@@ -149,3 +149,13 @@ async def test_a_file_keeps_no_more_records_in_all_than_it_may(tmp_path: Path) -
     kept = [await source.newest(f"entity-{number}", 1) for number in range(5)]
     assert [len(records) for records in kept] == [0, 0, 1, 1, 1]
     await source.close()
+
+
+async def test_an_entity_that_is_quiet_keeps_its_records_while_the_file_has_room(tmp_path: Path) -> None:
+    source = SQLiteSource(tmp_path, keep_records=2, keep_outcomes=KEEP, keep_in_all=5)
+    await source.add_records([record(0, "quiet")])
+    for number in range(20):
+        await source.add_records([record(number, "busy")])
+    assert len(await source.newest("quiet", 1)) == 1
+    assert len(await source.newest("busy", 5)) == 2
+    await source.close()

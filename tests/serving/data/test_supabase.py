@@ -93,13 +93,17 @@ async def test_answers_that_are_none_are_failures() -> None:
         await writer.drain()
         writer.close()
 
-    babbled = [b'[{"id": 1}]', b"not JSON", b"[1]", b'"text"', b"null"]
+    rows = [b'[{"id": 1}]', b'[{"entity": "a", "id": "1", "time": "2024-01-01", "data": [1]}]', b"[1]"]
+    answers = [*rows, b"not JSON", b'"text"', b"null", b'{"a": 1}']
+    babbled = answers + answers
     server = await asyncio.start_server(babble, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     source = SupabaseSource(url, "key", keep_records=1, keep_outcomes=1, breaker=Breaker(failures=100))
-    while babbled:
+    for _ in answers:
         with pytest.raises(StoreUnavailable):
             await source.newest("a", 1)
+        with pytest.raises(StoreUnavailable):
+            await source.outcomes("m", 1)
     await source.close()
     server.close()
     await server.wait_closed()

@@ -84,6 +84,15 @@ async def test_rows_become_records_once(outbound: Outbound, document: bytes, opt
     ]
 
 
+async def test_cells_of_a_table_keep_their_line_ends_and_separators(outbound: Outbound) -> None:
+    document = 'entity,time,note\r\na,1,"two\nlines"\r\nb,2,caf\x85e\u2028\x0c\r\n'.encode()
+    store = Store()
+    async with serving(lambda _number, _head: reply(200, document)) as stub:
+        assert await poller(outbound, stub, store).fetch("prices") == Polled(records=2, new=2)
+    notes = [dict(values)["note"] for _, _, _, values in store.kept.values()]
+    assert notes == ["two\nlines", "caf\x85e\u2028\x0c"]
+
+
 async def test_bad_rows_are_named_and_counted_and_good_ones_kept(outbound: Outbound) -> None:
     lines = ["entity,time,close", "a,1,1", ",2,2", "b,,3", "c,4", "d,5,5", *["x"] * 10]
     store = Store()

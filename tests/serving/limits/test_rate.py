@@ -27,6 +27,12 @@ def test_more_than_the_table_can_tell_apart_is_refused() -> None:
         parse_rate("1001/second", 0)
 
 
+def test_a_debt_of_more_than_a_year_is_refused() -> None:
+    assert parse_rate("1/day", 365)
+    with pytest.raises(ValueError, match="more than a year"):
+        parse_rate("1/day", 366)
+
+
 def test_headers_say_what_is_left_and_when_all_is_back() -> None:
     headers = RateHeaders(parse_rate("60/minute", 10))
     policy = (b"ratelimit-policy", b'"default";q=10;w=10')
