@@ -76,6 +76,7 @@ def test_a_leaking_worker_is_replaced_before_the_limit_without_a_lost_request(le
         tally, most = asyncio.run(leak(service, requests=ROOM - 10))
         assert (tally.failed, tally.statuses[200]) == (0, ROOM - 10)
         assert most < limit * MB
+        assert eventually(lambda: bool(service.events("Process is replaced for its memory")))
         assert service.events("Process is replaced for its memory")[0]["reason"] == "the box is short of memory"
         assert [alert["kind"] for alert in service.events("Alert")] == ["memory-high"]
         assert eventually(lambda: service.get("/health")["memory"]["stage"] != "critical")
