@@ -60,8 +60,9 @@ class EarlyReplacingArbiter(Arbiter):  # type: ignore[misc]
             self.retire(worker)
         self.tend_runners()
         if self.memory is not None:
-            workers_leaving = {pid: worker.retiring for pid, worker in self.WORKERS.items()}
-            self.memory.look(workers_leaving, [pid for runners in self.runners for pid in runners.pids])
+            web = {pid: worker.retiring for pid, worker in self.WORKERS.items()}
+            others = {pid: leaving for runners in self.runners for pid, leaving in runners.leaving.items()}
+            self.memory.look(web, others)
 
     def replace(self, pid: int) -> None:
         """Have a worker or a runner end; the next look finds it missing and forks another."""

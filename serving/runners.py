@@ -46,6 +46,8 @@ class _Place:
 
     pid: int = 0
     forked: float = -FORK_SECONDS
+    leaving: bool = False
+    """It has been told to end."""
     slot: int = 0
     """In the book of figures."""
 
@@ -72,6 +74,11 @@ class Runners:
         """Those that live, as far as is known."""
         return [place.pid for place in self._places if place.pid]
 
+    @property
+    def leaving(self) -> dict[int, bool]:
+        """The same, and whether they have been told to end."""
+        return {place.pid: place.leaving for place in self._places if place.pid}
+
     def tend(self) -> None:
         """Look after them: reap those that have ended, fork those that are missing. To be called every second."""
         for place in self._places:
@@ -90,6 +97,7 @@ class Runners:
         for place in self._places:
             self._reap(place)
             if place.pid == pid:
+                place.leaving = True
                 os.kill(pid, signal.SIGTERM)
 
     def begin_stop(self) -> None:
@@ -127,7 +135,7 @@ class Runners:
             self._book.release(place.slot, self._name)
 
     def _fork(self, place: _Place) -> None:
-        place.forked = time.monotonic()
+        place.forked, place.leaving = time.monotonic(), False
         place.slot = self._book.assign()
         parent = os.getpid()
         try:
@@ -154,7 +162,7 @@ def supervise(kinds: Sequence[Runners], memory: MemoryWatch | None = None) -> No
         for runners in kinds:
             runners.tend()
         if memory is not None:
-            memory.look({}, [pid for runners in kinds for pid in runners.pids])
+            memory.look({}, {pid: leaving for runners in kinds for pid, leaving in runners.leaving.items()})
         arrived = signal.sigtimedwait(waited, FORK_SECONDS)
     for runners in kinds:
         runners.begin_stop()

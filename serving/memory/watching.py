@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from serving.memory.limits import find_cgroup
@@ -72,8 +72,8 @@ class MemoryWatch:
             # one more while an old one drains
             self._watchdog.share = self._share or max(0, int(left / (self._processes + 1)))
 
-    def look(self, workers: Mapping[int, bool], runners: Sequence[int]) -> None:
-        """Once a second however often it is called. `workers` says of each whether it is leaving."""
+    def look(self, workers: Mapping[int, bool], runners: Mapping[int, bool]) -> None:
+        """Once a second however often it is called. Both say of each process whether it is leaving."""
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + LOOK_SECONDS
@@ -86,7 +86,7 @@ class MemoryWatch:
                 pid,
                 private=memories[pid].private,
                 children=sum(memories[child].private for child in children[pid] if child in memories),
-                leaving=workers.get(pid, False),
+                leaving=workers.get(pid, False) or runners.get(pid, False),
                 calls={child: memories[child].private for child in children[pid] if child in memories and _calls(child)}
                 if pid not in workers
                 else {},
