@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from serving.data.record import Record, Value, make_record
+from serving.data.record import Record, make_record, value_of
 from serving.data.source import BATCH, Source
 from serving.errors import InvalidRequest
 
-TRUTHS = {"true": True, "false": False}
 OWN = ("entity", "time", "id")
 """The columns that are no values; `id` may be missing."""
 
@@ -80,19 +79,4 @@ def _record(names: list[str], cells: list[str]) -> Record:
     row = dict(zip(names, cells, strict=True))
     entity, time = row.pop("entity"), row.pop("time")
     record_id = row.pop("id", "") or None
-    return make_record(entity, {name: _value(cell) for name, cell in row.items()}, time, record_id)
-
-
-def _value(cell: str) -> Value:
-    if not cell:
-        return None
-    if cell.lower() in TRUTHS:
-        return TRUTHS[cell.lower()]
-    if "_" in cell or not cell.isascii():
-        return cell  # float() takes digits of every script, and underscores between them
-    for kind in (int, float):
-        try:
-            return kind(cell)
-        except ValueError:
-            continue
-    return cell
+    return make_record(entity, {name: value_of(cell) for name, cell in row.items()}, time, record_id)

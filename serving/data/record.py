@@ -20,6 +20,8 @@ Value = float | int | str | bool | None
 ENTITY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 ID = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
 
+TRUTHS = {"true": True, "false": False}
+
 MAX_COLUMNS = 200
 LONGEST_NAME = 64
 LONGEST_TEXT = 500
@@ -108,6 +110,22 @@ def _check_value(name: str, value: Any) -> Value:
     if not math.isfinite(number):
         raise InvalidRequest(f"{name} must be finite")
     return number + 0.0
+
+
+def value_of(cell: str) -> Value:
+    """What a cell of a CSV holds: nothing, a truth, a number, or else a text."""
+    if not cell:
+        return None
+    if cell.lower() in TRUTHS:
+        return TRUTHS[cell.lower()]
+    if not cell.isascii() or "_" in cell:
+        return cell  # float() takes digits of every script, and underscores between them
+    for kind in (int, float):
+        try:
+            return kind(cell)
+        except ValueError:
+            continue
+    return cell
 
 
 def parse_time(text: str) -> datetime:

@@ -9,15 +9,14 @@ from typing import Any, Generic, TypeVar
 
 import structlog
 
+from serving.data.record import value_of
+from serving.data.source import BATCH
 from serving.errors import InvalidRequest, ServingError
 from serving.feeds.feed import Feed
-from serving.feeds.rows import Row, read_rows, value_of
+from serving.feeds.rows import Row, read_rows
 from serving.outbound import Call, Outbound, Reply
 
 log = structlog.get_logger(__name__)
-
-BATCH = 500
-"""Records that are kept at once."""
 
 MOST_FAULTS = 5
 """That are named; the others are counted."""

@@ -12,8 +12,6 @@ import msgspec
 from serving.errors import InvalidRequest
 from serving.feeds.feed import Feed
 
-TRUTHS = {"true": True, "false": False}
-
 Row = dict[str, Any]
 
 
@@ -56,19 +54,3 @@ def _cells_by_name(names: list[str], table: Iterator[list[str]]) -> Iterator[Row
     for cells in table:
         if cells:
             yield dict(zip(names, cells, strict=True)) if len(cells) == len(names) else None
-
-
-def value_of(text: str) -> float | int | str | bool | None:
-    """What a cell of a CSV holds: nothing, a truth, a number, or else a text."""
-    if not text:
-        return None
-    if text.lower() in TRUTHS:
-        return TRUTHS[text.lower()]
-    if not text.isascii() or "_" in text:
-        return text
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
