@@ -8,6 +8,7 @@ import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -42,8 +43,9 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All figures. `jobs` are of all instances that share a store; None when it is away."""
+    """All figures, as of `time`. `jobs` are of all instances that share a store; None when it is away."""
 
+    time: datetime
     pages: list[Page]
     processes: list[Process]
     jobs: Counts | None
@@ -91,12 +93,14 @@ class Figures:
             return self._last
 
     async def _take(self) -> Snapshot:
+        now = datetime.now(UTC)
         self._metrics.publish()
         jobs = await self._count_jobs()
         pages = self._metrics.book.read()
         # some milliseconds a process: too long for the event loop
         processes = await asyncio.to_thread(partial(_processes, self._metrics.book, pages))
         return Snapshot(
+            time=now,
             pages=pages,
             processes=processes,
             jobs=jobs,

@@ -27,6 +27,7 @@ def summarize(snapshot: Snapshot) -> dict[str, Any]:
             totals |= {family.name: _plain(family, numbers) for family, numbers in split(page)}
     master = snapshot.of("master")
     return {
+        "time": snapshot.time.isoformat(),
         "pss_bytes": sum(process.memory.pss for process in snapshot.processes),
         "memory": msgspec.to_builtins(snapshot.pressure),
         "master": _of_process(master[0]) if master else None,
