@@ -19,6 +19,9 @@ SURGE = 1
 """Workers that may be there besides the configured number while others drain: memory for one more, not for twice."""
 
 
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+
+
 class _OldWorkersDrain(Exception):
     """A reload has got so far that only old workers are waited for."""
 
@@ -63,6 +66,19 @@ class EarlyReplacingArbiter(Arbiter):  # type: ignore[misc]
             web = {pid: worker.retiring for pid, worker in self.WORKERS.items()}
             others = {pid: leaving for runners in self.runners for pid, leaving in runners.leaving.items()}
             self.memory.look(web, others)
+
+    def spawn_worker(self) -> int:
+        """As gunicorn does, but nobody who ends a worker that is just beginning goes unheard.
+
+        Until it has handlers of its own (`DrainingWorker.init_signals`) it has the master's, which keep a signal for a
+        master that it is not.
+        """
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        try:
+            pid: int = super().spawn_worker()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        return pid
 
     def replace(self, pid: int) -> None:
         """Have a worker or a runner end; the next look finds it missing and forks another."""

@@ -122,6 +122,11 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc]
         # One byte that master and worker both see
         self._retiring = mmap.mmap(-1, 1)
 
+    def init_signals(self) -> None:
+        """Listen to the master, which has kept back its signals since before the fork; so far, each ends the worker."""
+        super().init_signals()
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
     @property
     def retiring(self) -> bool:
         """True in both processes once the worker has begun to end."""

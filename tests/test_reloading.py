@@ -140,6 +140,14 @@ def test_hup_by_hand_reloads_too(running: Service, models_of_our_own: Path) -> N
     assert settles_on(running, "wine", "2")
 
 
+def test_a_service_that_is_told_to_end_while_new_workers_begin_ends(models: Path) -> None:
+    # longer than a test waits for the end
+    environ = {"MODEL_DIR": str(models), "ADMIN_TOKEN": ADMIN_TOKEN, "GRACEFUL_TIMEOUT_SECONDS": "100"}
+    with Service(environ) as service:
+        assert ask_admin(service, "models:reload")[0] == 200
+        assert service.stop() == 0
+
+
 def test_versions_that_have_not_changed_are_not_loaded_again(running: Service) -> None:
     status, answer = ask_admin(running, "models:reload")
     assert (status, answer["added"], answer["removed"], answer["refused"]) == (200, [], [], [])
