@@ -1,7 +1,8 @@
-"""Models that the demos lack and benchmarks need: larger trees, and two models that nothing can compile."""
+"""Models that the demos lack and benchmarks need: larger trees, and some models that nothing can compile."""
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,28 @@ class SlowRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         return X[:, 0] + matrix[0, 0] - 1
 
 
+class HoldingRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+    """Runs Python code until the time of its rows is over; answers the first feature.
+
+    With `switch_seconds` it changes for how long at a time.
+    """
+
+    def __init__(self, switch_seconds: float | None = None) -> None:
+        self.switch_seconds = switch_seconds
+
+    def fit(self, X: Any, _y: Any) -> HoldingRegressor:  # noqa: N803
+        self.n_features_in_ = X.shape[1]
+        return self
+
+    def predict(self, X: Any) -> Any:  # noqa: N803
+        if self.switch_seconds is not None:
+            sys.setswitchinterval(self.switch_seconds)
+        until = time.thread_time() + SECONDS_A_ROW * len(X)
+        while time.thread_time() < until:
+            sum(range(200))
+        return X[:, 0]
+
+
 class LeakingRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """Keeps a hundred kilobytes for every row that it is asked; answers the first feature."""
 
@@ -58,6 +81,13 @@ def add_slow(root: Path) -> None:
     """`slow`: so many milliseconds for every row, in a batch as well as alone."""
     sample = pd.DataFrame({"x": np.linspace(0, 1, 5)})
     add_version(root, "slow", SlowRegressor().fit(sample.to_numpy(), None), sample, margin=None)
+
+
+def add_holding(root: Path, switch_seconds: float | None) -> None:
+    """`holding`: as slow as `slow`, and nobody else runs Python code meanwhile but for the interpreter's switching."""
+    sample = pd.DataFrame({"x": np.linspace(0, 1, 5)})
+    estimator = HoldingRegressor(switch_seconds).fit(sample.to_numpy(), None)
+    add_version(root, "holding", estimator, sample, margin=None)
 
 
 def forest_of_100() -> tuple[pd.DataFrame, Any]:

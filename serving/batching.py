@@ -8,6 +8,7 @@ with the load, and without load a row is a batch of its own.
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -31,6 +32,11 @@ log = structlog.get_logger(__name__)
 MAX_ROWS = 1024
 BATCH_SECONDS = 0.025
 """Rows and time of one batch, so that nobody waits for the rows of everybody. A request is never divided."""
+
+SWITCH_SECONDS = 0.0005
+"""How long a thread that holds the GIL may keep it from one that waits. With Python's 5 ms the event loop loses as much
+in each of its turns to a model that runs Python code (`python -m bench.turns`); switching costs some microseconds.
+"""
 
 PATIENCE = 4
 """Rows of a model that may wait for its thread and each other, however slow it is."""
@@ -114,6 +120,7 @@ class Batcher:
 
     def start(self) -> None:
         """To be called in the process that will predict: threads do not survive a fork."""
+        sys.setswitchinterval(SWITCH_SECONDS)
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="inference")
 
     def stop(self) -> None:

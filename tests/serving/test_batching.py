@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from registry.features import Rows
 from registry.model import Outputs
 from registry.presenting import Selection
 from registry.registry import load_registry
-from serving.batching import PATIENCE, Batcher, Ran
+from serving.batching import PATIENCE, SWITCH_SECONDS, Batcher, Ran
 from serving.cost import Cost, measure_inline_rows
 from serving.errors import Overloaded
 from serving.operations import Operation
@@ -270,3 +271,9 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
         while not condition():
             await turn()
+
+
+def test_the_loop_waits_less_for_the_gil_than_python_has_it_wait(operation: Operation) -> None:
+    sys.setswitchinterval(0.005)
+    with started(operation, inline_rows=0):
+        assert sys.getswitchinterval() == pytest.approx(SWITCH_SECONDS)
