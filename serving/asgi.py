@@ -130,7 +130,7 @@ class Edge:
             else:
                 await self._app(scope, receive, exchange.send)
         except ClientGone:
-            exchange.status = scope["state"].get("refused", CLIENT_CLOSED_REQUEST)
+            exchange.status = unanswered_status(scope)
         except Exception as error:  # noqa: BLE001 - the edge of the process: whatever it is, the client gets an answer
             await exchange.refuse(error)
         finally:
@@ -139,8 +139,10 @@ class Edge:
                 exchange.log()
 
 
-CLIENT_CLOSED_REQUEST = 499
-"""What a request is logged with when its client did not wait; never sent. Unless the server refused it meanwhile."""
+def unanswered_status(scope: Scope) -> int:
+    """What a request counts as that the app has not answered: 499, its client left; or what the server has sent."""
+    status: int = scope["state"].get("refused", 499)
+    return status
 
 
 def _new_id() -> str:

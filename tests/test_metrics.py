@@ -177,6 +177,19 @@ def test_what_the_server_refuses_for_the_app_is_counted_once(measured: Service, 
     assert eventually(lambda: refusals(measured) == counted)
 
 
+def test_a_body_that_does_not_come_in_time_is_in_the_figures_of_its_model(measured: Service) -> None:
+    def late() -> Any:
+        return figures(measured)["models"]["wine"]["predict"]["refused"].get("408", 0)
+
+    before = late()
+    with Connection(measured) as connection:
+        connection.send(request("/v1/models/wine:predict", b"{}").replace(b"ength: 2", b"ength: 3"))
+        answer = connection.answer()
+    assert answer is not None
+    check_refusal(answer, 408)
+    assert eventually(lambda: late() == before + 1)
+
+
 def test_metrics_need_the_token(measured: Service) -> None:
     for path in ("/metrics", "/api/admin/metrics", f"/metrics?admin_token={ADMIN_TOKEN}"):
         check_refusal(ask(measured, request(path, method="GET")), 401)

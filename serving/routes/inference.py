@@ -16,7 +16,6 @@ from cache.flight import Answer
 from registry.model import LoadedModel
 from registry.registry import Registry
 from serving.asgi import (
-    CLIENT_CLOSED_REQUEST,
     ClientGone,
     Headers,
     Receive,
@@ -25,6 +24,7 @@ from serving.asgi import (
     check_json,
     read_body,
     respond,
+    unanswered_status,
 )
 from serving.background import Background
 from serving.errors import DeadlineExceeded, MethodNotAllowed, NotJSON
@@ -91,7 +91,7 @@ class InferenceRoute:
             await self._answer(model, verb, scope, receive, send)
         except Exception as error:
             self._figures[verb][model].refused(
-                CLIENT_CLOSED_REQUEST if isinstance(error, ClientGone) else status_of(error)
+                unanswered_status(scope) if isinstance(error, ClientGone) else status_of(error)
             )
             raise
 
