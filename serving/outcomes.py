@@ -30,7 +30,7 @@ from serving.reading import decode
 
 USAGE = 'send an object: {"instances": [...], "outcomes": [...]}'
 WINDOW = 1000
-"""Of a model's outcomes, the last that came: what its accuracy is taken over."""
+"""Of a version's outcomes, the last that came: what its accuracy is taken over."""
 
 FRESH_SECONDS = 10.0
 PATIENCE_SECONDS = 2.0
@@ -158,16 +158,11 @@ class LiveQuality:
 
         Each was compared with what the version predicted when the outcome came. Raises StoreUnavailable.
         """
-        outcomes = await self._source.outcomes(model.name, WINDOW)
-        pairs = [
-            (outcome.outcome, outcome.prediction)
-            for outcome in outcomes
-            if outcome.version == model.version and outcome.prediction is not None
-        ]
-        figures: dict[str, Any] = {"version": model.version, "outcomes": len(pairs)}
-        if not pairs:
+        judged = await self._source.judged(model.name, model.version, WINDOW)
+        figures: dict[str, Any] = {"version": model.version, "outcomes": len(judged)}
+        if not judged:
             return figures
         if model.manifest.task == "regression":
-            errors = [abs(float(truth) - float(said)) for truth, said in pairs]
+            errors = [abs(float(one.outcome) - float(one.prediction)) for one in judged]
             return figures | {"mean_absolute_error": sum(errors) / len(errors)}
-        return figures | {"accuracy": sum(truth == said for truth, said in pairs) / len(pairs)}
+        return figures | {"accuracy": sum(one.outcome == one.prediction for one in judged) / len(judged)}

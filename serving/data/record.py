@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -58,6 +58,13 @@ class Outcome:
     """A label, or a number."""
     prediction: str | float | None
     """What that version answers; None when it fails on the instance."""
+
+
+class Judged(NamedTuple):
+    """What really happened, and what a version of a model had answered."""
+
+    outcome: str | float
+    prediction: str | float
 
 
 def make_record(entity: str, values: Any, time: str | None = None, record_id: str | None = None) -> Record:

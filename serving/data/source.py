@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Protocol
 
-from serving.data.record import Outcome, Record
+from serving.data.record import Judged, Outcome, Record
 
 BATCH = 500
 """Records or outcomes that are written at once."""
@@ -33,8 +32,12 @@ class Source(Protocol):
         """
         ...
 
-    async def outcomes(self, model: str, limit: int, since: datetime | None = None) -> list[Outcome]:
-        """The last `limit` outcomes that came of a model, the last first; only those of a time not before `since`."""
+    async def outcomes(self, model: str, limit: int) -> list[Outcome]:
+        """The last `limit` outcomes that came of a model, the last first."""
+        ...
+
+    async def judged(self, model: str, version: str, limit: int) -> list[Judged]:
+        """The same of a version, if it has answered, and only what it is judged by."""
         ...
 
     async def probe(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from sqlite3 import Connection, Row
 from typing import Any
 
-from serving.data.record import Outcome, Record
+from serving.data.record import Judged, Outcome, Record
 from serving.storage.database import Database
 
 MIGRATIONS = (
@@ -94,11 +94,19 @@ class SQLiteSource:
 
         return await self._database.write(work)
 
-    async def outcomes(self, model: str, limit: int, since: datetime | None = None) -> list[Outcome]:
+    async def outcomes(self, model: str, limit: int) -> list[Outcome]:
         def work(connection: Connection) -> list[Outcome]:
-            earliest = "" if since is None else _text(since)
-            select = "select * from outcomes where model = ? and time >= ? order by number desc limit ?"
-            return [_outcome(row) for row in connection.execute(select, (model, earliest, limit))]
+            select = "select * from outcomes where model = ? order by number desc limit ?"
+            return [_outcome(row) for row in connection.execute(select, (model, limit))]
+
+        return await self._database.read(work)
+
+    async def judged(self, model: str, version: str, limit: int) -> list[Judged]:
+        def work(connection: Connection) -> list[Judged]:
+            select = """
+                select outcome, prediction from outcomes
+                where model = ? and version = ? and prediction <> 'null' order by number desc limit ?"""
+            return [Judged(*map(json.loads, row)) for row in connection.execute(select, (model, version, limit))]
 
         return await self._database.read(work)
 

@@ -27,7 +27,7 @@ from supabase import AsyncClient, acreate_client
 from supabase.lib.client_options import AsyncClientOptions
 
 from cache.breaker import Breaker
-from serving.data.record import LARGEST_INTEGER, Outcome, Record, Value, in_utc
+from serving.data.record import LARGEST_INTEGER, Judged, Outcome, Record, Value, in_utc
 from serving.errors import StoreUnavailable
 
 RECORDS, OUTCOMES = "entity_records", "model_outcomes"
@@ -108,30 +108,37 @@ class SupabaseSource:
         parameters = {"outcomes": json.dumps(rows), "keep": self._keep_outcomes}
         return await self._ask(lambda client: _result(client.rpc("add_model_outcomes", parameters)), int)
 
-    async def outcomes(self, model: str, limit: int, since: datetime | None = None) -> list[Outcome]:
-        found: list[Outcome] = []
+    async def outcomes(self, model: str, limit: int) -> list[Outcome]:
+        return await self._pages(lambda client: client.table(OUTCOMES).select("*").eq("model", model), limit, _outcome)
+
+    async def judged(self, model: str, version: str, limit: int) -> list[Judged]:
+        def select(client: AsyncClient) -> Any:
+            query = client.table(OUTCOMES).select("number,outcome,prediction").eq("model", model)
+            return query.eq("version", version).not_.is_("prediction", "null")
+
+        return await self._pages(select, limit, lambda row: Judged(row["outcome"], row["prediction"]))
+
+    async def _pages(self, select: Callable[[AsyncClient], Any], limit: int, read: Callable[[Any], T]) -> list[T]:
+        """The last `limit` rows by their number."""
+        found: list[T] = []
         before: int | None = None
         while len(found) < limit:
             page = min(PAGE, limit - len(found))
-            numbered = await self._outcome_page(model, page, since, before)
-            found += [outcome for _, outcome in numbered]
+            numbered = await self._page(select, page, before, read)
+            found += [one for _, one in numbered]
             if len(numbered) < page:
                 break
             before, _ = numbered[-1]
         return found
 
-    async def _outcome_page(
-        self, model: str, page: int, since: datetime | None, before: int | None
-    ) -> list[tuple[int, Outcome]]:
+    async def _page(
+        self, select: Callable[[AsyncClient], Any], page: int, before: int | None, read: Callable[[Any], T]
+    ) -> list[tuple[int, T]]:
         def call(client: AsyncClient) -> Awaitable[Any]:
-            query = client.table(OUTCOMES).select("*").eq("model", model)
-            if since is not None:
-                query = query.gte("time", since.isoformat())
-            if before is not None:
-                query = query.lt("number", before)
+            query = select(client) if before is None else select(client).lt("number", before)
             return _result(query.order("number", desc=True).limit(page))
 
-        return await self._ask(call, lambda rows: [(row["number"], _outcome(row)) for row in rows])
+        return await self._ask(call, lambda rows: [(row["number"], read(row)) for row in rows])
 
     async def probe(self) -> None:
         await self.add_records([])

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from datetime import datetime
 
 import pytest
 
 from serving.data.reading import RecordReader
-from serving.data.record import Outcome, Record
+from serving.data.record import Judged, Outcome, Record
 from serving.data.writer import OutcomeWriter
 from serving.errors import DataQueueFull, StoreUnavailable
 from tests.serving.conftest import until
@@ -41,7 +40,10 @@ class FlakySource:
         self.kept += outcomes
         return len(outcomes)
 
-    async def outcomes(self, model: str, limit: int, since: datetime | None = None) -> list[Outcome]:
+    async def outcomes(self, model: str, limit: int) -> list[Outcome]:
+        raise NotImplementedError
+
+    async def judged(self, model: str, version: str, limit: int) -> list[Judged]:
         raise NotImplementedError
 
     async def probe(self) -> None:

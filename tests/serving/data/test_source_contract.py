@@ -12,7 +12,7 @@ import pytest
 from serving.data.record import make_record
 from serving.data.source import Source
 from serving.data.sqlite import SQLiteSource
-from tests.serving.data.conftest import KEEP, Open, day, outcome, record
+from tests.serving.data.conftest import KEEP, Open, outcome, record
 
 pytestmark = pytest.mark.anyio
 
@@ -108,9 +108,13 @@ async def test_labels_and_numbers_come_back_as_they_were(source: Source, truth: 
     assert await source.outcomes("m", 1) == [given]
 
 
-async def test_outcomes_before_a_time_are_left_out(source: Source) -> None:
-    await source.add_outcomes([outcome(number) for number in range(4)])
-    assert [one.id for one in await source.outcomes("m", 10, day(2))] == ["3", "2"]
+async def test_a_version_is_judged_by_its_last_outcomes_if_it_has_answered(source: Source) -> None:
+    said = ["no", None, "yes", "no"]
+    await source.add_outcomes([outcome(number, prediction=said[number]) for number in range(4)])
+    await source.add_outcomes([outcome(4, "other"), outcome(5, version="2")])
+    assert await source.judged("m", "1", 10) == [("yes", "no"), ("yes", "yes"), ("yes", "no")]
+    assert await source.judged("m", "1", 2) == [("yes", "no"), ("yes", "yes")]
+    assert await source.judged("m", "3", 10) == []
 
 
 async def test_an_outcome_that_comes_again_is_kept_once(open_source: Open) -> None:
