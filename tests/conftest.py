@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pandas as pd
 import pytest
 import redis
 
-from bench.service import Service
+from bench.service import FORKSERVE, Service
 from examples.train import DEMOS, train_all
 from registry.adding import add_version
 from tests.entities import import_market, sqlite_source
@@ -20,6 +22,8 @@ from tests.supabase import Postgres, SupabaseServer, postgres_server, supabase_s
 
 ADMIN_TOKEN = "a-token-only-for-tests"
 DEMO_MODELS = sorted(demo.name for demo in DEMOS)
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
@@ -60,6 +64,25 @@ def sleeper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     estimator = SleepingRegressor().fit(sample.to_numpy(), None)
     add_version(root, "sleeper", estimator, sample, margin=None)
     return root
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Runs a command over a model directory of its own."""
+
+    def forkserve(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"MODEL_DIR": str(tmp_path / "models")} | environ
+        return subprocess.run(
+            [FORKSERVE, *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
+    return forkserve
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from typing import Any
 
 from bench.service import FORKSERVE, ROOT, Service
 from serving.processes import child_pids
-from tests.test_processes import gone
+from tests.processes import gone
 
 PATIENCE = 60.0
 
@@ -60,6 +60,13 @@ def call(service: Service, method: str, path: str, body: bytes | None = None, **
     except urllib.error.HTTPError as error:
         with error:
             return Answer(error.code, error.headers, error.read())
+
+
+def varied(service: Service, model: str, count: int) -> list[dict[str, Any]]:
+    """Instances of which no two are the same."""
+    example = service.get(f"/v1/models/{model}")["example"]
+    name = next(name for name, value in example.items() if isinstance(value, float))
+    return [example | {name: example[name] * (1 + 0.0001 * number)} for number in range(count)]
 
 
 def send(service: Service, operation: str, model: str, instances: list[Any], **headers: str) -> Answer:

@@ -14,8 +14,8 @@ from pathlib import Path
 from bench.service import Service
 from serving.processes import MESSENGER, RUNNER, child_pids, name_of
 from tests.jobs import forkserve_worker
+from tests.processes import eventually
 from tests.servers import http_server
-from tests.test_processes import eventually
 
 SECRET = "/services/T000/B000/very-secret"
 

@@ -16,7 +16,7 @@ from registry.adding import add_version
 from tests.conftest import ADMIN_TOKEN
 from tests.estimators import PonderingRegressor, SleepingRegressor
 from tests.jobs import Answer, call, ended, until
-from tests.test_processes import eventually
+from tests.processes import eventually
 
 DEADLINE = 0.5
 

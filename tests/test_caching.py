@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from bench.service import Service
+from tests.processes import eventually, sleep_body
 from tests.servers import RedisServer, redis_server
-from tests.test_processes import eventually, sleep_body
 
 ROW = [59.0, 2.0, 32.1, 101.0, 157.0, 93.2, 38.0, 4.0, 4.8598, 87.0]
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import joblib
@@ -17,31 +14,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from bench.service import FORKSERVE, ROOT
+from bench.service import ROOT
 from examples.train import DEMOS
 from registry.adding import add_version
+from tests.conftest import Run
 from tests.estimators import ExplainShyRegressor, ForkShyRegressor
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    """Runs a command over a model directory of its own."""
-
-    def forkserve(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | {"MODEL_DIR": str(tmp_path / "models")} | environ
-        return subprocess.run(
-            [FORKSERVE, *arguments],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
-
-    return forkserve
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from bench.service import Service
 from registry.adding import add_version
 from serving.processes import child_pids
 from tests.estimators import GreedyRegressor, PonderingRegressor, SleepingRegressor
+from tests.processes import eventually
 from tests.servers import redis_server
-from tests.test_processes import eventually
 
 
 @pytest.fixture(scope="module")

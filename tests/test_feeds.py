@@ -14,9 +14,9 @@ from bench.service import Service
 from examples.market import market_records
 from serving.errors import InvalidSetting
 from serving.settings import Settings
+from tests.conftest import Run
+from tests.processes import eventually
 from tests.servers import http_server
-from tests.test_command_line import Run, run  # noqa: F401 - a fixture
-from tests.test_processes import eventually
 
 
 def serving(directory: Path) -> AbstractContextManager[str]:
@@ -48,7 +48,7 @@ def test_a_scheduled_feed_becomes_predictions_of_its_entities(models: Path, tmp_
     assert (model["model"], len(model["predictions"])) == ("market-direction", 3), answer
 
 
-def test_a_schedule_that_polls_an_unknown_feed_is_refused_by_name(run: Run, models: Path) -> None:  # noqa: F811
+def test_a_schedule_that_polls_an_unknown_feed_is_refused_by_name(run: Run, models: Path) -> None:
     checked = run("check", MODEL_DIR=str(models), SCHEDULES="days: every 1s: poll nothing")
     assert checked.returncode == 1
     assert "SCHEDULES: 'days': there is no 'nothing' to poll" in checked.stderr

@@ -17,9 +17,9 @@ from remote.client import hammer, post
 from serving.announcements import announce
 from serving.events.redis import RedisEventLog
 from tests.conftest import ADMIN_TOKEN
+from tests.processes import DIABETES, eventually
+from tests.reloading import add_copy, ask_admin, live, settles_on
 from tests.servers import RedisServer
-from tests.test_processes import DIABETES, eventually
-from tests.test_reloading import add_copy, ask_admin, live, settles_on
 
 RELOADED, TOLD, TELLS = "Models reloaded", "Told to reload", "Other instances are told to reload"
 

@@ -20,9 +20,9 @@ from bench.service import FORKSERVE, ROOT, Service
 from registry.adding import add_version
 from serving.processes import child_pids, read_memory
 from tests.estimators import FragileRegressor, GreedyRegressor, SleepingRegressor
-from tests.jobs import call, ended, forkserve_worker, send, send_table, until
+from tests.jobs import call, ended, forkserve_worker, send, send_table, until, varied
+from tests.processes import eventually, gone
 from tests.servers import RedisServer
-from tests.test_processes import eventually, gone
 
 CHUNK = {"SHAP_MAX_BATCH_SIZE": "7"}
 
@@ -68,13 +68,6 @@ def small_chunks(models: Path) -> Iterator[Service]:
 def over_redis(models: Path, own_server: RedisServer) -> Iterator[Service]:
     with Service({"MODEL_DIR": str(models), "REDIS_URL": own_server.url} | CHUNK) as service:
         yield service
-
-
-def varied(service: Service, model: str, count: int) -> list[dict[str, Any]]:
-    """Instances of which no two are the same."""
-    example = service.get(f"/v1/models/{model}")["example"]
-    name = next(name for name, value in example.items() if isinstance(value, float))
-    return [example | {name: example[name] * (1 + 0.0001 * number)} for number in range(count)]
 
 
 def check_both_operations(service: Service) -> None:

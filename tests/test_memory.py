@@ -16,7 +16,7 @@ from registry.adding import add_version
 from remote.client import Tally, hammer, post
 from serving.processes import child_pids, read_memory
 from tests.estimators import LeakingRegressor
-from tests.test_processes import eventually
+from tests.processes import eventually
 
 MB = 1024 * 1024
 ROOM = 240

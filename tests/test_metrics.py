@@ -20,7 +20,7 @@ from remote.client import hammer, post
 from tests.conftest import ADMIN_TOKEN, DEMO_MODELS
 from tests.entities import ask as ask_entity
 from tests.entities import columns, send_record
-from tests.test_processes import DIABETES, eventually, load
+from tests.processes import DIABETES, eventually, load
 from tests.wire import Connection, ask, check_refusal, request
 
 QUERY_TOKEN = "a-token-that-is-in-no-log"

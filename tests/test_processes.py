@@ -6,11 +6,8 @@ import asyncio
 import json
 import os
 import re
-import select
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -18,49 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.service import ROOT, Service
-from remote.client import Tally, hammer, post
+from bench.service import Service
+from remote.client import post
 from serving.processes import child_pids, read_memory, thread_names
-
-DIABETES = json.dumps({"instances": [[59.0, 2.0, 32.1, 101.0, 157.0, 93.2, 38.0, 4.0, 4.8598, 87.0]]}).encode()
-PATIENCE = 30.0
-
-
-def eventually(condition: Callable[[], bool]) -> bool:
-    """Whether it becomes true in time; for what happens in other processes and is not told to this one."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        select.select([], [], [], 0.01)
-    return True
-
-
-def gone(pids: list[int]) -> bool:
-    """Whether all of them have ended; waits for it. A zombie that nobody of ours can reap has ended, too."""
-    return eventually(lambda: not any(is_running(pid) for pid in pids))
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def load(service: Service, requests: int, connections: int, *, pause: float = 0.0) -> Tally:
-    messages = [post(f"{service.address}/v1/models/diabetes:predict", DIABETES)]
-    return asyncio.run(hammer(service.address, messages, requests=requests, connections=connections, pause=pause))
-
-
-async def load_while(service: Service, disturb: Callable[[], None], requests: int = 1500) -> Tally:
-    """Load, and a disturbance once it is well under way."""
-    messages = [post(f"{service.address}/v1/models/diabetes:predict", DIABETES)]
-    await hammer(service.address, messages, requests=50, connections=16)
-    running = asyncio.create_task(hammer(service.address, messages, requests=requests, connections=16, pause=0.002))
-    await hammer(service.address, messages, requests=50, connections=1)
-    disturb()
-    return await running
+from tests.processes import PATIENCE, eventually, gone, load, load_while, sleep_body
 
 
 class KeepAlive:
@@ -117,10 +75,6 @@ def connect() -> Iterator[Connect]:
 def three_workers(models: Path) -> Iterator[Service]:
     with Service({"MODEL_DIR": str(models), "WEB_CONCURRENCY": "3", "MAX_REQUESTS": "0"}) as service:
         yield service
-
-
-def sleep_body(seconds: float) -> bytes:
-    return json.dumps({"instances": [[seconds]]}).encode()
 
 
 def test_models_are_loaded_once_for_all_workers(three_workers: Service) -> None:
@@ -299,54 +253,6 @@ def test_a_client_may_shorten_the_deadline_but_not_lengthen_it(sleeper: Path, co
             "Prediction timeout after 0.1s",
             "Prediction timeout after 1s",
         ]
-
-
-def test_a_library_that_starts_a_thread_before_the_fork_is_found_out(models: Path) -> None:
-    refused = refusal({"MODEL_DIR": str(models), "PRELOAD_MODULES": "tests.thread_at_import"})
-    assert "forkserve: 2 threads at the fork, there may be one" in refused
-
-
-def test_a_module_that_is_not_there_refuses_the_start(models: Path) -> None:
-    refused = refusal({"MODEL_DIR": str(models), "PRELOAD_MODULES": "no_such_module"})
-    assert "forkserve: cannot import no_such_module" in refused
-
-
-def test_a_wrong_setting_refuses_the_start_and_names_the_variable(models: Path) -> None:
-    assert refusal({"MODEL_DIR": str(models), "MAX_REQUESTS": "many"}) == (
-        "forkserve: MAX_REQUESTS must be a whole number"
-    )
-
-
-def test_an_empty_model_directory_refuses_the_start_and_says_what_to_do(tmp_path: Path) -> None:
-    refused = refusal({"MODEL_DIR": str(tmp_path)})
-    assert refused == (f"forkserve: {tmp_path}: holds no model; make one with `forkserve train` or `forkserve add`")
-
-
-def refusal(environ: dict[str, str]) -> str:
-    """What a service that does not start says last."""
-    service = Service(environ)
-    assert service.process.wait(PATIENCE) != 0
-    service.stop()
-    assert "Traceback" not in service.log()
-    return service.log().strip().splitlines()[-1]
-
-
-def test_uvicorn_alone_serves_for_development(models: Path) -> None:
-    environ = os.environ | {"MODEL_DIR": str(models), "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "uvicorn", "main:app", "--port", "0", "--log-level", "info"]
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    try:
-        assert process.stdout is not None
-        address = next(found[1] for line in process.stdout if (found := re.search(r"running on http://([^ ]+)", line)))
-        host, _, port = address.partition(":")
-        with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection:
-            connection.sendall(post(f"http://{address}/v1/models/diabetes:predict", DIABETES))
-            assert b"200 OK" in connection.recv(65536)
-    finally:
-        process.terminate()
-        process.communicate(timeout=PATIENCE)
 
 
 def test_nothing_is_left_when_the_service_has_ended(models: Path) -> None:

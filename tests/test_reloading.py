@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shutil
 import signal
@@ -31,7 +30,8 @@ from tests.estimators import (
     HarmfulRegressor,
     ThreadedRegressor,
 )
-from tests.test_processes import DIABETES, eventually, gone
+from tests.processes import DIABETES, eventually, gone
+from tests.reloading import add_copy, ask_admin, live, settles_on
 
 MB = 1024 * 1024
 
@@ -57,39 +57,10 @@ def running(models_of_our_own: Path) -> Iterator[Service]:
         assert len(thread_names(service.master)) == 1
 
 
-def add_copy(models: Path, name: str, version: str) -> Path:
-    """Another version, the same as the first but for its number."""
-    directory = Path(shutil.copytree(models / name / "1", models / name / version))
-    manifest = json.loads((directory / "manifest.json").read_text())
-    (directory / "manifest.json").write_text(json.dumps(manifest | {"version": version}))
-    return directory
-
-
 def add_corrupt_copy(models: Path, name: str, version: str) -> Path:
     directory = add_copy(models, name, version)
     (directory / "model.joblib").write_bytes(b"this is no model")
     return directory
-
-
-def ask_admin(service: Service, path: str) -> tuple[int, Any]:
-    """Status and JSON of a POST to the admin's routes."""
-    headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
-    request = urllib.request.Request(f"{service.address}/api/admin/{path}", b"", headers)
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, json.load(error)
-
-
-def live(service: Service, name: str) -> str:
-    return str(service.get(f"/v1/models/{name}")["live"])
-
-
-def settles_on(service: Service, name: str, version: str) -> bool:
-    """Whether only new workers are left, and they say so."""
-    return eventually(lambda: len(service.workers) == 2 and live(service, name) == version)
 
 
 async def hammer_while(service: Service, requests: int, disturb: Callable[[], Any]) -> tuple[int, Any]:

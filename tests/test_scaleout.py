@@ -15,9 +15,8 @@ from bench.cluster import DaskCluster
 from bench.service import Service
 from registry.adding import add_version
 from tests.estimators import FragileRegressor, SleepingRegressor
-from tests.jobs import call, ended, send, until
+from tests.jobs import call, ended, send, until, varied
 from tests.servers import free_port
-from tests.test_jobs import varied
 
 pytestmark = pytest.mark.xdist_group("dask")  # one cluster is enough
 

@@ -18,8 +18,8 @@ from bench.service import FORKSERVE, ROOT, Service
 from serving.processes import SCHEDULER, child_pids, name_of
 from tests.conftest import ADMIN_TOKEN
 from tests.jobs import call
+from tests.processes import eventually, gone
 from tests.servers import RedisServer
-from tests.test_processes import eventually, gone
 
 OFTEN = "often: every 1s grace 30: reload"
 

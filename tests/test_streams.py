@@ -25,8 +25,8 @@ from serving.jobs.redis import RedisJobStore
 from serving.jobs.sqlite import SQLiteJobStore
 from serving.jobs.store import JobStore
 from serving.processes import read_rss
+from tests.processes import DIABETES, PATIENCE, eventually, gone
 from tests.servers import RedisServer
-from tests.test_processes import DIABETES, PATIENCE, eventually, gone
 from tests.wire import Connection, ask, check_refusal, request
 
 pytestmark = pytest.mark.anyio

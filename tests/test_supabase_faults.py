@@ -15,8 +15,8 @@ from serving.data.supabase import SupabaseSource
 from tests import wire
 from tests.entities import ask, columns, import_market, post, send_outcomes, send_record
 from tests.jobs import Answer
+from tests.processes import eventually
 from tests.supabase import SupabaseServer, token
-from tests.test_processes import eventually
 
 BACK_SECONDS = 10.0
 

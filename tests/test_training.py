@@ -25,10 +25,10 @@ from serving.processes import child_pids, name_of
 from tests.conftest import ADMIN_TOKEN
 from tests.entities import send_outcomes
 from tests.jobs import call, ended, until
+from tests.processes import eventually, is_running
+from tests.reloading import ask_admin
 from tests.servers import RedisServer
 from tests.supabase import SupabaseServer
-from tests.test_processes import eventually, is_running
-from tests.test_reloading import ask_admin
 from tests.training import MODE, add_small, result_of, trigger
 
 BODY = b'{"instances": [[0.5, 0.25]]}'

@@ -127,8 +127,6 @@ def test_the_form_goes_by_the_address_unless_it_is_said() -> None:
 
 
 def test_every_line_that_is_an_alert_is_logged_somewhere() -> None:
-    from tests.test_architecture import ROOT
-
     sources = [path.read_text() for name in ("cache", "registry", "serving") for path in (ROOT / name).rglob("*.py")]
     for event in ALERTED:
         assert sum(f'"{event}"' in source for source in sources) >= 2, event

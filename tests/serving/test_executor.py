@@ -25,8 +25,8 @@ from serving.errors import CallFailed, DeadlineExceeded, ExecutorGone, MemoryExc
 from serving.executor import Executor
 from serving.executor.frames import Rows
 from serving.processes import child_pids, read_memory
+from tests.processes import eventually, gone, is_running
 from tests.serving.executor_functions import FUNCTIONS, scale
-from tests.test_processes import eventually, gone, is_running
 
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE = 30.0

@@ -6,7 +6,7 @@ import signal
 
 from serving.metrics.book import Book
 from serving.runners import Runners
-from tests.test_processes import eventually, gone
+from tests.processes import eventually, gone
 
 
 def test_a_runner_that_was_told_to_end_is_leaving_until_another_has_its_place() -> None:

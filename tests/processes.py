@@ -1,0 +1,57 @@
+"""Loads a service, and waits for what its processes do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import select
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.service import Service
+from remote.client import Tally, hammer, post
+
+DIABETES = json.dumps({"instances": [[59.0, 2.0, 32.1, 101.0, 157.0, 93.2, 38.0, 4.0, 4.8598, 87.0]]}).encode()
+PATIENCE = 30.0
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    """Whether it becomes true in time; for what happens in other processes and is not told to this one."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        select.select([], [], [], 0.01)
+    return True
+
+
+def gone(pids: list[int]) -> bool:
+    """Whether all of them have ended; waits for it. A zombie that nobody of ours can reap has ended, too."""
+    return eventually(lambda: not any(is_running(pid) for pid in pids))
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def load(service: Service, requests: int, connections: int, *, pause: float = 0.0) -> Tally:
+    messages = [post(f"{service.address}/v1/models/diabetes:predict", DIABETES)]
+    return asyncio.run(hammer(service.address, messages, requests=requests, connections=connections, pause=pause))
+
+
+async def load_while(service: Service, disturb: Callable[[], None], requests: int = 1500) -> Tally:
+    """Load, and a disturbance once it is well under way."""
+    messages = [post(f"{service.address}/v1/models/diabetes:predict", DIABETES)]
+    await hammer(service.address, messages, requests=50, connections=16)
+    running = asyncio.create_task(hammer(service.address, messages, requests=requests, connections=16, pause=0.002))
+    await hammer(service.address, messages, requests=50, connections=1)
+    disturb()
+    return await running
+
+
+def sleep_body(seconds: float) -> bytes:
+    return json.dumps({"instances": [[seconds]]}).encode()

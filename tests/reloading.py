@@ -1,0 +1,43 @@
+"""Versions to reload, and asking for it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from bench.service import Service
+from tests.conftest import ADMIN_TOKEN
+from tests.processes import eventually
+
+
+def add_copy(models: Path, name: str, version: str) -> Path:
+    """Another version, the same as the first but for its number."""
+    directory = Path(shutil.copytree(models / name / "1", models / name / version))
+    manifest = json.loads((directory / "manifest.json").read_text())
+    (directory / "manifest.json").write_text(json.dumps(manifest | {"version": version}))
+    return directory
+
+
+def ask_admin(service: Service, path: str) -> tuple[int, Any]:
+    """Status and JSON of a POST to the admin's routes."""
+    headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+    request = urllib.request.Request(f"{service.address}/api/admin/{path}", b"", headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def live(service: Service, name: str) -> str:
+    return str(service.get(f"/v1/models/{name}")["live"])
+
+
+def settles_on(service: Service, name: str, version: str) -> bool:
+    """Whether only new workers are left, and they say so."""
+    return eventually(lambda: len(service.workers) == 2 and live(service, name) == version)
