@@ -1,126 +1,32 @@
-"""Calls in processes that are killed, on both event loops: every way for a call to end, and who is left then."""
+"""Calls in processes that are killed, on both event loops: every way for a call to end."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import uvloop
 
-from serving.errors import CallFailed, DeadlineExceeded, ExecutorGone, MemoryExceeded, Overloaded
+from serving.errors import CallFailed, DeadlineExceeded, MemoryExceeded, Overloaded
 from serving.executor import Executor
-from serving.executor.frames import Rows
-from serving.processes import child_pids, read_memory
-from tests.processes import eventually, gone, is_running
-from tests.serving.executor_functions import FUNCTIONS, scale
-
-ROOT = Path(__file__).parent.parent.parent
-PATIENCE = 30.0
-MB = 1024 * 1024
-ROWS: Rows = np.array([[1.0, 2.0], [3.0, 4.0]])
-
-Scenario = Callable[[Executor], Awaitable[None]]
-
-
-def in_a_worker(**options: Any) -> Callable[[Scenario], Callable[[], None]]:
-    """Plays a test in a process of its own, with one thread, which pytest has not always; `options` are Executor's."""
-
-    def decorate(scenario: Scenario) -> Callable[[], None]:
-        def test(*, here: bool = False) -> None:
-            if here:
-                play(scenario, options)
-                return
-            code = f"from {scenario.__module__} import {scenario.__name__} as test; test(here=True)"
-            command = [sys.executable, "-W", "error", "-c", code]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-            assert done.returncode == 0, done.stderr
-            assert done.stderr == ""
-
-        return test
-
-    return decorate
-
-
-def play(scenario: Scenario, options: dict[str, Any]) -> None:
-    """On uvloop, as in production, then on asyncio, each with a fresh executor that leaves nobody behind."""
-
-    async def main(executor: Executor) -> None:
-        try:
-            await scenario(executor)
-        finally:
-            executor.stop()
-
-    for run in (uvloop.run, asyncio.run):
-        executor = Executor(FUNCTIONS, **options)
-        executor.start()
-        run(main(executor))
-        assert child_pids(os.getpid()) == []
-        assert executor.unwell() is None
-
-
-class Gate:
-    """A FIFO that a call waits at."""
-
-    def __init__(self, stack: ExitStack) -> None:
-        self.path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "gate"
-        os.mkfifo(self.path)
-        self._stack = stack
-        self._end = -1
-
-    def call(self, executor: Executor, *, timeout: float = PATIENCE) -> asyncio.Task[bytes]:
-        return asyncio.create_task(executor.run("read_gate", ROWS, {"gate": str(self.path)}, timeout=timeout))
-
-    async def reached(self) -> None:
-        await until(self._has_reader)
-
-    def _has_reader(self) -> bool:
-        try:
-            self._end = os.open(self.path, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError:  # ENXIO until somebody reads
-            return False
-        self._stack.callback(os.close, self._end)
-        return True
-
-    async def open(self, message: bytes = b"") -> None:
-        os.write(self._end, message)
-        self._stack.pop_all().close()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110 - what other processes do sets no event here
-            await asyncio.sleep(0.001)
-
-
-def gone_now(pid: int) -> bool:
-    return not is_running(pid)
-
-
-def kernel_says(pid: int, name: str) -> str:
-    return Path(f"/proc/{pid}/{name}").read_text().strip()
-
-
-def count_descriptors(pid: int) -> int:
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
-
-
-def zygote() -> int:
-    (pid,) = child_pids(os.getpid())
-    return pid
+from serving.processes import child_pids
+from tests.serving.executor_functions import scale
+from tests.serving.executors import (
+    MB,
+    PATIENCE,
+    ROWS,
+    Gate,
+    count_descriptors,
+    gone_now,
+    in_a_worker,
+    until,
+    zygote,
+)
 
 
 @in_a_worker()
@@ -272,147 +178,3 @@ async def test_calls_wait_in_their_order_and_no_more_than_may_within_their_deadl
         assert await running == b"on", "the deadline of one that waits kills nobody"
         await asyncio.gather(first, second)
     assert order == ["first", "second"]
-
-
-@in_a_worker(processes=2)
-async def test_without_its_zygote_an_executor_says_so_at_once_and_its_worker_is_unwell(executor: Executor) -> None:
-    with ExitStack() as stack:
-        gate = Gate(stack)
-        assert executor.unwell() is None
-        await executor.run("tell_pid", ROWS, timeout=PATIENCE)
-        running = gate.call(executor)
-        await gate.reached()
-        pids = child_pids(zygote())
-        os.kill(zygote(), signal.SIGKILL)
-        with pytest.raises(ExecutorGone):
-            await running
-        with pytest.raises(ExecutorGone):
-            await executor.run("tell_pid", ROWS, timeout=PATIENCE)
-        assert executor.unwell() == "the zygote of its executors has ended"
-        await until(lambda: not any(map(is_running, pids)))
-        executor.stop()
-
-
-@in_a_worker()
-async def test_an_idle_worker_notices_that_its_zygote_has_ended(executor: Executor) -> None:
-    os.kill(zygote(), signal.SIGKILL)
-    await until(lambda: executor.unwell() is not None)
-    with pytest.raises(ExecutorGone):
-        await executor.run("tell_pid", ROWS, timeout=PATIENCE)
-    executor.stop()
-
-
-@in_a_worker()
-async def test_a_stop_ends_a_call_that_hangs(executor: Executor) -> None:
-    with ExitStack() as stack:
-        gate = Gate(stack)
-        running = gate.call(executor)
-        await gate.reached()
-        pids = [zygote(), *child_pids(zygote())]
-        executor.stop()
-        assert not any(map(is_running, pids))
-        with pytest.raises(ExecutorGone):
-            await running
-
-
-@in_a_worker()
-async def test_a_stop_before_the_last_end_was_heard_of_is_quiet(executor: Executor) -> None:
-    pid = int(await executor.run("tell_pid", ROWS, timeout=PATIENCE))
-    os.kill(pid, signal.SIGKILL)
-    # without a turn of the loop, so that the zygote's message is not read
-    assert eventually(lambda: child_pids(zygote()) == [])
-    executor.stop()
-
-
-@in_a_worker()
-async def test_signals_that_end_a_worker_do_not_reach_its_executors(executor: Executor) -> None:
-    pid = int(await executor.run("tell_pid", ROWS, timeout=PATIENCE))
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-        for process in (zygote(), pid):
-            os.kill(process, number)
-    assert int(await executor.run("tell_pid", ROWS, timeout=PATIENCE)) == pid
-    assert {os.getpgid(process) for process in (zygote(), pid)} == {zygote(), pid}
-
-
-@in_a_worker()
-async def test_executors_are_the_first_that_the_kernel_kills(executor: Executor) -> None:
-    pid = int(await executor.run("tell_pid", ROWS, timeout=PATIENCE))
-    assert kernel_says(pid, "oom_score_adj") == "1000"
-    assert [kernel_says(process, "comm") for process in (zygote(), pid)] == ["zygote", "executor"]
-
-
-@in_a_worker()
-async def test_nothing_of_the_workers_sockets_is_held_by_its_executors(unused: Executor) -> None:
-    unused.stop()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        executor = Executor(FUNCTIONS)
-        executor.start()
-        await executor.run("scale", ROWS, timeout=PATIENCE)
-        found = (await executor.run("list_descriptors", ROWS, timeout=PATIENCE)).decode().split()
-        address = listener.getsockname()
-    with socket.socket() as probe:
-        assert probe.connect_ex(address) == errno.ECONNREFUSED
-    assert len([name for name in found if name.startswith("socket:")]) == 1
-    assert {name for name in found if not name.startswith("socket:")} == {"/dev/null"}
-    executor.stop()
-
-
-@in_a_worker()
-async def test_memory_of_the_worker_is_shared(unused: Executor) -> None:
-    unused.stop()
-    large = np.ones(200 * MB, np.uint8)
-    executor = Executor({"add_up": lambda _rows, _parameters: str(large.sum()).encode()})
-    executor.start()
-    assert await executor.run("add_up", ROWS, timeout=PATIENCE) == str(200 * MB).encode()
-    pids = [zygote(), *child_pids(zygote())]
-    memories = [read_memory(pid) for pid in pids]
-    assert [memory.rss > 200 * MB for memory in memories] == [True, True]
-    assert [memory.private < 20 * MB for memory in memories] == [True, True]
-    executor.stop()
-
-
-@in_a_worker(reuse=False)
-async def test_a_process_that_is_not_to_be_used_again_ends_with_its_call(executor: Executor) -> None:
-    pids = {int(await executor.run("tell_pid", ROWS, timeout=PATIENCE)) for _ in range(3)}
-    assert len(pids) == 3
-    await until(lambda: all(gone_now(pid) for pid in pids))
-
-
-@in_a_worker()
-async def test_without_functions_nothing_is_forked(unused: Executor) -> None:
-    unused.stop()
-    executor = Executor({})
-    executor.start()
-    assert child_pids(os.getpid()) == []
-    assert executor.unwell() is None
-    with pytest.raises(KeyError):
-        await executor.run("scale", ROWS, timeout=PATIENCE)
-    executor.stop()
-
-
-@in_a_worker()
-async def test_a_second_start_does_nothing(executor: Executor) -> None:
-    pid = zygote()
-    executor.start()
-    assert zygote() == pid
-
-
-async def hang_for_ever(executor: Executor) -> None:
-    """What the worker does that is killed: one executor is idle, one hangs."""
-    await asyncio.gather(*(executor.run("tell_pid", ROWS, timeout=PATIENCE) for _ in range(2)))
-    hanging = asyncio.create_task(executor.run("spin", ROWS, timeout=PATIENCE * 10))
-    print("hangs", flush=True)  # noqa: T201 - to the test
-    await hanging
-
-
-def test_of_a_worker_that_is_killed_nothing_is_left() -> None:
-    code = "from tests.serving.test_executor import hang_for_ever as f, play; play(f, {'processes': 2})"
-    command = [sys.executable, "-W", "error", "-c", code]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as worker:
-        assert worker.stdout is not None
-        assert worker.stdout.readline() == "hangs\n"
-        zygotes = child_pids(worker.pid)
-        executors = [pid for zygote in zygotes for pid in child_pids(zygote)]
-        worker.kill()
-    assert (len(zygotes), len(executors)) == (1, 2)
-    assert gone([*zygotes, *executors])
