@@ -28,7 +28,7 @@ from tests.serving.executors import (
     gone_now,
     in_a_worker,
     kernel_says,
-    play,
+    play,  # noqa: F401 - in the other process
     until,
     zygote,
 )
@@ -166,7 +166,7 @@ async def hang_for_ever(executor: Executor) -> None:
 
 
 def test_of_a_worker_that_is_killed_nothing_is_left() -> None:
-    code = f"from {__name__} import hang_for_ever; from {play.__module__} import play; play(hang_for_ever, {{'processes': 2}})"
+    code = f"import {__name__} as here; here.play(here.hang_for_ever, {{'processes': 2}})"
     command = [sys.executable, "-W", "error", "-c", code]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as worker:
         assert worker.stdout is not None
