@@ -1,13 +1,12 @@
-"""Records and outcomes: where they are kept, and who is asked about them."""
+"""Who is asked about records and outcomes, and tells of them."""
 
 from __future__ import annotations
 
+from assembly.source import data_source
 from registry.registry import Registry
 from serving.app import Data
 from serving.arrivals import Arrivals
-from serving.data.building import build_source
 from serving.data.reading import RecordReader
-from serving.data.source import Source
 from serving.data.writer import OutcomeWriter
 from serving.entities import EntityPredictor
 from serving.events.log import EventLog
@@ -30,16 +29,4 @@ def build_data(
         OutcomeReader(registry, inference, max_instances=settings.max_instances),
         OutcomeWriter(source),
         LiveQuality(registry, source),
-    )
-
-
-def data_source(settings: Settings) -> Source:
-    """Where records and outcomes are kept. Raises CannotServe."""
-    return build_source(
-        settings.data_dir,
-        settings.supabase_url,
-        settings.supabase_key,
-        keep_records=settings.max_records_per_entity,
-        keep_outcomes=settings.max_outcomes_per_model,
-        keep_in_all=settings.max_records,
     )

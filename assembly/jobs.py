@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from assembly.data import data_source
+from assembly.source import data_source
 from registry.explainers.budget import Budget
 from registry.registry import Registry
 from serving.announcements import announce

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from assembly.data import data_source
+from assembly.source import data_source
 from registry.registry import find_model
 from registry.training import live_manifest
 from serving.announcements import announce

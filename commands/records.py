@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def entities(arguments: argparse.Namespace, settings: Settings) -> int:
     """Import records of entities from a CSV file, or those of the demo."""
-    from assembly.data import data_source
+    from assembly.source import data_source
     from serving.data.importing import read_table
 
     try:
@@ -34,7 +34,7 @@ def entities(arguments: argparse.Namespace, settings: Settings) -> int:
 
 def import_demo(settings: Settings) -> None:
     """A year of market days for each share of the demo. Raises StoreUnavailable, CannotServe."""
-    from assembly.data import data_source
+    from assembly.source import data_source
     from examples.market import market_records
     from serving.data.record import make_record
 

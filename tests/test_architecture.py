@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,7 @@ ALLOWED_BESIDES = {("examples", "registry")}
 HOLDERS_OF_SETTINGS = {"main", "assembly", "commands", "commands.parser", "serving.gunicorn_conf", "serving.check"}
 
 
+@cache
 def modules() -> dict[str, ast.Module]:
     files = [
         ROOT / "main.py",

@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from bench.service import ROOT
 from examples.train import DEMOS
-from registry.adding import add_version
+from registry.adding import add_version, read_estimator, read_table
 from tests.conftest import Run
 from tests.estimators import ExplainShyRegressor, ForkShyRegressor
 
@@ -73,11 +73,17 @@ def test_retrain_says_that_a_model_has_no_training_function(run: Run, churn: Pat
     assert (refused.returncode, "churn/1 has no training function" in refused.stderr) == (1, True)
 
 
+def add_churn(churn: Path, name: str, versions: int) -> None:
+    """What `forkserve add` does, in a tenth of its time."""
+    for _ in range(versions):
+        table = read_table(churn / "churn.csv")
+        add_version(churn / "models", name, read_estimator(churn / "churn.joblib"), table)
+
+
 @pytest.fixture
-def two_versions(run: Run, churn: Path) -> Path:
+def two_versions(churn: Path) -> Path:
     """The directory of a model with two versions."""
-    for _ in range(2):
-        assert run("add", "churn.joblib", "--name", "churn", "--data", "churn.csv").returncode == 0
+    add_churn(churn, "churn", 2)
     return churn / "models" / "churn"
 
 
@@ -207,13 +213,20 @@ def test_explain_without_the_libraries_that_draw_says_what_to_install(explain: R
     assert json.loads(explained.stdout)
 
 
-def test_train_makes_the_demo_models_with_held_out_metrics(run: Run) -> None:
+def hashes(root: Path) -> list[str]:
+    """Of the artefacts of all models below `root`."""
+    return [json.loads(path.read_text())["sha256"] for path in sorted(root.rglob("manifest.json"))]
+
+
+def test_train_makes_the_demo_models_with_held_out_metrics_and_again_the_same(run: Run, tmp_path: Path) -> None:
     trained = run("train")
     assert trained.returncode == 0, trained.stderr
     lines = trained.stdout.splitlines()
     assert [line.split()[1] for line in lines[:-1]] == [demo.name for demo in DEMOS]
     assert all("(held out)" in line for line in lines[:-1])
     assert lines[-1] == "imported 1176 records, 1176 of them new"
+    assert run("train", MODEL_DIR=str(tmp_path / "again")).returncode == 0
+    assert hashes(tmp_path / "models") == hashes(tmp_path / "again")
     assert run("entities", "demo").stdout == "imported 1176 records, 0 of them new\n"
 
 
@@ -243,19 +256,9 @@ def test_an_import_into_a_project_that_is_away_says_so(run: Run, tmp_path: Path)
     assert done.stderr.splitlines()[-1] == "forkserve: Supabase is away: ConnectError"
 
 
-def test_training_twice_gives_the_same_models(run: Run, tmp_path: Path) -> None:
-    hashes = []
-    for name in ("one", "two"):
-        assert run("train", MODEL_DIR=str(tmp_path / name)).returncode == 0
-        manifests = sorted((tmp_path / name).rglob("manifest.json"))
-        hashes.append([json.loads(path.read_text())["sha256"] for path in manifests])
-    assert hashes[0] == hashes[1]
-
-
 def test_check_names_every_fault_on_a_line_of_its_own(run: Run, churn: Path) -> None:
-    run("add", "churn.joblib", "--name", "churn", "--data", "churn.csv")
-    run("add", "churn.joblib", "--name", "churn", "--data", "churn.csv")
-    run("add", "churn.joblib", "--name", "good", "--data", "churn.csv")
+    add_churn(churn, "churn", 2)
+    add_churn(churn, "good", 1)
     with (churn / "models/churn/1/model.joblib").open("ab") as artefact:
         artefact.write(b"!")
     (churn / "models/churn/2/manifest.json").write_text("{}")

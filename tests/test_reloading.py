@@ -197,10 +197,10 @@ def test_rollback_makes_the_previous_version_live_again(running: Service, models
     assert current(models_of_our_own / "diabetes") == Aliases("1", "2")
 
 
-@pytest.mark.parametrize("name", ["none", "diabetes", "..", "diabetes%2F.."])
-def test_rollback_without_a_previous_version_is_not_found(running: Service, models_of_our_own: Path, name: str) -> None:
+def test_rollback_without_a_previous_version_is_not_found(running: Service, models_of_our_own: Path) -> None:
     workers = running.workers
-    assert ask_admin(running, f"models/{name}:rollback")[0] == 404
+    names = ("none", "diabetes", "..", "diabetes%2F..")
+    assert [ask_admin(running, f"models/{name}:rollback")[0] for name in names] == [404] * 4
     assert running.workers == workers
     assert list(models_of_our_own.rglob("aliases.json")) == []
 
@@ -228,14 +228,14 @@ def test_empty_model_directory_leaves_everything_in_service(running: Service, mo
     assert len(running.get("/v1/models")["models"]) == len(DEMOS)
 
 
-@pytest.mark.parametrize("path", ["models:reload", "models/wine:rollback"])
-def test_reload_and_rollback_need_the_admin(running: Service, path: str) -> None:
+def test_reload_and_rollback_need_the_admin(running: Service) -> None:
     workers = running.workers
-    request = urllib.request.Request(f"{running.address}/api/admin/{path}", b"", method="POST")
-    with pytest.raises(urllib.error.HTTPError) as refusal:
-        urllib.request.urlopen(request, timeout=60)
-    with refusal.value as error:
-        assert error.code == 401
+    for path in ("models:reload", "models/wine:rollback"):
+        request = urllib.request.Request(f"{running.address}/api/admin/{path}", b"", method="POST")
+        with pytest.raises(urllib.error.HTTPError) as refusal:
+            urllib.request.urlopen(request, timeout=60)
+        with refusal.value as error:
+            assert error.code == 401
     assert running.workers == workers
 
 
