@@ -43,6 +43,7 @@ class DrainingServer(Server):
         self._worker = worker
         self._draining_since: float | None = None
         self._quiet_ticks = 0
+        self._told_to_end = False
         self._hurried = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature is uvicorn's
@@ -50,7 +51,8 @@ class DrainingServer(Server):
         if sig in (signal.SIGINT, signal.SIGQUIT):
             self.force_exit = self._hurried
             self._hurried = True
-        self.should_exit = True
+        # not `should_exit`: whom that reaches while it starts ends without a drain
+        self._told_to_end = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -76,8 +78,10 @@ class DrainingServer(Server):
         return self._hurried or self._quiet_ticks >= 2 or now - self._draining_since > self._worker.drain_seconds
 
     def _reason_to_leave(self, leaving: bool) -> str | None:  # noqa: FBT001
+        if self._told_to_end:
+            return "asked to"
         if leaving:
-            return "asked to" if self.should_exit else "served its requests"
+            return "served its requests"
         if os.getppid() != self._worker.ppid:
             return "master is gone"
         unwell: str | None = self._worker.wsgi.unwell()
