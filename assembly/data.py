@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from assembly.source import data_source
 from registry.registry import Registry
-from serving.app import Data
 from serving.arrivals import Arrivals
 from serving.data.reading import RecordReader
 from serving.data.writer import OutcomeWriter
@@ -13,6 +12,7 @@ from serving.events.log import EventLog
 from serving.inference import Inference
 from serving.metrics.recording import Metrics
 from serving.outcomes import LiveQuality, OutcomeReader
+from serving.parts import Data
 from serving.settings import Settings
 
 

@@ -11,7 +11,6 @@ from assembly.source import data_source
 from registry.explainers.budget import Budget
 from registry.registry import Registry
 from serving.announcements import announce
-from serving.app import Jobs
 from serving.data.frame import outcome_reader
 from serving.errors import InvalidSetting
 from serving.events.building import build_event_log
@@ -25,6 +24,7 @@ from serving.jobs.runner import Runner
 from serving.jobs.store import JobStore
 from serving.metrics.book import Book
 from serving.metrics.recording import Metrics
+from serving.parts import Jobs
 from serving.reloads import Reloads
 from serving.settings import Settings
 from serving.submitting import JobReader

@@ -34,6 +34,7 @@ from serving.memory.pressure import Pressure
 from serving.metrics.book import Book
 from serving.metrics.recording import Metrics
 from serving.outbound import Outbound
+from serving.parts import Options, Parts
 from serving.reloading import loading_carefully
 from serving.reloads import Reloads
 from serving.settings import Settings
@@ -91,10 +92,10 @@ def assemble(settings: Settings, registry: Registry, lasting: Lasting) -> Applic
         max_streams=settings.max_streams,
         max_streams_per_address=settings.max_streams_per_address or None,
     )
-    return create_app(
-        registry,
-        inference,
-        cache,
+    parts = Parts(
+        registry=registry,
+        inference=inference,
+        cache=cache,
         batcher=batcher,
         executor=executor,
         jobs=jobs,
@@ -102,20 +103,26 @@ def assemble(settings: Settings, registry: Registry, lasting: Lasting) -> Applic
         schedules=schedules_of(settings, lasting.reloads, lasting.alerts.outbound),
         streams=Streams(hub, heartbeat_seconds=settings.stream_heartbeat_seconds),
         metrics=metrics,
+        lasting=lasting,
         tracing=build_tracing(settings),
+        admission=build_admission(settings),
+        announcements=build_announcements(settings, lasting.reloads),
+    )
+    return create_app(parts, options_of(settings), lambda: renew(settings, registry, lasting))
+
+
+def options_of(settings: Settings) -> Options:
+    """What the app itself is to know of the settings."""
+    return Options(
         version=importlib.metadata.version("forkserve"),
+        model_dir=settings.model_dir,
         max_body_bytes=settings.max_body_bytes,
         max_instances=settings.max_instances,
         max_explained_instances=settings.shap_max_batch_size,
         admin_token=settings.admin_token,
         admin_token_in_query=settings.admin_token_in_query,
         access_log=settings.access_log,
-        admission=build_admission(settings),
         background=settings.use_background_inference,
-        model_dir=settings.model_dir,
-        lasting=lasting,
-        announcements=build_announcements(settings, lasting.reloads),
-        renew=lambda: renew(settings, registry, lasting),
     )
 
 

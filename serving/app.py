@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from cache.tiered import TieredCache
 from registry.registry import Registry
 from serving import problems
-from serving.admission import Admission
-from serving.announcements import Announcements
-from serving.arrivals import Arrivals
 from serving.asgi import App, Edge, Receive, Scope, Send
 from serving.background import Background
-from serving.batching import Batcher
-from serving.data.source import Source
-from serving.data.writer import OutcomeWriter
-from serving.entities import EntityPredictor
-from serving.events.log import EventLog
-from serving.executor import Executor
 from serving.figures.snapshot import Figures
-from serving.inference import Inference
-from serving.jobs.runner import Runner
-from serving.jobs.store import JobStore
-from serving.lasting import Lasting
 from serving.memory.trimming import Trimmer
-from serving.metrics.families import BATCHES, CACHE, EXECUTORS, STREAMS, breakers
-from serving.metrics.recording import Metrics
-from serving.outcomes import LiveQuality, OutcomeReader
+from serving.parts import Options, Parts
 from serving.routes.admin import admin_router
 from serving.routes.authorizing import make_authorize
 from serving.routes.entities import entities_router
@@ -47,116 +28,48 @@ from serving.routes.openapi import document
 from serving.routes.outcomes import outcomes_router
 from serving.routes.streams import streams_router
 from serving.routes.training import training_router
-from serving.schedules.building import Schedules
-from serving.schedules.scheduler import Scheduler
 from serving.storage.watch import StoreWatch
-from serving.streams import Streams
-from serving.submitting import JobReader
-from serving.tracing import Tracing
 from serving.training.last import LastTrainings
 
 Renew = Callable[[], tuple["Application", tuple[str, ...]]]
 """Builds the app over what is in the model directory now, and says of which files it could not be."""
 
 
-@dataclass(frozen=True, slots=True)
-class Jobs:
-    """All that jobs need: where they are kept and told of, who reads requests for them, who works on them."""
-
-    store: JobStore
-    events: EventLog
-    reader: JobReader
-    runner: Runner
-    max_csv_bytes: int
-
-    async def close(self) -> None:
-        """Disconnect from both."""
-        await self.store.close()
-        await self.events.close()
-
-
-@dataclass(frozen=True, slots=True)
-class Data:
-    """All that records and outcomes need: where they are kept, who is asked about them, who tells of them."""
-
-    source: Source
-    predictor: EntityPredictor
-    arrivals: Arrivals
-    outcomes: OutcomeReader
-    writer: OutcomeWriter
-    quality: LiveQuality
-
-    async def close(self) -> None:
-        """Finish what waits, then disconnect; before the log of events is closed."""
-        await self.arrivals.close()
-        await self.writer.close()
-        await self.source.close()
+def create_app(parts: Parts, options: Options, renew: Renew) -> Application:
+    """The app over these parts. Building it starts nothing: threads and connections begin with its lifespan."""
+    parts.prepare()
+    api = _make_api(parts, options)
+    hot_path = InferenceRoute(
+        registry=parts.registry,
+        inference=parts.inference,
+        streams=parts.streams,
+        metrics=parts.metrics,
+        max_body_bytes=options.max_body_bytes,
+        max_instances=options.max_instances,
+        max_explained_instances=options.max_explained_instances,
+        access_log=options.access_log,
+        background=Background(parts.jobs.store, parts.jobs.reader) if options.background else None,
+    )
+    hot = Edge(hot_path, figures=parts.metrics.responses, access_log=options.access_log, admission=parts.admission)
+    wrap = _as_it_is if parts.tracing is None else parts.tracing.wrap
+    return Application(wrap(api), wrap(hot), parts, renew)
 
 
-def create_app(
-    registry: Registry,
-    inference: Inference,
-    cache: TieredCache,
-    *,
-    batcher: Batcher,
-    executor: Executor,
-    jobs: Jobs,
-    data: Data,
-    schedules: Schedules,
-    streams: Streams,
-    metrics: Metrics,
-    tracing: Tracing | None,
-    version: str,
-    max_body_bytes: int,
-    max_instances: int,
-    max_explained_instances: int,
-    admin_token: str,
-    admin_token_in_query: bool,
-    access_log: bool,
-    admission: Admission | None,
-    model_dir: Path,
-    background: bool,
-    announcements: Announcements | None,
-    lasting: Lasting,
-    renew: Renew,
-) -> Application:
-    """The app over these parts. Building it starts nothing: threads and connections begin with its lifespan.
+def _as_it_is(app: App) -> App:
+    return app
 
-    Without `announcements` other instances are neither told of reloads nor listened to.
-    """
-    reloads, pressure, alerts = lasting.reloads, lasting.pressure, lasting.alerts
+
+def _make_api(parts: Parts, options: Options) -> FastAPI:
+    """All but predictions and explanations."""
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        # Nothing here may fail on an outside service: gunicorn shuts all down when one worker cannot start.
-        metrics.book.enter_alone()
-        executor.start()
-        batcher.start()
-        alerts.start()
-        if tracing is not None:
-            tracing.start()
-        async with _running(announcements):
+        async with parts.running():
             yield
-            await data.close()
-        metrics.publish()
-        batcher.stop()
-        executor.stop()
-        await streams.end()
-        await cache.close()
-        await jobs.close()
-        await schedules.timetable.close()
-        if admission is not None:
-            await admission.close()
-        await alerts.stop()
-        await alerts.outbound.close()
-        if tracing is not None:
-            await tracing.stop()
 
-    inference.prepare()
-    _follow(metrics, cache, batcher, executor, streams)
-    app = FastAPI(
+    api = FastAPI(
         title="forkserve",
-        version=version,
+        version=options.version,
         summary="Predictions of scikit-learn models, and what they are made of",
         lifespan=lifespan,
         # the pages of FastAPI load scripts from elsewhere; the document itself is at /openapi.json
@@ -166,91 +79,54 @@ def create_app(
         # a redirect would go to whatever host the client has named
         redirect_slashes=False,
     )
-    app.include_router(models_router(registry))
-    trainings = LastTrainings(model_dir, (model.name for model in registry.live()))
+    for router in (*_open_routers(parts, options), *_admin_routers(parts, options)):
+        api.include_router(router)
+    api.add_exception_handler(HTTPException, _problem)
+    api.openapi = _Document(api, parts.registry, background=options.background)  # type: ignore[method-assign]
+    api.add_middleware(Edge, figures=parts.metrics.responses, access_log=options.access_log, admission=parts.admission)
+    return api
+
+
+def _open_routers(parts: Parts, options: Options) -> Iterator[APIRouter]:
+    """For everybody."""
+    registry, jobs, data, lasting = parts.registry, parts.jobs, parts.data, parts.lasting
+    yield models_router(registry)
+    trainings = LastTrainings(options.model_dir, (model.name for model in registry.live()))
     jobs_watch, records_watch = StoreWatch(jobs.store.probe), StoreWatch(data.source.probe)
-    app.include_router(
-        health_router(registry, cache, reloads, jobs_watch, records_watch, data.source, pressure, trainings)
+    yield health_router(
+        registry, parts.cache, lasting.reloads, jobs_watch, records_watch, data.source, lasting.pressure, trainings
     )
-    app.include_router(streams_router(streams, jobs.events, jobs.store.get))
-    authorize = make_authorize(admin_token, in_query=admin_token_in_query)
+    yield streams_router(parts.streams, jobs.events, jobs.store.get)
+    yield entities_router(
+        data.source,
+        data.predictor,
+        data.arrivals,
+        parts.streams,
+        max_body_bytes=options.max_body_bytes,
+        max_records=options.max_instances,
+        access_log=options.access_log,
+    )
+    yield outcomes_router(data.source, data.outcomes, data.writer, max_body_bytes=options.max_body_bytes)
+    yield jobs_router(
+        jobs.store, jobs.events, jobs.reader, max_body_bytes=options.max_body_bytes, max_csv_bytes=jobs.max_csv_bytes
+    )
+
+
+def _admin_routers(parts: Parts, options: Options) -> Iterator[APIRouter]:
+    """For who has the token."""
+    registry, lasting = parts.registry, parts.lasting
+    authorize = make_authorize(options.admin_token, in_query=options.admin_token_in_query)
     figures = Figures(
-        metrics, registry=registry, store=jobs.store, reloads=reloads, pressure=pressure, timetable=schedules.timetable
-    )
-    app.include_router(metrics_router(authorize, figures, streams, data.quality))
-    app.include_router(admin_router(authorize, registry, model_dir, reloads))
-    app.include_router(training_router(authorize, registry, jobs.store))
-    app.include_router(
-        entities_router(
-            data.source,
-            data.predictor,
-            data.arrivals,
-            streams,
-            max_body_bytes=max_body_bytes,
-            max_records=max_instances,
-            access_log=access_log,
-        )
-    )
-    app.include_router(outcomes_router(data.source, data.outcomes, data.writer, max_body_bytes=max_body_bytes))
-    app.include_router(
-        jobs_router(
-            jobs.store,
-            jobs.events,
-            jobs.reader,
-            max_body_bytes=max_body_bytes,
-            max_csv_bytes=jobs.max_csv_bytes,
-        )
-    )
-    app.add_exception_handler(HTTPException, _problem)
-    app.openapi = _Document(app, registry, background=background)  # type: ignore[method-assign]
-    app.add_middleware(Edge, figures=metrics.responses, access_log=access_log, admission=admission)
-    hot_path = InferenceRoute(
+        parts.metrics,
         registry=registry,
-        inference=inference,
-        streams=streams,
-        metrics=metrics,
-        max_body_bytes=max_body_bytes,
-        max_instances=max_instances,
-        max_explained_instances=max_explained_instances,
-        access_log=access_log,
-        background=Background(jobs.store, jobs.reader) if background else None,
+        store=parts.jobs.store,
+        reloads=lasting.reloads,
+        pressure=lasting.pressure,
+        timetable=parts.schedules.timetable,
     )
-    hot = Edge(hot_path, figures=metrics.responses, access_log=access_log, admission=admission)
-    return Application(
-        app if tracing is None else tracing.wrap(app),
-        hot if tracing is None else tracing.wrap(hot),
-        registry=registry,
-        runner=jobs.runner,
-        scheduler=schedules.scheduler,
-        start_processes=executor.start,
-        end_streams=streams.end,
-        unwell=lambda: batcher.unwell() or executor.unwell(),
-        metrics=metrics,
-        lasting=lasting,
-        renew=renew,
-    )
-
-
-def _follow(metrics: Metrics, cache: TieredCache, batcher: Batcher, executor: Executor, streams: Streams) -> None:
-    """What these parts count for themselves."""
-    metrics.follow(CACHE, cache.stats.figures)
-    metrics.follow(BATCHES, batcher.figures)
-    metrics.follow(EXECUTORS, lambda: (executor.replacements,))
-    metrics.follow(STREAMS, lambda: (streams.hub.open_streams,))
-    metrics.follow(breakers(("redis",)), lambda: (cache.redis_state in ("open", "half-open"),))
-
-
-@asynccontextmanager
-async def _running(announcements: Announcements | None) -> AsyncIterator[None]:
-    """Told and heard beside whatever is done meanwhile."""
-    if announcements is None:
-        yield
-        return
-    task = asyncio.create_task(announcements.run())
-    yield
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-    await announcements.close()
+    yield metrics_router(authorize, figures, parts.streams, parts.data.quality)
+    yield admin_router(authorize, registry, options.model_dir, lasting.reloads)
+    yield training_router(authorize, registry, parts.jobs.store)
 
 
 class Application:
@@ -259,38 +135,24 @@ class Application:
     FastAPI's way alone costs 20 us a request, as much as everything else that a prediction needs.
     """
 
-    def __init__(
-        self,
-        api: App,
-        hot_path: App,
-        *,
-        registry: Registry,
-        runner: Runner,
-        scheduler: Scheduler,
-        start_processes: Callable[[], None],
-        end_streams: Callable[[], Awaitable[None]],
-        unwell: Callable[[], str | None],
-        metrics: Metrics,
-        lasting: Lasting,
-        renew: Renew,
-    ) -> None:
-        """`start_processes` is for a worker that has one thread, `end_streams` for one that drains.
-
-        `runner` is for a process that works on jobs, `scheduler` for one that fires schedules. `unwell` says why it
-        should be replaced, if so. `renew` is for the master, which tells `lasting.reloads` the outcome.
-        """
+    def __init__(self, api: App, hot_path: App, parts: Parts, renew: Renew) -> None:
+        """`renew` is for the master, which tells `lasting.reloads` the outcome."""
         self._api = api
         self._hot_path = hot_path
-        self.registry = registry
-        self.runner = runner
-        self.scheduler = scheduler
-        self.start_processes = start_processes
-        self.end_streams = end_streams
-        self.unwell = unwell
-        self.lasting = lasting
+        self._metrics = parts.metrics
+        self._trimmer = Trimmer(parts.lasting.pressure)
+        self.registry = parts.registry
+        self.lasting = parts.lasting
         self.renew = renew
-        self._metrics = metrics
-        self._trimmer = Trimmer(lasting.pressure)
+        self.runner = parts.jobs.runner
+        """For a process that works on jobs."""
+        self.scheduler = parts.schedules.scheduler
+        """For a process that fires schedules."""
+        self.start_processes = parts.executor.start
+        """For a worker that has one thread."""
+        self.end_streams = parts.streams.end
+        """For a worker that drains."""
+        self.unwell = parts.unwell
 
     def count_refusal(self, status: int) -> None:
         """The server has answered a request that never got here."""

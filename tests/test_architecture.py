@@ -28,7 +28,7 @@ LAYERS: list[set[str]] = [
         "serving.greeting",
         "serving.trial",
     },
-    {"serving.protocol", "serving.routes", "serving.runners"},
+    {"serving.parts", "serving.protocol", "serving.routes", "serving.runners"},
     {"serving.background", "serving.streams", "serving.figures"},
     {"serving.arrivals"},
     {
