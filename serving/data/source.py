@@ -37,7 +37,10 @@ class Source(Protocol):
         ...
 
     async def judged(self, model: str, version: str, limit: int) -> list[Judged]:
-        """The same of a version, if it has answered, and only what it is judged by."""
+        """What a version is judged by: its last `limit` outcomes with what it had answered, the last first.
+
+        Those that it had no answer to are left out.
+        """
         ...
 
     async def probe(self) -> None:
