@@ -112,7 +112,7 @@ def assemble(settings: Settings, registry: Registry, lasting: Lasting) -> Applic
 
 
 def options_of(settings: Settings) -> Options:
-    """What the app itself is to know of the settings."""
+    """What the app itself is to know."""
     return Options(
         version=importlib.metadata.version("forkserve"),
         model_dir=settings.model_dir,

@@ -18,8 +18,8 @@ from serving.runners import Runners
 SURGE = 1
 """Workers that may be there besides the configured number while others drain: memory for one more, not for twice."""
 
-
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+"""Signals by which a worker is told to end."""
 
 
 class _OldWorkersDrain(Exception):

@@ -68,7 +68,7 @@ class Data:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What the settings say to requests: bytes and instances they may have, and who is the admin."""
+    """What the app itself is to know of the settings, and its version."""
 
     version: str
     model_dir: Path

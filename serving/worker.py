@@ -127,7 +127,7 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc]
         self._retiring = mmap.mmap(-1, 1)
 
     def init_signals(self) -> None:
-        """Listen to the master, which has kept back its signals since before the fork; so far, each ends the worker."""
+        """Let in what ends a worker: the master has kept it back since before the fork. So far, it does so at once."""
         super().init_signals()
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 

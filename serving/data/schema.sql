@@ -23,6 +23,8 @@ create table if not exists public.model_outcomes (
     unique (model, id)
 );
 create index if not exists model_outcomes_by_model on public.model_outcomes (model, number desc);
+create index if not exists model_outcomes_judged on public.model_outcomes (model, version, number desc)
+    where prediction is not null;
 
 alter table public.entity_records enable row level security;
 alter table public.model_outcomes enable row level security;

@@ -26,7 +26,14 @@ MIGRATIONS = (
     );
     create index outcomes_by_model on outcomes (model, number);
     """,
+    """
+    create index outcomes_judged on outcomes (model, version, number) where prediction <> 'null';
+    """,
 )
+
+JUDGED = """
+    select outcome, prediction from outcomes
+    where model = ? and version = ? and prediction <> 'null' order by number desc limit ?"""
 
 FORGET_OLDEST_RECORDS = """
     delete from records where number in (
@@ -103,10 +110,7 @@ class SQLiteSource:
 
     async def judged(self, model: str, version: str, limit: int) -> list[Judged]:
         def work(connection: Connection) -> list[Judged]:
-            select = """
-                select outcome, prediction from outcomes
-                where model = ? and version = ? and prediction <> 'null' order by number desc limit ?"""
-            return [Judged(*map(json.loads, row)) for row in connection.execute(select, (model, version, limit))]
+            return [Judged(*map(json.loads, row)) for row in connection.execute(JUDGED, (model, version, limit))]
 
         return await self._database.read(work)
 

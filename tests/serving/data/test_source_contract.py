@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import sys
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 
 from serving.data.record import make_record
 from serving.data.source import Source
-from serving.data.sqlite import SQLiteSource
+from serving.data.sqlite import JUDGED, SQLiteSource
 from tests.serving.data.conftest import KEEP, Open, outcome, record
 
 pytestmark = pytest.mark.anyio
@@ -153,6 +155,15 @@ async def test_a_file_keeps_no_more_records_in_all_than_it_may(tmp_path: Path) -
     kept = [await source.newest(f"entity-{number}", 1) for number in range(5)]
     assert [len(records) for records in kept] == [0, 0, 1, 1, 1]
     await source.close()
+
+
+async def test_outcomes_of_other_versions_are_not_read_to_judge_one(tmp_path: Path) -> None:
+    source = SQLiteSource(tmp_path, keep_records=KEEP, keep_outcomes=KEEP)
+    await source.judged("m", "1", 10)
+    await source.close()
+    with closing(sqlite3.connect(tmp_path / "data.db")) as connection:
+        plan = connection.execute(f"explain query plan {JUDGED}", ("m", "1", 10)).fetchall()
+    assert [step[3] for step in plan] == ["SEARCH outcomes USING INDEX outcomes_judged (model=? AND version=?)"]
 
 
 async def test_an_entity_that_is_quiet_keeps_its_records_while_the_file_has_room(tmp_path: Path) -> None:
