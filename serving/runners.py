@@ -95,10 +95,8 @@ class Runners:
     def replace_one(self, pid: int) -> None:
         """The same of one of them."""
         for place in self._places:
-            self._reap(place)
             if place.pid == pid:
-                place.leaving = True
-                os.kill(pid, signal.SIGTERM)
+                self._send(place, signal.SIGTERM)
 
     def begin_stop(self) -> None:
         """Have all of them give back their jobs and end, and fork no more."""
@@ -116,9 +114,13 @@ class Runners:
 
     def _signal(self, number: signal.Signals) -> None:
         for place in self._places:
-            self._reap(place)  # a process id is not given to another process before its parent has looked
-            if place.pid:
-                os.kill(place.pid, number)
+            self._send(place, number)
+
+    def _send(self, place: _Place, number: signal.Signals) -> None:
+        self._reap(place)  # a process id is not given to another process before its parent has looked
+        if place.pid:
+            place.leaving = True
+            os.kill(place.pid, number)
 
     def _reap(self, place: _Place) -> None:
         if not place.pid:
