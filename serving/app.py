@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -61,17 +60,11 @@ def _as_it_is(app: App) -> App:
 
 def _make_api(parts: Parts, options: Options) -> FastAPI:
     """All but predictions and explanations."""
-
-    @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        async with parts.running():
-            yield
-
     api = FastAPI(
         title="forkserve",
         version=options.version,
         summary="Predictions of scikit-learn models, and what they are made of",
-        lifespan=lifespan,
+        lifespan=lambda _api: parts.running(),
         # the pages of FastAPI load scripts from elsewhere; the document itself is at /openapi.json
         docs_url=None,
         redoc_url=None,
