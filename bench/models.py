@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -22,12 +22,16 @@ from registry.adding import add_version
 SECONDS_A_ROW = 0.005
 
 
-class SlowRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
-    """Multiplies matrices, without the GIL, until the time of its rows is over; answers the first feature."""
+class UntaughtRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+    """Learns nothing."""
 
-    def fit(self, X: Any, _y: Any) -> SlowRegressor:  # noqa: N803 - scikit-learn's names
+    def fit(self, X: Any, _y: Any) -> Self:  # noqa: N803 - scikit-learn's names
         self.n_features_in_ = X.shape[1]
         return self
+
+
+class SlowRegressor(UntaughtRegressor):
+    """Multiplies matrices, without the GIL, until the time of its rows is over; answers the first feature."""
 
     def predict(self, X: Any) -> Any:  # noqa: N803
         matrix, until = np.ones((200, 200)), time.thread_time() + SECONDS_A_ROW * len(X)
@@ -36,7 +40,7 @@ class SlowRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         return X[:, 0] + matrix[0, 0] - 1
 
 
-class HoldingRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+class HoldingRegressor(UntaughtRegressor):
     """Runs Python code until the time of its rows is over; answers the first feature.
 
     With `switch_seconds` it changes for how long at a time.
@@ -44,10 +48,6 @@ class HoldingRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     def __init__(self, switch_seconds: float | None = None) -> None:
         self.switch_seconds = switch_seconds
-
-    def fit(self, X: Any, _y: Any) -> HoldingRegressor:  # noqa: N803
-        self.n_features_in_ = X.shape[1]
-        return self
 
     def predict(self, X: Any) -> Any:  # noqa: N803
         if self.switch_seconds is not None:
@@ -58,36 +58,37 @@ class HoldingRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         return X[:, 0]
 
 
-class LeakingRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+class LeakingRegressor(UntaughtRegressor):
     """Keeps a hundred kilobytes for every row that it is asked; answers the first feature."""
 
-    def fit(self, X: Any, _y: Any) -> LeakingRegressor:  # noqa: N803
-        self.n_features_in_ = X.shape[1]
+    def fit(self, X: Any, _y: Any) -> Self:  # noqa: N803
         self.kept_: list[bytearray] = []
-        return self
+        return super().fit(X, _y)
 
     def predict(self, X: Any) -> Any:  # noqa: N803
         self.kept_ += [bytearray(b"x" * 100_000) for _ in X]
         return X[:, 0]
 
 
+def add_untaught(root: Path, name: str, estimator: UntaughtRegressor, *, margin: float | None) -> None:
+    """A version of one feature."""
+    sample = pd.DataFrame({"x": np.linspace(0, 1, 5)})
+    add_version(root, name, estimator.fit(sample.to_numpy(), None), sample, margin=margin)
+
+
 def add_leaking(root: Path) -> None:
     """`leaking`: what it is asked grows the process that asks."""
-    sample = pd.DataFrame({"x": np.linspace(0, 1, 5)})
-    add_version(root, "leaking", LeakingRegressor().fit(sample.to_numpy(), None), sample)
+    add_untaught(root, "leaking", LeakingRegressor(), margin=1.0)
 
 
 def add_slow(root: Path) -> None:
     """`slow`: so many milliseconds for every row, in a batch as well as alone."""
-    sample = pd.DataFrame({"x": np.linspace(0, 1, 5)})
-    add_version(root, "slow", SlowRegressor().fit(sample.to_numpy(), None), sample, margin=None)
+    add_untaught(root, "slow", SlowRegressor(), margin=None)
 
 
 def add_holding(root: Path, switch_seconds: float | None) -> None:
     """`holding`: as slow as `slow`, and nobody else runs Python code meanwhile but for the interpreter's switching."""
-    sample = pd.DataFrame({"x": np.linspace(0, 1, 5)})
-    estimator = HoldingRegressor(switch_seconds).fit(sample.to_numpy(), None)
-    add_version(root, "holding", estimator, sample, margin=None)
+    add_untaught(root, "holding", HoldingRegressor(switch_seconds), margin=None)
 
 
 def forest_of_100() -> tuple[pd.DataFrame, Any]:
