@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 from bench.service import Service
 from tests.conftest import ADMIN_TOKEN
+from tests.jobs import call
 from tests.processes import eventually
 
 
@@ -24,14 +23,8 @@ def add_copy(models: Path, name: str, version: str) -> Path:
 
 def ask_admin(service: Service, path: str) -> tuple[int, Any]:
     """Status and JSON of a POST to the admin's routes."""
-    headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
-    request = urllib.request.Request(f"{service.address}/api/admin/{path}", b"", headers)
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, json.load(error)
+    answer = call(service, "POST", f"/api/admin/{path}", b"", Authorization=f"Bearer {ADMIN_TOKEN}")
+    return answer.status, answer.json
 
 
 def live(service: Service, name: str) -> str:

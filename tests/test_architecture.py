@@ -7,11 +7,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from bench.service import ROOT
 
 LAYERS: list[set[str]] = [
     {"main"},

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +19,7 @@ from remote.client import hammer, post
 from tests.conftest import ADMIN_TOKEN, DEMO_MODELS
 from tests.entities import ask as ask_entity
 from tests.entities import columns, send_record
+from tests.jobs import call
 from tests.processes import DIABETES, eventually, load
 from tests.wire import Connection, ask, check_refusal, request
 
@@ -40,11 +40,9 @@ def figures(service: Service) -> Any:
 
 
 def look(service: Service) -> Any:
-    wanted = urllib.request.Request(
-        f"{service.address}/api/admin/metrics", headers={"authorization": f"Bearer {ADMIN_TOKEN}"}
-    )
-    with urllib.request.urlopen(wanted, timeout=60) as answer:
-        return json.load(answer)
+    answer = call(service, "GET", "/api/admin/metrics", Authorization=f"Bearer {ADMIN_TOKEN}")
+    assert answer.status == 200
+    return answer.json
 
 
 def refusals(service: Service) -> dict[str, int]:

@@ -6,8 +6,6 @@ import asyncio
 import os
 import shutil
 import signal
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,6 +28,7 @@ from tests.estimators import (
     HarmfulRegressor,
     ThreadedRegressor,
 )
+from tests.jobs import call
 from tests.processes import DIABETES, eventually, gone
 from tests.reloading import add_copy, ask_admin, live, settles_on
 
@@ -240,11 +239,7 @@ def test_empty_model_directory_leaves_everything_in_service(running: Service, mo
 def test_reload_and_rollback_need_the_admin(running: Service) -> None:
     workers = running.workers
     for path in ("models:reload", "models/wine:rollback"):
-        request = urllib.request.Request(f"{running.address}/api/admin/{path}", b"", method="POST")
-        with pytest.raises(urllib.error.HTTPError) as refusal:
-            urllib.request.urlopen(request, timeout=60)
-        with refusal.value as error:
-            assert error.code == 401
+        assert call(running, "POST", f"/api/admin/{path}", b"").status == 401
     assert running.workers == workers
 
 

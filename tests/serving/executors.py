@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 import uvloop
 
+from bench.service import ROOT
 from serving.executor import Executor
 from serving.executor.frames import Rows
 from serving.processes import child_pids
-from tests.processes import is_running
+from tests.processes import PATIENCE, is_running
 from tests.serving.executor_functions import FUNCTIONS
 
-ROOT = Path(__file__).parent.parent.parent
-PATIENCE = 30.0
 MB = 1024 * 1024
 ROWS: Rows = np.array([[1.0, 2.0], [3.0, 4.0]])
 

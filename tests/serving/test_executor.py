@@ -15,10 +15,10 @@ import pytest
 from serving.errors import CallFailed, DeadlineExceeded, MemoryExceeded, Overloaded
 from serving.executor import Executor
 from serving.processes import child_pids
+from tests.processes import PATIENCE
 from tests.serving.executor_functions import scale
 from tests.serving.executors import (
     MB,
-    PATIENCE,
     ROWS,
     Gate,
     count_descriptors,

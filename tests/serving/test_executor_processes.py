@@ -14,15 +14,14 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 
+from bench.service import ROOT
 from serving.errors import ExecutorGone
 from serving.executor import Executor
 from serving.processes import child_pids, read_memory
-from tests.processes import eventually, gone, is_running
+from tests.processes import PATIENCE, eventually, gone, is_running
 from tests.serving.executor_functions import FUNCTIONS
 from tests.serving.executors import (
     MB,
-    PATIENCE,
-    ROOT,
     ROWS,
     Gate,
     gone_now,

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import structlog
 
+from bench.service import ROOT
 from serving.errors import StoreUnavailable, TooManyStreams
 from serving.events import hub as hub_module
 from serving.events.hub import Hub
@@ -24,7 +25,6 @@ from tests.serving.events.conftest import Logs, append_many
 
 pytestmark = pytest.mark.anyio
 
-ROOT = Path(__file__).parents[3]
 WRITER = """
 import asyncio, sys
 from pathlib import Path

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.service import ROOT
 from serving.jobs.store import results
 from tests.servers import free_port
 from tests.serving.conftest import until
@@ -21,7 +22,6 @@ from tests.serving.jobs.conftest import Jobs, job_request
 
 pytestmark = pytest.mark.anyio
 
-ROOT = Path(__file__).parents[3]
 
 FORKING = """
 import asyncio, os, sys, warnings

@@ -14,13 +14,13 @@ from sqlite3 import Connection
 
 import pytest
 
+from bench.service import ROOT
 from serving.errors import StoreUnavailable
 from serving.storage.database import Database
 from tests.serving.conftest import PATIENCE
 
 pytestmark = pytest.mark.anyio
 
-ROOT = Path(__file__).parents[3]
 FIRST = "create table t (n integer unique);"
 SECOND = """
 alter table t add column doubled integer;
