@@ -31,7 +31,7 @@ class Service:
     """A running gunicorn with its workers. A context manager: ends it with SIGTERM and waits."""
 
     def __init__(self, environ: Mapping[str, str], command: Sequence[str] = COMMAND, directory: Path = ROOT) -> None:
-        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed on exit
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed on exit
         inherited = {name: value for name, value in os.environ.items() if name != "GUNICORN_CMD_ARGS"}
         self._data = tempfile.TemporaryDirectory(prefix="forkserve-data-")
         self._worker_count = int(environ.get("WEB_CONCURRENCY", 2))
@@ -88,8 +88,11 @@ class Service:
         return status
 
     def log(self) -> str:
-        """All it has written so far."""
-        return self._whole_log if self._log.closed else os.pread(self._log.fileno(), 1 << 24, 0).decode()
+        """All it has written so far, in whole lines: a line that is just being written may be read by half."""
+        if self._log.closed:
+            return self._whole_log
+        written = os.pread(self._log.fileno(), os.fstat(self._log.fileno()).st_size, 0)
+        return written[: written.rfind(b"\n") + 1].decode()
 
     def events(self, event: str) -> list[dict[str, Any]]:
         """The log lines whose event begins so."""

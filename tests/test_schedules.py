@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -24,8 +23,8 @@ from tests.servers import RedisServer
 OFTEN = "often: every 1s grace 30: reload"
 
 
-def _works_again(log: Path) -> bool:
-    return len(lines(log, "Scheduler works")) == 2
+def _works_again(service: Service) -> bool:
+    return len(service.events("Scheduler works")) == 2
 
 
 @pytest.fixture(params=["sqlite", "redis"])
@@ -35,53 +34,36 @@ def environ(request: pytest.FixtureRequest, sleeper: Path, tmp_path: Path, own_s
     return environ | ({"REDIS_URL": own_server.url} if request.param == "redis" else {"DATA_DIR": str(tmp_path)})
 
 
-def standalone(environ: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """`forkserve worker` as a scheduler only; its scheduler cannot reload anything, and fires all the same."""
-    variables = os.environ | environ | {"ROLES": "scheduler"}
-    with log.open("wb") as out:
-        return subprocess.Popen([FORKSERVE, "worker"], cwd=ROOT, env=variables, stdout=out, stderr=out)
-
-
-def lines(log: Path, event: str) -> list[dict[str, Any]]:
-    """The log lines of that event."""
-    found = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
-    return [line for line in found if line["event"] == event]
-
-
 @pytest.fixture
-def schedulers(environ: dict[str, str], tmp_path: Path) -> Iterator[list[tuple[subprocess.Popen[bytes], Path]]]:
-    """Two of them over one store, each with its log."""
-    running = []
+def schedulers(environ: dict[str, str]) -> Iterator[list[Service]]:
+    """Two `forkserve worker` over one store that are schedulers only; they fire, though they cannot reload anything."""
+    variables = environ | {"ROLES": "scheduler", "SCHEDULES": OFTEN}
     with ExitStack() as stack:
-        for number in range(2):
-            log = tmp_path / f"scheduler-{number}.log"
-            process = standalone(environ | {"SCHEDULES": OFTEN}, log)
-            stack.callback(process.wait)
-            stack.callback(process.kill)
-            running.append((process, log))
+        running = []
+        for _ in range(2):
+            service = Service(variables, [str(FORKSERVE), "worker"])
+            stack.callback(service.stop, signal.SIGKILL)
+            running.append(service)
         yield running
 
 
 def test_each_firing_happens_once_over_two_schedulers_of_which_one_is_killed(
-    schedulers: list[tuple[subprocess.Popen[bytes], Path]], environ: dict[str, str]
+    schedulers: list[Service], environ: dict[str, str]
 ) -> None:
-    logs = [log for _, log in schedulers]
-
     def fired() -> list[dict[str, Any]]:
-        return [line for log in logs for line in lines(log, "Schedule fired")]
+        return [line for service in schedulers for line in service.events("Schedule fired")]
 
     assert eventually(lambda: len(fired()) >= 2)
-    for process, log in schedulers:
-        (child,) = child_pids(process.pid)
+    for service in schedulers:
+        (child,) = child_pids(service.process.pid)
         assert name_of(child) == SCHEDULER
         os.kill(child, signal.SIGKILL)
-        assert eventually(partial(_works_again, log))
-        assert lines(log, "Scheduler is lost")[0]["code"] == -signal.SIGKILL
+        assert eventually(partial(_works_again, service))
+        assert service.events("Scheduler is lost")[0]["code"] == -signal.SIGKILL
     before = len(fired())
     assert eventually(lambda: len(fired()) >= before + 3)
-    for process, _ in schedulers:
-        process.terminate()
-        assert process.wait(30) == 0
+    for service in schedulers:
+        assert service.stop() == 0
     told = fired()
     times = [line["at"] for line in told]
     assert len(set(times)) == len(times), "no firing is repeated"
