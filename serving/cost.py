@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
 
 from registry.features import Rows
+from registry.timing import quickest
 from serving.operations import EVERYTHING, Operation
 
 INLINE_SECONDS = 0.001
 """A hand-over to a thread costs 0.06 to 0.09 ms, and the loop may be blocked for some milliseconds at the most."""
 
 SAMPLE = 64
-TRIES = 5
 
 MAX_INLINE_ROWS = 1024
 
@@ -94,10 +93,11 @@ def measure_inline_rows(operation: Operation) -> int:
         return 0
     rows = example_rows(operation)
     one, many = rows[:1], np.resize(rows, (SAMPLE, rows.shape[1]))
-    seconds_of_one = _quickest(operation, one)
+    seconds_of_one = quickest(lambda: operation.answer(one, EVERYTHING))
     if seconds_of_one > INLINE_SECONDS:
         return 0
-    each = max((_quickest(operation, many) - seconds_of_one) / (SAMPLE - 1), 1e-9)
+    seconds_of_many = quickest(lambda: operation.answer(many, EVERYTHING))
+    each = max((seconds_of_many - seconds_of_one) / (SAMPLE - 1), 1e-9)
     fixed = max(seconds_of_one - each, 0.0)
     return max(0, min(MAX_INLINE_ROWS, int((INLINE_SECONDS - fixed) / each)))
 
@@ -106,12 +106,3 @@ def example_rows(operation: Operation) -> Rows:
     """Rows that the model has seen."""
     model = operation.model
     return model.schema.rows([list(row) for row in model.manifest.background])
-
-
-def _quickest(operation: Operation, rows: Rows) -> float:
-    times = []
-    for _ in range(TRIES):
-        started = time.perf_counter()
-        operation.answer(rows, EVERYTHING)
-        times.append(time.perf_counter() - started)
-    return min(times)

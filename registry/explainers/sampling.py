@@ -9,7 +9,6 @@ row gets the same answer. KernelExplainer is not offered: it takes hundreds of m
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from registry.explainers.budget import Budget
 from registry.explainers.library import import_shap
 from registry.features import Rows
 from registry.model import Compute
+from registry.timing import quickest
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,10 +64,8 @@ def sampling_explainer(function: Compute, background: Rows, space: Space, budget
     evaluations = 2**features if exact else max(budget.evaluations, 2 * features + 1)
     kind = shap.explainers.Exact if exact else shap.explainers.Permutation
     _warm(shap, kind)
-    outputs = function(background)  # the first call may be slower than all others
-    started = time.perf_counter()
-    function(background)
-    seconds = (time.perf_counter() - started) * evaluations
+    outputs = function(background)
+    seconds = quickest(lambda: function(background)) * evaluations
     return SamplingExplainer(
         method="exact" if exact else "permutation",
         space=space,
