@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 
 from bench.service import FORKSERVE, Service
 from examples.train import DEMOS, train_all
@@ -24,6 +25,10 @@ ADMIN_TOKEN = "a-token-only-for-tests"
 DEMO_MODELS = sorted(demo.name for demo in DEMOS)
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+
+# how long an example takes says how busy the machine is
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture

@@ -104,7 +104,7 @@ def fitted(name: str) -> tuple[Pair, list[float]]:
 
 
 @pytest.mark.parametrize("name", CASES)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_booster_answers_any_row_as_its_library_does(name: str, data: st.DataObject) -> None:
     made, interesting = fitted(name)

@@ -159,7 +159,7 @@ def fitted(name: str) -> Pair:
 
 
 @pytest.mark.parametrize("name", [*NUMERIC, *MIXED])
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(data=st.data())
 def test_model_answers_any_row_as_scikit_learn_does_for_the_row_alone(name: str, data: st.DataObject) -> None:
     made = fitted(name)

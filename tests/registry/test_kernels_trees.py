@@ -50,7 +50,7 @@ def fitted(name: str) -> tuple[Pair, list[float]]:
 
 
 @pytest.mark.parametrize("name", ENSEMBLES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_ensemble_answers_any_row_as_scikit_learn_does(name: str, data: st.DataObject) -> None:
     made, interesting = fitted(name)
@@ -157,7 +157,7 @@ def test_ensemble_without_a_compiled_form_is_left_alone(estimator: Any, request:
     assert compile_estimator(estimator, Schema(infer_features(table, None)), frame=False) is None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     threshold=st.floats(-3e38, 3e38) | st.floats(-1e-37, 1e-37) | st.floats(-1e3, 1e3),
     steps=st.integers(-3, 3),

@@ -71,7 +71,7 @@ def expected(reference: Any, rows: Rows) -> Rows:
 
 
 @pytest.mark.parametrize("name", EXPLAINED)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_values_are_those_of_shap(name: str, data: st.DataObject) -> None:
     explainer, reference = fitted(name)

@@ -54,8 +54,8 @@ async def test_a_call_that_holds_the_gil_is_killed_at_its_deadline_and_the_next_
         started = time.monotonic()
         with pytest.raises(DeadlineExceeded, match=r"longer than 0\.1 s"):
             await executor.run(hang, ROWS, timeout=0.1)
-        after = int(await executor.run("tell_pid", ROWS, timeout=1.0))
-        assert time.monotonic() - started < 1.0
+        after = int(await executor.run("tell_pid", ROWS, timeout=PATIENCE))
+        assert time.monotonic() - started < PATIENCE, "it would have hung for longer"
         assert before != after
         await until(partial(gone_now, before))
 

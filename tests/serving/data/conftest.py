@@ -7,20 +7,30 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from serving.data import supabase
 from serving.data.record import Outcome, Record, make_record
 from serving.data.source import Source
 from serving.data.sqlite import SQLiteSource
 from serving.data.supabase import SupabaseSource
+from tests.serving.conftest import PATIENCE
 from tests.supabase import SupabaseServer
 
 KEEP = 5
 Open = Callable[[], Source]
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a server that is well: a busy machine must not make it look dead."""
+    monkeypatch.setattr(supabase, "TIMEOUT", httpx.Timeout(PATIENCE))
+    monkeypatch.setattr(supabase, "DEADLINE_SECONDS", PATIENCE)
+
+
 @pytest.fixture(params=["sqlite", "supabase"])
-async def open_source(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Open]:
+async def open_source(request: pytest.FixtureRequest, tmp_path: Path, patient: None) -> AsyncIterator[Open]:
     """Each call opens what another process would."""
     opened: list[Source] = []
     if request.param == "supabase":

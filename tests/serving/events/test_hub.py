@@ -32,7 +32,8 @@ from serving.events.redis import RedisEventLog
 from serving.events.sqlite import SQLiteEventLog
 
 async def main(kind, where, count):
-    log = RedisEventLog(where) if kind == "redis" else SQLiteEventLog(Path(where))
+    # patient: an event whose answer is late is told again
+    log = RedisEventLog(where, timeout=30) if kind == "redis" else SQLiteEventLog(Path(where), busy_seconds=30)
     for number in range(int(count)):
         await log.append("t", "tick", b"%d" % number)
     await log.close()

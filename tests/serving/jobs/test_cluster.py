@@ -88,7 +88,10 @@ async def test_a_call_that_kills_its_worker_is_made_here_and_the_next_one_there(
     assert await run(cluster, model, 0.25) == b"[0.25]"
 
 
-async def test_a_version_that_was_lost_with_its_only_worker_is_sent_again(root: Path, model: LoadedModel) -> None:
+async def test_a_version_that_was_lost_with_its_only_worker_is_sent_again(
+    root: Path, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.jobs.cluster.REST_SECONDS", 0.1)
     with DaskCluster(1) as single:
         backend = Cluster(single.address, Here(), partial(pack_version, root, evals=500), at_once=8)
         assert await run(backend, model, 0.5) == b"[0.5]"

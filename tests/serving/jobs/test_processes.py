@@ -75,9 +75,9 @@ def where(jobs: Jobs) -> str:
 
 
 @asynccontextmanager
-async def runner(jobs: Jobs, *, lease: float, pause: float, most: int) -> AsyncIterator[Process]:
+async def runner(jobs: Jobs, *, lease: float, hang_at: int = 0, most: int = 0) -> AsyncIterator[Process]:
     """A toy runner; killed at the end if it has not ended."""
-    arguments = map(str, (where(jobs), lease, pause, most))
+    arguments = map(str, (where(jobs), lease, hang_at, most))
     command = (sys.executable, "-m", "tests.serving.jobs.toy_runner", *arguments)
     process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=PIPE)
     try:
@@ -115,9 +115,9 @@ async def test_processes_that_claim_at_once_never_get_the_same_job(jobs: Jobs) -
     store = jobs.open()
     submitted = [(await store.submit(job_request(operation="toy"))).job.id for _ in range(60)]
     async with (
-        runner(jobs, lease=60, pause=0, most=1000) as one,
-        runner(jobs, lease=60, pause=0, most=1000) as two,
-        runner(jobs, lease=60, pause=0, most=1000) as three,
+        runner(jobs, lease=60, most=1000) as one,
+        runner(jobs, lease=60, most=1000) as two,
+        runner(jobs, lease=60, most=1000) as three,
     ):
         claimed = await outputs([one, two, three])
     assert sorted(claimed) == sorted(submitted)
@@ -127,33 +127,32 @@ async def test_processes_that_claim_at_once_never_get_the_same_job(jobs: Jobs) -
 async def test_killed_runner_leaves_a_consistent_store_and_its_job_is_finished_by_another(jobs: Jobs) -> None:
     store = jobs.open()
     job = (await store.submit(job_request(operation="toy", inputs=[b"%d" % n for n in range(8)]))).job
-    for least in (2, 4):
-        async with runner(jobs, lease=0.2, pause=0.02, most=0) as process:
-            await until(_at_least(jobs, job.id, least))
+    for done in (2, 4):
+        async with runner(jobs, lease=0.2, hang_at=done) as process:
+            await until(_is_at(jobs, job.id, "running", done))
             process.send_signal(signal.SIGKILL)
             await process.wait()
-        present = await store.get(job.id)
-        assert present.state == "running"
-        assert present.chunks_done == 8 - len(await store.missing(job.id))
+        assert (await store.get(job.id)).state == "running"
+        assert len(await store.missing(job.id)) == 8 - done
     if jobs.kind == "sqlite":
         with sqlite3.connect(jobs.directory / "jobs.db") as connection:
             assert connection.execute("pragma integrity_check").fetchall() == [("ok",)]
         connection.close()
-    async with runner(jobs, lease=60, pause=0, most=0):
-        await until(_at_least(jobs, job.id, 8, state="done"))
-    done = await store.get(job.id)
-    kept = [result async for result in results(store, done)]
+    async with runner(jobs, lease=60):
+        await until(_is_at(jobs, job.id, "done", 8))
+    finished = await store.get(job.id)
+    kept = [result async for result in results(store, finished)]
     assert [result.split()[0] for result in kept] == [b"%d" % n for n in range(8)]
     owners = {result.split()[-1] for result in kept}
-    assert (done.attempts, len(owners)) == (3, 3)
+    assert (finished.attempts, len(owners)) == (3, 3)
 
 
-def _at_least(jobs: Jobs, job_id: str, chunks: int, state: str = "running") -> Callable[[], Awaitable[bool]]:
+def _is_at(jobs: Jobs, job_id: str, state: str, chunks: int) -> Callable[[], Awaitable[bool]]:
     store = jobs.open()
 
     async def reached() -> bool:
         job = await store.get(job_id)
-        return job.state == state and job.chunks_done >= chunks
+        return (job.state, job.chunks_done) == (state, chunks)
 
     return reached
 
@@ -161,9 +160,9 @@ def _at_least(jobs: Jobs, job_id: str, chunks: int, state: str = "running") -> C
 async def test_first_processes_of_all_create_the_file_together(tmp_path: Path) -> None:
     jobs = Jobs("sqlite", tmp_path / "new" / "directory", "")
     async with (
-        runner(jobs, lease=60, pause=0, most=1) as one,
-        runner(jobs, lease=60, pause=0, most=1) as two,
-        runner(jobs, lease=60, pause=0, most=1) as three,
+        runner(jobs, lease=60, most=1) as one,
+        runner(jobs, lease=60, most=1) as two,
+        runner(jobs, lease=60, most=1) as three,
     ):
         assert await outputs([one, two, three]) == []
 

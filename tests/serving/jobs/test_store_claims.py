@@ -19,9 +19,10 @@ async def test_jobs_are_claimed_in_the_order_in_which_they_are_due(store: JobSto
     late = (await store.submit(job_request(delay=0.02))).job
     jobs.let_pass(0.001)
     soon = [(await store.submit(job_request(operation=operation))).job for operation in ("explain", "predict") * 2]
-    assert [(await claimed(store)).id for _ in soon] == [job.id for job in soon]
     jobs.let_pass(0.02)
-    assert (await until(lambda: claim(store))).id == late.id
+    # Redis has its own clock: on a busy machine the late one may have its turn before the last of the others
+    in_turn = sorted([*soon, late], key=lambda job: job.due)
+    assert [(await until(lambda: claim(store))).id for _ in in_turn] == [job.id for job in in_turn]
     assert await claim(store) is None
 
 
@@ -84,8 +85,9 @@ async def test_stale_owner_is_refused_everything(store: JobStore, jobs: Jobs) ->
 async def test_heartbeat_extends_the_lease(store: JobStore, jobs: Jobs) -> None:
     await store.submit(job_request())
     await store.submit(job_request())
-    first, second = await claimed(store, "a", 0.05), await claimed(store, "a", 0.05)
+    first = await claimed(store, "a", 0.05)
     assert await store.heartbeat(first.id, "a", LEASE) == "held"
+    second = await claimed(store, "a", 0.05)
     jobs.let_pass(0.1)
     assert (await until(lambda: claim(store, "b"))).id == second.id
     assert await claim(store, "b") is None

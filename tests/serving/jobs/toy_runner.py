@@ -20,21 +20,22 @@ def open_store(where: str) -> JobStore:
     return RedisJobStore(where, timeout=10.0) if "://" in where else SQLiteJobStore(Path(where), busy_seconds=10.0)
 
 
-async def work(store: JobStore, job: Job, owner: str, lease: float, pause: float) -> None:
-    """Do what is missing of a job, `pause` seconds a chunk; stop when it is no longer ours."""
+async def work(store: JobStore, job: Job, owner: str, lease: float, hang_at: int) -> None:
+    """Do what is missing of a job, or hang for ever when `hang_at` of its chunks are done; stop when it is not ours."""
     for chunk in await store.missing(job.id):
         data = await store.input(job.id, chunk)
-        await asyncio.sleep(pause)
         answer = await store.checkpoint(job.id, owner, lease, chunk, data[::-1] + b" by " + owner.encode())
         if answer == "lost":
             return
         if answer == "cancelled":
             await store.release(job.id, owner)
             return
+        if (await store.get(job.id)).chunks_done == hang_at:
+            await asyncio.Event().wait()
     await store.finish(job.id, owner)
 
 
-async def run(where: str, lease: float, pause: float, jobs: int) -> None:
+async def run(where: str, lease: float, hang_at: int, jobs: int) -> None:
     """Claim until nothing is due, `jobs` at most, or for ever if that is 0; says each claim on stdout."""
     store, owner = open_store(where), new_owner()
     claimed = 0
@@ -47,9 +48,9 @@ async def run(where: str, lease: float, pause: float, jobs: int) -> None:
             continue
         claimed += 1
         print(job.id, flush=True)  # noqa: T201 - what the tests listen to
-        await work(store, job, owner, lease, pause)
+        await work(store, job, owner, lease, hang_at)
     await store.close()
 
 
 if __name__ == "__main__":
-    asyncio.run(run(sys.argv[1], float(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])))
+    asyncio.run(run(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])))

@@ -30,9 +30,14 @@ async def test_only_one_holds_a_schedule_however_many_ask_at_once(instances: Ins
         assert len([record for record in held if record is not None]) == 1
 
 
-async def test_who_holds_it_may_hold_it_further(store: ScheduleStore) -> None:
-    await store.hold("a", "me", 60, 1.0)
+async def test_who_holds_it_may_hold_it_further(instances: Instances) -> None:
+    store = instances.open()
+    await store.hold("a", "me", 0.05, 1.0)
     assert await store.hold("a", "me", 60, 2.0) == Record(last=1.0)
+    await store.hold("b", "me", 0.05, 1.0)
+    instances.clock.now += 0.1
+    await until(lambda: store.hold("b", "you", 60, 2.0))  # so the time of the first is over, too
+    assert await store.hold("a", "you", 60, 2.0) is None
 
 
 async def test_settling_counts_moves_on_and_lets_go(store: ScheduleStore) -> None:
