@@ -6,14 +6,18 @@ import asyncio
 import json
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import repeat
 from pathlib import Path
+from typing import TypeVar
 
 from bench.service import Service
-from remote.client import Tally, hammer, post
+from remote.client import Place, Tally, hammer, post, send
 
 DIABETES = json.dumps({"instances": [[59.0, 2.0, 32.1, 101.0, 157.0, 93.2, 38.0, 4.0, 4.8598, 87.0]]}).encode()
 PATIENCE = 30.0
+
+T = TypeVar("T")
 
 
 def eventually(condition: Callable[[], bool]) -> bool:
@@ -51,6 +55,21 @@ async def load_while(service: Service, disturb: Callable[[], None], requests: in
     await hammer(service.address, messages, requests=50, connections=1)
     disturb()
     return await running
+
+
+async def hammer_while(
+    service: Service, disturb: Callable[[], T], model: str = "diabetes", body: bytes = DIABETES
+) -> tuple[Tally, T]:
+    """What became of predictions that were asked for as long as `disturb` took, and what it gave."""
+    disturbing = asyncio.create_task(asyncio.to_thread(disturb))
+
+    def todo() -> Iterator[int]:
+        while not disturbing.done():
+            yield 0
+
+    tally, messages = Tally(), repeat(post(f"{service.address}/v1/models/{model}:predict", body))
+    await send(Place.of(service.address), messages, todo(), tally, connections=16, pause=0.005)
+    return tally, await disturbing
 
 
 def sleep_body(seconds: float) -> bytes:

@@ -9,6 +9,7 @@ import hmac
 import importlib.util
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -210,7 +211,7 @@ def supabase_server(postgres: Postgres) -> Iterator[SupabaseServer]:
         raise FileNotFoundError(f"{SERVER}: `make test` installs it")
     with tempfile.TemporaryDirectory(prefix="supabase-") as name:
         port = free_port()
-        database = f"test_{port}"
+        database = f"test_{secrets.token_hex(6)}"
         postgres.run("postgres", "--command", f"create database {database}")
         postgres.run(database, "--command", GRANTS, f"--file={SCHEMA}")
         configuration = Path(name) / "supabase" / "config.toml"

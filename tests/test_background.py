@@ -54,9 +54,9 @@ def result(service: Service, job: Any) -> Any:
 
 
 def test_a_late_prediction_goes_on_as_a_job_with_the_same_answer(slow: Service) -> None:
-    in_time = ask(slow, "predict", "sleepy", [[0.1], [0.2]])
+    in_time = ask(slow, "predict", "sleepy", [[0.001], [0.002]])
     assert in_time.status == 200
-    late = ask(slow, "predict", "sleepy", [[0.1], [0.2], [0.9]])
+    late = ask(slow, "predict", "sleepy", [[0.001], [0.002], [0.9]])
     assert (late.status, late.json["operation"], late.json["model"]) == (202, "predict", "sleepy")
     assert late.headers["Location"] == f"/v1/jobs/{late.json['id']}"
     whole = result(slow, ended(slow, late))
@@ -107,7 +107,9 @@ def test_explanations_for_jobs_only_become_a_job_at_once(slow: Service) -> None:
 
 
 def test_where_no_more_jobs_are_taken_a_late_request_is_answered_504(slow: Service) -> None:
-    answers = [ask(slow, "predict", "sleepy", [[20.0 + number]]) for number in range(4)]
+    answers = [ask(slow, "predict", "sleepy", [[20.0]])]
+    until(slow, answers[0].headers["Location"], state="running")
+    answers += [ask(slow, "predict", "sleepy", [[20.0 + number]]) for number in range(1, 4)]
     assert [answer.status for answer in answers] == [202, 202, 202, 504]
     example = slow.get("/v1/models/ponderer")["example"]
     full = ask(slow, "explain", "ponderer", [example])

@@ -6,18 +6,17 @@ import asyncio
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from bench.service import Service
-from remote.client import hammer, post
 from serving.announcements import announce
 from serving.events.redis import RedisEventLog
 from tests.conftest import ADMIN_TOKEN
-from tests.processes import DIABETES, eventually
+from tests.processes import eventually, hammer_while
 from tests.reloading import add_copy, ask_admin, live, settles_on
 from tests.servers import RedisServer
 
@@ -56,16 +55,6 @@ def count(service: Service) -> tuple[int, int, int]:
     return len(service.events(RELOADED)), len(service.events(TOLD)), len(service.events(TELLS))
 
 
-async def lost_while(service: Service, disturb: Callable[[], bool]) -> tuple[int, bool]:
-    """How many predictions were lost for as long as `disturb` took, and what it gave."""
-    messages = [post(f"{service.address}/v1/models/diabetes:predict", DIABETES)]
-    disturbing = asyncio.create_task(asyncio.to_thread(disturb))
-    lost = 0
-    while not disturbing.done():
-        lost += (await hammer(service.address, messages, requests=500, connections=16, pause=0.005)).failed
-    return lost, await disturbing
-
-
 def test_a_reload_of_one_reaches_the_other_once_and_loses_no_request(
     pair: tuple[Service, Service], shared_models: Path
 ) -> None:
@@ -75,7 +64,8 @@ def test_a_reload_of_one_reaches_the_other_once_and_loses_no_request(
     def reload() -> bool:
         return ask_admin(one, "models:reload")[0] == 200 and settles_on(two, "wine", "2")
 
-    assert asyncio.run(lost_while(two, reload)) == (0, True)
+    tally, done = asyncio.run(hammer_while(two, reload))
+    assert (tally.failed, done) == (0, True)
     assert settles_on(one, "wine", "2")
     assert eventually(lambda: count(one) == (1, 0, 1))
     assert eventually(lambda: count(two) == (1, 1, 0))

@@ -20,12 +20,11 @@ from bench.service import FORKSERVE, Service
 from registry.aliases import FILENAME, Aliases, current, directories
 from registry.loader import load_version
 from registry.training import SCRIPT as SCRIPT_NAME
-from remote.client import hammer, post
 from serving.processes import child_pids, name_of
 from tests.conftest import ADMIN_TOKEN
 from tests.entities import send_outcomes
 from tests.jobs import call, ended, until
-from tests.processes import eventually, is_running
+from tests.processes import eventually, hammer_while, is_running
 from tests.reloading import ask_admin
 from tests.servers import RedisServer
 from tests.supabase import SupabaseServer
@@ -223,17 +222,6 @@ def test_what_train_py_leaves_behind_ends_with_it(lively: tuple[Service, Path], 
     assert service.get("/health")["status"] == "ok"
 
 
-async def _hammer_while(service: Service, disturb: Any) -> tuple[int, int, Any]:
-    """Predictions for as long as `disturb` runs: how many, how many of them were lost, and what it gave."""
-    messages = [post(f"{service.address}/v1/models/small:predict", BODY)]
-    working = asyncio.create_task(asyncio.to_thread(disturb))
-    sent = lost = 0
-    while not working.done():
-        tally = await hammer(service.address, messages, requests=200, connections=8, pause=0.005)
-        sent, lost = sent + 200, lost + tally.failed
-    return sent, lost, await working
-
-
 def test_ten_triggers_on_two_instances_are_one_training_that_loses_no_request(
     root: Path, own_server: RedisServer
 ) -> None:
@@ -251,8 +239,8 @@ def test_ten_triggers_on_two_instances_are_one_training_that_loses_no_request(
         return result_of(second, job)
 
     with Service(environ) as first, Service(environ) as second:
-        sent, lost, result = asyncio.run(_hammer_while(first, play))
-        assert (lost, sent >= 200, result["promoted"]) == (0, True, True)
+        tally, result = asyncio.run(hammer_while(first, play, "small", BODY))
+        assert (tally.failed, tally.statuses[200] >= 200, result["promoted"]) == (0, True, True)
         assert visible(root / "small") == ["1", "2"]
         assert current(root / "small") == Aliases("2", "1")
         assert sum(len(service.events("Model trained")) for service in (first, second)) == 1

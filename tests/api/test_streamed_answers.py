@@ -46,11 +46,11 @@ async def test_each_instance_is_an_event_and_done_is_the_last(
 
 
 async def test_events_come_before_all_is_done_and_the_deadline_is_an_event(waiting: Service) -> None:
-    first, error = await stream(waiting, "/v1/models/sleeper:predict", [[0.0], [2.0]], x_request_timeout="0.5")
+    first, error = await stream(waiting, "/v1/models/sleeper:predict", [[0.0], [3.0]], x_request_timeout="1.5")
     assert (first["event"], first["id"]) == ("prediction", "0")
     assert error["event"] == "error"
     problem = json.loads(error["data"])
-    assert (problem["status"], problem["detail"]) == (504, "the request took longer than 0.5 s")
+    assert (problem["status"], problem["detail"]) == (504, "the request took longer than 1.5 s")
     assert '"level":"error"' not in waiting.log()
 
 

@@ -64,6 +64,12 @@ def clock() -> Clock:
 
 
 @pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests wait for a lookup as long as it takes; in production a slow cache is no help."""
+    monkeypatch.setattr("cache.gathering.PATIENCE", PATIENCE)
+
+
+@pytest.fixture
 async def tier(shared_server: RedisServer, raw: redis.Redis) -> AsyncIterator[RedisTier]:
     tier = RedisTier(shared_server.url, ttl_seconds=60, timeout=PATIENCE)
     yield tier

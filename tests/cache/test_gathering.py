@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from cache.gathering import MAX_KEYS, MAX_LOOKUPS, GatheringTier
-from tests.cache.conftest import DictTier, turns
+from tests.cache.conftest import PATIENCE, DictTier, turns
 
 pytestmark = pytest.mark.anyio
 
@@ -21,7 +21,7 @@ async def remote() -> DictTier:
 
 
 @pytest.fixture
-async def gathering(remote: DictTier) -> GatheringTier:
+async def gathering(remote: DictTier, patient: None) -> GatheringTier:
     return GatheringTier(remote)
 
 
@@ -75,8 +75,11 @@ async def test_error_reaches_all_who_asked_and_none_after_them(gathering: Gather
     assert await gathering.get_many([b"a"]) == [b"A"]
 
 
-async def test_nobody_waits_long_for_round_trips_that_hang(gathering: GatheringTier, remote: DictTier) -> None:
+async def test_nobody_waits_long_for_round_trips_that_hang(
+    gathering: GatheringTier, remote: DictTier, monkeypatch: pytest.MonkeyPatch
+) -> None:
     remote.gate.clear()
+    monkeypatch.setattr("cache.gathering.PATIENCE", 0.01)
     asked = []
     for _ in range(MAX_LOOKUPS + 1):
         asked.append(asyncio.ensure_future(gathering.get_many([b"a"])))
@@ -87,6 +90,7 @@ async def test_nobody_waits_long_for_round_trips_that_hang(gathering: GatheringT
     await turns()
     assert late.done()  # all are known to hang by now, so that it need not wait at all
     assert await late == [None, None]
+    monkeypatch.setattr("cache.gathering.PATIENCE", PATIENCE)
     remote.gate.set()
     await turns()
     assert await gathering.get_many([b"b"]) == [b"B"]

@@ -298,6 +298,7 @@ async def test_cache_without_a_url_is_memory_alone_and_says_so() -> None:
     assert cache.redis_state == "disabled"
 
 
+@pytest.mark.usefixtures("patient")
 async def test_cache_with_a_url_fills_both_tiers(shared_server: RedisServer, raw: redis.Redis) -> None:
     async def compute(positions: list[int]) -> list[bytes]:
         return [b"A" for _ in positions]
@@ -316,6 +317,7 @@ async def test_cache_with_a_url_fills_both_tiers(shared_server: RedisServer, raw
     await other.close()
 
 
+@pytest.mark.usefixtures("patient")
 async def test_cache_is_built_with_what_it_is_told(shared_server: RedisServer, raw: redis.Redis) -> None:
     cache = build_cache(
         max_items=10,

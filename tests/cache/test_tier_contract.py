@@ -38,7 +38,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def any_tier(kind: str, shared_server: RedisServer, raw: redis.Redis) -> AsyncIterator[Tier]:
+async def any_tier(kind: str, shared_server: RedisServer, raw: redis.Redis, patient: None) -> AsyncIterator[Tier]:
     tier = make_tier(kind, shared_server.url, 60)
     yield tier
     await tier.close()
