@@ -288,11 +288,11 @@ def test_a_job_whose_runner_is_killed_is_finished_by_the_next(busy: Service) -> 
 
 
 def test_a_runner_that_is_told_to_end_gives_its_job_back_at_once(busy: Service) -> None:
-    path = send(busy, "predict", "sleepy", [[0.4]] * 7).headers["Location"]
-    until(busy, path, chunks_done=1)
+    path = send(busy, "predict", "sleepy", [[0.05]] * 100).headers["Location"]
+    until(busy, path, state="running")
     busy.process.send_signal(signal.SIGHUP)
     job = until(busy, path, state="done")
-    assert (job["state"], job["attempts"]) == ("done", 2)
+    assert (job["state"], job["chunks_done"], job["attempts"]) == ("done", 25, 2)
     assert len(busy.events("Job released")) == 1
 
 

@@ -16,6 +16,7 @@ from bench.service import Service
 from registry.adding import add_version
 from tests.estimators import FragileRegressor, SleepingRegressor
 from tests.jobs import call, ended, send, until, varied
+from tests.processes import eventually
 from tests.servers import free_port
 
 pytestmark = pytest.mark.xdist_group("dask")  # one cluster is enough
@@ -78,21 +79,14 @@ def test_jobs_on_a_cluster_give_what_requests_give(scaled: Service, model: str) 
 
 
 def test_a_worker_killed_on_the_way_loses_no_chunk_and_no_attempt(odd: Service, cluster: DaskCluster) -> None:
-    values = [0.02 + number * 1e-4 for number in range(80)]
+    values = [0.05 + number * 1e-4 for number in range(80)]
     location = send(odd, "predict", "sleepy", [[value] for value in values]).headers["Location"]
-    until(odd, location, chunks_done=next_after(odd, location, 4))
+    assert eventually(lambda: odd.get(location)["chunks_done"] >= 4)
     cluster.kill_worker()
     job = until(odd, location, state="done")
     assert (job["state"], job["chunks_done"], job["attempts"]) == ("done", 40, 1)
     assert call(odd, "GET", job["result"]).json["predictions"] == values
     assert odd.events("Cluster is out") == []
-
-
-def next_after(service: Service, location: str, least: int) -> int:
-    """The number of chunks that are done, once it is `least` or more."""
-    while (done := int(service.get(location)["chunks_done"])) < least:
-        pass
-    return done
 
 
 def test_a_row_that_breaks_its_model_on_a_cluster_is_named(odd: Service) -> None:

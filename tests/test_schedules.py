@@ -23,6 +23,10 @@ from tests.servers import RedisServer
 OFTEN = "often: every 1s grace 30: reload"
 
 
+def _has_begun(service: Service) -> bool:
+    return len(service.events("Scheduler works")) == 1
+
+
 def _works_again(service: Service) -> bool:
     return len(service.events("Scheduler works")) == 2
 
@@ -53,6 +57,8 @@ def test_each_firing_happens_once_over_two_schedulers_of_which_one_is_killed(
     def fired() -> list[dict[str, Any]]:
         return [line for service in schedulers for line in service.events("Schedule fired")]
 
+    for service in schedulers:
+        assert eventually(partial(_has_begun, service))
     assert eventually(lambda: len(fired()) >= 2)
     for service in schedulers:
         (child,) = child_pids(service.process.pid)
@@ -84,15 +90,19 @@ def test_each_firing_happens_once_over_two_schedulers_of_which_one_is_killed(
 def test_a_scheduler_of_the_master_fires_and_its_counts_are_shown(environ: dict[str, str]) -> None:
     schedules = "yearly: 0 3 1 1 * in Europe/Berlin: reload; often: every 2s: reload"
     with Service(environ | {"SCHEDULES": schedules}) as service:
-        assert len(service.schedulers) == 1
+        assert eventually(lambda: len(service.schedulers) == 1)
         assert service.runners == []
         assert eventually(lambda: len(service.events("Models reloaded")) > 0)
-        answer = call(service, "GET", "/api/admin/metrics", Authorization=f"Bearer {ADMIN_TOKEN}")
-        yearly, often = answer.json["schedules"]
+
+        def told() -> Any:
+            answer = call(service, "GET", "/api/admin/metrics", Authorization=f"Bearer {ADMIN_TOKEN}")
+            return answer.json["schedules"]
+
+        assert eventually(lambda: told()[1].get("fired", 0) > 0)
+        yearly, often = told()
         assert (yearly["name"], yearly["when"], yearly["fired"]) == ("yearly", "0 3 1 1 * in Europe/Berlin", 0)
         assert yearly["next"].endswith("-01-01T02:00:00+00:00")
         assert (often["action"], often["overlap_incidents"]) == ("reload", 0)
-        assert often["fired"] >= 1
         last = service.schedulers
         service.stop()
         assert gone(last)
@@ -107,8 +117,7 @@ def test_a_role_starts_what_is_its_own_and_without_schedules_there_is_no_schedul
 ) -> None:
     environ = {"MODEL_DIR": str(sleeper), "WEB_CONCURRENCY": "1", "ROLES": roles, "SCHEDULES": schedules}
     with Service(environ) as service:
-        assert eventually(lambda: len(service.runners) == expected[0])
-        assert len(service.schedulers) == expected[1]
+        assert eventually(lambda: (len(service.runners), len(service.schedulers)) == expected)
 
 
 def refused(command: str, **variables: str) -> str:

@@ -120,7 +120,7 @@ async def test_clients_that_never_read_are_cut_and_cost_nothing(small: tuple[Ser
         started = time.perf_counter()
         assert ask(service, request("/v1/models/diabetes:predict", DIABETES)).status == 200
         seconds.append(time.perf_counter() - started)
-    assert median(seconds) < 0.1
+    assert median(seconds) < 0.5
     assert all(connection.refuses_more(within=PATIENCE) for connection in with_few)
     assert read_rss(worker) - before < 40 << 20
     for connection in with_few:

@@ -19,6 +19,7 @@ from tests.processes import eventually
 from tests.supabase import SupabaseServer, token
 
 BACK_SECONDS = 10.0
+PAUSE_SECONDS = 1.0
 
 
 def environ(models: Path, server: SupabaseServer, key: str) -> dict[str, str]:
@@ -65,13 +66,13 @@ def check_that_only_entities_are_away(service: Service) -> None:
         assert answer.status == 503, answer.body
         assert answer.headers["Retry-After"]
         assert b"127.0.0.1" not in answer.body
-    assert predict(service) < 1.0
+    assert predict(service) < 2.0
     assert eventually(lambda: service.get("/health")["breakers"]["supabase"] in ("open", "half-open"))
     assert eventually(lambda: service.get("/health")["records"] == "unavailable")
     assert service.get("/health")["status"] == "degraded"
     started = time.perf_counter()
     assert ask(service, "IBM").status == 503
-    assert time.perf_counter() - started < 2.5  # a probe, at the worst
+    assert time.perf_counter() - started < 5  # a probe, at the worst
 
 
 def check_that_all_is_well_again(service: Service) -> None:
@@ -131,14 +132,14 @@ def test_a_slow_server_is_waited_for_as_long_as_it_may_take(served: Service, own
     answers: list[Answer] = []
     asking = threading.Thread(target=lambda: answers.append(ask(served, "IBM")))
     own_supabase.pause()
-    resuming = threading.Timer(0.7, own_supabase.resume)
+    resuming = threading.Timer(PAUSE_SECONDS, own_supabase.resume)
     resuming.start()
     asking.start()
     seconds = predict(served)
     asking.join()
     resuming.join()
     assert (answers[0].status, answers[0].json["stale"]) == (200, False)
-    assert seconds < 0.7
+    assert seconds < PAUSE_SECONDS
 
 
 @pytest.mark.parametrize("role", ["service_role of another project", "anon", "nonsense"])
@@ -152,7 +153,7 @@ def test_a_wrong_key_starts_and_costs_entities_only(models: Path, shared_supabas
         answer = send_record(service, "AAPL", values=columns(1))
         assert answer.status == 503
         assert key not in answer.body.decode()
-        assert predict(service) < 1.0
+        assert predict(service) < 2.0
         assert key not in service.log()
 
 

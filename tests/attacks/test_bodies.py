@@ -136,7 +136,7 @@ def test_flood_of_form_fields_is_refused_quickly(target: Service, kind: str) -> 
     seconds = time.perf_counter() - started
     check_refusal(answer, 415)
     assert MARKER.encode() not in answer.body
-    assert seconds < 1
+    assert seconds < 5
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/health", "/openapi.json", "/api/admin/metrics"])

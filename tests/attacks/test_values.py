@@ -42,7 +42,7 @@ def test_number_far_outside_the_bounds_is_named(target: Service, value: bytes) -
 def test_integer_of_many_digits_is_refused_quickly(target: Service, digits: int) -> None:
     started = time.perf_counter()
     check_refusal(predict(target, body(b"1" * digits)), 400, 422)
-    assert time.perf_counter() - started < 2
+    assert time.perf_counter() - started < 5
 
 
 def test_many_wrong_values_make_a_short_answer(target: Service) -> None:
