@@ -27,7 +27,7 @@ OFTEN = Rate(1000, 1.0, 1000)
 
 @asynccontextmanager
 async def telling(stub: Stub, form: Form = "slack", **options: Any) -> AsyncIterator[Alerts]:
-    alerts = Alerts(Outbound(first_wait=0.001, timeout=0.2), stub.url, form, name="box", **options)
+    alerts = Alerts(Outbound(first_wait=0.001, timeout=1.0), stub.url, form, name="box", **options)
     yield alerts
     await alerts.stop()
     await alerts.outbound.close()

@@ -57,7 +57,7 @@ class Store:
 
 @pytest.fixture
 async def outbound() -> AsyncIterator[Outbound]:
-    outbound = Outbound(first_wait=0.001, timeout=0.2)
+    outbound = Outbound(first_wait=0.001, timeout=1.0)
     yield outbound
     await outbound.close()
 
