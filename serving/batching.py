@@ -1,37 +1,31 @@
 """Runs the rows of requests that arrive together as one batch, and never waits for more of them.
 
 What has arrived in one turn of the event loop is run together: right there when it takes less than a millisecond, else
-on one of the worker's inference threads. What arrives while all threads are busy is the next batch. So batches grow
-with the load, and without load a row is a batch of its own.
+on one of the worker's inference threads. What arrives while all threads are busy is the next batch, which a thread
+takes by itself when it is done: the loop may be busy just then, refusing others. So batches grow with the load, and
+without load a row is a batch of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeAlias
 
-import numpy as np
 import structlog
 
-from registry.errors import ModelFailed
 from registry.features import Rows
 from registry.presenting import Selection
-from serving.cost import Cost
+from serving.batch import Batch, Job, Line, Outcome, Ran
 from serving.errors import Overloaded
 from serving.operations import EVERYTHING, Operation
 
 log = structlog.get_logger(__name__)
-
-MAX_ROWS = 1024
-BATCH_SECONDS = 0.025
-"""Rows and time of one batch, so that nobody waits for the rows of everybody. A request is never divided."""
 
 SWITCH_SECONDS = 0.0005
 """How long a thread that holds the GIL may keep it from one that waits. With Python's 5 ms the event loop loses as much
@@ -42,63 +36,6 @@ PATIENCE = 4
 """Rows of a model that may wait for its thread and each other, however slow it is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ran:
-    """What became of a request's rows: their answers, and the seconds that the whole batch took."""
-
-    answers: list[bytes]
-    seconds: float
-
-
-@dataclass(eq=False, slots=True)
-class Job:
-    """The rows of one request, on their way."""
-
-    rows: Rows
-    selection: Selection
-    done: asyncio.Future[Ran]
-
-
-@dataclass(eq=False, slots=True)
-class Line:
-    """What waits for one operation. `small` jobs run on the loop, `large` ones on a thread."""
-
-    operation: Operation
-    inline_rows: int
-    small: deque[Job] = field(default_factory=deque)
-    large: deque[Job] = field(default_factory=deque)
-    large_rows: int = 0
-    cost: Cost = field(default_factory=Cost)
-
-    def expected_seconds(self) -> float:
-        """How long the threads will be busy with what waits here."""
-        whole, rest = divmod(self.large_rows, MAX_ROWS)
-        return whole * self.cost.expect(MAX_ROWS) + (self.cost.expect(rest) if rest else 0.0)
-
-    def take(self, jobs: deque[Job], most: int) -> list[Job]:
-        """The next jobs to run together: at least one, together no more than `most` rows; given-up ones are dropped.
-
-        All of them want the same of their answers.
-        """
-        taken: list[Job] = []
-        rows = 0
-        while jobs:
-            job = jobs[0]
-            if taken and (rows + len(job.rows) > most or job.selection != taken[0].selection):
-                break
-            jobs.popleft()
-            if jobs is self.large:
-                self.large_rows -= len(job.rows)
-            if not job.done.done():
-                taken.append(job)
-                rows += len(job.rows)
-        return taken
-
-
-Batch: TypeAlias = "asyncio.Future[list[Ran | ModelFailed]]"
-"""On a thread; an outcome for each request."""
-
-
 class Batcher:
     """The batches and inference threads of one worker. Built before the fork, started after it."""
 
@@ -107,9 +44,12 @@ class Batcher:
         self._threads = threads
         self._queue_seconds = queue_seconds
         self._lines: dict[Operation, Line] = {}
-        self._idle_threads = threads
-        self._running: dict[Batch, float] = {}
+        self._lock = threading.Lock()
+        """For what loop and threads share: what the lines say of large jobs, and the next three."""
         self._waiting: deque[Line] = deque()
+        self._running: set[Batch] = set()
+        self._idle_threads = threads
+        self._is_calling = False
         self._stuck: set[Batch] = set()
         self._batches = self._batch_rows = self._ever_stuck = 0
         self._pool: ThreadPoolExecutor | None = None
@@ -145,8 +85,8 @@ class Batcher:
 
     def rows_at_once(self, operation: Operation) -> int:
         """How many rows of a request that can be divided should be asked for at a time."""
-        line = self._lines[operation]
-        return max(1, line.inline_rows, line.cost.batch_rows(BATCH_SECONDS, MAX_ROWS) if line.cost.weight else 1)
+        with self._lock:
+            return self._lines[operation].rows_at_once()
 
     async def run(
         self, operation: Operation, rows: Rows, selection: Selection = EVERYTHING, *, admitted: bool = False
@@ -171,102 +111,81 @@ class Batcher:
         line.small.append(job)
 
     def _run_small(self, line: Line) -> None:
-        jobs = line.take(line.small, line.inline_rows)
+        batch = line.take_small()
         if line.small:  # the rest in the next turn, so that the loop can look after others in between
             asyncio.get_running_loop().call_soon(self._run_small, line)
-        if jobs:
-            self._count(jobs)
-            _settle(jobs, _run_batch(line.operation, jobs))
-
-    def _count(self, jobs: Sequence[Job]) -> int:
-        """Count a batch that is about to run; its rows."""
-        rows = len(jobs[0].rows) if len(jobs) == 1 else sum(len(job.rows) for job in jobs)
-        self._batches += 1
-        self._batch_rows += rows
-        return rows
+        if batch is not None:
+            self._settle(batch, batch.run())
 
     def _check_room(self, line: Line) -> None:
-        # A model that is slow by itself may still have a few requests waiting
-        patience = max(self._queue_seconds, PATIENCE * line.cost.expect(1))
-        if self.unwell() is not None or self._expected_wait() > patience:
+        with self._lock:
+            # A model that is slow by itself may still have a few requests waiting
+            patience = max(self._queue_seconds, PATIENCE * line.cost.expect(1))
+            wait = self._expected_wait()
+        if wait > patience or self.unwell() is not None:
             raise Overloaded
-
-    def _enqueue_large(self, line: Line, job: Job) -> None:
-        if not line.large:
-            self._waiting.append(line)
-            if self._idle_threads:
-                asyncio.get_running_loop().call_soon(self._start_large)
-        line.large.append(job)
-        line.large_rows += len(job.rows)
 
     def _expected_wait(self) -> float:
         """Seconds until a thread has done what is running and waiting now."""
         now = time.perf_counter()
-        running = sum(max(0.0, end - now) for end in self._running.values())
+        running = sum(max(0.0, batch.ends - now) for batch in self._running)
         return (running + sum(line.expected_seconds() for line in self._waiting)) / self._threads
 
-    def _start_large(self) -> None:
-        loop = asyncio.get_running_loop()
-        while self._idle_threads and self._waiting:
-            line = self._waiting.popleft()
-            jobs = line.take(line.large, line.cost.batch_rows(BATCH_SECONDS, MAX_ROWS))
-            if line.large:
+    def _enqueue_large(self, line: Line, job: Job) -> None:
+        job.done.add_done_callback(partial(self._note_given_up, job))
+        with self._lock:
+            if not line.large:
                 self._waiting.append(line)
-            if jobs:
-                self._idle_threads -= 1
-                batch = loop.run_in_executor(self._pool, _run_batch, line.operation, jobs)
-                expected = line.cost.expect(self._count(jobs))
-                self._running[batch] = time.perf_counter() + expected
-                for job in jobs:
-                    job.done.add_done_callback(partial(self._note_given_up, jobs, batch))
-                batch.add_done_callback(partial(self._finish_large, line, jobs))
+            line.add_large(job)
+        if not self._is_calling:
+            self._is_calling = True
+            asyncio.get_running_loop().call_soon(self._call_threads)
 
-    def _note_given_up(self, jobs: Sequence[Job], batch: Batch, _: object) -> None:
+    def _call_threads(self) -> None:
+        """Wake idle threads for what has arrived in this turn of the loop; busy ones will find it by themselves."""
+        self._is_calling = False
+        assert self._pool is not None
+        with self._lock:
+            called = min(self._idle_threads, len(self._waiting))
+            self._idle_threads -= called
+        for _ in range(called):
+            self._pool.submit(self._work, asyncio.get_running_loop())
+
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        """On a thread: one batch after the other, as long as anything waits."""
+        batch = self._next_batch()
+        while batch is not None:
+            outcomes = batch.run()
+            loop.call_soon_threadsafe(self._settle, batch, outcomes)
+            with self._lock:
+                self._running.remove(batch)
+                batch.line.learn(batch)
+            batch = self._next_batch()
+
+    def _next_batch(self) -> Batch | None:
+        """On a thread: what to run now. If there is nothing, the thread is idle."""
+        with self._lock:
+            while self._waiting:
+                line = self._waiting.popleft()
+                batch = line.take_large()
+                if line.large:
+                    self._waiting.append(line)
+                if batch is not None:
+                    self._running.add(batch)
+                    return batch
+            self._idle_threads += 1
+            return None
+
+    def _settle(self, batch: Batch, outcomes: Sequence[Outcome]) -> None:
+        self._batches += 1
+        self._batch_rows += batch.rows
+        self._stuck.discard(batch)
+        batch.settle(outcomes)
+
+    def _note_given_up(self, job: Job, _: object) -> None:
         """A thread cannot be killed: one that works for nobody any more is counted as stuck until it comes back."""
-        if not batch.done() and all(job.done.done() for job in jobs):
+        batch = job.batch
+        if batch is not None and batch not in self._stuck and batch.is_given_up():
             self._stuck.add(batch)
             self._ever_stuck += 1
             log.warning("Inference thread is stuck", stuck=len(self._stuck), threads=self._threads)
-
-    def _finish_large(self, line: Line, jobs: Sequence[Job], batch: Batch) -> None:
-        self._stuck.discard(batch)
-        del self._running[batch]
-        self._idle_threads += 1
-        if not batch.cancelled():
-            outcomes = batch.result()
-            ran = next((outcome for outcome in outcomes if isinstance(outcome, Ran)), None)
-            if ran is not None:
-                line.cost.learn(sum(len(job.rows) for job in jobs), ran.seconds)
-            _settle(jobs, outcomes)
-        self._start_large()
-
-
-def _settle(jobs: Sequence[Job], outcomes: Sequence[Ran | ModelFailed]) -> None:
-    for job, outcome in zip(jobs, outcomes, strict=True):
-        if job.done.done():
-            continue
-        if isinstance(outcome, ModelFailed):
-            job.done.set_exception(outcome)
-        else:
-            job.done.set_result(outcome)
-
-
-def _run_batch(operation: Operation, jobs: Sequence[Job]) -> list[Ran | ModelFailed]:
-    """One outcome for each job. If the model fails on all of them together, each is tried alone."""
-    started = time.perf_counter()
-    rows = jobs[0].rows if len(jobs) == 1 else np.concatenate([job.rows for job in jobs])
-    try:
-        answers = operation.answer(rows, jobs[0].selection)
-    except ModelFailed as error:
-        if len(jobs) == 1:
-            return [error]
-        return [_run_batch(operation, [job])[0] for job in jobs]
-    seconds = time.perf_counter() - started
-    if len(jobs) == 1:
-        return [Ran(answers, seconds)]
-    outcomes: list[Ran | ModelFailed] = []
-    start = 0
-    for job in jobs:
-        outcomes.append(Ran(answers[start : start + len(job.rows)], seconds))
-        start += len(job.rows)
-    return outcomes

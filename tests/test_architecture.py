@@ -47,6 +47,7 @@ LAYERS: list[set[str]] = [
         "serving.table",
     },
     {"serving.announcements", "serving.batching", "serving.jobs"},
+    {"serving.batch"},
     {"serving.cost"},
     {"serving.operations"},
     {"serving.alerts", "serving.feeds"},

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from registry.features import Rows
 from registry.model import Outputs
 from registry.presenting import Selection
 from registry.registry import load_registry
-from serving.batching import PATIENCE, SWITCH_SECONDS, Batcher, Ran
+from serving.batch import Ran
+from serving.batching import PATIENCE, SWITCH_SECONDS, Batcher
 from serving.cost import Cost, measure_inline_rows
 from serving.errors import Overloaded
 from serving.operations import Operation
@@ -117,6 +119,35 @@ def test_what_arrives_while_the_threads_are_busy_is_the_next_batch(operation: Op
             batcher._lines[operation].cost.learn(count, 0.01 + 1e-6 * count)
         asyncio.run(ask(batcher))
     assert oracle.batches == [1, 3]
+
+
+def test_a_thread_takes_its_next_batch_by_itself_while_the_loop_is_busy(operation: Operation, oracle: Oracle) -> None:
+    async def ask(batcher: Batcher) -> None:
+        oracle.go_on.clear()
+        first = asyncio.create_task(batcher.run(operation, rows(1.0)))
+        await asyncio.to_thread(oracle.asked.acquire)
+        second = asyncio.create_task(batcher.run(operation, rows(2.0)))
+        await turn()
+        oracle.go_on.set()
+        assert oracle.asked.acquire(timeout=30), "and the loop stands still meanwhile"
+        assert [ran.answers for ran in await asyncio.gather(first, second)] == [[b"1.0"], [b"2.0"]]
+
+    with started(operation, inline_rows=0) as batcher:
+        asyncio.run(ask(batcher))
+
+
+def test_rows_that_are_too_many_to_put_together_are_run_alone(
+    operation: Operation, oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def concatenate(_parts: object) -> Rows:
+        raise MemoryError
+
+    monkeypatch.setattr("serving.batch.np", SimpleNamespace(concatenate=concatenate))
+    with started(operation, inline_rows=0) as batcher:
+        answers = asked_together(batcher, operation, 1.0, 2.0)
+        assert [ran.answers for ran in answers if isinstance(ran, Ran)] == [[b"1.0"], [b"2.0"]]
+        assert batcher._lines[operation].cost.weight == 0, "that tells nothing of batches"
+    assert oracle.batches == [1, 1]
 
 
 def test_a_row_that_breaks_the_model_fails_only_its_own_request(operation: Operation) -> None:
