@@ -62,7 +62,7 @@ def odd_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def odd(odd_root: Path) -> Iterator[Service]:
     """For trainings of which nothing may go live."""
-    with Service(ENVIRON | {"MODEL_DIR": str(odd_root), "TRAIN_TIMEOUT_SECONDS": "20"}) as service:
+    with Service(ENVIRON | {"MODEL_DIR": str(odd_root), "TRAIN_TIMEOUT_SECONDS": "100"}) as service:
         yield service
         assert service.get("/v1/models/small")["live"] == "1"
 
