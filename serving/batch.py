@@ -41,7 +41,7 @@ class Job:
     selection: Selection
     done: asyncio.Future[Ran]
     batch: Batch | None = None
-    """In which a thread has taken it."""
+    """In which a thread has taken it, until it has its outcome."""
 
 
 @dataclass(eq=False, slots=True)
@@ -53,8 +53,7 @@ class Batch:
     ends: float = 0.0
     """When a thread is expected to be done with it, by `perf_counter`."""
     seconds: float = 0.0
-    """That it took; 0 if its jobs had to be tried alone."""
-    is_settled: bool = False
+    """That it took; 0 as long as it has not been answered as a whole."""
 
     @property
     def rows(self) -> int:
@@ -81,8 +80,8 @@ class Batch:
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
         """Tell those who still wait. To be called on their event loop."""
-        self.is_settled = True
         for job, outcome in zip(self.jobs, outcomes, strict=True):
+            job.batch = None  # which holds the job: rows and answers would stay until the next garbage collection
             if job.done.done():
                 continue
             if isinstance(outcome, Ran):
@@ -91,13 +90,16 @@ class Batch:
                 job.done.set_exception(outcome)
 
     def is_given_up(self) -> bool:
-        """Whether nobody waits for it any more, and nobody has been told."""
-        return not self.is_settled and all(job.done.done() for job in self.jobs)
+        """Whether nobody waits for it any more."""
+        return all(job.done.done() for job in self.jobs)
 
 
 @dataclass(eq=False, slots=True)
 class Line:
-    """What waits for one operation. `small` jobs run on the loop, `large` ones on a thread."""
+    """What waits for one operation. `small` jobs run on the loop, `large` ones on a thread.
+
+    Loop and threads share all but `small`, under the Batcher's lock.
+    """
 
     operation: Operation
     inline_rows: int
@@ -117,7 +119,7 @@ class Line:
 
     def take_large(self) -> Batch | None:
         """The next to be run on a thread."""
-        batch = self._take(self.large, self.cost.batch_rows(BATCH_SECONDS, MAX_ROWS))
+        batch = self._take(self.large, self._rows_of_a_batch())
         if batch is not None:
             batch.ends = time.perf_counter() + self.cost.expect(batch.rows)
             for job in batch.jobs:
@@ -152,4 +154,7 @@ class Line:
 
     def rows_at_once(self) -> int:
         """How many rows of a request that can be divided should be asked for at a time."""
-        return max(1, self.inline_rows, self.cost.batch_rows(BATCH_SECONDS, MAX_ROWS) if self.cost.weight else 1)
+        return max(1, self.inline_rows, self._rows_of_a_batch() if self.cost.weight else 1)
+
+    def _rows_of_a_batch(self) -> int:
+        return self.cost.batch_rows(BATCH_SECONDS, MAX_ROWS)

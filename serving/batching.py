@@ -19,6 +19,7 @@ from functools import partial
 
 import structlog
 
+from registry.errors import ModelFailed
 from registry.features import Rows
 from registry.presenting import Selection
 from serving.batch import Batch, Job, Line, Outcome, Ran
@@ -45,11 +46,11 @@ class Batcher:
         self._queue_seconds = queue_seconds
         self._lines: dict[Operation, Line] = {}
         self._lock = threading.Lock()
-        """For what loop and threads share: what the lines say of large jobs, and the next three."""
+        """For what loop and threads share: the lines, and the three that follow."""
         self._waiting: deque[Line] = deque()
         self._running: set[Batch] = set()
         self._idle_threads = threads
-        self._is_calling = False
+        self._is_waking = False
         self._stuck: set[Batch] = set()
         self._batches = self._batch_rows = self._ever_stuck = 0
         self._pool: ThreadPoolExecutor | None = None
@@ -137,33 +138,21 @@ class Batcher:
             if not line.large:
                 self._waiting.append(line)
             line.add_large(job)
-        if not self._is_calling:
-            self._is_calling = True
-            asyncio.get_running_loop().call_soon(self._call_threads)
+        if not self._is_waking:
+            self._is_waking = True
+            asyncio.get_running_loop().call_soon(self._wake_threads)
 
-    def _call_threads(self) -> None:
-        """Wake idle threads for what has arrived in this turn of the loop; busy ones will find it by themselves."""
-        self._is_calling = False
+    def _wake_threads(self) -> None:
+        """Give idle threads what has arrived in this turn of the loop; busy ones will find it by themselves."""
+        self._is_waking = False
         assert self._pool is not None
-        with self._lock:
-            called = min(self._idle_threads, len(self._waiting))
-            self._idle_threads -= called
-        for _ in range(called):
-            self._pool.submit(self._work, asyncio.get_running_loop())
-
-    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
-        """On a thread: one batch after the other, as long as anything waits."""
-        batch = self._next_batch()
-        while batch is not None:
-            outcomes = batch.run()
-            loop.call_soon_threadsafe(self._settle, batch, outcomes)
+        while self._idle_threads and (batch := self._take()) is not None:
             with self._lock:
-                self._running.remove(batch)
-                batch.line.learn(batch)
-            batch = self._next_batch()
+                self._idle_threads -= 1
+            self._pool.submit(self._work, asyncio.get_running_loop(), batch)
 
-    def _next_batch(self) -> Batch | None:
-        """On a thread: what to run now. If there is nothing, the thread is idle."""
+    def _take(self, *, or_be_idle: bool = False) -> Batch | None:
+        """The next batch of those that wait; None if there is none, and then the thread that asks may be idle."""
         with self._lock:
             while self._waiting:
                 line = self._waiting.popleft()
@@ -173,8 +162,23 @@ class Batcher:
                 if batch is not None:
                     self._running.add(batch)
                     return batch
-            self._idle_threads += 1
+            self._idle_threads += or_be_idle
             return None
+
+    def _work(self, loop: asyncio.AbstractEventLoop, batch: Batch | None) -> None:
+        """On a thread: one batch after the other, as long as anything waits."""
+        while batch is not None:
+            outcomes: list[Outcome]
+            try:
+                outcomes = batch.run()
+            except BaseException as error:  # noqa: BLE001 - whatever a model raises, the thread goes on
+                outcomes = [ModelFailed(f"{type(error).__name__}: {error}") for _ in batch.jobs]
+            with self._lock:  # before anybody has an answer, who might at once be refused because of it
+                self._running.remove(batch)
+                batch.line.learn(batch)
+            loop.call_soon_threadsafe(self._settle, batch, outcomes)
+            del outcomes
+            batch = self._take(or_be_idle=True)
 
     def _settle(self, batch: Batch, outcomes: Sequence[Outcome]) -> None:
         self._batches += 1
@@ -184,7 +188,8 @@ class Batcher:
 
     def _note_given_up(self, job: Job, _: object) -> None:
         """A thread cannot be killed: one that works for nobody any more is counted as stuck until it comes back."""
-        batch = job.batch
+        with self._lock:  # a thread that is about to take the job sees that it is given up, or is seen itself
+            batch = job.batch
         if batch is not None and batch not in self._stuck and batch.is_given_up():
             self._stuck.add(batch)
             self._ever_stuck += 1

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import sys
 import threading
+import weakref
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +22,7 @@ from registry.features import Rows
 from registry.model import Outputs
 from registry.presenting import Selection
 from registry.registry import load_registry
-from serving.batch import Ran
+from serving.batch import BATCH_SECONDS, MAX_ROWS, Batch, Job, Line, Ran
 from serving.batching import PATIENCE, SWITCH_SECONDS, Batcher
 from serving.cost import Cost, measure_inline_rows
 from serving.errors import Overloaded
@@ -132,6 +135,105 @@ def test_a_thread_takes_its_next_batch_by_itself_while_the_loop_is_busy(operatio
         assert oracle.asked.acquire(timeout=30), "and the loop stands still meanwhile"
         assert [ran.answers for ran in await asyncio.gather(first, second)] == [[b"1.0"], [b"2.0"]]
 
+    with started(operation, inline_rows=0) as batcher:
+        asyncio.run(ask(batcher))
+
+
+def test_every_idle_thread_is_given_a_batch_of_what_arrives_together(operation: Operation, oracle: Oracle) -> None:
+    async def ask(batcher: Batcher) -> None:
+        oracle.go_on.clear()
+        asked = [asyncio.create_task(batcher.run(operation, rows(value))) for value in (1.0, 2.0, 3.0)]
+        for _ in range(2):
+            assert await asyncio.to_thread(oracle.asked.acquire, timeout=30)
+        assert oracle.batches == [1, 1]
+        oracle.go_on.set()
+        assert [ran.answers for ran in await asyncio.gather(*asked)] == [[b"1.0"], [b"2.0"], [b"3.0"]]
+
+    with started(operation, inline_rows=0, threads=2) as batcher:
+        cost = batcher._lines[operation].cost
+        for count in (1, 2):
+            cost.learn(count, 0.1 * count)
+        assert cost.batch_rows(BATCH_SECONDS, MAX_ROWS) == 1
+        asyncio.run(ask(batcher))
+
+
+def test_what_is_answered_is_let_go_without_a_garbage_collection(operation: Operation) -> None:
+    async def ask(batcher: Batcher) -> weakref.ref[Rows]:
+        asked = rows(1.0)
+        await batcher.run(operation, asked)
+        await until(lambda: batcher._idle_threads == 1)
+        return weakref.ref(asked)
+
+    with started(operation, inline_rows=0) as batcher:
+        gc.disable()
+        try:
+            assert asyncio.run(ask(batcher))() is None
+        finally:
+            gc.enable()
+
+
+def test_who_has_an_answer_is_not_refused_because_of_what_was_answered(operation: Operation) -> None:
+    async def ask(batcher: Batcher) -> None:
+        for _ in range(100):
+            batcher._lines[operation].cost = learnt(10.0, 0.0)  # ten seconds, as it is expected
+            assert (await batcher.run(operation, rows(1.0))).answers == [b"1.0"]
+            assert batcher._expected_wait() == 0
+
+    with started(operation, inline_rows=0) as batcher:
+        asyncio.run(ask(batcher))
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, BaseException])
+def test_a_thread_survives_whatever_a_model_raises(
+    operation: Operation, oracle: Oracle, error: type[BaseException]
+) -> None:
+    def raising(_rows: Rows) -> Outputs:
+        raise error("out of here")
+
+    failing = Operation(dataclasses.replace(operation.model, compute=raising), "predict")
+
+    async def ask(batcher: Batcher) -> None:
+        async with asyncio.timeout(30):
+            asked = [batcher.run(failing, rows(value)) for value in (1.0, 2.0)]
+            failures = await asyncio.gather(*asked, return_exceptions=True)
+            assert [type(failure) for failure in failures] == [ModelFailed] * 2
+            assert (await batcher.run(operation, rows(3.0))).answers == [b"3.0"]
+
+    with started(operation, inline_rows=0) as batcher:
+        batcher.prepare(failing, 0)
+        asyncio.run(ask(batcher))
+
+
+def test_a_job_given_up_while_a_thread_takes_it_is_counted(
+    operation: Operation, oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread has seen that somebody waits, and has not yet said that it has the job."""
+    looked, given_up = threading.Event(), threading.Event()
+    take = Line._take
+
+    def take_slowly(line: Line, waiting: deque[Job], most: int) -> Batch | None:
+        batch = take(line, waiting, most)
+        if batch is not None and batch.rows == 2:
+            looked.set()
+            given_up.wait(0.5)  # for as long as it has the lock nobody can give up
+        return batch
+
+    async def ask(batcher: Batcher) -> None:
+        oracle.go_on.clear()
+        first = asyncio.create_task(batcher.run(operation, rows(1.0)))
+        await asyncio.to_thread(oracle.asked.acquire)
+        abandoned = asyncio.create_task(batcher.run(operation, rows(2.0, 3.0)))
+        await turn()
+        oracle.go_on.set()
+        assert looked.wait(30)
+        oracle.go_on.clear()
+        abandoned.cancel()
+        await first
+        await until(lambda: batcher.unwell() is not None)
+        oracle.go_on.set()
+        await until(lambda: batcher.unwell() is None)
+
+    monkeypatch.setattr(Line, "_take", take_slowly)
     with started(operation, inline_rows=0) as batcher:
         asyncio.run(ask(batcher))
 
