@@ -50,14 +50,11 @@ class Batch:
 
     line: Line
     jobs: list[Job]
+    rows: int
     ends: float = 0.0
     """When a thread is expected to be done with it, by `perf_counter`."""
     seconds: float = 0.0
     """That it took; 0 as long as it has not been answered as a whole."""
-
-    @property
-    def rows(self) -> int:
-        return len(self.jobs[0].rows) if len(self.jobs) == 1 else sum(len(job.rows) for job in self.jobs)
 
     def run(self) -> list[Outcome]:
         """One outcome for each job. If the model fails on all of them together, each is tried alone."""
@@ -67,7 +64,7 @@ class Batch:
             rows = jobs[0].rows if len(jobs) == 1 else np.concatenate([job.rows for job in jobs])
             answers = self.line.operation.answer(rows, jobs[0].selection)
         except (ModelFailed, MemoryError) as error:
-            return [error] if len(jobs) == 1 else [Batch(self.line, [job]).run()[0] for job in jobs]
+            return [error] if len(jobs) == 1 else [Batch(self.line, [job], len(job.rows)).run()[0] for job in jobs]
         self.seconds = time.perf_counter() - started
         if len(jobs) == 1:
             return [Ran(answers, self.seconds)]
@@ -140,7 +137,7 @@ class Line:
             if not job.done.done():
                 taken.append(job)
                 rows += len(job.rows)
-        return Batch(self, taken) if taken else None
+        return Batch(self, taken, rows) if taken else None
 
     def learn(self, batch: Batch) -> None:
         """What a batch on a thread has cost."""

@@ -46,10 +46,10 @@ class Batcher:
         self._queue_seconds = queue_seconds
         self._lines: dict[Operation, Line] = {}
         self._lock = threading.Lock()
-        """For what loop and threads share: the lines, and the three that follow."""
+        """For what loop and threads share: the lines, and the two that follow."""
         self._waiting: deque[Line] = deque()
         self._running: set[Batch] = set()
-        self._idle_threads = threads
+        """On a thread each; the other threads are idle, and then nothing waits but for what arrives in this turn."""
         self._is_waking = False
         self._stuck: set[Batch] = set()
         self._batches = self._batch_rows = self._ever_stuck = 0
@@ -146,24 +146,22 @@ class Batcher:
         """Give idle threads what has arrived in this turn of the loop; busy ones will find it by themselves."""
         self._is_waking = False
         assert self._pool is not None
-        while self._idle_threads and (batch := self._take()) is not None:
-            with self._lock:
-                self._idle_threads -= 1
-            self._pool.submit(self._work, asyncio.get_running_loop(), batch)
-
-    def _take(self, *, or_be_idle: bool = False) -> Batch | None:
-        """The next batch of those that wait; None if there is none, and then the thread that asks may be idle."""
+        loop = asyncio.get_running_loop()
         with self._lock:
-            while self._waiting:
-                line = self._waiting.popleft()
-                batch = line.take_large()
-                if line.large:
-                    self._waiting.append(line)
-                if batch is not None:
-                    self._running.add(batch)
-                    return batch
-            self._idle_threads += or_be_idle
-            return None
+            while len(self._running) < self._threads and (batch := self._take()) is not None:
+                self._pool.submit(self._work, loop, batch)
+
+    def _take(self) -> Batch | None:
+        """With the lock: the next batch of those that wait, which is running from now on."""
+        while self._waiting:
+            line = self._waiting.popleft()
+            batch = line.take_large()
+            if line.large:
+                self._waiting.append(line)
+            if batch is not None:
+                self._running.add(batch)
+                return batch
+        return None
 
     def _work(self, loop: asyncio.AbstractEventLoop, batch: Batch | None) -> None:
         """On a thread: one batch after the other, as long as anything waits."""
@@ -176,9 +174,10 @@ class Batcher:
             with self._lock:  # before anybody has an answer, who might at once be refused because of it
                 self._running.remove(batch)
                 batch.line.learn(batch)
+                following = self._take()
             loop.call_soon_threadsafe(self._settle, batch, outcomes)
-            del outcomes
-            batch = self._take(or_be_idle=True)
+            del outcomes  # the answers are not to be kept while the next batch runs
+            batch = following
 
     def _settle(self, batch: Batch, outcomes: Sequence[Outcome]) -> None:
         self._batches += 1
