@@ -69,6 +69,7 @@ async def hammer_while(
 
     tally, messages = Tally(), repeat(post(f"{service.address}/v1/models/{model}:predict", body))
     await send(Place.of(service.address), messages, todo(), tally, connections=16, pause=0.005)
+    assert tally.statuses[200] > 0, "nobody was there to be disturbed"
     return tally, await disturbing
 
 

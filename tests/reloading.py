@@ -1,15 +1,12 @@
-"""Versions to reload, and asking for it."""
+"""Versions to reload, and what has become of it."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from bench.service import Service
-from tests.conftest import ADMIN_TOKEN
-from tests.jobs import call
 from tests.processes import eventually
 
 
@@ -19,12 +16,6 @@ def add_copy(models: Path, name: str, version: str) -> Path:
     manifest = json.loads((directory / "manifest.json").read_text())
     (directory / "manifest.json").write_text(json.dumps(manifest | {"version": version}))
     return directory
-
-
-def ask_admin(service: Service, path: str) -> tuple[int, Any]:
-    """Status and JSON of a POST to the admin's routes."""
-    answer = call(service, "POST", f"/api/admin/{path}", b"", Authorization=f"Bearer {ADMIN_TOKEN}")
-    return answer.status, answer.json
 
 
 def live(service: Service, name: str) -> str:

@@ -13,6 +13,7 @@ import pytest
 
 from bench.service import Service
 from registry.adding import add_version
+from tests.admin import admin_figures
 from tests.conftest import ADMIN_TOKEN
 from tests.estimators import PonderingRegressor, SleepingRegressor
 from tests.jobs import Answer, call, ended, until
@@ -120,8 +121,7 @@ def test_where_no_more_jobs_are_taken_a_late_request_is_answered_504(slow: Servi
 
 def test_what_becomes_a_job_is_in_the_figures_of_its_model(slow: Service) -> None:
     def refused(model: str, verb: str) -> Any:
-        answer = call(slow, "GET", "/api/admin/metrics", Authorization=f"Bearer {ADMIN_TOKEN}")
-        return answer.json["models"][model][verb]["refused"]
+        return admin_figures(slow)["models"][model][verb]["refused"]
 
     late, for_jobs = refused("sleepy", "predict").get("504", 0), refused("ponderer", "explain").get("202", 0)
     ended(slow, ask(slow, "predict", "sleepy", [[0.1], [0.8]]))

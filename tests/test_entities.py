@@ -13,6 +13,7 @@ from bench.sse import Frame, Stream
 from examples.market import FEATURES, market_records
 from serving.data.supabase import SupabaseSource
 from tests import wire
+from tests.admin import admin_figures
 from tests.conftest import ADMIN_TOKEN
 from tests.entities import MARKET, ask, columns, import_market, post, send_outcomes, send_record, sqlite_source
 from tests.jobs import call
@@ -277,7 +278,7 @@ def test_outcomes_are_stored_once_and_judge_the_live_version(entities: Service) 
     assert (second.status, second.json["stored"]) == (200, 0)
     late = send_outcomes(entities, "diabetes", late_outcome(entities), Prefer="respond-async")
     assert (late.status, late.json["accepted"]) == (202, 1)
-    figures = call(entities, "GET", "/api/admin/metrics", Authorization=f"Bearer {ADMIN_TOKEN}").json["quality"]
+    figures = admin_figures(entities)["quality"]
     assert figures["wine"] == {"version": "1", "outcomes": 4, "accuracy": 0.75}
     assert figures["mortgage"] == {"version": "1", "outcomes": 0}
 

@@ -15,9 +15,10 @@ import pytest
 from bench.service import Service
 from serving.announcements import announce
 from serving.events.redis import RedisEventLog
+from tests.admin import ask_admin
 from tests.conftest import ADMIN_TOKEN
 from tests.processes import eventually, hammer_while
-from tests.reloading import add_copy, ask_admin, live, settles_on
+from tests.reloading import add_copy, live, settles_on
 from tests.servers import RedisServer
 
 RELOADED, TOLD, TELLS = "Models reloaded", "Told to reload", "Other instances are told to reload"

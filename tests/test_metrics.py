@@ -16,10 +16,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.service import Service
 from remote.client import hammer, post
+from tests.admin import admin_figures
 from tests.conftest import ADMIN_TOKEN, DEMO_MODELS
 from tests.entities import ask as ask_entity
 from tests.entities import columns, send_record
-from tests.jobs import call
 from tests.processes import DIABETES, eventually, load
 from tests.wire import Connection, ask, check_refusal, request
 
@@ -32,17 +32,11 @@ def figures(service: Service) -> Any:
     found: dict[str, Any] = {}
 
     def fresh() -> bool:
-        found.update(look(service))
+        found.update(admin_figures(service))
         return datetime.fromisoformat(found["time"]) >= now
 
     assert eventually(fresh)
     return found
-
-
-def look(service: Service) -> Any:
-    answer = call(service, "GET", "/api/admin/metrics", Authorization=f"Bearer {ADMIN_TOKEN}")
-    assert answer.status == 200
-    return answer.json
 
 
 def refusals(service: Service) -> dict[str, int]:

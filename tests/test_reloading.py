@@ -21,6 +21,7 @@ from registry.adding import add_version
 from registry.aliases import Aliases, current
 from remote.client import hammer, post
 from serving.processes import read_memory, thread_names
+from tests.admin import ask_admin
 from tests.conftest import ADMIN_TOKEN, DEMO_MODELS
 from tests.estimators import (
     CrashingRegressor,
@@ -30,8 +31,8 @@ from tests.estimators import (
     ThreadedRegressor,
 )
 from tests.jobs import call
-from tests.processes import DIABETES, eventually, gone, hammer_while
-from tests.reloading import add_copy, ask_admin, live, settles_on
+from tests.processes import DIABETES, PATIENCE, eventually, gone, hammer_while
+from tests.reloading import add_copy, live, settles_on
 
 MB = 1024 * 1024
 
@@ -130,6 +131,7 @@ def test_a_service_that_is_told_to_end_while_new_workers_begin_ends(models: Path
 def test_versions_that_have_not_changed_are_not_loaded_again(running: Service) -> None:
     status, answer = ask_admin(running, "models:reload")
     assert (status, answer["added"], answer["removed"], answer["refused"]) == (200, [], [], [])
+    assert 0 < answer["seconds"] < PATIENCE
 
 
 def test_reloads_that_follow_each_other_do_not_wait_for_old_workers(running: Service, models_of_our_own: Path) -> None:

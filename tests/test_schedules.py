@@ -15,8 +15,8 @@ import pytest
 
 from bench.service import FORKSERVE, ROOT, Service
 from serving.processes import SCHEDULER, child_pids, name_of
+from tests.admin import admin_figures
 from tests.conftest import ADMIN_TOKEN
-from tests.jobs import call
 from tests.processes import eventually, gone
 from tests.servers import RedisServer
 
@@ -95,8 +95,7 @@ def test_a_scheduler_of_the_master_fires_and_its_counts_are_shown(environ: dict[
         assert eventually(lambda: len(service.events("Models reloaded")) > 0)
 
         def told() -> Any:
-            answer = call(service, "GET", "/api/admin/metrics", Authorization=f"Bearer {ADMIN_TOKEN}")
-            return answer.json["schedules"]
+            return admin_figures(service)["schedules"]
 
         assert eventually(lambda: told()[1].get("fired", 0) > 0)
         yearly, often = told()

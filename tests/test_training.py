@@ -21,11 +21,11 @@ from registry.aliases import FILENAME, Aliases, current, directories
 from registry.loader import load_version
 from registry.training import SCRIPT as SCRIPT_NAME
 from serving.processes import child_pids, name_of
+from tests.admin import ask_admin
 from tests.conftest import ADMIN_TOKEN
 from tests.entities import send_outcomes
 from tests.jobs import call, ended, until
 from tests.processes import eventually, hammer_while, is_running
-from tests.reloading import ask_admin
 from tests.servers import RedisServer
 from tests.supabase import SupabaseServer
 from tests.training import MODE, add_small, result_of, trigger

@@ -24,7 +24,6 @@ from registry.presenting import Selection
 from registry.registry import load_registry
 from serving.batch import BATCH_SECONDS, MAX_ROWS, Batch, Job, Line, Ran
 from serving.batching import PATIENCE, SWITCH_SECONDS, Batcher
-from serving.cost import Cost, measure_inline_rows
 from serving.errors import Overloaded
 from serving.operations import Operation
 
@@ -109,9 +108,7 @@ def test_a_request_of_more_rows_goes_to_a_thread(operation: Operation, oracle: O
 
 def test_what_arrives_while_the_threads_are_busy_is_the_next_batch(operation: Operation, oracle: Oracle) -> None:
     async def ask(batcher: Batcher) -> None:
-        oracle.go_on.clear()
-        first = asyncio.create_task(batcher.run(operation, rows(1.0)))
-        await asyncio.to_thread(oracle.asked.acquire)
+        first = await held(batcher, operation, oracle)
         others = [asyncio.create_task(batcher.run(operation, rows(value))) for value in (2.0, 3.0, 4.0)]
         await turn()
         oracle.go_on.set()
@@ -126,9 +123,7 @@ def test_what_arrives_while_the_threads_are_busy_is_the_next_batch(operation: Op
 
 def test_a_thread_takes_its_next_batch_by_itself_while_the_loop_is_busy(operation: Operation, oracle: Oracle) -> None:
     async def ask(batcher: Batcher) -> None:
-        oracle.go_on.clear()
-        first = asyncio.create_task(batcher.run(operation, rows(1.0)))
-        await asyncio.to_thread(oracle.asked.acquire)
+        first = await held(batcher, operation, oracle)
         second = asyncio.create_task(batcher.run(operation, rows(2.0)))
         await turn()
         oracle.go_on.set()
@@ -178,7 +173,7 @@ def test_what_is_answered_is_let_go_without_a_garbage_collection(operation: Oper
 def test_who_has_an_answer_is_not_refused_because_of_what_was_answered(operation: Operation) -> None:
     async def ask(batcher: Batcher) -> None:
         for _ in range(100):
-            batcher._lines[operation].cost = learnt(10.0, 0.0)  # ten seconds, as it is expected
+            batcher._lines[operation].cost.learn(1, 1000.0)  # many seconds, as it is expected
             assert (await batcher.run(operation, rows(1.0))).answers == [b"1.0"]
             assert batcher._expected_wait() == 0
 
@@ -222,9 +217,7 @@ def test_a_job_given_up_while_a_thread_takes_it_is_counted(
         return batch
 
     async def ask(batcher: Batcher) -> None:
-        oracle.go_on.clear()
-        first = asyncio.create_task(batcher.run(operation, rows(1.0)))
-        await asyncio.to_thread(oracle.asked.acquire)
+        first = await held(batcher, operation, oracle)
         abandoned = asyncio.create_task(batcher.run(operation, rows(2.0, 3.0)))
         await turn()
         oracle.go_on.set()
@@ -278,9 +271,7 @@ def test_a_request_that_would_wait_too_long_is_refused_at_once_and_others_are_no
 ) -> None:
     async def ask(batcher: Batcher) -> None:
         batcher._lines[operation].cost.learn(1, 10.0)  # ten seconds a row, as it has turned out
-        oracle.go_on.clear()
-        running = asyncio.create_task(batcher.run(operation, rows(1.0)))
-        await asyncio.to_thread(oracle.asked.acquire)
+        running = await held(batcher, operation, oracle)
         waiting = []
         for value in range(PATIENCE):
             waiting.append(asyncio.create_task(batcher.run(operation, rows(float(value)))))
@@ -298,9 +289,7 @@ def test_threads_that_work_for_nobody_any_more_are_stuck_until_they_come_back(
     operation: Operation, oracle: Oracle
 ) -> None:
     async def ask(batcher: Batcher) -> None:
-        oracle.go_on.clear()
-        abandoned = asyncio.create_task(batcher.run(operation, rows(1.0)))
-        await asyncio.to_thread(oracle.asked.acquire)
+        abandoned = await held(batcher, operation, oracle)
         assert batcher.unwell() is None
         abandoned.cancel()
         await until(lambda: batcher.unwell() is not None)
@@ -316,9 +305,7 @@ def test_threads_that_work_for_nobody_any_more_are_stuck_until_they_come_back(
 
 def test_a_request_that_is_given_up_while_it_waits_is_never_run(operation: Operation, oracle: Oracle) -> None:
     async def ask(batcher: Batcher) -> None:
-        oracle.go_on.clear()
-        running = asyncio.create_task(batcher.run(operation, rows(1.0)))
-        await asyncio.to_thread(oracle.asked.acquire)
+        running = await held(batcher, operation, oracle)
         waiting = asyncio.create_task(batcher.run(operation, rows(2.0)))
         await turn()
         waiting.cancel()
@@ -331,64 +318,6 @@ def test_a_request_that_is_given_up_while_it_waits_is_never_run(operation: Opera
     assert oracle.batches == [1, 1]
 
 
-def test_the_cost_of_a_batch_is_learnt_as_a_line() -> None:
-    cost = Cost()
-    assert cost.expect(10) == 0
-    for count in (1, 64, 5, 200, 30):
-        cost.learn(count, 0.004 + 0.00001 * count)
-    assert cost.expect(1) == pytest.approx(0.00401)
-    assert cost.expect(1000) == pytest.approx(0.014)
-
-
-def test_batches_of_one_size_tell_that_more_rows_take_longer() -> None:
-    cost = Cost()
-    for _ in range(5):
-        cost.learn(2, 0.1)
-    assert cost.expect(1) == pytest.approx(0.05)
-    assert cost.expect(20) == pytest.approx(1.0)
-
-
-def learnt(fixed: float, each: float) -> Cost:
-    cost = Cost()
-    for count in (1, 2, 4, 8):
-        cost.learn(count, fixed + each * count)
-    return cost
-
-
-def test_a_batch_has_as_many_rows_as_its_time_allows_and_never_none() -> None:
-    assert Cost().batch_rows(0.025, 1024) == 1024, "nothing is known yet"
-    cost = learnt(0.010, 0.001)
-    assert cost.batch_rows(0.0255, 1024) == 15
-    assert cost.batch_rows(0.0255, 10) == 10
-    assert cost.batch_rows(0.001, 1024) == 1
-
-
-def test_rows_are_not_kept_waiting_for_each_other_where_that_saves_nothing() -> None:
-    assert learnt(0.0, 0.005).batch_rows(0.025, 1024) == 1
-    assert learnt(0.001, 0.001).batch_rows(1.0, 1024) == 10
-
-
-def test_larger_batches_are_tried_as_long_as_nothing_is_known_of_them() -> None:
-    cost = Cost()
-    for _ in range(5):
-        cost.learn(1, 0.005)
-    assert cost.batch_rows(0.025, 1024) == 2
-    cost.learn(2, 0.0051)
-    assert cost.batch_rows(0.025, 1024) > 100
-
-
-def test_only_compiled_models_run_on_the_loop(models: Path) -> None:
-    compiled = load_registry(models).get("breast-cancer")
-    assert compiled.compiled
-    assert measure_inline_rows(Operation(compiled, "predict")) > 10
-    assert measure_inline_rows(Operation(dataclasses.replace(compiled, compiled=False), "predict")) == 0
-
-
-def test_quick_explanations_run_on_the_loop(models: Path) -> None:
-    registry = load_registry(models)
-    assert measure_inline_rows(Operation(registry.get("wine"), "explain")) > 1
-
-
 def test_requests_that_want_different_answers_are_not_one_batch(operation: Operation, oracle: Oracle) -> None:
     async def ask(batcher: Batcher) -> None:
         selections = (Selection(), Selection(), Selection(top=1))
@@ -397,6 +326,14 @@ def test_requests_that_want_different_answers_are_not_one_batch(operation: Opera
     with started(operation, inline_rows=INLINE) as batcher:
         asyncio.run(ask(batcher))
     assert oracle.batches == [2, 1]
+
+
+async def held(batcher: Batcher, operation: Operation, oracle: Oracle) -> asyncio.Task[Ran]:
+    """A request that a thread is at, until the oracle may go on."""
+    oracle.go_on.clear()
+    task = asyncio.create_task(batcher.run(operation, rows(1.0)))
+    await asyncio.to_thread(oracle.asked.acquire)
+    return task
 
 
 def turn() -> Awaitable[None]:
