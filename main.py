@@ -1,8 +1,8 @@
 """The entry to everything; importing it does nothing. Read this file first, then `assembly/web.py`.
 
-`gunicorn -c serving/gunicorn_conf.py main:app` serves, `uvicorn main:app --reload` is for development. Imports stand
-inside functions where they are heavy: the number of numeric threads has to be set before numpy is first imported, and
-`forkserve --help` should not wait for scikit-learn.
+`gunicorn -c serving/master/gunicorn_conf.py main:app` serves, `uvicorn main:app --reload` is for development.
+Imports stand inside functions where they are heavy: the number of numeric threads has to be set before numpy is
+first imported, and `forkserve --help` should not wait for scikit-learn.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from commands.parser import parser
-from commands.serving import serve
-from commands.terminal import say
-from serving import numeric_threads
+from serving.cli.parser import parser
+from serving.cli.serve import serve
+from serving.cli.terminal import say
 from serving.errors import CannotServe, InvalidSetting, ServingError
+from serving.process import numeric_threads
 from serving.settings import Settings
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def web() -> Application:
     from assembly.web import build, build_alerts
     from cache.connection import InvalidRedisUrl
     from registry.errors import RegistryError
-    from serving import logs
+    from serving.telemetry import logs
 
     try:
         settings = Settings.from_env(os.environ)
@@ -61,7 +61,7 @@ def run() -> int:
         serve(arguments, settings)
     from cache.connection import InvalidRedisUrl
     from registry.errors import RegistryError
-    from serving import logs
+    from serving.telemetry import logs
 
     logs.configure("warning")
     try:

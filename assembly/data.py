@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from assembly.source import data_source
 from registry.registry import Registry
-from serving.arrivals import Arrivals
-from serving.data.reading import RecordReader
-from serving.data.writer import OutcomeWriter
-from serving.entities import EntityPredictor
+from serving.entities.notifier import Arrivals
+from serving.entities.predictor import EntityPredictor
+from serving.entities.reading import RecordReader
+from serving.entities.writer import OutcomeWriter
 from serving.events.log import EventLog
-from serving.inference import Inference
-from serving.metrics.recording import Metrics
-from serving.outcomes import LiveQuality, OutcomeReader
+from serving.monitoring.quality import LiveQuality, OutcomeReader
 from serving.parts import Data
+from serving.predict.inference import Inference
 from serving.settings import Settings
+from serving.shared.recording import Metrics
 
 
 def build_data(

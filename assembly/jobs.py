@@ -8,27 +8,27 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from assembly.source import data_source
-from registry.explainers.budget import Budget
+from registry.explain.budget import Budget
 from registry.registry import Registry
-from serving.announcements import announce
-from serving.data.frame import outcome_reader
 from serving.errors import InvalidSetting
 from serving.events.building import build_event_log
 from serving.events.log import EventLog
-from serving.executor import Executor
 from serving.jobs.backend import Backend, LocalBackend
 from serving.jobs.building import build_job_store
 from serving.jobs.handlers import RowHandler, make_row_operations
+from serving.jobs.requests import JobReader
 from serving.jobs.rows import OPERATIONS
 from serving.jobs.runner import Runner
 from serving.jobs.store import JobStore
-from serving.metrics.book import Book
-from serving.metrics.recording import Metrics
+from serving.master.announcements import announce
 from serving.parts import Jobs
-from serving.reloads import Reloads
+from serving.process.executor import Executor
 from serving.settings import Settings
-from serving.submitting import JobReader
+from serving.shared.metrics import Book
+from serving.shared.recording import Metrics
+from serving.shared.reloads import Reloads
 from serving.training.handler import TrainHandler
+from serving.training.outcomes import outcome_reader
 from serving.training.request import OPERATION
 from serving.training.request import OPERATION as TRAIN
 from serving.training.steps import Steps

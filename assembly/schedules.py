@@ -7,18 +7,18 @@ from pathlib import Path
 
 from assembly.source import data_source
 from registry.registry import find_model
-from registry.training import live_manifest
-from serving.announcements import announce
-from serving.data.record import make_record
+from registry.training.script import live_manifest
+from serving.entities.feed import parse_feeds
+from serving.entities.polling import Poller
+from serving.entities.record import make_record
 from serving.events.building import build_event_log
-from serving.feeds.feed import parse_feeds
-from serving.feeds.polling import Poller
 from serving.jobs.job import JobRequest
-from serving.outbound import Outbound
-from serving.reloads import Reloads
+from serving.master.announcements import announce
 from serving.schedules.building import Schedules, build_schedules
 from serving.schedules.schedule import Action, Called, Queued
 from serving.settings import Settings
+from serving.shared.reloads import Reloads
+from serving.storage.http import Outbound
 from serving.training.request import training_request
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from serving.data.building import build_source
-from serving.data.source import Source
+from serving.entities.building import build_source
+from serving.entities.store import Source
 from serving.settings import Settings
 
 

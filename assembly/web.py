@@ -11,37 +11,37 @@ from assembly.data import build_data
 from assembly.jobs import build_jobs
 from assembly.schedules import schedules_of
 from cache.building import build_cache
-from registry.explainers.budget import Budget
-from registry.loader import load_version
+from registry.explain.budget import Budget
 from registry.registry import Registry, load_registry
-from registry.renewing import renew_registry
-from serving.admission import Admission
-from serving.alerts import Alerts, form_of
-from serving.announcements import Announcements
+from registry.store.loader import load_version
+from registry.store.reload import renew_registry
 from serving.app import Application, create_app
-from serving.batching import Batcher
-from serving.clients import Clients
-from serving.cors import Origins
 from serving.errors import InvalidSetting
 from serving.events.building import build_event_log
 from serving.events.hub import Hub
-from serving.executor import Executor
-from serving.inference import Inference, isolated_functions, make_operations
-from serving.lasting import Lasting
-from serving.limits.building import build_limiter
-from serving.limits.rate import parse_rate
-from serving.memory.pressure import Pressure
-from serving.metrics.book import Book
-from serving.metrics.recording import Metrics
-from serving.outbound import Outbound
+from serving.http.admission import Admission
+from serving.http.clients import Clients
+from serving.http.cors import Origins
+from serving.http.limits_building import build_limiter
+from serving.http.rate_limit import parse_rate
+from serving.http.sse import Streams
+from serving.master.announcements import Announcements
+from serving.master.reload import loading_carefully
 from serving.parts import Options, Parts
-from serving.reloading import loading_carefully
-from serving.reloads import Reloads
+from serving.predict.batcher import Batcher
+from serving.predict.inference import Inference, isolated_functions, make_operations
+from serving.process.executor import Executor
 from serving.settings import Settings
-from serving.streams import Streams
+from serving.shared.metrics import Book
+from serving.shared.pressure import Pressure
+from serving.shared.recording import Metrics
+from serving.shared.reloads import Reloads
+from serving.shared.state import Lasting
+from serving.storage.http import Outbound
+from serving.telemetry.alerts import Alerts, form_of
 
 if TYPE_CHECKING:
-    from serving.tracing import Tracing
+    from serving.telemetry.tracing import Tracing
 
 
 def build(settings: Settings, alerts: Alerts) -> Application:
@@ -156,7 +156,7 @@ def build_tracing(settings: Settings) -> Tracing | None:
     """Traces, where there is somebody to send them to. Raises InvalidSetting without the extra `otel`."""
     if not settings.otel_exporter_otlp_endpoint:
         return None
-    from serving.tracing import Tracing
+    from serving.telemetry.tracing import Tracing
 
     try:
         return Tracing(settings.otel_exporter_otlp_endpoint, settings.otel_service_name)

@@ -24,11 +24,11 @@ import uvloop
 
 from bench.models import add_forest, add_slow
 from bench.pace import Pace, quantile
-from bench.service import Service
 from bench.table import Table
 from bench.wrk import Shot
-from remote.client import hammer
-from tests.jobs import call, send, until
+from harness.jobs import call, send, until
+from harness.service import Service
+from serving.cli.client import hammer
 
 FOREST, SLOW = "forest", "slow"
 CONNECTIONS = 8

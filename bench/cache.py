@@ -19,7 +19,7 @@ from cache.keys import Rows, key_prefix, row_key, row_keys
 from cache.memory import MemoryTier
 from cache.redis import RedisTier
 from cache.tiered import TieredCache
-from tests.servers import RedisServer, redis_server
+from harness.servers import RedisServer, redis_server
 
 ITEMS = 100_000
 LOOKERS = 32

@@ -20,10 +20,10 @@ from bench import wrk
 from bench.models import add_support_vectors
 from bench.pace import Answered, Pace, quantile
 from bench.predict import CONNECTIONS, ours, shot
-from bench.service import Service, demo_models
 from bench.table import Table
 from bench.wrk import Load, Shot
-from tests.servers import RedisServer, redis_server
+from harness.servers import RedisServer, redis_server
+from harness.service import Service, demo_models
 
 FOREST = "breast-cancer"
 STOP, CONTINUE, END = 3, 8, 20

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import uvloop
 
-from bench.service import COMMAND, Service, demo_models
 from bench.table import Table
+from harness.service import COMMAND, Service, demo_models
 from registry.registry import load_registry
-from remote.client import Tally, hammer, post
+from serving.cli.client import Tally, hammer, post
 
 MB = 1024 * 1024
 LIMIT = 512 * MB

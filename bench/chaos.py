@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.service import Service, demo_models
 from bench.table import Table
-from registry.adding import add_version
-from serving.processes import child_pids, name_of
-from tests.estimators import SleepingRegressor
-from tests.jobs import call, send
-from tests.servers import redis_server
+from harness.estimators import SleepingRegressor
+from harness.jobs import call, send
+from harness.servers import redis_server
+from harness.service import Service, demo_models
+from registry.store.add import add_version
+from serving.process.kernel import child_pids, name_of
 
 DEADLINE_SECONDS = 600
 NAMES = {"predict": "predictions", "explain": "explanations"}

@@ -12,11 +12,11 @@ import struct
 import time
 
 from bench.table import Table
-from serving.limits.rate import Limiter, Rate, Verdict
-from serving.limits.redis import RedisLimiter
-from serving.limits.table import SharedTable
-from serving.processes import read_rss
-from tests.servers import redis_server
+from harness.servers import redis_server
+from serving.http.rate_limit import Limiter, Rate, Verdict
+from serving.http.rate_limit_redis import RedisLimiter
+from serving.process.kernel import read_rss
+from serving.shared.rate_table import SharedTable
 
 RATE = Rate(600, 60.0, 600)
 

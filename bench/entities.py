@@ -17,11 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from bench.service import Service, demo_models
 from bench.table import Table
-from serving.data.supabase import SupabaseSource
-from tests.entities import import_market, sqlite_source
-from tests.supabase import postgres_server, supabase_server
+from harness.entities import import_market, sqlite_source
+from harness.service import Service, demo_models
+from harness.supabase import postgres_server, supabase_server
+from serving.entities.supabase import SupabaseSource
 
 REQUESTS = 300
 SHARES = ("AAPL", "FB", "GOOG", "IBM", "MSFT")

@@ -15,7 +15,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from serving.numeric_threads import limit
+from serving.process.numeric_threads import limit
 
 limit(os.environ)
 
@@ -23,11 +23,11 @@ import numpy as np  # noqa: E402 - numpy counts the threads it may have when it 
 import uvloop  # noqa: E402
 
 from bench.table import Table  # noqa: E402
-from serving import logs  # noqa: E402
 from serving.errors import DeadlineExceeded  # noqa: E402
-from serving.executor import Executor  # noqa: E402
-from serving.executor.frames import Rows  # noqa: E402
-from serving.processes import child_pids, read_memory  # noqa: E402
+from serving.process.executor import Executor  # noqa: E402
+from serving.process.kernel import child_pids, read_memory  # noqa: E402
+from serving.process.wire import Rows  # noqa: E402
+from serving.telemetry import logs  # noqa: E402
 
 MB = 1024 * 1024
 DEADLINE = 0.05

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from serving.numeric_threads import limit
+from serving.process.numeric_threads import limit
 
 limit(os.environ)
 
@@ -29,12 +29,12 @@ from sklearn.ensemble import (  # noqa: E402
 
 from bench.models import forest_of_100  # noqa: E402
 from bench.table import Table  # noqa: E402
-from registry.contributions import Explainer  # noqa: E402
-from registry.explainers.trees import tree_explainer  # noqa: E402
-from registry.features import Rows  # noqa: E402
-from registry.inferring import infer_features  # noqa: E402
+from registry.explain.shap_values import Explainer  # noqa: E402
+from registry.explain.trees import tree_explainer  # noqa: E402
 from registry.kernels.compiling import take_apart  # noqa: E402
-from registry.schema import Schema  # noqa: E402
+from registry.rows.features import Rows  # noqa: E402
+from registry.rows.infer_schema import infer_features  # noqa: E402
+from registry.rows.schema import Schema  # noqa: E402
 
 ROWS = 500
 

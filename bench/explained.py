@@ -25,9 +25,9 @@ from bench.pace import Answered, Pace, quantile
 from bench.peers.catalogue import PLAIN, PLAIN_SHAP, PLAIN_SHAP_ALONE
 from bench.peers.starting import aim
 from bench.predict import ours, row, shot
-from bench.service import demo_models
 from bench.table import Table
 from bench.wrk import Load, Shot
+from harness.service import demo_models
 
 FOREST = "forest"
 ROWS = 500

@@ -23,13 +23,13 @@ import redis.asyncio
 
 from bench.faulty import FaultyProxy
 from bench.pace import Answered, Pace, quantile
-from bench.service import Service, demo_models
 from bench.table import Table
 from bench.traffic import Traffic
-from serving.data.supabase import SupabaseSource
-from tests.entities import import_market, sqlite_source
-from tests.servers import RedisServer, redis_server
-from tests.supabase import SupabaseServer, postgres_server, supabase_server
+from harness.entities import import_market, sqlite_source
+from harness.servers import RedisServer, redis_server
+from harness.service import Service, demo_models
+from harness.supabase import SupabaseServer, postgres_server, supabase_server
+from serving.entities.supabase import SupabaseSource
 
 BEGIN, OPENED, END, LAST = 9.0, 12.0, 20.0, 32.0
 """Seconds: the fault begins; by now the breakers are open; the fault ends; the load ends."""

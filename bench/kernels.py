@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from serving.numeric_threads import limit
+from serving.process.numeric_threads import limit
 
 limit(os.environ)
 
@@ -28,11 +28,11 @@ from bench.models import forest_of_100  # noqa: E402
 from bench.table import Table  # noqa: E402
 from examples.demo import Demo  # noqa: E402
 from examples.train import DEMOS  # noqa: E402
-from registry.features import Rows  # noqa: E402
-from registry.inferring import infer_features  # noqa: E402
 from registry.kernels import compile_estimator, probe_rows, verify  # noqa: E402
 from registry.model import Compute, estimator_compute  # noqa: E402
-from registry.schema import Schema  # noqa: E402
+from registry.rows.features import Rows  # noqa: E402
+from registry.rows.infer_schema import infer_features  # noqa: E402
+from registry.rows.schema import Schema  # noqa: E402
 
 BATCHES = (1, 64, 512)
 SECONDS = 0.3

@@ -15,11 +15,11 @@ from statistics import mean
 
 import uvloop
 
-from bench.service import Service, demo_models
 from bench.table import Table
+from harness.service import Service, demo_models
 from registry.registry import load_registry
-from remote.client import hammer, post
-from serving.processes import read_memory
+from serving.cli.client import hammer, post
+from serving.process.kernel import read_memory
 
 MB = 1024 * 1024
 

@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVR
 
 from examples.train import breast_cancer
-from registry.adding import add_version
+from registry.store.add import add_version
 
 SECONDS_A_ROW = 0.005
 

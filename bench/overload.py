@@ -19,9 +19,9 @@ import uvloop
 
 from bench.models import add_slow
 from bench.pace import Pace, quantile
-from bench.service import Service
 from bench.table import Table
-from remote.client import hammer, post
+from harness.service import Service
+from serving.cli.client import hammer, post
 
 
 def unique_messages(url: str) -> Iterator[bytes]:

@@ -10,7 +10,7 @@ from random import Random
 from time import perf_counter
 from urllib.parse import urlsplit
 
-from remote.client import Connection
+from serving.cli.client import Connection
 
 
 @dataclass(frozen=True, slots=True)

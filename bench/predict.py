@@ -17,9 +17,9 @@ from bench import wrk
 from bench.models import add_histogram
 from bench.peers.catalogue import BY_OPTION, PLAIN
 from bench.peers.starting import Peer, aim
-from bench.service import Service, demo_models
 from bench.table import Table
 from bench.wrk import Load, Shot
+from harness.service import Service, demo_models
 
 MODELS = ("breast-cancer", "mortgage", "histogram", "wine", "diabetes")
 CONNECTIONS = 64

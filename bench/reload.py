@@ -20,10 +20,10 @@ from pathlib import Path
 import uvloop
 
 from bench.recycle import BODY
-from bench.service import Service, demo_models
 from bench.table import Table
-from remote.client import Tally, hammer, post
-from serving.processes import read_memory
+from harness.service import Service, demo_models
+from serving.cli.client import Tally, hammer, post
+from serving.process.kernel import read_memory
 
 MB = 1024 * 1024
 TOKEN = "a-token-only-for-this-run"

@@ -19,16 +19,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.service import Service
 from bench.table import Table
-from registry.aliases import current
+from harness.servers import redis_server
+from harness.service import Service
+from harness.training import MODE, add_small, trigger
 from registry.errors import VersionRefused
-from registry.loader import load_version
-from remote.client import hammer, post
-from serving.processes import child_pids, name_of
+from registry.store.aliases import current
+from registry.store.loader import load_version
+from serving.cli.client import hammer, post
+from serving.process.kernel import child_pids, name_of
 from tests.conftest import ADMIN_TOKEN
-from tests.servers import redis_server
-from tests.training import MODE, add_small, trigger
 
 BODY = b'{"instances": [[0.5, 0.25]]}'
 LONGEST_SECONDS = 0.8

@@ -20,21 +20,21 @@ from statistics import median
 import numpy as np
 import pandas as pd
 
-from bench.cluster import DaskCluster
 from bench.models import add_forest
 from bench.table import Table
-from registry.adding import add_version
-from registry.features import Rows
-from registry.presenting import Selection
+from harness.cluster import DaskCluster
+from harness.estimators import SleepingRegressor
+from registry.explain.explanation import Selection
 from registry.registry import Registry, load_registry
-from serving import logs
-from serving.executor import Executor
+from registry.rows.features import Rows
+from registry.store.add import add_version
 from serving.jobs.backend import Backend, LocalBackend
 from serving.jobs.cluster import Cluster
 from serving.jobs.handlers import make_row_operations
 from serving.jobs.parcel import pack_version
-from serving.operations import Operation, selection_parameters
-from tests.estimators import SleepingRegressor
+from serving.predict.operation import Operation, selection_parameters
+from serving.process.executor import Executor
+from serving.telemetry import logs
 
 CHUNKS = 40
 ROWS = 20

@@ -24,12 +24,12 @@ import httpx
 from bench.cgroup import ENTER, LIMIT, MB, Cgroup, memory_cgroup
 from bench.models import add_leaking
 from bench.pace import Answered, Pace, quantile
-from bench.service import COMMAND, Service, demo_models
-from bench.sse import follow
 from bench.table import Table
 from bench.traffic import Traffic
-from serving.processes import RUNNER, WEB, child_pids, name_of, read_memory
-from tests.entities import import_market, sqlite_source
+from harness.entities import import_market, sqlite_source
+from harness.service import COMMAND, Service, demo_models
+from harness.sse import follow
+from serving.process.kernel import RUNNER, WEB, child_pids, name_of, read_memory
 
 TOKEN = "a-token-only-for-soaking"
 RATES = {"predict": 60.0, "explain": 10.0, "entity": 5.0, "job": 0.5}

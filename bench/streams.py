@@ -19,10 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from bench.service import Service, demo_models
-from bench.sse import Stream, follow
 from bench.table import Table
-from remote.client import hammer, post
+from harness.servers import redis_server
+from harness.service import Service, demo_models
+from harness.sse import Stream, follow
+from serving.cli.client import hammer, post
 from serving.events.log import EventLog
 from serving.events.redis import RedisEventLog
 from serving.events.sqlite import SQLiteEventLog
@@ -30,8 +31,7 @@ from serving.jobs.job import JobRequest
 from serving.jobs.redis import RedisJobStore
 from serving.jobs.sqlite import SQLiteJobStore
 from serving.jobs.store import JobStore
-from serving.processes import TICK, read_memory
-from tests.servers import redis_server
+from serving.process.kernel import TICK, read_memory
 
 DIABETES = json.dumps({"instances": [[59.0, 2.0, 32.1, 101.0, 157.0, 93.2, 38.0, 4.0, 4.8598, 87.0]]}).encode()
 OPERATION = "bench:nobody-runs-this"

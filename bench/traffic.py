@@ -8,8 +8,8 @@ from itertools import count, cycle
 from typing import Any
 from urllib.parse import urlsplit
 
-from bench.service import Service
-from remote.client import post
+from harness.service import Service
+from serving.cli.client import post
 
 
 class Traffic:

@@ -2,7 +2,7 @@
 
 One worker with one inference thread. At random moments, 300 times a second, single new rows of a compiled forest, which
 the event loop answers itself; beside them 100 rows a second of a model that runs 5 ms of Python code for each. Once
-with the interpreter's own switch interval, once with ours (`SWITCH_SECONDS` in `serving/batching.py`).
+with the interpreter's own switch interval, once with ours (`SWITCH_SECONDS` in `serving/predict/batcher.py`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from bench.busy import paced, shot
 from bench.models import add_forest, add_holding
 from bench.overload import unique_messages
 from bench.pace import quantile
-from bench.service import Service
 from bench.table import Table
+from harness.service import Service
 
 INTERVALS = {"Python's, 5 ms": 0.005, "ours": None}
 QUICK_RATE, HOLDING_RATE = 300, 100

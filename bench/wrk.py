@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from remote.client import post
+from serving.cli.client import post
 
 SCRIPT = """
 local n = 0

@@ -19,9 +19,9 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from examples.demo import SEED, Demo, Table
 from examples.market import MARKET
-from registry.adding import add_version
 from registry.model import LoadedModel
-from registry.training import OUTCOME, Trained, TrainingData, record_script, write_script
+from registry.store.add import add_version
+from registry.training.script import OUTCOME, Trained, TrainingData, record_script, write_script
 
 
 def breast_cancer() -> Table:

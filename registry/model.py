@@ -18,12 +18,12 @@ from sklearn.tree import DecisionTreeClassifier
 
 from registry import boosters
 from registry.boosters import qualified_name
-from registry.contributions import Contributions, Explainer
 from registry.errors import ModelFailed, NotExplained
-from registry.features import Rows
-from registry.manifest import Manifest, Task
-from registry.presenting import Selection, present_contributions
-from registry.schema import Schema
+from registry.explain.explanation import Selection, present_contributions
+from registry.explain.shap_values import Contributions, Explainer
+from registry.rows.features import Rows
+from registry.rows.schema import Schema
+from registry.store.manifest import Manifest, Task
 
 Outputs = NDArray[np.float64]
 """What a model gives for rows, shape (rows, width).

@@ -10,12 +10,12 @@ from typing import Literal
 
 import structlog
 
-from registry.aliases import Aliases, directories, newest, read_aliases
 from registry.errors import ModelNotFound, VersionNotFound, VersionRefused
-from registry.explainers.budget import Budget
-from registry.loader import load_version
-from registry.manifest import version_order
+from registry.explain.budget import Budget
 from registry.model import LoadedModel
+from registry.store.aliases import Aliases, directories, newest, read_aliases
+from registry.store.loader import load_version
+from registry.store.manifest import version_order
 
 log = structlog.get_logger(__name__)
 

@@ -9,24 +9,24 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from registry.registry import Registry
-from serving import problems
-from serving.asgi import App, Edge, Receive, Scope, Send
-from serving.background import Background
-from serving.figures.snapshot import Figures
-from serving.memory.trimming import Trimmer
+from serving.http import problems
+from serving.http.edge import App, Edge, Receive, Scope, Send
+from serving.http.openapi import document
+from serving.http.routes.admin import admin_router
+from serving.http.routes.authorizing import make_authorize
+from serving.http.routes.entities import entities_router
+from serving.http.routes.health import health_router
+from serving.http.routes.jobs import jobs_router
+from serving.http.routes.metrics import metrics_router
+from serving.http.routes.models import models_router
+from serving.http.routes.outcomes import outcomes_router
+from serving.http.routes.predict import PATH, InferenceRoute
+from serving.http.routes.streams import streams_router
+from serving.http.routes.training import training_router
+from serving.jobs.background import Background
+from serving.master.trimming import Trimmer
 from serving.parts import Options, Parts
-from serving.routes.admin import admin_router
-from serving.routes.authorizing import make_authorize
-from serving.routes.entities import entities_router
-from serving.routes.health import health_router
-from serving.routes.inference import PATH, InferenceRoute
-from serving.routes.jobs import jobs_router
-from serving.routes.metrics import metrics_router
-from serving.routes.models import models_router
-from serving.routes.openapi import document
-from serving.routes.outcomes import outcomes_router
-from serving.routes.streams import streams_router
-from serving.routes.training import training_router
+from serving.status.snapshot import Figures
 from serving.storage.watch import StoreWatch
 from serving.training.last import LastTrainings
 

@@ -10,26 +10,26 @@ from pathlib import Path
 
 from cache.tiered import TieredCache
 from registry.registry import Registry
-from serving.admission import Admission
-from serving.announcements import Announcements
-from serving.arrivals import Arrivals
-from serving.batching import Batcher
-from serving.data.source import Source
-from serving.data.writer import OutcomeWriter
-from serving.entities import EntityPredictor
+from serving.entities.notifier import Arrivals
+from serving.entities.predictor import EntityPredictor
+from serving.entities.store import Source
+from serving.entities.writer import OutcomeWriter
 from serving.events.log import EventLog
-from serving.executor import Executor
-from serving.inference import Inference
+from serving.http.admission import Admission
+from serving.http.sse import Streams
+from serving.jobs.requests import JobReader
 from serving.jobs.runner import Runner
 from serving.jobs.store import JobStore
-from serving.lasting import Lasting
-from serving.metrics.families import BATCHES, CACHE, EXECUTORS, STREAMS, breakers
-from serving.metrics.recording import Metrics
-from serving.outcomes import LiveQuality, OutcomeReader
+from serving.master.announcements import Announcements
+from serving.monitoring.quality import LiveQuality, OutcomeReader
+from serving.predict.batcher import Batcher
+from serving.predict.inference import Inference
+from serving.process.executor import Executor
 from serving.schedules.building import Schedules
-from serving.streams import Streams
-from serving.submitting import JobReader
-from serving.tracing import Tracing
+from serving.shared.families import BATCHES, CACHE, EXECUTORS, STREAMS, breakers
+from serving.shared.recording import Metrics
+from serving.shared.state import Lasting
+from serving.telemetry.tracing import Tracing
 
 
 @dataclass(frozen=True, slots=True)

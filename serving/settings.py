@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from serving.cors import is_origin
+from serving.entities.feed import parse_feeds
 from serving.errors import InvalidSetting
-from serving.feeds.feed import parse_feeds
-from serving.limits.rate import parse_rate
+from serving.http.cors import is_origin
+from serving.http.rate_limit import parse_rate
 
 TRUE, FALSE = frozenset({"true", "1", "yes", "on"}), frozenset({"false", "0", "no", "off", ""})
 ROLES = frozenset({"web", "worker", "scheduler"})

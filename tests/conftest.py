@@ -13,13 +13,13 @@ import pytest
 import redis
 from hypothesis import HealthCheck, settings
 
-from bench.service import FORKSERVE, Service
 from examples.train import DEMOS, train_all
-from registry.adding import add_version
-from tests.entities import import_market, sqlite_source
-from tests.estimators import SleepingRegressor
-from tests.servers import RedisServer, redis_server
-from tests.supabase import Postgres, SupabaseServer, postgres_server, supabase_server
+from harness.entities import import_market, sqlite_source
+from harness.estimators import SleepingRegressor
+from harness.servers import RedisServer, redis_server
+from harness.service import FORKSERVE, Service
+from harness.supabase import Postgres, SupabaseServer, postgres_server, supabase_server
+from registry.store.add import add_version
 
 ADMIN_TOKEN = "a-token-only-for-tests"
 DEMO_MODELS = sorted(demo.name for demo in DEMOS)

@@ -11,8 +11,8 @@ import jsonschema
 import pytest
 import yaml
 
-from bench.service import ROOT
-from commands.parser import parser
+from harness.service import ROOT
+from serving.cli.parser import parser
 from serving.settings import Settings
 
 Service = dict[str, Any]
@@ -68,7 +68,7 @@ def test_render_yaml_leaves_room_on_its_plan_for_a_job_and_a_training() -> None:
 @pytest.mark.parametrize("service", of_type("web"))
 def test_a_web_service_is_reached_watched_and_drained(service: Service) -> None:
     settings = Settings.from_env(values(service))
-    assert service["startCommand"] == "gunicorn -c serving/gunicorn_conf.py main:app"
+    assert service["startCommand"] == "gunicorn -c serving/master/gunicorn_conf.py main:app"
     assert service["preDeployCommand"] == "forkserve check"
     assert service["healthCheckPath"] == "/health"
     assert settings.host == "0.0.0.0"

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from bench.service import FORKSERVE, ROOT, Service
-from serving.alerts import ALERTED
+from harness.service import FORKSERVE, ROOT, Service
 from serving.settings import Settings
+from serving.telemetry.alerts import ALERTED
 
 README = (ROOT / "README.md").read_text()
 DEPLOYMENT = (ROOT / "DEPLOYMENT.md").read_text()

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.service import ROOT
 from bench.wrk import Shot
-from serving.processes import child_pids
+from harness.service import ROOT
+from serving.process.kernel import child_pids
 
 START_SECONDS = 60
 STOP_SECONDS = 10

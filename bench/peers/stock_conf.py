@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from serving.logs import GunicornLogger
-from serving.processes import WEB, rename
+from serving.process.kernel import WEB, rename
+from serving.telemetry.logs import GunicornLogger
 
 bind = f"127.0.0.1:{os.environ['PORT']}"
 workers = int(os.environ["WEB_CONCURRENCY"])

@@ -10,7 +10,7 @@ from registry.kernels.codes import CategoryCodes
 from registry.kernels.ensembles import Ensemble
 from registry.kernels.links import Link
 from registry.kernels.splits import Plan
-from registry.schema import Schema
+from registry.rows.schema import Schema
 
 LIGHTGBM = {"lightgbm.sklearn.LGBMClassifier", "lightgbm.sklearn.LGBMRegressor"}
 XGBOOST = {"xgboost.sklearn.XGBClassifier", "xgboost.sklearn.XGBRegressor"}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from registry.features import Rows
+from registry.rows.features import Rows
 
 
 @dataclass(frozen=True, slots=True)

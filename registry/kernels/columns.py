@@ -18,8 +18,8 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from registry.features import Rows
 from registry.kernels.kernel import Kernel, part_of_kernel, read_only, writable
+from registry.rows.features import Rows
 
 SUBTRACT, DIVIDE, MULTIPLY, ADD, RAISE_TO, CUT_TO, FILL, IS_MISSING = range(8)
 Step = tuple[int, float]

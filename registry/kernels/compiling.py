@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from sklearn.pipeline import Pipeline
 
-from registry.features import Rows
 from registry.kernels.boosters import booster_ensemble, category_codes, is_booster
 from registry.kernels.columns import Computed, Tabled, builder, straight
 from registry.kernels.ensembles import (
@@ -27,7 +26,8 @@ from registry.kernels.preprocessing import Matrix, follow, source_columns
 from registry.kernels.tables import tabulate
 from registry.kernels.unsupported import Unsupported
 from registry.model import Compute
-from registry.schema import Schema
+from registry.rows.features import Rows
+from registry.rows.schema import Schema
 
 
 def compile_estimator(estimator: Any, schema: Schema, *, frame: bool) -> Compute | None:

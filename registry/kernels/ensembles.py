@@ -22,12 +22,12 @@ from sklearn.ensemble import (
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from sklearn.utils import get_tags
 
-from registry.features import Rows
 from registry.kernels.flatten import Forest, Tree, flatten, widen_thresholds
 from registry.kernels.links import Link, binary, softmax
 from registry.kernels.unsupported import Unsupported
 from registry.kernels.walk import WALK, WALK_IN_SINGLE
 from registry.model import Compute
+from registry.rows.features import Rows
 
 SINGLE = (DecisionTreeClassifier, DecisionTreeRegressor)
 FORESTS = (ExtraTreesClassifier, ExtraTreesRegressor, RandomForestClassifier, RandomForestRegressor)

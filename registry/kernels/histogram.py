@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
-from registry.features import Rows
 from registry.kernels.ensembles import Ensemble
 from registry.kernels.flatten import Tree, flatten
 from registry.kernels.links import Link, binary, exponential, softmax
 from registry.kernels.splits import Plan, Splits
+from registry.rows.features import Rows
 
 HISTOGRAM = (HistGradientBoostingClassifier, HistGradientBoostingRegressor)
 

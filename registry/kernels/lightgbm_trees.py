@@ -20,7 +20,7 @@ from registry.kernels.flatten import Tree, flatten
 from registry.kernels.links import Link
 from registry.kernels.splits import Plan, Splits
 from registry.kernels.unsupported import Unsupported
-from registry.schema import Schema
+from registry.rows.schema import Schema
 
 ZERO = float(np.float32(1e-35))
 """LightGBM's kZeroThreshold: what is no further from zero is zero."""

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from registry.features import Rows
 from registry.kernels.kernel import Kernel, read_only, writable
 from registry.model import Outputs
+from registry.rows.features import Rows
 
 Link = Callable[[Rows], Outputs]
 """From margins, shape (rows, outputs), to what the model gives. It may overwrite the margins."""

@@ -42,7 +42,7 @@ from registry.kernels.columns import (
     Computed,
 )
 from registry.kernels.unsupported import Unsupported
-from registry.schema import Schema
+from registry.rows.schema import Schema
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from registry.features import Feature, Rows
 from registry.kernels.columns import Computed, Tabled
 from registry.kernels.preprocessing import Listed, Matrix
 from registry.kernels.unsupported import Unsupported
-from registry.schema import Schema
+from registry.rows.features import Feature, Rows
+from registry.rows.schema import Schema
 
 Transform = Callable[[Rows], Any]
 

@@ -7,9 +7,9 @@ import warnings
 import numpy as np
 from numpy.typing import NDArray
 
-from registry.features import Feature, Rows
 from registry.model import Compute, Outputs
-from registry.schema import Schema
+from registry.rows.features import Feature, Rows
+from registry.rows.schema import Schema
 
 NUDGED = 20
 """Background rows whose numbers are moved by the smallest possible steps."""

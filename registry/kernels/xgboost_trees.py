@@ -21,7 +21,7 @@ from registry.kernels.flatten import Tree, flatten, widen_thresholds
 from registry.kernels.links import Link
 from registry.kernels.splits import Plan, Splits
 from registry.kernels.unsupported import Unsupported
-from registry.schema import Schema
+from registry.rows.schema import Schema
 
 IDENTITY = {
     f"reg:{loss}" for loss in ("absoluteerror", "pseudohubererror", "quantileerror", "squarederror", "squaredlogerror")

@@ -9,7 +9,7 @@ from pathlib import Path
 from sqlite3 import Connection
 
 from serving.events.log import MAX_EVENTS, Event, Page, first_id
-from serving.storage.database import Database
+from serving.storage.sqlite import Database
 
 TRIMMED_EVERY = 64
 """Appended events after which the log is cut back; so it may be so much longer than it should."""

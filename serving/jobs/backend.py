@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from registry.features import Rows
-from serving.executor import Executor
-from serving.operations import Operation
+from registry.rows.features import Rows
+from serving.predict.operation import Operation
+from serving.process.executor import Executor
 
 
 class Backend(Protocol):

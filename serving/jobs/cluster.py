@@ -20,16 +20,16 @@ from distributed.client import FutureCancelledError
 from distributed.scheduler import KilledWorker
 
 from registry.errors import RegistryError
-from registry.features import Rows
 from registry.model import LoadedModel
-from serving import logs
+from registry.rows.features import Rows
 from serving.errors import DeadlineExceeded
-from serving.executor.calls import raise_failure
-from serving.executor.frames import Outcome
 from serving.jobs.backend import Backend
 from serving.jobs.parcel import Parcel, answer
 from serving.jobs.rows import pack
-from serving.operations import Operation
+from serving.predict.operation import Operation
+from serving.process.calls import raise_failure
+from serving.process.wire import Outcome
+from serving.telemetry import logs
 
 log = structlog.get_logger(__name__)
 

@@ -14,13 +14,13 @@ from typing import Any, cast
 import structlog
 
 from registry.errors import ModelNotFound, VersionNotFound
-from registry.features import Rows
 from registry.registry import Registry
+from registry.rows.features import Rows
 from serving.errors import CallFailed, DeadlineExceeded, MemoryExceeded
 from serving.jobs.backend import Backend
 from serving.jobs.job import Job
 from serving.jobs.rows import RowParameters, parameters_of, unpack
-from serving.operations import VERBS, Operation, Verb, selection_parameters
+from serving.predict.operation import VERBS, Operation, Verb, selection_parameters
 
 log = structlog.get_logger(__name__)
 

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from registry.errors import VersionRefused
-from registry.explainers.budget import Budget
-from registry.loader import load_version
-from registry.manifest import FILENAME, read_manifest
+from registry.explain.budget import Budget
 from registry.model import LoadedModel
-from serving.executor.calls import run_call
-from serving.executor.frames import Outcome
-from serving.operations import Operation, Verb
+from registry.store.loader import load_version
+from registry.store.manifest import FILENAME, read_manifest
+from serving.predict.operation import Operation, Verb
+from serving.process.calls import run_call
+from serving.process.wire import Outcome
 
 LIBRARIES = ("forkserve", "numpy", "scipy", "pandas", "scikit-learn", "numba", "shap", "xgboost", "lightgbm")
 """What the bits of an answer depend on."""

@@ -13,11 +13,11 @@ import msgspec
 import numpy as np
 
 from registry.errors import NotExplained
-from registry.features import Rows
+from registry.explain.explanation import OTHER, Selection
 from registry.model import LoadedModel
-from registry.presenting import OTHER, Selection
+from registry.rows.features import Rows
 from serving.jobs.job import Job, JobRequest, content_key
-from serving.operations import VERBS, Verb
+from serving.predict.operation import VERBS, Verb
 
 OPERATIONS = VERBS
 

@@ -14,15 +14,15 @@ import structlog
 
 from serving.errors import ExecutorGone, ServingError, StoreUnavailable
 from serving.events.log import EventLog
-from serving.executor import Executor
 from serving.jobs.attempt import Attempt, Outcome
 from serving.jobs.backend import Backend
 from serving.jobs.handlers import Handler
 from serving.jobs.job import Job
 from serving.jobs.owner import new_owner
 from serving.jobs.store import JobStore
-from serving.metrics.recording import JobFigures
-from serving.processes import child_pids, read_memory
+from serving.process.executor import Executor
+from serving.process.kernel import child_pids, read_memory
+from serving.shared.recording import JobFigures
 
 log = structlog.get_logger(__name__)
 

@@ -14,7 +14,7 @@ from serving.jobs import statements
 from serving.jobs.job import Backoff, Counts, Job, JobRequest, Lease, Submitted, job_from, new_id, printable
 from serving.jobs.schema import MIGRATIONS
 from serving.jobs.store import MAX_QUEUED, RETRY_AFTER_SECONDS
-from serving.storage.database import Database
+from serving.storage.sqlite import Database
 
 PRUNED_AT_ONCE = 500
 

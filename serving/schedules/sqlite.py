@@ -9,7 +9,7 @@ from pathlib import Path
 from sqlite3 import Connection
 
 from serving.schedules.store import Record, ScheduleCounts, record_from
-from serving.storage.database import Database
+from serving.storage.sqlite import Database
 
 MIGRATIONS = (
     """

@@ -14,16 +14,16 @@ from typing import Any
 import msgspec
 import structlog
 
-from registry import aliases
-from registry.candidates import Candidate, find_candidate, find_trained, remove_candidates, take_in
 from registry.errors import CannotAdd, ModelNotFound, RegistryError, Superseded, VersionRefused
-from registry.manifest import Manifest, read_manifest
 from registry.registry import find_model
+from registry.store import aliases
+from registry.store.manifest import Manifest, read_manifest
+from registry.training.candidates import Candidate, find_candidate, find_trained, remove_candidates, take_in
 from serving.errors import CallFailed, DeadlineExceeded, MemoryExceeded, StoreUnavailable
 from serving.events.log import EventLog
-from serving.executor import Executor
 from serving.jobs.handlers import AttemptFailed, JobFailed, Report
 from serving.jobs.job import Job
+from serving.process.executor import Executor
 from serving.training.last import write_last
 from serving.training.steps import NO_ROWS, Fitted, Order, Verdict
 

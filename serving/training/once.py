@@ -6,7 +6,7 @@ import asyncio
 
 import msgspec
 
-from registry.manifest import Manifest
+from registry.store.manifest import Manifest
 from serving.errors import StoreUnavailable
 from serving.jobs.job import Job
 from serving.jobs.runner import Runner

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from registry.errors import CannotTrain
-from registry.manifest import Manifest
+from registry.store.manifest import Manifest
 from serving.errors import TrainingBusy
 from serving.jobs.job import Job, JobRequest
 from serving.jobs.store import JobStore

@@ -19,18 +19,18 @@ import msgspec
 import numpy as np
 import pandas as pd
 
-from registry.adding import add_version, next_version
-from registry.candidates import candidate_root, find_candidate, read_held_out, write_held_out
-from registry.comparing import Measured, by_manifests, find_breaches, find_decline, find_losses, measure_both
 from registry.errors import CannotTrain, VersionRefused
-from registry.explainers.budget import Budget
-from registry.features import Rows
-from registry.loader import load_version
-from registry.manifest import Manifest
+from registry.explain.budget import Budget
 from registry.model import LoadedModel
-from registry.training import OUTCOME, TIME, TrainingData, checked, live_manifest, read_train_function
-from serving.executor.calls import Function
-from serving.processes import thread_names
+from registry.rows.features import Rows
+from registry.store.add import add_version, next_version
+from registry.store.loader import load_version
+from registry.store.manifest import Manifest
+from registry.training.candidates import candidate_root, find_candidate, read_held_out, write_held_out
+from registry.training.promotion import Measured, by_manifests, find_breaches, find_decline, find_losses, measure_both
+from registry.training.script import OUTCOME, TIME, TrainingData, checked, live_manifest, read_train_function
+from serving.process.calls import Function
+from serving.process.kernel import thread_names
 
 ReadOutcomes = Callable[[str], Awaitable[pd.DataFrame]]
 """A model's name -> what really happened: columns as of TrainingData.outcomes, or an empty table.

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.service import Service
-from registry.adding import add_version
+from harness.estimators import FragileRegressor, SleepingRegressor
+from harness.service import Service
+from harness.wire import ask
+from registry.store.add import add_version
 from tests.attacks.payloads import GOOD
-from tests.estimators import FragileRegressor, SleepingRegressor
-from tests.wire import ask
 
 READ_SECONDS = 1
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.wire import request
+from harness.wire import request
 
 PATH = "/v1/models/wine:predict"
 ROW = (

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.service import Service
+from harness.servers import RedisServer
+from harness.service import Service
+from harness.wire import Answer, Connection, ask, check_refusal, request
 from tests.attacks.payloads import GOOD, PATH, ROW, body
-from tests.servers import RedisServer
-from tests.wire import Answer, Connection, ask, check_refusal, request
 
 LIMIT = 20
 BASE = {"MAX_REQUESTS": "0", "WEB_CONCURRENCY": "3", "ROLES": "web"}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.service import Service
-from tests.wire import ask, check_refusal, request
+from harness.service import Service
+from harness.wire import ask, check_refusal, request
 
 
 @pytest.mark.parametrize(

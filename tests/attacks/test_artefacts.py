@@ -16,11 +16,11 @@ from typing import Any
 import joblib
 import pytest
 
-from bench.service import COMMAND, ROOT, Service
+from harness.service import COMMAND, ROOT, Service
+from harness.wire import ask
 from registry.errors import VersionRefused
-from registry.loader import load_version
+from registry.store.loader import load_version
 from tests.attacks.payloads import GOOD
-from tests.wire import ask
 
 Spoil = Callable[[Path], None]
 

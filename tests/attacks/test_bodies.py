@@ -8,10 +8,10 @@ import zlib
 
 import pytest
 
-from bench.service import Service
-from serving.processes import read_rss
+from harness.service import Service
+from harness.wire import Connection, ask, check_refusal, request
+from serving.process.kernel import read_rss
 from tests.attacks.payloads import GOOD, MARKER, PATH, body, chunked
-from tests.wire import Connection, ask, check_refusal, request
 
 LIMIT = 4 * 1024 * 1024
 MEGABYTE = b"1" * 1024 * 1024

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.service import Service
+from harness.service import Service
+from harness.wire import Answer, Connection, ask, request
 from tests.attacks.payloads import PATH, body
-from tests.wire import Answer, Connection, ask, request
 
 SITE = "https://app.example"
 STRANGERS = [

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from bench.service import Service
-from serving.processes import read_rss
+from harness.service import Service
+from harness.wire import Answer, Connection, ask, check_refusal, request
+from serving.process.kernel import read_rss
 from tests.attacks.payloads import GOOD, MARKER, PATH, body, chunked
-from tests.wire import Answer, Connection, ask, check_refusal, request
 
 LIVE = request("/health/live", method="GET")
 

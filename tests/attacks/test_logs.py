@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from bench.service import Service
+from harness.estimators import FragileRegressor
+from harness.service import Service
+from harness.wire import SECONDS, Answer, ask, check_refusal, request
 from tests.attacks.payloads import MARKER, PATH, body
-from tests.estimators import FragileRegressor
-from tests.wire import SECONDS, Answer, ask, check_refusal, request
 
 HOSTILE = [
     'a","level":"error","event":"forged',

@@ -12,10 +12,10 @@ import httpx
 import pytest
 
 from assembly.web import build, build_alerts
-from bench.service import Service
+from harness.service import Service
+from harness.wire import ask, check_refusal, request
 from serving.settings import Settings
 from tests.attacks.payloads import body
-from tests.wire import ask, check_refusal, request
 
 NAMES = [
     "..%2f..%2fetc%2fpasswd",

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from bench.service import Service
+from harness.service import Service
+from harness.wire import SECONDS, Connection, ask, check_refusal, request
 from tests.attacks.conftest import READ_SECONDS
 from tests.attacks.payloads import GOOD, PATH, body
-from tests.wire import SECONDS, Connection, ask, check_refusal, request
 
 LATEST = 5
 """The worker looks once a second; the rest is for a busy machine."""

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from bench.service import Service
+from harness.service import Service
+from harness.wire import Answer, ask, check_refusal, request
 from tests.attacks.payloads import MARKER, PATH, body
-from tests.wire import Answer, ask, check_refusal, request
 
 
 def predict(service: Service, content: bytes) -> Answer:

@@ -12,7 +12,7 @@ import redis
 
 from cache.breaker import State
 from cache.redis import RedisTier
-from tests.servers import RedisServer
+from harness.servers import RedisServer
 
 PATIENCE = 5.0
 """Seconds for calls to a server that is well: a busy machine must not make a test of anything else fail."""

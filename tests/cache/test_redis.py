@@ -25,8 +25,8 @@ from cache.envelope import seal
 from cache.gathering import GatheringTier
 from cache.redis import RedisTier
 from cache.stats import Stats
+from harness.servers import RedisServer, redis_server
 from tests.cache.conftest import PATIENCE, listening
-from tests.servers import RedisServer, redis_server
 
 pytestmark = pytest.mark.anyio
 

@@ -21,8 +21,8 @@ from cache.memory import MemoryTier
 from cache.redis import RedisTier
 from cache.stats import Stats
 from cache.tiered import TieredCache
+from harness.servers import RedisServer, free_port, redis_server
 from tests.cache.conftest import PATIENCE, Clock, listening, turns
-from tests.servers import RedisServer, free_port, redis_server
 
 pytestmark = pytest.mark.anyio
 

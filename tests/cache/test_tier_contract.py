@@ -13,8 +13,8 @@ from cache.memory import MemoryTier
 from cache.redis import RedisTier
 from cache.tier import Tier
 from cache.tiered import TieredCache
+from harness.servers import RedisServer
 from tests.cache.conftest import PATIENCE
-from tests.servers import RedisServer
 
 pytestmark = pytest.mark.anyio
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from registry.contributions import Contributions, Explainer
-from registry.explainers.library import import_shap
-from registry.explainers.trees import tree_explainer
-from registry.features import Rows
-from registry.inferring import infer_features
+from registry.explain.library import import_shap
+from registry.explain.shap_values import Contributions, Explainer
+from registry.explain.trees import tree_explainer
 from registry.kernels.compiling import take_apart
-from registry.schema import Schema
+from registry.rows.features import Rows
+from registry.rows.infer_schema import infer_features
+from registry.rows.schema import Schema
 
 CLOSE = 1e-9
 

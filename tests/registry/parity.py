@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 from hypothesis import strategies as st
 
-from registry.features import Feature, Rows
-from registry.inferring import infer_features
 from registry.kernels import compile_estimator
 from registry.model import Compute, Outputs, estimator_compute
-from registry.schema import Schema
+from registry.rows.features import Feature, Rows
+from registry.rows.infer_schema import infer_features
+from registry.rows.schema import Schema
 
 ROWS = 300
 

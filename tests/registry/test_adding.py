@@ -21,10 +21,10 @@ from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardSc
 from sklearn.svm import SVC, LinearSVC
 from sklearn.tree import DecisionTreeClassifier
 
-from registry.adding import add_version
 from registry.errors import CannotAdd
-from registry.loader import load_version
 from registry.model import LoadedModel
+from registry.store.add import add_version
+from registry.store.loader import load_version
 
 RANDOM = np.random.default_rng(7)
 TABLE = pd.DataFrame(RANDOM.normal(size=(60, 3)), columns=["a", "b", "c"])

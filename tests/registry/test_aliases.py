@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from registry.aliases import FILENAME, Aliases, current, promote, read_aliases, rollback
 from registry.errors import ModelNotFound, VersionNotFound, VersionRefused
 from registry.registry import load_one, load_registry
+from registry.store.aliases import FILENAME, Aliases, current, promote, read_aliases, rollback
 
 
 @pytest.fixture

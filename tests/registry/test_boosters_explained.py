@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from registry.adding import add_version
-from registry.explainers.native import native_explainer
-from registry.explainers.trees import TreeExplainer
-from registry.schema import Schema
+from registry.explain.native import native_explainer
+from registry.explain.trees import TreeExplainer
+from registry.rows.schema import Schema
+from registry.store.add import add_version
 from tests.registry.explanations import assert_same_alone
 from tests.registry.parity import numbers
 from tests.registry.test_native_explainer import booster

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from registry import candidates
-from registry.aliases import Aliases, current
-from registry.candidates import (
+from registry.errors import CannotAdd, Superseded
+from registry.registry import load_registry
+from registry.store.aliases import Aliases, current
+from registry.training import candidates
+from registry.training.candidates import (
     HELD_OUT,
     Candidate,
     candidate_root,
@@ -18,8 +20,6 @@ from registry.candidates import (
     remove_candidates,
     take_in,
 )
-from registry.errors import CannotAdd, Superseded
-from registry.registry import load_registry
 from tests.registry.test_comparing import add_plane
 
 

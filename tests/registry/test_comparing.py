@@ -12,13 +12,13 @@ import pandas as pd
 import pytest
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
-from registry.adding import add_version
-from registry.candidates import HeldOut
-from registry.comparing import Measured, find_breaches, find_decline, find_losses, measure_both
-from registry.features import Feature
-from registry.manifest import Manifest
+from harness.training import small_table
 from registry.model import LoadedModel
-from tests.training import small_table
+from registry.rows.features import Feature
+from registry.store.add import add_version
+from registry.store.manifest import Manifest
+from registry.training.candidates import HeldOut
+from registry.training.promotion import Measured, find_breaches, find_decline, find_losses, measure_both
 
 WORDS = ("high", "low")
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.decoding import InstanceDecoder
 from registry.errors import InvalidRows
-from registry.features import Feature, Rows
-from registry.schema import Schema
+from registry.rows.decoding import InstanceDecoder
+from registry.rows.features import Feature, Rows
+from registry.rows.schema import Schema
 
 FEATURES = (
     Feature(name="size", kind="number", minimum=-2.0, maximum=2.0),

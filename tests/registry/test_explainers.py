@@ -32,21 +32,21 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 from sklearn.svm import SVC
 from structlog.testing import capture_logs
 
-from registry.adding import add_version
-from registry.contributions import Contributions
 from registry.errors import ModelFailed, NotExplained
-from registry.explainers import choosing
-from registry.explainers.budget import Budget
-from registry.explainers.library import import_shap
-from registry.explainers.linear import linear_explainer
-from registry.explainers.reference import ReferenceExplainer
-from registry.explainers.trees import TreeExplainer, tree_explainer
-from registry.inferring import infer_features
+from registry.explain import choose
+from registry.explain.budget import Budget
+from registry.explain.library import import_shap
+from registry.explain.linear import linear_explainer
+from registry.explain.reference import ReferenceExplainer
+from registry.explain.shap_values import Contributions
+from registry.explain.trees import TreeExplainer, tree_explainer
 from registry.kernels.compiling import take_apart
 from registry.kernels.unsupported import Unsupported
-from registry.loader import load_version
 from registry.model import LoadedModel
-from registry.schema import Schema
+from registry.rows.infer_schema import infer_features
+from registry.rows.schema import Schema
+from registry.store.add import add_version
+from registry.store.loader import load_version
 from tests.registry.explanations import CLOSE, assert_additive, assert_same_alone, shapley_values
 from tests.registry.parity import numbers, target
 
@@ -192,7 +192,7 @@ def test_trees_and_linear_models_do_without_shap(tmp_path: Path, monkeypatch: py
 @pytest.mark.usefixtures("forest")
 def test_trees_that_no_kernel_takes_are_explained_by_shap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quick = reload(tmp_path).contributions(ROWS[:5])
-    monkeypatch.setattr(choosing, "take_apart", refuse)
+    monkeypatch.setattr(choose, "take_apart", refuse)
     model = reload(tmp_path)
     assert isinstance(model.explainer, ReferenceExplainer)
     assert not model.explainer.in_process
@@ -211,7 +211,7 @@ def test_shap_explains_the_same_as_the_kernel(
     estimator: Any, classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quick = added(tmp_path, estimator, classes).contributions(ROWS[:5])
-    monkeypatch.setattr(choosing, "take_apart", refuse)
+    monkeypatch.setattr(choose, "take_apart", refuse)
     found = reload(tmp_path).contributions(ROWS[:5])
     np.testing.assert_allclose(found.values, quick.values, rtol=0, atol=1e-6)
     np.testing.assert_allclose(found.base_values, quick.base_values, rtol=0, atol=1e-6)
@@ -226,8 +226,8 @@ def test_explainer_that_breaks_does_not_stop_the_start(tmp_path: Path, monkeypat
     def broken(*_arguments: Any, **_options: Any) -> Any:
         raise AttributeError("no attribute 'tree_'")
 
-    monkeypatch.setattr(choosing, "take_apart", broken)
-    monkeypatch.setattr(choosing, "reference_explainer", broken)
+    monkeypatch.setattr(choose, "take_apart", broken)
+    monkeypatch.setattr(choose, "reference_explainer", broken)
     with capture_logs() as logs:
         model = reload(tmp_path)
     assert model.explainer is None
@@ -245,7 +245,7 @@ def test_explainer_of_other_outputs_than_the_estimators_is_not_used(
         margins = explainer.margins
         return replace(explainer, margins=lambda rows: margins(rows) + 1e-6, base_values=explainer.base_values + 1e-6)
 
-    monkeypatch.setattr(choosing, "tree_explainer", wrong)
+    monkeypatch.setattr(choose, "tree_explainer", wrong)
     assert isinstance(reload(tmp_path).explainer, ReferenceExplainer)
 
 

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registry.errors import CannotAdd, Fault, InvalidRows
-from registry.features import Feature
-from registry.inferring import infer_features
-from registry.schema import Schema
+from registry.rows.features import Feature
+from registry.rows.infer_schema import infer_features
+from registry.rows.schema import Schema
 
 FEATURES = (
     Feature(name="number", kind="number", minimum=-10.0, maximum=10.0, nullable=True),

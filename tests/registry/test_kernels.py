@@ -14,10 +14,10 @@ import pytest
 from sklearn.ensemble import RandomForestClassifier
 from structlog.testing import capture_logs
 
-from registry.features import Rows
 from registry.kernels import KERNELS
 from registry.kernels.kernel import Kernel
 from registry.kernels.links import BINARY
+from registry.rows.features import Rows
 from tests.registry.parity import Pair, numbers, pair, target
 
 

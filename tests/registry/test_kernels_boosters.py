@@ -16,10 +16,10 @@ from sklearn.compose import make_column_transformer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
-from registry.inferring import infer_features
 from registry.kernels import compile_estimator
 from registry.kernels.verification import probe_rows, verify
-from registry.schema import Schema
+from registry.rows.infer_schema import infer_features
+from registry.rows.schema import Schema
 from tests.registry.parity import Pair, around, mixed, numbers, pair, rows_of, target
 
 # No wheel on some systems, or one that needs OpenMP from elsewhere

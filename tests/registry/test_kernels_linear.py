@@ -41,9 +41,9 @@ from sklearn.preprocessing import (
 )
 from sklearn.svm import SVC, LinearSVC
 
-from registry.inferring import infer_features
 from registry.kernels import compile_estimator
-from registry.schema import Schema
+from registry.rows.infer_schema import infer_features
+from registry.rows.schema import Schema
 from tests.registry.parity import Pair, mixed, numbers, pair, rows_of, target
 
 BOOSTING = HistGradientBoostingClassifier(max_iter=8, min_samples_leaf=5, random_state=0)

@@ -16,13 +16,13 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVR
 from structlog.testing import capture_logs
 
-from registry import loader
-from registry.adding import add_version
-from registry.inferring import infer_features
 from registry.kernels import compile_estimator
-from registry.loader import load_version
 from registry.model import Compute
-from registry.schema import Schema
+from registry.rows.infer_schema import infer_features
+from registry.rows.schema import Schema
+from registry.store import loader
+from registry.store.add import add_version
+from registry.store.loader import load_version
 from tests.registry.parity import ROWS, numbers, target
 
 TABLE = numbers()

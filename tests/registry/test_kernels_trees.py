@@ -21,11 +21,11 @@ from sklearn.ensemble import (
 )
 from sklearn.tree import DecisionTreeRegressor
 
-from registry.inferring import infer_features
 from registry.kernels import compile_estimator
 from registry.kernels.flatten import widen_thresholds
 from registry.kernels.verification import probe_rows
-from registry.schema import Schema
+from registry.rows.infer_schema import infer_features
+from registry.rows.schema import Schema
 from tests.registry.ensembles import ENSEMBLES, QUICK, SMALL
 from tests.registry.parity import Pair, around, mixed, numbers, pair, rows_of, target
 

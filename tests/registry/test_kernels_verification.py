@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from registry.features import Feature, Rows
 from registry.kernels import probe_rows, verify
 from registry.model import Outputs
-from registry.schema import Schema
+from registry.rows.features import Feature, Rows
+from registry.rows.schema import Schema
 
 SCHEMA = Schema(
     [

@@ -14,11 +14,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.svm import LinearSVC
 
-from registry.explainers.linear import LinearExplainer, linear_explainer
-from registry.features import Rows
-from registry.inferring import infer_features
+from registry.explain.linear import LinearExplainer, linear_explainer
 from registry.kernels.compiling import take_apart
-from registry.schema import Schema
+from registry.rows.features import Rows
+from registry.rows.infer_schema import infer_features
+from registry.rows.schema import Schema
 from tests.registry.explanations import CLOSE, assert_additive, assert_same_alone, shap
 from tests.registry.parity import mixed, numbers, rows_of_table, target
 

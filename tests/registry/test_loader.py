@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
-from registry.adding import add_version
 from registry.errors import ModelFailed, VersionRefused
-from registry.loader import load_version
 from registry.model import LoadedModel
+from registry.store.add import add_version
+from registry.store.loader import load_version
 
 TABLE = pd.DataFrame({"a": [0.0, 1.0, 2.0, 3.0], "b": [1.0, 0.0, 1.0, 0.0]})
 

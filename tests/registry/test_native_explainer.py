@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from registry.adding import add_version
-from registry.explainers import choosing
+from registry.explain import choose
 from registry.kernels.unsupported import Unsupported
+from registry.store.add import add_version
 from tests.registry.explanations import assert_same_alone
 from tests.registry.parity import numbers, target
 
@@ -32,7 +32,7 @@ def no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_arguments: Any, **_options: Any) -> Any:
         raise Unsupported("not today")
 
-    monkeypatch.setattr(choosing, "take_apart", refuse)
+    monkeypatch.setattr(choose, "take_apart", refuse)
 
 
 @pytest.mark.usefixtures("no_kernel")

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.ensemble import GradientBoostingRegressor, RandomForestClassifier
 
-from registry.adding import add_version
-from registry.contributions import Contributions
 from registry.errors import InvalidSelection
+from registry.explain.explanation import OTHER, Selection, present_contributions
+from registry.explain.shap_values import Contributions
 from registry.model import LoadedModel
-from registry.presenting import OTHER, Selection, present_contributions
+from registry.store.add import add_version
 from tests.registry.parity import numbers, target
 
 TABLE = numbers()

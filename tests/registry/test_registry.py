@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from registry.errors import ModelNotFound, VersionNotFound, VersionRefused
-from registry.loader import load_version
 from registry.model import LoadedModel
 from registry.registry import Registry, load_registry, version_directories
+from registry.store.loader import load_version
 from tests.conftest import DEMO_MODELS
 
 

@@ -21,12 +21,12 @@ from sklearn.ensemble import (
 )
 from sklearn.tree import DecisionTreeRegressor
 
-from registry.contributions import Explainer
-from registry.explainers.trees import attribution
-from registry.features import Rows
+from registry.explain.shap_values import Explainer
+from registry.explain.trees import attribution
 from registry.kernels.ensembles import Ensemble
 from registry.kernels.flatten import Tree, flatten
 from registry.kernels.unsupported import Unsupported
+from registry.rows.features import Rows
 from tests.registry.ensembles import ENSEMBLES, SEED, SMALL
 from tests.registry.explanations import CLOSE, assert_additive, assert_same_alone, explain_trees, path_values, shap
 from tests.registry.parity import numbers, target

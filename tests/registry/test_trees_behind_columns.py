@@ -12,11 +12,11 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
-from registry.explainers.trees import TreeExplainer, tree_explainer
-from registry.features import Rows
-from registry.inferring import infer_features
+from registry.explain.trees import TreeExplainer, tree_explainer
 from registry.kernels.compiling import take_apart
-from registry.schema import Schema
+from registry.rows.features import Rows
+from registry.rows.infer_schema import infer_features
+from registry.rows.schema import Schema
 from tests.registry.explanations import CLOSE, assert_additive, assert_same_alone, shap, shapley_values
 from tests.registry.parity import mixed, rows_of_table, target
 

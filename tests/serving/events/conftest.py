@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import redis
 
+from harness.servers import RedisServer
 from serving.events.log import EventLog
 from serving.events.redis import RedisEventLog
 from serving.events.sqlite import SQLiteEventLog
-from tests.servers import RedisServer
 from tests.serving.conftest import Opener
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import structlog
 
-from bench.service import ROOT
+from harness.service import ROOT
 from serving.errors import StoreUnavailable, TooManyStreams
 from serving.events import hub as hub_module
 from serving.events.hub import Hub

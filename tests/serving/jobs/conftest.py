@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import redis
 
+from harness.servers import RedisServer
 from serving.jobs.job import Backoff, Job, JobRequest
 from serving.jobs.redis import RedisJobStore
 from serving.jobs.sqlite import SQLiteJobStore
 from serving.jobs.store import JobStore
-from tests.servers import RedisServer
 from tests.serving.conftest import Opener
 
 OPERATIONS = ("explain", "predict")

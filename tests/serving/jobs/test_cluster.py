@@ -15,19 +15,19 @@ import pytest
 from structlog.testing import capture_logs
 
 from assembly.jobs import build_backend
-from bench.cluster import DaskCluster
-from registry.adding import add_version
+from harness.cluster import DaskCluster
+from harness.estimators import DeadlyRegressor
 from registry.errors import VersionRefused
-from registry.features import Rows
+from registry.explain.explanation import Selection
 from registry.model import LoadedModel
-from registry.presenting import Selection
+from registry.rows.features import Rows
+from registry.store.add import add_version
 from serving.errors import InvalidSetting
-from serving.executor import Executor
 from serving.jobs.cluster import Cluster
 from serving.jobs.parcel import Parcel, pack_version, platform_of_answers
-from serving.operations import Operation, selection_parameters
+from serving.predict.operation import Operation, selection_parameters
+from serving.process.executor import Executor
 from serving.settings import Settings
-from tests.estimators import DeadlyRegressor
 from tests.serving.conftest import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("dask")]

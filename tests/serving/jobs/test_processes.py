@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.service import ROOT
+from harness.servers import free_port
+from harness.service import ROOT
 from serving.jobs.store import results
-from tests.servers import free_port
 from tests.serving.conftest import until
 from tests.serving.jobs.conftest import Jobs, job_request
 

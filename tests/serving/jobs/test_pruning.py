@@ -11,12 +11,12 @@ from serving.errors import JobNotFound
 from serving.events.log import EventLog
 from serving.events.redis import RedisEventLog
 from serving.events.sqlite import SQLiteEventLog
-from serving.executor import Executor
 from serving.jobs.backend import LocalBackend
 from serving.jobs.runner import Runner
 from serving.jobs.store import JobStore
-from serving.metrics.book import Book
-from serving.metrics.recording import Metrics
+from serving.process.executor import Executor
+from serving.shared.metrics import Book
+from serving.shared.recording import Metrics
 from tests.serving.conftest import PATIENCE
 from tests.serving.jobs.conftest import Jobs, claimed, complete, job_request
 

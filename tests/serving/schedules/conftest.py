@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from harness.servers import RedisServer
 from serving.jobs.job import JobRequest
 from serving.jobs.redis import RedisJobStore
 from serving.jobs.sqlite import SQLiteJobStore
@@ -16,7 +17,6 @@ from serving.schedules.redis import RedisScheduleStore
 from serving.schedules.schedule import Action, Queued, Schedule, parse_schedules
 from serving.schedules.sqlite import SQLiteScheduleStore
 from serving.schedules.store import ScheduleStore
-from tests.servers import RedisServer
 from tests.serving.conftest import Opener
 
 

@@ -14,9 +14,9 @@ from sqlite3 import Connection
 
 import pytest
 
-from bench.service import ROOT
+from harness.service import ROOT
 from serving.errors import StoreUnavailable
-from serving.storage.database import Database
+from serving.storage.sqlite import Database
 from tests.serving.conftest import PATIENCE
 
 pytestmark = pytest.mark.anyio

@@ -11,12 +11,12 @@ import pytest
 import redis
 
 from cache.connection import InvalidRedisUrl
+from harness.servers import RedisServer, free_port, redis_server
 from serving.errors import JobNotFound, StoreUnavailable
 from serving.events.hub import Hub
 from serving.events.redis import RedisEventLog
 from serving.jobs.redis import RedisJobStore
 from tests.cache.conftest import listening
-from tests.servers import RedisServer, free_port, redis_server
 from tests.serving.conftest import PATIENCE, until
 from tests.serving.jobs.conftest import LEASE, claim, claimed, complete, job_request
 

@@ -9,14 +9,14 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from registry import aliases
-from registry.aliases import Aliases, current
-from registry.candidates import HELD_OUT, candidate_root, find_candidate
+from registry.store import aliases
+from registry.store.aliases import Aliases, current
+from registry.training.candidates import HELD_OUT, candidate_root, find_candidate
 from serving.errors import CallFailed, DeadlineExceeded
 from serving.events.sqlite import SQLiteEventLog
-from serving.executor import Executor
 from serving.jobs.handlers import AttemptFailed, JobFailed
 from serving.jobs.job import Job
+from serving.process.executor import Executor
 from serving.training.handler import TrainHandler, TrainingResult
 from serving.training.last import read_last
 from serving.training.steps import Fitted, Verdict

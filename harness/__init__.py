@@ -1,0 +1,1 @@
+"""Starts services, databases and clients for tests and benchmarks."""

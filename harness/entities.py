@@ -1,0 +1,57 @@
+"""Talks to a running service about entities and outcomes, as a client would."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+from examples.market import FEATURES, market_records
+from harness.jobs import Answer, call
+from harness.service import Service
+from serving.entities.importing import Imported, import_records
+from serving.entities.record import make_record
+from serving.entities.sqlite import SQLiteSource
+from serving.entities.store import Source
+
+MARKET = ["market-direction", "market-range", "market-return", "market-volatility", "market-volume-surge"]
+
+
+def import_market(source: Source) -> Imported:
+    """The records of the demo."""
+
+    async def run() -> Imported:
+        try:
+            records = (make_record(share, values, day) for share, day, values in market_records())
+            return await import_records(source, records)
+        finally:
+            await source.close()
+
+    return asyncio.run(run())
+
+
+def sqlite_source(directory: Path) -> Source:
+    """What a service over this directory of data has."""
+    return SQLiteSource(directory, keep_records=1000, keep_outcomes=1000)
+
+
+def columns(number: int) -> dict[str, float]:
+    """The columns of a day that may have been."""
+    return dict.fromkeys(FEATURES, 0.01 + 0.001 * number)
+
+
+def send_record(service: Service, entity: str, **record: Any) -> Answer:
+    return post(service, f"/v1/entities/{entity}/records", record)
+
+
+def ask(service: Service, entity: str, query: str = "", **headers: str) -> Answer:
+    return call(service, "GET", f"/v1/entities/{entity}/predictions{query}", None, **headers)
+
+
+def send_outcomes(service: Service, model: str, content: Any, **headers: str) -> Answer:
+    return post(service, f"/v1/models/{model}/outcomes", content, **headers)
+
+
+def post(service: Service, path: str, content: Any, **headers: str) -> Answer:
+    return call(service, "POST", path, json.dumps(content).encode(), Content_Type="application/json", **headers)

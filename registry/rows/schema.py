@@ -1,0 +1,141 @@
+"""The features of one model together: from JSON instances to rows and back, or to what is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from registry.errors import Fault, InvalidRows, NestedTooDeep
+from registry.rows.features import Feature, Rows
+
+DEEPEST = 16
+"""Levels of arrays and objects; an instance in a request needs four."""
+
+
+class Schema:
+    """The features of one model, in the order of its rows."""
+
+    def __init__(self, features: Sequence[Feature]) -> None:
+        self.features = tuple(features)
+        self.names = tuple(feature.name for feature in features)
+        self._encoders = tuple(feature.encoder() for feature in features)
+        self._positions = {name: index for index, name in enumerate(self.names)}
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @cached_property
+    def takes_missing(self) -> bool:
+        """Whether a row may hold NaN."""
+        return any(feature.nullable for feature in self.features)
+
+    def rows(self, instances: Sequence[Any]) -> Rows:
+        """Instances as JSON gave them (objects by name, or arrays in order), as rows of shape (instances, features).
+
+        Raises InvalidRows naming instance and feature, NestedTooDeep for what is no instance at all.
+        """
+        if not instances:
+            raise InvalidRows([Fault(0, None, "there must be at least one instance")])
+        faults: list[Fault] = []
+        table = []
+        for index, instance in enumerate(instances):
+            table.append(self._cells(index, instance, type(instances[0]), faults))
+            if len(faults) >= InvalidRows.LIMIT:
+                break
+        if faults:
+            if any(depth(instance) > DEEPEST - 2 for instance in instances):
+                raise NestedTooDeep(faults)
+            raise InvalidRows(faults)
+        return np.array(table, dtype=np.float64)
+
+    def fitting_rows(self, instances: Sequence[Any]) -> tuple[Rows, list[int]]:
+        """Rows of those instances that fit, shape (fitting, features), and which they are."""
+        rows, places = [], []
+        for place, instance in enumerate(instances):
+            try:
+                rows.append(self.rows([instance])[0])
+            except InvalidRows:
+                continue
+            places.append(place)
+        return np.array(rows, dtype=np.float64).reshape(len(rows), len(self)), places
+
+    def _cells(self, index: int, instance: Any, kind: type, faults: list[Fault]) -> list[float]:
+        if type(instance) is not kind or not isinstance(instance, dict | list):
+            shape = {"dict": "an object, like the first", "list": "an array, like the first"}
+            faults.append(Fault(index, None, f"must be {shape.get(kind.__name__, 'an object or an array')}"))
+            return []
+        if isinstance(instance, list):
+            if len(instance) != len(self.names):
+                faults.append(Fault(index, None, f"must have {len(self.names)} values, has {len(instance)}"))
+                return []
+            return self._encode(index, zip(self.names, instance, strict=True), faults)
+        if instance.keys() != self._positions.keys():
+            faults.extend(self._misnamed(index, instance))
+        present = [(name, instance[name]) for name in self.names if name in instance]
+        return self._encode(index, present, faults)
+
+    def _encode(self, index: int, values: Any, faults: list[Fault]) -> list[float]:
+        cells = []
+        for name, value in values:
+            try:
+                cells.append(self._encoders[self._positions[name]](value))
+            except ValueError as error:
+                faults.append(Fault(index, name, str(error)))
+        return cells
+
+    def _misnamed(self, index: int, instance: dict[str, Any]) -> list[Fault]:
+        missing = [Fault(index, name, "is missing") for name in self.names if name not in instance]
+        # no more than are shown: an object may have hundreds of thousands
+        unknown = islice((name for name in instance if name not in self._positions), InvalidRows.LIMIT)
+        # An unknown name is the client's own text: shown only as far as it helps
+        shown = [name if len(name) <= 64 and name.isprintable() else "(unreadable)" for name in unknown]
+        return missing + [Fault(index, name, "is not a feature of this model") for name in shown]
+
+    def instance(self, row: Sequence[float]) -> dict[str, Any]:
+        """A row back in the user's terms."""
+        return {f.name: f.decode(float(cell)) for f, cell in zip(self.features, row, strict=True)}
+
+    def frame(self, rows: Rows) -> pd.DataFrame:
+        """Rows as the DataFrame that the estimator was fitted on: same columns, same dtypes."""
+        return pd.DataFrame({f.name: f.column(rows[:, i]) for i, f in enumerate(self.features)}, copy=False)
+
+    @cached_property
+    def object_schema(self) -> dict[str, Any]:
+        """An instance by feature name, as JSON Schema."""
+        return {
+            "type": "object",
+            "properties": {feature.name: feature.json_schema() for feature in self.features},
+            "required": list(self.names),
+            "additionalProperties": False,
+        }
+
+    @cached_property
+    def array_schema(self) -> dict[str, Any]:
+        """An instance as an array in schema order, as JSON Schema."""
+        return {
+            "type": "array",
+            "prefixItems": [feature.json_schema() for feature in self.features],
+            "minItems": len(self),
+            "maxItems": len(self),
+        }
+
+
+def depth(value: Any) -> int:
+    """Levels of arrays and objects, counted no further than needed; iterative, because the value is hostile."""
+    level, levels = [value], 0
+    while levels <= DEEPEST:
+        level = [
+            inner
+            for outer in level
+            if type(outer) in (list, dict)
+            for inner in (outer if type(outer) is list else outer.values())
+        ]
+        if not level:
+            return levels
+        levels += 1
+    return levels

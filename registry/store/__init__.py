@@ -1,0 +1,1 @@
+"""Model versions on disk: manifests, aliases, loading, adding."""

@@ -1,0 +1,290 @@
+"""Makes a new version of a model from a fitted estimator and a table of its input."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import io
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import joblib
+import msgspec
+import numpy as np
+import pandas as pd
+import structlog
+from sklearn.utils.validation import check_is_fitted
+
+from registry.boosters import input_names, libraries, with_categories
+from registry.errors import CannotAdd, InvalidRows, VersionRefused
+from registry.explain.choose import choose_explainer
+from registry.explain.importance import mean_contributions
+from registry.model import Compute, LoadedModel, asking, estimator_compute, task_of
+from registry.rows.features import Feature, Rows
+from registry.rows.infer_schema import infer_features
+from registry.rows.schema import Schema
+from registry.store.aliases import directories
+from registry.store.loader import load_version, unpickle
+from registry.store.manifest import NAME, ExplainerRecord, Manifest, Task, TrainingRecord, version_order, write_manifest
+from registry.training.metrics import measure
+
+log = structlog.get_logger(__name__)
+
+ARTEFACT = "model.joblib"
+BACKGROUND_ROWS = 100
+EXPECTED_ROWS = 20
+IMPORTANCE_SECONDS = 10.0
+"""How long a slow explainer may go on with more background rows."""
+
+
+def add_version(
+    root: Path,
+    name: str,
+    estimator: Any,
+    sample: pd.DataFrame,
+    *,
+    version: str | None = None,
+    target: str | None = None,
+    labels: Sequence[str] = (),
+    held_out: pd.DataFrame | None = None,
+    margin: float | None = 1.0,
+    source: str = "",
+    training: TrainingRecord | None = None,
+    trained_by: str = "",
+    accepting: Sequence[Feature] = (),
+    entities: bool = False,
+) -> LoadedModel:
+    """Write the next version of `name` below `root` and load it back as a server would.
+
+    `sample` is a table of the estimator's input, one column a feature. With a `target` column, what the estimator
+    should predict, its metrics are measured: on `held_out`, a table of the same columns, or else on the sample.
+    `labels` name the classes in the order of `classes_`. `margin`: see `infer_features`; numbers that `accepting`,
+    features of another version, takes are taken besides. `training` and `trained_by`: see `Manifest`. `entities` binds
+    the model to the records of entities. Raises CannotAdd, and then nothing is left behind.
+    """
+    if not NAME.fullmatch(name):
+        raise CannotAdd(f"{name!r} is not a model name: letters, digits, '.', '_' and '-', at most 64")
+    version = version or next_version(root / name)
+    if not NAME.fullmatch(version):
+        raise CannotAdd(f"{version!r} is not a version: letters, digits, '.', '_' and '-', at most 64")
+    directory = root / name / version
+    if directory.exists():
+        raise CannotAdd(f"{directory} is there already; a version never changes")
+    task = _checked_task(estimator)
+    columns = _input_columns(estimator, sample, target)
+    by_name = hasattr(estimator, "feature_names_in_")
+    table = with_categories(estimator, sample[columns])
+    before = {feature.name: feature for feature in accepting}
+    features = tuple(feature.widened(before.get(feature.name, feature)) for feature in infer_features(table, margin))
+    schema = Schema(features)
+    if not by_name and any(feature.kind == "category" for feature in features):
+        raise CannotAdd("the estimator takes numbers only, but the table has columns of text")
+    try:
+        rows = _rows(schema, table)
+        compute = estimator_compute(estimator, schema, frame=by_name)
+        outputs = compute(rows)
+    except InvalidRows as error:
+        raise CannotAdd(f"the table does not fit its own features: {error.faults[0].reason}") from error
+    except Exception as error:
+        raise CannotAdd(f"the estimator does not predict this table: {type(error).__name__}: {error}") from error
+    if not np.isfinite(outputs).all():
+        raise CannotAdd("the estimator's output for this table is not finite")
+    classes = _class_labels(estimator, labels) if task == "classification" else ()
+    metrics = {}
+    if target is not None:
+        judged = sample if held_out is None else held_out
+        given = with_categories(estimator, judged[columns]) if by_name else judged[columns].to_numpy(np.float64)
+        metrics = measure(task, judged[target], asking(estimator)(given), getattr(estimator, "classes_", ()))
+    content = io.BytesIO()
+    try:
+        joblib.dump(estimator, content, compress=3)
+    except Exception as error:
+        raise CannotAdd(f"the estimator cannot be written: {type(error).__name__}: {error}") from error
+    background = _spread(rows, BACKGROUND_ROWS)
+    manifest = Manifest(
+        name=name,
+        version=version,
+        task=task,
+        estimator=_describe(estimator),
+        artefact=ARTEFACT,
+        sha256=hashlib.sha256(content.getvalue()).hexdigest(),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        libraries=_library_versions(estimator),
+        features=features,
+        input="frame" if by_name else "array",
+        classes=classes,
+        example=schema.instance(background[len(background) // 2]),
+        background=tuple(tuple(schema.instance(row).values()) for row in background),
+        expected=tuple(map(tuple, compute(background[:EXPECTED_ROWS]).tolist())),
+        baseline=_baseline(task, outputs, len(classes)),
+        metrics=metrics,
+        source=source,
+        training=training,
+        trained_by=trained_by,
+        entities=entities,
+    )
+    manifest = msgspec.structs.replace(manifest, explainer=_record_explainer(manifest, estimator, compute, background))
+    return _write(root, directory, manifest, content.getvalue())
+
+
+def read_estimator(path: Path) -> Any:
+    """The estimator in a joblib file, which is executed. Raises CannotAdd."""
+    try:
+        return unpickle(path, path.read_bytes())
+    except OSError as error:
+        raise CannotAdd(f"{path}: {error.strerror}") from error
+    except VersionRefused as error:
+        raise CannotAdd(str(error)) from error
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A CSV file with a header. Raises CannotAdd."""
+    try:
+        return pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise CannotAdd(f"{path}: {error}") from error
+
+
+def next_version(directory: Path) -> str:
+    """The number after the highest of the versions in `directory`. Raises CannotAdd where the newest has none."""
+    taken = [path.name for path in directories(directory)]
+    newest = max((int(name) for name in taken if name.isdigit()), default=0)
+    last = max(taken, key=version_order, default="0")
+    if not last.isdigit():
+        raise CannotAdd(f"{directory} has a version {last!r}; name the next one with --version")
+    return str(newest + 1)
+
+
+def _checked_task(estimator: Any) -> Task:
+    task = task_of(estimator)
+    if task is None:
+        raise CannotAdd(f"{type(estimator).__name__} is not a scikit-learn estimator that predicts")
+    try:
+        check_is_fitted(estimator)
+    except Exception as error:
+        raise CannotAdd(f"{type(estimator).__name__} is not fitted") from error
+    if task == "classification" and not isinstance(getattr(estimator, "classes_", None), np.ndarray):
+        raise CannotAdd("classifiers with several outputs are not served")
+    return task
+
+
+def _input_columns(estimator: Any, sample: pd.DataFrame, target: str | None) -> list[str]:
+    if sample.empty:
+        raise CannotAdd("the table has no rows")
+    if not sample.columns.is_unique:
+        raise CannotAdd("the table has two columns of the same name")
+    if target is not None and target not in sample:
+        raise CannotAdd(f"the table has no column {target!r}")
+    expected = input_names(estimator, list(map(str, sample.columns)))
+    if expected is not None:
+        missing = [name for name in expected if name not in sample]
+        if missing:
+            raise CannotAdd(f"the table lacks {', '.join(missing)}, which the estimator was fitted on")
+        return expected
+    columns = [str(column) for column in sample.columns if column != target]
+    count = getattr(estimator, "n_features_in_", len(columns))
+    if len(columns) != count:
+        raise CannotAdd(
+            f"the estimator takes {count} features, the table has {len(columns)} columns besides the target; "
+            "leave the others out, or name the target column"
+        )
+    return columns
+
+
+def _rows(schema: Schema, frame: pd.DataFrame) -> Rows:
+    """The table by the same way that requests take, so that what is learnt here holds for them."""
+    return schema.rows(instances_of(frame))
+
+
+def instances_of(frame: pd.DataFrame) -> list[list[Any]]:
+    """The rows of a table as JSON would give them."""
+    table = frame.astype(object).where(frame.notna(), None).to_numpy(dtype=object)
+    return [[_plain(cell) for cell in row] for row in table.tolist()]
+
+
+def _plain(cell: Any) -> Any:
+    return cell.item() if isinstance(cell, np.generic) else cell
+
+
+def _spread(rows: Rows, count: int) -> Rows:
+    """At most `count` rows, evenly spread over the table."""
+    chosen: Rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))]
+    return chosen
+
+
+def _class_labels(estimator: Any, labels: Sequence[str]) -> tuple[str, ...]:
+    classes = tuple(labels) or tuple(str(_plain(label)) for label in estimator.classes_)
+    if len(classes) != len(estimator.classes_):
+        raise CannotAdd(f"{len(classes)} labels for {len(estimator.classes_)} classes")
+    if len(set(classes)) != len(classes):
+        raise CannotAdd("two classes have the same label")
+    return classes
+
+
+def _baseline(task: Task, outputs: Rows, classes: int) -> tuple[float, ...]:
+    """The mean output; an index of a label has no mean, so there the most frequent one is taken."""
+    means = outputs.mean(axis=0)
+    if task != "regression" and outputs.shape[1] != classes:
+        found, counts = np.unique(outputs[:, -1], return_counts=True)
+        means[-1] = found[counts.argmax()]
+    return tuple(means.tolist())
+
+
+def _record_explainer(manifest: Manifest, estimator: Any, compute: Compute, background: Rows) -> ExplainerRecord | None:
+    explainer = choose_explainer(manifest, estimator, compute)
+    if explainer is None:
+        return None
+    try:
+        importance, count = mean_contributions(explainer, background, IMPORTANCE_SECONDS)
+    except Exception as error:  # noqa: BLE001 - an estimator that breaks on rows mixed from others still predicts
+        log.warning("Explainer not recorded", model=manifest.name, reason=f"{type(error).__name__}: {error}")
+        return None
+    names = (feature.name for feature in manifest.features)
+    return ExplainerRecord(
+        method=explainer.method,
+        space=explainer.space,
+        importance=dict(zip(names, importance, strict=True)),
+        importance_rows=count,
+    )
+
+
+def _describe(estimator: Any) -> str:
+    steps = getattr(estimator, "steps", None)
+    return " | ".join(type(step).__name__ for _, step in steps) if steps else type(estimator).__name__
+
+
+def _library_versions(estimator: Any) -> dict[str, str]:
+    """Python's, ours, and those of the other libraries that the estimator and its steps come from."""
+    distributions = ("scikit-learn", "numpy", "pandas", "joblib")
+    versions = {name: importlib.metadata.version(name) for name in distributions}
+    others = {name: getattr(sys.modules.get(name), "__version__", None) for name in libraries(estimator) - {"sklearn"}}
+    return {
+        "python": platform.python_version(),
+        **versions,
+        **{name: str(version) for name, version in sorted(others.items()) if version is not None},
+    }
+
+
+def _write(root: Path, directory: Path, manifest: Manifest, content: bytes) -> LoadedModel:
+    """All of a version or nothing: written aside, loaded as a server would, and only then given its name."""
+    root.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=root))
+    try:
+        aside = scratch / manifest.name / manifest.version
+        aside.mkdir(parents=True)
+        (aside / manifest.artefact).write_bytes(content)
+        write_manifest(aside, manifest)
+        load_version(scratch, aside)
+        directory.parent.mkdir(exist_ok=True)
+        aside.rename(directory)
+    except VersionRefused as error:
+        raise CannotAdd(error.reason) from error
+    finally:
+        shutil.rmtree(scratch)
+    return load_version(root, directory)

@@ -1,0 +1,138 @@
+"""Loads one version: its bytes are read once, hashed, and unpickled from memory only if the hash is the manifest's.
+
+A joblib file is code. So nothing is unpickled that the manifest does not vouch for, and the bytes that are hashed are
+the very bytes that are unpickled: a file swapped in between changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import structlog
+
+from registry.boosters import keep_to_one_thread
+from registry.errors import VersionRefused
+from registry.explain.budget import Budget
+from registry.explain.choose import choose_explainer
+from registry.kernels import compile_estimator, probe_rows, verify
+from registry.model import Compute, LoadedModel, estimator_compute, task_of
+from registry.rows.schema import Schema
+from registry.store.manifest import Manifest, read_manifest
+
+log = structlog.get_logger(__name__)
+
+CLOSE_ENOUGH = 1e-9
+"""How far an estimator may be from what it answered when it was added: other builds of BLAS sum in another order."""
+
+
+def load_version(
+    root: Path, directory: Path, *, fallback: bool = False, compiled: bool = True, budget: Budget | None = None
+) -> LoadedModel:
+    """The version kept in `directory` below the model directory `root`.
+
+    With `fallback`, a version whose manifest is sound but whose artefact is not is stood in for by a model that
+    answers the sample's mean; otherwise VersionRefused is raised, naming the file. Where a compiled form answers bit
+    for bit as the estimator does, it serves and the estimator is let go, unless `compiled` says otherwise.
+    """
+    manifest = read_manifest(directory)
+    path = directory / manifest.artefact
+    try:
+        estimator = unpickle(path, verified_bytes(root, path, manifest.sha256))
+        _check_kind(path, estimator, manifest)
+        keep_to_one_thread(estimator)
+        compute = estimator_compute(estimator, Schema(manifest.features), frame=manifest.input == "frame")
+        _verify_answers(path, manifest, compute)
+    except VersionRefused as error:
+        if not fallback:
+            raise
+        log.error("Fallback model in use", model=manifest.name, version=manifest.version, reason=str(error))
+        return LoadedModel(manifest, _mean_of_the_sample(manifest), fallback=True)
+    quick = _compile(manifest, estimator, compute) if compiled else None
+    explainer = choose_explainer(manifest, estimator, quick or compute, budget)
+    return LoadedModel(manifest, quick or compute, compiled=quick is not None, explainer=explainer)
+
+
+def verified_bytes(root: Path, path: Path, sha256: str) -> bytes:
+    """Of a file below `root` that holds code, if they have the hash that a manifest states. Raises VersionRefused."""
+    try:
+        real = path.resolve(strict=True)
+        if not real.is_relative_to(root.resolve(strict=True)):
+            raise VersionRefused(path, f"is a link that leaves {root}")
+        if not real.is_file():  # a pipe would keep the start waiting for ever
+            raise VersionRefused(path, "is not a file")
+        content = real.read_bytes()
+    except OSError as error:
+        raise VersionRefused(path, error.strerror or str(error)) from error
+    except RuntimeError as error:  # Python before 3.13 says so of a link to itself
+        raise VersionRefused(path, "is a link that leads nowhere") from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise VersionRefused(path, f"has sha256 {found[:12]}..., its manifest says {sha256[:12]}...")
+    return content
+
+
+def unpickle(path: Path, content: bytes) -> Any:
+    """The estimator in the `content` of an artefact, which is executed. Raises VersionRefused."""
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            estimator = joblib.load(io.BytesIO(content))
+    except ImportError as error:
+        raise VersionRefused(path, f"needs a library that is not installed: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise VersionRefused(path, f"does not load: {type(error).__name__}: {error}") from error
+    for message in {str(warning.message) for warning in caught}:
+        log.warning("Model loaded with a warning", artefact=str(path), warning=message)
+    return estimator
+
+
+def _check_kind(path: Path, estimator: Any, manifest: Manifest) -> None:
+    if task_of(estimator) != manifest.task:
+        raise VersionRefused(path, f"holds a {type(estimator).__name__}, its manifest says {manifest.task}")
+    if manifest.task == "classification" and len(estimator.classes_) != len(manifest.classes):
+        raise VersionRefused(path, f"has {len(estimator.classes_)} classes, its manifest {len(manifest.classes)}")
+
+
+def _verify_answers(path: Path, manifest: Manifest, compute: Compute) -> None:
+    """The estimator must answer as it did when it was added; this warms it, too."""
+    expected = np.array(manifest.expected)
+    try:
+        rows = Schema(manifest.features).rows([list(row) for row in manifest.background[: len(expected)]])
+        answers = compute(rows)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise VersionRefused(path, f"does not predict: {type(error).__name__}: {error}") from error
+    if answers.shape != expected.shape or not np.allclose(answers, expected, rtol=CLOSE_ENOUGH, atol=CLOSE_ENOUGH):
+        raise VersionRefused(path, "does not answer as it did when it was added")
+
+
+def _compile(manifest: Manifest, estimator: Any, compute: Compute) -> Compute | None:
+    """The estimator's compiled form, if it has one that answers probe rows with the very same bits."""
+    schema = Schema(manifest.features)
+    try:
+        compiled = compile_estimator(estimator, schema, frame=manifest.input == "frame")
+        if compiled is None:
+            reason = "its kind is not supported"
+        elif verify(compiled, compute, probe_rows(schema, schema.rows([list(row) for row in manifest.background]))):
+            return compiled
+        else:
+            reason = "it does not answer as its estimator does"
+    except Exception as error:  # noqa: BLE001 - it reads private parts of estimators, which another release may lack
+        reason = f"{type(error).__name__}: {error}"
+    log.info("Model not compiled", model=manifest.name, version=manifest.version, reason=reason)
+    return None
+
+
+def _mean_of_the_sample(manifest: Manifest) -> Callable[[Any], Any]:
+    answer = np.array(manifest.baseline)
+    return lambda rows: np.tile(answer, (len(rows), 1))

@@ -1,0 +1,103 @@
+"""A version's manifest: what the artefact is, what it takes, what it gives, and the hash it must have."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from registry.errors import VersionRefused
+from registry.explain.shap_values import Method, Space
+from registry.rows.features import Feature
+
+FILENAME = "manifest.json"
+
+# A name is a directory, a dictionary key and a piece of a URL; nothing else may pass.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+
+Task = Literal["classification", "regression", "clustering", "outlier-detection"]
+
+
+class ExplainerRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The explainer that was chosen when the version was added.
+
+    `importance` is the mean of |SHAP| over outputs and the first `importance_rows` background rows, by feature.
+    """
+
+    method: Method
+    space: Space
+    importance: dict[str, float]
+    importance_rows: int
+
+
+class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the model is trained anew: a Python file beside the versions, and the hash that it must have."""
+
+    script: str
+    sha256: str
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One version of one model. `background` rows and `example` are in the user's own terms, as JSON takes them."""
+
+    format: Literal[1] = 1
+    name: str
+    version: str
+    task: Task
+    estimator: str
+    artefact: str
+    sha256: str
+    created: str
+    libraries: dict[str, str]
+    features: tuple[Feature, ...]
+    input: Literal["array", "frame"]
+    classes: tuple[str, ...] = ()
+    example: dict[str, Any]
+    background: tuple[tuple[Any, ...], ...]
+    expected: tuple[tuple[float, ...], ...]
+    """The estimator's outputs for the first background rows, as it gave them when the version was added."""
+    baseline: tuple[float, ...]
+    """Mean output over the sample: what a fallback model answers."""
+    metrics: dict[str, float] = {}
+    source: str = ""
+    entities: bool = False
+    """Whether it is asked about the records of entities; its features are columns of a record."""
+    explainer: ExplainerRecord | None = None
+    """None for a version that was added before explainers were recorded, or where none fitted."""
+    training: TrainingRecord | None = None
+    """None for a model that is not trained anew."""
+    trained_by: str = ""
+    """The job that has trained this version; empty for one that was added by hand."""
+
+
+def version_order(version: str) -> tuple[tuple[int, int, str], ...]:
+    """Sorts "2" before "10" and "1.9" before "1.10"."""
+    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"[._-]", version))
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of the version kept in `directory`. Raises VersionRefused."""
+    path = directory / FILENAME
+    try:
+        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except OSError as error:
+        raise VersionRefused(path, error.strerror or str(error)) from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise VersionRefused(path, f"is not a manifest: {error}") from error
+    if (manifest.name, manifest.version) != (directory.parent.name, directory.name):
+        raise VersionRefused(path, f"speaks of {manifest.name}/{manifest.version}")
+    scripts = () if manifest.training is None else (manifest.training.script,)
+    for name in (manifest.name, manifest.version, manifest.artefact, *scripts):
+        if not NAME.fullmatch(name):
+            raise VersionRefused(path, f"{name!r} is not a plain name")
+    if not manifest.features:
+        raise VersionRefused(path, "lists no features")
+    return manifest
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write it so that people can read it too."""
+    text = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+    (directory / FILENAME).write_bytes(text + b"\n")

@@ -1,0 +1,1 @@
+"""Training a model anew: the script, candidates, metrics, promotion."""

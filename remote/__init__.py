@@ -1,1 +1,0 @@
-"""What is asked of a running service from outside: whether it works, and how much it bears."""

@@ -1,0 +1,188 @@
+"""Whether a deployed service does what it is there for: each thing asked once, as a client would.
+
+Nothing is left behind but one finished job, and two requests a model in its figures.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import httpx
+
+from serving.cli.errors import Unreachable
+from serving.cli.remote import RemoteService, json_of
+
+POLL_SECONDS = 0.5
+JOB_SECONDS = 60.0
+TOLERANCE = 1e-6
+"""How far a base value and its contributions may be from the output, relative to it; XGBoost's are in float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was looked at and what came of it; `fault` is empty when all is well."""
+
+    subject: str
+    fault: str = ""
+    note: str = ""
+
+
+class _Fault(Exception):
+    """What is wrong, in words for the operator."""
+
+
+def verify(service: RemoteService, *, wait_seconds: float = 0.0, max_memory_mb: float = math.inf) -> Iterator[Finding]:
+    """One finding after the other. A service that is only starting is waited for."""
+    ready = _finding("readiness", partial(_await_ready, service, wait_seconds))
+    yield ready
+    if ready.fault:
+        return
+    yield _finding("health", partial(_health, service))
+    try:
+        models = service.models()
+    except Unreachable as error:
+        yield Finding("models", str(error))
+        return
+    yield Finding("models", "" if models else "there are none", str(len(models)))
+    for model in models:
+        yield _finding(f"predict {model['name']}", partial(_predict, service, model))
+        if model["explainer"] is not None and not model["explainer"]["jobs_only"]:
+            yield _finding(f"explain {model['name']}", partial(_explain, service, model))
+    if models:
+        yield _finding("cache", partial(_cache, service, models[0]))
+        yield _finding("stream", partial(_stream, service, models[0]))
+        yield _finding("job", partial(_job, service, models[0]))
+    yield _finding("refusals", partial(_refusals, service))
+    yield _finding("admin is closed", partial(_closed, service))
+    if service.may_see_figures:
+        yield _finding("metrics", partial(_metrics, service, max_memory_mb))
+
+
+def _finding(subject: str, look: Callable[[], str]) -> Finding:
+    try:
+        return Finding(subject, note=look())
+    except (_Fault, Unreachable) as error:
+        return Finding(subject, str(error))
+    except (KeyError, IndexError, TypeError) as error:
+        return Finding(subject, f"the answer has another form than it should: {type(error).__name__} {error}")
+
+
+def _await_ready(service: RemoteService, seconds: float) -> str:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            answer = service.ask("GET", "/health/ready")
+            if answer.status_code == 200:
+                return ""
+            reason = f"/health/ready is answered {answer.status_code}"
+        except Unreachable as error:
+            reason = str(error)
+        if time.monotonic() >= deadline:
+            raise _Fault(reason)
+        time.sleep(POLL_SECONDS)
+
+
+def _health(service: RemoteService) -> str:
+    health = service.get("/health")
+    if health["status"] != "ok":
+        raise _Fault(f"the service says that it is {health['status']}: {health}")
+    return "ok"
+
+
+def _infer(service: RemoteService, model: dict[str, Any], verb: str) -> httpx.Response:
+    path = f"/v1/models/{model['name']}:{verb}"
+    answer = service.ask("POST", path, json={"instances": [model["example"]]})
+    if answer.status_code != 200:
+        raise _Fault(f"{path} is answered {answer.status_code}: {answer.text[:500]}")
+    if answer.headers.get("X-Model-Fallback") == "true":
+        raise _Fault(f"{path} is answered by a fallback model")
+    return answer
+
+
+def _predict(service: RemoteService, model: dict[str, Any]) -> str:
+    (prediction,) = json_of(_infer(service, model, "predict"), "predict")["predictions"]
+    if isinstance(prediction, dict):
+        if prediction.get("probabilities") and not math.isclose(
+            sum(prediction["probabilities"].values()), 1.0, abs_tol=TOLERANCE
+        ):
+            raise _Fault(f"the probabilities do not add up to 1: {prediction}")
+        return str(prediction.get("label", prediction))
+    if not math.isfinite(prediction):
+        raise _Fault(f"the prediction is {prediction}")
+    return f"{prediction:.6g}"
+
+
+def _explain(service: RemoteService, model: dict[str, Any]) -> str:
+    (explanation,) = json_of(_infer(service, model, "explain"), "explain")["explanations"]
+    total = explanation["base_value"] + math.fsum(explanation["values"].values())
+    if not math.isclose(total, explanation["output"], rel_tol=TOLERANCE, abs_tol=TOLERANCE):
+        raise _Fault(f"base value and contributions add up to {total}, the output is {explanation['output']}")
+    return str(explanation["method"])
+
+
+def _cache(service: RemoteService, model: dict[str, Any]) -> str:
+    """The example has been asked for before; twice more, because a worker may be replaced at any time."""
+    for _ in range(2):
+        source = _infer(service, model, "predict").headers.get("X-Cache", "nothing")
+        if source.startswith("hit"):
+            return str(source)
+    raise _Fault(f"the same request a third time is answered with X-Cache: {source}")
+
+
+def _stream(service: RemoteService, model: dict[str, Any]) -> str:
+    answer = service.ask(
+        "POST",
+        f"/v1/models/{model['name']}:predict",
+        json={"instances": [model["example"]] * 2},
+        headers={"Accept": "text/event-stream"},
+    )
+    events = [line.partition(":")[2].strip() for line in answer.text.splitlines() if line.startswith("event:")]
+    if events != ["prediction", "prediction", "done"]:
+        raise _Fault(f"two predictions and their end were expected, {events} came with status {answer.status_code}")
+    return ""
+
+
+def _job(service: RemoteService, model: dict[str, Any]) -> str:
+    """Submitted, worked on by a runner, and answered as `:predict` answers."""
+    request = {"operation": "predict", "model": model["name"], "instances": [model["example"]]}
+    answer = service.ask("POST", "/v1/jobs", json=request)
+    if answer.status_code != 202:
+        raise _Fault(f"/v1/jobs is answered {answer.status_code}: {answer.text[:500]}")
+    place, deadline = answer.headers["Location"], time.monotonic() + JOB_SECONDS
+    while (job := service.get(place))["state"] in ("queued", "running"):
+        if time.monotonic() >= deadline:
+            raise _Fault(f"the job is {job['state']} after {JOB_SECONDS:g} s; does anybody run jobs?")
+        time.sleep(POLL_SECONDS)
+    if job["state"] != "done":
+        raise _Fault(f"the job is {job['state']}: {job.get('error')}")
+    direct = json_of(_infer(service, model, "predict"), "predict")["predictions"]
+    if service.get(f"{place}/result")["predictions"] != direct:
+        raise _Fault("the job's answer is not what a direct request is answered")
+    return ""
+
+
+def _refusals(service: RemoteService) -> str:
+    answer = service.ask("POST", "/v1/models/no-such-model:predict", json={"instances": [{}]})
+    if answer.status_code != 404 or answer.headers.get("Content-Type") != "application/problem+json":
+        raise _Fault(f"an unknown model is answered {answer.status_code} {answer.headers.get('Content-Type')}")
+    return ""
+
+
+def _closed(service: RemoteService) -> str:
+    for path in ("/api/admin/metrics", "/metrics"):
+        status = service.ask("GET", path).status_code
+        if status not in (401, 404):
+            raise _Fault(f"{path} without a token is answered {status}")
+    return ""
+
+
+def _metrics(service: RemoteService, max_memory_mb: float) -> str:
+    megabytes = service.get("/api/admin/metrics", admin=True)["pss_bytes"] / 2**20
+    if megabytes > max_memory_mb:
+        raise _Fault(f"all processes take {megabytes:.0f} MB, more than {max_memory_mb:g}")
+    return f"{megabytes:.0f} MB"

@@ -1,1 +1,0 @@
-"""Records of entities and outcomes of predictions, kept in SQLite or Supabase."""

@@ -1,0 +1,1 @@
+"""Records of entities and outcomes of predictions."""

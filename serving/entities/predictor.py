@@ -1,0 +1,166 @@
+"""What all models that are bound to entities say of the newest records of one, in one pass."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from cache.flight import Answer
+from registry.errors import Fault, InvalidRows
+from registry.model import LoadedModel
+from registry.registry import Registry
+from registry.rows.features import Rows
+from serving.entities.reading import RecordReader
+from serving.entities.record import ENTITY, Record
+from serving.errors import DeadlineExceeded, EntityNotFound, InvalidRequest
+from serving.http.problems import status_of
+from serving.predict.inference import Inference, Timing
+from serving.predict.operation import VERBS, Verb
+from serving.shared.recording import Metrics
+
+ANSWERS: dict[Verb, str] = {"predict": "predictions", "explain": "explanations"}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelAnswer:
+    """What one model says of each record, by verb."""
+
+    model: LoadedModel
+    answers: dict[Verb, list[Answer]]
+
+
+@dataclass(frozen=True, slots=True)
+class EntityAnswer:
+    """What the models say of the records of an entity; `stale` when newer records may be there."""
+
+    entity: str
+    records: Sequence[Record]
+    models: Sequence[ModelAnswer]
+    stale: bool = False
+
+    @property
+    def sources(self) -> set[str]:
+        """Where the answers are from."""
+        return {source for one in self.models for answers in one.answers.values() for _, source in answers}
+
+    def content(self) -> bytes:
+        """As JSON, put together from ready pieces; names and versions need no escaping."""
+        head = {
+            "entity": self.entity,
+            "stale": self.stale,
+            "records": [{"id": record.id, "time": record.time} for record in self.records],
+        }
+        models = b",".join(map(_piece, self.models))
+        return msgspec.json.encode(head)[:-1] + b',"models":[' + models + b"]}"
+
+
+class EntityPredictor:
+    """Asks the models that are bound to entities. Built before the fork; belongs to one event loop after it."""
+
+    def __init__(self, registry: Registry, inference: Inference, reader: RecordReader, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._registry = registry
+        self._inference = inference
+        self._reader = reader
+        self.most = reader.most
+
+    def bound(self, names: Sequence[str] | None = None) -> list[LoadedModel]:
+        """The live versions of the models of these names, or of all. Raises ModelNotFound, InvalidRequest."""
+        if names is None:
+            return [model for model in self._registry.live() if model.manifest.entities]
+        models = [self._registry.get(name) for name in dict.fromkeys(names)]
+        for model in models:
+            if not model.manifest.entities:
+                raise InvalidRequest(f"{model.name} is not bound to entities")
+        return models
+
+    async def predict(
+        self,
+        entity: str,
+        *,
+        names: Sequence[str] | None = None,
+        limit: int | None = None,
+        explained: bool = False,
+        timeout: float | None = None,
+    ) -> EntityAnswer:
+        """The predictions, and if asked for the explanations, of at most `limit` records, newest first.
+
+        `timeout`, in seconds, may shorten the deadline, never lengthen it. Raises EntityNotFound, StoreUnavailable,
+        InvalidRequest, ModelNotFound, InvalidRows naming record, column and model, and what `Inference.answer` raises.
+        """
+        started = time.monotonic()
+        models = self.bound(names)
+        check_entity(entity)
+        reading = await self._reader.newest(entity, self.most if limit is None else limit)
+        if not reading.records:
+            raise EntityNotFound
+        left = None if timeout is None else timeout - (time.monotonic() - started)
+        if left is not None and left <= 0:
+            raise DeadlineExceeded(f"reading the records took longer than {timeout:g} s")
+        answers = await self.predict_records(reading.records, models, explained=explained, timeout=left)
+        return EntityAnswer(entity, reading.records, answers, reading.stale)
+
+    async def predict_records(
+        self,
+        records: Sequence[Record],
+        models: Sequence[LoadedModel],
+        *,
+        explained: bool = False,
+        timeout: float | None = None,
+    ) -> list[ModelAnswer]:
+        """The same of records at hand."""
+        tables = [rows_of(model, records) for model in models]
+        verbs: tuple[Verb, ...] = VERBS if explained else ("predict",)
+        answers = await asyncio.gather(
+            *(
+                self._answer(model, verb, rows, timeout)
+                for model, rows in zip(models, tables, strict=True)
+                for verb in verbs
+            )
+        )
+        each = len(verbs)
+        return [
+            ModelAnswer(model, dict(zip(verbs, answers[index * each :], strict=False)))
+            for index, model in enumerate(models)
+        ]
+
+    async def _answer(self, model: LoadedModel, verb: Verb, rows: Rows, timeout: float | None) -> list[Answer]:
+        figures, started = self._metrics.model(model.name, verb), time.perf_counter()
+        try:
+            answers = await self._inference.answer(model, verb, rows, timing=Timing(), timeout=timeout)
+        except Exception as error:
+            figures.refused(status_of(error))
+            raise
+        figures.answered(time.perf_counter() - started, [source for _, source in answers])
+        return answers
+
+
+def check_entity(entity: str) -> None:
+    """Raise EntityNotFound for what no entity can be called."""
+    if not ENTITY.fullmatch(entity):
+        raise EntityNotFound
+
+
+def rows_of(model: LoadedModel, records: Sequence[Record]) -> Rows:
+    """The model's columns of each record, in shape (records, features). Raises InvalidRows."""
+    names = model.schema.names
+    instances = [{name: record.values[name] for name in names if name in record.values} for record in records]
+    try:
+        return model.schema.rows(instances)
+    except InvalidRows as error:
+        faults = [Fault(fault.instance, fault.feature, f"{fault.reason}, says {model.name}") for fault in error.faults]
+        raise InvalidRows(faults) from None
+
+
+def _piece(one: ModelAnswer) -> bytes:
+    model = one.model
+    answers = b"".join(
+        b',"%s":[%s]' % (ANSWERS[verb].encode(), b",".join([value for value, _ in found]))
+        for verb, found in one.answers.items()
+    )
+    end = b',"fallback":true}' if model.fallback else b"}"
+    return b'{"model":"%s","version":"%s"%s%s' % (model.name.encode(), model.version.encode(), answers, end)

@@ -1,1 +1,0 @@
-"""Records that are fetched from elsewhere, again and again."""

@@ -1,1 +1,0 @@
-"""The figures of all processes, put together for those who ask."""

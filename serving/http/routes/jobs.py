@@ -1,0 +1,138 @@
+"""`/v1/jobs`: send in many rows, look how they are getting on, fetch the answers, cancel."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import structlog
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
+
+from serving.errors import InvalidRequest, JobUnfinished, StoreUnavailable, UnsupportedBody
+from serving.events.log import EventLog
+from serving.http.edge import body_type, check_encoding, read_body, stream_body
+from serving.jobs.job import Job, JobRequest
+from serving.jobs.requests import JobReader, idempotency_key
+from serving.jobs.results import csv_result, json_result, plain_result
+from serving.jobs.rows import OPERATIONS
+from serving.jobs.store import JobStore
+
+log = structlog.get_logger(__name__)
+
+LOST = "lost with its runner"
+"""The store's own words, which go on with the runner's name; that is for the log."""
+
+
+def jobs_router(
+    store: JobStore, events: EventLog, reader: JobReader, *, max_body_bytes: int, max_csv_bytes: int
+) -> APIRouter:
+    """Who does not know a job's id can neither guess it nor list it."""
+    router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+    async def read(request: Request) -> JobRequest:
+        headers = dict(request.scope["headers"])
+        key = idempotency_key(request.headers.get("idempotency-key"))
+        kind = body_type(headers)
+        check_encoding(headers)
+        if kind == b"application/json":
+            return await reader.read_json(await read_body(headers, request.receive, max_body_bytes), key)
+        if kind == b"text/csv":
+            return await reader.read_csv(_query(request), stream_body(headers, request.receive, max_csv_bytes), key)
+        raise UnsupportedBody("send application/json or text/csv in UTF-8")
+
+    @router.post("", status_code=202, summary="Predict or explain many rows in the background")
+    async def submit(request: Request) -> Response:
+        return submitted(await _submit(store, await read(request)))
+
+    @router.get("/{job_id}", summary="How a job is getting on")
+    async def show(job_id: str) -> Response:
+        return _answer(await store.get(job_id))
+
+    @router.get("/{job_id}/result", summary="The answers, as JSON, or as CSV for who accepts that")
+    async def result(job_id: str, request: Request) -> Response:
+        job = await store.get(job_id)
+        if job.state != "done":
+            raise JobUnfinished(f"the job has no result; it is {job.state}")
+        return _result(store, job, request.headers.get("accept", ""))
+
+    @router.delete("/{job_id}", summary="Cancel a job")
+    async def cancel(job_id: str) -> Response:
+        return _answer(await _cancel(store, events, job_id))
+
+    return router
+
+
+def _result(store: JobStore, job: Job, accept: str) -> Response:
+    if job.operation not in OPERATIONS:
+        return StreamingResponse(plain_result(store, job), media_type="application/json")
+    if "text/csv" in accept:
+        return StreamingResponse(csv_result(store, job), media_type="text/csv; charset=utf-8")
+    return StreamingResponse(json_result(store, job), media_type="application/json")
+
+
+async def _submit(store: JobStore, request: JobRequest) -> Job:
+    job = (await store.submit(request)).job
+    if request.idempotency_key == job.idempotency_key != "" and job.unique_key != request.unique_key:
+        raise InvalidRequest("this Idempotency-Key has come with another request before")
+    return job
+
+
+async def _cancel(store: JobStore, events: EventLog, job_id: str) -> Job:
+    before = await store.get(job_id)
+    job = await store.cancel(job_id)
+    if job.state == "cancelled" and not before.is_finished:
+        # one that runs is told of by its runner
+        try:
+            await events.append(job.id, "cancelled", msgspec.json.encode({"state": job.state, "error": ""}))
+        except StoreUnavailable as error:
+            log.warning("Event is lost", job=job.id, kind="cancelled", error=str(error))
+    return job
+
+
+def _query(request: Request) -> dict[str, Any]:
+    """The query by name; a name that comes twice is a list."""
+    query: dict[str, Any] = {}
+    for name in request.query_params:
+        values = request.query_params.getlist(name)
+        query[name] = values[0] if len(values) == 1 else values
+    return query
+
+
+def submitted(job: Job) -> Response:
+    """The answer to who has asked for a job."""
+    return _answer(job, 202, {"Location": f"/v1/jobs/{job.id}"})
+
+
+def _answer(job: Job, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(job_view(job)), status, headers, "application/json")
+
+
+def job_view(job: Job) -> dict[str, Any]:
+    """What a client may know of a job."""
+    view: dict[str, Any] = {
+        "id": job.id,
+        "operation": job.operation,
+        "model": job.model,
+        "version": job.version,
+        "state": job.state,
+        "progress": round(job.progress, 4),
+        "attempts": job.attempts,
+        "chunks": job.chunks,
+        "chunks_done": job.chunks_done,
+        "created": _iso(job.created),
+        "started": _iso(job.started),
+        "finished": _iso(job.finished),
+    }
+    if job.error:
+        view["error"] = LOST if job.error.startswith(LOST) else job.error
+    if job.cancelling and not job.is_finished:
+        view["cancelling"] = True
+    if job.state == "done":
+        view["result"] = f"/v1/jobs/{job.id}/result"
+    return view
+
+
+def _iso(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

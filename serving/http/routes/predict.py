@@ -1,0 +1,194 @@
+"""`POST /v1/models/{model}[/versions/{version}]:predict` and `:explain`, a small ASGI app: this is the hot path."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from http import HTTPStatus
+
+import msgspec
+import structlog
+
+from cache.flight import Answer
+from registry.model import LoadedModel
+from registry.registry import Registry
+from serving.errors import DeadlineExceeded, MethodNotAllowed, NotJSON
+from serving.http.edge import (
+    ClientGone,
+    Headers,
+    Receive,
+    Scope,
+    Send,
+    check_json,
+    read_body,
+    respond,
+    unanswered_status,
+)
+from serving.http.problems import status_of
+from serving.http.routes.jobs import job_view
+from serving.http.sse import CONTENT_TYPE as EVENTS
+from serving.http.sse import Frames, Streams, frame
+from serving.jobs.background import Background
+from serving.jobs.job import Job
+from serving.predict.inference import Inference, Timing
+from serving.predict.operation import EVERYTHING, VERBS, Verb
+from serving.predict.request_body import Reader
+from serving.shared.recording import Metrics, ModelFigures
+
+log = structlog.get_logger(__name__)
+
+PATH = re.compile(r"/v1/models/(?P<model>[^/]*)(?:/versions/(?P<version>[^/]*))?:(?P<verb>predict|explain)")
+"""Names are keys of the registry and nothing else, so any text will do: what is no key is not found."""
+TIMEOUT = re.compile(rb"[0-9]{1,9}(\.[0-9]{1,9})?")
+
+ANSWERS: Mapping[Verb, str] = {"predict": "predictions", "explain": "explanations"}
+DONE: Mapping[Verb, str] = {"predict": "Prediction", "explain": "Explanation"}
+
+
+class InferenceRoute:
+    """The ASGI app of predictions and explanations; whoever calls it has left the groups of PATH in `path_params`."""
+
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        inference: Inference,
+        streams: Streams,
+        metrics: Metrics,
+        max_body_bytes: int,
+        max_instances: int,
+        max_explained_instances: int,
+        access_log: bool,
+        background: Background | None = None,
+    ) -> None:
+        """With `background`, what takes too long for a request becomes a job."""
+        self._registry = registry
+        self._inference = inference
+        self._streams = streams
+        self._max_body_bytes = max_body_bytes
+        limits: Mapping[Verb, int] = {
+            "predict": max_instances,
+            "explain": min(max_instances, max_explained_instances),
+        }
+        self._readers: Mapping[Verb, Mapping[LoadedModel, Reader]] = {
+            verb: {model: Reader(model, limit) for model in registry} for verb, limit in limits.items()
+        }
+        self._figures: Mapping[Verb, Mapping[LoadedModel, ModelFigures]] = {
+            verb: {model: metrics.model(model.name, verb) for model in registry} for verb in VERBS
+        }
+        self._access_log = access_log
+        self._background = background
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path_params"]
+        if scope["method"] != "POST":
+            raise MethodNotAllowed("POST")
+        model, verb = self._registry.get(path["model"], path["version"]), path["verb"]
+        try:
+            await self._answer(model, verb, scope, receive, send)
+        except Exception as error:
+            self._figures[verb][model].refused(
+                unanswered_status(scope) if isinstance(error, ClientGone) else status_of(error)
+            )
+            raise
+
+    async def _answer(self, model: LoadedModel, verb: Verb, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.perf_counter()
+        headers = dict(scope["headers"])
+        check_json(headers)
+        given = headers.get(b"x-request-timeout")
+        timeout = None if given is None else parse_timeout(given)
+        body = await read_body(headers, receive, self._max_body_bytes)
+        rows, parameters = self._readers[verb][model].read(body)
+        scope["instances"] = len(rows)
+        selection = parameters.selection() if verb == "explain" else EVERYTHING
+        if self._background is not None and verb == "explain" and is_for_jobs(model):
+            await _accept(send, await self._background.submit(model, verb, rows, selection))
+            self._figures[verb][model].refused(HTTPStatus.ACCEPTED)
+            return
+        if EVENTS in headers.get(b"accept", b""):
+            parts = self._inference.answer_by_parts(model, verb, rows, timeout=timeout, selection=selection)
+            await self._streams.send(self._frames(model, verb, parts), scope, receive, send)
+            return
+        decoded = time.perf_counter()
+        timing = Timing()
+        try:
+            answers = await self._inference.answer(
+                model, verb, rows, timing=timing, timeout=timeout, selection=selection
+            )
+        except DeadlineExceeded as late:
+            if self._background is None:
+                raise
+            await _accept(send, await self._background.take_over(late, model, verb, rows, selection))
+            self._figures[verb][model].refused(HTTPStatus.GATEWAY_TIMEOUT)
+            return
+        sources = [source for _, source in answers]
+        source = _source(sources)
+        content = _content(model, verb, answers)
+        ended = time.perf_counter()
+        self._figures[verb][model].answered(ended - started, sources)
+        answer_headers: Headers = [(b"x-cache", source), (b"server-timing", timing.header(started, decoded, ended))]
+        if model.fallback:
+            answer_headers.append((b"x-model-fallback", b"true"))
+        await respond(send, 200, b"application/json", content, answer_headers)
+        if self._access_log:
+            self._log(model, verb, len(rows), source.decode(), ended - started)
+
+    async def _frames(self, model: LoadedModel, verb: Verb, parts: AsyncGenerator[list[Answer], None]) -> Frames:
+        """An event for each instance, whose id is its place in the request; those of a part go out together."""
+        started, kind, position = time.perf_counter(), ANSWERS[verb].removesuffix("s"), 0
+        sources: list[str] = []
+        async with aclosing(parts):
+            async for answers in parts:
+                yield b"".join([frame(kind, value, position + index) for index, (value, _) in enumerate(answers)])
+                position += len(answers)
+                sources += [source for _, source in answers]
+        done = {"model": model.name, "version": model.version, "instances": position}
+        yield frame("done", msgspec.json.encode(done | {"fallback": True} if model.fallback else done))
+        seconds = time.perf_counter() - started
+        self._figures[verb][model].answered(seconds, sources)
+        if self._access_log:
+            self._log_done(model, verb, position, seconds)
+
+    def _log(self, model: LoadedModel, verb: Verb, rows: int, source: str, seconds: float) -> None:
+        found = "HIT" if source.startswith("hit") else "MISS"
+        log.info(f"Cache {found}", model=model.name, source=source)
+        self._log_done(model, verb, rows, seconds)
+
+    def _log_done(self, model: LoadedModel, verb: Verb, rows: int, seconds: float) -> None:
+        log.info(f"{DONE[verb]} {model.name} completed in {seconds:.3f}s", version=model.version, rows=rows)
+
+
+def is_for_jobs(model: LoadedModel) -> bool:
+    """Whether one explanation takes longer than a request may."""
+    return model.explainer is not None and model.explainer.jobs_only
+
+
+async def _accept(send: Send, job: Job) -> None:
+    """The answer is a job's result; this says where."""
+    location = (b"location", f"/v1/jobs/{job.id}".encode())
+    await respond(send, 202, b"application/json", msgspec.json.encode(job_view(job)), [location])
+
+
+def _source(sources: Sequence[str]) -> bytes:
+    """Where the answers are from, if all are from the same place."""
+    first = sources[0]
+    return first.encode() if sources.count(first) == len(sources) else b"mixed"
+
+
+def _content(model: LoadedModel, verb: Verb, answers: Sequence[Answer]) -> bytes:
+    """The answer to the request, put together from ready pieces; names and versions need no escaping."""
+    pieces = b",".join([value for value, _ in answers])
+    end = b'],"fallback":true}' if model.fallback else b"]}"
+    head = f'{{"model":"{model.name}","version":"{model.version}","{ANSWERS[verb]}":['
+    return head.encode() + pieces + end
+
+
+def parse_timeout(given: bytes) -> float:
+    """What X-Request-Timeout says, in seconds. Raises NotJSON."""
+    if not TIMEOUT.fullmatch(given) or not math.isfinite(seconds := float(given)) or seconds <= 0:
+        raise NotJSON("X-Request-Timeout is a number of seconds")
+    return seconds

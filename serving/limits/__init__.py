@@ -1,1 +1,0 @@
-"""How many requests each client may send."""

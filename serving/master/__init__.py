@@ -1,0 +1,1 @@
+"""The gunicorn master: configuration, workers, reloads, memory."""

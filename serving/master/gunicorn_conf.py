@@ -1,0 +1,154 @@
+"""Gunicorn's configuration file: the process model in its own words, and what happens around the fork."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+from serving.process import numeric_threads
+
+numeric_threads.limit(os.environ)  # first of all: what is imported next imports numpy
+
+from serving.master import prefork
+from serving.master import reload as reloading  # `reload` alone would be a setting of gunicorn's
+from serving.master.arbiter import EarlyReplacingArbiter
+from serving.errors import CannotServe, InvalidSetting
+from serving.master.greeting import greeting
+from serving.telemetry.logs import GunicornLogger
+from serving.master.memory_watch import MemoryWatch
+from serving.shared.metrics import Book
+from serving.process.kernel import SCHEDULER, WEB, rename
+from serving.master.children import Runners
+from serving.settings import Settings
+
+MB = 1024 * 1024
+
+try:
+    _settings = Settings.from_env(os.environ)
+except InvalidSetting as error:
+    sys.exit(f"forkserve: {error}")
+
+if "web" not in _settings.roles:
+    sys.exit("forkserve: ROLES names no web; run `forkserve worker` instead of gunicorn")
+
+bind = f"[{_settings.host}]:{_settings.port}" if ":" in _settings.host else f"{_settings.host}:{_settings.port}"
+workers = _settings.web_concurrency
+worker_class = "serving.master.worker.DrainingWorker"
+preload_app = _settings.preload
+timeout = int(_settings.timeout_seconds)
+graceful_timeout = int(_settings.graceful_timeout_seconds)
+keepalive = int(_settings.keepalive_seconds)
+max_requests = _settings.max_requests
+max_requests_jitter = _settings.max_requests_jitter
+proc_name = "forkserve"
+loglevel = _settings.log_level
+logger_class = GunicornLogger
+# The heartbeat file of a worker; on a disk, a slow write could look like a dead worker
+worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
+# It runs a thread in the master, and a master with two threads must not fork
+control_socket_disable = True
+
+
+def on_starting(server: Any) -> None:
+    """In the master, before anything is bound."""
+    EarlyReplacingArbiter.adopt(server)
+    # a slow client costs a descriptor; the soft limit is often 1,024
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def when_ready(server: Any) -> None:
+    """In the master, models loaded, before the first fork."""
+    if not _settings.preload:  # then every process loads its own, and the master none
+        _add_runners(server, Book(2 * (_settings.job_runners + 1)), None)
+        return
+    app = server.app.wsgi()
+    try:
+        prefork.import_modules(_settings.preload_modules)
+        prefork.warm(app)
+        app.lasting.reloads.open()
+        prefork.settle()
+        prefork.check_single_thread()
+    except CannotServe as error:
+        sys.exit(f"forkserve: {error}")
+    _add_runners(server, app.lasting.book, app.lasting.alerts.descriptor)
+    server.memory = MemoryWatch(
+        app.lasting.pressure,
+        limit=_settings.max_memory_mb * MB,
+        share=_settings.max_worker_memory_mb * MB,
+        processes=_settings.web_concurrency + ("worker" in _settings.roles) * _settings.job_runners,
+        replace=server.replace,
+        alert=app.lasting.alerts.alert,
+    )
+    if _settings.greeting:
+        host, port = server.LISTENERS[0].getsockname()[:2]
+        print(greeting(f"http://{host}:{port}", app.registry), flush=True)  # noqa: T201
+
+
+def _add_runners(server: Any, book: Book, keep: int | None) -> None:
+    """Those that ROLES asks for; of the master's descriptors they `keep` one."""
+    if "worker" in _settings.roles:
+        server.runners += (Runners(lambda: _run_jobs(server), _settings.job_runners, book, keep=keep),)
+    if "scheduler" in _settings.roles and _settings.schedules:
+        server.runners += (Runners(lambda: _fire_schedules(server), 1, book, name=SCHEDULER, keep=keep),)
+
+
+def _run_jobs(server: Any) -> None:
+    """In a job runner: with the app that the master held when it forked it."""
+    server.app.wsgi().runner.run()
+
+
+def _fire_schedules(server: Any) -> None:
+    """In the scheduler, likewise."""
+    server.app.wsgi().scheduler.run()
+
+
+def on_reload(server: Any) -> None:
+    """In the master at HUP, before the new workers are forked; an exception here would end the service."""
+    if _settings.preload:
+        server.app.callable = reloading.reload(server.app.wsgi())
+        prefork.settle()  # now that nobody holds the old app any more
+        server.memory.measure_master()
+    for runners in server.runners:
+        runners.replace()
+
+
+def pre_fork(server: Any, worker: Any) -> None:
+    """In the master, before every fork."""
+    if not _settings.preload:
+        return
+    worker.slot = server.app.wsgi().lasting.book.assign()
+    try:
+        prefork.check_single_thread()
+    except CannotServe as error:
+        # At the start this was refused; now a worker that may hang is better than a master that ends
+        server.log.error(str(error))
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    """In the master, when a worker is gone."""
+    if _settings.preload:
+        server.app.wsgi().lasting.book.release(worker.slot, WEB)
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """In the new worker."""
+    rename(WEB)
+    worker.read_timeout = _settings.read_timeout_seconds
+    if _settings.preload:
+        server.app.wsgi().lasting.book.enter(worker.slot)
+    else:
+        prefork.import_modules(_settings.preload_modules)
+    # The kernel's first victim is the largest process; let it be a worker, which comes back, not the master.
+    # Some sandboxes do not let a process say so.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")
+
+
+def post_worker_init(worker: Any) -> None:
+    """In the new worker, app at hand, before its event loop and its threads."""
+    worker.wsgi.start_processes()

@@ -1,0 +1,82 @@
+"""A reload in the master: what is new on disk is tried, loaded, and served by workers that are forked after it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import structlog
+
+from registry.errors import VersionRefused
+from registry.model import LoadedModel
+from registry.store.reload import Load
+from serving.app import Application
+from serving.master import prefork
+from serving.process.trial import try_in_child
+from serving.shared.reloads import Outcome
+
+log = structlog.get_logger(__name__)
+
+
+def reload(app: Application) -> Application:
+    """The app that takes over from `app`, which is to be let go; `app` itself when there can be no other.
+
+    Never raises: in a hook of gunicorn's that would end the service. Workers are told what came of it.
+    """
+    started = time.monotonic()
+    app.lasting.reloads.begin()
+    refused: tuple[str, ...]
+    try:
+        successor, refused = app.renew()
+        prefork.warm(successor)
+        prefork.check_single_thread()
+    except BaseException as error:  # even one that means to end the process
+        log.error("Reload failed", exc_info=error)
+        successor, refused = app, (f"{type(error).__name__}: {error}",)
+    outcome = _compare(app, successor, refused, time.monotonic() - started)
+    for reason in refused:
+        log.error("Reload refused", reason=reason)
+    log.info(
+        "Models reloaded", added=outcome.added, removed=outcome.removed, live=outcome.live, seconds=outcome.seconds
+    )
+    app.lasting.reloads.finish(outcome)
+    return successor
+
+
+def _compare(old: Application, new: Application, refused: tuple[str, ...], seconds: float) -> Outcome:
+    before = {f"{model.name}/{model.version}": model for model in old.registry}
+    after = {f"{model.name}/{model.version}": model for model in new.registry}
+    return Outcome(
+        added=tuple(version for version, model in after.items() if before.get(version) is not model),
+        removed=tuple(version for version in before if version not in after),
+        refused=refused,
+        live={model.name: model.version for model in new.registry.live()},
+        seconds=round(seconds, 3),
+    )
+
+
+def loading_carefully(load: Load, seconds: float) -> Load:
+    """`load`, tried in a child first: a version that crashes, hangs, ends or fills its process is refused.
+
+    It predicts and explains there, too, as it will be asked to. `seconds` are for all of this.
+    """
+
+    def load_carefully(path: Path) -> LoadedModel:
+        reason = try_in_child(lambda: _try(load, path), seconds=seconds)
+        if reason is not None:
+            raise VersionRefused(path, reason)
+        return load(path)
+
+    return load_carefully
+
+
+def _try(load: Load, path: Path) -> str | None:
+    try:
+        model = load(path)
+    except VersionRefused as error:
+        return f"{error.path.name} {error.reason}"
+    rows = model.schema.rows([model.manifest.example])
+    model.predict(rows)
+    if model.explainer is not None and model.explainer.in_process:
+        model.explain(rows)
+    return None

@@ -1,0 +1,170 @@
+"""A uvicorn worker for gunicorn that ends without losing a request.
+
+To end (its requests are served, SIGTERM, the master gone), it stops accepting: the master holds the listening socket,
+so new connections go to the others. It tells the master, which forks a replacement at once. It finishes what is in
+flight, and says `Connection: close` in every answer from then on. Event streams have no end that could be waited for:
+they are ended, and their clients resume at another worker. A client between two requests gets a last chance to send
+one; only then are idle connections closed. A client that sends at that very moment may still lose its request:
+HTTP/1.1 has no way to tell an idle client that the server is leaving.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import mmap
+import os
+import signal
+import socket
+import sys
+from functools import partial
+from types import FrameType
+from typing import Any
+
+import structlog
+from gunicorn.arbiter import Arbiter
+from uvicorn.config import Config
+from uvicorn.server import Server
+from uvicorn_worker import UvicornWorker
+
+from serving.http.protocol import LimitedProtocol
+
+log = structlog.get_logger(__name__)
+
+TICKS_A_SWEEP = 10
+"""uvicorn ticks every 0.1 s."""
+
+
+class DrainingServer(Server):
+    """Uvicorn's server with a drain between serving and shutdown."""
+
+    def __init__(self, config: Config, *, worker: DrainingWorker) -> None:
+        super().__init__(config)
+        self._worker = worker
+        self._draining_since: float | None = None
+        self._quiet_ticks = 0
+        self._told_to_end = False
+        self._hurried = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature is uvicorn's
+        """SIGTERM drains; SIGINT and SIGQUIT finish only what is in flight; a second one drops that, too."""
+        if sig in (signal.SIGINT, signal.SIGQUIT):
+            self.force_exit = self._hurried
+            self._hurried = True
+        # not `should_exit`: whom that reaches while it starts ends without a drain
+        self._told_to_end = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        log.info("Worker serves", pid=os.getpid())
+
+    async def on_tick(self, counter: int) -> bool:
+        """True when it is time to shut down."""
+        leaving = await super().on_tick(counter)
+        now = asyncio.get_running_loop().time()
+        if counter % TICKS_A_SWEEP == 0:
+            for connection in list(self.server_state.connections):
+                connection.sweep(now, self._worker.read_timeout)  # type: ignore[union-attr]
+            self._worker.wsgi.tick()
+        if self._draining_since is None:
+            reason = self._reason_to_leave(leaving)
+            if reason is None:
+                return False
+            self._begin_drain(reason)
+            self._draining_since = now
+            await self._worker.wsgi.end_streams()
+        # Twice, because a connection may be accepted but not yet counted
+        self._quiet_ticks = 0 if self.server_state.connections or self.server_state.tasks else self._quiet_ticks + 1
+        return self._hurried or self._quiet_ticks >= 2 or now - self._draining_since > self._worker.drain_seconds
+
+    def _reason_to_leave(self, leaving: bool) -> str | None:  # noqa: FBT001
+        if self._told_to_end:
+            return "asked to"
+        if leaving:
+            return "served its requests"
+        if os.getppid() != self._worker.ppid:
+            return "master is gone"
+        unwell: str | None = self._worker.wsgi.unwell()
+        return unwell
+
+    def _begin_drain(self, reason: str) -> None:
+        log.info("Worker drains", pid=os.getpid(), reason=reason, connections=len(self.server_state.connections))
+        self.limit_max_requests = None  # said once is enough
+        for server in self.servers:
+            server.close()
+        close = (b"connection", b"close")
+        self.config.encoded_headers.append(close)
+        self.server_state.default_headers = [*self.server_state.default_headers, close]
+        for connection in self.server_state.connections:
+            cycle = getattr(connection, "cycle", None)
+            if cycle is not None and not cycle.response_complete:
+                cycle.keep_alive = False
+        self._worker.announce_end()
+
+
+class DrainingWorker(UvicornWorker):  # type: ignore[misc]
+    """The gunicorn worker class; `read_timeout` is set by the configuration file after the fork."""
+
+    CONFIG_KWARGS: dict[str, Any] = {  # noqa: RUF012 - uvicorn-worker declares it so
+        "loop": "uvloop",
+        "http": LimitedProtocol,
+        "ws": "none",
+        "lifespan": "on",
+        "access_log": False,
+        "server_header": False,
+        # X-Forwarded-For is believed only by those who count the proxies
+        "proxy_headers": False,
+    }
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # At info it says what gunicorn and the drain say already
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+        self.read_timeout = 20.0
+        self.drain_seconds = min(self.cfg.keepalive + 0.5, self.cfg.graceful_timeout / 2)
+        self.config.timeout_graceful_shutdown = max(1, int(self.cfg.graceful_timeout - self.drain_seconds - 1))
+        # One byte that master and worker both see
+        self._retiring = mmap.mmap(-1, 1)
+
+    def init_signals(self) -> None:
+        """Let in what ends a worker: the master has kept it back since before the fork. So far, it does so at once."""
+        super().init_signals()
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+    @property
+    def retiring(self) -> bool:
+        """True in both processes once the worker has begun to end."""
+        return self._retiring[0] != 0
+
+    @retiring.setter
+    def retiring(self, value: bool) -> None:
+        self._retiring[0] = value
+
+    def announce_end(self) -> None:
+        """Tell the master, and wake it: SIGCHLD makes it look after its workers."""
+        self.retiring = True
+        if os.getppid() == self.ppid:
+            os.kill(self.ppid, signal.SIGCHLD)
+
+    def run(self) -> None:
+        """Serve, then leave without the interpreter's own end.
+
+        That would take every object apart, and so copy every page that is still shared: workers that end together
+        would need the memory of as many separate ones. And it would wait for threads that are stuck.
+        """
+        super().run()
+        log.info("Worker ends", pid=self.pid)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+    async def _serve(self) -> None:
+        self.config.app = self.wsgi
+        self.config.http = partial(LimitedProtocol, count=self.wsgi.count_refusal)
+        server = DrainingServer(self.config, worker=self)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGQUIT, server.handle_exit, signal.SIGQUIT, None)
+        # the plain sockets: gunicorn's wrapper complains when uvloop has closed them first
+        await server.serve(sockets=[listener.sock for listener in self.sockets])
+        if not server.started:
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)

@@ -1,1 +1,0 @@
-"""What the service measures of itself, over all of its processes."""

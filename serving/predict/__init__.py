@@ -1,0 +1,1 @@
+"""The hot path: from a request body to predictions and explanations."""

@@ -1,0 +1,1 @@
+"""Memory that the master shares with its children."""

@@ -1,0 +1,83 @@
+"""A snapshot as JSON: what the admin page draws."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from serving.process.kernel import RUNNER, SCHEDULER, WEB
+from serving.shared.families import MODEL, Family
+from serving.shared.histogram import BUCKETS, quantile
+from serving.shared.metrics import Page
+from serving.status.snapshot import Process, Snapshot
+
+QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+
+
+def summarize(snapshot: Snapshot) -> dict[str, Any]:
+    """PSS adds up to what the box really spends; totals are of all processes, those that have ended included."""
+    totals: dict[str, Any] = {}
+    models: dict[str, dict[str, Any]] = {}
+    for page in snapshot.pages:
+        if page.sheet.families == MODEL:
+            labels = page.sheet.labels
+            models.setdefault(labels["model"], {})[labels["operation"]] = _of_model(page)
+        else:
+            totals |= {family.name: _plain(family, numbers) for family, numbers in split(page)}
+    master = snapshot.of("master")
+    return {
+        "time": snapshot.time.isoformat(),
+        "pss_bytes": sum(process.memory.pss for process in snapshot.processes),
+        "memory": msgspec.to_builtins(snapshot.pressure),
+        "master": _of_process(master[0]) if master else None,
+        "workers": [_of_process(process) for process in snapshot.of(WEB)],
+        "runners": [_of_process(process) for process in (*snapshot.of(RUNNER), *snapshot.of(SCHEDULER))],
+        "requests": sum(totals["responses"].values()),
+        "totals": totals,
+        "models": models,
+        "jobs": msgspec.to_builtins(snapshot.jobs) if snapshot.jobs is not None else None,
+        "schedules": snapshot.schedules,
+        "reloads": {"finished": snapshot.reloads, "refused": snapshot.refused},
+    }
+
+
+def split(page: Page) -> list[tuple[Family, list[float]]]:
+    """The families of a sheet, and the totals of each."""
+    numbers, start, parts = page.totals.tolist(), 0, []
+    for family in page.sheet.families:
+        parts.append((family, numbers[start : start + family.size]))
+        start += family.size
+    return parts
+
+
+def _plain(family: Family, numbers: list[float]) -> Any:
+    whole = [int(number) for number in numbers]
+    return dict(zip(family.values, whole, strict=True)) if family.label else whole[0]
+
+
+def _of_model(page: Page) -> dict[str, Any]:
+    (_, seconds), (refusals, refused), (rows, counted) = split(page)
+    buckets, answered = seconds[:BUCKETS], sum(seconds[:BUCKETS])
+    statuses: dict[str, int] = {status: n for status, n in _plain(refusals, refused).items() if n}
+    latency = {name: quantile(buckets, share) for name, share in QUANTILES.items()}
+    return {
+        "requests": int(answered + sum(refused)),
+        "answered": int(answered),
+        "refused": statuses,
+        "timeouts": statuses.get("504", 0),
+        "seconds": {"mean": seconds[BUCKETS] / answered if answered else None} | latency,
+        "rows": _plain(rows, counted),
+    }
+
+
+def _of_process(process: Process) -> dict[str, Any]:
+    return {
+        "pid": process.pid,
+        "name": process.kind,
+        "age_seconds": round(process.age_seconds, 1),
+        "requests": process.requests,
+        "pss_bytes": process.memory.pss,
+        "private_bytes": process.memory.private,
+        "shared_bytes": process.memory.shared,
+    }

@@ -1,0 +1,1 @@
+"""Logs, alerts and traces."""

@@ -1,1 +1,0 @@
-"""The HTTP interface as honest clients use it."""

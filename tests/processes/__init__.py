@@ -1,0 +1,1 @@
+"""Tests that need real processes: services, runners, stores."""

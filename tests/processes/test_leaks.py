@@ -1,0 +1,150 @@
+"""What a worker does again and again must not keep memory; a leak that is put in is found by the same detector."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import tracemalloc
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from cache.memory import MemoryTier
+from cache.tiered import TieredCache
+from serving.events.hub import Hub
+from serving.events.sqlite import SQLiteEventLog
+from serving.jobs.attempt import Attempt
+from serving.jobs.handlers import JobFailed, Report
+from serving.jobs.job import Job, JobRequest
+from serving.jobs.sqlite import SQLiteJobStore
+from serving.master.trimming import Trimmer
+from serving.shared.metrics import Book
+from serving.shared.pressure import Pressure
+from serving.shared.recording import Metrics
+
+pytestmark = pytest.mark.anyio
+
+WARM_UP, CYCLES = 30, 300
+ALLOWED_BYTES = 100
+"""A cycle, on average: less than the smallest thing that anybody would forget, a dictionary or a task."""
+
+Cycle = Callable[[int], Awaitable[None]]
+
+
+async def leaked(cycle: Cycle) -> float:
+    """Bytes that a cycle keeps, once all is warm."""
+    for number in range(WARM_UP):
+        await cycle(number)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for number in range(CYCLES):
+            await cycle(WARM_UP + number)
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    return (after - before) / CYCLES
+
+
+async def test_the_detector_finds_a_leak() -> None:
+    kept: list[object] = []
+
+    async def cycle(number: int) -> None:
+        kept.append({"number": number})
+
+    assert await leaked(cycle) > ALLOWED_BYTES
+
+
+@pytest.fixture
+def cache() -> TieredCache:
+    return TieredCache(MemoryTier(max_items=20, max_bytes=100_000, ttl_seconds=300))
+
+
+async def test_the_cache_keeps_no_more_than_it_may(cache: TieredCache) -> None:
+    async def compute(positions: list[int]) -> list[bytes]:
+        await asyncio.sleep(0)
+        return [b"x" * 100 for _ in positions]
+
+    async def cycle(number: int) -> None:
+        keys = [b"%d" % (number * 7 + index) for index in range(10)]
+        await asyncio.gather(cache.get_or_compute(keys, compute), cache.get_or_compute(keys[5:], compute))
+
+    assert await leaked(cycle) < ALLOWED_BYTES
+
+
+async def test_requests_that_fail_or_are_given_up_leave_nothing_in_the_cache(cache: TieredCache) -> None:
+    async def compute(positions: list[int]) -> list[bytes]:
+        await asyncio.sleep(0)
+        if len(positions) == 1:
+            raise RuntimeError("as planned")
+        await asyncio.sleep(60)
+        return []
+
+    async def cycle(number: int) -> None:
+        waiting = asyncio.create_task(cache.get_or_compute([b"%d" % number, b"%d." % number], compute))
+        failing = asyncio.create_task(cache.get_or_compute([b"%d-" % number], compute))
+        await asyncio.wait([failing])
+        waiting.cancel()
+        await asyncio.gather(waiting, failing, return_exceptions=True)
+
+    assert await leaked(cycle) < ALLOWED_BYTES
+
+
+async def test_streams_that_come_and_go_leave_nothing(tmp_path: Path) -> None:
+    events = SQLiteEventLog(tmp_path, poll_seconds=0.001, max_events=50)
+    hub = Hub(events)
+
+    async def cycle(number: int) -> None:
+        async with hub.subscribe(f"topic-{number}", after=0, address=f"10.0.0.{number}") as stream:
+            await events.append(f"topic-{number}", "tick", b"{}")
+            assert (await anext(aiter(stream))).kind == "tick"
+
+    kept = await leaked(cycle)
+    await hub.close()
+    await events.close()
+    assert kept < ALLOWED_BYTES
+
+
+async def test_jobs_that_are_done_or_fail_leave_nothing(tmp_path: Path) -> None:
+    store, events = SQLiteJobStore(tmp_path), SQLiteEventLog(tmp_path, max_events=50)
+
+    async def handler(_job: Job, chunk: int, data: bytes, report: Report) -> bytes:
+        report(0.5)
+        if chunk == 1 and data == b"bad":
+            raise JobFailed("as planned")
+        return data
+
+    async def cycle(number: int) -> None:
+        rows = b"bad" if number % 3 == 0 else b"good"
+        await store.submit(JobRequest(operation="toy", inputs=(rows, rows)))
+        job = await store.claim("a", 60, ["toy"])
+        assert job is not None
+        outcome = await Attempt(store, events, job, owner="a", lease=60).run(handler, asyncio.Event())
+        assert outcome == ("failed" if rows == b"bad" else "done")
+        await store.prune(0, 5)
+
+    kept = await leaked(cycle)
+    await store.close()
+    await events.close()
+    assert kept < ALLOWED_BYTES
+
+
+async def test_figures_of_any_number_of_processes_take_the_same_place() -> None:
+    book = Book(2)
+    metrics = Metrics(book)
+    figures = metrics.model("wine", "predict")
+    trimmer = Trimmer(Pressure())
+
+    async def cycle(number: int) -> None:
+        slot = book.assign()
+        book.enter(slot)
+        metrics.model("wine", "predict").refused(400 + number)
+        figures.answered(number * 1e-4, ["miss"])
+        metrics.publish()
+        trimmer.heed()
+        book.release(slot, "web")
+
+    assert await leaked(cycle) < ALLOWED_BYTES

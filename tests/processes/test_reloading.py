@@ -1,0 +1,243 @@
+"""Reload and rollback on the real service: new versions without a lost request, broken ones without harm."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from examples.train import DEMOS
+from harness.admin import ask_admin
+from harness.estimators import CrashingRegressor, EndingRegressor, HangingRegressor, HarmfulRegressor, ThreadedRegressor
+from harness.jobs import call
+from harness.processes import DIABETES, PATIENCE, eventually, gone, hammer_while
+from harness.reloading import add_copy, live, settles_on
+from harness.service import Service
+from registry.store.add import add_version
+from registry.store.aliases import Aliases, current
+from serving.cli.client import hammer, post
+from serving.process.kernel import read_memory, thread_names
+from tests.conftest import ADMIN_TOKEN, DEMO_MODELS
+
+MB = 1024 * 1024
+
+
+@pytest.fixture
+def models_of_our_own(models: Path, tmp_path: Path) -> Path:
+    """A copy of the demo models that may be changed."""
+    return Path(shutil.copytree(models, tmp_path / "models"))
+
+
+@pytest.fixture
+def running(models_of_our_own: Path) -> Iterator[Service]:
+    """Two workers over `models_of_our_own`, and whatever else happens they predict in the end."""
+    environ = {
+        "MODEL_DIR": str(models_of_our_own),
+        "MAX_REQUESTS": "0",
+        "ADMIN_TOKEN": ADMIN_TOKEN,
+    }
+    with Service(environ) as service:
+        yield service
+        assert service.get("/v1/models/diabetes")["name"] == "diabetes"
+        assert len(thread_names(service.master)) == 1
+
+
+def add_corrupt_copy(models: Path, name: str, version: str) -> Path:
+    directory = add_copy(models, name, version)
+    (directory / "model.joblib").write_bytes(b"this is no model")
+    return directory
+
+
+def ask_and_settle(service: Service, path: str, name: str, version: str) -> tuple[int, Any]:
+    """What the admin was answered, once nothing of the old workers is left."""
+    answer = ask_admin(service, path)
+    assert settles_on(service, name, version)
+    return answer
+
+
+def refusal_of(service: Service, models: Path, estimator: type[HarmfulRegressor]) -> str:
+    """Why the service, which goes on, does not take over a model of this kind."""
+    trigger = models.with_name("trigger")
+    sample = pd.DataFrame({"seconds": [0.0, 0.0, 0.0]})
+    add_version(models, "odd", estimator(str(trigger)).fit(sample.to_numpy(), None), sample)
+    trigger.touch()
+    status, problem = ask_admin(service, "models:reload")
+    assert (status, problem["detail"][:7]) == (409, "odd/1: ")
+    assert [model["name"] for model in service.get("/v1/models")["models"]] == DEMO_MODELS
+    return str(problem["detail"])
+
+
+def test_reload_brings_a_new_version_into_service_and_loses_no_request(
+    running: Service, models_of_our_own: Path
+) -> None:
+    old = running.workers
+    add_copy(models_of_our_own, "diabetes", "2")
+    reload = partial(ask_and_settle, running, "models:reload", "diabetes", "2")
+    tally, (status, answer) = asyncio.run(hammer_while(running, reload))
+    assert tally.failed == 0
+    assert (status, answer["status"], answer["added"]) == (200, "reloaded", ["diabetes/2"])
+    assert answer["live"] == dict.fromkeys(DEMO_MODELS, "1") | {"diabetes": "2"}
+    assert gone(old)
+    assert running.get("/v1/models/diabetes")["previous"] == "1"
+    assert running.get("/health")["status"] == "ok"
+    assert [line["added"] for line in running.events("Models reloaded")] == [["diabetes/2"]]
+
+
+def test_memory_stays_shared_after_reloads(running: Service, models_of_our_own: Path) -> None:
+    before = read_memory(running.master).rss
+    for _ in range(3):
+        for version in ("2", "3"):
+            path = add_copy(models_of_our_own, "mortgage", version)
+            old = running.workers
+            assert ask_admin(running, "models:reload")[1]["added"] == [f"mortgage/{version}"]
+            assert gone(old)
+            shutil.rmtree(path)
+    assert settles_on(running, "mortgage", "3")
+    messages = [post(f"{running.address}/v1/models/diabetes:predict", DIABETES)]
+    assert asyncio.run(hammer(running.address, messages, requests=400, connections=8)).failed == 0
+    assert max(read_memory(pid).private for pid in running.workers) < 15 * MB
+    assert read_memory(running.master).rss < before + 20 * MB, "old models are let go"
+
+
+def test_hup_by_hand_reloads_too(running: Service, models_of_our_own: Path) -> None:
+    add_copy(models_of_our_own, "wine", "2")
+    os.kill(running.master, signal.SIGHUP)
+    assert settles_on(running, "wine", "2")
+
+
+def test_a_service_that_is_told_to_end_while_new_workers_begin_ends(models: Path) -> None:
+    # longer than a test waits for the end
+    environ = {"MODEL_DIR": str(models), "ADMIN_TOKEN": ADMIN_TOKEN, "GRACEFUL_TIMEOUT_SECONDS": "100"}
+    with Service(environ) as service:
+        assert ask_admin(service, "models:reload")[0] == 200
+        assert service.stop() == 0
+
+
+def test_versions_that_have_not_changed_are_not_loaded_again(running: Service) -> None:
+    status, answer = ask_admin(running, "models:reload")
+    assert (status, answer["added"], answer["removed"], answer["refused"]) == (200, [], [], [])
+    assert 0 < answer["seconds"] < PATIENCE
+
+
+def test_reloads_that_follow_each_other_do_not_wait_for_old_workers(running: Service, models_of_our_own: Path) -> None:
+    for version in ("2", "3", "4"):
+        add_copy(models_of_our_own, "wine", version)
+        status, answer = ask_admin(running, "models:reload")
+        assert (status, answer.get("live", {}).get("wine")) == (200, version)
+    assert settles_on(running, "wine", "4")
+
+
+def test_two_reloads_at_once_are_both_answered(running: Service, models_of_our_own: Path) -> None:
+    add_copy(models_of_our_own, "wine", "2")
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: ask_admin(running, "models:reload"), range(4)))
+    assert [status for status, _ in answers] == [200] * 4
+    assert all(answer["live"]["wine"] == "2" for _, answer in answers)
+    assert settles_on(running, "wine", "2")
+
+
+def test_corrupt_version_leaves_the_old_in_service_and_is_named_everywhere(
+    running: Service, models_of_our_own: Path
+) -> None:
+    corrupt = add_corrupt_copy(models_of_our_own, "diabetes", "2")
+    add_copy(models_of_our_own, "wine", "2")
+    reload = partial(ask_and_settle, running, "models:reload", "wine", "2")
+    tally, (status, problem) = asyncio.run(hammer_while(running, reload))
+    assert tally.failed == 0
+    assert (status, problem["title"]) == (409, "Conflict")
+    assert problem["detail"].startswith("diabetes/2: model.joblib has sha256 ")
+    assert live(running, "diabetes") == "1"
+    health = running.get("/health")
+    assert (health["status"], len(health["refused"])) == ("degraded", 1)
+    assert str(models_of_our_own) not in str(health)
+    assert running.events("Reload refused")[0]["reason"] == health["refused"][0]
+    shutil.rmtree(corrupt)
+    assert ask_admin(running, "models:reload")[0] == 200
+    assert running.get("/health")["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("estimator", "reason"),
+    [
+        (CrashingRegressor, "crashes the process: signal 11"),
+        (EndingRegressor, "ends the process with status 3"),
+        (ThreadedRegressor, "starts threads: "),
+    ],
+)
+def test_version_that_harms_its_process_harms_only_a_trial(
+    running: Service, models_of_our_own: Path, estimator: type[HarmfulRegressor], reason: str
+) -> None:
+    assert reason in refusal_of(running, models_of_our_own, estimator)
+
+
+def test_version_that_hangs_is_refused_when_its_time_is_over(models_of_our_own: Path) -> None:
+    environ = {"MODEL_DIR": str(models_of_our_own), "ADMIN_TOKEN": ADMIN_TOKEN, "RELOAD_TIMEOUT_SECONDS": "1"}
+    with Service(environ) as service:
+        assert refusal_of(service, models_of_our_own, HangingRegressor) == "odd/1: takes longer than 1 s"
+
+
+def test_rollback_makes_the_previous_version_live_again(running: Service, models_of_our_own: Path) -> None:
+    add_copy(models_of_our_own, "diabetes", "2")
+    assert ask_admin(running, "models:reload")[0] == 200
+    assert settles_on(running, "diabetes", "2")
+    add_corrupt_copy(models_of_our_own, "wine", "2")
+    rollback = partial(ask_and_settle, running, "models/diabetes:rollback", "diabetes", "1")
+    tally, (status, answer) = asyncio.run(hammer_while(running, rollback))
+    assert (tally.failed, status, answer["live"]["diabetes"]) == (0, 200, "1"), answer
+    assert current(models_of_our_own / "diabetes") == Aliases("1", "2")
+
+
+def test_rollback_without_a_previous_version_is_not_found(running: Service, models_of_our_own: Path) -> None:
+    workers = running.workers
+    names = ("none", "diabetes", "..", "diabetes%2F..")
+    assert [ask_admin(running, f"models/{name}:rollback")[0] for name in names] == [404] * 4
+    assert running.workers == workers
+    assert list(models_of_our_own.rglob("aliases.json")) == []
+
+
+def test_damaged_aliases_refuse_the_start_and_leave_a_running_service_as_it_is(
+    running: Service, models_of_our_own: Path
+) -> None:
+    (models_of_our_own / "wine" / "aliases.json").write_text('{"live": "7"}')
+    for path in ("models:reload", "models/wine:rollback"):
+        status, problem = ask_admin(running, path)
+        assert (status, problem["detail"]) == (
+            409,
+            "wine/aliases.json: says that version '7' is live, which is not there",
+        )
+    assert live(running, "wine") == "1"
+    second = Service({"MODEL_DIR": str(models_of_our_own)})
+    with pytest.raises(RuntimeError, match=r"wine/aliases\.json: says that version '7' is live"):
+        second.__enter__()
+
+
+def test_empty_model_directory_leaves_everything_in_service(running: Service, models_of_our_own: Path) -> None:
+    models_of_our_own.rename(models_of_our_own.with_name("away"))
+    status, problem = ask_admin(running, "models:reload")
+    assert (status, "holds no model" in problem["detail"]) == (409, True)
+    assert len(running.get("/v1/models")["models"]) == len(DEMOS)
+
+
+def test_reload_and_rollback_need_the_admin(running: Service) -> None:
+    workers = running.workers
+    for path in ("models:reload", "models/wine:rollback"):
+        assert call(running, "POST", f"/api/admin/{path}", b"").status == 401
+    assert running.workers == workers
+
+
+def test_service_without_preload_says_that_it_cannot_reload(models_of_our_own: Path) -> None:
+    environ = {"MODEL_DIR": str(models_of_our_own), "ADMIN_TOKEN": ADMIN_TOKEN, "PRELOAD": "false"}
+    with Service(environ | {"WEB_CONCURRENCY": "1"}) as service:
+        status, problem = ask_admin(service, "models:reload")
+        assert (status, "restart the service" in problem["detail"]) == (501, True)
+        loaded = "Model registry initialized"
+        assert eventually(lambda: len(service.events(loaded)) == len(service.workers) + len(service.runners) == 2)

@@ -1,0 +1,144 @@
+"""Schedules on real processes: two services over one store, killed on the way, and roles that start what is theirs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.admin import admin_figures
+from harness.processes import eventually, gone
+from harness.servers import RedisServer
+from harness.service import FORKSERVE, ROOT, Service
+from serving.process.kernel import SCHEDULER, child_pids, name_of
+from tests.conftest import ADMIN_TOKEN
+
+OFTEN = "often: every 1s grace 30: reload"
+
+
+def _has_begun(service: Service) -> bool:
+    return len(service.events("Scheduler works")) == 1
+
+
+def _works_again(service: Service) -> bool:
+    return len(service.events("Scheduler works")) == 2
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def environ(request: pytest.FixtureRequest, sleeper: Path, tmp_path: Path, own_server: RedisServer) -> dict[str, str]:
+    """A small service over a store that can be shared."""
+    environ = {"MODEL_DIR": str(sleeper), "WEB_CONCURRENCY": "1", "ADMIN_TOKEN": ADMIN_TOKEN, "ROLES": "web,scheduler"}
+    return environ | ({"REDIS_URL": own_server.url} if request.param == "redis" else {"DATA_DIR": str(tmp_path)})
+
+
+@pytest.fixture
+def schedulers(environ: dict[str, str]) -> Iterator[list[Service]]:
+    """Two `forkserve worker` over one store that are schedulers only; they fire, though they cannot reload anything."""
+    variables = environ | {"ROLES": "scheduler", "SCHEDULES": OFTEN}
+    with ExitStack() as stack:
+        running = []
+        for _ in range(2):
+            service = Service(variables, [str(FORKSERVE), "worker"])
+            stack.callback(service.stop, signal.SIGKILL)
+            running.append(service)
+        yield running
+
+
+def test_each_firing_happens_once_over_two_schedulers_of_which_one_is_killed(
+    schedulers: list[Service], environ: dict[str, str]
+) -> None:
+    def fired() -> list[dict[str, Any]]:
+        return [line for service in schedulers for line in service.events("Schedule fired")]
+
+    for service in schedulers:
+        assert eventually(partial(_has_begun, service))
+    assert eventually(lambda: len(fired()) >= 2)
+    for service in schedulers:
+        (child,) = child_pids(service.process.pid)
+        assert name_of(child) == SCHEDULER
+        os.kill(child, signal.SIGKILL)
+        assert eventually(partial(_works_again, service))
+        assert service.events("Scheduler is lost")[0]["code"] == -signal.SIGKILL
+    before = len(fired())
+    assert eventually(lambda: len(fired()) >= before + 3)
+    for service in schedulers:
+        assert service.stop() == 0
+    told = fired()
+    times = [line["at"] for line in told]
+    assert len(set(times)) == len(times), "no firing is repeated"
+    settled = sum(1 + line["coalesced"] + line["overlaps_prevented"] for line in told)
+    assert settled == max(times) - min(times) + 1 + told[times.index(min(times))]["coalesced"], "none is lost"
+    listed = subprocess.run(
+        [FORKSERVE, "schedules"],
+        cwd=ROOT,
+        env=os.environ | environ | {"SCHEDULES": OFTEN},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"fired {len(told)}" in listed.stdout
+    assert "incidents" not in listed.stdout
+
+
+def test_a_scheduler_of_the_master_fires_and_its_counts_are_shown(environ: dict[str, str]) -> None:
+    schedules = "yearly: 0 3 1 1 * in Europe/Berlin: reload; often: every 2s: reload"
+    with Service(environ | {"SCHEDULES": schedules}) as service:
+        assert eventually(lambda: len(service.schedulers) == 1)
+        assert service.runners == []
+        assert eventually(lambda: len(service.events("Models reloaded")) > 0)
+
+        def told() -> Any:
+            return admin_figures(service)["schedules"]
+
+        assert eventually(lambda: told()[1].get("fired", 0) > 0)
+        yearly, often = told()
+        assert (yearly["name"], yearly["when"], yearly["fired"]) == ("yearly", "0 3 1 1 * in Europe/Berlin", 0)
+        assert yearly["next"].endswith("-01-01T02:00:00+00:00")
+        assert (often["action"], often["overlap_incidents"]) == ("reload", 0)
+        last = service.schedulers
+        service.stop()
+        assert gone(last)
+
+
+@pytest.mark.parametrize(
+    ("roles", "schedules", "expected"),
+    [("web,worker", OFTEN, (1, 0)), ("web,worker,scheduler", "", (1, 0)), ("web", OFTEN, (0, 0))],
+)
+def test_a_role_starts_what_is_its_own_and_without_schedules_there_is_no_scheduler(
+    sleeper: Path, roles: str, schedules: str, expected: tuple[int, int]
+) -> None:
+    environ = {"MODEL_DIR": str(sleeper), "WEB_CONCURRENCY": "1", "ROLES": roles, "SCHEDULES": schedules}
+    with Service(environ) as service:
+        assert eventually(lambda: (len(service.runners), len(service.schedulers)) == expected)
+
+
+def refused(command: str, **variables: str) -> str:
+    """What a command says that ends with 1."""
+    done = subprocess.run(
+        [FORKSERVE, command], cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    return done.stderr
+
+
+def test_a_schedule_that_cannot_be_refuses_the_start_by_name(sleeper: Path) -> None:
+    environ = {"MODEL_DIR": str(sleeper), "SCHEDULES": "nightly: 0 25 * * *: reload"}
+    reason = "forkserve: SCHEDULES: 'nightly': '0 25 * * *' is no cron expression: Bad hour\n"
+    assert refused("schedules", **environ) == reason
+    assert refused("check", **environ) == reason
+    service = Service(environ)
+    assert service.process.wait(60) != 0
+    service.stop()
+    assert reason in service.log()
+
+
+def test_a_scheduler_without_schedules_says_so(sleeper: Path) -> None:
+    said = refused("worker", MODEL_DIR=str(sleeper), ROLES="scheduler")
+    assert said == "forkserve: ROLES names the scheduler alone, and SCHEDULES is empty\n"

@@ -1,0 +1,186 @@
+"""Streams that are silent, too many, too slow or of no job: nobody makes the service wait or grow."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+from harness.backstage import OPERATION, Backstage, path_of, rest, take
+from harness.processes import DIABETES, PATIENCE, eventually
+from harness.service import Service
+from harness.sse import Stream
+from harness.wire import Connection, ask, check_refusal, request
+from serving.events.sqlite import SQLiteEventLog
+from serving.jobs.job import JobRequest
+from serving.jobs.sqlite import SQLiteJobStore
+from serving.process.kernel import read_rss
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def limited(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Path]]:
+    """One worker that allows five streams, three from one address, each with ten heartbeats a second."""
+    directory = tmp_path_factory.mktemp("data")
+    environ = {
+        "MODEL_DIR": str(models),
+        "DATA_DIR": str(directory),
+        "ROLES": "web",
+        "WEB_CONCURRENCY": "1",
+        "MAX_REQUESTS": "0",
+        "MAX_STREAMS": "5",
+        "MAX_STREAMS_PER_ADDRESS": "3",
+        "STREAM_HEARTBEAT_SECONDS": "0.1",
+        "READ_TIMEOUT_SECONDS": "1",
+    }
+    with Service(environ) as service:
+        yield service, directory
+
+
+@pytest.fixture
+async def small(limited: tuple[Service, Path]) -> AsyncIterator[tuple[Service, Backstage]]:
+    """That service, which must be as well after the test as before."""
+    service, directory = limited
+    workers = service.workers
+    backstage = Backstage(SQLiteJobStore(directory), SQLiteEventLog(directory), {})
+    yield service, backstage
+    await backstage.close()
+    assert service.workers == workers
+    assert '"level":"error"' not in service.log()
+
+
+async def test_a_silent_stream_says_that_it_lives(small: tuple[Service, Backstage]) -> None:
+    service, backstage = small
+    async with Stream(service.address, path_of(await backstage.submit())) as stream:
+        frames = aiter(stream)
+        await anext(frames)
+        async with asyncio.timeout(PATIENCE):
+            assert [await anext(frames) for _ in range(3)] == [{"": ""}] * 3
+
+
+async def test_a_stream_whose_last_event_was_lost_ends_with_what_the_job_has_become(
+    small: tuple[Service, Backstage],
+) -> None:
+    service, backstage = small
+    job = await backstage.submit()
+    async with Stream(service.address, path_of(job)) as stream:
+        frames = aiter(stream)
+        (seen,) = await backstage.tell(job, 1)
+        assert (await take(frames, 1))[0]["id"] == str(seen)
+        await backstage.jobs.cancel(job)
+        (last,) = await take(frames, 1)
+        assert (last["event"], json.loads(last["data"])) == ("cancelled", {"state": "cancelled", "error": ""})
+        assert await rest(stream) == []
+        assert stream.complete
+    async with Stream(service.address, path_of(job), headers={"last-event-id": str(seen)}) as again:
+        assert again.status == 204
+
+
+async def test_one_stream_too_many_is_refused_until_another_ends(small: tuple[Service, Backstage]) -> None:
+    service, backstage = small
+    path = path_of(await backstage.submit())
+    async with AsyncExitStack() as stack:
+        for _ in range(3):
+            await stack.enter_async_context(Stream(service.address, path))
+        answer = ask(service, request(path, method="GET"))
+        check_refusal(answer, 503)
+        assert int(answer.headers["retry-after"]) >= 1
+        assert ask(service, request("/v1/models/diabetes:predict", DIABETES)).status == 200
+    assert eventually(lambda: is_open(service, path))
+
+
+def is_open(service: Service, path: str) -> bool:
+    """Whether a stream is allowed now; lets go of it at once."""
+    with Connection(service) as connection:
+        connection.send(request(path, method="GET"))
+        head = connection.status()
+        assert head in (200, 503)
+        return head == 200
+
+
+async def test_clients_that_never_read_are_cut_and_cost_nothing(small: tuple[Service, Backstage]) -> None:
+    service, backstage = small
+    (worker,) = service.workers
+    job = await backstage.submit()
+    with_few = [Connection(service, receive_buffer=4096) for _ in range(3)]
+    for connection in with_few:
+        connection.send(request(path_of(job), method="GET"))
+        assert connection.status() == 200
+    before = read_rss(worker)
+    seconds: list[float] = []
+    for _ in range(300):
+        await backstage.events.append(job, "chunk", b"x" * 100_000)
+        started = time.perf_counter()
+        assert ask(service, request("/v1/models/diabetes:predict", DIABETES)).status == 200
+        seconds.append(time.perf_counter() - started)
+    assert median(seconds) < 0.5
+    assert all(connection.refuses_more(within=PATIENCE) for connection in with_few)
+    assert read_rss(worker) - before < 40 << 20
+    for connection in with_few:
+        connection.close()
+    assert eventually(lambda: is_open(service, path_of(job)))
+
+
+async def test_a_client_that_was_cut_because_it_was_slow_resumes_without_a_gap(
+    small: tuple[Service, Backstage],
+) -> None:
+    service, backstage = small
+    job, count = await backstage.submit(), 400
+    slow = Stream(service.address, path_of(job), receive_buffer=4096)
+    async with slow:
+        assert slow.status == 200
+        for number in range(count):
+            await backstage.events.append(job, "chunk", b"%d" % number + b" " * 50_000)
+        heard = await rest(slow)
+    assert 0 < len(heard) < count
+    async with Stream(service.address, path_of(job), headers={"last-event-id": heard[-1]["id"]}) as stream:
+        heard += await take(aiter(stream), count - len(heard))
+    assert [int(frame["data"]) for frame in heard] == list(range(count))
+
+
+@pytest.mark.parametrize("given", ["x", "-1", "1.5", "9" * 19, "9" * 5000, "٣", "1; drop", "0x10"])
+async def test_a_last_event_id_that_is_none_is_refused(small: tuple[Service, Backstage], given: str) -> None:
+    service, backstage = small
+    path = path_of(await backstage.submit())
+    check_refusal(ask(service, request(path, method="GET", last_event_id=given)), 422)
+
+
+async def test_an_unknown_job_is_not_found_and_other_methods_are_refused(small: tuple[Service, Backstage]) -> None:
+    service, backstage = small
+    for name in ("nobody", "%00", "%ff", "x" * 9999):
+        check_refusal(ask(service, request(path_of(name), method="GET")), 404)
+    path = path_of(await backstage.submit())
+    check_refusal(ask(service, request(path, method="POST")), 405)
+    with Connection(service) as connection:
+        connection.send(request(path, method="HEAD"))
+        answer = connection.answer(to_head=True)
+        assert answer is not None
+        assert answer.status == 405
+        connection.send(request("/health/live", method="GET"))
+        assert connection.answer() is not None
+
+
+async def test_streams_are_refused_when_their_store_is_away_and_predictions_go_on(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "events.db").write_bytes(b"this is no database" * 100)
+    environ = {"MODEL_DIR": str(models), "DATA_DIR": str(tmp_path), "ROLES": "web"}
+    jobs = SQLiteJobStore(tmp_path)
+    job = (await jobs.submit(JobRequest(operation=OPERATION, inputs=[b""]))).job.id
+    with Service(environ) as service:
+        async with Stream(service.address, path_of(job)) as stream:
+            (error,) = await rest(stream)
+            assert error["event"] == "error"
+            assert json.loads(error["data"])["status"] == 503
+        await jobs.cancel(job)
+        answer = ask(service, request(path_of(job), method="GET"))
+        check_refusal(answer, 503)
+        assert "retry-after" in answer.headers
+        for _ in range(4):
+            assert ask(service, request("/v1/models/diabetes:predict", DIABETES)).status == 200
+    await jobs.close()

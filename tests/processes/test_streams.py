@@ -1,0 +1,203 @@
+"""Streams of jobs on the real service: nothing is missed or repeated while workers come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, aclosing
+from pathlib import Path
+
+import pytest
+
+from harness.backstage import Backstage, path_of, rest, take
+from harness.processes import DIABETES, PATIENCE, eventually, gone
+from harness.servers import RedisServer
+from harness.service import Service
+from harness.sse import Stream, follow
+from harness.wire import ask, check_refusal, request
+from serving.cli.client import hammer, post
+from serving.events.redis import RedisEventLog
+from serving.events.sqlite import SQLiteEventLog
+from serving.jobs.redis import RedisJobStore
+from serving.jobs.sqlite import SQLiteJobStore
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def sqlite(models: Path, tmp_path: Path) -> AsyncIterator[Backstage]:
+    environ = {"MODEL_DIR": str(models), "DATA_DIR": str(tmp_path), "MAX_REQUESTS": "0"}
+    backstage = Backstage(SQLiteJobStore(tmp_path), SQLiteEventLog(tmp_path), environ)
+    yield backstage
+    await backstage.close()
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+async def backstage(
+    request: pytest.FixtureRequest, sqlite: Backstage, own_server: RedisServer
+) -> AsyncIterator[Backstage]:
+    if request.param == "sqlite":
+        yield sqlite
+        return
+    url = own_server.url
+    redis = Backstage(RedisJobStore(url), RedisEventLog(url), sqlite.environ | {"REDIS_URL": url})
+    yield redis
+    await redis.close()
+
+
+async def test_stream_of_a_job_begins_with_its_beginning_and_ends_with_its_end(backstage: Backstage) -> None:
+    with Service(backstage.environ) as service:
+        job = await backstage.submit()
+        told = await backstage.tell(job, 3)
+        async with Stream(service.address, path_of(job)) as stream:
+            assert stream.status == 200
+            assert stream.headers["content-type"] == "text/event-stream"
+            assert stream.headers["cache-control"] == "no-store"
+            assert stream.headers["x-accel-buffering"] == "no"
+            assert "content-length" not in stream.headers
+            frames = aiter(stream)
+            first = await anext(frames)
+            assert first["id"] == "0"
+            assert 500 <= int(first["retry"]) <= 1500
+            past = await take(frames, 3)
+            told += await backstage.tell(job, 2, start=3)
+            live = await take(frames, 2)
+            assert [frame["id"] for frame in past + live] == [str(number) for number in told]
+            assert [frame["data"] for frame in past + live] == ["0", "1", "2", "3", "4"]
+            await backstage.tell(await backstage.submit(), 1)
+            await backstage.events.append(job, "done", b'{"a":\n1}')
+            assert [(frame["event"], frame["data"]) for frame in await rest(stream)] == [("done", '{"a":\n1}')]
+            assert stream.complete
+
+
+async def test_nothing_is_missed_and_nothing_twice_while_workers_come_and_go(backstage: Backstage) -> None:
+    count, clients = 300, 8
+    environ = backstage.environ | {"MAX_REQUESTS": "20", "MAX_REQUESTS_JITTER": "5"}
+    with Service(environ) as service:
+        job = await backstage.submit()
+        over = asyncio.Event()
+
+        async def hear() -> list[str]:
+            heard: list[str] = []
+            async with aclosing(follow(service.address, path_of(job))) as frames:
+                async for frame in frames:
+                    if frame["event"] == "done":
+                        break
+                    heard.append(f"{frame['event']} {frame['data']}")
+            return heard
+
+        async def disturb() -> None:
+            message = post(f"{service.address}/v1/models/diabetes:predict", DIABETES)
+            while not over.is_set():
+                tally = await hammer(service.address, [message], requests=20, connections=2)
+                assert tally.failed == 0
+
+        hearing = [asyncio.create_task(hear()) for _ in range(clients)]
+        disturbing = asyncio.create_task(disturb())
+        async with asyncio.timeout(2 * PATIENCE):
+            number = 0
+            while number < count or len(service.events("Worker ends")) < 4:
+                await backstage.tell(job, 1, start=number)
+                number += 1
+            over.set()
+            await disturbing
+            await backstage.events.append(job, "done", b"")
+            for heard in await asyncio.gather(*hearing):
+                assert heard == [f"chunk {n}" for n in range(number)]
+
+
+async def test_another_worker_goes_on_where_the_client_left_off(sqlite: Backstage) -> None:
+    with Service(sqlite.environ | {"WEB_CONCURRENCY": "1"}) as service:
+        (old,) = service.workers
+        job = await sqlite.submit()
+        ids = await sqlite.tell(job, 3)
+        async with Stream(service.address, path_of(job)) as stream:
+            await take(aiter(stream), 3)
+            os.kill(old, signal.SIGKILL)
+            assert await rest(stream) == []
+            assert not stream.complete
+        assert eventually(lambda: len(service.events("Worker serves")) == 2)
+        ids += await sqlite.tell(job, 2, start=3)
+        for headers, query in (({"last-event-id": str(ids[2])}, ""), ({}, f"?last_event_id={ids[2]}")):
+            async with Stream(service.address, path_of(job) + query, headers=headers) as stream:
+                assert [frame["data"] for frame in await take(aiter(stream), 2)] == ["3", "4"]
+        both = Stream(service.address, f"{path_of(job)}?last_event_id=0", headers={"last-event-id": str(ids[3])})
+        async with both as stream:
+            assert [frame["data"] for frame in await take(aiter(stream), 1)] == ["4"]
+
+
+async def test_who_missed_what_the_log_has_forgotten_is_told_so(sqlite: Backstage) -> None:
+    with Service(sqlite.environ | {"WEB_CONCURRENCY": "1"}) as service:
+        job = await sqlite.submit()
+        (seen,) = await sqlite.tell(job, 1)
+        (forgotten,) = await sqlite.tell(job, 1, start=1)
+        assert await sqlite.events.prune(-60) == 2
+        (kept,) = await sqlite.tell(job, 1, start=2)
+        async with Stream(service.address, path_of(job), headers={"last-event-id": str(seen)}) as stream:
+            reset, event = await take(aiter(stream), 2)
+            assert (reset["event"], reset["id"], reset["data"]) == ("reset", str(forgotten), "")
+            assert (event["event"], event["id"]) == ("chunk", str(kept))
+
+
+async def test_a_drain_does_not_wait_for_streams(sqlite: Backstage) -> None:
+    environ = {"WEB_CONCURRENCY": "1", "GRACEFUL_TIMEOUT_SECONDS": "60", "MAX_REQUESTS": "10"}
+    with Service(sqlite.environ | environ | {"MAX_REQUESTS_JITTER": "0"}) as service:
+        (old,) = service.workers
+        job = await sqlite.submit()
+        async with AsyncExitStack() as stack:
+            streams = [await stack.enter_async_context(Stream(service.address, path_of(job))) for _ in range(9)]
+            started = time.monotonic()
+            for _ in range(10):
+                assert ask(service, request("/health/live", method="GET", connection="close")).status == 200
+            assert await asyncio.gather(*map(rest, streams)) == [[]] * 9
+            assert all(stream.complete for stream in streams)
+            assert gone([old])
+            assert time.monotonic() - started < 10, "with idle connections a drain takes 30 s"
+        assert '"level":"error"' not in service.log()
+
+
+async def test_the_service_ends_at_once_with_streams_open(sqlite: Backstage) -> None:
+    with Service(sqlite.environ | {"GRACEFUL_TIMEOUT_SECONDS": "60"}) as service:
+        job = await sqlite.submit()
+        async with Stream(service.address, path_of(job)) as stream:
+            started = time.monotonic()
+            assert await asyncio.to_thread(service.stop) == 0
+            assert time.monotonic() - started < 10
+            assert await rest(stream) == []
+            assert stream.complete
+
+
+async def test_admin_sees_figures_again_and_again_until_the_worker_drains(sqlite: Backstage) -> None:
+    token = "a-token-only-for-this-test"
+    environ = {"ADMIN_TOKEN": token, "WEB_CONCURRENCY": "1", "GRACEFUL_TIMEOUT_SECONDS": "60"}
+    with Service(sqlite.environ | environ) as service:
+        (old,) = service.workers
+        check_refusal(ask(service, request("/api/admin/events", method="GET")), 401)
+        async with Stream(service.address, "/api/admin/events", headers={"x-admin-token": token}) as stream:
+            for frame in await take(aiter(stream), 2):
+                assert frame["event"] == "metrics"
+                assert [worker["pid"] for worker in json.loads(frame["data"])["workers"]] == [old]
+            started = time.monotonic()
+            os.kill(old, signal.SIGTERM)
+            await rest(stream)
+            assert stream.complete
+            assert gone([old])
+            assert time.monotonic() - started < 10
+
+
+async def test_a_finished_job_tells_all_and_then_that_it_is_over(sqlite: Backstage) -> None:
+    with Service(sqlite.environ) as service:
+        job = await sqlite.submit()
+        ids = await sqlite.tell(job, 60)
+        await sqlite.jobs.cancel(job)
+        async with Stream(service.address, path_of(job)) as stream:
+            *told, last = await rest(stream)
+            assert [frame["id"] for frame in told] == [str(number) for number in ids]
+            assert (last["event"], json.loads(last["data"])["state"], "id" in last) == ("cancelled", "cancelled", False)
+            assert stream.complete
+        async with Stream(service.address, path_of(job), headers={"last-event-id": str(ids[-1])}) as stream:
+            assert stream.status == 204

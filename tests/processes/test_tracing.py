@@ -1,0 +1,130 @@
+"""Spans that real workers send to a collector, and collectors that are not there."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from assembly.web import build_tracing
+from harness.servers import http_server
+from harness.service import ROOT, Service
+from harness.wire import ask, request
+from serving.errors import InvalidSetting
+from serving.settings import Settings
+
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+WINE = [13.2, 1.78, 2.14, 11.2, 100, 2.65, 2.76, 0.26, 1.28, 4.38, 1.05, 3.4, 1050]
+BODY = json.dumps({"instances": [WINE, WINE]}).encode()
+
+
+@dataclass
+class Collector:
+    """What was sent to it."""
+
+    address: str
+    spans: list[Any]
+
+    def find(self, name: str) -> Any:
+        return next((span for span in self.spans if span.name == name), None)
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    spans: list[Any] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            if self.headers.get("content-encoding") == "gzip":
+                body = gzip.decompress(body)
+            for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+                for scope in resource.scope_spans:
+                    spans.extend(scope.spans)
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+    with http_server(Handler) as address:
+        yield Collector(address, spans)
+
+
+def attributes(span: Any) -> dict[str, Any]:
+    return {
+        item.key: item.value.string_value if item.value.HasField("string_value") else item.value.int_value
+        for item in span.attributes
+    }
+
+
+def test_spans_of_requests_reach_the_collector_when_the_worker_ends_at_the_latest(
+    models: Path, collector: Collector
+) -> None:
+    environ = {
+        "MODEL_DIR": str(models),
+        "WEB_CONCURRENCY": "1",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": collector.address,
+        "OTEL_BSP_SCHEDULE_DELAY": "600000",  # nothing is sent before the end
+    }
+    with Service(environ) as service:
+        parent = f"00-{TRACE}-{PARENT}-01"
+        assert ask(service, request("/v1/models/wine:predict", BODY, traceparent=parent)).status == 200
+        assert ask(service, request("/v1/models/nothing-of-ours:predict", BODY)).status == 404
+        assert ask(service, request("/v1/models/wine", method="GET")).status == 200
+        assert collector.spans == []
+    span = collector.find("POST /v1/models/{model}:predict")
+    assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE, PARENT)
+    noted = attributes(span)
+    assert (noted["http.response.status_code"], noted["http.route"]) == (200, "/v1/models/{model}:predict")
+    assert (noted["forkserve.model"], noted["forkserve.instances"]) == ("wine", 2)
+    assert noted["forkserve.cache"] in ("miss", "mixed")
+    assert noted["forkserve.request_id"]
+    assert attributes(collector.find("GET /v1/models/{model}"))["http.response.status_code"] == 200
+    assert not any("nothing-of-ours" in str(attributes(span)) + span.name for span in collector.spans)
+
+
+def test_a_collector_that_hangs_slows_neither_requests_nor_the_end(models: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        environ = {
+            "MODEL_DIR": str(models),
+            "WEB_CONCURRENCY": "1",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}",
+            "OTEL_BSP_SCHEDULE_DELAY": "10",
+        }
+        with Service(environ) as service:
+            for _ in range(20):
+                assert ask(service, request("/v1/models/wine:predict", BODY)).status == 200
+            silent.settimeout(30)
+            connection, _ = silent.accept()
+            assert ask(service, request("/v1/models/wine:predict", BODY)).status == 200
+            started = time.monotonic()
+            assert service.stop() == 0
+            assert time.monotonic() - started < 20, "its own patience is 10 s for each attempt"
+            connection.close()
+
+
+def test_without_the_extra_an_endpoint_refuses_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace.export", None)
+    monkeypatch.delitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", raising=False)
+    with pytest.raises(InvalidSetting, match=r"^OTEL_EXPORTER_OTLP_ENDPOINT needs"):
+        build_tracing(Settings(otel_exporter_otlp_endpoint="http://127.0.0.1:4318"))
+
+
+def test_no_exporter_is_imported_without_an_endpoint(models: Path) -> None:
+    code = "import sys, main; main.web(); print('opentelemetry.exporter' in sys.modules)"
+    environ = os.environ | {"MODEL_DIR": str(models), "LOG_LEVEL": "error"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,293 @@
+"""The `forkserve` command, run as its users run it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+
+import joblib
+import pandas as pd
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from examples.train import DEMOS
+from harness.estimators import ExplainShyRegressor, ForkShyRegressor
+from harness.service import ROOT
+from registry.store.add import add_version, read_estimator, read_table
+from tests.conftest import Run
+
+
+@pytest.fixture
+def churn(tmp_path: Path) -> Path:
+    """A pipeline that somebody has fitted on a DataFrame, and the table it came from."""
+    table = pd.DataFrame({"months": range(40), "calls": [i % 7 for i in range(40)], "left": ["yes", "no"] * 20})
+    estimator = make_pipeline(StandardScaler(), LogisticRegression()).fit(table[["months", "calls"]], table["left"])
+    joblib.dump(estimator, tmp_path / "churn.joblib")
+    table.to_csv(tmp_path / "churn.csv", index=False)
+    return tmp_path
+
+
+def test_add_makes_a_version_that_models_lists_and_check_accepts(run: Run, churn: Path) -> None:
+    added = run("add", "churn.joblib", "--name", "churn", "--data", "churn.csv", "--target", "left")
+    assert (added.returncode, added.stderr) == (0, "")
+    again = run("add", "churn.joblib", "--name", "churn", "--data", "churn.csv")
+    assert "added churn version 2" in again.stdout
+    listed = run("models")
+    assert [line.split()[:2] for line in listed.stdout.splitlines()] == [["churn", "1"], ["churn", "2"]]
+    checked = run("check")
+    assert (checked.returncode, checked.stdout) == (0, "ready to serve\n")
+    manifest = json.loads((churn / "models/churn/1/manifest.json").read_text())
+    assert set(manifest["metrics"]) == {"accuracy", "log_loss", "roc_auc"}
+
+
+def test_add_puts_a_train_py_beside_the_versions_and_records_its_hash(run: Run, churn: Path) -> None:
+    script = (
+        b"from registry.training.script import Trained\n\ndef train(data):\n    raise ValueError('nothing to learn')\n"
+    )
+    (churn / "mine.py").write_bytes(script)
+    added = run("add", "churn.joblib", "--name", "churn", "--data", "churn.csv", "--train", "mine.py")
+    assert (added.returncode, added.stderr) == (0, "")
+    manifest = json.loads((churn / "models/churn/1/manifest.json").read_text())
+    assert manifest["training"] == {"script": "train.py", "sha256": hashlib.sha256(script).hexdigest()}
+    assert (churn / "models/churn/train.py").read_bytes() == script
+    failed = run("retrain", "churn", DATA_DIR=str(churn / "data"))
+    assert (failed.returncode, "the training failed: ValueError: nothing to learn" in failed.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [(b"def train(:", "is not Python"), (b"train = 3\n", "defines no function 'train'"), (None, "No such file")],
+)
+def test_add_refuses_what_is_no_train_py(run: Run, churn: Path, script: bytes | None, reason: str) -> None:
+    if script is not None:
+        (churn / "mine.py").write_bytes(script)
+    added = run("add", "churn.joblib", "--name", "churn", "--data", "churn.csv", "--train", "mine.py")
+    assert (added.returncode, reason in added.stderr, (churn / "models").exists()) == (1, True, False)
+
+
+def test_retrain_says_that_a_model_has_no_training_function(run: Run, churn: Path) -> None:
+    run("add", "churn.joblib", "--name", "churn", "--data", "churn.csv")
+    refused = run("retrain", "churn", DATA_DIR=str(churn / "data"))
+    assert (refused.returncode, "churn/1 has no training function" in refused.stderr) == (1, True)
+
+
+def add_churn(churn: Path, name: str, versions: int) -> None:
+    """What `forkserve add` does, in a tenth of its time."""
+    for _ in range(versions):
+        table = read_table(churn / "churn.csv")
+        add_version(churn / "models", name, read_estimator(churn / "churn.joblib"), table)
+
+
+@pytest.fixture
+def two_versions(churn: Path) -> Path:
+    """The directory of a model with two versions."""
+    add_churn(churn, "churn", 2)
+    return churn / "models" / "churn"
+
+
+@pytest.mark.usefixtures("two_versions")
+def test_promote_and_rollback_change_what_is_live(run: Run) -> None:
+    promoted = run("promote", "churn", "1")
+    assert (promoted.returncode, promoted.stdout) == (0, "churn: version 1 is live, the previous one is 2\n")
+    assert [line.split()[1:3] for line in run("models").stdout.splitlines()] == [["1", "live"], ["2", "classification"]]
+    assert run("rollback", "churn").stdout == "churn: version 2 is live, the previous one is 1\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["promote", "churn", "3"], "model 'churn' has no version '3'"),
+        (["promote", "gone", "1"], "there is no model 'gone'"),
+        (["rollback", "../churn"], "there is no model '../churn'"),
+        (["promote", "churn", "1"], "churn/1/model.joblib: has sha256"),
+        (["rollback", "churn"], "churn/1/model.joblib: has sha256"),
+    ],
+)
+def test_nothing_goes_live_that_does_not_load(run: Run, two_versions: Path, arguments: list[str], reason: str) -> None:
+    with (two_versions / "1" / "model.joblib").open("ab") as artefact:
+        artefact.write(b"!")
+    refused = run(*arguments)
+    assert refused.returncode == 1
+    assert reason in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    assert not (two_versions / "aliases.json").exists()
+
+
+def test_damaged_aliases_are_named_and_mended_by_promote(run: Run, two_versions: Path) -> None:
+    (two_versions / "aliases.json").write_text("{")
+    for command in ("check", "models"):
+        refused = run(command)
+        assert (refused.returncode, "churn/aliases.json" in refused.stderr) == (1, True)
+    assert run("promote", "churn", "2").returncode == 0
+    assert run("check").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--target", "gone"], "the table has no column 'gone'"),
+        (["--name", "../x"], "is not a model name"),
+        (["--labels", "a,b,c"], "3 labels for 2 classes"),
+        (["--data", "nowhere.csv"], "nowhere.csv"),
+    ],
+)
+def test_add_refuses_with_one_line_and_leaves_nothing(run: Run, churn: Path, arguments: list[str], reason: str) -> None:
+    refused = run("add", "churn.joblib", "--name", "churn", "--data", "churn.csv", *arguments)
+    assert refused.returncode == 1
+    assert reason in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    assert not list((churn / "models").rglob("*")) if (churn / "models").exists() else True
+
+
+@pytest.mark.usefixtures("churn")
+@pytest.mark.parametrize("artefact", ["nowhere.joblib", "churn.csv"])
+def test_add_refuses_a_file_that_is_no_artefact_with_one_line(run: Run, artefact: str) -> None:
+    refused = run("add", artefact, "--name", "churn", "--data", "churn.csv")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(f"forkserve: {artefact}: ")
+    assert len(refused.stderr.splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def linear(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model directory with one model; not to be written to."""
+    root = tmp_path_factory.mktemp("linear")
+    table = pd.DataFrame({"months": range(40), "calls": [i % 7 for i in range(40)]})
+    add_version(root, "churn", make_pipeline(StandardScaler(), LogisticRegression()).fit(table, [0, 1] * 20), table)
+    return str(root)
+
+
+@pytest.fixture
+def explain(run: Run, linear: str, tmp_path: Path) -> Run:
+    """Runs `forkserve explain` beside some files with rows."""
+    (tmp_path / "row.json").write_text('{"months": 3, "calls": 2}')
+    (tmp_path / "short.json").write_text("[1]")
+    (tmp_path / "row.csv").write_text("months,calls\n3,2\n")
+    return functools.partial(run, "explain", "--row", "row.json", MODEL_DIR=linear)
+
+
+def test_explain_prints_what_adds_up_and_draws_it(explain: Run, tmp_path: Path) -> None:
+    explained = explain("churn", "--plot", "out.png")
+    assert explained.returncode == 0, explained.stderr
+    explanation = json.loads(explained.stdout)
+    assert set(explanation["values"]) == {"months", "calls"}
+    assert explanation["base_value"] + sum(explanation["values"].values()) == pytest.approx(explanation["output"])
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_explain_sums_the_smaller_contributions(explain: Run, tmp_path: Path) -> None:
+    explained = explain("churn", "--version", "1", "--top", "1", "--plot", "out.svg")
+    assert len(json.loads(explained.stdout)["values"]) == 2
+    assert "(other)" in explained.stdout
+    assert b"<svg" in (tmp_path / "out.svg").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["gone"], "there is no model 'gone'"),
+        (["churn", "--version", "2"], "model 'churn' has no version '2'"),
+        (["churn", "--top", "0"], "top must be at least 1"),
+        (["churn", "--row", "nowhere.json"], "nowhere.json"),
+        (["churn", "--row", "row.csv"], "row.csv"),
+        (["churn", "--row", "short.json"], "short.json: the row must have 2 values, has 1"),
+        (["churn", "--plot", "out.txt.gone"], "out.txt.gone: Format 'gone' is not supported"),
+        (["churn", "--plot", "nowhere/out.png"], "nowhere/out.png: "),
+    ],
+)
+def test_explain_refuses_with_one_line(explain: Run, arguments: list[str], reason: str) -> None:
+    refused = explain(*arguments)
+    assert refused.returncode == 1
+    assert reason in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_explain_without_the_libraries_that_draw_says_what_to_install(explain: Run, tmp_path: Path) -> None:
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without" / "matplotlib.py").write_text("raise ImportError")
+    explained = explain("churn", "--plot", "out.png", PYTHONPATH=str(tmp_path / "without"))
+    assert explained.returncode == 1
+    assert explained.stderr == "forkserve: drawing needs shap and matplotlib: pip install 'forkserve[plot]'\n"
+    assert json.loads(explained.stdout)
+
+
+def hashes(root: Path) -> list[str]:
+    """Of the artefacts of all models below `root`."""
+    return [json.loads(path.read_text())["sha256"] for path in sorted(root.rglob("manifest.json"))]
+
+
+def test_train_makes_the_demo_models_with_held_out_metrics_and_again_the_same(run: Run, tmp_path: Path) -> None:
+    trained = run("train")
+    assert trained.returncode == 0, trained.stderr
+    lines = trained.stdout.splitlines()
+    assert [line.split()[1] for line in lines[:-1]] == [demo.name for demo in DEMOS]
+    assert all("(held out)" in line for line in lines[:-1])
+    assert lines[-1] == "imported 1176 records, 1176 of them new"
+    assert run("train", MODEL_DIR=str(tmp_path / "again")).returncode == 0
+    assert hashes(tmp_path / "models") == hashes(tmp_path / "again")
+    assert run("entities", "demo").stdout == "imported 1176 records, 0 of them new\n"
+
+
+def test_records_are_imported_from_a_file_that_may_come_again(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "days.csv").write_text("entity,time,x\na,2026-05-01,1\na,2026-05-02,2\n")
+    assert run("entities", "import", "days.csv").stdout == "imported 2 records, 2 of them new\n"
+    assert run("entities", "import", "days.csv").stdout == "imported 2 records, 0 of them new\n"
+    assert (tmp_path / "data" / "data.db").exists()
+
+
+def test_an_import_that_cannot_be_says_why_in_a_line(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "days.csv").write_text("entity,time,x\na,2026-05-01,nan\n")
+    expected = {
+        ("days.csv", ""): "forkserve: days.csv: line 2: x must be finite; the 0 records before are imported\n",
+        ("none.csv", ""): "forkserve: [Errno 2] No such file or directory: 'none.csv'\n",
+        ("days.csv", "ftp://x"): "forkserve: SUPABASE_URL must begin with https:// or http://\n",
+    }
+    for (name, url), said in expected.items():
+        done = run("entities", "import", name, SUPABASE_URL=url)
+        assert (done.returncode, done.stderr) == (1, said)
+
+
+def test_an_import_into_a_project_that_is_away_says_so(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "days.csv").write_text("entity,time,x\na,2026-05-01,1\n")
+    done = run("entities", "import", "days.csv", SUPABASE_URL="http://127.0.0.1:1", SUPABASE_SERVICE_KEY="key")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "forkserve: Supabase is away: ConnectError"
+
+
+def test_check_names_every_fault_on_a_line_of_its_own(run: Run, churn: Path) -> None:
+    add_churn(churn, "churn", 2)
+    add_churn(churn, "good", 1)
+    with (churn / "models/churn/1/model.joblib").open("ab") as artefact:
+        artefact.write(b"!")
+    (churn / "models/churn/2/manifest.json").write_text("{}")
+    checked = run("check")
+    assert checked.returncode == 1
+    first, second = checked.stderr.splitlines()
+    assert "churn/1/model.joblib: has sha256" in first
+    assert "churn/2/manifest.json: is not a manifest" in second
+
+
+@pytest.mark.parametrize("kind", [ForkShyRegressor, ExplainShyRegressor])
+def test_check_finds_a_model_that_fails_only_after_the_fork(
+    tmp_path: Path, run: Run, kind: type[ForkShyRegressor]
+) -> None:
+    sample = pd.DataFrame({"seconds": [0.0, 0.0, 0.0]})
+    estimator = kind().fit(sample.to_numpy(), None)
+    add_version(tmp_path / "models", "shy", estimator, sample)
+    checked = run("check", PYTHONPATH=str(ROOT))
+    assert checked.returncode == 1
+    assert checked.stderr.splitlines()[-1] == "forkserve: shy/1 fails in a forked process"
+
+
+@pytest.mark.usefixtures("churn")
+def test_a_wrong_setting_is_named(run: Run) -> None:
+    refused = run("models", PORT="-1")
+    assert (refused.returncode, refused.stderr) == (1, "forkserve: PORT must be at least 0\n")
+
+
+def test_check_without_models_says_what_to_do(run: Run) -> None:
+    assert "forkserve train" in run("check").stderr

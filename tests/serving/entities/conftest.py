@@ -1,0 +1,78 @@
+"""Sources of both kinds over the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from harness.supabase import SupabaseServer
+from serving.entities import supabase
+from serving.entities.record import Outcome, Record, make_record
+from serving.entities.sqlite import SQLiteSource
+from serving.entities.store import Source
+from serving.entities.supabase import SupabaseSource
+from tests.serving.conftest import PATIENCE
+
+KEEP = 5
+Open = Callable[[], Source]
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a server that is well: a busy machine must not make it look dead."""
+    monkeypatch.setattr(supabase, "TIMEOUT", httpx.Timeout(PATIENCE))
+    monkeypatch.setattr(supabase, "DEADLINE_SECONDS", PATIENCE)
+
+
+@pytest.fixture(params=["sqlite", "supabase"])
+async def open_source(request: pytest.FixtureRequest, tmp_path: Path, patient: None) -> AsyncIterator[Open]:
+    """Each call opens what another process would."""
+    opened: list[Source] = []
+    if request.param == "supabase":
+        server: SupabaseServer = request.getfixturevalue("shared_supabase")
+        server.empty()
+
+    def open_one() -> Source:
+        source: Source
+        if request.param == "supabase":
+            source = SupabaseSource(server.url, server.key, keep_records=KEEP, keep_outcomes=KEEP)
+        else:
+            source = SQLiteSource(tmp_path, keep_records=KEEP, keep_outcomes=KEEP)
+        opened.append(source)
+        return source
+
+    yield open_one
+    for source in opened:
+        await source.close()
+
+
+@pytest.fixture
+def source(open_source: Open) -> Source:
+    return open_source()
+
+
+def day(number: int) -> datetime:
+    return datetime(2024, 2, 27, tzinfo=UTC) + timedelta(days=number)
+
+
+def record(number: int, entity: str = "a", **values: Any) -> Record:
+    """Of the day of that number."""
+    return make_record(entity, {"x": float(number)} | values, day(number).isoformat(), str(number))
+
+
+def outcome(number: int, model: str = "m", **changes: Any) -> Outcome:
+    fields: dict[str, Any] = {
+        "model": model,
+        "version": "1",
+        "id": str(number),
+        "time": day(number),
+        "instance": {"x": 0.1 * number, "kind": "b", "flag": True, "missing": None},
+        "outcome": "yes",
+        "prediction": "no",
+    }
+    return Outcome(**(fields | changes))

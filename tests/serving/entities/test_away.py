@@ -1,0 +1,123 @@
+"""What goes on while the source is away: remembered records, and outcomes that wait."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from serving.entities.reading import RecordReader
+from serving.entities.record import Judged, Outcome, Record
+from serving.entities.writer import OutcomeWriter
+from serving.errors import DataQueueFull, StoreUnavailable
+from tests.serving.conftest import until
+from tests.serving.entities.conftest import outcome, record
+
+pytestmark = pytest.mark.anyio
+
+
+class FlakySource:
+    """A source in memory that is away when told to be."""
+
+    state = "disabled"
+
+    def __init__(self) -> None:
+        self.away = False
+        self.records: list[Record] = []
+        self.kept: list[Outcome] = []
+        self.refused = 0
+
+    async def add_records(self, records: Sequence[Record]) -> int:
+        raise NotImplementedError
+
+    async def newest(self, entity: str, limit: int) -> list[Record]:
+        await self.probe()
+        return [one for one in self.records if one.entity == entity][:limit]
+
+    async def add_outcomes(self, outcomes: Sequence[Outcome]) -> int:
+        await self.probe()
+        self.kept += outcomes
+        return len(outcomes)
+
+    async def outcomes(self, model: str, limit: int) -> list[Outcome]:
+        raise NotImplementedError
+
+    async def judged(self, model: str, version: str, limit: int) -> list[Judged]:
+        raise NotImplementedError
+
+    async def probe(self) -> None:
+        if self.away:
+            self.refused += 1
+            raise StoreUnavailable("away")
+
+    async def close(self) -> None: ...
+
+
+@pytest.fixture
+def source() -> FlakySource:
+    return FlakySource()
+
+
+async def test_records_that_were_read_are_remembered(source: FlakySource) -> None:
+    source.records = [record(2), record(1), record(0)]
+    reader = RecordReader(source, 2)
+    assert (await reader.newest("a", 1)).records == [record(2)]
+    source.away = True
+    reading = await reader.newest("a", 5)
+    assert (reading.records, reading.stale) == ([record(2), record(1)], True)
+    with pytest.raises(StoreUnavailable):
+        await reader.newest("b", 1)
+    source.away = False
+    assert not (await reader.newest("a", 1)).stale
+
+
+async def test_what_is_remembered_is_bounded(source: FlakySource) -> None:
+    source.records = [record(number, f"entity-{number}") for number in range(300)]
+    reader = RecordReader(source, 2, max_bytes=20_000)
+    for one in source.records:
+        await reader.newest(one.entity, 1)
+    source.away = True
+    found = 0
+    for one in source.records:
+        try:
+            found += len((await reader.newest(one.entity, 1)).records)
+        except StoreUnavailable:
+            continue
+    assert 0 < found < 60
+
+
+async def test_outcomes_that_may_be_late_are_written_soon(source: FlakySource) -> None:
+    writer = OutcomeWriter(source)
+    writer.add([outcome(1), outcome(2)])
+    assert source.kept == []
+    await writer.close()
+    assert source.kept == [outcome(1), outcome(2)]
+
+
+async def test_outcomes_wait_until_the_source_is_back(source: FlakySource) -> None:
+    source.away = True
+    writer = OutcomeWriter(source, retry_seconds=0.005)
+    writer.add([outcome(1)])
+    await until(lambda: _now(source.refused > 2))
+    writer.add([outcome(2)])
+    source.away = False
+    await until(lambda: _now(not writer.waiting))
+    assert source.kept == [outcome(1), outcome(2)]
+    await writer.close()
+
+
+async def test_no_more_outcomes_wait_than_may(source: FlakySource) -> None:
+    source.away = True
+    writer = OutcomeWriter(source, max_waiting=2, closing_seconds=0.01)
+    writer.add([outcome(1)])
+    with pytest.raises(DataQueueFull):
+        writer.add([outcome(2), outcome(3)])
+    writer.add([outcome(4)])
+    await writer.close()
+    assert writer.waiting == 0
+    assert [task for task in asyncio.all_tasks() if "OutcomeWriter" in repr(task)] == []
+
+
+async def _now(value: bool) -> bool:  # noqa: FBT001 - what `until` asks again and again
+    return value

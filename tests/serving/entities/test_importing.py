@@ -1,0 +1,82 @@
+"""Records brought in from a CSV file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from serving.entities.importing import import_records, read_table
+from serving.entities.record import make_record
+from serving.entities.sqlite import SQLiteSource
+from serving.entities.store import BATCH
+from serving.errors import InvalidRequest
+
+HEADER = b"entity,time,x\n"
+
+
+def write(path: Path, content: bytes) -> Path:
+    file = path / "records.csv"
+    file.write_bytes(content)
+    return file
+
+
+def test_cells_become_what_they_look_like(tmp_path: Path) -> None:
+    lines = (
+        b'\xef\xbb\xbftime,more,"a, b",entity,id',
+        b"2024-01-01,TRUE,1.50,a,7",
+        b'2024-01-02,,"-3",b,',
+        b"2024-01-03,1_0,\xc3\xa9,c,",
+    )
+    table = b"\r\n".join(lines)
+    first, second, third = read_table(write(tmp_path, table))
+    assert first == make_record("a", {"more": True, "a, b": 1.5}, "2024-01-01", "7")
+    assert second == make_record("b", {"more": None, "a, b": -3}, "2024-01-02")
+    assert third.values == {"more": "1_0", "a, b": "é"}
+
+
+@pytest.mark.anyio
+async def test_a_file_may_be_imported_again_and_is_of_any_size(tmp_path: Path) -> None:
+    lines = b"".join(b"%s,2024-01-01T00:00:%02d,%d\n" % (b"ab"[n % 2 : n % 2 + 1], n % 60, n) for n in range(BATCH + 3))
+    source = SQLiteSource(tmp_path, keep_records=10_000, keep_outcomes=1)
+    file = write(tmp_path, HEADER + lines)
+    for new in (BATCH + 3, 0):
+        done = await import_records(source, read_table(file))
+        assert (done.records, done.new) == (BATCH + 3, new)
+    assert len(await source.newest("a", 10_000)) == (BATCH + 4) // 2
+    await source.close()
+
+
+BAD: dict[bytes, str] = {
+    b"": "line 1: there must be a column entity",
+    b"entity,x\n": "line 1: there must be a column time",
+    b"entity,time,x,x\n": "line 1: two columns have the same name",
+    HEADER + b"a,2024-01-01,1\na,2024-01-02\n": "line 3: has 2 values, the header has 3",
+    HEADER + b"a,yesterday,1\n": "line 2: a time is written as ISO 8601 has it",
+    HEADER + b"../a,2024-01-01,1\n": "line 2: an entity is",
+    HEADER + b"a,2024-01-01,nan\n": "line 2: x must be finite",
+    HEADER + b"a,2024-01-01,1\n\n": "line 3: has 0 values, the header has 3",
+    HEADER + b"a,2024-01-01,\xff\n": "not UTF-8",
+    HEADER + b'a,2024-01-01,"1\n': "not CSV",
+    HEADER + b"a,2024-01-01,%s\n" % (b"9" * 200_000): "not CSV: field larger",
+    b"entity,time\na,2024-01-01\n": "line 2: values must be an object of 1 to 200 columns",
+}
+
+
+@pytest.mark.parametrize("content", BAD, ids=lambda content: str(content[-30:]))
+def test_a_file_that_cannot_be_names_its_line(tmp_path: Path, content: bytes) -> None:
+    file = write(tmp_path, content)
+    with pytest.raises(InvalidRequest) as refused:
+        list(read_table(file))
+    assert str(refused.value).startswith(str(file))
+    assert BAD[content] in str(refused.value)
+
+
+@pytest.mark.anyio
+async def test_what_came_before_a_bad_line_is_kept_and_counted(tmp_path: Path) -> None:
+    lines = b"".join(b"a,2024-01-01,%d\n" % number for number in range(BATCH))
+    source = SQLiteSource(tmp_path, keep_records=10_000, keep_outcomes=1)
+    with pytest.raises(InvalidRequest, match=f"line {BATCH + 2}: .*; the {BATCH} records before are imported"):
+        await import_records(source, read_table(write(tmp_path, HEADER + lines + b"a,never,1\n")))
+    assert len(await source.newest("a", 10_000)) == BATCH
+    await source.close()

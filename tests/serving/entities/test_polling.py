@@ -1,0 +1,172 @@
+"""Feeds, polled from a server in this process: good ones, bad ones, and those that are not there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+
+from harness.stub import Stub, reply, serving
+from serving.entities.feed import Feed
+from serving.entities.polling import Polled, Poller
+from serving.errors import InvalidRequest, OutboundFailed, StoreUnavailable
+from serving.storage.http import Outbound
+
+pytestmark = pytest.mark.anyio
+
+Record = tuple[str, str, str, tuple[tuple[str, Any], ...]]
+
+CSV = b"""\xef\xbb\xbfticker,date,close,note,halted
+AAPL,2026-05-01,171.5,,false
+MSFT,2026-05-01,402,up_2,TRUE
+"""
+JSON = json.dumps(
+    {
+        "rows": [
+            {"entity": "AAPL", "time": "2026-05-01", "close": 171.5, "note": None, "halted": False},
+            {"entity": "MSFT", "time": "2026-05-01", "close": 402, "note": "up_2", "halted": True},
+        ]
+    }
+).encode()
+
+
+class Store:
+    """Keeps records as a real one does: what is there already changes nothing."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[str, str], Record] = {}
+        self.away = False
+        self.batches: list[int] = []
+
+    def make(self, entity: str, values: dict[str, Any], time: str, record_id: str | None) -> Record:
+        if not values:
+            raise InvalidRequest("values must be an object")
+        return entity, record_id or time, time, tuple(values.items())
+
+    async def add(self, records: Sequence[Record]) -> int:
+        if self.away:
+            raise StoreUnavailable("away")
+        self.batches.append(len(records))
+        before = len(self.kept)
+        for record in records:
+            self.kept.setdefault(record[:2], record)
+        return len(self.kept) - before
+
+
+@pytest.fixture
+async def outbound() -> AsyncIterator[Outbound]:
+    outbound = Outbound(first_wait=0.001, timeout=1.0)
+    yield outbound
+    await outbound.close()
+
+
+def poller(outbound: Outbound, stub: Stub, store: Store, **options: Any) -> Poller[Record]:
+    feed = Feed(**({"name": "prices", "url": stub.url, "format": "csv"} | options))
+    return Poller([feed], outbound, store.make, store.add)
+
+
+@pytest.mark.parametrize(
+    ("document", "options"),
+    [(CSV, {"entity": "ticker", "time": "date"}), (JSON, {"format": "json", "rows": "rows"})],
+    ids=["CSV", "JSON"],
+)
+async def test_rows_become_records_once(outbound: Outbound, document: bytes, options: dict[str, str]) -> None:
+    store = Store()
+    async with serving(lambda _number, _head: reply(200, document)) as stub:
+        feeds = poller(outbound, stub, store, **options)
+        assert await feeds.fetch("prices") == Polled(records=2, new=2)
+        assert await feeds.fetch("prices") == Polled(records=2, new=0), "polled again"
+    assert list(store.kept.values()) == [
+        ("AAPL", "2026-05-01", "2026-05-01", (("close", 171.5), ("note", None), ("halted", False))),
+        ("MSFT", "2026-05-01", "2026-05-01", (("close", 402), ("note", "up_2"), ("halted", True))),
+    ]
+
+
+async def test_cells_of_a_table_keep_their_line_ends_and_separators(outbound: Outbound) -> None:
+    document = 'entity,time,note\r\na,1,"two\nlines"\r\nb,2,caf\x85e\u2028\x0c\r\n'.encode()
+    store = Store()
+    async with serving(lambda _number, _head: reply(200, document)) as stub:
+        assert await poller(outbound, stub, store).fetch("prices") == Polled(records=2, new=2)
+    notes = [dict(values)["note"] for _, _, _, values in store.kept.values()]
+    assert notes == ["two\nlines", "caf\x85e\u2028\x0c"]
+
+
+async def test_bad_rows_are_named_and_counted_and_good_ones_kept(outbound: Outbound) -> None:
+    lines = ["entity,time,close", "a,1,1", ",2,2", "b,,3", "c,4", "d,5,5", *["x"] * 10]
+    store = Store()
+    async with serving(lambda _number, _head: reply(200, "\n".join(lines).encode())) as stub:
+        polled = await poller(outbound, stub, store).fetch("prices")
+    assert (polled.records, polled.new, polled.refused) == (2, 2, 13)
+    assert polled.faults[:3] == ("row 2: entity is missing", "row 3: time is missing", "row 4: is no row")
+    assert len(polled.faults) == 5
+    rows: list[Any] = [
+        1,
+        None,
+        [],
+        {"entity": True, "time": 1},
+        {"entity": {}, "time": 1},
+        {"entity": "a", "time": 7, "v": 1},
+    ]
+    async with serving(lambda _number, _head: reply(200, json.dumps(rows).encode())) as stub:
+        polled = await poller(outbound, stub, Store(), format="json").fetch("prices")
+    assert (polled.records, polled.refused) == (1, 5)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [b"", b"{", b"{}", b"3", b"[" * 100_000, b"\xff", b'{"rows": {}}', b"null"],
+    ids=lambda document: str(document[:8]),
+)
+async def test_a_document_that_is_none_is_refused(outbound: Outbound, document: bytes) -> None:
+    async with serving(lambda _number, _head: reply(200, document)) as stub:
+        with pytest.raises(InvalidRequest):
+            await poller(outbound, stub, Store(), format="json", rows="rows").fetch("prices")
+
+
+@pytest.mark.parametrize(
+    "document", [b"", b"\xff,time", b'entity,time\n"', b"time,time", b"entity,time\n" + b"a,1\n" * 99]
+)
+async def test_a_table_that_is_none_or_too_long_is_refused(outbound: Outbound, document: bytes) -> None:
+    async with serving(lambda _number, _head: reply(200, document)) as stub:
+        with pytest.raises(InvalidRequest):
+            await poller(outbound, stub, Store(), max_rows=50).fetch("prices")
+
+
+async def test_what_has_not_changed_is_not_sent_again_once_it_is_kept(outbound: Outbound) -> None:
+    def answer(_number: int, head: bytes) -> bytes:
+        known = b'if-none-match: "7"' in head.lower() and b"if-modified-since: then" in head.lower()
+        return reply(304) if known else reply(200, b"entity,time,v\na,1,1\n", etag='"7"', last_modified="then")
+
+    store = Store()
+    async with serving(answer) as stub:
+        feeds = poller(outbound, stub, store)
+        store.away = True
+        with pytest.raises(StoreUnavailable):
+            await feeds.fetch("prices")
+        store.away = False
+        assert (await feeds.fetch("prices")).new == 1, "what was not kept is asked for again"
+        assert (await feeds.fetch("prices")).unchanged
+
+
+async def test_many_rows_are_kept_some_at_a_time(outbound: Outbound) -> None:
+    document = "entity,time,v\n" + "".join(f"a,{number},1\n" for number in range(1200))
+    store = Store()
+    async with serving(lambda _number, _head: reply(200, document.encode())) as stub:
+        assert (await poller(outbound, stub, store).fetch("prices")).new == 1200
+    assert store.batches == [500, 500, 200]
+
+
+@pytest.mark.parametrize("answer", [None, b"\r\n\r\n", reply(500), reply(404), reply(200, b"x" * 2000), reply(302)])
+async def test_a_feed_that_fails_is_told_of_and_harms_nobody(
+    outbound: Outbound, answer: bytes | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with serving(lambda _number, _head: answer) as stub:
+        feeds = poller(outbound, stub, Store(), max_bytes=1000)
+        with pytest.raises((OutboundFailed, InvalidRequest)):
+            await feeds.fetch("prices")
+        await feeds.poll("prices")
+    said = capsys.readouterr().out
+    assert "Feed failed" in said
+    assert "secret-path" not in said

@@ -1,0 +1,133 @@
+"""Supabase when it is not well, without HTTP in front: what calls cost, and that they leave nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from random import Random
+
+import pytest
+
+from cache.breaker import Breaker
+from harness.supabase import SupabaseServer
+from serving.entities.supabase import CALLS_AT_ONCE, SupabaseSource
+from serving.errors import StoreUnavailable
+from tests.serving.conftest import WallClock, until
+from tests.serving.entities.conftest import outcome, record
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def clock() -> WallClock:
+    """The breaker's."""
+    return WallClock()
+
+
+@pytest.fixture
+async def source(own_supabase: SupabaseServer, clock: WallClock) -> AsyncIterator[SupabaseSource]:
+    breaker = Breaker(clock=clock)
+    source = SupabaseSource(own_supabase.url, own_supabase.key, keep_records=5, keep_outcomes=5000, breaker=breaker)
+    yield source
+    own_supabase.resume()
+    await source.close()
+
+
+async def answers(source: SupabaseSource, clock: WallClock) -> bool:
+    """Whether it does, once its breaker lets anybody ask."""
+    clock.now += 60
+    try:
+        await source.newest("a", 1)
+    except StoreUnavailable:
+        return False
+    return True
+
+
+@pytest.mark.usefixtures("patient")
+async def test_cancelled_calls_give_their_connections_back(source: SupabaseSource, clock: WallClock) -> None:
+    await source.add_records([record(1)])
+    moments = Random(1)
+    for _ in range(30):
+        calls = [asyncio.create_task(source.newest("a", 1)) for _ in range(3 * CALLS_AT_ONCE)]
+        # at another moment each time: connecting, sent, answered
+        await asyncio.wait(calls, timeout=moments.uniform(0, 0.05))
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+    await until(lambda: answers(source, clock))
+    found = await asyncio.gather(*(source.newest("a", 1) for _ in range(CALLS_AT_ONCE)))
+    assert found == [[record(1)]] * CALLS_AT_ONCE
+
+
+async def test_a_hung_server_is_given_up_and_then_left_alone(
+    source: SupabaseSource, own_supabase: SupabaseServer, clock: WallClock
+) -> None:
+    await until(lambda: answers(source, clock))
+    own_supabase.pause()
+    found = await asyncio.gather(*(source.newest("a", 1) for _ in range(3)), return_exceptions=True)
+    assert [str(error) for error in found] == ["Supabase is away: ReadTimeout"] * 3
+    assert source.state == "open"
+    with pytest.raises(StoreUnavailable, match=r"^Supabase is away$"):  # and not of what it would have died
+        await source.newest("a", 1)
+    own_supabase.resume()
+    await until(lambda: answers(source, clock))
+    assert source.state == "closed"
+
+
+async def test_a_dead_server_is_seen_at_once(source: SupabaseSource, own_supabase: SupabaseServer) -> None:
+    own_supabase.kill()
+    with pytest.raises(StoreUnavailable, match=r"^Supabase is away: ConnectError$"):
+        await source.newest("a", 1)
+    own_supabase.start()
+
+
+async def test_answers_that_are_none_are_failures() -> None:
+    async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        body = babbled.pop()
+        writer.write(
+            b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+        )
+        await writer.drain()
+        writer.close()
+
+    rows = [b'[{"id": 1}]', b'[{"entity": "a", "id": "1", "time": "2024-01-01", "data": [1]}]', b"[1]"]
+    answers = [*rows, b"not JSON", b'"text"', b"null", b'{"a": 1}']
+    babbled = answers + answers
+    server = await asyncio.start_server(babble, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    source = SupabaseSource(url, "key", keep_records=1, keep_outcomes=1, breaker=Breaker(failures=100))
+    for _ in answers:
+        with pytest.raises(StoreUnavailable):
+            await source.newest("a", 1)
+        with pytest.raises(StoreUnavailable):
+            await source.outcomes("m", 1)
+    await source.close()
+    server.close()
+    await server.wait_closed()
+
+
+@pytest.mark.usefixtures("patient")
+async def test_more_outcomes_than_one_answer_holds_are_read(source: SupabaseSource) -> None:
+    outcomes = [outcome(number, time=record(0).time) for number in range(2100)]
+    for start in range(0, len(outcomes), 700):
+        await source.add_outcomes(outcomes[start : start + 700])
+    found = await source.outcomes("m", 2050)
+    assert [one.id for one in found] == [str(number) for number in range(2099, 49, -1)]
+
+
+@pytest.mark.usefixtures("patient")
+async def test_more_calls_than_connections_do_not_make_a_server_look_dead(
+    source: SupabaseSource, own_supabase: SupabaseServer
+) -> None:
+    await source.newest("a", 1)
+    own_supabase.pause()
+    calls = [asyncio.create_task(source.newest("a", 1)) for _ in range(30)]
+    done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+    assert {str(call.exception()) for call in done} == {"Supabase is busy"}
+    assert source.state == "closed"
+    own_supabase.resume()
+    await asyncio.gather(*calls, return_exceptions=True)
+    assert sum(call.exception() is None for call in calls) == CALLS_AT_ONCE
+    found = await asyncio.gather(*(source.newest("a", 1) for _ in range(CALLS_AT_ONCE)))
+    assert found == [[]] * CALLS_AT_ONCE

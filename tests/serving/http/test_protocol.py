@@ -1,0 +1,95 @@
+"""Which connections a sweep ends, and which it leaves alone."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
+from serving.http.edge import Receive, Scope, Send
+from serving.http.protocol import LimitedProtocol
+
+pytestmark = pytest.mark.anyio
+
+LIMIT = 20.0
+
+
+class Socket(asyncio.Transport):
+    """Takes what it is given and passes on as much as it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unsent = 0
+        self.aborted = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.unsent += len(data)
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self.limits = (high, low)
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def is_closing(self) -> bool:
+        return self.aborted
+
+
+async def silent_app(scope: Scope, receive: Receive, send: Send) -> None:
+    await asyncio.Event().wait()
+
+
+@pytest.fixture
+def socket() -> Socket:
+    return Socket()
+
+
+@pytest.fixture
+async def protocol(socket: Socket) -> LimitedProtocol:
+    config = Config(silent_app, lifespan="off", log_config=None)
+    protocol = LimitedProtocol(config=config, server_state=ServerState(), app_state={})
+    protocol.connection_made(socket)
+    protocol._reading_since = None
+    return protocol
+
+
+def sweep(protocol: LimitedProtocol, *times: float) -> None:
+    for time in times:
+        protocol.sweep(1000.0 + time, LIMIT)
+
+
+async def test_answer_that_was_written_in_this_turn_of_the_loop_is_left_alone(
+    protocol: LimitedProtocol, socket: Socket
+) -> None:
+    protocol.transport.write(b"answer")
+    sweep(protocol, 0, 1)
+    assert not socket.aborted
+
+
+async def test_client_that_takes_nothing_is_ended_although_more_is_written(
+    protocol: LimitedProtocol, socket: Socket
+) -> None:
+    transport: Any = protocol.transport
+    for second in range(0, 19, 5):
+        transport.write(b"heartbeat")
+        transport.flush()
+        sweep(protocol, second)
+    assert not socket.aborted
+    sweep(protocol, LIMIT + 1)
+    assert socket.aborted
+
+
+async def test_client_that_takes_a_little_is_left_alone(protocol: LimitedProtocol, socket: Socket) -> None:
+    transport: Any = protocol.transport
+    transport.write(b"x" * 1000)
+    transport.flush()
+    for second in range(0, 100, 15):
+        socket.unsent -= 1
+        sweep(protocol, second)
+    assert not socket.aborted
