@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from assembly.source import data_source
-from registry.registry import find_model
+from registry.store.directory import find_model
 from registry.training.script import live_manifest
 from serving.entities.feed import parse_feeds
 from serving.entities.polling import Poller

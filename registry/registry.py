@@ -10,12 +10,12 @@ from typing import Literal
 
 import structlog
 
-from registry.errors import ModelNotFound, VersionNotFound, VersionRefused
+from registry.errors import ModelNotFound, VersionNotFound
 from registry.explain.budget import Budget
 from registry.model import LoadedModel
-from registry.store.aliases import Aliases, directories, newest, read_aliases
+from registry.store.aliases import Aliases, newest, read_aliases
+from registry.store.directory import directories, find_model, model_directories, version_order
 from registry.store.loader import load_version
-from registry.store.manifest import version_order
 
 log = structlog.get_logger(__name__)
 
@@ -75,23 +75,6 @@ class Registry:
         return len(self._live)
 
 
-def version_directories(root: Path) -> list[Path]:
-    """Every `{name}/{version}` directory below `root` that has a fitting name, in order.
-
-    Names that do not fit (a `.git`, a half-written `.new-...`) are not models.
-    Raises VersionRefused when there is none.
-    """
-    return [version for name in model_directories(root) for version in directories(name)]
-
-
-def model_directories(root: Path) -> list[Path]:
-    """Every `{name}` directory below `root` that has versions, by name. Raises VersionRefused when there is none."""
-    found = sorted(path for path in directories(root) if directories(path))
-    if not found:
-        raise VersionRefused(root, "holds no model; make one with `forkserve train` or `forkserve add`")
-    return found
-
-
 @dataclass(frozen=True)
 class Offer:
     """One model as it is on disk: the directories of the versions to load, oldest first, and its aliases."""
@@ -144,11 +127,3 @@ def load_one(root: Path, name: str, version: str | None = None) -> LoadedModel:
     if version not in versions:
         raise VersionNotFound(f"model {name!r} has no version {version!r}")
     return load_version(root, versions[version])
-
-
-def find_model(root: Path, name: str) -> Path:
-    """The directory of a model. Raises ModelNotFound, VersionRefused when there is no model at all."""
-    for directory in model_directories(root):
-        if directory.name == name:
-            return directory
-    raise ModelNotFound(f"there is no model {name!r} in {root}")

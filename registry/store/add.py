@@ -29,9 +29,9 @@ from registry.model import Compute, LoadedModel, asking, estimator_compute, task
 from registry.rows.features import Feature, Rows
 from registry.rows.infer_schema import infer_features
 from registry.rows.schema import Schema
-from registry.store.aliases import directories
+from registry.store.directory import NAME, directories, version_order
 from registry.store.loader import load_version, unpickle
-from registry.store.manifest import NAME, ExplainerRecord, Manifest, Task, TrainingRecord, version_order, write_manifest
+from registry.store.manifest import ExplainerRecord, Manifest, Task, TrainingRecord, write_manifest
 from registry.training.metrics import measure
 
 log = structlog.get_logger(__name__)

@@ -15,10 +15,7 @@ from pathlib import Path
 import msgspec
 
 from registry.errors import ModelNotFound, VersionNotFound, VersionRefused
-from registry.store.files import write_whole
-from registry.store.manifest import NAME, version_order
-
-FILENAME = "aliases.json"
+from registry.store.directory import ALIASES_FILE, directories, write_whole
 
 
 class Aliases(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -26,14 +23,6 @@ class Aliases(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     live: str
     previous: str | None = None
-
-
-def directories(path: Path) -> list[Path]:
-    """Those inside `path` whose names can be a model's or a version's, in the order of versions."""
-    if not path.is_dir():
-        return []
-    inside = [inner for inner in path.iterdir() if NAME.fullmatch(inner.name) and inner.is_dir()]
-    return sorted(inside, key=lambda inner: version_order(inner.name))
 
 
 def newest(versions: Sequence[str]) -> Aliases:
@@ -47,7 +36,7 @@ def read_aliases(directory: Path, versions: Sequence[str]) -> Aliases:
     A previous version that is not there any more is none. Raises VersionRefused for a file that is damaged, or that
     names a live version which is not there: what should answer is then for a person to say.
     """
-    path = directory / FILENAME
+    path = directory / ALIASES_FILE
     try:
         aliases = msgspec.json.decode(path.read_bytes(), type=Aliases)
     except FileNotFoundError:
@@ -125,4 +114,4 @@ def alone(directory: Path) -> Iterator[None]:
 
 def write_aliases(directory: Path, aliases: Aliases) -> None:
     """To be called by who is alone with the directory."""
-    write_whole(directory / FILENAME, msgspec.json.encode(aliases) + b"\n")
+    write_whole(directory / ALIASES_FILE, msgspec.json.encode(aliases) + b"\n")

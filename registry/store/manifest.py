@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,11 +10,9 @@ import msgspec
 from registry.errors import VersionRefused
 from registry.explain.shap_values import Method, Space
 from registry.rows.features import Feature
+from registry.store.directory import NAME
 
 FILENAME = "manifest.json"
-
-# A name is a directory, a dictionary key and a piece of a URL; nothing else may pass.
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
 Task = Literal["classification", "regression", "clustering", "outlier-detection"]
 
@@ -70,11 +67,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """None for a model that is not trained anew."""
     trained_by: str = ""
     """The job that has trained this version; empty for one that was added by hand."""
-
-
-def version_order(version: str) -> tuple[tuple[int, int, str], ...]:
-    """Sorts "2" before "10" and "1.9" before "1.10"."""
-    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"[._-]", version))
 
 
 def read_manifest(directory: Path) -> Manifest:

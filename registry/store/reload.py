@@ -12,8 +12,9 @@ from pathlib import Path
 
 from registry.errors import VersionRefused
 from registry.model import LoadedModel
-from registry.registry import Registry, Selected, model_directories, read_offer
+from registry.registry import Registry, Selected, read_offer
 from registry.store.aliases import Aliases
+from registry.store.directory import model_directories
 from registry.store.manifest import read_manifest
 
 Load = Callable[[Path], LoadedModel]

@@ -20,8 +20,8 @@ from registry.errors import CannotAdd, Superseded, VersionRefused
 from registry.model import LoadedModel
 from registry.rows.features import Rows
 from registry.store.add import instances_of
-from registry.store.aliases import Aliases, alone, current, directories, write_aliases
-from registry.store.files import sync_directory, write_whole
+from registry.store.aliases import Aliases, alone, current, write_aliases
+from registry.store.directory import directories, sync_directory, write_whole
 from registry.store.manifest import Manifest, read_manifest
 
 PREFIX = ".candidate-"

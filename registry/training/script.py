@@ -18,7 +18,7 @@ import pandas as pd
 
 from registry.errors import CannotTrain
 from registry.store.aliases import current
-from registry.store.files import write_whole
+from registry.store.directory import write_whole
 from registry.store.loader import verified_bytes
 from registry.store.manifest import Manifest, TrainingRecord, read_manifest
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from registry.errors import VersionRefused
 from registry.model import LoadedModel
-from registry.registry import Registry, model_directories, read_offer, version_directories
+from registry.registry import Registry, read_offer
+from registry.store.directory import model_directories, version_directories
 from registry.store.loader import load_version
 from serving.errors import CannotServe
 from serving.master import prefork

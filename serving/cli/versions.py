@@ -90,8 +90,9 @@ def promote(arguments: argparse.Namespace, settings: Settings) -> int:
 
 def rollback(arguments: argparse.Namespace, settings: Settings) -> int:
     """Make the previous version live again, once it has been loaded and verified."""
-    from registry.registry import find_model, load_one
+    from registry.registry import load_one
     from registry.store import aliases
+    from registry.store.directory import find_model
 
     directory = find_model(settings.model_dir, arguments.model)
     before = aliases.current(directory)

@@ -15,8 +15,8 @@ import msgspec
 import structlog
 
 from registry.errors import CannotAdd, ModelNotFound, RegistryError, Superseded, VersionRefused
-from registry.registry import find_model
 from registry.store import aliases
+from registry.store.directory import find_model
 from registry.store.manifest import Manifest, read_manifest
 from registry.training.candidates import Candidate, find_candidate, find_trained, remove_candidates, take_in
 from serving.errors import CallFailed, DeadlineExceeded, MemoryExceeded, StoreUnavailable

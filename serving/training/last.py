@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from registry.store.files import write_whole
+from registry.store.directory import write_whole
 
 FILENAME = "last-training.json"
 FRESH_SECONDS = 5.0

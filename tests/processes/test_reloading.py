@@ -223,7 +223,7 @@ def test_damaged_aliases_refuse_the_start_and_leave_a_running_service_as_it_is(
 def test_empty_model_directory_leaves_everything_in_service(running: Service, models_of_our_own: Path) -> None:
     models_of_our_own.rename(models_of_our_own.with_name("away"))
     status, problem = ask_admin(running, "models:reload")
-    assert (status, "holds no model" in problem["detail"]) == (409, True)
+    assert (status, "contains no model" in problem["detail"]) == (409, True)
     assert len(running.get("/v1/models")["models"]) == len(DEMOS)
 
 

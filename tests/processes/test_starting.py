@@ -32,7 +32,9 @@ def test_a_wrong_setting_refuses_the_start_and_names_the_variable(models: Path) 
 
 def test_an_empty_model_directory_refuses_the_start_and_says_what_to_do(tmp_path: Path) -> None:
     refused = refusal({"MODEL_DIR": str(tmp_path)})
-    assert refused == (f"forkserve: {tmp_path}: holds no model; make one with `forkserve train` or `forkserve add`")
+    assert refused == (
+        f"forkserve: {tmp_path}: contains no model; create one with `forkserve train` or `forkserve add`"
+    )
 
 
 def refusal(environ: dict[str, str]) -> str:

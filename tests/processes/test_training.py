@@ -24,7 +24,8 @@ from harness.servers import RedisServer
 from harness.service import FORKSERVE, Service
 from harness.supabase import SupabaseServer
 from harness.training import MODE, add_small, result_of, trigger
-from registry.store.aliases import FILENAME, Aliases, current, directories
+from registry.store.aliases import Aliases, current
+from registry.store.directory import ALIASES_FILE, directories
 from registry.store.loader import load_version
 from registry.training.script import SCRIPT as SCRIPT_NAME
 from serving.process.kernel import child_pids, name_of
@@ -92,7 +93,7 @@ def test_training_that_breaks_fails_its_job_and_nothing_else(odd: Service, odd_r
     job = train(odd, odd_root, mode)
     assert (job["state"], job["error"]) == ("failed", FAILING[mode])
     assert (odd.runners, visible(odd_root / "small")) == (runners, ["1"])
-    assert not (odd_root / "small" / FILENAME).exists()
+    assert not (odd_root / "small" / ALIASES_FILE).exists()
 
 
 REFUSED = {

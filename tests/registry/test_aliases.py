@@ -12,7 +12,8 @@ import pytest
 
 from registry.errors import ModelNotFound, VersionNotFound, VersionRefused
 from registry.registry import load_one, load_registry
-from registry.store.aliases import FILENAME, Aliases, current, promote, read_aliases, rollback
+from registry.store.aliases import Aliases, current, promote, read_aliases, rollback
+from registry.store.directory import ALIASES_FILE
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_previous_version_that_was_removed_is_none(model: Path) -> None:
 def test_version_that_is_not_there_cannot_be_promoted(model: Path, version: str) -> None:
     with pytest.raises(VersionNotFound):
         promote(model, version)
-    assert not (model / FILENAME).exists()
+    assert not (model / ALIASES_FILE).exists()
 
 
 def test_model_that_is_not_there_cannot_be_promoted(tmp_path: Path) -> None:
@@ -100,11 +101,11 @@ DAMAGED = {
 
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
 def test_damaged_file_is_refused_by_name_until_a_version_is_promoted(model: Path, content: bytes) -> None:
-    (model / FILENAME).write_bytes(content)
+    (model / ALIASES_FILE).write_bytes(content)
     for read in (current, rollback):
         with pytest.raises(VersionRefused, match="live") as refusal:
             read(model)
-        assert str(model / FILENAME) in str(refusal.value)
+        assert str(model / ALIASES_FILE) in str(refusal.value)
         assert "\n" not in str(refusal.value)
     assert promote(model, "2") == current(model) == Aliases("2", None)
 
@@ -130,7 +131,7 @@ def test_process_that_is_killed_while_it_promotes_leaves_a_whole_file(model: Pat
         process.join()
         assert current(model) in (Aliases("1", "10"), Aliases("10", "1"))
         assert promote(model, "10").live == "10", "the lock has ended with the process"
-    assert sorted(path.name for path in model.iterdir()) == ["1", "10", "2", FILENAME]
+    assert sorted(path.name for path in model.iterdir()) == ["1", "10", "2", ALIASES_FILE]
 
 
 def _roll_back(model: Path, times: int) -> None:
@@ -174,6 +175,6 @@ def test_only_live_and_previous_versions_are_loaded_when_no_others_are_wanted(ro
 
 
 def test_directory_with_damaged_aliases_is_not_loaded(root: Path) -> None:
-    (root / "wine" / FILENAME).write_text("{")
-    with pytest.raises(VersionRefused, match=FILENAME):
+    (root / "wine" / ALIASES_FILE).write_text("{")
+    with pytest.raises(VersionRefused, match=ALIASES_FILE):
         load_registry(root)

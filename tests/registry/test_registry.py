@@ -9,7 +9,8 @@ import pytest
 
 from registry.errors import ModelNotFound, VersionNotFound, VersionRefused
 from registry.model import LoadedModel
-from registry.registry import Registry, load_registry, version_directories
+from registry.registry import Registry, load_registry
+from registry.store.directory import version_directories
 from registry.store.loader import load_version
 from tests.conftest import DEMO_MODELS
 

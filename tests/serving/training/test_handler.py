@@ -11,6 +11,7 @@ import pytest
 
 from registry.store import aliases
 from registry.store.aliases import Aliases, current
+from registry.store.directory import directories
 from registry.training.candidates import HELD_OUT, candidate_root, find_candidate
 from serving.errors import CallFailed, DeadlineExceeded
 from serving.events.sqlite import SQLiteEventLog
@@ -165,7 +166,7 @@ async def test_refused_candidate_is_removed_and_the_reasons_are_told(
     training.processes.answers["judge"] = msgspec.structs.replace(GOOD, reasons=("r2 is 0.1",))
     result = await training.run()
     assert (result.promoted, result.reasons, training.announced) == (False, ("r2 is 0.1",), 0)
-    assert [path.name for path in aliases.directories(training.directory)] == ["1"]
+    assert [path.name for path in directories(training.directory)] == ["1"]
     assert list(training.handler.root.glob(".*")) == []
     page = await events.read("j", 0, 10)
     assert [event.kind for event in page.events] == ["training", "verifying", "refused"]
