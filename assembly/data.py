@@ -13,7 +13,7 @@ from serving.monitoring.quality import LiveQuality, OutcomeReader
 from serving.parts import Data
 from serving.predict.inference import Inference
 from serving.settings import Settings
-from serving.shared.recording import Metrics
+from serving.shared.metrics import Metrics
 
 
 def build_data(

@@ -24,8 +24,8 @@ from serving.master.announcements import announce
 from serving.parts import Jobs
 from serving.process.executor import Executor
 from serving.settings import Settings
-from serving.shared.metrics import Book
-from serving.shared.recording import Metrics
+from serving.shared.book import Book
+from serving.shared.metrics import Metrics
 from serving.shared.reloads import Reloads
 from serving.training.handler import TrainHandler
 from serving.training.outcomes import outcome_reader

@@ -32,9 +32,9 @@ from serving.predict.batcher import Batcher
 from serving.predict.inference import Inference, isolated_functions, make_operations
 from serving.process.executor import Executor
 from serving.settings import Settings
-from serving.shared.metrics import Book
+from serving.shared.book import Book
+from serving.shared.metrics import Metrics
 from serving.shared.pressure import Pressure
-from serving.shared.recording import Metrics
 from serving.shared.reloads import Reloads
 from serving.shared.state import Lasting
 from serving.storage.http import Outbound

@@ -13,10 +13,10 @@ import time
 
 from bench.table import Table
 from harness.servers import redis_server
-from serving.http.rate_limit import Limiter, Rate, Verdict
+from serving.http.rate_limit import Limiter
 from serving.http.rate_limit_redis import RedisLimiter
 from serving.process.kernel import read_rss
-from serving.shared.rate_table import SharedTable
+from serving.shared.rate_table import Rate, SharedTable, Verdict
 
 RATE = Rate(600, 60.0, 600)
 

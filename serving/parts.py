@@ -26,8 +26,7 @@ from serving.predict.batcher import Batcher
 from serving.predict.inference import Inference
 from serving.process.executor import Executor
 from serving.schedules.building import Schedules
-from serving.shared.families import BATCHES, CACHE, EXECUTORS, STREAMS, breakers
-from serving.shared.recording import Metrics
+from serving.shared.metrics import BATCHES, CACHE, EXECUTORS, STREAMS, Metrics, breakers
 from serving.shared.state import Lasting
 from serving.telemetry.tracing import Tracing
 

@@ -73,7 +73,7 @@ def _processes(settings: Settings, alerts: Alerts) -> list[Runners]:
     from assembly.web import build
     from serving.master.children import Runners
     from serving.process.kernel import MESSENGER, SCHEDULER
-    from serving.shared.metrics import Book
+    from serving.shared.book import Book
     from serving.shared.reloads import Reloads
 
     kinds = []

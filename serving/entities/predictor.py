@@ -20,7 +20,7 @@ from serving.errors import DeadlineExceeded, EntityNotFound, InvalidRequest
 from serving.http.problems import status_of
 from serving.predict.inference import Inference, Timing
 from serving.predict.operation import VERBS, Verb
-from serving.shared.recording import Metrics
+from serving.shared.metrics import Metrics
 
 ANSWERS: dict[Verb, str] = {"predict": "predictions", "explain": "explanations"}
 

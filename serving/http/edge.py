@@ -14,7 +14,7 @@ import structlog
 from serving.errors import BodyTooLarge, UnsupportedBody
 from serving.http import problems
 from serving.http.admission import Admission
-from serving.shared.recording import ResponseFigures
+from serving.shared.metrics import ResponseCounter
 from serving.telemetry.logs import CURRENT_REQUEST
 
 Scope = MutableMapping[str, Any]
@@ -108,7 +108,7 @@ class Edge:
     """Around the whole app: gives every request an id, every error its problem, and counts and logs every answer."""
 
     def __init__(
-        self, app: App, *, figures: ResponseFigures, access_log: bool, admission: Admission | None = None
+        self, app: App, *, figures: ResponseCounter, access_log: bool, admission: Admission | None = None
     ) -> None:
         """`admission` looks at every request first; None where nothing is to be looked at."""
         self._app = app

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from serving.http.rate_limit import Limiter, Rate
+from serving.http.rate_limit import Limiter
 from serving.http.rate_limit_redis import RedisLimiter
-from serving.shared.rate_table import SharedTable
+from serving.shared.rate_table import Rate, SharedTable
 
 
 def build_limiter(rate: Rate, redis_url: str = "", *, redis_health_check_interval: float = 30.0) -> Limiter:

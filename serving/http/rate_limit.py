@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 from typing import Protocol
 
-import msgspec
+from serving.shared.rate_table import Rate, Verdict
 
 RATE = re.compile(r"([1-9][0-9]{0,8})/(second|minute|hour|day)")
 PERIODS = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86_400.0}
@@ -27,20 +26,6 @@ LONGEST_DEBT = 365 * 86_400.0
 Headers = list[tuple[bytes, bytes]]
 
 
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """So many requests in `period` seconds, and `burst` of them at once."""
-
-    requests: int
-    period: float
-    burst: int
-
-    @property
-    def interval(self) -> float:
-        """Seconds that pay for one request."""
-        return self.period / self.requests
-
-
 def parse_rate(text: str, burst: int) -> Rate:
     """`600/minute` as a Rate; a `burst` of 0 is as many as that. Raises ValueError."""
     found = RATE.fullmatch(text)
@@ -52,13 +37,6 @@ def parse_rate(text: str, burst: int) -> Rate:
     if rate.interval * rate.burst > LONGEST_DEBT:
         raise ValueError("allows so many at once that they take more than a year to be paid for")
     return rate
-
-
-class Verdict(msgspec.Struct, frozen=True, gc=False):
-    """What becomes of one request. `debt` is how many seconds its client has still to pay, an allowed one included."""
-
-    allowed: bool
-    debt: float
 
 
 class Limiter(Protocol):

@@ -12,8 +12,7 @@ from redis.exceptions import BusyLoadingError, RedisError, ResponseError
 
 from cache.breaker import Breaker
 from cache.connection import connection_settings
-from serving.http.rate_limit import Rate, Verdict
-from serving.shared.rate_table import SharedTable
+from serving.shared.rate_table import Rate, SharedTable, Verdict
 
 log = structlog.get_logger(__name__)
 

@@ -22,7 +22,7 @@ from serving.jobs.owner import new_owner
 from serving.jobs.store import JobStore
 from serving.process.executor import Executor
 from serving.process.kernel import child_pids, read_memory
-from serving.shared.recording import JobFigures
+from serving.shared.metrics import JobCounters
 
 log = structlog.get_logger(__name__)
 
@@ -54,7 +54,7 @@ class Runner:
         executors: Sequence[Executor],
         backend: Backend,
         *,
-        figures: JobFigures,
+        figures: JobCounters,
         lease_seconds: float,
         keep_seconds: float,
         keep_jobs: int,

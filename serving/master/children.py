@@ -20,7 +20,7 @@ from serving.master.memory_watch import MemoryWatch
 from serving.process.child import IGNORED, be_early_out_of_memory, isolate
 from serving.process.forking import fork
 from serving.process.kernel import MESSENGER, RUNNER, SCHEDULER
-from serving.shared.metrics import Book
+from serving.shared.book import Book
 
 log = structlog.get_logger(__name__)
 

@@ -20,7 +20,7 @@ from serving.errors import CannotServe, InvalidSetting
 from serving.master.greeting import greeting
 from serving.telemetry.logs import GunicornLogger
 from serving.master.memory_watch import MemoryWatch
-from serving.shared.metrics import Book
+from serving.shared.book import Book
 from serving.process.kernel import SCHEDULER, WEB, rename
 from serving.master.children import Runners
 from serving.settings import Settings

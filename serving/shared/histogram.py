@@ -1,6 +1,6 @@
-"""Durations counted in buckets that grow by a fifth: a quantile read from them is at most a tenth off.
+"""Durations counted in buckets that grow by a fifth: a quantile read from them is off by at most a tenth.
 
-The layout is that of HDR histograms, four buckets to every doubling; where a duration falls is found by bisection.
+The layout is that of HDR histograms, four buckets to every doubling; the bucket of a duration is found by bisection.
 """
 
 from __future__ import annotations
@@ -8,21 +8,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 
-SHORTEST = 50e-6
+SHORTEST_SECONDS = 50e-6
 BUCKETS_A_DOUBLING = 4
 DOUBLINGS = 21
 
-BOUNDS = tuple(SHORTEST * 2 ** (step / BUCKETS_A_DOUBLING) for step in range(BUCKETS_A_DOUBLING * DOUBLINGS + 1))
-"""Upper bounds in seconds, 50 us to 105 s; what takes longer falls into one more bucket."""
+BOUNDS = tuple(
+    SHORTEST_SECONDS * 2 ** (step / BUCKETS_A_DOUBLING) for step in range(BUCKETS_A_DOUBLING * DOUBLINGS + 1)
+)
+"""Upper bounds in seconds, 50 us to 105 s; longer durations fall into one more bucket."""
 
 BUCKETS = len(BOUNDS) + 1
 
-COARSE = BOUNDS[::BUCKETS_A_DOUBLING]
-"""Those that are told to Prometheus, which keeps a series for each."""
+COARSE_BOUNDS = BOUNDS[::BUCKETS_A_DOUBLING]
+"""The bounds exposed to Prometheus, which keeps a series for each."""
 
 
 def quantile(counts: Sequence[float], share: float) -> float | None:
-    """The duration in seconds that a `share` of all did not exceed, from the counts of BUCKETS; None for nothing."""
+    """The duration in seconds that a `share` of all did not exceed, from the counts of BUCKETS; None if all are 0."""
     wanted = share * sum(counts)
     if not wanted:
         return None
@@ -37,6 +39,6 @@ def quantile(counts: Sequence[float], share: float) -> float | None:
 
 
 def cumulate(counts: Sequence[float]) -> list[tuple[float, float]]:
-    """How many did not exceed each of the COARSE bounds, and at last how many there were."""
+    """The number of durations up to each of COARSE_BOUNDS, and last their total under infinity."""
     reached = list(accumulate(counts))
-    return [*zip(COARSE, reached[::BUCKETS_A_DOUBLING], strict=False), (float("inf"), reached[-1])]
+    return [*zip(COARSE_BOUNDS, reached[::BUCKETS_A_DOUBLING], strict=False), (float("inf"), reached[-1])]

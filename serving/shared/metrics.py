@@ -1,152 +1,142 @@
-"""Numbers of all processes in memory that they share: each writes to a place of its own, anybody adds them up.
-
-Context: prometheus_client's own way over several processes is a file for each process that ever was, read and merged
-at every look. Decision: anonymous shared memory, made before the fork. The master, which forks and reaps, gives every
-process a slot; when the process is gone, however it ended, the master adds its counters to a slot of the retired and
-clears the rest. Consequence: no file, no lock, nothing lost to SIGKILL, and adding to a number takes 0.1 us.
-"""
+"""The metrics: which there are, and the counters that the hot path and other parts write into the book."""
 
 from __future__ import annotations
 
-import mmap
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from weakref import WeakValueDictionary
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
 
-import numpy as np
-import structlog
-from numpy.typing import NDArray
+from serving.shared.book import Book, Family, Sheet
+from serving.shared.histogram import BOUNDS, BUCKETS
 
-from serving.shared.families import ENDED, Family
+STATUSES = (200, 202, 204, 400, 401, 404, 405, 408, 409, 413, 415, 422, 429, 431, 499, 500, 501, 503, 504)
+STATUS_VALUES = (*map(str, STATUSES), "other")
+STATUS_INDEX = {status: index for index, status in enumerate(STATUSES)}
+OTHER_STATUS = len(STATUSES)
+SOURCES = ("hit-memory", "hit-redis", "miss", "coalesced")
+OUTCOMES = ("done", "failed", "cancelled", "queued", "released", "lost", "left", "other")
 
-log = structlog.get_logger(__name__)
+RESPONSES = (Family("responses", "counter", "Responses to all requests", "status", STATUS_VALUES),)
 
-RETIRED = 0
-LINE = 8
-"""Numbers of a cache line: processes do not write to the same one."""
+SECONDS = Family("model_seconds", "histogram", "Answered predictions and explanations, from request head to response")
+REFUSALS = Family(
+    "model_refusals",
+    "counter",
+    "Predictions and explanations not answered; 504 is a timeout, also of a request that went on as a job",
+    "status",
+    STATUS_VALUES,
+)
+ROWS = Family("model_rows", "counter", "Rows answered, by source of the answer", "source", SOURCES)
+MODEL = (SECONDS, REFUSALS, ROWS)
 
-ATTEMPTS = 100
-"""At a look while nobody retires; each takes some microseconds."""
+CACHE = (
+    # in the order of the fields of cache.stats.Stats
+    Family("cache_rows", "counter", "Rows looked up, by where they were found", "source", SOURCES),
+    Family("cache_malformed", "counter", "Values in Redis that this version did not write"),
+    Family("cache_write_dropped", "counter", "Values that were not written to Redis"),
+    Family("cache_redis_errors", "counter", "Calls to Redis that failed"),
+    Family("cache_evictions", "counter", "Values evicted from memory before they expired"),
+    Family("cache_items", "gauge", "Values in the memory of all workers"),
+    Family("cache_bytes", "gauge", "Bytes that these values take"),
+)
 
-Numbers = NDArray[np.float64]
+BATCHES = (
+    Family("batches", "counter", "Batches run"),
+    Family("batch_rows", "counter", "Rows in batches run"),
+    Family("threads_stuck", "counter", "Inference threads abandoned because their prediction did not return in time"),
+    Family("threads_stuck_now", "gauge", "Abandoned inference threads that have not returned"),
+    Family("queue_rows", "gauge", "Rows waiting for an inference thread"),
+)
 
+EXECUTORS = (Family("executor_replacements", "counter", "Executor processes killed or lost"),)
 
-class Sheet:
-    """The numbers of some families: a row for each slot, and in it those of the first family, of the second, ..."""
+STREAMS = (Family("streams", "gauge", "Open event streams"),)
 
-    def __init__(self, families: Sequence[Family], labels: Mapping[str, str], slots: int) -> None:
-        """`labels` are those that all families have in common."""
-        self.families = tuple(families)
-        self.labels = dict(labels)
-        kinds = [family.kind for family in families for _ in range(family.size)]
-        self._counters = np.array([kind != "gauge" for kind in kinds])
-        self._width = -(-len(kinds) // LINE) * LINE
-        self._memory = mmap.mmap(-1, slots * self._width * 8)
-        self._rows = np.frombuffer(self._memory, np.float64).reshape(slots, self._width)[:, : len(kinds)]
-        self.cells = memoryview(bytearray(len(kinds) * 8)).cast("d")
-        """This process's own numbers. Before it has entered a slot, as in the master, they are nobody's."""
+OUTCOMES_QUEUED = (Family("outcomes_queued", "gauge", "Outcomes accepted but not yet stored"),)
 
-    def enter(self, slot: int) -> None:
-        """From now on this process writes to its slot."""
-        start = slot * self._width * 8
-        self.cells = memoryview(self._memory)[start : start + self._rows.shape[1] * 8].cast("d")
-
-    def rows(self) -> Numbers:
-        """A copy: (slots, numbers)."""
-        return self._rows.copy()
-
-    def retire(self, slot: int) -> None:
-        """Add a slot's counters to those of the retired, and clear it."""
-        self._rows[RETIRED] += np.where(self._counters, self._rows[slot], 0.0)
-        self._rows[slot] = 0.0
-
-    def count_retired(self, number: int) -> None:
-        """In the master: one more among the retired."""
-        self._rows[RETIRED, number] += 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """What a sheet said at one moment."""
-
-    sheet: Sheet
-    rows: Numbers
-
-    @property
-    def totals(self) -> Numbers:
-        return np.asarray(self.rows.sum(axis=0))
+ATTEMPTS = Family("job_attempts", "counter", "Attempts at jobs on this box, by how they ended", "outcome", OUTCOMES)
+REPLACEMENTS = Family("job_executor_replacements", "counter", "Executor processes of jobs killed or lost")
+JOBS = (ATTEMPTS, REPLACEMENTS)
 
 
-class Book:
-    """The sheets of a service, over all of its processes and reloads; made before the fork.
+def breakers(names: tuple[str, ...]) -> tuple[Family, ...]:
+    """The family of these circuit breakers."""
+    return (Family("breakers_open", "gauge", "Workers in which the breaker is not closed", "breaker", names),)
 
-    It knows its sheets weakly: those of a model last as long as an app that serves it.
-    """
 
-    def __init__(self, processes: int) -> None:
-        """With room for so many at once; should there be more, the last ones share a slot and may lose counts."""
-        self._slots = processes + 2
-        self._spare = processes + 1
-        self._sheets: WeakValueDictionary[tuple[object, ...], Sheet] = WeakValueDictionary()
-        self._version = memoryview(mmap.mmap(-1, 8)).cast("Q")
-        self._pids = memoryview(mmap.mmap(-1, 8 * self._slots)).cast("Q")
-        self._free = list(range(processes, 0, -1))
-        self._slot = 0
-        self._ended = self.sheet(ENDED)
+Read: TypeAlias = Callable[[], Iterable[float]]
 
-    def sheet(self, families: Sequence[Family], **labels: str) -> Sheet:
-        """The sheet of these families, with these labels; made when it is first asked for."""
-        key = (*families, *sorted(labels.items()))
-        sheet = self._sheets.get(key)
-        if sheet is None:
-            self._sheets[key] = sheet = Sheet(families, labels, self._slots)
-            if self._slot:
-                sheet.enter(self._slot)
-        return sheet
 
-    def assign(self) -> int:
-        """In the master: a slot for a process that is about to be forked."""
-        if not self._free:
-            log.warning("Too many processes to be measured apart", slots=self._slots)
-            return self._spare
-        return self._free.pop()
+class ResponseCounter:
+    """Counts every response of a process by its status."""
 
-    def enter(self, slot: int) -> None:
-        """In the new process, which has no other thread yet."""
-        self._slot = slot
-        self._pids[slot] = os.getpid()
-        for sheet in self._sheets.values():
-            sheet.enter(slot)
+    def __init__(self, sheet: Sheet) -> None:
+        self._sheet = sheet
 
-    def enter_alone(self) -> None:
-        """In a process that has no master, if it has not entered yet."""
-        if not self._slot:
-            self.enter(self.assign())
+    def answered(self, status: int) -> None:
+        """Count one response."""
+        self._sheet.cells[STATUS_INDEX.get(status, OTHER_STATUS)] += 1.0
 
-    def release(self, slot: int, kind: str) -> None:
-        """In the master, when the process is gone. `kind` is what it was."""
-        # odd while it lasts: who adds up meanwhile looks again
-        self._version[0] += 1
-        for sheet in self._sheets.values():
-            sheet.retire(slot)
-        (family,) = ENDED
-        self._ended.count_retired(family.values.index(kind))
-        self._version[0] += 1
-        self._pids[slot] = 0
-        if slot != self._spare:
-            self._free.append(slot)
 
-    def pids(self) -> dict[int, int]:
-        """The slots that are taken, and by which process."""
-        return {slot: self._pids[slot] for slot in range(1, self._slots) if self._pids[slot]}
+class ModelCounters:
+    """Counts the requests of one model and verb; called for every request, so it takes half a microsecond."""
 
-    def read(self) -> list[Page]:
-        """All sheets, as of one moment."""
-        pages: list[Page] = []
-        for _ in range(ATTEMPTS):
-            version = self._version[0]
-            pages = [Page(sheet, sheet.rows()) for sheet in list(self._sheets.values())]
-            if version % 2 == 0 and version == self._version[0]:
-                break
-        return pages
+    def __init__(self, sheet: Sheet) -> None:
+        self._sheet = sheet
+        self._refusals = sheet.start(REFUSALS)
+        self._rows = {source: index for index, source in enumerate(SOURCES, sheet.start(ROWS))}
+
+    def answered(self, seconds: float, sources: Sequence[str]) -> None:
+        """Count a request answered after `seconds`, with the source of each of its rows."""
+        cells = self._sheet.cells
+        cells[bisect_left(BOUNDS, seconds)] += 1.0  # the histogram is the first family of the sheet
+        cells[BUCKETS] += seconds
+        if len(sources) == 1:
+            cells[self._rows[sources[0]]] += 1.0
+        else:
+            for source, index in self._rows.items():
+                cells[index] += sources.count(source)
+
+    def refused(self, status: int) -> None:
+        """Count a request that was not answered."""
+        self._sheet.cells[self._refusals + STATUS_INDEX.get(status, OTHER_STATUS)] += 1.0
+
+
+class JobCounters:
+    """Counts how a runner's attempts at jobs end."""
+
+    def __init__(self, sheet: Sheet) -> None:
+        self._sheet = sheet
+        self._replacements = sheet.start(REPLACEMENTS)
+
+    def ended(self, outcome: str, replacements: int) -> None:
+        """Count one attempt; `replacements` is the runner's total of replaced executor processes."""
+        self._sheet.cells[OUTCOMES.index(outcome if outcome in OUTCOMES else "other")] += 1.0
+        self._sheet.cells[self._replacements] = float(replacements)
+
+
+class Metrics:
+    """The metrics of one app. Built before the fork; `book` is the service's, and outlives the app."""
+
+    def __init__(self, book: Book) -> None:
+        self.book = book
+        self.responses = ResponseCounter(book.sheet(RESPONSES))
+        self.jobs = JobCounters(book.sheet(JOBS))
+        self._followed: list[tuple[Sheet, Read]] = []
+
+    def model(self, name: str, verb: str) -> ModelCounters:
+        """The counters of a model of the registry."""
+        return ModelCounters(self.book.sheet(MODEL, model=name, operation=verb))
+
+    def follow(self, families: Sequence[Family], read: Read) -> None:
+        """Have `publish` copy what `read` returns: a number for each value of each family, in their order.
+
+        Counters are totals of this process since it started.
+        """
+        self._followed.append((self.book.sheet(families), read))
+
+    def publish(self) -> None:
+        """Copy the current numbers of all parts that are followed; takes some microseconds."""
+        for sheet, read in self._followed:
+            for index, number in enumerate(read()):
+                sheet.cells[index] = float(number)

@@ -1,23 +1,20 @@
-"""How short of memory the service is, as its master sees it, in memory that all of its processes share."""
+"""How short of memory the service is: its master measures it, all of its processes read it."""
 
 from __future__ import annotations
 
-import mmap
 from dataclasses import dataclass
 from typing import Literal
+
+from serving.shared.numbers import Number, Numbers
 
 Stage = Literal["calm", "high", "critical"]
 
 STAGES: tuple[Stage, ...] = ("calm", "high", "critical")
-USED, LIMIT, STAGE, TRIMS, SHARE = range(5)
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Bytes in use that cannot be thrown out, and how many there may be; 0 for what nobody knows.
-
-    `share` is what one process may have for itself.
-    """
+    """Bytes in use that cannot be reclaimed, and the limit; 0 means unknown. `share` is the limit of one process."""
 
     used: int
     limit: int
@@ -25,25 +22,25 @@ class Reading:
     stage: Stage
 
 
-class Pressure:
-    """Made before the fork; only the master writes."""
+class Pressure(Numbers):
+    """To be made before the fork; only the master writes."""
 
-    def __init__(self) -> None:
-        self._numbers = memoryview(mmap.mmap(-1, 8 * 8)).cast("Q")
+    _used = Number()
+    _limit = Number()
+    _share = Number()
+    _stage = Number()
+    trims = Number()
+    """How often the master has asked every process to give back memory that it does not need."""
 
     def read(self) -> Reading:
-        numbers = self._numbers
-        return Reading(numbers[USED], numbers[LIMIT], numbers[SHARE], STAGES[numbers[STAGE]])
+        """The latest measurement."""
+        return Reading(self._used, self._limit, self._share, STAGES[self._stage])
 
     def write(self, reading: Reading) -> None:
-        self._numbers[USED], self._numbers[LIMIT] = reading.used, reading.limit
-        self._numbers[SHARE], self._numbers[STAGE] = reading.share, STAGES.index(reading.stage)
+        """Publish a measurement."""
+        self._used, self._limit, self._share = reading.used, reading.limit, reading.share
+        self._stage = STAGES.index(reading.stage)
 
     def ask_to_trim(self) -> None:
-        """Have every process give back what it does not need."""
-        self._numbers[TRIMS] += 1
-
-    @property
-    def trims(self) -> int:
-        """How often that was asked for."""
-        return self._numbers[TRIMS]
+        """Have every process give back memory that it does not need."""
+        self.trims += 1

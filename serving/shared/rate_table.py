@@ -9,12 +9,14 @@ million clients, and never more.
 
 from __future__ import annotations
 
-import mmap
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from serving.http.rate_limit import Rate, Verdict
+import msgspec
+
+from serving.shared.numbers import shared_integers
 
 TICKS = 100_000
 """Of a second."""
@@ -29,13 +31,34 @@ WAYS = 8
 BUCKETS = 1 << 17
 
 
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """So many requests in `period` seconds, and `burst` of them at once."""
+
+    requests: int
+    period: float
+    burst: int
+
+    @property
+    def interval(self) -> float:
+        """Seconds that pay for one request."""
+        return self.period / self.requests
+
+
+class Verdict(msgspec.Struct, frozen=True, gc=False):
+    """Whether a request is allowed. `debt` is the seconds that its client has still to pay, with this request."""
+
+    allowed: bool
+    debt: float
+
+
 class SharedTable:
     """A Limiter in memory, to be made before the fork."""
 
     def __init__(self, rate: Rate, *, buckets: int = BUCKETS, clock: Callable[[], float] = time.monotonic) -> None:
         """`buckets` is a power of two. `clock` is the same for all processes, as CLOCK_MONOTONIC is."""
         self.rate = rate
-        self._words = memoryview(mmap.mmap(-1, buckets * WAYS * 8)).cast("Q")
+        self._words = shared_integers(buckets * WAYS)
         self._mask = buckets - 1
         self._interval = max(1, round(rate.interval * TICKS))
         self._tolerance = self._interval * (rate.burst - 1)

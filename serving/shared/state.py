@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from serving.shared.metrics import Book
+from serving.shared.book import Book
 from serving.shared.pressure import Pressure
 from serving.shared.reloads import Reloads
 from serving.telemetry.alerts import Alerts

@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 
 from serving.process.kernel import RUNNER, SCHEDULER, WEB
-from serving.shared.families import MODEL, Family
+from serving.shared.book import Family, Page
 from serving.shared.histogram import BUCKETS, quantile
-from serving.shared.metrics import Page
+from serving.shared.metrics import MODEL
 from serving.status.snapshot import Process, Snapshot
 
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
@@ -24,7 +24,7 @@ def summarize(snapshot: Snapshot) -> dict[str, Any]:
             labels = page.sheet.labels
             models.setdefault(labels["model"], {})[labels["operation"]] = _of_model(page)
         else:
-            totals |= {family.name: _plain(family, numbers) for family, numbers in split(page)}
+            totals |= {family.name: _plain(family, numbers) for family, numbers in page.totals()}
     master = snapshot.of("master")
     return {
         "time": snapshot.time.isoformat(),
@@ -42,22 +42,13 @@ def summarize(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def split(page: Page) -> list[tuple[Family, list[float]]]:
-    """The families of a sheet, and the totals of each."""
-    numbers, start, parts = page.totals.tolist(), 0, []
-    for family in page.sheet.families:
-        parts.append((family, numbers[start : start + family.size]))
-        start += family.size
-    return parts
-
-
 def _plain(family: Family, numbers: list[float]) -> Any:
     whole = [int(number) for number in numbers]
     return dict(zip(family.values, whole, strict=True)) if family.label else whole[0]
 
 
 def _of_model(page: Page) -> dict[str, Any]:
-    (_, seconds), (refusals, refused), (rows, counted) = split(page)
+    (_, seconds), (refusals, refused), (rows, counted) = page.totals()
     buckets, answered = seconds[:BUCKETS], sum(seconds[:BUCKETS])
     statuses: dict[str, int] = {status: n for status, n in _plain(refusals, refused).items() if n}
     latency = {name: quantile(buckets, share) for name, share in QUANTILES.items()}

@@ -13,10 +13,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from serving.process.kernel import RUNNER, SCHEDULER, WEB
-from serving.shared.families import Family, Kind
+from serving.shared.book import Family, Kind
 from serving.shared.histogram import BUCKETS, cumulate
 from serving.shared.pressure import STAGES
-from serving.status.json import split
 from serving.status.snapshot import Snapshot
 
 KINDS = ("master", WEB, RUNNER, SCHEDULER)
@@ -45,7 +44,7 @@ class _Collector(Collector):
     def collect(self) -> Iterable[Metric]:
         metrics: dict[str, Metric] = {}
         for page in self._snapshot.pages:
-            for family, numbers in split(page):
+            for family, numbers in page.totals():
                 labels = [*page.sheet.labels, *([family.label] if family.label else [])]
                 if family.name not in metrics:
                     metrics[family.name] = _metric(family, labels)

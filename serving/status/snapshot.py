@@ -18,10 +18,9 @@ from serving.jobs.job import Counts
 from serving.jobs.store import JobStore
 from serving.process.kernel import RUNNER, SCHEDULER, WEB, Memory, child_pids, name_of, read_age, read_memory
 from serving.schedules.timetable import Timetable
-from serving.shared.families import RESPONSES
-from serving.shared.metrics import Book, Page
+from serving.shared.book import Book, Page
+from serving.shared.metrics import RESPONSES, Metrics
 from serving.shared.pressure import Pressure, Reading
-from serving.shared.recording import Metrics
 from serving.shared.reloads import Reloads
 
 FRESH_SECONDS = 0.5

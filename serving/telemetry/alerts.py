@@ -18,8 +18,7 @@ import msgspec
 import structlog
 
 from serving.errors import OutboundFailed
-from serving.http.rate_limit import Rate
-from serving.shared.rate_table import SharedTable
+from serving.shared.rate_table import Rate, SharedTable
 from serving.storage.http import Call, Outbound
 
 log = structlog.get_logger(__name__)

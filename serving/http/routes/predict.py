@@ -36,7 +36,7 @@ from serving.jobs.job import Job
 from serving.predict.inference import Inference, Timing
 from serving.predict.operation import EVERYTHING, VERBS, Verb
 from serving.predict.request_body import Reader
-from serving.shared.recording import Metrics, ModelFigures
+from serving.shared.metrics import Metrics, ModelCounters
 
 log = structlog.get_logger(__name__)
 
@@ -76,7 +76,7 @@ class InferenceRoute:
         self._readers: Mapping[Verb, Mapping[LoadedModel, Reader]] = {
             verb: {model: Reader(model, limit) for model in registry} for verb, limit in limits.items()
         }
-        self._figures: Mapping[Verb, Mapping[LoadedModel, ModelFigures]] = {
+        self._figures: Mapping[Verb, Mapping[LoadedModel, ModelCounters]] = {
             verb: {model: metrics.model(model.name, verb) for model in registry} for verb in VERBS
         }
         self._access_log = access_log

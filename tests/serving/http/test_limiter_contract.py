@@ -10,9 +10,9 @@ import redis
 
 from harness.servers import RedisServer
 from serving.http.limits_building import build_limiter
-from serving.http.rate_limit import Limiter, Rate
+from serving.http.rate_limit import Limiter
 from serving.http.rate_limit_redis import RedisLimiter
-from serving.shared.rate_table import SharedTable
+from serving.shared.rate_table import Rate, SharedTable
 
 pytestmark = pytest.mark.anyio
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from serving.http.rate_limit import Rate, RateHeaders, Verdict, parse_rate
+from serving.http.rate_limit import RateHeaders, parse_rate
+from serving.shared.rate_table import Rate, Verdict
 
 
 def test_a_rate_is_read_and_bursts_as_a_whole_unless_told_otherwise() -> None:

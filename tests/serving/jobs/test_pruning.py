@@ -15,8 +15,8 @@ from serving.jobs.backend import LocalBackend
 from serving.jobs.runner import Runner
 from serving.jobs.store import JobStore
 from serving.process.executor import Executor
-from serving.shared.metrics import Book
-from serving.shared.recording import Metrics
+from serving.shared.book import Book
+from serving.shared.metrics import Metrics
 from tests.serving.conftest import PATIENCE
 from tests.serving.jobs.conftest import Jobs, claimed, complete, job_request
 

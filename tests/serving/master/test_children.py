@@ -6,7 +6,7 @@ import signal
 
 from harness.processes import eventually, gone
 from serving.master.children import Runners
-from serving.shared.metrics import Book
+from serving.shared.book import Book
 
 
 def test_a_runner_that_was_told_to_end_is_leaving_until_another_has_its_place() -> None:

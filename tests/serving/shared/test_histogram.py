@@ -7,7 +7,7 @@ from bisect import bisect_left
 import numpy as np
 import pytest
 
-from serving.shared.histogram import BOUNDS, BUCKETS, COARSE, cumulate, quantile
+from serving.shared.histogram import BOUNDS, BUCKETS, COARSE_BOUNDS, cumulate, quantile
 
 
 def count(seconds: np.ndarray[tuple[int], np.dtype[np.float64]]) -> list[float]:
@@ -32,7 +32,7 @@ def test_nothing_has_no_quantile() -> None:
 def test_what_takes_for_ever_is_counted_and_told_as_the_longest() -> None:
     counts = count(np.array([1e9]))
     assert quantile(counts, 0.5) == BOUNDS[-1]
-    assert cumulate(counts)[-2:] == [(COARSE[-1], 0.0), (float("inf"), 1.0)]
+    assert cumulate(counts)[-2:] == [(COARSE_BOUNDS[-1], 0.0), (float("inf"), 1.0)]
 
 
 def test_coarse_buckets_hold_what_did_not_exceed_them() -> None:

@@ -7,9 +7,8 @@ import struct
 
 import pytest
 
-from serving.http.rate_limit import Rate
 from serving.process.kernel import read_memory
-from serving.shared.rate_table import SharedTable
+from serving.shared.rate_table import Rate, SharedTable
 
 SLOW = Rate(100, 3600.0, 100)
 

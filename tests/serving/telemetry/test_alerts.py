@@ -15,7 +15,7 @@ import pytest
 
 from harness.service import ROOT
 from harness.stub import Stub, reply, serving
-from serving.http.rate_limit import Rate
+from serving.shared.rate_table import Rate
 from serving.storage.http import Outbound
 from serving.telemetry.alerts import ALERTED, Alerts, Form, body, form_of
 from tests.serving.conftest import until
@@ -134,7 +134,7 @@ def test_every_line_that_is_an_alert_is_logged_somewhere() -> None:
 
 def test_warnings_are_watched_for_alerts_whatever_the_log_shows() -> None:
     code = (
-        "import structlog; from serving import logs; seen = []\n"
+        "import structlog; from serving.telemetry import logs; seen = []\n"
         "logs.configure('error', watch=lambda _logger, level, event: seen.append(level) or event)\n"
         "log = structlog.get_logger(); log.info('a'); log.warning('b'); log.error('c'); print(seen)"
     )

@@ -1,0 +1,191 @@
+"""The memory behind the metrics: each process adds to numbers of its own, and any process can read the totals.
+
+Context: prometheus_client's own way over several processes is a file for each process that ever was, read and merged
+at every scrape. Decision: anonymous shared memory, made before the fork. The master, which forks and reaps, gives every
+process a slot; when a process has ended, however it ended, the master adds its counters to the slot of retired
+processes and clears the rest. Consequence: no file, no lock, nothing lost to SIGKILL; adding to a number takes 0.1 us.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+from weakref import WeakValueDictionary
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from serving.shared.histogram import BUCKETS
+from serving.shared.numbers import Number, Numbers, shared_floats, shared_integers
+
+log = structlog.get_logger(__name__)
+
+RETIRED_SLOT = 0
+CACHE_LINE_NUMBERS = 8
+"""Slots begin on cache lines of their own, so that processes do not write to the same one."""
+
+READ_ATTEMPTS = 100
+"""A read that meets the retirement of a process is repeated; each takes some microseconds."""
+
+Cells: TypeAlias = NDArray[np.float64]
+Kind = Literal["counter", "gauge", "histogram"]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One metric, with a number for each value of its label. Counters outlive their process, gauges do not.
+
+    A histogram is of seconds: a number for each bucket, then their sum. Every label value is listed here or comes from
+    the registry, never from a request, so clients cannot create series.
+    """
+
+    name: str
+    kind: Kind
+    meaning: str
+    label: str = ""
+    values: tuple[str, ...] = ("",)
+
+    @property
+    def size(self) -> int:
+        """How many numbers it takes."""
+        return BUCKETS + 1 if self.kind == "histogram" else len(self.values)
+
+
+PROCESSES = ("web", "runner", "scheduler", "messenger")
+ENDED = Family("processes_ended", "counter", "Processes that have ended", "process", PROCESSES)
+
+
+class Sheet:
+    """The numbers of some families: a row for each slot, in it the numbers of the first family, the second, ..."""
+
+    def __init__(self, families: Sequence[Family], labels: Mapping[str, str], slots: int) -> None:
+        """`labels` are common to all families."""
+        self.families = tuple(families)
+        self.labels = dict(labels)
+        kinds = [family.kind for family in families for _ in range(family.size)]
+        self._counters = np.array([kind != "gauge" for kind in kinds])
+        self._width = -(-len(kinds) // CACHE_LINE_NUMBERS) * CACHE_LINE_NUMBERS
+        self._numbers = shared_floats(slots * self._width)
+        self._rows = np.frombuffer(self._numbers, np.float64).reshape(slots, self._width)[:, : len(kinds)]
+        self.cells: memoryview[float] = memoryview(bytearray(len(kinds) * 8)).cast("d")
+        """The numbers of this process. Before it enters a slot, as in the master, they count for nobody."""
+
+    def enter(self, slot: int) -> None:
+        """From now on this process writes to this slot."""
+        start = slot * self._width
+        self.cells = self._numbers[start : start + self._rows.shape[1]]
+
+    def start(self, family: Family) -> int:
+        """The index in `cells` of a family's first number."""
+        return sum(before.size for before in self.families[: self.families.index(family)])
+
+    def read(self) -> Page:
+        """The numbers of all slots, now."""
+        return Page(self, self._rows.copy())
+
+    def retire(self, slot: int) -> None:
+        """Add a slot's counters to those of retired processes, and clear it."""
+        self._rows[RETIRED_SLOT] += np.where(self._counters, self._rows[slot], 0.0)
+        self._rows[slot] = 0.0
+
+    def count_retired(self, number: int) -> None:
+        """In the master: add one to a number of the retired processes."""
+        self._rows[RETIRED_SLOT, number] += 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A sheet at one moment; `rows` has shape (slots, numbers)."""
+
+    sheet: Sheet
+    rows: Cells
+
+    def totals(self) -> list[tuple[Family, list[float]]]:
+        """The families, and the numbers of each, added up over all processes."""
+        totals = self.rows.sum(axis=0).tolist()
+        starts = map(self.sheet.start, self.sheet.families)
+        return [
+            (family, totals[start : start + family.size])
+            for family, start in zip(self.sheet.families, starts, strict=True)
+        ]
+
+
+class _Version(Numbers):
+    """Odd while the master retires a process: whoever reads meanwhile reads again."""
+
+    number = Number()
+
+
+class Book:
+    """The sheets of a service, over all of its processes and reloads; to be made before the fork.
+
+    It holds its sheets weakly: those of a model last as long as an app that serves it.
+    """
+
+    def __init__(self, processes: int) -> None:
+        """With room for `processes` at once; any more share one slot, and may lose counts."""
+        self._slots = processes + 2
+        self._spare_slot = processes + 1
+        self._sheets: WeakValueDictionary[tuple[object, ...], Sheet] = WeakValueDictionary()
+        self._version = _Version()
+        self._pids = shared_integers(self._slots)
+        self._free = list(range(processes, 0, -1))
+        self._own_slot = 0
+        self._ended = self.sheet((ENDED,))
+
+    def sheet(self, families: Sequence[Family], **labels: str) -> Sheet:
+        """The sheet of these families with these labels; made by the first call."""
+        key = (*families, *sorted(labels.items()))
+        sheet = self._sheets.get(key)
+        if sheet is None:
+            self._sheets[key] = sheet = Sheet(families, labels, self._slots)
+            if self._own_slot:
+                sheet.enter(self._own_slot)
+        return sheet
+
+    def assign(self) -> int:
+        """In the master: a slot for a process that is about to be forked."""
+        if not self._free:
+            log.warning("Too many processes for separate metrics", slots=self._slots)
+            return self._spare_slot
+        return self._free.pop()
+
+    def enter(self, slot: int) -> None:
+        """In the new process, while it has no other thread."""
+        self._own_slot = slot
+        self._pids[slot] = os.getpid()
+        for sheet in self._sheets.values():
+            sheet.enter(slot)
+
+    def enter_alone(self) -> None:
+        """In a process without a master: enter a slot unless it has one."""
+        if not self._own_slot:
+            self.enter(self.assign())
+
+    def release(self, slot: int, kind: str) -> None:
+        """In the master: the process of this slot, one of PROCESSES, has ended."""
+        self._version.number += 1
+        for sheet in self._sheets.values():
+            sheet.retire(slot)
+        self._ended.count_retired(ENDED.values.index(kind))
+        self._version.number += 1
+        self._pids[slot] = 0
+        if slot != self._spare_slot:
+            self._free.append(slot)
+
+    def pids(self) -> dict[int, int]:
+        """The process of each slot that is taken."""
+        return {slot: self._pids[slot] for slot in range(1, self._slots) if self._pids[slot]}
+
+    def read(self) -> list[Page]:
+        """All sheets, as of one moment."""
+        pages: list[Page] = []
+        for _ in range(READ_ATTEMPTS):
+            version = self._version.number
+            pages = [sheet.read() for sheet in list(self._sheets.values())]
+            if version % 2 == 0 and version == self._version.number:
+                break
+        return pages
