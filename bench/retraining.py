@@ -21,14 +21,13 @@ from typing import Any
 
 from bench.table import Table
 from harness.servers import redis_server
-from harness.service import Service
+from harness.service import ADMIN_TOKEN, Service
 from harness.training import MODE, add_small, trigger
 from registry.errors import VersionRefused
 from registry.store.aliases import current
 from registry.store.loader import load_version
 from serving.cli.client import hammer, post
 from serving.process.kernel import child_pids, name_of
-from tests.conftest import ADMIN_TOKEN
 
 BODY = b'{"instances": [[0.5, 0.25]]}'
 LONGEST_SECONDS = 0.8

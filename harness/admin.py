@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from harness.jobs import call
-from harness.service import Service
-from tests.conftest import ADMIN_TOKEN
+from harness.service import ADMIN_TOKEN, Service
 
 
 def ask_admin(service: Service, path: str) -> tuple[int, Any]:

@@ -1,8 +1,7 @@
-"""Calls to elsewhere that are cancelled at any moment: what is left of the connections. `python -m harness.calls`."""
+"""Cancels HTTP calls at random moments and counts the connections that are left over."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
@@ -11,7 +10,6 @@ from typing import Any
 
 import httpx
 
-from bench.table import Table
 from harness.stub import reply, serving
 from serving.storage.http import Call, Outbound
 
@@ -57,7 +55,7 @@ async def leak_of_plain(calls: int) -> tuple[int, int, int]:
 
 
 async def leak_of_ours(calls: int) -> tuple[int, int, int]:
-    """The same for Outbound."""
+    """Calls done through Outbound, and connections and calls left over."""
     async with serving(lambda _number, _head: reply(200, b"ok")) as stub:
         outbound = Outbound(max_connections=CONNECTIONS, max_calls=1000)
         done = await cancel_at_random(lambda: outbound.fetch(Call(stub.url)), calls)
@@ -66,18 +64,3 @@ async def leak_of_ours(calls: int) -> tuple[int, int, int]:
         await outbound.fetch(Call(stub.url))
         await outbound.close()
         return done, *left
-
-
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--calls", type=int, default=10_000)
-    calls = parser.parse_args().calls
-    table = Table("client", "calls", "done", "connections left", "calls left over")
-    table.add("httpx", calls, *asyncio.run(leak_of_plain(calls)))
-    table.add("forkserve", calls, *asyncio.run(leak_of_ours(calls)))
-    print(table)
-
-
-if __name__ == "__main__":
-    main()

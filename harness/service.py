@@ -25,6 +25,7 @@ FORKSERVE = Path(sys.executable).with_name("forkserve")
 COMMAND = (sys.executable, "-m", "gunicorn", "-c", CONFIGURATION, "main:app")
 LISTENING = re.compile(r"Listening at: (http://[^ ]+) \((\d+)\)")
 START_SECONDS = 60
+ADMIN_TOKEN = "a-token-only-for-tests"
 
 
 class Service:

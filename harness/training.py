@@ -13,10 +13,9 @@ import pandas as pd
 from sklearn.linear_model import LinearRegression
 
 from harness.jobs import Answer
-from harness.service import Service
+from harness.service import ADMIN_TOKEN, Service
 from registry.store.add import add_version
 from registry.training.script import record_script, write_script
-from tests.conftest import ADMIN_TOKEN
 
 MODE = "mode.txt"
 

@@ -17,11 +17,10 @@ from examples.train import DEMOS, train_all
 from harness.entities import import_market, sqlite_source
 from harness.estimators import SleepingRegressor
 from harness.servers import RedisServer, redis_server
-from harness.service import FORKSERVE, Service
+from harness.service import ADMIN_TOKEN, FORKSERVE, Service
 from harness.supabase import Postgres, SupabaseServer, postgres_server, supabase_server
 from registry.store.add import add_version
 
-ADMIN_TOKEN = "a-token-only-for-tests"
 DEMO_MODELS = sorted(demo.name for demo in DEMOS)
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

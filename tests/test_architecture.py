@@ -123,6 +123,20 @@ def test_only_those_who_compose_hold_the_settings() -> None:
     assert {wing(module) for module in holders} <= HOLDERS_OF_SETTINGS
 
 
+@pytest.mark.parametrize(
+    ("here", "forbidden"), [("tests", {"bench"}), ("bench", {"tests"}), ("harness", {"tests", "bench"})]
+)
+def test_tests_and_benchmarks_share_the_harness_alone(here: str, forbidden: set[str]) -> None:
+    files = (ROOT / here).rglob("*.py")
+    broken = [
+        f"{path.relative_to(ROOT)} imports {other}"
+        for path in files
+        for other in imported(ast.parse(path.read_text()))
+        if other.split(".")[0] in forbidden
+    ]
+    assert broken == []
+
+
 @pytest.mark.parametrize("module", modules())
 def test_a_module_opens_with_a_sentence(module: str) -> None:
     docstring = ast.get_docstring(modules()[module]) or ""

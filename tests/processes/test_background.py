@@ -15,9 +15,8 @@ from harness.admin import admin_figures
 from harness.estimators import PonderingRegressor, SleepingRegressor
 from harness.jobs import Answer, call, ended, until
 from harness.processes import eventually
-from harness.service import Service
+from harness.service import ADMIN_TOKEN, Service
 from registry.store.add import add_version
-from tests.conftest import ADMIN_TOKEN
 
 DEADLINE = 0.5
 

@@ -13,11 +13,10 @@ from harness import wire
 from harness.admin import admin_figures
 from harness.entities import MARKET, ask, columns, import_market, post, send_outcomes, send_record, sqlite_source
 from harness.jobs import call
-from harness.service import Service
+from harness.service import ADMIN_TOKEN, Service
 from harness.sse import Frame, Stream
 from harness.supabase import SupabaseServer
 from serving.entities.supabase import SupabaseSource
-from tests.conftest import ADMIN_TOKEN
 
 SQLITE_ALONE = pytest.mark.parametrize("entities", ["sqlite"], indirect=True)
 

@@ -16,10 +16,9 @@ from harness.admin import ask_admin
 from harness.processes import eventually, hammer_while
 from harness.reloading import add_copy, live, settles_on
 from harness.servers import RedisServer
-from harness.service import Service
+from harness.service import ADMIN_TOKEN, Service
 from serving.events.redis import RedisEventLog
 from serving.master.announcements import announce
-from tests.conftest import ADMIN_TOKEN
 
 RELOADED, TOLD, TELLS = "Models reloaded", "Told to reload", "Other instances are told to reload"
 

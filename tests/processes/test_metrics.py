@@ -18,10 +18,10 @@ from harness.admin import admin_figures
 from harness.entities import ask as ask_entity
 from harness.entities import columns, send_record
 from harness.processes import DIABETES, eventually, load
-from harness.service import Service
+from harness.service import ADMIN_TOKEN, Service
 from harness.wire import Connection, ask, check_refusal, request
 from serving.cli.client import hammer, post
-from tests.conftest import ADMIN_TOKEN, DEMO_MODELS
+from tests.conftest import DEMO_MODELS
 
 QUERY_TOKEN = "a-token-that-is-in-no-log"
 

@@ -21,12 +21,12 @@ from harness.estimators import CrashingRegressor, EndingRegressor, HangingRegres
 from harness.jobs import call
 from harness.processes import DIABETES, PATIENCE, eventually, gone, hammer_while
 from harness.reloading import add_copy, live, settles_on
-from harness.service import Service
+from harness.service import ADMIN_TOKEN, Service
 from registry.store.add import add_version
 from registry.store.aliases import Aliases, current
 from serving.cli.client import hammer, post
 from serving.process.kernel import read_memory, thread_names
-from tests.conftest import ADMIN_TOKEN, DEMO_MODELS
+from tests.conftest import DEMO_MODELS
 
 MB = 1024 * 1024
 

@@ -16,9 +16,8 @@ import pytest
 from harness.admin import admin_figures
 from harness.processes import eventually, gone
 from harness.servers import RedisServer
-from harness.service import FORKSERVE, ROOT, Service
+from harness.service import ADMIN_TOKEN, FORKSERVE, ROOT, Service
 from serving.process.kernel import SCHEDULER, child_pids, name_of
-from tests.conftest import ADMIN_TOKEN
 
 OFTEN = "often: every 1s grace 30: reload"
 

@@ -21,7 +21,7 @@ from harness.entities import send_outcomes
 from harness.jobs import call, ended, until
 from harness.processes import eventually, hammer_while, is_running
 from harness.servers import RedisServer
-from harness.service import FORKSERVE, Service
+from harness.service import ADMIN_TOKEN, FORKSERVE, Service
 from harness.supabase import SupabaseServer
 from harness.training import MODE, add_small, result_of, trigger
 from registry.store.aliases import Aliases, current
@@ -29,7 +29,6 @@ from registry.store.directory import ALIASES_FILE, directories
 from registry.store.loader import load_version
 from registry.training.script import SCRIPT as SCRIPT_NAME
 from serving.process.kernel import child_pids, name_of
-from tests.conftest import ADMIN_TOKEN
 
 BODY = b'{"instances": [[0.5, 0.25]]}'
 LEASE = 1.0

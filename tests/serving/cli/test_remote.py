@@ -18,10 +18,9 @@ import pytest
 
 from harness.processes import eventually
 from harness.servers import http_server
-from harness.service import FORKSERVE, Service
+from harness.service import ADMIN_TOKEN, FORKSERVE, Service
 from serving.cli.remote import RemoteService
 from serving.cli.verify import verify
-from tests.conftest import ADMIN_TOKEN
 
 Tamper = Callable[[str, dict[str, Any]], None]
 

@@ -8,8 +8,7 @@ import httpx
 import pytest
 
 from examples.train import DEMOS
-from harness.service import Service
-from tests.conftest import ADMIN_TOKEN
+from harness.service import ADMIN_TOKEN, Service
 
 
 def test_models_are_listed_by_name(client: httpx.Client) -> None:
