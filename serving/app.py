@@ -24,8 +24,8 @@ from serving.http.routes.predict import PATH, InferenceRoute
 from serving.http.routes.streams import streams_router
 from serving.http.routes.training import training_router
 from serving.jobs.background import Background
-from serving.master.trimming import Trimmer
 from serving.parts import Options, Parts
+from serving.shared.pressure import Trimmer
 from serving.status.snapshot import Figures
 from serving.storage.watch import StoreWatch
 from serving.training.last import LastTrainings

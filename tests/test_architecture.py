@@ -45,7 +45,6 @@ TO_MEND: set[str] = {
     "assembly.web imports serving.master.reload.loading_carefully",
     "assembly.schedules imports serving.master.announcements.announce",
     "serving.parts imports serving.master.announcements.Announcements",
-    "serving.app imports serving.master.trimming.Trimmer",
     "serving.shared.state imports serving.telemetry.alerts.Alerts",
     "serving.storage.http imports cache.breaker.Breaker",
     "serving.storage.http imports cache.breaker.State",

@@ -7,11 +7,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+from serving.cli.models import MARGINS, add, explain, models, promote, rollback
 from serving.cli.operating import check, load_test, schedules, verify
 from serving.cli.records import entities
 from serving.cli.serve import serve, worker
-from serving.cli.training import retrain, train
-from serving.cli.versions import MARGINS, add, explain, models, promote, rollback
+from serving.cli.train import retrain, train
 
 
 def parser() -> argparse.ArgumentParser:

@@ -15,7 +15,7 @@ from serving.settings import Settings
 
 if TYPE_CHECKING:
     from serving.master.children import Runners
-    from serving.master.memory_watch import MemoryWatch
+    from serving.master.memory import MemoryWatch
     from serving.telemetry.alerts import Alerts
 
 ROOT = Path(__file__).parents[2]
@@ -89,7 +89,7 @@ def _processes(settings: Settings, alerts: Alerts) -> list[Runners]:
 
 
 def _watch_memory(settings: Settings, alerts: Alerts, kinds: Sequence[Runners]) -> MemoryWatch:
-    from serving.master.memory_watch import MemoryWatch
+    from serving.master.memory import MemoryWatch
     from serving.shared.pressure import Pressure
 
     def replace(pid: int) -> None:

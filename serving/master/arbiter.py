@@ -13,7 +13,7 @@ from typing import Any
 from gunicorn.arbiter import Arbiter
 
 from serving.master.children import Runners
-from serving.master.memory_watch import MemoryWatch
+from serving.master.memory import MemoryWatch
 
 SURGE = 1
 """Workers that may be there besides the configured number while others drain: memory for one more, not for twice."""

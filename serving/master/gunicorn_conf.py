@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import resource
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,13 @@ from serving.master import prefork
 from serving.master import reload as reloading  # `reload` alone would be a setting of gunicorn's
 from serving.master.arbiter import EarlyReplacingArbiter
 from serving.errors import CannotServe, InvalidSetting
-from serving.master.greeting import greeting
 from serving.telemetry.logs import GunicornLogger
-from serving.master.memory_watch import MemoryWatch
+from serving.master.memory import MemoryWatch
 from serving.shared.book import Book
 from serving.process.kernel import SCHEDULER, WEB, rename
 from serving.master.children import Runners
 from serving.settings import Settings
+from registry.registry import Registry
 
 MB = 1024 * 1024
 
@@ -86,7 +88,7 @@ def when_ready(server: Any) -> None:
     )
     if _settings.greeting:
         host, port = server.LISTENERS[0].getsockname()[:2]
-        print(greeting(f"http://{host}:{port}", app.registry), flush=True)  # noqa: T201
+        print(_greeting(f"http://{host}:{port}", app.registry), flush=True)  # noqa: T201
 
 
 def _add_runners(server: Any, book: Book, keep: int | None) -> None:
@@ -152,3 +154,15 @@ def post_fork(server: Any, worker: Any) -> None:
 def post_worker_init(worker: Any) -> None:
     """In the new worker, app at hand, before its event loop and its threads."""
     worker.wsgi.start_processes()
+
+
+def _greeting(address: str, registry: Registry) -> str:
+    """The address, and a curl line to paste, for the model with the fewest features."""
+    model = min(registry.live(), key=lambda model: len(model.manifest.features))
+    body = shlex.quote(json.dumps({"instances": [model.manifest.example]}))
+    url = f"{address}/v1/models/{model.name}:predict"
+    return (
+        f"\nforkserve serves {len(registry)} models at {address}\n"
+        f"Try:\n\n"
+        f"  curl -s {url} -H 'Content-Type: application/json' -d {body}\n"
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,3 +46,26 @@ class Pressure(Numbers):
     def ask_to_trim(self) -> None:
         """Have every process give back memory that it does not need."""
         self.trims += 1
+
+
+class Trimmer:
+    """Collects garbage and trims the heap, once each time the master asks for it."""
+
+    def __init__(self, pressure: Pressure) -> None:
+        self._pressure = pressure
+        self._heeded = 0
+
+    def heed(self) -> None:
+        """Trim if asked to. Objects from before the fork are frozen: the collector copies none of their pages."""
+        asked = self._pressure.trims
+        if asked != self._heeded:
+            self._heeded = asked
+            gc.collect()
+            give_back()
+
+
+def give_back() -> None:
+    """Return free heap to the system (glibc only); takes a few milliseconds."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -18,10 +18,9 @@ from serving.jobs.attempt import Attempt
 from serving.jobs.handlers import JobFailed, Report
 from serving.jobs.job import Job, JobRequest
 from serving.jobs.sqlite import SQLiteJobStore
-from serving.master.trimming import Trimmer
 from serving.shared.book import Book
 from serving.shared.metrics import Metrics
-from serving.shared.pressure import Pressure
+from serving.shared.pressure import Pressure, Trimmer
 
 pytestmark = pytest.mark.anyio
 

@@ -76,8 +76,8 @@ def test_a_leaking_worker_is_replaced_before_the_limit_without_a_lost_request(le
         tally, most = asyncio.run(leak(service, requests=ROOM - 10))
         assert (tally.failed, tally.statuses[200]) == (0, ROOM - 10)
         assert most < limit * MB
-        assert eventually(lambda: bool(service.events("Process is replaced for its memory")))
-        assert service.events("Process is replaced for its memory")[0]["reason"] == "the box is short of memory"
+        assert eventually(lambda: bool(service.events("Process replaced to free memory")))
+        assert service.events("Process replaced to free memory")[0]["reason"] == "the box is short of memory"
         assert [alert["kind"] for alert in service.events("Alert")] == ["memory-high"]
         assert eventually(lambda: service.get("/health")["memory"]["stage"] != "critical")
         assert service.get("/health")["memory"]["limit_bytes"] == limit * MB
@@ -97,6 +97,6 @@ def test_a_worker_past_its_share_is_replaced_while_the_box_has_enough(leaking: P
         tally, _ = asyncio.run(leak(service, requests=90))
         assert tally.failed == 0
         assert eventually(lambda: old not in service.workers and len(service.workers) == 1)
-        (event,) = service.events("Process is replaced for its memory")
+        (event,) = service.events("Process replaced to free memory")
         assert (event["pid"], event["reason"]) == (old, "it has grown past its share")
         assert [alert["kind"] for alert in service.events("Alert")] == ["memory-share"]

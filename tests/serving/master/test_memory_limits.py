@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.master.memory_limits import find_cgroup
+from serving.master.memory import find_cgroup
 
 MB = 1024 * 1024
 

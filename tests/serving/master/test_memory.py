@@ -90,7 +90,7 @@ def test_nobody_is_replaced_when_that_would_not_help_and_it_is_said_once(bench: 
 
 
 def test_calls_of_jobs_go_first_also_while_a_worker_leaves(bench: Bench) -> None:
-    runner = Member(9, 8 * MB, children=210 * MB, calls={91: 30 * MB, 92: 170 * MB})
+    runner = Member(9, 8 * MB, children=210 * MB, executors={91: 30 * MB, 92: 170 * MB})
     bench.look(465, Member(2, 90 * MB, leaving=True), runner)
     assert (bench.killed, bench.replaced) == ([92], [])
 

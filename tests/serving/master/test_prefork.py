@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from harness.service import ROOT
-from serving.master.code_pages import mappings
+from serving.master.prefork import mappings
 
 SMAPS = """\
 7f0000000000-7f0000002000 r-xp 00001000 08:01 1234    /usr/lib/lib of blanks.so
@@ -27,7 +27,7 @@ Rss:                   4 kB
 
 IMPORT_AND_UNMAP = """
 import numba
-from serving.master.code_pages import unmap_unchanged
+from serving.master.prefork import unmap_unchanged
 from serving.process.kernel import read_rss
 import os
 before = read_rss(os.getpid())
@@ -42,7 +42,7 @@ assert sqlite3.connect(":memory:").execute("select 1").fetchone() == (1,)
 
 KEEP_CHANGES = """
 import ctypes, mmap, sys
-from serving.master.code_pages import unmap_unchanged
+from serving.master.prefork import unmap_unchanged
 with open(sys.argv[1], "rb") as file:
     changed = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     untouched = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
