@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from assembly.source import data_source
-from registry.explain.budget import Budget
 from registry.registry import Registry
 from serving.errors import InvalidSetting
 from serving.events.building import build_event_log
@@ -77,7 +76,7 @@ def build_backend(settings: Settings, executor: Executor) -> Backend:
         raise InvalidSetting(f"DASK_SCHEDULER needs `pip install forkserve[dask]`: {error}") from error
     from serving.jobs.parcel import pack_version
 
-    pack = functools.partial(pack_version, settings.model_dir, evals=settings.shap_max_evals)
+    pack = functools.partial(pack_version, settings.model_dir, evaluations=settings.shap_max_evals)
     return Cluster(settings.dask_scheduler, local, pack, at_once=settings.dask_chunks)
 
 
@@ -87,8 +86,7 @@ def build_trainer(settings: Settings) -> Executor:
         settings.model_dir,
         outcome_reader(data_source(settings), settings.max_outcomes_per_model),
         tolerance=settings.train_tolerance,
-        compiled=settings.compile,
-        budget=Budget(evaluations=settings.shap_max_evals),
+        options=settings.load_options,
     )
     return Executor(steps.functions(), memory=settings.train_memory_bytes, background=True, reuse=False)
 

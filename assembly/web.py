@@ -11,7 +11,6 @@ from assembly.data import build_data
 from assembly.jobs import build_jobs
 from assembly.schedules import schedules_of
 from cache.building import build_cache
-from registry.explain.budget import Budget
 from registry.registry import Registry, load_registry
 from registry.store.loader import load_version
 from registry.store.reload import renew_registry
@@ -49,10 +48,9 @@ def build(settings: Settings, alerts: Alerts) -> Application:
     reloads = Reloads()  # first: what others tell from now on may be missed by what is loaded
     registry = load_registry(
         settings.model_dir,
+        settings.load_options,
         selected=settings.serve_versions,
         fallback=settings.model_fallback,
-        compiled=settings.compile,
-        budget=Budget(evaluations=settings.shap_max_evals),
     )
     # twice as many processes: at a reload the old ones drain beside the new
     book = Book(2 * (settings.web_concurrency + settings.job_runners + 1))
@@ -61,8 +59,7 @@ def build(settings: Settings, alerts: Alerts) -> Application:
 
 def renew(settings: Settings, old: Registry, lasting: Lasting) -> tuple[Application, tuple[str, ...]]:
     """The parts anew over what is in the model directory now, in the master; and what could not be taken over."""
-    budget = Budget(evaluations=settings.shap_max_evals)
-    load = functools.partial(load_version, settings.model_dir, compiled=settings.compile, budget=budget)
+    load = functools.partial(load_version, settings.model_dir, options=settings.load_options)
     carefully = loading_carefully(load, settings.reload_timeout_seconds)
     renewal = renew_registry(old, settings.model_dir, carefully, selected=settings.serve_versions)
     return assemble(settings, renewal.registry, lasting), renewal.refused

@@ -132,7 +132,7 @@ def main() -> None:
         executor = Executor(functions, processes=1)
         executor.start()
         local = LocalBackend(executor)
-        pack = functools.partial(pack_version, models, evals=500)
+        pack = functools.partial(pack_version, models, evaluations=500)
 
         async def run() -> int:
             wrong = await measure(table, "here", local, registry, wanted)

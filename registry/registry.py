@@ -11,11 +11,11 @@ from typing import Literal
 import structlog
 
 from registry.errors import ModelNotFound, VersionNotFound
-from registry.explain.budget import Budget
 from registry.model import LoadedModel
 from registry.store.aliases import Aliases, newest, read_aliases
 from registry.store.directory import directories, find_model, model_directories, version_order
 from registry.store.loader import load_version
+from registry.store.options import DEFAULT_OPTIONS, LoadOptions
 
 log = structlog.get_logger(__name__)
 
@@ -94,21 +94,12 @@ def read_offer(directory: Path, selected: Selected) -> Offer:
 
 
 def load_registry(
-    root: Path,
-    *,
-    selected: Selected = "all",
-    fallback: bool = False,
-    compiled: bool = True,
-    budget: Budget | None = None,
+    root: Path, options: LoadOptions = DEFAULT_OPTIONS, *, selected: Selected = "all", fallback: bool = False
 ) -> Registry:
     """Load and verify the versions below `root`. Raises VersionRefused for the first that is not fit to serve."""
     offers = [read_offer(directory, selected) for directory in model_directories(root)]
     registry = Registry(
-        [
-            load_version(root, path, fallback=fallback, compiled=compiled, budget=budget)
-            for offer in offers
-            for path in offer.versions
-        ],
+        [load_version(root, path, options, fallback=fallback) for offer in offers for path in offer.versions],
         {offer.name: offer.aliases for offer in offers},
     )
     log.info(
@@ -118,7 +109,7 @@ def load_registry(
     return registry
 
 
-def load_one(root: Path, name: str, version: str | None = None) -> LoadedModel:
+def load_one(root: Path, name: str, version: str | None = None, options: LoadOptions = DEFAULT_OPTIONS) -> LoadedModel:
     """One version of a model, the live one if none is named. Raises ModelNotFound, VersionNotFound, VersionRefused."""
     directory = find_model(root, name)
     versions = {path.name: path for path in directories(directory)}
@@ -126,4 +117,4 @@ def load_one(root: Path, name: str, version: str | None = None) -> LoadedModel:
         version = read_aliases(directory, list(versions)).live
     if version not in versions:
         raise VersionNotFound(f"model {name!r} has no version {version!r}")
-    return load_version(root, versions[version])
+    return load_version(root, versions[version], options)

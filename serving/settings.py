@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from registry.store.options import LoadOptions
 from serving.entities.feed import parse_feeds
 from serving.errors import InvalidSetting
 from serving.http.cors import is_origin
@@ -152,6 +153,11 @@ class Settings:
             raise InvalidSetting("ALERT_WEBHOOK_URL must begin with http:// or https://")
         _check_edge(settings)
         return settings
+
+    @property
+    def load_options(self) -> LoadOptions:
+        """How versions are loaded wherever they are loaded."""
+        return LoadOptions(compiled=self.compile, shap_evaluations=self.shap_max_evals)
 
     @property
     def supabase_key(self) -> str:

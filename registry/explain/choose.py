@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import numpy as np
 import structlog
 
-from registry.explain.budget import Budget
 from registry.explain.library import CannotExplain
 from registry.explain.linear import linear_explainer
 from registry.explain.native import NativeExplainer, native_explainer
@@ -27,6 +26,7 @@ from registry.model import Compute, task_of
 from registry.rows.features import Rows
 from registry.rows.schema import Schema
 from registry.store.manifest import Manifest
+from registry.store.options import DEFAULT_OPTIONS
 
 log = structlog.get_logger(__name__)
 
@@ -45,11 +45,11 @@ class Subject:
     schema: Schema
     frame: bool
     background: Rows
-    budget: Budget
+    evaluations: int
 
 
 def choose_explainer(
-    manifest: Manifest, estimator: Any, compute: Compute, budget: Budget | None = None
+    manifest: Manifest, estimator: Any, compute: Compute, evaluations: int = DEFAULT_OPTIONS.shap_evaluations
 ) -> Explainer | None:
     """The explainer that the manifest names, or for one that names none the first that fits; None if there is none.
 
@@ -57,7 +57,7 @@ def choose_explainer(
     """
     schema = Schema(manifest.features)
     background = schema.rows([list(row) for row in manifest.background])
-    subject = Subject(estimator, compute, schema, manifest.input == "frame", background, budget or Budget())
+    subject = Subject(estimator, compute, schema, manifest.input == "frame", background, evaluations)
     recorded = manifest.explainer.method if manifest.explainer else None
     reasons = []
     for build in BUILDERS[recorded]:
@@ -104,7 +104,7 @@ def _reference(subject: Subject) -> Explainer:
 
 def _sampling(subject: Subject) -> Explainer:
     space = natural_space(subject.estimator)
-    return sampling_explainer(_outputs(subject, space), subject.background, space, subject.budget)
+    return sampling_explainer(_outputs(subject, space), subject.background, space, subject.evaluations)
 
 
 def _outputs(subject: Subject, space: Space) -> Compute:

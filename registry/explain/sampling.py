@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from registry.explain.budget import Budget
 from registry.explain.library import import_shap
 from registry.explain.shap_values import Contributions, Method, Space
 from registry.model import Compute
 from registry.rows.features import Rows
 from registry.timing import quickest
+
+MAX_REQUEST_SECONDS = 1.0
+"""A model whose row takes longer to explain is explained in jobs only."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,7 +54,7 @@ class SamplingExplainer:
         return values.reshape(len(row), -1)
 
 
-def sampling_explainer(function: Compute, background: Rows, space: Space, budget: Budget) -> SamplingExplainer:
+def sampling_explainer(function: Compute, background: Rows, space: Space, evaluations: int) -> SamplingExplainer:
     """The explainer of any function of rows; compiles what shap compiles. Raises CannotExplain.
 
     A row costs as many calls of the function for the whole background as it has evaluations: that decides whether it
@@ -60,8 +62,8 @@ def sampling_explainer(function: Compute, background: Rows, space: Space, budget
     """
     shap = import_shap()
     features = background.shape[1]
-    exact = 2**features <= budget.evaluations
-    evaluations = 2**features if exact else max(budget.evaluations, 2 * features + 1)
+    exact = 2**features <= evaluations
+    evaluations = 2**features if exact else max(evaluations, 2 * features + 1)
     kind = shap.explainers.Exact if exact else shap.explainers.Permutation
     _warm(shap, kind)
     outputs = function(background)
@@ -73,7 +75,7 @@ def sampling_explainer(function: Compute, background: Rows, space: Space, budget
         library=kind(function, shap.maskers.Independent(background, max_samples=len(background))),
         evaluations=evaluations,
         base_values=outputs.mean(axis=0),
-        jobs_only=seconds > budget.seconds,
+        jobs_only=seconds > MAX_REQUEST_SECONDS,
     )
 
 

@@ -19,12 +19,12 @@ import structlog
 
 from registry.boosters import keep_to_one_thread
 from registry.errors import VersionRefused
-from registry.explain.budget import Budget
 from registry.explain.choose import choose_explainer
 from registry.kernels import compile_estimator, probe_rows, verify
 from registry.model import Compute, LoadedModel, estimator_compute, task_of
 from registry.rows.schema import Schema
 from registry.store.manifest import Manifest, read_manifest
+from registry.store.options import DEFAULT_OPTIONS, LoadOptions
 
 log = structlog.get_logger(__name__)
 
@@ -33,13 +33,13 @@ CLOSE_ENOUGH = 1e-9
 
 
 def load_version(
-    root: Path, directory: Path, *, fallback: bool = False, compiled: bool = True, budget: Budget | None = None
+    root: Path, directory: Path, options: LoadOptions = DEFAULT_OPTIONS, *, fallback: bool = False
 ) -> LoadedModel:
     """The version kept in `directory` below the model directory `root`.
 
     With `fallback`, a version whose manifest is sound but whose artefact is not is stood in for by a model that
     answers the sample's mean; otherwise VersionRefused is raised, naming the file. Where a compiled form answers bit
-    for bit as the estimator does, it serves and the estimator is let go, unless `compiled` says otherwise.
+    for bit as the estimator does, it serves and the estimator is let go, unless the options say otherwise.
     """
     manifest = read_manifest(directory)
     path = directory / manifest.artefact
@@ -54,8 +54,8 @@ def load_version(
             raise
         log.error("Fallback model in use", model=manifest.name, version=manifest.version, reason=str(error))
         return LoadedModel(manifest, _mean_of_the_sample(manifest), fallback=True)
-    quick = _compile(manifest, estimator, compute) if compiled else None
-    explainer = choose_explainer(manifest, estimator, quick or compute, budget)
+    quick = _compile(manifest, estimator, compute) if options.compiled else None
+    explainer = choose_explainer(manifest, estimator, quick or compute, options.shap_evaluations)
     return LoadedModel(manifest, quick or compute, compiled=quick is not None, explainer=explainer)
 
 

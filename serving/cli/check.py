@@ -26,7 +26,8 @@ def find_faults(settings: Settings) -> list[str]:
     try:
         for directory in version_directories(settings.model_dir):
             try:
-                loaded.append(load_version(settings.model_dir, directory, fallback=settings.model_fallback))
+                options = settings.load_options
+                loaded.append(load_version(settings.model_dir, directory, options, fallback=settings.model_fallback))
             except VersionRefused as error:
                 faults.append(str(error))
         for directory in model_directories(settings.model_dir):

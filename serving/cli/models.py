@@ -16,7 +16,7 @@ def models(_arguments: argparse.Namespace, settings: Settings) -> int:
     """List what is in the model directory."""
     from registry.registry import load_registry
 
-    registry = load_registry(settings.model_dir, fallback=settings.model_fallback)
+    registry = load_registry(settings.model_dir, settings.load_options, fallback=settings.model_fallback)
     for model in registry:
         metrics = ", ".join(f"{name} {value:.3f}" for name, value in model.manifest.metrics.items())
         live = "live" if registry.aliases(model.name).live == model.version else ""
@@ -61,7 +61,7 @@ def explain(arguments: argparse.Namespace, settings: Settings) -> int:
     except (OSError, ValueError, RecursionError) as error:
         say(f"forkserve: {arguments.row}: {error}", file=sys.stderr)
         return 1
-    model = load_one(settings.model_dir, arguments.model, arguments.version)
+    model = load_one(settings.model_dir, arguments.model, arguments.version, settings.load_options)
     try:
         rows = model.schema.rows([instance])
     except InvalidRows as error:
@@ -82,7 +82,7 @@ def promote(arguments: argparse.Namespace, settings: Settings) -> int:
     from registry.registry import load_one
     from registry.store import aliases
 
-    model = load_one(settings.model_dir, arguments.model, arguments.version)
+    model = load_one(settings.model_dir, arguments.model, arguments.version, settings.load_options)
     after = aliases.promote(settings.model_dir / model.name, model.version)
     say(f"{model.name}: version {after.live} is live, the previous one is {after.previous or 'none'}")
     return 0
@@ -97,7 +97,7 @@ def rollback(arguments: argparse.Namespace, settings: Settings) -> int:
     directory = find_model(settings.model_dir, arguments.model)
     before = aliases.current(directory)
     if before.previous is not None:
-        load_one(settings.model_dir, arguments.model, before.previous)
+        load_one(settings.model_dir, arguments.model, before.previous, settings.load_options)
     after = aliases.rollback(directory)
     say(f"{arguments.model}: version {after.live} is live, the previous one is {after.previous or 'none'}")
     return 0

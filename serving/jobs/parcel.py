@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from registry.errors import VersionRefused
-from registry.explain.budget import Budget
 from registry.model import LoadedModel
 from registry.store.loader import load_version
 from registry.store.manifest import FILENAME, read_manifest
+from registry.store.options import LoadOptions
 from serving.predict.operation import Operation, Verb
 from serving.process.calls import run_call
 from serving.process.wire import Outcome
@@ -48,15 +48,14 @@ class Parcel:
     """
 
     def __init__(
-        self, model: LoadedModel, files: Mapping[str, bytes], made_on: Mapping[str, str], *, evals: int
+        self, model: LoadedModel, files: Mapping[str, bytes], made_on: Mapping[str, str], *, evaluations: int
     ) -> None:
         """`files` are those of the version's directory, by name; `made_on` is `platform_of_answers()` of the sender."""
         self.content_hash = model.content_hash
         self._place = (model.name, model.version)
         self._files = files
         self._made_on = made_on
-        self._compiled = model.compiled
-        self._evals = evals
+        self._options = LoadOptions(compiled=model.compiled, shap_evaluations=evaluations)
         self._lock = threading.Lock()
         self._model: LoadedModel | None = None
 
@@ -87,13 +86,13 @@ class Parcel:
             directory.mkdir(parents=True)
             for name, content in self._files.items():
                 (directory / name).write_bytes(content)
-            model = load_version(Path(root), directory, budget=Budget(evaluations=self._evals), compiled=self._compiled)
-        if model.compiled != self._compiled or model.content_hash != self.content_hash:
+            model = load_version(Path(root), directory, self._options)
+        if model.compiled != self._options.compiled or model.content_hash != self.content_hash:
             raise Unfit(f"{'/'.join(self._place)} is not what the runner has once it is loaded there")
         return model
 
 
-def pack_version(root: Path, model: LoadedModel, *, evals: int) -> Parcel:
+def pack_version(root: Path, model: LoadedModel, *, evaluations: int) -> Parcel:
     """The version as it was loaded from below `root`. Raises VersionRefused when its files have changed since."""
     directory = root / model.name / model.version
     if read_manifest(directory) != model.manifest:
@@ -103,7 +102,7 @@ def pack_version(root: Path, model: LoadedModel, *, evals: int) -> Parcel:
         files = {name: (directory / name).read_bytes() for name in names}
     except OSError as error:
         raise VersionRefused(directory, error.strerror or str(error)) from error
-    return Parcel(model, files, platform_of_answers(), evals=evals)
+    return Parcel(model, files, platform_of_answers(), evaluations=evaluations)
 
 
 def answer(

@@ -20,12 +20,12 @@ import numpy as np
 import pandas as pd
 
 from registry.errors import CannotTrain, VersionRefused
-from registry.explain.budget import Budget
 from registry.model import LoadedModel
 from registry.rows.features import Rows
 from registry.store.add import add_version, next_version
 from registry.store.loader import load_version
 from registry.store.manifest import Manifest
+from registry.store.options import LoadOptions
 from registry.training.candidates import candidate_root, find_candidate, read_held_out, write_held_out
 from registry.training.promotion import Measured, by_manifests, find_breaches, find_decline, find_losses, measure_both
 from registry.training.script import OUTCOME, TIME, TrainingData, checked, live_manifest, read_train_function
@@ -77,8 +77,7 @@ class Steps:
     root: Path
     read_outcomes: ReadOutcomes
     tolerance: float
-    compiled: bool
-    budget: Budget
+    options: LoadOptions
 
     def functions(self) -> dict[str, Function]:
         """For an executor that does not use a process twice."""
@@ -135,7 +134,7 @@ class Steps:
         live = live_manifest(directory)
         version = candidate.directory.name
         try:
-            new = load_version(candidate.root, candidate.directory, compiled=self.compiled, budget=self.budget)
+            new = load_version(candidate.root, candidate.directory, self.options)
             _rehearse(new)
             reasons, measured = self._compare(directory, live, new, read_held_out(candidate))
         except MemoryError:
@@ -159,7 +158,7 @@ class Steps:
         if breaches := find_breaches(before, new.manifest):
             return breaches, by_manifests(before, new.manifest)
         try:
-            live = load_version(self.root, directory / before.version, compiled=self.compiled, budget=self.budget)
+            live = load_version(self.root, directory / before.version, self.options)
         except VersionRefused:  # what serves is in memory, or a fallback; its manifest can still be read
             measured, losses = by_manifests(before, new.manifest), []
         else:

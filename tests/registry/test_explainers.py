@@ -33,8 +33,7 @@ from sklearn.svm import SVC
 from structlog.testing import capture_logs
 
 from registry.errors import ModelFailed, NotExplained
-from registry.explain import choose
-from registry.explain.budget import Budget
+from registry.explain import choose, sampling
 from registry.explain.library import import_shap
 from registry.explain.linear import linear_explainer
 from registry.explain.reference import ReferenceExplainer
@@ -47,6 +46,7 @@ from registry.rows.infer_schema import infer_features
 from registry.rows.schema import Schema
 from registry.store.add import add_version
 from registry.store.loader import load_version
+from registry.store.options import DEFAULT_OPTIONS, LoadOptions
 from tests.registry.explanations import CLOSE, assert_additive, assert_same_alone, shapley_values
 from tests.registry.parity import numbers, target
 
@@ -78,8 +78,8 @@ def forest(tmp_path: Path) -> LoadedModel:
     return added(tmp_path, RandomForestClassifier(5, random_state=0), 2)
 
 
-def reload(root: Path, budget: Budget | None = None) -> LoadedModel:
-    return load_version(root, root / "model" / "1", budget=budget)
+def reload(root: Path, options: LoadOptions = DEFAULT_OPTIONS) -> LoadedModel:
+    return load_version(root, root / "model" / "1", options)
 
 
 @pytest.mark.parametrize("name", CHOSEN)
@@ -148,15 +148,18 @@ def test_permutations_are_seeded_by_the_row(wide: Path) -> None:
 
 def test_budget_is_spent_on_more_permutations(wide: Path) -> None:
     rows = numbers(features=12).to_numpy()[:1]
-    few, many = (reload(wide, Budget(evaluations=number)).contributions(rows) for number in (1, 1000))
+    few, many = (reload(wide, LoadOptions(shap_evaluations=number)).contributions(rows) for number in (1, 1000))
     assert_additive(few)
     assert_additive(many)
     assert not np.allclose(few.values, many.values, atol=1e-3)
 
 
 @pytest.mark.parametrize(("seconds", "jobs_only"), [(0.0, True), (1000.0, False)])
-def test_model_that_is_too_slow_for_a_request_says_so(wide: Path, seconds: float, *, jobs_only: bool) -> None:
-    explainer = reload(wide, Budget(seconds=seconds)).explainer
+def test_model_that_is_too_slow_for_a_request_says_so(
+    wide: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, *, jobs_only: bool
+) -> None:
+    monkeypatch.setattr(sampling, "MAX_REQUEST_SECONDS", seconds)
+    explainer = reload(wide).explainer
     assert explainer is not None
     assert (explainer.jobs_only, explainer.in_process) == (jobs_only, False)
 
