@@ -15,7 +15,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", nargs="*", type=Path, default=[Path()])
     parser.add_argument("--names", action="store_true", help="name the modules, classes and functions, too")
+    parser.add_argument("--tree", action="store_true", help="print the packages and their modules instead")
     arguments = parser.parse_args()
+    if arguments.tree:
+        print(*House(arguments.directory[0]).tree(), sep="\n")
+        return
     houses = [House(root) for root in arguments.directory]
     table = Table("figure", *map(str, arguments.directory))
     lengths = [sorted(length(function) for _, function in house.functions()) for house in houses]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
@@ -26,6 +27,23 @@ class House:
         self.trees = {module: ast.parse(text) for module, text in self.texts.items()}
         self.packages = {_module(path.relative_to(root)) for path in files if path.name == "__init__.py"}
         self.imports = {module: set(self._imported(module)) - {module} for module in self.texts}
+
+    def tree(self) -> Iterator[str]:
+        """The packages as lines: each with the sentence that its docstring begins with, and its modules below it."""
+        yield from self._modules_of("")
+        for package in sorted(self.packages, key=lambda name: name.split(".")):
+            depth = package.count(".")
+            name = "    " * depth + package.rpartition(".")[2] + "/"
+            yield f"{name:<24}{_sentence(self.trees[package])}"
+            yield from ("    " * (depth + 1) + line for line in self._modules_of(package))
+
+    def _modules_of(self, package: str) -> list[str]:
+        names = sorted(
+            module.rpartition(".")[2]
+            for module in self.texts
+            if module.rpartition(".")[0] == package and module not in self.packages
+        )
+        return textwrap.wrap(", ".join(names), 112 - 4 * package.count("."))
 
     def lines(self, *tops: str) -> int:
         """Lines of the modules below these, or of all."""
@@ -88,6 +106,10 @@ class House:
 
 def _module(path: Path) -> str:
     return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+def _sentence(tree: ast.Module) -> str:
+    return (ast.get_docstring(tree) or "").split("\n")[0]
 
 
 def _in_serving(module: str) -> bool:
