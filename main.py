@@ -16,7 +16,7 @@ from serving.cli.parser import parser
 from serving.cli.serve import serve
 from serving.cli.terminal import say
 from serving.errors import CannotServe, InvalidSetting, ServingError
-from serving.process import numeric_threads
+from serving.process.child import limit_numeric_threads
 from serving.settings import Settings
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def __getattr__(name: str) -> Any:
 
 def web() -> Application:
     """The app; gunicorn asks for it once, in the master, before it forks."""
-    numeric_threads.limit(os.environ)
+    limit_numeric_threads(os.environ)
     from assembly.web import build, build_alerts
     from cache.connection import InvalidRedisUrl
     from registry.errors import RegistryError
@@ -49,7 +49,7 @@ def web() -> Application:
 
 def run() -> int:
     """The `forkserve` command."""
-    numeric_threads.limit(os.environ)
+    limit_numeric_threads(os.environ)
     sys.path.insert(0, str(Path.cwd()))  # as gunicorn does: artefacts may need modules of the project they serve
     arguments = parser().parse_args()
     try:

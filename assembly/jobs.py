@@ -37,7 +37,7 @@ def build_jobs(settings: Settings, registry: Registry, reloads: Reloads, metrics
     """What keeps jobs, takes them in and works on them. Raises InvalidRedisUrl, InvalidSetting."""
     store = build_job_store(settings.data_dir, settings.redis_url, max_queued=settings.job_max_queued)
     events = build_event_log(settings.data_dir, settings.redis_url)
-    functions = {operation.name: operation.answer_isolated for operation in make_row_operations(registry)}
+    functions = {operation.name: operation.answer_call for operation in make_row_operations(registry)}
     executor = Executor(functions, memory=settings.job_memory_bytes, background=True)
     backend = build_backend(settings, executor)
     rows = RowHandler(registry, backend, timeout=settings.job_timeout_seconds)

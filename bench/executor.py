@@ -10,14 +10,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from statistics import median
 from time import perf_counter
-from typing import Any
 
-from serving.process.numeric_threads import limit
+from serving.process.child import limit_numeric_threads
 
-limit(os.environ)
+limit_numeric_threads(os.environ)
 
 import numpy as np  # noqa: E402 - numpy counts the threads it may have when it is imported
 import uvloop  # noqa: E402
@@ -26,7 +25,6 @@ from bench.table import Table  # noqa: E402
 from serving.errors import DeadlineExceeded  # noqa: E402
 from serving.process.executor import Executor  # noqa: E402
 from serving.process.kernel import child_pids, read_memory  # noqa: E402
-from serving.process.wire import Rows  # noqa: E402
 from serving.telemetry import logs  # noqa: E402
 
 MB = 1024 * 1024
@@ -35,11 +33,11 @@ SIZES = (1, 64, 1000)
 FEATURES = 30
 
 
-def echo(rows: Rows, _parameters: Mapping[str, Any]) -> bytes:
-    return rows.tobytes()
+def echo(payload: bytes) -> bytes:
+    return payload
 
 
-def spin(_rows: Rows, _parameters: Mapping[str, Any]) -> bytes:
+def spin(_payload: bytes) -> bytes:
     while True:
         pass
 
@@ -54,13 +52,13 @@ async def milliseconds(call: Callable[[], Awaitable[object]], rounds: int) -> fl
 
 
 async def milliseconds_to_replace(executor: Executor, rounds: int) -> float:
-    rows, times = np.ones((1, FEATURES)), []
+    payload, times = bytes(8 * FEATURES), []
     for _ in range(rounds):
         started = perf_counter()
         try:
-            await executor.run("spin", rows, timeout=DEADLINE)
+            await executor.run("spin", payload, timeout=DEADLINE)
         except DeadlineExceeded:
-            await executor.run("echo", rows, timeout=10)
+            await executor.run("echo", payload, timeout=10)
         times.append(perf_counter() - started - DEADLINE)
     return median(times) * 1e3
 
@@ -68,10 +66,10 @@ async def milliseconds_to_replace(executor: Executor, rounds: int) -> float:
 async def measure(executor: Executor, calls: int, replacements: int) -> None:
     costs = Table("rows", "thread (ms)", "process (ms)", "bytes")
     for size in SIZES:
-        rows = np.random.default_rng(0).normal(size=(size, FEATURES))
-        thread = await milliseconds(lambda rows=rows: asyncio.to_thread(echo, rows, {}), calls)  # type: ignore[misc]
-        process = await milliseconds(lambda rows=rows: executor.run("echo", rows, timeout=10), calls)  # type: ignore[misc]
-        costs.add(size, f"{thread:.3f}", f"{process:.3f}", rows.nbytes)
+        payload = bytes(8 * size * FEATURES)
+        thread = await milliseconds(lambda payload=payload: asyncio.to_thread(echo, payload), calls)  # type: ignore[misc]
+        process = await milliseconds(lambda payload=payload: executor.run("echo", payload, timeout=10), calls)  # type: ignore[misc]
+        costs.add(size, f"{thread:.3f}", f"{process:.3f}", len(payload))
     print(costs)
     print(f"\nkilled and replaced in {await milliseconds_to_replace(executor, replacements):.1f} ms\n")
     memories = Table("process", "RSS (MB)", "PSS (MB)", "private (MB)")
@@ -91,7 +89,7 @@ def main() -> None:
     options = arguments.parse_args()
     logs.configure("error")
     held = np.ones(options.megabytes * MB, np.uint8)
-    executor = Executor({"echo": echo, "spin": spin, "held": lambda _rows, _parameters: held.tobytes()})
+    executor = Executor({"echo": echo, "spin": spin, "held": lambda _payload: held.tobytes()})
     executor.start()
     try:
         uvloop.run(measure(executor, options.calls, options.replacements))

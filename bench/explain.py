@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from serving.process.numeric_threads import limit
+from serving.process.child import limit_numeric_threads
 
-limit(os.environ)
+limit_numeric_threads(os.environ)
 
 import numpy as np  # noqa: E402 - numpy counts the threads it may have when it is imported
 import shap  # noqa: E402

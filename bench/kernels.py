@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from serving.process.numeric_threads import limit
+from serving.process.child import limit_numeric_threads
 
-limit(os.environ)
+limit_numeric_threads(os.environ)
 
 import numpy as np  # noqa: E402 - numpy counts the threads it may have when it is imported
 import pandas as pd  # noqa: E402

@@ -32,7 +32,7 @@ from serving.jobs.backend import Backend, LocalBackend
 from serving.jobs.cluster import Cluster
 from serving.jobs.handlers import make_row_operations
 from serving.jobs.parcel import pack_version
-from serving.predict.operation import Operation, selection_parameters
+from serving.predict.operation import Operation, encode_rows
 from serving.process.executor import Executor
 from serving.telemetry import logs
 
@@ -41,7 +41,6 @@ ROWS = 20
 AT_ONCE = 8
 SECONDS_A_ROW = 0.005
 TIMEOUT = 120.0
-PARAMETERS = selection_parameters(Selection())
 
 
 def add_models(root: Path) -> None:
@@ -68,7 +67,7 @@ async def compute(backend: Backend, operation: Operation, chunks: Sequence[Rows]
 
     async def one(rows: Rows) -> bytes:
         async with turns:
-            return await backend.run(operation, rows, PARAMETERS, timeout=TIMEOUT)
+            return await backend.run(operation, encode_rows(rows, Selection()), timeout=TIMEOUT)
 
     return list(await asyncio.gather(*map(one, chunks)))
 
@@ -78,7 +77,7 @@ async def call_seconds(backend: Backend, operation: Operation, row: Rows) -> flo
     seconds = []
     for _ in range(100):
         started = time.perf_counter()
-        await backend.run(operation, row, PARAMETERS, timeout=TIMEOUT)
+        await backend.run(operation, encode_rows(row, Selection()), timeout=TIMEOUT)
         seconds.append(time.perf_counter() - started)
     return median(seconds)
 
@@ -128,7 +127,7 @@ def main() -> None:
         models = Path(directory)
         add_models(models)
         registry = load_registry(models)
-        functions = {operation.name: operation.answer_isolated for operation in make_row_operations(registry)}
+        functions = {operation.name: operation.answer_call for operation in make_row_operations(registry)}
         executor = Executor(functions, processes=1)
         executor.start()
         local = LocalBackend(executor)

@@ -31,7 +31,7 @@ from serving.jobs.job import JobRequest
 from serving.jobs.redis import RedisJobStore
 from serving.jobs.sqlite import SQLiteJobStore
 from serving.jobs.store import JobStore
-from serving.process.kernel import TICK, read_memory
+from serving.process.kernel import TICKS_PER_SECOND, read_memory
 
 DIABETES = json.dumps({"instances": [[59.0, 2.0, 32.1, 101.0, 157.0, 93.2, 38.0, 4.0, 4.8598, 87.0]]}).encode()
 OPERATION = "bench:nobody-runs-this"
@@ -161,7 +161,7 @@ async def measure_idle(table: Table, models: Path, where: str, options: argparse
 def cpu_seconds(pid: int) -> float:
     """User and system time of a process."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICK
+    return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
 
 
 def main() -> None:

@@ -57,9 +57,9 @@ class DaskCluster:
 
 
 def main() -> None:
-    from serving.process import numeric_threads
+    from serving.process.child import limit_numeric_threads
 
-    numeric_threads.limit(os.environ)
+    limit_numeric_threads(os.environ)
     from distributed import LocalCluster
 
     count = int(sys.argv[1])

@@ -145,7 +145,7 @@ class Application:
         """For a worker that has one thread."""
         self.end_streams = parts.streams.end
         """For a worker that drains."""
-        self.unwell = parts.unwell
+        self.reason_to_replace = parts.reason_to_replace
 
     def count_refusal(self, status: int) -> None:
         """The server has answered a request that never got here."""

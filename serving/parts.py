@@ -114,9 +114,9 @@ class Parts:
         ):
             self.metrics.follow(families, figures)
 
-    def unwell(self) -> str | None:
+    def reason_to_replace(self) -> str | None:
         """Why this process should be replaced, if it should."""
-        return self.batcher.unwell() or self.executor.unwell()
+        return self.batcher.reason_to_replace() or self.executor.reason_to_replace()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
-from registry.rows.features import Rows
 from serving.predict.operation import Operation
 from serving.process.executor import Executor
 
@@ -16,11 +14,10 @@ class Backend(Protocol):
     at_once: int
     """Chunks of a job that it is to be given at the same time."""
 
-    async def run(self, operation: Operation, rows: Rows, parameters: Mapping[str, Any], /, *, timeout: float) -> bytes:
-        """The JSON array of one answer a row, for rows of shape (rows, features), within `timeout` seconds.
+    async def run(self, operation: Operation, payload: bytes, /, *, timeout: float) -> bytes:
+        """The JSON array of one answer a row, for a payload of `encode_rows`, within `timeout` seconds.
 
-        `parameters` are a Selection's fields. Raises DeadlineExceeded, CallFailed, MemoryExceeded, ExecutorGone. May
-        be cancelled at any time.
+        Raises DeadlineExceeded, CallFailed, MemoryExceeded, ExecutorGone. May be cancelled at any time.
         """
         ...
 
@@ -38,7 +35,7 @@ class LocalBackend:
         """`executor` can run all operations that it will be asked for, under their names; the runner starts it."""
         self._executor = executor
 
-    async def run(self, operation: Operation, rows: Rows, parameters: Mapping[str, Any], *, timeout: float) -> bytes:
-        return await self._executor.run(operation.name, rows, parameters, timeout=timeout)
+    async def run(self, operation: Operation, payload: bytes, *, timeout: float) -> bytes:
+        return await self._executor.run(operation.name, payload, timeout=timeout)
 
     async def close(self) -> None: ...

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import distributed
@@ -21,14 +21,12 @@ from distributed.scheduler import KilledWorker
 
 from registry.errors import RegistryError
 from registry.model import LoadedModel
-from registry.rows.features import Rows
 from serving.errors import DeadlineExceeded
 from serving.jobs.backend import Backend
 from serving.jobs.parcel import Parcel, answer
-from serving.jobs.rows import pack
 from serving.predict.operation import Operation
-from serving.process.calls import raise_failure
-from serving.process.wire import Outcome
+from serving.process.executor import raise_failure
+from serving.process.wire import CallOutcome
 from serving.telemetry import logs
 
 log = structlog.get_logger(__name__)
@@ -77,21 +75,21 @@ class Cluster:
         # its lines would have another form than all others
         logging.getLogger("distributed").handlers = [logs.json_handler()]
 
-    async def run(self, operation: Operation, rows: Rows, parameters: Mapping[str, Any], *, timeout: float) -> bytes:
+    async def run(self, operation: Operation, payload: bytes, *, timeout: float) -> bytes:
         """As Backend says; on the cluster, if that can do it."""
         if time.monotonic() >= self._next_try and not operation.model.fallback:
             try:
                 try:
-                    return await self._run(operation, rows, parameters, timeout)
+                    return await self._run(operation, payload, timeout)
                 except CallLost:
                     self._sent.pop(operation.model.content_hash, None)  # to be sent again
-                    return await self._run(operation, rows, parameters, timeout)
+                    return await self._run(operation, payload, timeout)
             except ClusterAway as error:
                 await self._rest(str(error))
             except ClusterFailed as error:
                 log.warning("Cluster failed at a call, done here", operation=operation.name, error=str(error))
         async with self._turn:
-            return await self._local.run(operation, rows, parameters, timeout=timeout)
+            return await self._local.run(operation, payload, timeout=timeout)
 
     async def close(self) -> None:
         """Disconnect; the next call connects again."""
@@ -106,12 +104,11 @@ class Cluster:
             log.warning("Cluster is out of reach, computing here", error=reason)
             await self.close()
 
-    async def _run(self, operation: Operation, rows: Rows, parameters: Mapping[str, Any], timeout: float) -> bytes:
+    async def _run(self, operation: Operation, payload: bytes, timeout: float) -> bytes:
         async with self._preparing:
             client = await self._connect()
             parcel = await self._send(client, operation.model)
-        arguments = (operation.verb, rows.shape, pack(rows), dict(parameters))
-        future = client.submit(answer, parcel, *arguments, retries=RETRIES, pure=False)
+        future = client.submit(answer, parcel, operation.verb, payload, retries=RETRIES, pure=False)
         try:
             outcome, result = await _outcome(client, future, timeout)
         finally:
@@ -158,7 +155,7 @@ class Cluster:
 
 async def _outcome(
     client: distributed.Client, future: distributed.Future[Any], timeout: float
-) -> tuple[Outcome, bytes]:
+) -> tuple[CallOutcome, bytes]:
     """Raises DeadlineExceeded, ClusterFailed."""
     # a task of its own: Dask cancels what it has lost, which is not to be taken for a cancellation of ours
     waiting = asyncio.ensure_future(_result(future))
@@ -180,8 +177,8 @@ async def _outcome(
     return waiting.result()
 
 
-async def _result(future: distributed.Future[Any]) -> tuple[Outcome, bytes]:
-    outcome: tuple[Outcome, bytes] = await future.result()
+async def _result(future: distributed.Future[Any]) -> tuple[CallOutcome, bytes]:
+    outcome: tuple[CallOutcome, bytes] = await future.result()
     return outcome
 
 

@@ -7,20 +7,21 @@ is forked anew in milliseconds, while the runner goes on with its heartbeats.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import structlog
 
 from registry.errors import ModelNotFound, VersionNotFound
+from registry.explain.explanation import Selection
 from registry.registry import Registry
 from registry.rows.features import Rows
 from serving.errors import CallFailed, DeadlineExceeded, MemoryExceeded
 from serving.jobs.backend import Backend
 from serving.jobs.job import Job
 from serving.jobs.rows import RowParameters, parameters_of, unpack
-from serving.predict.operation import VERBS, Operation, Verb, selection_parameters
+from serving.predict.operation import VERBS, Operation, Verb, encode_rows
 
 log = structlog.get_logger(__name__)
 
@@ -80,7 +81,7 @@ class RowHandler:
         parameters = parameters_of(job)
         operation = self._operation(job, parameters)
         rows = unpack(data, len(parameters.features))
-        call = _Call(self._backend, operation, selection_parameters(parameters.selection()), self._timeout)
+        call = _Call(self._backend, operation, parameters.selection(), self._timeout)
         pace = self._paces.setdefault(operation.name, Pace())
         answers: list[bytes] = []
         done = 0
@@ -108,7 +109,7 @@ class RowHandler:
 class _Call:
     backend: Backend
     operation: Operation
-    selection: Mapping[str, Any]
+    selection: Selection
     timeout: float
 
     async def answer(self, rows: Rows, first: int) -> bytes:
@@ -118,7 +119,8 @@ class _Call:
         message names the first one, and one that breaks nothing has its answer.
         """
         try:
-            return (await self.backend.run(self.operation, rows, self.selection, timeout=self.timeout))[1:-1]
+            payload = encode_rows(rows, self.selection)
+            return (await self.backend.run(self.operation, payload, timeout=self.timeout))[1:-1]
         except DeadlineExceeded:
             last = first + len(rows) - 1
             raise AttemptFailed(f"instances {first} to {last} took longer than {self.timeout:g} s") from None

@@ -10,16 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from registry.errors import VersionRefused
 from registry.model import LoadedModel
 from registry.store.loader import load_version
 from registry.store.manifest import FILENAME, read_manifest
 from registry.store.options import LoadOptions
 from serving.predict.operation import Operation, Verb
-from serving.process.calls import run_call
-from serving.process.wire import Outcome
+from serving.process.executor import run_call
+from serving.process.wire import CallOutcome
 
 LIBRARIES = ("forkserve", "numpy", "scipy", "pandas", "scikit-learn", "numba", "shap", "xgboost", "lightgbm")
 """What the bits of an answer depend on."""
@@ -105,12 +103,9 @@ def pack_version(root: Path, model: LoadedModel, *, evaluations: int) -> Parcel:
     return Parcel(model, files, platform_of_answers(), evaluations=evaluations)
 
 
-def answer(
-    parcel: Parcel, verb: Verb, shape: tuple[int, int], rows: bytes, parameters: Mapping[str, Any]
-) -> tuple[Outcome, bytes]:
-    """What the version answers to rows of this shape, or how it broke: another try elsewhere would change nothing.
+def answer(parcel: Parcel, verb: Verb, payload: bytes) -> tuple[CallOutcome, bytes]:
+    """What the version answers to a payload of `encode_rows`, or how it broke: a retry elsewhere would change nothing.
 
     Raises Unfit, VersionRefused.
     """
-    operation = Operation(parcel.model(), verb)
-    return run_call(operation.answer_isolated, np.frombuffer(bytearray(rows), "<f8").reshape(shape), parameters)
+    return run_call(Operation(parcel.model(), verb).answer_call, payload)

@@ -95,7 +95,7 @@ class Runner:
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
         owner = new_owner()
         log.info("Runner works", pid=os.getpid(), owner=owner)
-        while not stopping.is_set() and all(executor.unwell() is None for executor in self._executors):
+        while not stopping.is_set() and all(executor.reason_to_replace() is None for executor in self._executors):
             job = await self._claim(owner)
             if job is not None:
                 await self._work(job, owner, stopping)

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 import structlog
 
 from serving.master.memory import MemoryWatch
-from serving.process.child import IGNORED, be_early_out_of_memory, isolate
-from serving.process.forking import fork
+from serving.process.child import IGNORED, be_early_out_of_memory, fork, isolate
 from serving.process.kernel import MESSENGER, RUNNER, SCHEDULER
 from serving.shared.book import Book
 

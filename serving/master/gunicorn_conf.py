@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from serving.process import numeric_threads
+from serving.process.child import limit_numeric_threads
 
-numeric_threads.limit(os.environ)  # first of all: what is imported next imports numpy
+limit_numeric_threads(os.environ)  # first of all: what is imported next imports numpy
 
 from serving.master import prefork
 from serving.master import reload as reloading  # `reload` alone would be a setting of gunicorn's

@@ -84,8 +84,8 @@ class DrainingServer(Server):
             return "served its requests"
         if os.getppid() != self._worker.ppid:
             return "master is gone"
-        unwell: str | None = self._worker.wsgi.unwell()
-        return unwell
+        reason_to_replace: str | None = self._worker.wsgi.reason_to_replace()
+        return reason_to_replace
 
     def _begin_drain(self, reason: str) -> None:
         log.info("Worker drains", pid=os.getpid(), reason=reason, connections=len(self.server_state.connections))

@@ -74,7 +74,7 @@ class Batcher:
         waiting = sum(line.large_rows for line in self._lines.values())
         return self._batches, self._batch_rows, self._ever_stuck, len(self._stuck), waiting
 
-    def unwell(self) -> str | None:
+    def reason_to_replace(self) -> str | None:
         """Why this worker should be replaced, if it should."""
         if len(self._stuck) < self._threads:
             return None
@@ -123,7 +123,7 @@ class Batcher:
             # A model that is slow by itself may still have a few requests waiting
             patience = max(self._queue_seconds, PATIENCE * line.cost.expect(1))
             wait = self._expected_wait()
-        if wait > patience or self.unwell() is not None:
+        if wait > patience or self.reason_to_replace() is not None:
             raise Overloaded
 
     def _expected_wait(self) -> float:

@@ -22,9 +22,8 @@ from registry.rows.features import Rows
 from serving.errors import DeadlineExceeded
 from serving.predict.batcher import Batcher
 from serving.predict.cost import Cost, measure_inline_rows
-from serving.predict.operation import EVERYTHING, VERBS, Operation, Verb, selection_parameters
-from serving.process.calls import Function
-from serving.process.executor import Executor
+from serving.predict.operation import EVERYTHING, VERBS, Operation, Verb, encode_rows
+from serving.process.executor import Executor, Function
 
 log = structlog.get_logger(__name__)
 
@@ -60,7 +59,7 @@ def make_operations(registry: Registry) -> dict[tuple[LoadedModel, Verb], Operat
 
 def isolated_functions(operations: Mapping[tuple[LoadedModel, Verb], Operation]) -> dict[str, Function]:
     """What processes that can be killed have to be able to do."""
-    return {operation.name: operation.answer_isolated for operation in operations.values() if operation.is_isolated}
+    return {operation.name: operation.answer_call for operation in operations.values() if operation.is_isolated}
 
 
 class Inference:
@@ -185,7 +184,7 @@ class Inference:
         if operation.verb == "explain":
             _check_explained(model)
             selection.check(model.manifest.classes)
-            prefix = key_prefix(prefix, msgspec.json.encode(selection_parameters(selection)))
+            prefix = key_prefix(prefix, msgspec.json.encode(selection))
         return row_keys(
             prefix,
             rows,
@@ -223,12 +222,11 @@ class Inference:
         self, operation: Operation, rows: Rows, selection: Selection, timing: Timing, seconds: float
     ) -> list[bytes]:
         """The same in a process that is killed at the deadline."""
-        parameters = selection_parameters(selection)
         answers: list[bytes] = []
         while len(answers) < len(rows):
             part = rows[len(answers) : len(answers) + self._rows_a_call(operation)]
             started = time.perf_counter()
-            result = await self._executor.run(operation.name, part, parameters, timeout=seconds)
+            result = await self._executor.run(operation.name, encode_rows(part, selection), timeout=seconds)
             took = time.perf_counter() - started
             self._call_costs[operation].learn(len(part), took)
             timing.model += took

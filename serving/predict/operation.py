@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
+import numpy as np
 
 from registry.errors import ModelFailed
 from registry.explain.explanation import Selection
@@ -59,16 +58,21 @@ class Operation:
             # whatever a model raises on rows that fit its schema is its own fault, not the client's
             raise ModelFailed(f"{self.name}: {type(error).__name__}: {error}") from error
 
-    def answer_isolated(self, rows: Rows, parameters: Mapping[str, Any]) -> bytes:
-        """The same for a process of its own: `parameters` are a Selection's fields, the answers one JSON array."""
-        selection = msgspec.convert(parameters, Selection)
-        return b"[" + b",".join(self._answer(rows, selection)) + b"]"
+    def answer_call(self, payload: bytes) -> bytes:
+        """The function that an executor runs: a payload of `encode_rows` -> a JSON array of one answer a row."""
+        return b"[" + b",".join(self._answer(*decode_rows(payload))) + b"]"
 
     def _answer(self, rows: Rows, selection: Selection) -> list[bytes]:
         answers = self.model.predict(rows) if self.verb == "predict" else self.model.explain(rows, selection)
         return [_encode(one) for one in answers]
 
 
-def selection_parameters(selection: Selection) -> dict[str, Any]:
-    """What `answer_isolated` takes; part of a cache key, too."""
-    return dataclasses.asdict(selection)
+def encode_rows(rows: Rows, selection: Selection) -> bytes:
+    """The payload of a call to `Operation.answer_call`, for rows of shape (rows, features); no bit of them is lost."""
+    return msgspec.msgpack.encode((rows.shape[1], selection, np.asarray(rows, "<f8").tobytes()))
+
+
+def decode_rows(payload: bytes) -> tuple[Rows, Selection]:
+    """What `encode_rows` was given; the rows may be written to, which some estimators do."""
+    features, selection, values = msgspec.msgpack.decode(payload, type=tuple[int, Selection, bytearray])
+    return np.frombuffer(values, "<f8").reshape(-1, features), selection

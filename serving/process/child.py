@@ -1,4 +1,4 @@
-"""What a process gives up when it has been forked: signal handlers, descriptors, a life of its own, memory."""
+"""Forking a child process: what it gives up, what it may use, and how it ended."""
 
 from __future__ import annotations
 
@@ -7,39 +7,77 @@ import ctypes
 import os
 import resource
 import signal
-from collections.abc import Iterable
+import sys
+import traceback
+from collections.abc import Callable, Iterable, MutableMapping
 from pathlib import Path
+from typing import NoReturn
 
-from serving.process.kernel import rename
+from serving.process.kernel import PAGE_BYTES, rename
+
+NUMERIC_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-"""Service managers send them to every process; the worker, which still drains, decides when its processes end."""
+"""Service managers send these to every process; the worker, which still drains, decides when its processes end."""
 
 PR_SET_PDEATHSIG = 1
-LOWEST = 19
-PAGE = os.sysconf("SC_PAGE_SIZE")
+LOWEST_PRIORITY = 19
+
+
+def limit_numeric_threads(environ: MutableMapping[str, str]) -> None:
+    """Keep the numeric libraries on one thread, whatever was set; call this before numpy is first imported.
+
+    A pool of OpenMP or BLAS threads that is alive at the fork leaves the children with locks that are never released:
+    histogram gradient boosting hangs in them for ever. And with several workers on few cores, many threads each are an
+    order of magnitude slower than one.
+    """
+    environ.update(dict.fromkeys(NUMERIC_THREADS, "1"))
+
+
+def fork(live: Callable[[], None]) -> int:
+    """Fork a process that calls `live`, then ends; returns its id. Call this with one thread. Raises OSError."""
+    sys.stdout.flush()  # what is buffered would be written twice
+    # until its handlers are its own, a signal to the child would be taken for one of ours
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _become(live)
+        return pid
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _become(live: Callable[[], None]) -> NoReturn:
+    """Live, then leave without the interpreter's own end, which would copy every shared page."""
+    try:
+        live()
+        sys.stdout.flush()
+    except BaseException:  # noqa: BLE001 - nothing may return into the code that has forked
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
 
 
 def isolate(*, parent: int, keep: int, name: str, ignored: Iterable[signal.Signals] = IGNORED) -> None:
     """Cut this forked process off from all but its standard output, descriptor `keep` and the life of its parent.
 
-    It ends when the parent does, however that ends (Linux; elsewhere when its socket says so). `name` is what `ps -o
-    comm` and the kernel's log call it, at most 15 characters. Signals that are not `ignored` do what
-    they do by default.
+    It is killed when its parent ends (on Linux; elsewhere it notices at its socket). `name`, at most 15 characters, is
+    shown by `ps -o comm` and in the kernel's log. Signals that are not `ignored` have their default effect.
     """
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
     rename(name)
-    if os.getppid() != parent:  # it ended before it could be asked to tell
+    if os.getppid() != parent:  # it ended before the kernel was asked to watch it
         os._exit(1)
     # Of its own group: Ctrl-C is not for it, and what it forks can be killed along with it
     os.setpgid(0, 0)
-    _forget_signals(ignored)
-    _forget_descriptors(keep)
+    _reset_signals(ignored)
+    _redirect_descriptors(keep)
 
 
-def _forget_signals(ignored: Iterable[signal.Signals]) -> None:
+def _reset_signals(ignored: Iterable[signal.Signals]) -> None:
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):
@@ -49,45 +87,63 @@ def _forget_signals(ignored: Iterable[signal.Signals]) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def _forget_descriptors(keep: int) -> None:
-    """Point them at nothing.
+def _redirect_descriptors(keep: int) -> None:
+    """Point inherited descriptors at /dev/null.
 
-    Closed, their numbers would be given out anew, while objects that came along in the fork still mean to close them.
+    Closed, their numbers would be given out again, while objects inherited in the fork still mean to close them.
     """
-    nothing = os.open(os.devnull, os.O_RDWR)
+    null = os.open(os.devnull, os.O_RDWR)
     for entry in os.listdir("/dev/fd"):  # noqa: PTH208 - only names are wanted
-        if int(entry) not in (1, 2, keep, nothing):
-            os.dup2(nothing, int(entry), inheritable=False)
+        if int(entry) not in (1, 2, keep, null):
+            os.dup2(null, int(entry), inheritable=False)
+
+
+def mute() -> None:
+    """Drop what this process prints from now on: foreign code would print between the service's log lines."""
+    sys.stdout.flush()
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
 
 
 def be_early_out_of_memory(score: int = 1000) -> None:
-    """If the kernel has to kill somebody, let it be the process with the highest score, from -1000 to 1000.
+    """Set the kernel's OOM score, -1000 to 1000: the process with the highest score is killed first.
 
-    Some sandboxes do not let a process say so.
+    Some sandboxes forbid this; then nothing changes.
     """
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(score))
 
 
 def give_way() -> None:
-    """Let this process compute only with what others leave, for good: the lowest priority, and no haste.
+    """Give this process the lowest priority for good, so that it computes only with what others leave.
 
-    Not SCHED_IDLE: beside a service that is busy for minutes, calls would not come to their end before their deadline.
+    Not SCHED_IDLE: beside a service that is busy for minutes, calls would not finish before their deadline.
     """
-    os.nice(LOWEST)
+    os.nice(LOWEST_PRIORITY)
     if hasattr(os, "SCHED_BATCH"):
         with contextlib.suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def limit_memory(size: int) -> None:
-    """Let this process have `size` bytes more than it was forked with; after that MemoryError.
+    """Let this process allocate `size` bytes more than it has now; beyond that it gets a MemoryError. Linux only.
 
-    RLIMIT_DATA counts private writable mappings, so neither shared memory nor the files of libraries. It counts the
-    pages shared with the parent, too; therefore the limit is put above what is there now. Linux only.
+    RLIMIT_DATA counts private writable mappings, so neither shared memory nor the files of libraries. It also counts
+    the pages shared with the parent; therefore the limit is set above what is there now.
     """
     with contextlib.suppress(OSError):
         pages = int(Path("/proc/self/statm").read_text().split()[5])
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        limit = pages * PAGE + size
+        limit = pages * PAGE_BYTES + size
         resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
+def describe_exit(status: int) -> str:
+    """Say how a process ended, from its wait status; the sentence lacks its subject."""
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return f"exited with status {code}"
+    if -code == signal.SIGKILL:
+        return "was killed, perhaps because memory ran out"
+    return f"was ended by signal {-code}, {signal.strsignal(-code)}"

@@ -8,8 +8,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-PAGE = os.sysconf("SC_PAGE_SIZE")
-TICK = os.sysconf("SC_CLK_TCK")
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 WEB, RUNNER, SCHEDULER, MESSENGER = "web", "runner", "scheduler", "messenger"
 """The names of processes that answer requests, run jobs, watch the time, send alerts, as `ps -o comm` shows them."""
@@ -44,12 +44,12 @@ def read_memory(pid: int) -> Memory:
 
 def read_rss(pid: int) -> int:
     """Resident bytes, shared ones included; 0.01 ms. Raises OSError when the process is gone."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
 
 
 def read_age(pid: int) -> float:
     """Seconds since the process started. Raises OSError when it is gone."""
-    started = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]) / TICK
+    started = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]) / TICKS_PER_SECOND
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started
 
 

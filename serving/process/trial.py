@@ -7,8 +7,7 @@ import select
 import signal
 from collections.abc import Callable
 
-from serving.process.child import be_early_out_of_memory, isolate
-from serving.process.forking import fork
+from serving.process.child import be_early_out_of_memory, fork, isolate
 from serving.process.kernel import thread_names
 
 LONGEST = 2000

@@ -1,50 +1,44 @@
-"""How a call and its outcome cross a socket: two lengths, a head in JSON, then raw bytes. Never pickle."""
+"""The frames in which calls and their outcomes cross a socket: two lengths, a head, raw bytes. Never pickle."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 import struct
-from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Literal
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
-
-Rows: TypeAlias = npt.NDArray[np.float64]
 
 LENGTHS = struct.Struct("<IQ")
-"""Of the head and of the body."""
+"""Bytes of the head and of the body."""
 
 
-class Call(msgspec.Struct, frozen=True):
-    """Which function is asked; the rows are the body."""
-
-    key: str
-    shape: tuple[int, int]
-    parameters: Mapping[str, Any]
-
-
-class Outcome(msgspec.Struct, frozen=True):
-    """What became of a call; the result is the body."""
+class CallOutcome(msgspec.Struct, frozen=True):
+    """How a call ended: the head of the frame whose body is the result."""
 
     status: Literal["done", "failed", "out of memory"]
     error: str = ""
     traceback: str = ""
 
 
-def pack(head: Call | Outcome, body: bytes) -> bytes:
-    """A whole frame."""
-    encoded = msgspec.json.encode(head)
-    return b"".join((LENGTHS.pack(len(encoded), len(body)), encoded, body))
+def pack_call(name: str, payload: bytes) -> bytes:
+    """A frame for the process that runs the function `name`."""
+    return _pack(name.encode(), payload)
 
 
-def receive_call(sock: socket.socket) -> tuple[Call, Rows]:
-    """Wait for a call, in the process that will run it. Raises EOFError when there will be none."""
+def pack_outcome(outcome: CallOutcome, result: bytes) -> bytes:
+    """A frame for the process that made the call."""
+    return _pack(msgspec.json.encode(outcome), result)
+
+
+def _pack(head: bytes, body: bytes) -> bytes:
+    return b"".join((LENGTHS.pack(len(head), len(body)), head, body))
+
+
+def receive_call(sock: socket.socket) -> tuple[str, bytes]:
+    """Wait for a call: the name of a function and its payload. Raises EOFError when the caller is gone."""
     head, body = LENGTHS.unpack(_receive(sock, LENGTHS.size))
-    call = msgspec.json.decode(_receive(sock, head), type=Call)
-    return call, np.frombuffer(_receive(sock, body), np.float64).reshape(call.shape)
+    return _receive(sock, head).decode(), bytes(_receive(sock, body))
 
 
 def _receive(sock: socket.socket, size: int) -> bytearray:
@@ -58,18 +52,18 @@ def _receive(sock: socket.socket, size: int) -> bytearray:
     return data
 
 
-async def send_call(sock: socket.socket, frame: bytes) -> tuple[Outcome, int]:
-    """Send a call, wait for its outcome and for the size of its result, which is still to be received.
+async def send_call(sock: socket.socket, frame: bytes) -> tuple[CallOutcome, int]:
+    """Send a call and wait for its outcome; returns that and the size of the result, which is still to be received.
 
     Raises EOFError or OSError when the other process is gone.
     """
     await asyncio.get_running_loop().sock_sendall(sock, frame)
     head, body = LENGTHS.unpack(await receive(sock, LENGTHS.size))
-    return msgspec.json.decode(await receive(sock, head), type=Outcome), body
+    return msgspec.json.decode(await receive(sock, head), type=CallOutcome), body
 
 
 async def receive(sock: socket.socket, size: int) -> bytearray:
-    """Exactly `size` bytes, on the event loop. Raises EOFError."""
+    """Receive exactly `size` bytes on the event loop. Raises EOFError."""
     loop = asyncio.get_running_loop()
     data = bytearray(size)
     rest = memoryview(data)

@@ -25,7 +25,7 @@ from serving.jobs.handlers import AttemptFailed, JobFailed, Report
 from serving.jobs.job import Job
 from serving.process.executor import Executor
 from serving.training.last import write_last
-from serving.training.steps import NO_ROWS, Fitted, Order, Verdict
+from serving.training.steps import Fitted, Order, Verdict
 
 log = structlog.get_logger(__name__)
 
@@ -154,9 +154,9 @@ class TrainHandler:
             raise JobFailed("the new version needs more memory than it may to be verified") from None
 
     async def _call(self, step: str, job: Job, timeout: float) -> bytes:
-        order = msgspec.to_builtins(Order(job.model, job.id, job.attempts))
+        order = msgspec.json.encode(Order(job.model, job.id, job.attempts))
         try:
-            return await self.executor.run(step, NO_ROWS, order, timeout=timeout)
+            return await self.executor.run(step, order, timeout=timeout)
         except CallFailed as error:
             raise AttemptFailed(f"{step}: {error}") from error
 

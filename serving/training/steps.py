@@ -10,18 +10,16 @@ import asyncio
 import os
 import sys
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import pandas as pd
 
 from registry.errors import CannotTrain, VersionRefused
 from registry.model import LoadedModel
-from registry.rows.features import Rows
 from registry.store.add import add_version, next_version
 from registry.store.loader import load_version
 from registry.store.manifest import Manifest
@@ -29,7 +27,7 @@ from registry.store.options import LoadOptions
 from registry.training.candidates import candidate_root, find_candidate, read_held_out, write_held_out
 from registry.training.promotion import Measured, by_manifests, find_breaches, find_decline, find_losses, measure_both
 from registry.training.script import OUTCOME, TIME, TrainingData, checked, live_manifest, read_train_function
-from serving.process.calls import Function
+from serving.process.executor import Function
 from serving.process.kernel import thread_names
 
 ReadOutcomes = Callable[[str], Awaitable[pd.DataFrame]]
@@ -39,12 +37,10 @@ Asked in a forked process, in an event loop of its own.
 """
 
 LONGEST_ERROR = 500
-NO_ROWS = np.zeros((1, 1))
-"""An executor's call takes rows; what these steps need is in the parameters."""
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What to do: the parameters of a call."""
+    """What to do: the payload of a call."""
 
     model: str
     job: str
@@ -83,10 +79,10 @@ class Steps:
         """For an executor that does not use a process twice."""
         return {"fit": self._fit, "judge": self._judge}
 
-    def _fit(self, _rows: Rows, parameters: Mapping[str, Any]) -> bytes:
+    def _fit(self, payload: bytes) -> bytes:
         _say_nothing()
         try:
-            self._write_candidate(msgspec.convert(parameters, Order))
+            self._write_candidate(msgspec.json.decode(payload, type=Order))
         except MemoryError:
             raise
         except BaseException as error:  # noqa: BLE001 - train.py may raise anything, SystemExit included
@@ -124,9 +120,9 @@ class Steps:
         table = asyncio.run(_await(self.read_outcomes(live.name)))
         return table.reindex(columns=[*(feature.name for feature in live.features), OUTCOME, TIME])
 
-    def _judge(self, _rows: Rows, parameters: Mapping[str, Any]) -> bytes:
+    def _judge(self, payload: bytes) -> bytes:
         _say_nothing()
-        order = msgspec.convert(parameters, Order)
+        order = msgspec.json.decode(payload, type=Order)
         directory = self.root / order.model
         candidate = find_candidate(self.root, order.job, order.model)
         if candidate is None:

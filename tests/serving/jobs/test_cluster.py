@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,19 +19,17 @@ from harness.estimators import DeadlyRegressor
 from registry.errors import VersionRefused
 from registry.explain.explanation import Selection
 from registry.model import LoadedModel
-from registry.rows.features import Rows
 from registry.store.add import add_version
 from serving.errors import InvalidSetting
 from serving.jobs.cluster import Cluster
 from serving.jobs.parcel import Parcel, pack_version, platform_of_answers
-from serving.predict.operation import Operation, selection_parameters
+from serving.predict.operation import Operation, encode_rows
 from serving.process.executor import Executor
 from serving.settings import Settings
 from tests.serving.conftest import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("dask")]
 
-PARAMETERS = selection_parameters(Selection())
 TIMEOUT = 60.0
 
 
@@ -41,7 +38,7 @@ class Here:
 
     at_once = 1
 
-    async def run(self, _operation: Operation, _rows: Rows, _selection: Mapping[str, Any], *, timeout: float) -> bytes:
+    async def run(self, _operation: Operation, _payload: bytes, *, timeout: float) -> bytes:
         assert timeout == TIMEOUT
         return b"here"
 
@@ -74,8 +71,8 @@ async def cluster(fragile_cluster: DaskCluster, root: Path) -> AsyncIterator[Clu
 
 
 async def run(backend: Cluster, model: LoadedModel, value: float) -> bytes:
-    rows = np.array([[value]])
-    return await backend.run(Operation(model, "predict"), rows, PARAMETERS, timeout=TIMEOUT)
+    payload = encode_rows(np.array([[value]]), Selection())
+    return await backend.run(Operation(model, "predict"), payload, timeout=TIMEOUT)
 
 
 async def test_a_call_that_kills_its_worker_is_made_here_and_the_next_one_there(

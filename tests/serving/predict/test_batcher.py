@@ -226,9 +226,9 @@ def test_a_job_given_up_while_a_thread_takes_it_is_counted(
         abandoned.add_done_callback(lambda _: given_up.set())
         abandoned.cancel()
         await first
-        await until(lambda: batcher.unwell() is not None)
+        await until(lambda: batcher.reason_to_replace() is not None)
         oracle.go_on.set()
-        await until(lambda: batcher.unwell() is None)
+        await until(lambda: batcher.reason_to_replace() is None)
 
     monkeypatch.setattr(Line, "_take", take_slowly)
     with started(operation, inline_rows=0) as batcher:
@@ -290,13 +290,13 @@ def test_threads_that_work_for_nobody_any_more_are_stuck_until_they_come_back(
 ) -> None:
     async def ask(batcher: Batcher) -> None:
         abandoned = await held(batcher, operation, oracle)
-        assert batcher.unwell() is None
+        assert batcher.reason_to_replace() is None
         abandoned.cancel()
-        await until(lambda: batcher.unwell() is not None)
+        await until(lambda: batcher.reason_to_replace() is not None)
         with pytest.raises(Overloaded):
             await batcher.run(operation, rows(2.0))
         oracle.go_on.set()
-        await until(lambda: batcher.unwell() is None)
+        await until(lambda: batcher.reason_to_replace() is None)
         assert (await batcher.run(operation, rows(2.0))).answers == [b"2.0"]
 
     with started(operation, inline_rows=0) as batcher:

@@ -5,69 +5,64 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from serving.process.calls import Function
-from serving.process.wire import Rows
-
-Parameters = Mapping[str, Any]
+from serving.process.executor import Function
 
 
-def scale(rows: Rows, parameters: Parameters) -> bytes:
-    return (rows * parameters.get("factor", 1.0)).tobytes()  # type: ignore[no-any-return]
+def reverse(payload: bytes) -> bytes:
+    return payload[::-1]
 
 
-def tell_pid(rows: Rows, parameters: Parameters) -> bytes:
+def tell_pid(payload: bytes) -> bytes:
     return str(os.getpid()).encode()
 
 
-def read_gate(rows: Rows, parameters: Parameters) -> bytes:
+def read_gate(payload: bytes) -> bytes:
     """Wait until somebody writes into a FIFO."""
-    return Path(parameters["gate"]).read_bytes()
+    return Path(payload.decode()).read_bytes()
 
 
-def spin(rows: Rows, parameters: Parameters) -> bytes:
+def spin(payload: bytes) -> bytes:
     while True:
         pass
 
 
-def sleep_with_the_gil(rows: Rows, parameters: Parameters) -> bytes:
+def sleep_with_the_gil(payload: bytes) -> bytes:
     ctypes.PyDLL(None).sleep(600)
     return b""
 
 
-def fail(rows: Rows, parameters: Parameters) -> bytes:
+def fail(payload: bytes) -> bytes:
     raise ValueError("there is no such thing")
 
 
-def leave(rows: Rows, parameters: Parameters) -> bytes:
+def leave(payload: bytes) -> bytes:
     raise SystemExit(0)
 
 
-def crash(rows: Rows, parameters: Parameters) -> bytes:
-    os.kill(os.getpid(), signal.Signals(parameters["signal"]))
+def crash(payload: bytes) -> bytes:
+    os.kill(os.getpid(), signal.Signals(int(payload)))
     return b""
 
 
-def exit_at_once(rows: Rows, parameters: Parameters) -> bytes:
+def exit_at_once(payload: bytes) -> bytes:
     os._exit(7)
 
 
-def allocate(rows: Rows, parameters: Parameters) -> bytes:
-    return str(np.ones(parameters["size"], np.uint8).sum()).encode()
+def allocate(payload: bytes) -> bytes:
+    return str(np.ones(int(payload), np.uint8).sum()).encode()
 
 
-def hoard(rows: Rows, parameters: Parameters) -> bytes:
+def hoard(payload: bytes) -> bytes:
     hoarded = []
     while True:
         hoarded.append([1])
 
 
-def list_descriptors(rows: Rows, parameters: Parameters) -> bytes:
+def list_descriptors(payload: bytes) -> bytes:
     """What every open descriptor from 3 on points at."""
     descriptors = [path for path in Path("/proc/self/fd").iterdir() if int(path.name) > 2]
     # the one that was listed with is gone by now
@@ -77,7 +72,7 @@ def list_descriptors(rows: Rows, parameters: Parameters) -> bytes:
 FUNCTIONS: dict[str, Function] = {
     function.__name__: function
     for function in (
-        scale,
+        reverse,
         tell_pid,
         read_gate,
         spin,

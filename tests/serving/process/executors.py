@@ -12,18 +12,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import uvloop
 
 from harness.processes import PATIENCE, is_running
 from harness.service import ROOT
 from serving.process.executor import Executor
 from serving.process.kernel import child_pids
-from serving.process.wire import Rows
 from tests.serving.process.executor_functions import FUNCTIONS
 
 MB = 1024 * 1024
-ROWS: Rows = np.array([[1.0, 2.0], [3.0, 4.0]])
 
 Scenario = Callable[[Executor], Awaitable[None]]
 
@@ -61,7 +58,7 @@ def play(scenario: Scenario, options: dict[str, Any]) -> None:
         executor.start()
         run(main(executor))
         assert child_pids(os.getpid()) == []
-        assert executor.unwell() is None
+        assert executor.reason_to_replace() is None
 
 
 class Gate:
@@ -74,7 +71,7 @@ class Gate:
         self._end = -1
 
     def call(self, executor: Executor, *, timeout: float = PATIENCE) -> asyncio.Task[bytes]:
-        return asyncio.create_task(executor.run("read_gate", ROWS, {"gate": str(self.path)}, timeout=timeout))
+        return asyncio.create_task(executor.run("read_gate", str(self.path).encode(), timeout=timeout))
 
     async def reached(self) -> None:
         await until(self._has_reader)

@@ -43,7 +43,7 @@ class Processes:
         self.steps: list[str] = []
         self.answers: dict[str, Any] = {"fit": Fitted(), "judge": GOOD}
 
-    async def run(self, step: str, _rows: Any, _order: Any, *, timeout: float) -> bytes:
+    async def run(self, step: str, _order: bytes, *, timeout: float) -> bytes:
         assert timeout == 60.0
         self.steps.append(step)
         answer = self.answers[step]
