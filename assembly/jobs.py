@@ -12,11 +12,9 @@ from registry.registry import Registry
 from serving.errors import InvalidSetting
 from serving.events.building import build_event_log
 from serving.events.log import EventLog
-from serving.jobs.backend import Backend, LocalBackend
 from serving.jobs.building import build_job_store
-from serving.jobs.handlers import RowHandler, make_row_operations
 from serving.jobs.requests import JobReader
-from serving.jobs.rows import OPERATIONS
+from serving.jobs.rows import OPERATIONS, Backend, LocalBackend, RowHandler, make_row_operations
 from serving.jobs.runner import Runner
 from serving.jobs.store import JobStore
 from serving.master.announcements import announce
@@ -74,7 +72,7 @@ def build_backend(settings: Settings, executor: Executor) -> Backend:
         from serving.jobs.cluster import Cluster
     except ModuleNotFoundError as error:
         raise InvalidSetting(f"DASK_SCHEDULER needs `pip install forkserve[dask]`: {error}") from error
-    from serving.jobs.parcel import pack_version
+    from serving.jobs.cluster import pack_version
 
     pack = functools.partial(pack_version, settings.model_dir, evaluations=settings.shap_max_evals)
     return Cluster(settings.dask_scheduler, local, pack, at_once=settings.dask_chunks)

@@ -28,10 +28,8 @@ from registry.explain.explanation import Selection
 from registry.registry import Registry, load_registry
 from registry.rows.features import Rows
 from registry.store.add import add_version
-from serving.jobs.backend import Backend, LocalBackend
-from serving.jobs.cluster import Cluster
-from serving.jobs.handlers import make_row_operations
-from serving.jobs.parcel import pack_version
+from serving.jobs.cluster import Cluster, pack_version
+from serving.jobs.rows import Backend, LocalBackend, make_row_operations
 from serving.predict.operation import Operation, encode_rows
 from serving.process.executor import Executor
 from serving.telemetry import logs

@@ -23,7 +23,7 @@ from serving.http.routes.outcomes import outcomes_router
 from serving.http.routes.predict import PATH, InferenceRoute
 from serving.http.routes.streams import streams_router
 from serving.http.routes.training import training_router
-from serving.jobs.background import Background
+from serving.jobs.requests import Background
 from serving.parts import Options, Parts
 from serving.shared.pressure import Trimmer
 from serving.status.snapshot import Figures

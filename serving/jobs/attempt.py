@@ -13,13 +13,18 @@ import structlog
 
 from serving.errors import ServingError, StoreUnavailable
 from serving.events.log import EventLog
-from serving.jobs.handlers import AttemptFailed, Handler, JobFailed
 from serving.jobs.job import Job, Lease
 from serving.jobs.store import JobStore
 
 log = structlog.get_logger(__name__)
 
-Outcome = Literal["done", "failed", "queued", "cancelled", "released", "lost"]
+AttemptOutcome = Literal["done", "failed", "queued", "cancelled", "released", "lost"]
+
+Report = Callable[[float], None]
+"""Told how much of the chunk is done, from 0 to 1."""
+
+Handler = Callable[[Job, int, bytes, Report], Awaitable[bytes]]
+"""A job, the number of a chunk and its input -> its result. May be cancelled at any time."""
 
 HEARTBEAT_SECONDS = 1.0
 """At most: a cancellation is heard of within this."""
@@ -27,6 +32,14 @@ HEARTBEAT_SECONDS = 1.0
 RETRY_SECONDS = 0.5
 
 T = TypeVar("T")
+
+
+class JobFailed(Exception):
+    """The job cannot be done; trying again would not help. The message is for the client."""
+
+
+class AttemptFailed(Exception):
+    """The job was not done this time. The message is for the client."""
 
 
 class Attempt:
@@ -45,7 +58,7 @@ class Attempt:
         self._shares: dict[int, float] = {}
         self._progress = self._told = job.progress
 
-    async def run(self, handler: Handler, stopping: asyncio.Event) -> Outcome:
+    async def run(self, handler: Handler, stopping: asyncio.Event) -> AttemptOutcome:
         """Work until the job is done, fails, is cancelled or lost, or the runner stops. Raises ServingError."""
         working = asyncio.create_task(self._work(handler))
         beating = asyncio.create_task(self._beat())
@@ -113,7 +126,7 @@ class Attempt:
                 self._told = self._progress
                 await self.tell("progress", progress=round(self._progress, 4))
 
-    async def _conclude(self, working: asyncio.Task[Lease]) -> Outcome:
+    async def _conclude(self, working: asyncio.Task[Lease]) -> AttemptOutcome:
         """What became of work that has come to its end."""
         try:
             lease = await working
@@ -132,11 +145,11 @@ class Attempt:
         job = await self._patiently(partial(self._store.finish, self._job.id, self._owner))
         return await self._end(job)
 
-    async def _fail(self, error: str, *, permanent: bool) -> Outcome:
+    async def _fail(self, error: str, *, permanent: bool) -> AttemptOutcome:
         fail = partial(self._store.fail, self._job.id, self._owner, error, permanent=permanent)
         return await self._end(await self._patiently(fail))
 
-    async def _let_go(self, lease: Lease) -> Outcome:
+    async def _let_go(self, lease: Lease) -> AttemptOutcome:
         if lease == "lost":
             return "lost"
         job = await self.release()
@@ -146,7 +159,7 @@ class Attempt:
         """Give the job back, for another runner to go on with."""
         return await self._store.release(self._job.id, self._owner)
 
-    async def _end(self, job: Job | None) -> Outcome:
+    async def _end(self, job: Job | None) -> AttemptOutcome:
         if job is None:
             return "lost"
         assert job.state != "running"

@@ -1,37 +1,42 @@
-"""Reads the request for a job over rows: one JSON body, or a CSV that is read while it arrives."""
+"""Turns what clients send into jobs over rows: a JSON body, a CSV that is read while it arrives, or a late request."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import hashlib
 import re
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import msgspec
+import structlog
 
 from registry.errors import Fault, InvalidRows
 from registry.explain.explanation import Selection
 from registry.model import LoadedModel
 from registry.registry import Registry
-from registry.rows.decoding import InstanceDecoder
 from registry.rows.features import Rows
-from serving.errors import InvalidRequest, NotJSON, TooManyInstances
+from serving.errors import DeadlineExceeded, InvalidRequest, NotJSON, QueueFull, StoreUnavailable, TooManyInstances
 from serving.jobs.csv_reader import TableReader
-from serving.jobs.job import JobRequest
+from serving.jobs.job import Job, JobRequest
 from serving.jobs.rows import check_explained, chunk_rows, pack, row_job
+from serving.jobs.store import JobStore
 from serving.predict.operation import EVERYTHING, Verb
-from serving.predict.request_body import Parameters, decode
+from serving.predict.request_body import Parameters, Reader, decode
+
+log = structlog.get_logger(__name__)
 
 USAGE = 'send an object: {"operation": "predict" or "explain", "model": "...", "instances": [...]}'
 
 INSTANCES_AT_ONCE = 200
-"""Decoded without a pause: about a millisecond, and others have their turn."""
+"""Instances decoded without yielding to the event loop: about a millisecond."""
 
 KEY = re.compile(r"[!-~]{1,255}")
 
 
 class JobBody(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of a request for a job; its instances are looked at some at a time."""
+    """The JSON body of a request for a job; its instances are decoded some at a time."""
 
     operation: Verb
     model: str
@@ -41,7 +46,7 @@ class JobBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class JobQuery(msgspec.Struct, forbid_unknown_fields=True):
-    """The same, without the instances, for a CSV."""
+    """The query string of a request whose body is a CSV."""
 
     operation: Verb
     model: str
@@ -51,80 +56,89 @@ class JobQuery(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _body = msgspec.json.Decoder(JobBody)
-_any = msgspec.json.Decoder()
 
 
 class JobReader:
     """Makes JobRequests of what clients send."""
 
     def __init__(self, registry: Registry, *, max_rows: int, chunk_rows: int) -> None:
-        """A job may have `max_rows` rows, and is worked on `chunk_rows` at a time."""
+        """A job may have `max_rows` rows; a runner works on `chunk_rows` of them at a time."""
         self._registry = registry
         self._max_rows = max_rows
         self._chunk_rows = chunk_rows
 
     async def read_json(self, body: bytes, key: str) -> JobRequest:
-        """`key` is the client's idempotency key, or empty.
+        """The job of a JSON body; `key` is the client's idempotency key, or empty.
 
         Raises NotJSON, InvalidRequest, InvalidRows, TooManyInstances, ModelNotFound, VersionNotFound, NotExplained,
         InvalidSelection.
         """
         asked = decode(_body, body, USAGE)
-        job = self._job(asked.operation, asked.model, asked.version, asked.parameters)
+        draft = self._draft(asked.operation, asked.model, asked.version, asked.parameters)
         if len(asked.instances) > self._max_rows:
             raise TooManyInstances(f"a job may have {self._max_rows} rows; send more as several jobs")
-        slices = _Slices(job.model)
+        reader = Reader(draft.model, INSTANCES_AT_ONCE)
         for first in range(0, len(asked.instances), INSTANCES_AT_ONCE):
-            job.add(slices.rows(asked.instances[first : first + INSTANCES_AT_ONCE], first))
+            draft.add(_read_some(reader, asked.instances[first : first + INSTANCES_AT_ONCE], first))
             await asyncio.sleep(0)
         if not asked.instances:
             raise InvalidRows([Fault(0, None, "there must be at least one instance")])
-        return await job.request(key)
+        return await draft.request(key)
 
     async def read_csv(self, query: dict[str, Any], pieces: AsyncIterator[bytes], key: str) -> JobRequest:
-        """The same of a CSV."""
+        """The job of a CSV that arrives in pieces. Raises what `read_json` raises, but for NotJSON and InvalidRows."""
         try:
             asked = msgspec.convert(query, JobQuery, strict=False)
         except msgspec.ValidationError:
-            raise InvalidRequest("say ?operation=predict or explain, &model=, and no more than the API knows") from None
-        job = self._job(asked.operation, asked.model, asked.version, Parameters(asked.classes, asked.top))
-        table = TableReader(job.model, self._max_rows)
+            raise InvalidRequest("use ?operation=predict or explain, &model=, and no unknown parameters") from None
+        draft = self._draft(asked.operation, asked.model, asked.version, Parameters(asked.classes, asked.top))
+        table = TableReader(draft.model, self._max_rows)
         async for piece in pieces:
-            job.add(table.feed(piece))
+            draft.add(table.feed(piece))
             await asyncio.sleep(0)
-        job.add(table.end())
-        return await job.request(key)
+        draft.add(table.end())
+        return await draft.request(key)
 
     async def take(self, model: LoadedModel, verb: Verb, rows: Rows, selection: Selection) -> JobRequest:
-        """The same of rows that were read for something else. Raises NotExplained, InvalidSelection."""
-        check_explained(model, verb, selection)
-        job = _Job(model, verb, selection, chunk_rows(model, verb, self._chunk_rows))
-        job.add(rows)
-        return await job.request("")
+        """The job of rows that were read for a request. Raises NotExplained, InvalidSelection."""
+        draft = _Draft(model, verb, selection, chunk_rows(model, verb, self._chunk_rows))
+        draft.add(rows)
+        return await draft.request("")
 
-    def _job(self, verb: Verb, name: str, version: str | None, parameters: Parameters) -> _Job:
+    def _draft(self, verb: Verb, name: str, version: str | None, parameters: Parameters) -> _Draft:
         model = self._registry.get(name, version)
         selection = parameters.selection() if verb == "explain" else EVERYTHING
-        check_explained(model, verb, selection)
-        return _Job(model, verb, selection, chunk_rows(model, verb, self._chunk_rows))
+        return _Draft(model, verb, selection, chunk_rows(model, verb, self._chunk_rows))
 
 
 def idempotency_key(header: str | None) -> str:
-    """The key that a client has given, empty for none. Raises NotJSON."""
+    """The client's key, empty if it gave none. Raises NotJSON."""
     if header is not None and not KEY.fullmatch(header):
         raise NotJSON("Idempotency-Key is 1 to 255 printable characters without spaces")
     return header or ""
 
 
-class _Job:
+def _read_some(reader: Reader, raws: Sequence[msgspec.Raw], first: int) -> Rows:
+    """Instances as rows; raises NotJSON, InvalidRows, whose numbers count from instance `first` of the job."""
+    try:
+        rows, _ = reader.read(b'{"instances":[' + b",".join([bytes(raw) for raw in raws]) + b"]}")
+    except InvalidRows as error:
+        faults = [Fault(first + fault.instance, fault.feature, fault.reason) for fault in error.faults]
+        raise type(error)(faults) from None
+    return rows
+
+
+class _Draft:
     """A job whose rows are being read."""
 
-    def __init__(self, model: LoadedModel, verb: Verb, selection: Any, size: int) -> None:
+    def __init__(self, model: LoadedModel, verb: Verb, selection: Selection, size: int) -> None:
+        """`size` rows make a chunk. Raises NotExplained, InvalidSelection."""
+        check_explained(model, verb, selection)
         self.model = model
         self._verb = verb
         self._selection = selection
-        self._row_bytes = 8 * len(model.schema)
         self._size = size
+        self._chunk_bytes = size * 8 * len(model.schema)
         self._chunks: list[bytes] = []
         self._rest = b""
         self._rows = 0
@@ -134,13 +148,12 @@ class _Job:
             return
         self._rows += len(rows)
         self._rest += pack(rows)
-        most = self._size * self._row_bytes
-        while len(self._rest) >= most:
-            self._chunks.append(self._rest[:most])
-            self._rest = self._rest[most:]
+        while len(self._rest) >= self._chunk_bytes:
+            self._chunks.append(self._rest[: self._chunk_bytes])
+            self._rest = self._rest[self._chunk_bytes :]
 
     async def request(self, key: str) -> JobRequest:
-        """On a thread: hashing megabytes takes its time, and lets others run."""
+        """Built on a thread, because hashing megabytes takes a while and releases the GIL."""
         chunks = [*self._chunks, self._rest] if self._rest else self._chunks
         return await asyncio.to_thread(
             row_job,
@@ -154,28 +167,37 @@ class _Job:
         )
 
 
-class _Slices:
-    """Some instances at a time become rows; quickly if all is well, as in `reading.Reader`."""
+class Background:
+    """Turns requests that take too long into jobs: the same rows, the same answer, fetched later.
 
-    def __init__(self, model: LoadedModel) -> None:
-        self._schema = model.schema
-        self._quick: InstanceDecoder | None = None
-        if InstanceDecoder.fits(model.manifest.features):
-            self._quick = InstanceDecoder(model.manifest.features)
-            self._decode = msgspec.json.Decoder(list[self._quick.type]).decode  # type: ignore[name-defined]
+    Context: a request that reaches its deadline has cost its worker a whole deadline, and its client has nothing.
+    Decision: with USE_BACKGROUND_INFERENCE its rows become a job, and the client is told where. Consequence: the job
+    starts anew, in a runner, with the longer limits of jobs; equal requests share one job for as long as it is kept,
+    done or not; where the queue is full, the request is answered as it would have been without.
+    """
 
-    def rows(self, raws: Sequence[msgspec.Raw], first: int) -> Rows:
-        """Raises NotJSON, InvalidRows; the first of these is instance `first` of the job."""
-        body = b"[" + b",".join([bytes(raw) for raw in raws]) + b"]"
-        if self._quick is not None:
-            try:
-                rows = self._quick.rows(self._decode(body))
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-                rows = None
-            if rows is not None:
-                return rows
+    def __init__(self, store: JobStore, reader: JobReader) -> None:
+        self._store = store
+        self._reader = reader
+
+    async def submit(self, model: LoadedModel, verb: Verb, rows: Rows, selection: Selection) -> Job:
+        """The job that will answer these rows, or has. Raises QueueFull, StoreUnavailable, InvalidSelection."""
+        request = await self._reader.take(model, verb, rows, selection)
+        # with a space, so that no client can have taken it
+        key = hashlib.sha256(f"background {request.unique_key}".encode()).hexdigest()
+        job = (await self._store.submit(dataclasses.replace(request, idempotency_key=key))).job
+        if job.state in ("failed", "cancelled"):
+            # that was then; an equal job that waits or runs is still found
+            job = (await self._store.submit(request)).job
+        log.info(f"{verb} of {model.name} continues as a job", version=model.version, rows=len(rows), job=job.id)
+        return job
+
+    async def take_over(
+        self, late: DeadlineExceeded, model: LoadedModel, verb: Verb, rows: Rows, selection: Selection
+    ) -> Job:
+        """The job for a request whose deadline has passed. Raises `late` if it cannot be submitted."""
         try:
-            return self._schema.rows(decode(_any, body, USAGE))
-        except InvalidRows as error:
-            faults = [Fault(first + fault.instance, fault.feature, fault.reason) for fault in error.faults]
-            raise type(error)(faults) from None
+            return await self.submit(model, verb, rows, selection)
+        except (QueueFull, StoreUnavailable) as error:
+            log.warning("Late request not queued as a job", reason=str(error))
+            raise late from None

@@ -14,11 +14,10 @@ import structlog
 
 from serving.errors import ExecutorGone, ServingError, StoreUnavailable
 from serving.events.log import EventLog
-from serving.jobs.attempt import Attempt, Outcome
-from serving.jobs.backend import Backend
-from serving.jobs.handlers import Handler
+from serving.jobs.attempt import Attempt, AttemptOutcome, Handler
 from serving.jobs.job import Job
 from serving.jobs.owner import new_owner
+from serving.jobs.rows import Backend
 from serving.jobs.store import JobStore
 from serving.process.executor import Executor
 from serving.process.kernel import child_pids, read_memory
@@ -150,7 +149,7 @@ class Runner:
             lease=self._lease_seconds,
             chunks_at_once=self._backend.at_once,
         )
-        outcome: Outcome | str
+        outcome: AttemptOutcome | str
         try:
             outcome = await attempt.run(self._handlers[job.operation], stopping)
         except ExecutorGone:

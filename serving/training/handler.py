@@ -21,7 +21,7 @@ from registry.store.manifest import Manifest, read_manifest
 from registry.training.candidates import Candidate, find_candidate, find_trained, remove_candidates, take_in
 from serving.errors import CallFailed, DeadlineExceeded, MemoryExceeded, StoreUnavailable
 from serving.events.log import EventLog
-from serving.jobs.handlers import AttemptFailed, JobFailed, Report
+from serving.jobs.attempt import AttemptFailed, JobFailed, Report
 from serving.jobs.job import Job
 from serving.process.executor import Executor
 from serving.training.last import write_last

@@ -14,8 +14,7 @@ from cache.memory import MemoryTier
 from cache.tiered import TieredCache
 from serving.events.hub import Hub
 from serving.events.sqlite import SQLiteEventLog
-from serving.jobs.attempt import Attempt
-from serving.jobs.handlers import JobFailed, Report
+from serving.jobs.attempt import Attempt, JobFailed, Report
 from serving.jobs.job import Job, JobRequest
 from serving.jobs.sqlite import SQLiteJobStore
 from serving.shared.book import Book

@@ -31,8 +31,8 @@ from serving.http.problems import status_of
 from serving.http.routes.jobs import job_view
 from serving.http.sse import CONTENT_TYPE as EVENTS
 from serving.http.sse import Frames, Streams, frame
-from serving.jobs.background import Background
 from serving.jobs.job import Job
+from serving.jobs.requests import Background
 from serving.predict.inference import Inference, Timing
 from serving.predict.operation import EVERYTHING, VERBS, Verb
 from serving.predict.request_body import Reader

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from serving.events.sqlite import SQLiteEventLog
-from serving.jobs.attempt import Attempt, Outcome
-from serving.jobs.handlers import Handler, JobFailed, Report
+from serving.jobs.attempt import Attempt, AttemptOutcome, Handler, JobFailed, Report
 from serving.jobs.job import Job
 from serving.jobs.store import JobStore, results
 from tests.serving.conftest import until
@@ -40,7 +39,7 @@ class Crowd:
         return data * 2
 
 
-async def attempt(store: JobStore, directory: Path, handler: Handler, at_once: int) -> tuple[Job, Outcome]:
+async def attempt(store: JobStore, directory: Path, handler: Handler, at_once: int) -> tuple[Job, AttemptOutcome]:
     """The job of nine chunks after one attempt."""
     await store.submit(job_request(inputs=INPUTS))
     job = await claimed(store)

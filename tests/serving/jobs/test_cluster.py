@@ -21,8 +21,7 @@ from registry.explain.explanation import Selection
 from registry.model import LoadedModel
 from registry.store.add import add_version
 from serving.errors import InvalidSetting
-from serving.jobs.cluster import Cluster
-from serving.jobs.parcel import Parcel, pack_version, platform_of_answers
+from serving.jobs.cluster import Cluster, Parcel, pack_version, platform_of_answers
 from serving.predict.operation import Operation, encode_rows
 from serving.process.executor import Executor
 from serving.settings import Settings

@@ -11,7 +11,7 @@ from serving.errors import JobNotFound
 from serving.events.log import EventLog
 from serving.events.redis import RedisEventLog
 from serving.events.sqlite import SQLiteEventLog
-from serving.jobs.backend import LocalBackend
+from serving.jobs.rows import LocalBackend
 from serving.jobs.runner import Runner
 from serving.jobs.store import JobStore
 from serving.process.executor import Executor

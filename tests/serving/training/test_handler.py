@@ -15,7 +15,7 @@ from registry.store.directory import directories
 from registry.training.candidates import HELD_OUT, candidate_root, find_candidate
 from serving.errors import CallFailed, DeadlineExceeded
 from serving.events.sqlite import SQLiteEventLog
-from serving.jobs.handlers import AttemptFailed, JobFailed
+from serving.jobs.attempt import AttemptFailed, JobFailed
 from serving.jobs.job import Job
 from serving.process.executor import Executor
 from serving.training.handler import TrainHandler, TrainingResult
