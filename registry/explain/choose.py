@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import structlog
 
+from registry.estimator import Compute, task_of
 from registry.explain.library import CannotExplain
 from registry.explain.linear import linear_explainer
 from registry.explain.native import NativeExplainer, native_explainer
@@ -18,11 +19,9 @@ from registry.explain.sampling import sampling_explainer
 from registry.explain.shap_values import Explainer, Space
 from registry.explain.trees import TreeExplainer, tree_explainer
 from registry.kernels.compiling import take_apart
-from registry.kernels.ensembles import FORESTS, GRADIENT, SINGLE
-from registry.kernels.histogram import HISTOGRAM
+from registry.kernels.ensembles import FORESTS, GRADIENT, HISTOGRAM, SINGLE
+from registry.kernels.kernel import Unsupported
 from registry.kernels.linear import LINEAR
-from registry.kernels.unsupported import Unsupported
-from registry.model import Compute, task_of
 from registry.rows.features import Rows
 from registry.rows.schema import Schema
 from registry.store.manifest import Manifest

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 from sklearn.pipeline import Pipeline
 
+from registry.estimator import Compute, Task, task_of
 from registry.explain.library import CannotExplain
 from registry.explain.shap_values import Space
-from registry.model import Compute, task_of
 from registry.rows.features import Rows
 from registry.rows.schema import Schema
-from registry.store.manifest import Task
 
 
 def natural_space(estimator: Any) -> Space:

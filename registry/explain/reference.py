@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from registry.estimator import Compute
 from registry.explain.library import CannotExplain, import_shap
 from registry.explain.shap_values import Contributions, Method, Space, both_classes
-from registry.model import Compute
 from registry.rows.features import Rows
 
 

@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from registry.estimator import Compute, quickest
 from registry.explain.library import import_shap
 from registry.explain.shap_values import Contributions, Method, Space
-from registry.model import Compute
 from registry.rows.features import Rows
-from registry.timing import quickest
 
 MAX_REQUEST_SECONDS = 1.0
 """A model whose row takes longer to explain is explained in jobs only."""

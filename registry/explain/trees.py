@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from sklearn.base import is_classifier
 
+from registry.estimator import Compute
 from registry.explain.shap_values import Contributions, Method, Space, both_classes
 from registry.kernels.compiling import Parts
 from registry.kernels.ensembles import Ensemble
 from registry.kernels.paths import lay_out
 from registry.kernels.tree_shap import TREE_SHAP, quadrature
-from registry.model import Compute
 from registry.rows.features import Rows
 
 

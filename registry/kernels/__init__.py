@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from registry.kernels.columns import BUILD
-from registry.kernels.compiling import compile_estimator
+from registry.kernels.compiling import compile_estimator, probe_rows, verify
+from registry.kernels.forest import WALK
 from registry.kernels.linear import MULTIPLY_ENTRIES
 from registry.kernels.links import BEFORE_SOFTMAX, BINARY
 from registry.kernels.tree_shap import TREE_SHAP
-from registry.kernels.verification import probe_rows, verify
-from registry.kernels.walk import WALK
 
 __all__ = ["compile_estimator", "probe_rows", "verify", "warm"]
 

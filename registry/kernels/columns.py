@@ -18,7 +18,7 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from registry.kernels.kernel import Kernel, part_of_kernel, read_only, writable
+from registry.kernels.kernel import Kernel, Unsupported, part_of_kernel, read_only, writable
 from registry.rows.features import Rows
 
 SUBTRACT, DIVIDE, MULTIPLY, ADD, RAISE_TO, CUT_TO, FILL, IS_MISSING = range(8)
@@ -152,3 +152,31 @@ def _packed(plan: Sequence[Computed | Tabled]) -> tuple[NDArray[Any], NDArray[An
 def straight(plan: Sequence[Computed | Tabled], features: int) -> bool:
     """Whether the matrix is the rows as they are."""
     return list(plan) == [Computed(source) for source in range(features)]
+
+
+Plan = list[Computed | Tabled]
+
+
+class Splits:
+    """The columns that splits by category add to a plan; equal splits share one."""
+
+    THRESHOLD = 0.5
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._places: dict[Tabled, int] = {}
+
+    def add(self, feature: int, goes_left: Callable[[float], bool]) -> int:
+        """The place of the column for a split of the column at `feature`, which holds codes of categories.
+
+        `goes_left` is asked for each code, NaN for a missing value and whatever has no code. Raises Unsupported.
+        """
+        column = self._plan[feature]
+        if isinstance(column, Computed):
+            raise Unsupported("a split by category of a computed number")
+        table = tuple(0.0 if goes_left(code) else 1.0 for code in column.table)
+        split = Tabled(column.source, table, column.searched)
+        if split not in self._places:
+            self._places[split] = len(self._plan)
+            self._plan.append(split)
+        return self._places[split]

@@ -6,27 +6,31 @@ compares float64. Leaves are scaled by the learning rate here, once: the product
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.ensemble import (
     ExtraTreesClassifier,
     ExtraTreesRegressor,
     GradientBoostingClassifier,
     GradientBoostingRegressor,
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
     RandomForestClassifier,
     RandomForestRegressor,
 )
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from sklearn.utils import get_tags
 
-from registry.kernels.flatten import Forest, Tree, flatten, widen_thresholds
-from registry.kernels.links import Link, binary, softmax
-from registry.kernels.unsupported import Unsupported
-from registry.kernels.walk import WALK, WALK_IN_SINGLE
-from registry.model import Compute
+from registry.estimator import Compute
+from registry.kernels.columns import Plan, Splits
+from registry.kernels.forest import WALK, WALK_IN_SINGLE, Forest, Tree, flatten, widen_thresholds
+from registry.kernels.kernel import Unsupported
+from registry.kernels.links import Link, binary, exponential, softmax
 from registry.rows.features import Rows
 
 SINGLE = (DecisionTreeClassifier, DecisionTreeRegressor)
@@ -117,3 +121,54 @@ def _link(estimator: Any, start: Rows) -> Link | None:
     if len(start) > 1:
         return softmax(nothing)
     return binary(nothing, slope=2.0 if estimator.loss == "exponential" else 1.0, tie_is_positive=True)
+
+
+HISTOGRAM = (HistGradientBoostingClassifier, HistGradientBoostingRegressor)
+
+
+def histogram_ensemble(estimator: Any, plan: Plan) -> tuple[Ensemble, Link | None]:
+    """Histogram boosting; columns for splits by category are added to `plan`. Raises Unsupported."""
+    start: Rows = estimator._baseline_prediction.ravel().astype(np.float64)
+    splits = Splits(plan)
+    trees = [_histogram_tree(member, splits) for stage in estimator._predictors for member in stage]
+    return Ensemble(flatten(trees), start), _histogram_link(estimator, start)
+
+
+def _histogram_tree(member: Any, splits: Splits) -> Tree:
+    nodes = member.nodes
+    leaf = nodes["is_leaf"].astype(bool)
+    feature, threshold = nodes["feature_idx"].astype(np.int64), nodes["num_threshold"].copy()
+    player = feature.copy()
+    missing_left = nodes["missing_go_to_left"].astype(bool)
+    for index in np.flatnonzero(nodes["is_categorical"].astype(bool) & ~leaf):
+        bits = _bitset_members(member.raw_left_cat_bitsets[nodes["bitset_idx"][index]])
+        feature[index] = splits.add(feature[index], _goes_left(bits, missing_left=bool(missing_left[index])))
+        threshold[index] = Splits.THRESHOLD
+    return Tree(
+        left=np.where(leaf, -1, nodes["left"].astype(np.int64)),
+        right=nodes["right"].astype(np.int64),
+        feature=feature,
+        threshold=threshold,
+        missing_left=missing_left,
+        values=nodes["value"][:, None],
+        cover=nodes["count"].astype(np.float64),
+        player=player,
+    )
+
+
+def _bitset_members(bitset: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """Which of the codes 0 to 255 are in a set of eight 32-bit words."""
+    members: NDArray[np.bool_] = (bitset[:, None] >> np.arange(32, dtype=np.uint32) & 1).astype(bool).ravel()
+    return members
+
+
+def _goes_left(left: NDArray[np.bool_], *, missing_left: bool) -> Callable[[float], bool]:
+    """What is no known category goes where missing goes."""
+    return lambda code: bool(left[int(code)]) if 0 <= code < len(left) else missing_left
+
+
+def _histogram_link(estimator: Any, start: Rows) -> Link | None:
+    nothing = np.zeros(len(start))
+    if type(estimator) is HistGradientBoostingClassifier:
+        return softmax(nothing) if len(start) > 1 else binary(nothing)
+    return exponential if estimator.loss in ("poisson", "gamma") else None

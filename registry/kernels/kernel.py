@@ -71,3 +71,7 @@ class Kernel:
     def _jit(self, *, cache: bool) -> Callable[..., None]:
         compiled: Callable[..., None] = numba.njit(self.signature, nogil=True, cache=cache)(self.function)
         return compiled
+
+
+class Unsupported(Exception):
+    """Something about the estimator has no compiled form; the message says what."""

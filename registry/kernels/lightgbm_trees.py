@@ -13,13 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from registry.kernels import booster_links
-from registry.kernels.codes import CategoryCodes
+from registry.kernels.columns import Plan, Splits
 from registry.kernels.ensembles import Ensemble
-from registry.kernels.flatten import Tree, flatten
-from registry.kernels.links import Link
-from registry.kernels.splits import Plan, Splits
-from registry.kernels.unsupported import Unsupported
+from registry.kernels.forest import Tree, flatten
+from registry.kernels.kernel import Unsupported
+from registry.kernels.links import (
+    Link,
+    booster_exponential,
+    booster_identity,
+    booster_logistic,
+    booster_softmax,
+)
+from registry.kernels.preprocessing import CategoryCodes
 from registry.rows.schema import Schema
 
 ZERO = float(np.float32(1e-35))
@@ -137,13 +142,13 @@ def _link(estimator: Any, objective: str, outputs: int) -> Link:
     classifies = type(estimator).__name__ == "LGBMClassifier"
     if name == "binary" and classifies:
         slope = float(dict(part.split(":") for part in parameters)["sigmoid"])
-        return booster_links.logistic(np.float64, outputs=2, slope=slope)
+        return booster_logistic(np.float64, outputs=2, slope=slope)
     if name == "multiclass" and classifies:
-        return booster_links.softmax(np.float64)
+        return booster_softmax(np.float64)
     if name == "cross_entropy" and not classifies:
-        return booster_links.logistic(np.float64, outputs=1)
+        return booster_logistic(np.float64, outputs=1)
     if name in EXPONENTIAL and not classifies:
-        return booster_links.exponential(np.float64)
+        return booster_exponential(np.float64)
     if name in IDENTITY and "sqrt" not in parameters and outputs == 1 and not classifies:
-        return booster_links.identity
+        return booster_identity
     raise Unsupported(objective)

@@ -31,10 +31,9 @@ from sklearn.linear_model import (
 )
 from sklearn.svm import LinearSVC
 
-from registry.kernels.kernel import Kernel, read_only, writable
+from registry.estimator import Compute
+from registry.kernels.kernel import Kernel, Unsupported, read_only, writable
 from registry.kernels.links import Link, binary, identity, label_by_argmax, label_by_sign, softmax
-from registry.kernels.unsupported import Unsupported
-from registry.model import Compute
 from registry.rows.features import Rows
 
 REGRESSORS = (ElasticNet, ElasticNetCV, Lasso, LassoCV, LinearRegression, Ridge, RidgeCV)

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numba import types
 
+from registry.estimator import Outputs
 from registry.kernels.kernel import Kernel, read_only, writable
-from registry.model import Outputs
 from registry.rows.features import Rows
 
 Link = Callable[[Rows], Outputs]
@@ -105,3 +105,96 @@ def label_by_sign(intercept: Rows) -> Link:
 def label_by_argmax(intercept: Rows) -> Link:
     """Margins of shape (rows, classes) to the label's index alone."""
     return lambda margins: np.add(margins, intercept, margins).argmax(axis=1, keepdims=True).astype(np.float64)
+
+
+LARGEST_POWER = float(np.float32(88.7))
+"""XGBoost raises e to no more, LightGBM to anything."""
+
+
+def _booster_logistic(margins: Any, slope: Any, largest: Any, out: Any) -> None:
+    """Fill `out`, shape (rows, 2), with two probabilities, or, shape (rows, 1), with the second."""
+    rounded = margins.dtype.type
+    last = out.shape[1] - 1
+    for r in range(margins.shape[0]):
+        power = rounded(min(-slope * margins[r, 0], largest))
+        positive = rounded(1.0 / rounded(1.0 + math.exp(power)))
+        out[r, 0] = rounded(1.0 - positive)
+        out[r, last] = positive
+
+
+def _booster_softmax(margins: Any, out: Any) -> None:
+    """Fill `out`, shape (rows, classes); the sum is float64 whatever the margins are."""
+    rounded = margins.dtype.type
+    classes = margins.shape[1]
+    for r in range(margins.shape[0]):
+        greatest = margins[r, 0]
+        for k in range(1, classes):
+            greatest = max(greatest, margins[r, k])
+        total = 0.0
+        for k in range(classes):
+            margins[r, k] = math.exp(rounded(margins[r, k] - greatest))
+            total += margins[r, k]
+        for k in range(classes):
+            out[r, k] = rounded(margins[r, k] / rounded(total))
+
+
+def _booster_exponential(margins: Any, out: Any) -> None:
+    for r in range(margins.shape[0]):
+        out[r, 0] = math.exp(margins[r, 0])
+
+
+NUMBERS = {np.dtype(np.float32): types.float32, np.dtype(np.float64): types.float64}
+
+LOGISTIC = {
+    dtype: Kernel(_booster_logistic, read_only(number, 2), types.float64, types.float64, writable(types.float64, 2))
+    for dtype, number in NUMBERS.items()
+}
+SOFTMAX = {
+    dtype: Kernel(_booster_softmax, writable(number, 2), writable(types.float64, 2))
+    for dtype, number in NUMBERS.items()
+}
+EXPONENTIAL = {
+    dtype: Kernel(_booster_exponential, read_only(number, 2), writable(types.float64, 2))
+    for dtype, number in NUMBERS.items()
+}
+
+
+def booster_logistic(dtype: Any, *, outputs: int, slope: float = 1.0, largest: float = math.inf) -> Link:
+    """Margins of shape (rows, 1) to two probabilities, or to one for a regressor."""
+    finish = LOGISTIC[np.dtype(dtype)].load()
+
+    def link(margins: Any) -> Any:
+        out = np.empty((len(margins), outputs))
+        finish(margins, slope, largest, out)
+        return out
+
+    return link
+
+
+def booster_softmax(dtype: Any) -> Link:
+    """Margins of shape (rows, classes) to a probability a class."""
+    finish = SOFTMAX[np.dtype(dtype)].load()
+
+    def link(margins: Any) -> Any:
+        out = np.empty(margins.shape)
+        finish(margins, out)
+        return out
+
+    return link
+
+
+def booster_exponential(dtype: Any) -> Link:
+    """Margins of shape (rows, 1) that are logarithms of the answer."""
+    finish = EXPONENTIAL[np.dtype(dtype)].load()
+
+    def link(margins: Any) -> Any:
+        out = np.empty(margins.shape)
+        finish(margins, out)
+        return out
+
+    return link
+
+
+def booster_identity(margins: Any) -> Any:
+    """Margins that are the answer, as float64."""
+    return margins.astype(np.float64, copy=False)

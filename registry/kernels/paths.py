@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from registry.kernels.flatten import Forest
-from registry.kernels.unsupported import Unsupported
+from registry.kernels.forest import Forest
+from registry.kernels.kernel import Unsupported
 
 SPLIT = np.dtype(
     [

@@ -9,12 +9,14 @@ the column's table. So infrequent categories, dropped columns and imputed catego
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from sklearn.compose import ColumnTransformer
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import Pipeline
@@ -29,7 +31,6 @@ from sklearn.preprocessing import (
 )
 from sklearn.utils import check_array
 
-from registry.kernels.codes import CategoryCodes
 from registry.kernels.columns import (
     ADD,
     CUT_TO,
@@ -40,9 +41,37 @@ from registry.kernels.columns import (
     RAISE_TO,
     SUBTRACT,
     Computed,
+    Tabled,
 )
-from registry.kernels.unsupported import Unsupported
+from registry.kernels.kernel import Unsupported
+from registry.rows.features import Feature, Rows
 from registry.rows.schema import Schema
+
+
+@dataclass(frozen=True, slots=True)
+class CategoryCodes:
+    """What a booster itself does to a DataFrame first, as a transformer.
+
+    `categories` has a list for each column of categories, None for the others. A category that is not listed is
+    missing, or refused if `refuses_unknown`.
+    """
+
+    categories: tuple[Sequence[Any] | None, ...]
+    refuses_unknown: bool
+
+    def transform(self, frame: pd.DataFrame) -> Rows:
+        """The matrix of codes and numbers, shape (rows, columns); NaN for missing. Raises ValueError."""
+        matrix = np.empty(frame.shape)
+        for index, listed in enumerate(self.categories):
+            column = frame.iloc[:, index]
+            if listed is None:
+                matrix[:, index] = column.to_numpy(np.float64, na_value=np.nan)
+                continue
+            codes = column.cat.set_categories(listed).cat.codes.to_numpy(np.float64)
+            if self.refuses_unknown and ((codes < 0) & column.notna().to_numpy()).any():
+                raise ValueError(f"a category of {column.name!r} is not listed")
+            matrix[:, index] = np.where(codes < 0, np.nan, codes)
+        return matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,3 +238,72 @@ FOLLOWED: dict[type, Callable[[Any, Matrix], Matrix]] = {
     SimpleImputer: _imputer,
     StandardScaler: _standard,
 }
+
+
+Transform = Callable[[Rows], Any]
+
+
+def tabulate(matrix: Matrix, schema: Schema, transform: Transform) -> list[Computed | Tabled]:
+    """The columns with their tables; `transform` gives scikit-learn's matrix for rows. Raises Unsupported.
+
+    Values that the schema accepts and the transformers refuse are found here: a model that can fail on a row is left
+    to the estimator, which says why.
+    """
+    values = _listed_values(matrix, schema)
+    usual = np.array([_usual_value(feature, values.get(i)) for i, feature in enumerate(schema.features)])
+    known = np.tile(usual, (max(map(len, values.values()), default=1), 1))
+    for source, listed in values.items():
+        known[: len(listed), source] = listed
+    missing, unlisted = usual.copy(), usual.copy()
+    for source in values:
+        if schema.features[source].nullable:
+            missing[source] = math.nan
+        if schema.features[source].kind in ("number", "integer"):
+            unlisted[source] = max(values[source]) + 1.0
+    # Three calls: a missing value changes the dtype of a pandas column, and must not do so for the others
+    seen = [_transformed(transform, rows, len(matrix.columns)) for rows in (known, missing[None], unlisted[None])]
+
+    def column(index: int, followed: Computed | Listed) -> Computed | Tabled:
+        if isinstance(followed, Computed):
+            return followed
+        source = followed.source
+        count = len(values[source])
+        of_missing = seen[1][0, index] if schema.features[source].nullable else math.nan
+        of_unlisted = seen[2][0, index] if followed.searched is not None else math.nan
+        table = (*seen[0][:count, index].tolist(), float(of_missing), float(of_unlisted))
+        return Tabled(source, table, None if followed.searched is None else tuple(values[source]))
+
+    return [column(index, followed) for index, followed in enumerate(matrix.columns)]
+
+
+def _listed_values(matrix: Matrix, schema: Schema) -> dict[int, list[float]]:
+    """All values to try of each feature of few values, by its index."""
+    values: dict[int, set[float]] = {}
+    for column in matrix.columns:
+        if isinstance(column, Listed):
+            feature = schema.features[column.source]
+            codes = range(2 if feature.kind == "boolean" else len(feature.categories))
+            values.setdefault(column.source, set()).update(codes if column.searched is None else column.searched)
+    return {source: sorted(map(float, listed)) for source, listed in values.items()}
+
+
+def _usual_value(feature: Feature, listed: list[float] | None) -> float:
+    if listed:
+        return listed[0]
+    return feature.seen[0] if feature.seen else 0.0
+
+
+def _transformed(transform: Transform, rows: Rows, width: int) -> Rows:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # encoders speak of unknown values
+            made = transform(rows)
+    except (TypeError, ValueError) as error:
+        raise Unsupported(f"transformers that refuse values of the schema: {error}") from error
+    made = np.asarray(made.toarray() if hasattr(made, "toarray") else made)
+    if made.shape != (len(rows), width) or made.dtype == np.float32:
+        raise Unsupported("a matrix of another shape or precision")
+    try:
+        return made.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise Unsupported("a matrix that does not hold numbers") from error

@@ -35,9 +35,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 from numpy.typing import NDArray
 
-from registry.kernels.kernel import Kernel, part_of_kernel, read_only, writable
+from registry.kernels.kernel import Kernel, Unsupported, part_of_kernel, read_only, writable
 from registry.kernels.paths import SPLIT, TREE
-from registry.kernels.unsupported import Unsupported
 
 BLOCK = 8
 """Quadrature points that are computed with at once."""

@@ -21,17 +21,26 @@ import pandas as pd
 import structlog
 from sklearn.utils.validation import check_is_fitted
 
-from registry.boosters import input_names, libraries, with_categories
 from registry.errors import CannotAdd, InvalidRows, VersionRefused
+from registry.estimator import (
+    Compute,
+    Task,
+    asking,
+    estimator_compute,
+    input_names,
+    libraries,
+    task_of,
+    with_categories,
+)
 from registry.explain.choose import choose_explainer
 from registry.explain.importance import mean_contributions
-from registry.model import Compute, LoadedModel, asking, estimator_compute, task_of
+from registry.model import LoadedModel
 from registry.rows.features import Feature, Rows
 from registry.rows.infer_schema import infer_features
 from registry.rows.schema import Schema
 from registry.store.directory import NAME, directories, version_order
 from registry.store.loader import load_version, unpickle
-from registry.store.manifest import ExplainerRecord, Manifest, Task, TrainingRecord, write_manifest
+from registry.store.manifest import ExplainerRecord, Manifest, TrainingRecord, write_manifest
 from registry.training.metrics import measure
 
 log = structlog.get_logger(__name__)

@@ -17,11 +17,11 @@ import joblib
 import numpy as np
 import structlog
 
-from registry.boosters import keep_to_one_thread
 from registry.errors import VersionRefused
+from registry.estimator import Compute, estimator_compute, keep_to_one_thread, task_of
 from registry.explain.choose import choose_explainer
 from registry.kernels import compile_estimator, probe_rows, verify
-from registry.model import Compute, LoadedModel, estimator_compute, task_of
+from registry.model import LoadedModel
 from registry.rows.schema import Schema
 from registry.store.manifest import Manifest, read_manifest
 from registry.store.options import DEFAULT_OPTIONS, LoadOptions

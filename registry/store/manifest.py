@@ -8,13 +8,12 @@ from typing import Any, Literal
 import msgspec
 
 from registry.errors import VersionRefused
+from registry.estimator import Task
 from registry.explain.shap_values import Method, Space
 from registry.rows.features import Feature
 from registry.store.directory import NAME
 
 FILENAME = "manifest.json"
-
-Task = Literal["classification", "regression", "clustering", "outlier-detection"]
 
 
 class ExplainerRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -10,8 +10,7 @@ import pandas as pd
 from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, r2_score, roc_auc_score
 
 from registry.errors import CannotAdd
-from registry.model import Outputs
-from registry.store.manifest import Task
+from registry.estimator import Outputs, Task
 
 
 def measure(task: Task, target: pd.Series[Any], outputs: Outputs, classes: Sequence[Any]) -> dict[str, float]:

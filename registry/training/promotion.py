@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from registry.estimator import Task
 from registry.model import LoadedModel
 from registry.rows.features import Feature
-from registry.store.manifest import Manifest, Task
+from registry.store.manifest import Manifest
 from registry.training.candidates import HeldOut
 from registry.training.metrics import measure
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from registry.estimator import quickest
 from registry.rows.features import Rows
-from registry.timing import quickest
 from serving.predict.operation import EVERYTHING, Operation
 
 INLINE_SECONDS = 0.001

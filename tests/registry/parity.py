@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from hypothesis import strategies as st
 
+from registry.estimator import Compute, Outputs, estimator_compute
 from registry.kernels import compile_estimator
-from registry.model import Compute, Outputs, estimator_compute
 from registry.rows.features import Feature, Rows
 from registry.rows.infer_schema import infer_features
 from registry.rows.schema import Schema

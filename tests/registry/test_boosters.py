@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from registry.boosters import input_names, libraries, with_categories
+from registry.estimator import input_names, libraries, with_categories
 
 lightgbm = pytest.importorskip("lightgbm", exc_type=(ImportError, OSError))  # type: ignore[arg-type]
 xgboost = pytest.importorskip("xgboost", exc_type=(ImportError, OSError))  # type: ignore[arg-type]
@@ -27,7 +27,7 @@ TWO_THREADS = {"n_estimators": 3, "n_jobs": 2}
 
 PREDICT = """
 import os, sys, joblib, numpy
-from registry.boosters import keep_to_one_thread
+from registry.estimator import keep_to_one_thread
 estimator = joblib.load(sys.argv[1])
 keep_to_one_thread(estimator)
 estimator.predict(numpy.zeros((5000, 3)))

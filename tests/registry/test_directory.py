@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from registry.estimator import quickest
 from registry.store.aliases import promote, rollback
 from registry.store.directory import fingerprint, write_whole
-from registry.timing import quickest
 
 
 def write_version(root: Path, name: str, version: str) -> Path:

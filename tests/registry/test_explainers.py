@@ -40,7 +40,7 @@ from registry.explain.reference import ReferenceExplainer
 from registry.explain.shap_values import Contributions
 from registry.explain.trees import TreeExplainer, tree_explainer
 from registry.kernels.compiling import take_apart
-from registry.kernels.unsupported import Unsupported
+from registry.kernels.kernel import Unsupported
 from registry.model import LoadedModel
 from registry.rows.infer_schema import infer_features
 from registry.rows.schema import Schema

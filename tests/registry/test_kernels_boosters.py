@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
 from registry.kernels import compile_estimator
-from registry.kernels.verification import probe_rows, verify
+from registry.kernels.compiling import probe_rows, verify
 from registry.rows.infer_schema import infer_features
 from registry.rows.schema import Schema
 from tests.registry.parity import Pair, around, mixed, numbers, pair, rows_of, target

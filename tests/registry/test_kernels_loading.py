@@ -16,8 +16,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVR
 from structlog.testing import capture_logs
 
+from registry.estimator import Compute
 from registry.kernels import compile_estimator
-from registry.model import Compute
 from registry.rows.infer_schema import infer_features
 from registry.rows.schema import Schema
 from registry.store import loader

@@ -22,8 +22,8 @@ from sklearn.ensemble import (
 from sklearn.tree import DecisionTreeRegressor
 
 from registry.kernels import compile_estimator
-from registry.kernels.flatten import widen_thresholds
-from registry.kernels.verification import probe_rows
+from registry.kernels.compiling import probe_rows
+from registry.kernels.forest import widen_thresholds
 from registry.rows.infer_schema import infer_features
 from registry.rows.schema import Schema
 from tests.registry.ensembles import ENSEMBLES, QUICK, SMALL

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from registry.estimator import Outputs
 from registry.kernels import probe_rows, verify
-from registry.model import Outputs
 from registry.rows.features import Feature, Rows
 from registry.rows.schema import Schema
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from registry.explain import choose
-from registry.kernels.unsupported import Unsupported
+from registry.kernels.kernel import Unsupported
 from registry.store.add import add_version
 from tests.registry.explanations import assert_same_alone
 from tests.registry.parity import numbers, target

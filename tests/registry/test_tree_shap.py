@@ -24,8 +24,8 @@ from sklearn.tree import DecisionTreeRegressor
 from registry.explain.shap_values import Explainer
 from registry.explain.trees import attribution
 from registry.kernels.ensembles import Ensemble
-from registry.kernels.flatten import Tree, flatten
-from registry.kernels.unsupported import Unsupported
+from registry.kernels.forest import Tree, flatten
+from registry.kernels.kernel import Unsupported
 from registry.rows.features import Rows
 from tests.registry.ensembles import ENSEMBLES, SEED, SMALL
 from tests.registry.explanations import CLOSE, assert_additive, assert_same_alone, explain_trees, path_values, shap

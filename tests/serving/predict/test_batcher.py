@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from registry.errors import ModelFailed
+from registry.estimator import Outputs
 from registry.explain.explanation import Selection
-from registry.model import Outputs
 from registry.registry import load_registry
 from registry.rows.features import Rows
 from serving.errors import Overloaded

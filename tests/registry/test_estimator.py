@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from registry import timing
+from registry import estimator
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,6 @@ def test_a_call_that_was_held_up_does_not_count(
         nonlocal now
         now += left.pop(0)
 
-    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now))
-    assert timing.quickest(call) == pytest.approx(quickest)
+    monkeypatch.setattr(estimator, "time", SimpleNamespace(perf_counter=lambda: now))
+    assert estimator.quickest(call) == pytest.approx(quickest)
     assert len(durations) - len(left) == calls

@@ -1,0 +1,166 @@
+"""Estimators of scikit-learn, XGBoost and LightGBM: what they predict, how they are called, and how long that takes.
+
+XGBoost and LightGBM are never imported here. Unpickling a model of theirs has imported its library, so its class is
+recognised by name.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.base import is_classifier, is_clusterer, is_outlier_detector, is_regressor
+from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
+from sklearn.pipeline import Pipeline
+from sklearn.tree import DecisionTreeClassifier
+
+from registry.rows.features import Rows
+from registry.rows.schema import Schema
+
+Task = Literal["classification", "regression", "clustering", "outlier-detection"]
+
+Outputs = NDArray[np.float64]
+"""What a model gives for rows, shape (rows, width).
+
+A classifier's width is one probability a class; where its label is not simply the most probable class (a tuned
+threshold, an SVC) or it has no probabilities, the label's index follows as the last column. Any other model's is 1.
+"""
+
+Compute = Callable[[Rows], Outputs]
+
+MOST_PROBABLE = (DecisionTreeClassifier, ExtraTreesClassifier, RandomForestClassifier)
+MOST_PROBABLE_BOOSTERS = frozenset({"lightgbm.sklearn.LGBMClassifier", "xgboost.sklearn.XGBClassifier"})
+"""Classifiers whose `predict` is exactly the argmax of their `predict_proba`, so that one call does for both.
+
+scikit-learn's boosting and logistic regression are not: they compare their margin with 0, and break ties the other way.
+"""
+
+MAX_TIMED_CALLS = 5
+MAX_TIMED_SECONDS = 0.5
+"""Once calls have taken this long, no more are timed."""
+
+
+def qualified_name(kind: type) -> str:
+    """Module and name of a class."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def task_of(estimator: Any) -> Task | None:
+    """The task of a scikit-learn estimator, None for one that does not predict."""
+    if not hasattr(estimator, "predict"):
+        return None
+    if is_classifier(estimator):
+        return "classification"
+    if is_regressor(estimator):
+        return "regression"
+    if is_clusterer(estimator):
+        return "clustering"
+    return "outlier-detection" if is_outlier_detector(estimator) else None
+
+
+def estimator_compute(estimator: Any, schema: Schema, *, frame: bool) -> Compute:
+    """A function that calls the estimator itself; `frame` if it was fitted on a DataFrame and needs column names."""
+    ask = asking(estimator)
+    if not frame:
+        return ask
+    return lambda rows: ask(schema.frame(rows))
+
+
+def asking(estimator: Any) -> Callable[[Any], Outputs]:
+    """A function from a table, in the form that the estimator was fitted on, to its outputs."""
+
+    def values(table: Any) -> Outputs:
+        outputs = np.asarray(estimator.predict(table), dtype=np.float64)
+        if outputs.size != len(table):
+            raise ValueError("the estimator gives several outputs for a row; only one is supported")
+        return outputs.reshape(len(table), 1)
+
+    def probabilities(table: Any) -> Outputs:
+        return np.asarray(estimator.predict_proba(table), dtype=np.float64)
+
+    def labels(table: Any) -> Outputs:
+        # classes_ is sorted, as scikit-learn promises
+        indices = np.searchsorted(estimator.classes_, estimator.predict(table))
+        return np.asarray(indices, dtype=np.float64).reshape(len(table), 1)
+
+    def probabilities_and_labels(table: Any) -> Outputs:
+        return np.hstack([probabilities(table), labels(table)])
+
+    if task_of(estimator) != "classification":
+        return values
+    if not hasattr(estimator, "predict_proba"):
+        return labels
+    kind = type(last_step(estimator))
+    most_probable = kind in MOST_PROBABLE or qualified_name(kind) in MOST_PROBABLE_BOOSTERS
+    return probabilities if most_probable else probabilities_and_labels
+
+
+def last_step(estimator: Any) -> Any:
+    """The estimator at the end of a pipeline; any other estimator is its own."""
+    return estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
+
+
+def library_of(estimator: Any) -> str:
+    """The top-level package that an estimator's class comes from."""
+    return type(estimator).__module__.split(".", maxsplit=1)[0]
+
+
+def libraries(estimator: Any) -> set[str]:
+    """The top-level packages that an estimator and its steps come from."""
+    return {library_of(step) for step in _steps(estimator)}
+
+
+def keep_to_one_thread(estimator: Any) -> None:
+    """Let LightGBM predict in the calling thread, however many it was fitted with.
+
+    LightGBM passes the number of threads to OpenMP with every call, whatever OMP_NUM_THREADS says, and a thread pool
+    that is alive at the fork hangs the children. XGBoost respects OMP_NUM_THREADS.
+    """
+    for step in _steps(estimator):
+        if library_of(step) == "lightgbm" and hasattr(step, "n_jobs"):
+            step.n_jobs = 1
+
+
+def input_names(estimator: Any, columns: Sequence[str]) -> list[str] | None:
+    """The names of the columns that the estimator was fitted on, None where it was fitted on an array.
+
+    LightGBM replaces spaces in names by underscores and finds columns by position, so the column's own name is given.
+    """
+    names = getattr(estimator, "feature_names_in_", None)
+    if names is None:
+        return None
+    if "lightgbm" not in libraries(estimator):
+        return [str(name) for name in names]
+    spelled = {column.replace(" ", "_"): column for column in columns} | {column: column for column in columns}
+    return [spelled.get(str(name), str(name)) for name in names]
+
+
+def with_categories(estimator: Any, table: pd.DataFrame) -> pd.DataFrame:
+    """The table as a booster takes it: columns of text, as a CSV file has them, become categories."""
+    if isinstance(estimator, Pipeline) or library_of(estimator) not in ("lightgbm", "xgboost"):
+        return table
+    texts = [name for name in table.columns if pd.api.types.is_string_dtype(table[name].dropna())]
+    return table.astype(dict.fromkeys(texts, "category"))
+
+
+def _steps(estimator: Any) -> Iterator[Any]:
+    """The steps of a pipeline, nested ones included; any other estimator is its only step."""
+    if isinstance(estimator, Pipeline):
+        for _, step in estimator.steps:
+            yield from _steps(step)
+    else:
+        yield estimator
+
+
+def quickest(call: Callable[[], object]) -> float:
+    """Seconds that the quickest of several calls takes; the slower ones were held up by other processes."""
+    seconds: list[float] = []
+    while len(seconds) < MAX_TIMED_CALLS and sum(seconds) < MAX_TIMED_SECONDS:
+        started = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
