@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from assembly.source import data_source
 from registry.registry import Registry
-from serving.entities.notifier import Arrivals
-from serving.entities.predictor import EntityPredictor
-from serving.entities.reading import RecordReader
-from serving.entities.writer import OutcomeWriter
+from serving.entities.notifier import EntityNotifier
+from serving.entities.outcomes import OutcomeReader, OutcomeWriter
+from serving.entities.predictor import EntityPredictor, RecordReader
 from serving.events.log import EventLog
-from serving.monitoring.quality import LiveQuality, OutcomeReader
+from serving.http.problems import render, status_of
+from serving.monitoring.quality import LiveQuality
 from serving.parts import Data
 from serving.predict.inference import Inference
 from serving.settings import Settings
@@ -21,11 +21,12 @@ def build_data(
 ) -> Data:
     """What keeps records and outcomes, and who is asked about them. Raises CannotServe."""
     source = data_source(settings)
-    predictor = EntityPredictor(registry, inference, RecordReader(source, settings.max_limit_checkins), metrics)
+    reader = RecordReader(source, settings.max_limit_checkins)
+    predictor = EntityPredictor(registry, inference, reader, metrics, status_of)
     return Data(
         source,
         predictor,
-        Arrivals(predictor, events),
+        EntityNotifier(predictor, events, lambda error, request_id: render(error, request_id)[2]),
         OutcomeReader(registry, inference, max_instances=settings.max_instances),
         OutcomeWriter(source),
         LiveQuality(registry, source),

@@ -8,9 +8,7 @@ from pathlib import Path
 from assembly.source import data_source
 from registry.store.directory import find_model
 from registry.training.script import live_manifest
-from serving.entities.feed import parse_feeds
-from serving.entities.polling import Poller
-from serving.entities.record import make_record
+from serving.entities.feeds import Poller, parse_feeds
 from serving.events.building import build_event_log
 from serving.jobs.job import JobRequest
 from serving.master.announcements import announce
@@ -48,7 +46,7 @@ def schedule_actions(settings: Settings, reloads: Reloads, outbound: Outbound) -
     def train(model: str) -> JobRequest:
         return train_request(settings.model_dir, model)
 
-    poller = Poller(parse_feeds(settings.feeds), outbound, make_record, data_source(settings).add_records)
+    poller = Poller(parse_feeds(settings.feeds), outbound, data_source(settings))
 
     async def poll(feed: str) -> None:
         await poller.poll(feed)

@@ -21,7 +21,7 @@ from bench.table import Table
 from harness.entities import import_market, sqlite_source
 from harness.service import Service, demo_models
 from harness.supabase import postgres_server, supabase_server
-from serving.entities.supabase import SupabaseSource
+from serving.entities.supabase import SupabaseEntityStore
 
 REQUESTS = 300
 SHARES = ("AAPL", "FB", "GOOG", "IBM", "MSFT")
@@ -52,7 +52,7 @@ def stores() -> Iterator[tuple[str, Mapping[str, str]]]:
         import_market(sqlite_source(data))
         yield "SQLite", {"DATA_DIR": str(data)}
     with postgres_server() as postgres, supabase_server(postgres) as server:
-        import_market(SupabaseSource(server.url, server.key, keep_records=1000, keep_outcomes=1000))
+        import_market(SupabaseEntityStore(server.url, server.key, keep_records=1000, keep_outcomes=1000))
         yield "Supabase", {"SUPABASE_URL": server.url, "SUPABASE_SERVICE_KEY": server.key}
 
 

@@ -29,7 +29,7 @@ from harness.entities import import_market, sqlite_source
 from harness.servers import RedisServer, redis_server
 from harness.service import Service, demo_models
 from harness.supabase import SupabaseServer, postgres_server, supabase_server
-from serving.entities.supabase import SupabaseSource
+from serving.entities.supabase import SupabaseEntityStore
 
 BEGIN, OPENED, END, LAST = 9.0, 12.0, 20.0, 32.0
 """Seconds: the fault begins; by now the breakers are open; the fault ends; the load ends."""
@@ -216,7 +216,7 @@ async def run(models: Path, only: list[str]) -> tuple[Table, bool]:
             async with services(models, data, redis_) as (service, proxy):
                 well &= await try_all(table, "Redis", service, redis_faults(redis_, proxy), only)
         with postgres_server() as postgres, supabase_server(postgres) as server:
-            source = SupabaseSource(server.url, server.key, keep_records=1000, keep_outcomes=1000)
+            source = SupabaseEntityStore(server.url, server.key, keep_records=1000, keep_outcomes=1000)
             await asyncio.to_thread(import_market, source)
             async with services(models, data, server) as (service, proxy):
                 well &= await try_all(table, "Supabase", service, supabase_faults(server, proxy), only)

@@ -12,13 +12,13 @@ from harness.jobs import Answer, call
 from harness.service import Service
 from serving.entities.importing import Imported, import_records
 from serving.entities.record import make_record
-from serving.entities.sqlite import SQLiteSource
-from serving.entities.store import Source
+from serving.entities.sqlite import SQLiteEntityStore
+from serving.entities.store import EntityStore
 
 MARKET = ["market-direction", "market-range", "market-return", "market-volatility", "market-volume-surge"]
 
 
-def import_market(source: Source) -> Imported:
+def import_market(source: EntityStore) -> Imported:
     """The records of the demo."""
 
     async def run() -> Imported:
@@ -31,9 +31,9 @@ def import_market(source: Source) -> Imported:
     return asyncio.run(run())
 
 
-def sqlite_source(directory: Path) -> Source:
+def sqlite_source(directory: Path) -> EntityStore:
     """What a service over this directory of data has."""
-    return SQLiteSource(directory, keep_records=1000, keep_outcomes=1000)
+    return SQLiteEntityStore(directory, keep_records=1000, keep_outcomes=1000)
 
 
 def columns(number: int) -> dict[str, float]:

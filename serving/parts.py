@@ -10,10 +10,10 @@ from pathlib import Path
 
 from cache.tiered import TieredCache
 from registry.registry import Registry
-from serving.entities.notifier import Arrivals
+from serving.entities.notifier import EntityNotifier
+from serving.entities.outcomes import OutcomeReader, OutcomeWriter
 from serving.entities.predictor import EntityPredictor
-from serving.entities.store import Source
-from serving.entities.writer import OutcomeWriter
+from serving.entities.store import EntityStore
 from serving.events.log import EventLog
 from serving.http.admission import Admission
 from serving.http.sse import Streams
@@ -21,12 +21,12 @@ from serving.jobs.requests import JobReader
 from serving.jobs.runner import Runner
 from serving.jobs.store import JobStore
 from serving.master.announcements import Announcements
-from serving.monitoring.quality import LiveQuality, OutcomeReader
+from serving.monitoring.quality import LiveQuality
 from serving.predict.batcher import Batcher
 from serving.predict.inference import Inference
 from serving.process.executor import Executor
 from serving.schedules.building import Schedules
-from serving.shared.metrics import BATCHES, CACHE, EXECUTORS, STREAMS, Metrics, breakers
+from serving.shared.metrics import BATCHES, CACHE, EXECUTORS, OUTCOMES_QUEUED, STREAMS, Metrics, breakers
 from serving.shared.state import Lasting
 from serving.telemetry.tracing import Tracing
 
@@ -51,9 +51,9 @@ class Jobs:
 class Data:
     """All that records and outcomes need: where they are kept, who is asked about them, who tells of them."""
 
-    source: Source
+    source: EntityStore
     predictor: EntityPredictor
-    arrivals: Arrivals
+    arrivals: EntityNotifier
     outcomes: OutcomeReader
     writer: OutcomeWriter
     quality: LiveQuality
@@ -109,6 +109,7 @@ class Parts:
             (CACHE, self.cache.stats.figures),
             (BATCHES, self.batcher.figures),
             (EXECUTORS, lambda: (self.executor.replacements,)),
+            (OUTCOMES_QUEUED, lambda: (self.data.writer.queued,)),
             (STREAMS, lambda: (self.streams.hub.open_streams,)),
             (breakers(("redis",)), lambda: (self.cache.redis_state in ("open", "half-open"),)),
         ):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from registry.store.options import LoadOptions
-from serving.entities.feed import parse_feeds
 from serving.errors import InvalidSetting
 from serving.http.cors import is_origin
 from serving.http.rate_limit import parse_rate
@@ -171,10 +170,13 @@ def _check_edge(settings: Settings) -> None:
             parse_rate(settings.rate_limit, settings.rate_limit_burst)
         except ValueError as error:
             raise InvalidSetting(f"RATE_LIMIT {error}") from None
-    try:
-        parse_feeds(settings.feeds)
-    except ValueError as error:
-        raise InvalidSetting(f"FEEDS {error}") from None
+    if settings.feeds:
+        from serving.entities.feeds import parse_feeds  # here: it imports what fetches them
+
+        try:
+            parse_feeds(settings.feeds)
+        except ValueError as error:
+            raise InvalidSetting(f"FEEDS {error}") from None
     if not all(map(is_origin, settings.cors_origins)):
         raise InvalidSetting("CORS_ORIGINS must be origins such as https://app.example, with commas")
 

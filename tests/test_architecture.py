@@ -49,8 +49,6 @@ TO_MEND: set[str] = {
     "serving.storage.http imports cache.breaker.Breaker",
     "serving.storage.http imports cache.breaker.State",
     "serving.storage.redis imports cache.connection.connection_settings",
-    "serving.entities.notifier imports serving.http.problems",
-    "serving.entities.predictor imports serving.http.problems.status_of",
 }
 
 PACKAGES = ("assembly", "cache", "registry", "serving")

@@ -13,7 +13,7 @@ from serving.settings import Settings
 
 if TYPE_CHECKING:
     from serving.entities.record import Record
-    from serving.entities.store import Source
+    from serving.entities.store import EntityStore
 
 
 def entities(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -41,7 +41,7 @@ def import_demo(settings: Settings) -> None:
     import_into(data_source(settings), (make_record(share, values, day) for share, day, values in market_records()))
 
 
-def import_into(source: Source, records: Iterable[Record]) -> None:
+def import_into(source: EntityStore, records: Iterable[Record]) -> None:
     """Keep the records and say how many they were. Raises InvalidRequest, StoreUnavailable."""
     from serving.entities.importing import import_records
 

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from serving.entities.record import Record, make_record, value_of
-from serving.entities.store import BATCH, Source
+from serving.entities.store import BATCH, EntityStore
 from serving.errors import InvalidRequest
 
 OWN = ("entity", "time", "id")
@@ -24,7 +24,7 @@ class Imported:
     new: int = 0
 
 
-async def import_records(source: Source, records: Iterable[Record]) -> Imported:
+async def import_records(source: EntityStore, records: Iterable[Record]) -> Imported:
     """Keep them all; what comes again changes nothing, so it may be run again. Raises StoreUnavailable.
 
     Where `records` raise InvalidRequest, those before are kept, and the message says how many.

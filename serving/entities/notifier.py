@@ -1,10 +1,10 @@
-"""Tells who follows an entity what the models say of records that have just arrived, behind the answer's back."""
+"""Predicts for records that have just arrived, in the background, and appends the result to their entity's events."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -14,71 +14,73 @@ from serving.entities.predictor import EntityAnswer, EntityPredictor
 from serving.entities.record import Record
 from serving.errors import ServingError, StoreUnavailable
 from serving.events.log import EventLog
-from serving.http import problems
 
-MAX_WAITING = 200
+MAX_QUEUED = 200
 CLOSING_SECONDS = 2.0
 
 log = structlog.get_logger(__name__)
 
 
 def topic_of(entity: str) -> str:
-    """Of the events of an entity; the id of a job has no colon."""
+    """The topic of an entity's events; a job's id has no colon."""
     return f"entity:{entity}"
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival:
-    """Records of one entity that came with one request; while they wait, only those that are told of."""
+class NewRecords:
+    """Records of one entity that arrived with one request."""
 
     entity: str
     records: Sequence[Record]
     request_id: str
 
 
-class Arrivals:
-    """Works on arrivals one after the other, so that they are told of in their order; drops what it has no room for."""
+class EntityNotifier:
+    """A queue of new records, worked off one after the other so that events keep their order; drops what overflows."""
 
-    def __init__(self, predictor: EntityPredictor, events: EventLog) -> None:
+    def __init__(
+        self, predictor: EntityPredictor, events: EventLog, problem_of: Callable[[Exception, str], bytes]
+    ) -> None:
+        """`problem_of` renders an error of a request, given by its id, as a problem document."""
         self._predictor = predictor
         self._events = events
-        self._waiting: deque[Arrival] = deque()
+        self._problem_of = problem_of
+        self._queue: deque[NewRecords] = deque()
         self._working: asyncio.Task[None] | None = None
 
-    def add(self, arrival: Arrival) -> None:
-        """Take it to be told of soon; never waits."""
-        if len(self._waiting) >= MAX_WAITING:
-            log.warning("Arrival is not told of", entity=arrival.entity)
+    def add(self, arrived: NewRecords) -> None:
+        """Queue the newest of these records; never waits."""
+        if len(self._queue) >= MAX_QUEUED:
+            log.warning("Entity event dropped: queue is full", entity=arrived.entity)
             return
-        newest = sorted(arrival.records, key=lambda record: record.time, reverse=True)[: self._predictor.most]
-        self._waiting.append(replace(arrival, records=newest))
+        newest = sorted(arrived.records, key=lambda record: record.time, reverse=True)[: self._predictor.max_records]
+        self._queue.append(replace(arrived, records=newest))
         if self._working is None or self._working.done():
             # a task for each burst: an idle worker has none, and none exists before the fork
             self._working = asyncio.get_running_loop().create_task(self._work())
 
     async def close(self) -> None:
-        """Tell of those that wait, for two seconds at most."""
+        """Work off the queue for at most CLOSING_SECONDS; drop the rest."""
         if self._working is not None:
             await asyncio.wait({self._working}, timeout=CLOSING_SECONDS)
             self._working.cancel()
             await asyncio.gather(self._working, return_exceptions=True)
             self._working = None
-        self._waiting.clear()
+        self._queue.clear()
 
     async def _work(self) -> None:
-        while self._waiting:
-            arrival = self._waiting.popleft()
-            kind, data = await self._say(arrival)
+        while self._queue:
+            arrived = self._queue.popleft()
+            kind, data = await self._predict(arrived)
             try:
-                await self._events.append(topic_of(arrival.entity), kind, data)
+                await self._events.append(topic_of(arrived.entity), kind, data)
             except StoreUnavailable as error:
-                log.warning("Event is lost", entity=arrival.entity, kind=kind, error=str(error))
+                log.warning("Event is lost", entity=arrived.entity, kind=kind, error=str(error))
 
-    async def _say(self, arrival: Arrival) -> tuple[str, bytes]:
-        """The kind of the event and its data: what the models say, or why they do not."""
+    async def _predict(self, arrived: NewRecords) -> tuple[str, bytes]:
+        """The kind of the event and its data: the predictions, or the problem that prevented them."""
         try:
-            answers = await self._predictor.predict_records(arrival.records, self._predictor.bound())
+            answers = await self._predictor.predict_records(arrived.records, self._predictor.bound())
         except (ServingError, RegistryError) as error:
-            _, _, problem = problems.render(error, arrival.request_id)
-            return "refused", problem
-        return "predictions", EntityAnswer(arrival.entity, arrival.records, answers).content()
+            return "refused", self._problem_of(error, arrived.request_id)
+        return "predictions", EntityAnswer(arrived.entity, arrived.records, answers).content()

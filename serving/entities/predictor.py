@@ -1,33 +1,71 @@
-"""What all models that are bound to entities say of the newest records of one, in one pass."""
+"""The predictions of all models that are bound to entities, for the newest records of one entity."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from cache.flight import Answer
+from cache.memory import MemoryTier
 from registry.errors import Fault, InvalidRows
 from registry.model import LoadedModel
 from registry.registry import Registry
 from registry.rows.features import Rows
-from serving.entities.reading import RecordReader
 from serving.entities.record import ENTITY, Record
-from serving.errors import DeadlineExceeded, EntityNotFound, InvalidRequest
-from serving.http.problems import status_of
+from serving.entities.store import EntityStore
+from serving.errors import DeadlineExceeded, EntityNotFound, InvalidRequest, StoreUnavailable
 from serving.predict.inference import Inference, Timing
 from serving.predict.operation import VERBS, Verb
 from serving.shared.metrics import Metrics
+
+REMEMBERED_BYTES = 2 << 20
+REMEMBERED_SECONDS = 3600.0
+
+_decode = msgspec.json.Decoder(list[Record]).decode
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Records of one entity, newest first; `stale` when the store is unavailable and they are from an earlier read."""
+
+    records: list[Record]
+    stale: bool = False
+
+
+class RecordReader:
+    """The newest records of entities, for one event loop; remembers them for when the store is unavailable."""
+
+    def __init__(self, store: EntityStore, max_records: int, *, max_bytes: int = REMEMBERED_BYTES) -> None:
+        """At most `max_records` of an entity are read; `max_bytes` are remembered, each record for an hour."""
+        self._store = store
+        self._remembered = MemoryTier(max_items=max_bytes, max_bytes=max_bytes, ttl_seconds=REMEMBERED_SECONDS)
+        self.max_records = max_records
+
+    async def newest(self, entity: str, limit: int) -> Reading:
+        """At most `limit` records, never more than `max_records`. Raises StoreUnavailable if none are remembered."""
+        key = entity.encode()
+        try:
+            records = await self._store.newest(entity, self.max_records)
+        except StoreUnavailable:
+            remembered = self._remembered.get(key)
+            if remembered is None:
+                raise
+            return Reading(_decode(remembered)[:limit], stale=True)
+        self._remembered.put(key, _encode(records))
+        return Reading(records[:limit])
+
 
 ANSWERS: dict[Verb, str] = {"predict": "predictions", "explain": "explanations"}
 
 
 @dataclass(frozen=True, slots=True)
 class ModelAnswer:
-    """What one model says of each record, by verb."""
+    """The answers of one model for each record, by verb."""
 
     model: LoadedModel
     answers: dict[Verb, list[Answer]]
@@ -35,7 +73,7 @@ class ModelAnswer:
 
 @dataclass(frozen=True, slots=True)
 class EntityAnswer:
-    """What the models say of the records of an entity; `stale` when newer records may be there."""
+    """The answers of all models for the records of an entity; `stale` when there may be newer records."""
 
     entity: str
     records: Sequence[Record]
@@ -44,11 +82,11 @@ class EntityAnswer:
 
     @property
     def sources(self) -> set[str]:
-        """Where the answers are from."""
+        """The sources of the answers."""
         return {source for one in self.models for answers in one.answers.values() for _, source in answers}
 
     def content(self) -> bytes:
-        """As JSON, put together from ready pieces; names and versions need no escaping."""
+        """The answer as JSON, joined from encoded pieces; names and versions need no escaping."""
         head = {
             "entity": self.entity,
             "stale": self.stale,
@@ -61,15 +99,24 @@ class EntityAnswer:
 class EntityPredictor:
     """Asks the models that are bound to entities. Built before the fork; belongs to one event loop after it."""
 
-    def __init__(self, registry: Registry, inference: Inference, reader: RecordReader, metrics: Metrics) -> None:
-        self._metrics = metrics
+    def __init__(
+        self,
+        registry: Registry,
+        inference: Inference,
+        reader: RecordReader,
+        metrics: Metrics,
+        status_of: Callable[[Exception], int],
+    ) -> None:
+        """`status_of` is the HTTP status under which an error is counted."""
         self._registry = registry
         self._inference = inference
         self._reader = reader
-        self.most = reader.most
+        self._metrics = metrics
+        self._status_of = status_of
+        self.max_records = reader.max_records
 
     def bound(self, names: Sequence[str] | None = None) -> list[LoadedModel]:
-        """The live versions of the models of these names, or of all. Raises ModelNotFound, InvalidRequest."""
+        """The live versions of the named models, or of all. Raises ModelNotFound, InvalidRequest."""
         if names is None:
             return [model for model in self._registry.live() if model.manifest.entities]
         models = [self._registry.get(name) for name in dict.fromkeys(names)]
@@ -87,7 +134,7 @@ class EntityPredictor:
         explained: bool = False,
         timeout: float | None = None,
     ) -> EntityAnswer:
-        """The predictions, and if asked for the explanations, of at most `limit` records, newest first.
+        """Predictions, and explanations if `explained`, for at most `limit` records, newest first.
 
         `timeout`, in seconds, may shorten the deadline, never lengthen it. Raises EntityNotFound, StoreUnavailable,
         InvalidRequest, ModelNotFound, InvalidRows naming record, column and model, and what `Inference.answer` raises.
@@ -95,7 +142,7 @@ class EntityPredictor:
         started = time.monotonic()
         models = self.bound(names)
         check_entity(entity)
-        reading = await self._reader.newest(entity, self.most if limit is None else limit)
+        reading = await self._reader.newest(entity, self.max_records if limit is None else limit)
         if not reading.records:
             raise EntityNotFound
         left = None if timeout is None else timeout - (time.monotonic() - started)
@@ -112,7 +159,7 @@ class EntityPredictor:
         explained: bool = False,
         timeout: float | None = None,
     ) -> list[ModelAnswer]:
-        """The same of records at hand."""
+        """Predictions, and explanations if `explained`, for these records. Raises InvalidRows, `Inference.answer`'s."""
         tables = [rows_of(model, records) for model in models]
         verbs: tuple[Verb, ...] = VERBS if explained else ("predict",)
         answers = await asyncio.gather(
@@ -129,18 +176,18 @@ class EntityPredictor:
         ]
 
     async def _answer(self, model: LoadedModel, verb: Verb, rows: Rows, timeout: float | None) -> list[Answer]:
-        figures, started = self._metrics.model(model.name, verb), time.perf_counter()
+        counters, started = self._metrics.model(model.name, verb), time.perf_counter()
         try:
             answers = await self._inference.answer(model, verb, rows, timing=Timing(), timeout=timeout)
         except Exception as error:
-            figures.refused(status_of(error))
+            counters.refused(self._status_of(error))
             raise
-        figures.answered(time.perf_counter() - started, [source for _, source in answers])
+        counters.answered(time.perf_counter() - started, [source for _, source in answers])
         return answers
 
 
 def check_entity(entity: str) -> None:
-    """Raise EntityNotFound for what no entity can be called."""
+    """Raises EntityNotFound for a name that no entity can have."""
     if not ENTITY.fullmatch(entity):
         raise EntityNotFound
 
@@ -152,7 +199,9 @@ def rows_of(model: LoadedModel, records: Sequence[Record]) -> Rows:
     try:
         return model.schema.rows(instances)
     except InvalidRows as error:
-        faults = [Fault(fault.instance, fault.feature, f"{fault.reason}, says {model.name}") for fault in error.faults]
+        faults = [
+            Fault(fault.instance, fault.feature, f"{fault.reason} (model {model.name})") for fault in error.faults
+        ]
         raise InvalidRows(faults) from None
 
 

@@ -1,4 +1,4 @@
-"""A record of an entity, an outcome of a prediction, and what they may hold."""
+"""A record of an entity and an outcome of a prediction, with the values that they may hold."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ Value = float | int | str | bool | None
 ENTITY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 ID = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
 
-TRUTHS = {"true": True, "false": False}
+BOOLEANS = {"true": True, "false": False}
 
 MAX_COLUMNS = 200
-LONGEST_NAME = 64
-LONGEST_TEXT = 500
-MAX_BYTES = 16 * 1024
-"""Of one record's values as JSON."""
+MAX_NAME_CHARACTERS = 64
+MAX_STRING_CHARACTERS = 500
+MAX_RECORD_BYTES = 16 * 1024
+"""The limit of a record's values as JSON."""
+MAX_TIME_CHARACTERS = 64
 
-LARGEST_INTEGER = 2**53
-"""Up to here a row, which is float64, holds every whole number."""
+MAX_INTEGER = 2**53
+"""Up to here a row, which is float64, represents every integer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What was known of an entity at a time: the columns from which models take their features."""
+    """The columns known about an entity at a time; models take their features from them."""
 
     entity: str
     id: str
-    """Of the same entity no other record has it: who sends a record twice stores it once."""
+    """Unique within the entity: a record that is sent twice is stored once."""
     time: datetime
     """In UTC, to the millisecond."""
     values: Mapping[str, Value]
@@ -46,35 +47,34 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What really happened to an instance that a model was asked about, in the model's own terms."""
+    """What really happened to an instance that a model was asked about: one of its labels, or a number."""
 
     model: str
     version: str
-    """The one that is judged by it."""
+    """The version whose quality it measures."""
     id: str
     time: datetime
     instance: Mapping[str, Any]
     outcome: str | float
-    """A label, or a number."""
     prediction: str | float | None
-    """What that version answers; None when it fails on the instance."""
+    """The prediction of that version; None when it failed on the instance."""
 
 
 class Judged(NamedTuple):
-    """What really happened, and what a version of a model had answered."""
+    """An outcome, and the prediction that a version had made."""
 
     outcome: str | float
     prediction: str | float
 
 
 def make_record(entity: str, values: Any, time: str | None = None, record_id: str | None = None) -> Record:
-    """A record of what somebody has sent. Without a time it is of now.
+    """A record from what a client sent; its time is now unless given.
 
-    Without an id, it gets one of its time and values, so that the same record sent twice is one; and a random one if it
-    has no time either. Raises InvalidRequest, which does not quote values.
+    A record without an id gets one derived from its time and values, so that sending it twice stores it once; without a
+    time either, the id is random. Raises InvalidRequest, which does not quote values.
     """
     if not ENTITY.fullmatch(entity):
-        raise InvalidRequest("an entity is 1 to 64 letters, digits and ._-, of which a letter or digit comes first")
+        raise InvalidRequest("an entity is 1 to 64 letters, digits and ._-, beginning with a letter or digit")
     checked = check_values(values)
     moment = now() if time is None else parse_time(time)
     if record_id is None:
@@ -87,15 +87,15 @@ def make_record(entity: str, values: Any, time: str | None = None, record_id: st
 
 
 def check_values(values: Any) -> dict[str, Value]:
-    """Columns and their values as they are kept: finite numbers, no -0.0, which not every store keeps apart from 0."""
+    """The values to store: finite numbers only, and -0.0 as 0.0, because some stores do not distinguish them."""
     if not isinstance(values, dict) or not 0 < len(values) <= MAX_COLUMNS:
         raise InvalidRequest(f"values must be an object of 1 to {MAX_COLUMNS} columns")
     for name in values:
-        if not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
-            raise InvalidRequest(f"a column's name is 1 to {LONGEST_NAME} printable characters")
+        if not 0 < len(name) <= MAX_NAME_CHARACTERS or not name.isprintable():
+            raise InvalidRequest(f"a column's name is 1 to {MAX_NAME_CHARACTERS} printable characters")
     checked = {name: _check_value(name, value) for name, value in values.items()}
-    if len(msgspec.json.encode(checked)) > MAX_BYTES:
-        raise InvalidRequest(f"a record may have {MAX_BYTES} bytes")
+    if len(msgspec.json.encode(checked)) > MAX_RECORD_BYTES:
+        raise InvalidRequest(f"a record may have {MAX_RECORD_BYTES} bytes")
     return checked
 
 
@@ -103,12 +103,12 @@ def _check_value(name: str, value: Any) -> Value:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
-        if len(value) > LONGEST_TEXT or "\0" in value:
-            raise InvalidRequest(f"{name} must be at most {LONGEST_TEXT} characters, none of them NUL")
+        if len(value) > MAX_STRING_CHARACTERS or "\0" in value:
+            raise InvalidRequest(f"{name} must be at most {MAX_STRING_CHARACTERS} characters, none of them NUL")
         return value
     if not isinstance(value, int | float):
-        raise InvalidRequest(f"{name} must be a number, a text, true, false or null")
-    if isinstance(value, int) and abs(value) <= LARGEST_INTEGER:
+        raise InvalidRequest(f"{name} must be a number, a string, true, false or null")
+    if isinstance(value, int) and abs(value) <= MAX_INTEGER:
         return value
     try:
         number = float(value)
@@ -120,13 +120,13 @@ def _check_value(name: str, value: Any) -> Value:
 
 
 def value_of(cell: str) -> Value:
-    """What a cell of a CSV holds: nothing, a truth, a number, or else a text."""
+    """The value of a CSV cell: null if it is empty, a boolean, a number, or else a string."""
     if not cell:
         return None
-    if cell.lower() in TRUTHS:
-        return TRUTHS[cell.lower()]
+    if cell.lower() in BOOLEANS:
+        return BOOLEANS[cell.lower()]
     if not cell.isascii() or "_" in cell:
-        return cell  # float() takes digits of every script, and underscores between them
+        return cell  # float() accepts digits of every script, and underscores between them
     for kind in (int, float):
         try:
             return kind(cell)
@@ -136,29 +136,29 @@ def value_of(cell: str) -> Value:
 
 
 def parse_time(text: str) -> datetime:
-    """A date or a time as ISO 8601 writes it; in UTC if it does not say. Raises InvalidRequest."""
+    """A date or a time in ISO 8601; UTC unless it has a zone. Raises InvalidRequest."""
     try:
-        moment = datetime.fromisoformat(text) if len(text) <= LONGEST_NAME else None
+        moment = datetime.fromisoformat(text) if len(text) <= MAX_TIME_CHARACTERS else None
         if moment is not None:
             return in_utc(moment)
     except (ValueError, OverflowError):
         pass
-    raise InvalidRequest("a time is written as ISO 8601 has it: 2026-05-01, 2026-05-01T12:30:00Z")
+    raise InvalidRequest("a time must be in ISO 8601, such as 2026-05-01 or 2026-05-01T12:30:00Z")
 
 
 def in_utc(moment: datetime) -> datetime:
-    """The same moment in UTC, to the millisecond; one without a zone is taken for UTC."""
+    """The moment in UTC, to the millisecond; one without a zone is taken as UTC."""
     aware = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     return aware.replace(microsecond=aware.microsecond // 1000 * 1000)
 
 
 def now() -> datetime:
-    """To the millisecond, in UTC."""
+    """The current time in UTC, to the millisecond."""
     return in_utc(datetime.now(UTC))
 
 
 def new_id() -> str:
-    """96 random bits."""
+    """An id of 96 random bits."""
     return secrets.token_hex(12)
 
 

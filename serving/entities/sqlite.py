@@ -47,7 +47,7 @@ FORGET_OLDEST_OUTCOMES = """
         select number from outcomes where model = ? order by number desc limit -1 offset ?)"""
 
 
-class SQLiteSource:
+class SQLiteEntityStore:
     """A Source in `data.db`, shared by the processes of this box."""
 
     state = "disabled"

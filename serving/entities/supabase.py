@@ -27,7 +27,7 @@ from supabase import AsyncClient, acreate_client
 from supabase.lib.client_options import AsyncClientOptions
 
 from cache.breaker import Breaker
-from serving.entities.record import LARGEST_INTEGER, Judged, Outcome, Record, Value, in_utc
+from serving.entities.record import MAX_INTEGER, Judged, Outcome, Record, Value, in_utc
 from serving.errors import StoreUnavailable
 
 RECORDS, OUTCOMES = "entity_records", "model_outcomes"
@@ -53,7 +53,7 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
-class SupabaseSource:
+class SupabaseEntityStore:
     """A Source in two tables of one project. Building it connects to nothing, so it may be forked."""
 
     def __init__(
@@ -251,7 +251,7 @@ def _values(data: dict[str, Any]) -> dict[str, Value]:
 
 
 def _is_large(value: Any) -> bool:
-    return type(value) is int and abs(value) > LARGEST_INTEGER
+    return type(value) is int and abs(value) > MAX_INTEGER
 
 
 def _outcome(row: dict[str, Any]) -> Outcome:

@@ -30,7 +30,7 @@ ALERTED: Mapping[str, str] = {
     "Jobs are out of reach": "jobs",
     "Events cannot be read": "events",
     "Supabase is away": "records",
-    "Outcomes are lost": "outcomes",
+    "Outcomes lost": "outcomes",
     "Runner is lost": "runner",
     "Scheduler is lost": "runner",
     "Reload refused": "reload",

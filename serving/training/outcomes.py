@@ -9,10 +9,10 @@ import pandas as pd
 
 from registry.training.script import OUTCOME, TIME
 from serving.entities.record import Outcome
-from serving.entities.store import Source
+from serving.entities.store import EntityStore
 
 
-def outcome_reader(source: Source, limit: int) -> Callable[[str], Coroutine[Any, Any, pd.DataFrame]]:
+def outcome_reader(source: EntityStore, limit: int) -> Callable[[str], Coroutine[Any, Any, pd.DataFrame]]:
     """A function from a model's name to the last `limit` outcomes that came of it, as `outcome_frame` has them.
 
     It may be called in a forked process, in an event loop of its own, and leaves nothing open there. It raises

@@ -16,7 +16,7 @@ from harness.jobs import call
 from harness.service import ADMIN_TOKEN, Service
 from harness.sse import Frame, Stream
 from harness.supabase import SupabaseServer
-from serving.entities.supabase import SupabaseSource
+from serving.entities.supabase import SupabaseEntityStore
 
 SQLITE_ALONE = pytest.mark.parametrize("entities", ["sqlite"], indirect=True)
 
@@ -38,7 +38,7 @@ def entities(
     if request.param == "supabase":
         server: SupabaseServer = request.getfixturevalue("shared_supabase")
         server.empty()
-        import_market(SupabaseSource(server.url, server.key, keep_records=1000, keep_outcomes=1000))
+        import_market(SupabaseEntityStore(server.url, server.key, keep_records=1000, keep_outcomes=1000))
         environ |= {"SUPABASE_URL": server.url, "SUPABASE_SERVICE_KEY": server.key}
     else:
         import_market(sqlite_source(directory))
@@ -119,7 +119,9 @@ def test_a_column_that_a_model_lacks_is_named(entities: Service, entity: str) ->
     assert send_record(entities, entity, values=incomplete | {"more": "than they need"}).status == 201
     answer = ask(entities, entity, "?models=market-range")
     assert answer.status == 422
-    assert answer.json["errors"] == [{"instance": 0, "feature": "range_5d", "reason": "is missing, says market-range"}]
+    assert answer.json["errors"] == [
+        {"instance": 0, "feature": "range_5d", "reason": "is missing (model market-range)"}
+    ]
 
 
 def test_the_deadline_may_be_shortened_for_entities_too(entities: Service, entity: str) -> None:
@@ -170,7 +172,7 @@ async def test_who_follows_hears_why_a_record_is_not_predicted(entities: Service
         send_record(entities, entity, values={"strange": 1})
         frame = await anext(frames)
     assert frame["event"] == "refused"
-    assert json.loads(frame["data"])["errors"][0]["reason"] == "is missing, says market-direction"
+    assert json.loads(frame["data"])["errors"][0]["reason"] == "is missing (model market-direction)"
 
 
 BAD_RECORDS: dict[bytes, int] = {

@@ -16,7 +16,7 @@ from harness.jobs import Answer
 from harness.processes import eventually
 from harness.service import Service
 from harness.supabase import SupabaseServer, token
-from serving.entities.supabase import SupabaseSource
+from serving.entities.supabase import SupabaseEntityStore
 
 BACK_SECONDS = 10.0
 PAUSE_SECONDS = 1.0
@@ -35,7 +35,7 @@ def environ(models: Path, server: SupabaseServer, key: str) -> dict[str, str]:
 @pytest.fixture
 def served(models: Path, own_supabase: SupabaseServer) -> Iterator[Service]:
     """One worker over a Supabase of its own that holds the market."""
-    import_market(SupabaseSource(own_supabase.url, own_supabase.key, keep_records=1000, keep_outcomes=1000))
+    import_market(SupabaseEntityStore(own_supabase.url, own_supabase.key, keep_records=1000, keep_outcomes=1000))
     with Service(environ(models, own_supabase, own_supabase.key)) as service:
         yield service
 

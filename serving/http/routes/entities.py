@@ -1,7 +1,8 @@
-"""`/v1/entities`: send in records of an entity, ask all models about its newest ones, follow what they say."""
+"""`/v1/entities`: store records of an entity, predict for its newest ones, follow the predictions as events."""
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from typing import Annotated, Any
@@ -10,21 +11,27 @@ import msgspec
 import structlog
 from fastapi import APIRouter, Header, Query, Request, Response
 
-from serving.entities.notifier import Arrival, Arrivals, topic_of
-from serving.entities.parse import read_records
+from serving.entities.notifier import EntityNotifier, NewRecords, topic_of
 from serving.entities.predictor import EntityAnswer, EntityPredictor, check_entity
-from serving.entities.store import Source
-from serving.errors import InvalidRequest
+from serving.entities.record import Record, make_record
+from serving.entities.store import EntityStore
+from serving.errors import InvalidRequest, TooManyInstances
 from serving.http.clients import network_of
 from serving.http.edge import check_json, read_body
 from serving.http.routes.predict import parse_timeout
 from serving.http.routes.streams import LastSeen
 from serving.http.sse import EventStream, Frames, Streams, frame, opening
+from serving.predict.request_body import decode
 
 log = structlog.get_logger(__name__)
 
 COUNT = re.compile(r"[1-9][0-9]{0,8}")
-TRUTHS = {"true": True, "1": True, "false": False, "0": False, "": False}
+BOOLEANS = {"true": True, "1": True, "false": False, "0": False, "": False}
+
+RECORDS_AT_ONCE = 25
+"""Records that are parsed in a row, for at most 5 ms; then other tasks have their turn on the event loop."""
+
+USAGE = 'send an object: {"values": {...}}, or {"records": [...]} for several'
 
 RECORD: dict[str, Any] = {
     "type": "object",
@@ -32,10 +39,10 @@ RECORD: dict[str, Any] = {
         "values": {
             "type": "object",
             "additionalProperties": {"type": ["number", "string", "boolean", "null"]},
-            "description": "Columns, of which each model takes its own",
+            "description": "Columns; each model takes its features from them",
         },
-        "time": {"type": "string", "description": "ISO 8601; now if it is not given"},
-        "id": {"type": "string", "description": "A record that is sent again with its id is stored once"},
+        "time": {"type": "string", "description": "ISO 8601; default now"},
+        "id": {"type": "string", "description": "A record that is sent twice with the same id is stored once"},
     },
     "required": ["values"],
     "additionalProperties": False,
@@ -48,24 +55,66 @@ SEVERAL: dict[str, Any] = {
 }
 
 
+class RecordBody(msgspec.Struct, forbid_unknown_fields=True):
+    """One record of several."""
+
+    values: dict[str, Any]
+    time: str | None = None
+    id: str | None = None
+
+
+class RecordsBody(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a request: one record, or several."""
+
+    values: dict[str, Any] | None = None
+    time: str | None = None
+    id: str | None = None
+    records: list[RecordBody] | None = None
+
+
+_body = msgspec.json.Decoder(RecordsBody)
+
+
+async def read_records(entity: str, body: bytes, max_records: int) -> list[Record]:
+    """One record or more. Raises NotJSON, InvalidRequest naming the record, TooManyInstances."""
+    sent = decode(_body, body, USAGE)
+    if sent.records is None:
+        if sent.values is None:
+            raise InvalidRequest(USAGE)
+        return [make_record(entity, sent.values, sent.time, sent.id)]
+    if (sent.values, sent.time, sent.id) != (None, None, None) or not sent.records:
+        raise InvalidRequest(USAGE)
+    if len(sent.records) > max_records:
+        raise TooManyInstances(f"a request may have {max_records} records; send more as several requests")
+    records = []
+    for index, one in enumerate(sent.records):
+        if index % RECORDS_AT_ONCE == RECORDS_AT_ONCE - 1:
+            await asyncio.sleep(0)
+        try:
+            records.append(make_record(entity, one.values, one.time, one.id))
+        except InvalidRequest as error:
+            raise InvalidRequest(f"record {index}: {error}") from None
+    return records
+
+
 def entities_router(
-    source: Source,
+    store: EntityStore,
     predictor: EntityPredictor,
-    arrivals: Arrivals,
+    notifier: EntityNotifier,
     streams: Streams,
     *,
     max_body_bytes: int,
     max_records: int,
     access_log: bool,
 ) -> APIRouter:
-    """Records are kept by `source`; what the models say of new ones is told by `arrivals`."""
+    """Routes that write to `store`; `notifier` predicts for new records."""
     router = APIRouter(prefix="/v1/entities", tags=["entities"])
 
     @router.post(
         "/{entity}/records",
         status_code=201,
-        summary="Store a record, or several",
-        responses={200: {"description": "All of them were stored before"}},
+        summary="Store one record or several",
+        responses={200: {"description": "All of them had been stored before"}},
         openapi_extra={
             "requestBody": {
                 "required": True,
@@ -73,23 +122,25 @@ def entities_router(
             }
         },
     )
-    async def store(entity: str, request: Request) -> Response:
+    async def add_records(entity: str, request: Request) -> Response:
         check_entity(entity)
         headers = dict(request.scope["headers"])
         check_json(headers)
         records = await read_records(entity, await read_body(headers, request.receive, max_body_bytes), max_records)
-        stored = await source.add_records(records)
+        stored = await store.add_records(records)
         if stored:
-            arrivals.add(Arrival(entity, records, request.state.request_id))
+            notifier.add(NewRecords(entity, records, request.state.request_id))
         answer = {"entity": entity, "stored": stored, "ids": [record.id for record in records]}
         return Response(msgspec.json.encode(answer), 201 if stored else 200, media_type="application/json")
 
-    @router.get("/{entity}/predictions", summary="What the models say of the newest records, newest first")
+    @router.get("/{entity}/predictions", summary="Predictions of all models for the newest records, newest first")
     async def predict(
         entity: str,
-        models: Annotated[str | None, Query(description="Names, with commas; all that are bound to entities")] = None,
-        limit: Annotated[str | None, Query(description="Records; never more than MAX_LIMIT_CHECKINS")] = None,
-        explain: Annotated[str, Query(description="`true` adds what each column contributes")] = "false",
+        models: Annotated[
+            str | None, Query(description="Names separated by commas; default all models that are bound to entities")
+        ] = None,
+        limit: Annotated[str | None, Query(description="Number of records, at most MAX_LIMIT_CHECKINS")] = None,
+        explain: Annotated[str, Query(description="`true` adds the contribution of each column")] = "false",
         x_request_timeout: Annotated[
             str | None, Header(description="Seconds; may shorten the deadline, never lengthen it")
         ] = None,
@@ -110,7 +161,7 @@ def entities_router(
 
     @router.get(
         "/{entity}/events",
-        summary="What the models say of each record that arrives, as server-sent events",
+        summary="Predictions for each record that arrives, as server-sent events",
         response_class=Response,
         responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
     )
@@ -123,7 +174,7 @@ def entities_router(
 
 
 async def _frames(streams: Streams, entity: str, after: int | None, address: str) -> Frames:
-    """From now on, or from where the client left off; without an end."""
+    """An endless stream from now on, or from where the client left off."""
     async with streams.hub.subscribe(topic_of(entity), after=after, address=address) as stream:
         yield opening(stream.position)
         async for event in stream:
@@ -146,11 +197,11 @@ def _count(text: str | None) -> int | None:
     if text is None:
         return None
     if not COUNT.fullmatch(text):
-        raise InvalidRequest("limit is a number from 1")
+        raise InvalidRequest("limit must be a positive integer")
     return int(text)
 
 
 def _truth(text: str) -> bool:
-    if text.lower() not in TRUTHS:
-        raise InvalidRequest("explain is true or false")
-    return TRUTHS[text.lower()]
+    if text.lower() not in BOOLEANS:
+        raise InvalidRequest("explain must be true or false")
+    return BOOLEANS[text.lower()]

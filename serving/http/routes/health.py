@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 
 from cache.tiered import TieredCache
 from registry.registry import Registry
-from serving.entities.store import Source
+from serving.entities.store import EntityStore
 from serving.process.kernel import read_age, read_rss
 from serving.shared.pressure import Pressure
 from serving.shared.reloads import Reloads
@@ -25,7 +25,7 @@ def health_router(
     reloads: Reloads,
     jobs: StoreWatch,
     records: StoreWatch,
-    source: Source,
+    source: EntityStore,
     pressure: Pressure,
     trainings: LastTrainings,
 ) -> APIRouter:

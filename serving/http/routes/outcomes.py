@@ -1,4 +1,4 @@
-"""`POST /v1/models/{model}/outcomes`: what really happened, for retraining and to see how good a model is."""
+"""`POST /v1/models/{model}/outcomes`: store what really happened, for retraining and to measure quality."""
 
 from __future__ import annotations
 
@@ -8,51 +8,55 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from serving.entities.store import Source
-from serving.entities.writer import OutcomeWriter
+from serving.entities.outcomes import OutcomeReader, OutcomeWriter
+from serving.entities.store import EntityStore
 from serving.http.edge import check_json, read_body
-from serving.monitoring.quality import OutcomeReader
 
-LATE = "respond-async"
-"""The preference (RFC 7240) of who does not wait until the outcomes are stored."""
+RESPOND_ASYNC = "respond-async"
+"""The preference (RFC 7240) of a client that does not wait until its outcomes are stored."""
 
 BODY: dict[str, Any] = {
     "type": "object",
     "properties": {
-        "instances": {"type": "array", "minItems": 1, "description": "As they are sent for predictions"},
-        "outcomes": {"type": "array", "description": "For each instance, its label or its number"},
-        "version": {"type": "string", "description": "Which is judged by it; the live one if none is named"},
-        "time": {"type": "string", "description": "When it happened, ISO 8601; now if it is not given"},
-        "request_id": {"type": "string", "description": "Of the prediction; what is sent again is stored once"},
+        "instances": {"type": "array", "minItems": 1, "description": "Instances as they are sent for predictions"},
+        "outcomes": {"type": "array", "description": "The label or the number of each instance"},
+        "version": {"type": "string", "description": "The version whose quality it measures; default the live one"},
+        "time": {"type": "string", "description": "When it happened, ISO 8601; default now"},
+        "request_id": {
+            "type": "string",
+            "description": "The prediction request; what is sent twice with it is stored once",
+        },
     },
     "required": ["instances", "outcomes"],
     "additionalProperties": False,
 }
 
 
-def outcomes_router(source: Source, reader: OutcomeReader, writer: OutcomeWriter, *, max_body_bytes: int) -> APIRouter:
-    """Outcomes are kept by `source`, or for who does not wait by `writer`."""
+def outcomes_router(
+    store: EntityStore, reader: OutcomeReader, writer: OutcomeWriter, *, max_body_bytes: int
+) -> APIRouter:
+    """Outcomes go to `store`, or to `writer` if the client does not wait."""
     router = APIRouter(prefix="/v1/models", tags=["outcomes"])
 
     @router.post(
         "/{model}/outcomes",
         status_code=201,
-        summary="Say what really happened",
+        summary="Store the outcomes of predictions",
         responses={
-            200: {"description": "All of them were stored before"},
-            202: {"description": "They will be stored, for who sends `Prefer: respond-async`"},
+            200: {"description": "All of them had been stored before"},
+            202: {"description": "They will be stored soon (`Prefer: respond-async`)"},
         },
         openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": BODY}}}},
     )
-    async def store(model: str, request: Request) -> Response:
+    async def add_outcomes(model: str, request: Request) -> Response:
         headers = dict(request.scope["headers"])
         check_json(headers)
         outcomes = await reader.read(model, await read_body(headers, request.receive, max_body_bytes))
         said: dict[str, Any] = {"model": outcomes[0].model, "version": outcomes[0].version}
-        if request.headers.get("prefer", "").strip().lower() == LATE:
+        if request.headers.get("prefer", "").strip().lower() == RESPOND_ASYNC:
             writer.add(outcomes)
             return _answer(said | {"accepted": len(outcomes)}, HTTPStatus.ACCEPTED)
-        stored = await source.add_outcomes(outcomes)
+        stored = await store.add_outcomes(outcomes)
         return _answer(said | {"stored": stored}, HTTPStatus.CREATED if stored else HTTPStatus.OK)
 
     return router

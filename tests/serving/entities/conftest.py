@@ -13,13 +13,13 @@ import pytest
 from harness.supabase import SupabaseServer
 from serving.entities import supabase
 from serving.entities.record import Outcome, Record, make_record
-from serving.entities.sqlite import SQLiteSource
-from serving.entities.store import Source
-from serving.entities.supabase import SupabaseSource
+from serving.entities.sqlite import SQLiteEntityStore
+from serving.entities.store import EntityStore
+from serving.entities.supabase import SupabaseEntityStore
 from tests.serving.conftest import PATIENCE
 
 KEEP = 5
-Open = Callable[[], Source]
+Open = Callable[[], EntityStore]
 
 
 @pytest.fixture
@@ -32,17 +32,17 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=["sqlite", "supabase"])
 async def open_source(request: pytest.FixtureRequest, tmp_path: Path, patient: None) -> AsyncIterator[Open]:
     """Each call opens what another process would."""
-    opened: list[Source] = []
+    opened: list[EntityStore] = []
     if request.param == "supabase":
         server: SupabaseServer = request.getfixturevalue("shared_supabase")
         server.empty()
 
-    def open_one() -> Source:
-        source: Source
+    def open_one() -> EntityStore:
+        source: EntityStore
         if request.param == "supabase":
-            source = SupabaseSource(server.url, server.key, keep_records=KEEP, keep_outcomes=KEEP)
+            source = SupabaseEntityStore(server.url, server.key, keep_records=KEEP, keep_outcomes=KEEP)
         else:
-            source = SQLiteSource(tmp_path, keep_records=KEEP, keep_outcomes=KEEP)
+            source = SQLiteEntityStore(tmp_path, keep_records=KEEP, keep_outcomes=KEEP)
         opened.append(source)
         return source
 
@@ -52,7 +52,7 @@ async def open_source(request: pytest.FixtureRequest, tmp_path: Path, patient: N
 
 
 @pytest.fixture
-def source(open_source: Open) -> Source:
+def source(open_source: Open) -> EntityStore:
     return open_source()
 
 

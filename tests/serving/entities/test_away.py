@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from serving.entities.reading import RecordReader
+from serving.entities.outcomes import OutcomeWriter
+from serving.entities.predictor import RecordReader
 from serving.entities.record import Judged, Outcome, Record
-from serving.entities.writer import OutcomeWriter
 from serving.errors import DataQueueFull, StoreUnavailable
 from tests.serving.conftest import until
 from tests.serving.entities.conftest import outcome, record
@@ -102,20 +102,20 @@ async def test_outcomes_wait_until_the_source_is_back(source: FlakySource) -> No
     await until(lambda: _now(source.refused > 2))
     writer.add([outcome(2)])
     source.away = False
-    await until(lambda: _now(not writer.waiting))
+    await until(lambda: _now(not writer.queued))
     assert source.kept == [outcome(1), outcome(2)]
     await writer.close()
 
 
 async def test_no_more_outcomes_wait_than_may(source: FlakySource) -> None:
     source.away = True
-    writer = OutcomeWriter(source, max_waiting=2, closing_seconds=0.01)
+    writer = OutcomeWriter(source, max_queued=2, closing_seconds=0.01)
     writer.add([outcome(1)])
     with pytest.raises(DataQueueFull):
         writer.add([outcome(2), outcome(3)])
     writer.add([outcome(4)])
     await writer.close()
-    assert writer.waiting == 0
+    assert writer.queued == 0
     assert [task for task in asyncio.all_tasks() if "OutcomeWriter" in repr(task)] == []
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from serving.entities.feed import Feed, parse_feeds
+from serving.entities.feeds import Feed, parse_feeds
 
 PRICES = '{"name": "prices", "url": "https://example.org/prices.csv?key=secret", "format": "csv", "entity": "ticker"}'
 

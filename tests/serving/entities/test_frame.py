@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.entities.sqlite import SQLiteSource
+from serving.entities.sqlite import SQLiteEntityStore
 from serving.training.outcomes import outcome_reader
 from tests.serving.entities.conftest import outcome
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_outcomes_become_a_table_in_the_order_of_their_times(tmp_path: Path) -> None:
-    source = SQLiteSource(tmp_path, keep_records=1, keep_outcomes=10)
+    source = SQLiteEntityStore(tmp_path, keep_records=1, keep_outcomes=10)
     await source.add_outcomes([outcome(2), outcome(1, outcome="no"), outcome(0)])
     table = await outcome_reader(source, 2)("m")
     assert list(table.columns) == ["x", "kind", "flag", "missing", "outcome", "time"]
@@ -26,5 +26,5 @@ async def test_outcomes_become_a_table_in_the_order_of_their_times(tmp_path: Pat
 
 
 def test_reading_outcomes_leaves_no_thread_behind(tmp_path: Path) -> None:
-    asyncio.run(outcome_reader(SQLiteSource(tmp_path, keep_records=1, keep_outcomes=1), 1)("m"))
+    asyncio.run(outcome_reader(SQLiteEntityStore(tmp_path, keep_records=1, keep_outcomes=1), 1)("m"))
     assert [thread for thread in threading.enumerate() if thread.name.startswith("data")] == []

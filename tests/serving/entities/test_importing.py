@@ -8,7 +8,7 @@ import pytest
 
 from serving.entities.importing import import_records, read_table
 from serving.entities.record import make_record
-from serving.entities.sqlite import SQLiteSource
+from serving.entities.sqlite import SQLiteEntityStore
 from serving.entities.store import BATCH
 from serving.errors import InvalidRequest
 
@@ -38,7 +38,7 @@ def test_cells_become_what_they_look_like(tmp_path: Path) -> None:
 @pytest.mark.anyio
 async def test_a_file_may_be_imported_again_and_is_of_any_size(tmp_path: Path) -> None:
     lines = b"".join(b"%s,2024-01-01T00:00:%02d,%d\n" % (b"ab"[n % 2 : n % 2 + 1], n % 60, n) for n in range(BATCH + 3))
-    source = SQLiteSource(tmp_path, keep_records=10_000, keep_outcomes=1)
+    source = SQLiteEntityStore(tmp_path, keep_records=10_000, keep_outcomes=1)
     file = write(tmp_path, HEADER + lines)
     for new in (BATCH + 3, 0):
         done = await import_records(source, read_table(file))
@@ -52,7 +52,7 @@ BAD: dict[bytes, str] = {
     b"entity,x\n": "line 1: there must be a column time",
     b"entity,time,x,x\n": "line 1: two columns have the same name",
     HEADER + b"a,2024-01-01,1\na,2024-01-02\n": "line 3: has 2 values, the header has 3",
-    HEADER + b"a,yesterday,1\n": "line 2: a time is written as ISO 8601 has it",
+    HEADER + b"a,yesterday,1\n": "line 2: a time must be in ISO 8601",
     HEADER + b"../a,2024-01-01,1\n": "line 2: an entity is",
     HEADER + b"a,2024-01-01,nan\n": "line 2: x must be finite",
     HEADER + b"a,2024-01-01,1\n\n": "line 3: has 0 values, the header has 3",
@@ -75,7 +75,7 @@ def test_a_file_that_cannot_be_names_its_line(tmp_path: Path, content: bytes) ->
 @pytest.mark.anyio
 async def test_what_came_before_a_bad_line_is_kept_and_counted(tmp_path: Path) -> None:
     lines = b"".join(b"a,2024-01-01,%d\n" % number for number in range(BATCH))
-    source = SQLiteSource(tmp_path, keep_records=10_000, keep_outcomes=1)
+    source = SQLiteEntityStore(tmp_path, keep_records=10_000, keep_outcomes=1)
     with pytest.raises(InvalidRequest, match=f"line {BATCH + 2}: .*; the {BATCH} records before are imported"):
         await import_records(source, read_table(write(tmp_path, HEADER + lines + b"a,never,1\n")))
     assert len(await source.newest("a", 10_000)) == BATCH

@@ -9,14 +9,12 @@ from typing import Any
 import pytest
 
 from harness.stub import Stub, reply, serving
-from serving.entities.feed import Feed
-from serving.entities.polling import Polled, Poller
+from serving.entities.feeds import Feed, Polled, Poller
+from serving.entities.record import Record, make_record
 from serving.errors import InvalidRequest, OutboundFailed, StoreUnavailable
 from serving.storage.http import Outbound
 
 pytestmark = pytest.mark.anyio
-
-Record = tuple[str, str, str, tuple[tuple[str, Any], ...]]
 
 CSV = b"""\xef\xbb\xbfticker,date,close,note,halted
 AAPL,2026-05-01,171.5,,false
@@ -32,6 +30,9 @@ JSON = json.dumps(
 ).encode()
 
 
+DAY = "2026-05-01"
+
+
 class Store:
     """Keeps records as a real one does: what is there already changes nothing."""
 
@@ -40,18 +41,13 @@ class Store:
         self.away = False
         self.batches: list[int] = []
 
-    def make(self, entity: str, values: dict[str, Any], time: str, record_id: str | None) -> Record:
-        if not values:
-            raise InvalidRequest("values must be an object")
-        return entity, record_id or time, time, tuple(values.items())
-
-    async def add(self, records: Sequence[Record]) -> int:
+    async def add_records(self, records: Sequence[Record]) -> int:
         if self.away:
             raise StoreUnavailable("away")
         self.batches.append(len(records))
         before = len(self.kept)
         for record in records:
-            self.kept.setdefault(record[:2], record)
+            self.kept.setdefault((record.entity, record.id), record)
         return len(self.kept) - before
 
 
@@ -62,9 +58,9 @@ async def outbound() -> AsyncIterator[Outbound]:
     await outbound.close()
 
 
-def poller(outbound: Outbound, stub: Stub, store: Store, **options: Any) -> Poller[Record]:
+def poller(outbound: Outbound, stub: Stub, store: Store, **options: Any) -> Poller:
     feed = Feed(**({"name": "prices", "url": stub.url, "format": "csv"} | options))
-    return Poller([feed], outbound, store.make, store.add)
+    return Poller([feed], outbound, store)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -79,36 +75,30 @@ async def test_rows_become_records_once(outbound: Outbound, document: bytes, opt
         assert await feeds.fetch("prices") == Polled(records=2, new=2)
         assert await feeds.fetch("prices") == Polled(records=2, new=0), "polled again"
     assert list(store.kept.values()) == [
-        ("AAPL", "2026-05-01", "2026-05-01", (("close", 171.5), ("note", None), ("halted", False))),
-        ("MSFT", "2026-05-01", "2026-05-01", (("close", 402), ("note", "up_2"), ("halted", True))),
+        make_record("AAPL", {"close": 171.5, "note": None, "halted": False}, "2026-05-01"),
+        make_record("MSFT", {"close": 402, "note": "up_2", "halted": True}, "2026-05-01"),
     ]
 
 
 async def test_cells_of_a_table_keep_their_line_ends_and_separators(outbound: Outbound) -> None:
-    document = 'entity,time,note\r\na,1,"two\nlines"\r\nb,2,caf\x85e\u2028\x0c\r\n'.encode()
+    document = 'entity,time,note\r\na,2026-05-01,"two\nlines"\r\nb,2026-05-02,caf\x85e\u2028\x0c\r\n'.encode()
     store = Store()
     async with serving(lambda _number, _head: reply(200, document)) as stub:
         assert await poller(outbound, stub, store).fetch("prices") == Polled(records=2, new=2)
-    notes = [dict(values)["note"] for _, _, _, values in store.kept.values()]
+    notes = [record.values["note"] for record in store.kept.values()]
     assert notes == ["two\nlines", "caf\x85e\u2028\x0c"]
 
 
 async def test_bad_rows_are_named_and_counted_and_good_ones_kept(outbound: Outbound) -> None:
-    lines = ["entity,time,close", "a,1,1", ",2,2", "b,,3", "c,4", "d,5,5", *["x"] * 10]
+    lines = ["entity,time,close", f"a,{DAY},1", f",{DAY},2", "b,,3", f"c,{DAY}", f"d,{DAY},5", *["x"] * 10]
     store = Store()
     async with serving(lambda _number, _head: reply(200, "\n".join(lines).encode())) as stub:
         polled = await poller(outbound, stub, store).fetch("prices")
     assert (polled.records, polled.new, polled.refused) == (2, 2, 13)
-    assert polled.faults[:3] == ("row 2: entity is missing", "row 3: time is missing", "row 4: is no row")
+    assert polled.faults[:3] == ("row 2: entity is missing", "row 3: time is missing", "row 4: is not a row")
     assert len(polled.faults) == 5
-    rows: list[Any] = [
-        1,
-        None,
-        [],
-        {"entity": True, "time": 1},
-        {"entity": {}, "time": 1},
-        {"entity": "a", "time": 7, "v": 1},
-    ]
+    bad: list[Any] = [1, None, [], {"entity": True, "time": DAY}, {"entity": {}, "time": DAY}]
+    rows = [*bad, {"entity": 20260501, "time": 20260501, "v": 1}]
     async with serving(lambda _number, _head: reply(200, json.dumps(rows).encode())) as stub:
         polled = await poller(outbound, stub, Store(), format="json").fetch("prices")
     assert (polled.records, polled.refused) == (1, 5)
@@ -137,7 +127,7 @@ async def test_a_table_that_is_none_or_too_long_is_refused(outbound: Outbound, d
 async def test_what_has_not_changed_is_not_sent_again_once_it_is_kept(outbound: Outbound) -> None:
     def answer(_number: int, head: bytes) -> bytes:
         known = b'if-none-match: "7"' in head.lower() and b"if-modified-since: then" in head.lower()
-        return reply(304) if known else reply(200, b"entity,time,v\na,1,1\n", etag='"7"', last_modified="then")
+        return reply(304) if known else reply(200, b"entity,time,v\na,2026-05-01,1\n", etag='"7"', last_modified="then")
 
     store = Store()
     async with serving(answer) as stub:
@@ -151,7 +141,7 @@ async def test_what_has_not_changed_is_not_sent_again_once_it_is_kept(outbound: 
 
 
 async def test_many_rows_are_kept_some_at_a_time(outbound: Outbound) -> None:
-    document = "entity,time,v\n" + "".join(f"a,{number},1\n" for number in range(1200))
+    document = "entity,time,v\n" + "".join(f"a,{DAY},{number}\n" for number in range(1200))
     store = Store()
     async with serving(lambda _number, _head: reply(200, document.encode())) as stub:
         assert (await poller(outbound, stub, store).fetch("prices")).new == 1200

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from serving.entities.record import make_record
-from serving.entities.sqlite import JUDGED, SQLiteSource
-from serving.entities.store import Source
+from serving.entities.sqlite import JUDGED, SQLiteEntityStore
+from serving.entities.store import EntityStore
 from tests.serving.entities.conftest import KEEP, Open, outcome, record
 
 pytestmark = pytest.mark.anyio
@@ -36,20 +36,20 @@ VALUES = {
 }
 
 
-async def test_the_newest_records_come_first(source: Source) -> None:
+async def test_the_newest_records_come_first(source: EntityStore) -> None:
     records = [record(number) for number in (2, 0, 3, 1)]
     assert await source.add_records(records) == 4
     assert await source.newest("a", 3) == [record(3), record(2), record(1)]
 
 
-async def test_records_of_one_time_come_last_first(source: Source) -> None:
+async def test_records_of_one_time_come_last_first(source: EntityStore) -> None:
     same = [make_record("a", {"x": number}, "2024-01-01", str(number)) for number in range(3)]
     for one in same:
         await source.add_records([one])
     assert await source.newest("a", 2) == [same[2], same[1]]
 
 
-async def test_values_come_back_as_they_were(source: Source) -> None:
+async def test_values_come_back_as_they_were(source: EntityStore) -> None:
     given = make_record("a", VALUES, "2024-02-29T23:59:59.123Z", "1")
     await source.add_records([given])
     (found,) = await source.newest("a", 1)
@@ -60,7 +60,7 @@ async def test_values_come_back_as_they_were(source: Source) -> None:
 
 
 @pytest.mark.parametrize("moment", [datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, tzinfo=UTC)])
-async def test_times_far_away_are_kept(source: Source, moment: datetime) -> None:
+async def test_times_far_away_are_kept(source: EntityStore, moment: datetime) -> None:
     await source.add_records([make_record("a", {"x": 1}, moment.isoformat())])
     (found,) = await source.newest("a", 1)
     assert found.time == moment
@@ -73,16 +73,16 @@ async def test_a_record_that_comes_again_is_kept_once_as_it_came_first(open_sour
     assert await other.newest("a", KEEP) == [record(2), record(1)]
 
 
-async def test_the_same_id_of_another_entity_is_another_record(source: Source) -> None:
+async def test_the_same_id_of_another_entity_is_another_record(source: EntityStore) -> None:
     assert await source.add_records([record(1), record(1, "b")]) == 2
     assert await source.newest("b", KEEP) == [record(1, "b")]
 
 
-async def test_an_entity_without_records_has_none(source: Source) -> None:
+async def test_an_entity_without_records_has_none(source: EntityStore) -> None:
     assert await source.newest("nobody", 3) == []
 
 
-async def test_only_the_newest_records_of_each_entity_are_kept(source: Source) -> None:
+async def test_only_the_newest_records_of_each_entity_are_kept(source: EntityStore) -> None:
     await source.add_records([record(0, "other")])
     await source.add_records([record(number) for number in range(KEEP + 3)])
     assert [one.id for one in await source.newest("a", 100)] == [str(number) for number in range(KEEP + 2, 2, -1)]
@@ -96,7 +96,7 @@ async def test_records_that_come_at_once_are_all_kept(open_source: Open) -> None
     assert len(await sources[0].newest("a", 100)) == 4
 
 
-async def test_the_last_outcomes_come_first(source: Source) -> None:
+async def test_the_last_outcomes_come_first(source: EntityStore) -> None:
     outcomes = [outcome(number) for number in (2, 0, 1)]
     assert await source.add_outcomes(outcomes) == 3
     assert await source.outcomes("m", 2) == [outcome(1), outcome(0)]
@@ -104,13 +104,13 @@ async def test_the_last_outcomes_come_first(source: Source) -> None:
 
 
 @pytest.mark.parametrize(("truth", "said"), [("a", None), (1.5, 2.0), (-3.0, 1e300), ("1", "0")])
-async def test_labels_and_numbers_come_back_as_they_were(source: Source, truth: object, said: object) -> None:
+async def test_labels_and_numbers_come_back_as_they_were(source: EntityStore, truth: object, said: object) -> None:
     given = outcome(1, outcome=truth, prediction=said)
     await source.add_outcomes([given])
     assert await source.outcomes("m", 1) == [given]
 
 
-async def test_a_version_is_judged_by_its_last_outcomes_if_it_has_answered(source: Source) -> None:
+async def test_a_version_is_judged_by_its_last_outcomes_if_it_has_answered(source: EntityStore) -> None:
     said = ["no", None, "yes", "no"]
     await source.add_outcomes([outcome(number, prediction=said[number]) for number in range(4)])
     await source.add_outcomes([outcome(4, "other"), outcome(5, version="2")])
@@ -125,31 +125,31 @@ async def test_an_outcome_that_comes_again_is_kept_once(open_source: Open) -> No
     assert [one.outcome for one in await open_source().outcomes("m", 10)] == ["yes", "yes"]
 
 
-async def test_only_the_last_outcomes_of_each_model_are_kept(source: Source) -> None:
+async def test_only_the_last_outcomes_of_each_model_are_kept(source: EntityStore) -> None:
     await source.add_outcomes([outcome(0, "other")])
     await source.add_outcomes([outcome(number) for number in range(KEEP + 2)])
     assert [one.id for one in await source.outcomes("m", 100)] == ["6", "5", "4", "3", "2"]
     assert len(await source.outcomes("other", 100)) == 1
 
 
-async def test_nothing_to_keep_is_no_error(source: Source) -> None:
+async def test_nothing_to_keep_is_no_error(source: EntityStore) -> None:
     assert await source.add_records([]) == 0
     assert await source.add_outcomes([]) == 0
 
 
-async def test_a_source_that_can_be_written_says_so(source: Source) -> None:
+async def test_a_source_that_can_be_written_says_so(source: EntityStore) -> None:
     await source.probe()
     assert source.state in ("closed", "disabled")
 
 
-async def test_a_closed_source_opens_again(source: Source) -> None:
+async def test_a_closed_source_opens_again(source: EntityStore) -> None:
     await source.add_records([record(1)])
     await source.close()
     assert await source.newest("a", 1) == [record(1)]
 
 
 async def test_a_file_keeps_no_more_records_in_all_than_it_may(tmp_path: Path) -> None:
-    source = SQLiteSource(tmp_path, keep_records=KEEP, keep_outcomes=KEEP, keep_in_all=3)
+    source = SQLiteEntityStore(tmp_path, keep_records=KEEP, keep_outcomes=KEEP, keep_in_all=3)
     for number in range(5):
         await source.add_records([record(number, f"entity-{number}")])
     kept = [await source.newest(f"entity-{number}", 1) for number in range(5)]
@@ -158,7 +158,7 @@ async def test_a_file_keeps_no_more_records_in_all_than_it_may(tmp_path: Path) -
 
 
 async def test_outcomes_of_other_versions_are_not_read_to_judge_one(tmp_path: Path) -> None:
-    source = SQLiteSource(tmp_path, keep_records=KEEP, keep_outcomes=KEEP)
+    source = SQLiteEntityStore(tmp_path, keep_records=KEEP, keep_outcomes=KEEP)
     await source.judged("m", "1", 10)
     await source.close()
     with closing(sqlite3.connect(tmp_path / "data.db")) as connection:
@@ -167,7 +167,7 @@ async def test_outcomes_of_other_versions_are_not_read_to_judge_one(tmp_path: Pa
 
 
 async def test_an_entity_that_is_quiet_keeps_its_records_while_the_file_has_room(tmp_path: Path) -> None:
-    source = SQLiteSource(tmp_path, keep_records=2, keep_outcomes=KEEP, keep_in_all=5)
+    source = SQLiteEntityStore(tmp_path, keep_records=2, keep_outcomes=KEEP, keep_in_all=5)
     await source.add_records([record(0, "quiet")])
     for number in range(20):
         await source.add_records([record(number, "busy")])

@@ -10,7 +10,7 @@ import pytest
 
 from cache.breaker import Breaker
 from harness.supabase import SupabaseServer
-from serving.entities.supabase import CALLS_AT_ONCE, SupabaseSource
+from serving.entities.supabase import CALLS_AT_ONCE, SupabaseEntityStore
 from serving.errors import StoreUnavailable
 from tests.serving.conftest import WallClock, until
 from tests.serving.entities.conftest import outcome, record
@@ -25,15 +25,17 @@ def clock() -> WallClock:
 
 
 @pytest.fixture
-async def source(own_supabase: SupabaseServer, clock: WallClock) -> AsyncIterator[SupabaseSource]:
+async def source(own_supabase: SupabaseServer, clock: WallClock) -> AsyncIterator[SupabaseEntityStore]:
     breaker = Breaker(clock=clock)
-    source = SupabaseSource(own_supabase.url, own_supabase.key, keep_records=5, keep_outcomes=5000, breaker=breaker)
+    source = SupabaseEntityStore(
+        own_supabase.url, own_supabase.key, keep_records=5, keep_outcomes=5000, breaker=breaker
+    )
     yield source
     own_supabase.resume()
     await source.close()
 
 
-async def answers(source: SupabaseSource, clock: WallClock) -> bool:
+async def answers(source: SupabaseEntityStore, clock: WallClock) -> bool:
     """Whether it does, once its breaker lets anybody ask."""
     clock.now += 60
     try:
@@ -44,7 +46,7 @@ async def answers(source: SupabaseSource, clock: WallClock) -> bool:
 
 
 @pytest.mark.usefixtures("patient")
-async def test_cancelled_calls_give_their_connections_back(source: SupabaseSource, clock: WallClock) -> None:
+async def test_cancelled_calls_give_their_connections_back(source: SupabaseEntityStore, clock: WallClock) -> None:
     await source.add_records([record(1)])
     moments = Random(1)
     for _ in range(30):
@@ -60,7 +62,7 @@ async def test_cancelled_calls_give_their_connections_back(source: SupabaseSourc
 
 
 async def test_a_hung_server_is_given_up_and_then_left_alone(
-    source: SupabaseSource, own_supabase: SupabaseServer, clock: WallClock
+    source: SupabaseEntityStore, own_supabase: SupabaseServer, clock: WallClock
 ) -> None:
     await until(lambda: answers(source, clock))
     own_supabase.pause()
@@ -74,7 +76,7 @@ async def test_a_hung_server_is_given_up_and_then_left_alone(
     assert source.state == "closed"
 
 
-async def test_a_dead_server_is_seen_at_once(source: SupabaseSource, own_supabase: SupabaseServer) -> None:
+async def test_a_dead_server_is_seen_at_once(source: SupabaseEntityStore, own_supabase: SupabaseServer) -> None:
     own_supabase.kill()
     with pytest.raises(StoreUnavailable, match=r"^Supabase is away: ConnectError$"):
         await source.newest("a", 1)
@@ -96,7 +98,7 @@ async def test_answers_that_are_none_are_failures() -> None:
     babbled = answers + answers
     server = await asyncio.start_server(babble, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    source = SupabaseSource(url, "key", keep_records=1, keep_outcomes=1, breaker=Breaker(failures=100))
+    source = SupabaseEntityStore(url, "key", keep_records=1, keep_outcomes=1, breaker=Breaker(failures=100))
     for _ in answers:
         with pytest.raises(StoreUnavailable):
             await source.newest("a", 1)
@@ -108,7 +110,7 @@ async def test_answers_that_are_none_are_failures() -> None:
 
 
 @pytest.mark.usefixtures("patient")
-async def test_more_outcomes_than_one_answer_holds_are_read(source: SupabaseSource) -> None:
+async def test_more_outcomes_than_one_answer_holds_are_read(source: SupabaseEntityStore) -> None:
     outcomes = [outcome(number, time=record(0).time) for number in range(2100)]
     for start in range(0, len(outcomes), 700):
         await source.add_outcomes(outcomes[start : start + 700])
@@ -118,7 +120,7 @@ async def test_more_outcomes_than_one_answer_holds_are_read(source: SupabaseSour
 
 @pytest.mark.usefixtures("patient")
 async def test_more_calls_than_connections_do_not_make_a_server_look_dead(
-    source: SupabaseSource, own_supabase: SupabaseServer
+    source: SupabaseEntityStore, own_supabase: SupabaseServer
 ) -> None:
     await source.newest("a", 1)
     own_supabase.pause()

@@ -1,0 +1,192 @@
+"""Outcomes that clients send: read out of requests, and stored at once or, if the client does not wait, later."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+import msgspec
+import structlog
+
+from registry.errors import Fault, InvalidRows, ModelFailed
+from registry.model import LoadedModel
+from registry.registry import Registry
+from registry.rows.features import Rows
+from serving.entities.record import MAX_INTEGER, Outcome, digest, new_id, now, parse_time
+from serving.entities.store import BATCH, EntityStore
+from serving.errors import (
+    CallFailed,
+    DataQueueFull,
+    DeadlineExceeded,
+    InvalidRequest,
+    Overloaded,
+    StoreUnavailable,
+    TooManyInstances,
+)
+from serving.predict.inference import Inference, Timing
+from serving.predict.request_body import decode
+
+USAGE = 'send an object: {"instances": [...], "outcomes": [...]}'
+MAX_ID_CHARACTERS = 64
+
+MAX_QUEUED = 10_000
+RETRY_SECONDS = 1.0
+CLOSING_SECONDS = 2.0
+
+log = structlog.get_logger(__name__)
+
+
+class OutcomesBody(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a request: instances as they were sent for predictions, and the outcome of each."""
+
+    instances: list[Any]
+    outcomes: list[Any]
+    version: str | None = None
+    time: str | None = None
+    request_id: str | None = None
+
+
+_body = msgspec.json.Decoder(OutcomesBody)
+
+
+class OutcomeReader:
+    """Reads outcomes out of requests, and adds what the model predicts for their instances."""
+
+    def __init__(self, registry: Registry, inference: Inference, *, max_instances: int) -> None:
+        self._registry = registry
+        self._inference = inference
+        self._max_instances = max_instances
+
+    async def read(self, name: str, body: bytes) -> list[Outcome]:
+        """Outcomes with the current prediction of the named version, or else of the live one.
+
+        The id of an outcome follows from the `request_id` of the prediction request, so that it is stored once however
+        often it is sent. Raises NotJSON, InvalidRequest, InvalidRows, TooManyInstances, ModelNotFound, VersionNotFound.
+        """
+        sent = decode(_body, body, USAGE)
+        model = self._registry.get(name, sent.version)
+        self._check(sent)
+        rows = model.schema.rows(sent.instances)
+        outcomes = check_outcomes(model, sent.outcomes)
+        moment = now() if sent.time is None else parse_time(sent.time)
+        predictions = await self._predict(model, rows)
+        return [
+            Outcome(
+                model=model.name,
+                version=model.version,
+                id=new_id() if sent.request_id is None else digest(sent.request_id, str(index)),
+                time=moment,
+                instance=model.schema.instance(row),
+                outcome=outcome,
+                prediction=prediction,
+            )
+            for index, (row, outcome, prediction) in enumerate(zip(rows, outcomes, predictions, strict=True))
+        ]
+
+    def _check(self, sent: OutcomesBody) -> None:
+        if len(sent.instances) > self._max_instances:
+            raise TooManyInstances(f"a request may have {self._max_instances} instances; send more as several requests")
+        if len(sent.outcomes) != len(sent.instances):
+            raise InvalidRequest(f"{len(sent.instances)} instances, but {len(sent.outcomes)} outcomes")
+        if sent.request_id is not None and not 0 < len(sent.request_id) <= MAX_ID_CHARACTERS:
+            raise InvalidRequest(f"request_id has 1 to {MAX_ID_CHARACTERS} characters")
+
+    async def _predict(self, model: LoadedModel, rows: Rows) -> Sequence[str | float | None]:
+        """The label or the number for each row; None for all if the model fails now: the outcomes are kept anyway."""
+        try:
+            answers = await self._inference.answer(model, "predict", rows, timing=Timing())
+        except (ModelFailed, CallFailed, Overloaded, DeadlineExceeded) as error:
+            log.warning("Outcomes stored without predictions", model=model.name, reason=str(error))
+            return [None] * len(rows)
+        decoded = (msgspec.json.decode(value) for value, _ in answers)
+        return [answer["label"] if isinstance(answer, dict) else answer for answer in decoded]
+
+
+def check_outcomes(model: LoadedModel, outcomes: Sequence[Any]) -> list[str | float]:
+    """One of the model's labels, or a finite number, for each instance. Raises InvalidRows naming the instance."""
+    classes = model.manifest.classes
+    faults = []
+    for index, outcome in enumerate(outcomes):
+        if classes and outcome not in classes:
+            faults.append(Fault(index, None, "the outcome must be one of the model's classes"))
+        elif not classes and not _is_number(outcome):
+            faults.append(Fault(index, None, "the outcome must be a finite number"))
+        if len(faults) == InvalidRows.LIMIT:
+            break
+    if faults:
+        raise InvalidRows(faults)
+    return [outcome if classes else outcome + 0.0 for outcome in outcomes]
+
+
+def _is_number(value: Any) -> bool:
+    if type(value) is int:
+        return abs(value) <= MAX_INTEGER
+    return type(value) is float and math.isfinite(value)
+
+
+class OutcomeWriter:
+    """Stores outcomes of many requests together, and retries while the store is unavailable.
+
+    Queued outcomes are lost with their process: only requests that say `Prefer: respond-async` use it.
+    """
+
+    def __init__(
+        self,
+        store: EntityStore,
+        *,
+        max_queued: int = MAX_QUEUED,
+        retry_seconds: float = RETRY_SECONDS,
+        closing_seconds: float = CLOSING_SECONDS,
+    ) -> None:
+        self._store = store
+        self._max_queued = max_queued
+        self._retry_seconds = retry_seconds
+        self._closing_seconds = closing_seconds
+        self._queue: deque[Outcome] = deque()
+        self._writing: asyncio.Task[None] | None = None
+
+    @property
+    def queued(self) -> int:
+        """Outcomes that are not yet stored."""
+        return len(self._queue)
+
+    def add(self, outcomes: Sequence[Outcome]) -> None:
+        """Queue them all, or none and raise DataQueueFull; never waits."""
+        if len(self._queue) + len(outcomes) > self._max_queued:
+            raise DataQueueFull
+        self._queue.extend(outcomes)
+        if self._writing is None or self._writing.done():
+            # a task for each burst: an idle worker has none, and none exists before the fork
+            self._writing = asyncio.get_running_loop().create_task(self._write())
+
+    async def close(self) -> None:
+        """Store what is queued, for `closing_seconds` at most; drop the rest and log how many."""
+        if self._writing is not None:
+            await asyncio.wait({self._writing}, timeout=self._closing_seconds)
+            self._writing.cancel()
+            await asyncio.gather(self._writing, return_exceptions=True)
+            self._writing = None
+        if self._queue:
+            log.error("Outcomes lost", outcomes=len(self._queue))
+            self._queue.clear()
+
+    async def _write(self) -> None:
+        unavailable = False
+        while self._queue:
+            batch = list(islice(self._queue, BATCH))
+            try:
+                await self._store.add_outcomes(batch)
+            except StoreUnavailable as error:
+                if not unavailable:
+                    log.warning("Outcomes queued: store is unavailable", outcomes=len(self._queue), reason=str(error))
+                unavailable = True
+                await asyncio.sleep(self._retry_seconds)
+                continue
+            unavailable = False
+            # only now: a batch that is sent twice is stored once
+            for _ in batch:
+                self._queue.popleft()
