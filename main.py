@@ -34,8 +34,8 @@ def web() -> Application:
     """The app; gunicorn asks for it once, in the master, before it forks."""
     limit_numeric_threads(os.environ)
     from assembly.web import build, build_alerts
-    from cache.connection import InvalidRedisUrl
     from registry.errors import RegistryError
+    from serving.storage.redis import InvalidRedisUrl
     from serving.telemetry import logs
 
     try:
@@ -59,8 +59,8 @@ def run() -> int:
         return 1
     if arguments.command is serve:
         serve(arguments, settings)
-    from cache.connection import InvalidRedisUrl
     from registry.errors import RegistryError
+    from serving.storage.redis import InvalidRedisUrl
     from serving.telemetry import logs
 
     logs.configure("warning")

@@ -21,8 +21,7 @@ from serving.events.hub import Hub
 from serving.http.admission import Admission
 from serving.http.clients import Clients
 from serving.http.cors import Origins
-from serving.http.limits_building import build_limiter
-from serving.http.rate_limit import parse_rate
+from serving.http.rate_limit import Limiter, RedisLimiter
 from serving.http.sse import Streams
 from serving.master.announcements import Announcements
 from serving.master.reload import loading_carefully
@@ -34,6 +33,7 @@ from serving.settings import Settings
 from serving.shared.book import Book
 from serving.shared.metrics import Metrics
 from serving.shared.pressure import Pressure
+from serving.shared.rate_table import SharedTable, parse_rate
 from serving.shared.reloads import Reloads
 from serving.shared.state import Lasting
 from serving.storage.http import Outbound
@@ -133,13 +133,17 @@ def build_admission(settings: Settings) -> Admission | None:
     """What looks at every request before the app does; None if no setting asks for it. Raises InvalidRedisUrl."""
     if not (settings.trusted_proxy_count or settings.rate_limit or settings.cors_origins):
         return None
-    limiter = None
-    if settings.rate_limit:
-        rate = parse_rate(settings.rate_limit, settings.rate_limit_burst)
-        interval = settings.redis_health_check_interval
-        limiter = build_limiter(rate, settings.redis_url, redis_health_check_interval=interval)
+    limiter = build_limiter(settings) if settings.rate_limit else None
     origins = Origins(settings.cors_origins) if settings.cors_origins else None
     return Admission(Clients(settings.trusted_proxy_count), limiter, origins)
+
+
+def build_limiter(settings: Settings) -> Limiter:
+    """Count requests in the memory of this box, and in Redis if there is one. Raises InvalidRedisUrl."""
+    table = SharedTable(parse_rate(settings.rate_limit, settings.rate_limit_burst))
+    if not settings.redis_url:
+        return table
+    return RedisLimiter(settings.redis_url, table, health_check_interval=settings.redis_health_check_interval)
 
 
 def build_announcements(settings: Settings, reloads: Reloads) -> Announcements | None:

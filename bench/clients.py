@@ -13,8 +13,7 @@ import time
 
 from bench.table import Table
 from harness.servers import redis_server
-from serving.http.rate_limit import Limiter
-from serving.http.rate_limit_redis import RedisLimiter
+from serving.http.rate_limit import Limiter, RedisLimiter
 from serving.process.kernel import read_rss
 from serving.shared.rate_table import Rate, SharedTable, Verdict
 

@@ -21,12 +21,10 @@ def build_cache(
     redis_url: str = "",
     redis_timeout: float = 0.1,
     redis_health_check_interval: float = 30.0,
-    redis_prefix: str = "forkserve:",
-    redis_secret: bytes = b"",
 ) -> TieredCache:
     """Memory in front of Redis, or memory alone without a `redis_url`. To be called before the fork.
 
-    With a `redis_secret`, at most 64 bytes, values in Redis are authenticated. Raises InvalidRedisUrl.
+    Raises InvalidRedisUrl.
     """
     stats = Stats()
     memory = MemoryTier(max_items=max_items, max_bytes=max_bytes, ttl_seconds=ttl_seconds, stats=stats)
@@ -36,8 +34,6 @@ def build_cache(
     remote = RedisTier(
         redis_url,
         ttl_seconds=ttl_seconds,
-        prefix=redis_prefix.encode(),
-        secret=redis_secret,
         timeout=redis_timeout,
         health_check_interval=redis_health_check_interval,
         stats=stats,

@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cache.breaker import State
 from cache.tier import RemoteTier
+from serving.storage.guard import BreakerState
 
 MAX_LOOKUPS = 4
 """Round trips under way at once. What arrives meanwhile is the next one: so they grow with the load."""
@@ -47,7 +47,7 @@ class GatheringTier:
         self._scheduled = False
 
     @property
-    def state(self) -> State:
+    def state(self) -> BreakerState:
         return self._remote.state
 
     async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:

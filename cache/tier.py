@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from cache.breaker import State
+from serving.storage.guard import BreakerState
 
 
 class Tier(Protocol):
@@ -32,6 +32,6 @@ class RemoteTier(Tier, Protocol):
     """A tier behind a network, which may be away."""
 
     @property
-    def state(self) -> State:
+    def state(self) -> BreakerState:
         """Of its breaker; "closed" is the good one."""
         ...

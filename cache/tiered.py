@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Literal, TypeAlias
 
-from cache.breaker import State
 from cache.flight import Answer, Flights, Lead
 from cache.memory import MemoryTier
 from cache.stats import Stats
 from cache.tier import RemoteTier
 from cache.writer import Writer
+from serving.storage.guard import BreakerState
 
 Compute: TypeAlias = Callable[[list[int]], Awaitable[Sequence[bytes]]]
 """From positions in the keys that were asked for to one value each, in that order."""
@@ -32,7 +32,7 @@ class TieredCache:
         return self._remote is None
 
     @property
-    def redis_state(self) -> State | Literal["disabled"]:
+    def redis_state(self) -> BreakerState | Literal["disabled"]:
         """For the health check."""
         return "disabled" if self._remote is None else self._remote.state
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from registry.store.options import LoadOptions
 from serving.errors import InvalidSetting
 from serving.http.cors import is_origin
-from serving.http.rate_limit import parse_rate
+from serving.shared.rate_table import parse_rate
 
 TRUE, FALSE = frozenset({"true", "1", "yes", "on"}), frozenset({"false", "0", "no", "off", ""})
 ROLES = frozenset({"web", "worker", "scheduler"})

@@ -17,10 +17,10 @@ COUNTED = ("fired", "missed", "coalesced", "overlaps_prevented", "failed", "over
 def check(_arguments: argparse.Namespace, settings: Settings) -> int:
     """Verify models, settings and the fork before a deploy; a line a fault."""
     from assembly.schedules import schedules_of
-    from cache.connection import InvalidRedisUrl
     from serving.cli.check import find_faults
     from serving.shared.reloads import Reloads
     from serving.storage.http import Outbound
+    from serving.storage.redis import InvalidRedisUrl
 
     faults = find_faults(settings)
     try:

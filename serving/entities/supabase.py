@@ -1,34 +1,32 @@
-"""Records and outcomes in Supabase, through its official client; `supabase.sql` is what has to be there.
+"""Records and outcomes in Supabase, through its official client; `supabase.sql` creates what it needs there.
 
-Context: with its defaults the client waits seven seconds for a dead server and two minutes for a hung one, and tries
-again on top; and httpx 0.28 loses a place in its pool when a request is cancelled, or has waited too long for a place,
+Context: with its defaults the client waits seven seconds for a dead server and two minutes for a hung one, and then
+tries again; and httpx 0.28 loses a place in its pool when a request is cancelled, or has waited too long for a place,
 until there is none left.
-Decision: one httpx client with short timeouts of its own for all that is asked for, no second attempts, a breaker in
-front; calls that run in tasks of their own, which nobody cancels, and no more of them than there are connections.
-Consequence: who asks is answered, or refused, within three seconds at worst, and at once while the breaker is open.
+Decision: one httpx client with short timeouts for all requests, no second attempts, a guard that runs each call in a
+task that is never cancelled, and no more calls at once than there are connections.
+Consequence: a caller has its answer or a refusal within three seconds at worst, and at once while the breaker is open.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import json
-import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
 import httpx
-import structlog
 from postgrest.exceptions import APIError
-from supabase import AsyncClient, acreate_client
+from supabase import AsyncClient
 from supabase.lib.client_options import AsyncClientOptions
 
-from cache.breaker import Breaker
 from serving.entities.record import MAX_INTEGER, Judged, Outcome, Record, Value, in_utc
 from serving.errors import StoreUnavailable
+from serving.storage.guard import Breaker, Guard, NotTried, PerProcess, ServerUnavailable
 
 RECORDS, OUTCOMES = "entity_records", "model_outcomes"
 
@@ -36,21 +34,41 @@ TIMEOUT = httpx.Timeout(2.0, connect=0.5, pool=0.25)
 CALLS_AT_ONCE = 10
 LIMITS = httpx.Limits(max_connections=CALLS_AT_ONCE, max_keepalive_connections=5)
 BUSY_SECONDS = 0.25
-"""How long a call waits for others to end."""
+"""Seconds that a call waits for others to end."""
 
 DEADLINE_SECONDS = 3.0
-"""For a server that sends its answer by drops, each of them in time."""
+"""Seconds for a whole call; without it a server that sends its answer byte by byte, each in time, is never given up."""
 
 PAGE = 1000
-"""Rows of one answer: Supabase cuts longer ones here unless it is told otherwise."""
+"""Rows of one answer: Supabase cuts longer ones here unless it is configured otherwise."""
 
-BROKEN = (httpx.HTTPError, httpx.InvalidURL, APIError, ValueError, TypeError, KeyError, AttributeError)
-"""The last four are what the client, or we, make of an answer that is nothing like one."""
+UNWELL = (httpx.HTTPError, httpx.InvalidURL, APIError, ValueError, TypeError, KeyError, AttributeError)
+"""The last four are raised by the client, or by us, when an answer has the wrong form."""
 
 Call = Callable[[AsyncClient], Awaitable[Any]]
 T = TypeVar("T")
 
-log = structlog.get_logger(__name__)
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Connection:
+    """The clients of one process, and the semaphore that limits its calls."""
+
+    http: httpx.AsyncClient
+    client: AsyncClient
+    places: asyncio.Semaphore
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """One of the calls at once. Raises StoreUnavailable: the calls that run show whether the server is well."""
+        try:
+            async with asyncio.timeout(BUSY_SECONDS):
+                await self.places.acquire()
+        except TimeoutError as error:
+            raise StoreUnavailable("Supabase is busy") from error
+        try:
+            yield
+        finally:
+            self.places.release()
 
 
 class SupabaseEntityStore:
@@ -64,18 +82,19 @@ class SupabaseEntityStore:
         self._key = key
         self._keep_records = keep_records
         self._keep_outcomes = keep_outcomes
-        self._breaker = breaker or Breaker(max_cool_down=3.0)
+        self._guard = Guard(
+            DEADLINE_SECONDS,
+            unwell=UNWELL,
+            breaker=breaker or Breaker(max_cool_down=3.0),
+            reason=_reason,
+            events=("Supabase is unavailable", "Supabase is back"),
+        )
         self._certificates = ssl.create_default_context()  # before the fork: it takes a while, and 1 MB
-        self._process = 0
-        self._http: httpx.AsyncClient | None = None
-        self._client: AsyncClient | None = None
-        self._calls: set[asyncio.Task[Any]] = set()
-        self._places = asyncio.Semaphore(CALLS_AT_ONCE)
-        self._inherited: list[object] = []
+        self._connection = PerProcess(self._connect)
 
     @property
     def state(self) -> str:
-        return self._breaker.state
+        return self._guard.state
 
     async def add_records(self, records: Sequence[Record]) -> int:
         rows = [
@@ -119,7 +138,7 @@ class SupabaseEntityStore:
         return await self._pages(select, limit, lambda row: Judged(row["outcome"], row["prediction"]))
 
     async def _pages(self, select: Callable[[AsyncClient], Any], limit: int, read: Callable[[Any], T]) -> list[T]:
-        """The last `limit` rows by their number."""
+        """Return the last `limit` rows by their number, the last first."""
         found: list[T] = []
         before: int | None = None
         while len(found) < limit:
@@ -144,92 +163,35 @@ class SupabaseEntityStore:
         await self.add_records([])
 
     async def close(self) -> None:
-        if self._process != os.getpid():
-            return
-        if self._calls:
-            await asyncio.wait(self._calls, timeout=DEADLINE_SECONDS)
-        self._places = asyncio.Semaphore(CALLS_AT_ONCE)  # of the next event loop, should there be one
-        http, self._http, self._client = self._http, None, None
-        if http is not None:
-            await http.aclose()
+        connection = self._connection.release()
+        if connection is not None:
+            await self._guard.settle(DEADLINE_SECONDS)
+            await connection.http.aclose()
 
     async def _ask(self, call: Call, read: Callable[[Any], T]) -> T:
-        """What `read` makes of the answer. Raises StoreUnavailable."""
-        self._be_of_this_process()
-        period = self._breaker.begin()
-        if period is None:
-            raise StoreUnavailable("Supabase is away")
-        task = asyncio.get_running_loop().create_task(
-            self._attempt(call, read, period), context=contextvars.copy_context()
+        """Return what `read` makes of the answer. Raises StoreUnavailable."""
+
+        async def attempt() -> T:
+            connection = self._connection.get()
+            async with connection.place():
+                return read(await call(connection.client))
+
+        try:
+            return await self._guard.run(attempt)
+        except NotTried:
+            raise StoreUnavailable("Supabase is unavailable") from None
+        except ServerUnavailable as error:
+            raise StoreUnavailable(f"Supabase is unavailable: {error}") from error
+
+    def _connect(self) -> _Connection:
+        http = httpx.AsyncClient(timeout=TIMEOUT, limits=LIMITS, verify=self._certificates)
+        options = AsyncClientOptions(
+            httpx_client=http,
+            postgrest_client_retry=False,
+            auto_refresh_token=False,
+            persist_session=False,
         )
-        self._calls.add(task)
-        task.add_done_callback(self._forget)
-        try:
-            async with asyncio.timeout(DEADLINE_SECONDS):
-                return await asyncio.shield(task)
-        except TimeoutError as error:
-            self._note_failure(period, "it takes too long")
-            raise StoreUnavailable("Supabase is away: it takes too long") from error
-
-    def _forget(self, task: asyncio.Task[Any]) -> None:
-        self._calls.discard(task)
-        if not task.cancelled():
-            task.exception()  # nobody may be waiting for it any more
-
-    async def _attempt(self, call: Call, read: Callable[[Any], T], period: int) -> T:
-        try:
-            async with self._place():
-                result = read(await call(await self._connected()))
-        except BROKEN as error:
-            reason = _reason(error)
-            self._note_failure(period, reason)
-            raise StoreUnavailable(f"Supabase is away: {reason}") from error
-        except BaseException:
-            self._breaker.abandoned(period)
-            raise
-        if self._breaker.succeeded(period):
-            log.info("Supabase is back")
-        return result
-
-    @asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
-        """One of those that call at once. Raises StoreUnavailable: those who have a place say whether all is well."""
-        places = self._places
-        try:
-            async with asyncio.timeout(BUSY_SECONDS):
-                await places.acquire()
-        except TimeoutError as error:
-            raise StoreUnavailable("Supabase is busy") from error
-        try:
-            yield
-        finally:
-            places.release()
-
-    def _note_failure(self, period: int, reason: str) -> None:
-        if self._breaker.failed(period):
-            log.warning("Supabase is away", reason=reason)
-
-    def _be_of_this_process(self) -> None:
-        process = os.getpid()
-        if self._process != process:
-            # kept, not closed: connections from before a fork belong to the process that made them
-            self._inherited = [self._client, self._http, self._calls, self._inherited]
-            self._client = self._http = None
-            self._calls = set()
-            self._places = asyncio.Semaphore(CALLS_AT_ONCE)
-            self._process = process
-
-    async def _connected(self) -> AsyncClient:
-        if self._client is None:
-            self._http = self._http or httpx.AsyncClient(timeout=TIMEOUT, limits=LIMITS, verify=self._certificates)
-            options = AsyncClientOptions(
-                httpx_client=self._http,
-                postgrest_client_retry=False,
-                auto_refresh_token=False,
-                persist_session=False,
-            )
-            self._client = await acreate_client(self._url, self._key, options=options)
-        return self._client
+        return _Connection(http, AsyncClient(self._url, self._key, options), asyncio.Semaphore(CALLS_AT_ONCE))
 
 
 async def _result(query: Any) -> Any:
@@ -237,7 +199,7 @@ async def _result(query: Any) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """Its kind and code: its text may quote the address, or what was sent."""
+    """Return the error's kind and code: its text may quote the URL, or the data that was sent."""
     return f"{type(error).__name__} {error.code}" if isinstance(error, APIError) else type(error).__name__
 
 
@@ -246,7 +208,7 @@ def _records(rows: Any) -> list[Record]:
 
 
 def _values(data: dict[str, Any]) -> dict[str, Value]:
-    """As they were sent: PostgreSQL gives large numbers without their exponent, so that they look whole."""
+    """Return values as they were sent: PostgreSQL returns large floats without exponent, so they look like integers."""
     return {name: float(value) if _is_large(value) else value for name, value in data.items()}
 
 

@@ -10,6 +10,7 @@ million clients, and never more.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,15 @@ WAYS = 8
 
 BUCKETS = 1 << 17
 
+RATE = re.compile(r"([1-9][0-9]{0,8})/(second|minute|hour|day)")
+PERIODS = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86_400.0}
+
+MAX_REQUESTS_PER_SECOND = 1000.0
+"""The table counts time in hundredths of a millisecond: up to here an interval is right to half a percent."""
+
+MAX_DEBT_SECONDS = 365 * 86_400.0
+"""The table has room for five years."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rate:
@@ -43,6 +53,19 @@ class Rate:
     def interval(self) -> float:
         """Seconds that pay for one request."""
         return self.period / self.requests
+
+
+def parse_rate(text: str, burst: int) -> Rate:
+    """Parse `600/minute`; a `burst` of 0 means as many requests as that. Raises ValueError."""
+    found = RATE.fullmatch(text)
+    if found is None:
+        raise ValueError("must be a number of requests and a period, as in 600/minute")
+    rate = Rate(int(found[1]), PERIODS[found[2]], burst or int(found[1]))
+    if rate.requests / rate.period > MAX_REQUESTS_PER_SECOND:
+        raise ValueError(f"may allow at most {MAX_REQUESTS_PER_SECOND:g} requests a second")
+    if rate.interval * rate.burst > MAX_DEBT_SECONDS:
+        raise ValueError("allows so many at once that they take more than a year to be paid for")
+    return rate
 
 
 class Verdict(msgspec.Struct, frozen=True, gc=False):

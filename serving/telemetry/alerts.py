@@ -26,10 +26,10 @@ log = structlog.get_logger(__name__)
 Form = Literal["discord", "slack"]
 
 ALERTED: Mapping[str, str] = {
-    "Redis is away, going on without it": "redis",
+    "Redis is unavailable; continuing without it": "redis",
     "Jobs are out of reach": "jobs",
     "Events cannot be read": "events",
-    "Supabase is away": "records",
+    "Supabase is unavailable": "records",
     "Outcomes lost": "outcomes",
     "Runner is lost": "runner",
     "Scheduler is lost": "runner",

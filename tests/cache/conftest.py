@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 import redis
 
-from cache.breaker import State
 from cache.redis import RedisTier
 from harness.servers import RedisServer
+from serving.storage.guard import BreakerState
 
 PATIENCE = 5.0
 """Seconds for calls to a server that is well: a busy machine must not make a test of anything else fail."""
@@ -34,7 +34,7 @@ class Clock:
 class DictTier:
     """A remote tier in a dictionary. While its gate is shut, calls wait."""
 
-    state: State = "closed"
+    state: BreakerState = "closed"
 
     def __init__(self) -> None:
         self.kept: dict[bytes, bytes] = {}

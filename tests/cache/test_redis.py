@@ -13,6 +13,7 @@ import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -20,12 +21,10 @@ import structlog
 import trustme
 
 from cache.building import build_cache
-from cache.connection import InvalidRedisUrl, connection_settings
-from cache.envelope import seal
-from cache.gathering import GatheringTier
-from cache.redis import RedisTier
+from cache.redis import RedisTier, seal
 from cache.stats import Stats
 from harness.servers import RedisServer, redis_server
+from serving.storage.redis import InvalidRedisUrl, RedisClient
 from tests.cache.conftest import PATIENCE, listening
 
 pytestmark = pytest.mark.anyio
@@ -34,11 +33,11 @@ PREFIX = b"forkserve:"
 
 
 async def test_values_are_kept_under_the_prefix_for_their_time(shared_server: RedisServer, raw: redis.Redis) -> None:
-    tier = RedisTier(shared_server.url, ttl_seconds=0.75 * 3600, timeout=PATIENCE, prefix=b"mine:")
+    tier = RedisTier(shared_server.url, ttl_seconds=0.75 * 3600, timeout=PATIENCE)
     await tier.put_many({b"a": b"1"})
     await tier.close()
-    assert raw.keys() == [b"mine:a"]
-    assert 2600_000 < int(str(raw.pttl("mine:a"))) <= 2700_000
+    assert raw.keys() == [b"forkserve:a"]
+    assert 2600_000 < int(str(raw.pttl("forkserve:a"))) <= 2700_000
 
 
 async def test_a_lookup_is_one_command_and_so_is_each_write(tier: RedisTier, raw: redis.Redis) -> None:
@@ -128,17 +127,6 @@ async def test_value_longer_than_is_read_is_not_written(shared_server: RedisServ
     assert await tier.get_many([b"long", b"short"]) == [None, bytes(1000)]
     assert stats.write_dropped == 1
     await tier.close()
-
-
-async def test_with_a_secret_only_its_own_values_count(shared_server: RedisServer, raw: redis.Redis) -> None:
-    with_secret = RedisTier(shared_server.url, ttl_seconds=60, timeout=PATIENCE, secret=b"secret")
-    without = RedisTier(shared_server.url, ttl_seconds=60, timeout=PATIENCE)
-    await with_secret.put_many({b"a": b"1"})
-    await without.put_many({b"b": b"2"})
-    assert await with_secret.get_many([b"a", b"b"]) == [b"1", None]
-    assert await without.get_many([b"a", b"b"]) == [None, b"2"]
-    await with_secret.close()
-    await without.close()
 
 
 async def test_cancelled_lookups_neither_leak_connections_nor_mix_up_answers(
@@ -235,7 +223,10 @@ async def test_password_and_database_of_the_url_are_used_and_never_logged(own_se
             await wrong.get_many([b"a"])
     assert isinstance(keyspace, dict)
     assert list(keyspace) == ["db3"]
-    assert [line["event"] for line in logs] == ["Redis connection established", "Redis is away, going on without it"]
+    assert [line["event"] for line in logs] == [
+        "Redis connection established",
+        "Redis is unavailable; continuing without it",
+    ]
     assert "hush" not in str(logs)
     await tier.close()
     await wrong.close()
@@ -317,34 +308,21 @@ async def test_cache_with_a_url_fills_both_tiers(shared_server: RedisServer, raw
     await other.close()
 
 
-@pytest.mark.usefixtures("patient")
-async def test_cache_is_built_with_what_it_is_told(shared_server: RedisServer, raw: redis.Redis) -> None:
-    cache = build_cache(
-        max_items=10,
-        max_bytes=1 << 20,
-        ttl_seconds=60,
-        redis_url=shared_server.url,
-        redis_prefix="mine:",
-        redis_secret=b"secret",
-        redis_timeout=PATIENCE,
-        redis_health_check_interval=17,
-    )
-    assert isinstance(cache._remote, GatheringTier)
-    assert isinstance(cache._remote._remote, RedisTier)
-    assert cache._remote._remote._connection["health_check_interval"] == 17
-    raw.set("mine:planted", seal(b"planted", b"by somebody without the secret"))
-    assert await cache.find_many([b"planted"]) == [None]
-    assert (cache.stats.malformed, cache.stats.misses) == (1, 1)
-    await cache.put_many({b"a": b"1"})
-    await cache.close()
-    assert raw.get("mine:a") == seal(b"a", b"1", b"secret")
+@pytest.mark.parametrize("interval", [0, 17.0])
+async def test_health_check_interval_reaches_the_connections(shared_server: RedisServer, interval: float) -> None:
+    client = RedisClient(shared_server.url, timeout=PATIENCE, max_value_bytes=1000, health_check_interval=interval)
+    pool: Any = client.get().connection_pool
+    assert pool.make_connection().health_check_interval == interval
+    await client.close()
 
 
-def test_connections_never_wait_long_and_never_retry() -> None:
-    settings = connection_settings("rediss://somewhere:7000/1", 1000, 0.1, 17)
+async def test_connections_never_wait_long_and_never_retry() -> None:
+    client = RedisClient("rediss://somewhere:7000/1", timeout=0.1, max_value_bytes=1000)
+    pool: Any = client.get().connection_pool
+    settings = pool.connection_kwargs
     assert settings["retry"].get_retries() == 0
-    waits = ("socket_timeout", "socket_connect_timeout", "timeout")
-    assert [settings[name] for name in waits] == [0.1, 0.1, 0.05]
-    assert (settings["max_connections"], settings["health_check_interval"]) == (16, 17)
+    assert [settings["socket_timeout"], settings["socket_connect_timeout"], pool.timeout] == [0.1, 0.1, 0.05]
+    assert pool.max_connections == 16
     assert settings["socket_keepalive"]
     assert (settings["host"], settings["port"], settings["db"]) == ("somewhere", 7000, 1)
+    await client.close()

@@ -16,12 +16,12 @@ import pytest
 import redis
 import structlog
 
-from cache.breaker import Breaker
 from cache.memory import MemoryTier
 from cache.redis import RedisTier
 from cache.stats import Stats
 from cache.tiered import TieredCache
 from harness.servers import RedisServer, free_port, redis_server
+from serving.storage.guard import Breaker
 from tests.cache.conftest import PATIENCE, Clock, listening, turns
 
 pytestmark = pytest.mark.anyio
@@ -103,7 +103,7 @@ async def test_hung_server_costs_a_moment_and_comes_back_by_itself(
     assert patient.state() == "closed"
     assert [line["event"] for line in logs] == [
         "Redis connection established",
-        "Redis is away, going on without it",
+        "Redis is unavailable; continuing without it",
         "Redis connection established",
     ]
 
@@ -295,7 +295,10 @@ async def test_outage_is_two_lines_in_the_log_however_many_call(own_server: Redi
         own_server.resume()
         for _ in range(3):
             await patient.tier.get_many([b"a"])
-    assert [line["event"] for line in logs] == ["Redis is away, going on without it", "Redis connection established"]
+    assert [line["event"] for line in logs] == [
+        "Redis is unavailable; continuing without it",
+        "Redis connection established",
+    ]
     assert "hush" not in str(logs)
     await patient.tier.close()
 

@@ -95,7 +95,7 @@ def test_a_killed_server_costs_entities_only_and_comes_back(served: Service, own
     check_that_all_is_well_again(served)
     assert ask(served, "AAPL").json["models"] == before.json["models"]
     assert eventually(lambda: len(own_supabase.ask("model_outcomes?select=id")) > len("[]"))
-    assert [one["reason"] for one in served.events("Supabase is away")]
+    assert [one["reason"] for one in served.events("Supabase is unavailable")]
     assert len(served.events("Supabase is back")) == 1
 
 

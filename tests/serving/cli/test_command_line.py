@@ -255,7 +255,7 @@ def test_an_import_into_a_project_that_is_away_says_so(run: Run, tmp_path: Path)
     (tmp_path / "days.csv").write_text("entity,time,x\na,2026-05-01,1\n")
     done = run("entities", "import", "days.csv", SUPABASE_URL="http://127.0.0.1:1", SUPABASE_SERVICE_KEY="key")
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "forkserve: Supabase is away: ConnectError"
+    assert done.stderr.splitlines()[-1] == "forkserve: Supabase is unavailable: ConnectError"
 
 
 def test_check_names_every_fault_on_a_line_of_its_own(run: Run, churn: Path) -> None:

@@ -8,10 +8,10 @@ from random import Random
 
 import pytest
 
-from cache.breaker import Breaker
 from harness.supabase import SupabaseServer
 from serving.entities.supabase import CALLS_AT_ONCE, SupabaseEntityStore
 from serving.errors import StoreUnavailable
+from serving.storage.guard import Breaker
 from tests.serving.conftest import WallClock, until
 from tests.serving.entities.conftest import outcome, record
 
@@ -67,9 +67,9 @@ async def test_a_hung_server_is_given_up_and_then_left_alone(
     await until(lambda: answers(source, clock))
     own_supabase.pause()
     found = await asyncio.gather(*(source.newest("a", 1) for _ in range(3)), return_exceptions=True)
-    assert [str(error) for error in found] == ["Supabase is away: ReadTimeout"] * 3
+    assert [str(error) for error in found] == ["Supabase is unavailable: ReadTimeout"] * 3
     assert source.state == "open"
-    with pytest.raises(StoreUnavailable, match=r"^Supabase is away$"):  # and not of what it would have died
+    with pytest.raises(StoreUnavailable, match=r"^Supabase is unavailable$"):  # and not of what it would have died
         await source.newest("a", 1)
     own_supabase.resume()
     await until(lambda: answers(source, clock))
@@ -78,7 +78,7 @@ async def test_a_hung_server_is_given_up_and_then_left_alone(
 
 async def test_a_dead_server_is_seen_at_once(source: SupabaseEntityStore, own_supabase: SupabaseServer) -> None:
     own_supabase.kill()
-    with pytest.raises(StoreUnavailable, match=r"^Supabase is away: ConnectError$"):
+    with pytest.raises(StoreUnavailable, match=r"^Supabase is unavailable: ConnectError$"):
         await source.newest("a", 1)
     own_supabase.start()
 

@@ -9,9 +9,7 @@ import pytest
 import redis
 
 from harness.servers import RedisServer
-from serving.http.limits_building import build_limiter
-from serving.http.rate_limit import Limiter
-from serving.http.rate_limit_redis import RedisLimiter
+from serving.http.rate_limit import Limiter, RedisLimiter
 from serving.shared.rate_table import Rate, SharedTable
 
 pytestmark = pytest.mark.anyio
@@ -96,7 +94,7 @@ async def test_nonsense_in_redis_locks_nobody_out_for_longer_than_a_burst(
 
 
 async def test_without_redis_the_box_decides_and_soon_without_asking(own_server: RedisServer) -> None:
-    limiter = build_limiter(Rate(5, HOUR, 5), own_server.url)
+    limiter = RedisLimiter(own_server.url, SharedTable(Rate(5, HOUR, 5)))
     assert (await limiter.take(b"aaaa")).allowed
     own_server.pause()
     loop = asyncio.get_running_loop()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from serving.http.rate_limit import RateHeaders, parse_rate
-from serving.shared.rate_table import Rate, Verdict
+from serving.http.rate_limit import RateHeaders
+from serving.shared.rate_table import Rate, Verdict, parse_rate
 
 
 def test_a_rate_is_read_and_bursts_as_a_whole_unless_told_otherwise() -> None:

@@ -10,12 +10,12 @@ from contextlib import asynccontextmanager, closing
 import pytest
 import redis
 
-from cache.connection import InvalidRedisUrl
 from harness.servers import RedisServer, free_port, redis_server
 from serving.errors import JobNotFound, StoreUnavailable
 from serving.events.hub import Hub
 from serving.events.redis import RedisEventLog
 from serving.jobs.redis import RedisJobStore
+from serving.storage.redis import InvalidRedisUrl
 from tests.cache.conftest import listening
 from tests.serving.conftest import PATIENCE, until
 from tests.serving.jobs.conftest import LEASE, claim, claimed, complete, job_request
@@ -66,7 +66,7 @@ def test_url_that_cannot_be_is_refused_without_its_password(url: str) -> None:
 async def test_server_that_is_not_there_is_said_soon() -> None:
     store = RedisJobStore(f"redis://127.0.0.1:{free_port()}/0")
     started = time.monotonic()
-    with pytest.raises(StoreUnavailable, match="Redis is away"):
+    with pytest.raises(StoreUnavailable, match="Redis is unavailable"):
         await store.submit(job_request())
     assert time.monotonic() - started < SOON
     await store.close()
