@@ -1,4 +1,4 @@
-"""The entry to everything; importing it does nothing. Read this file first, then `assembly/web.py`.
+"""The entry to everything; importing it does nothing. Read this file first, then `serving/app.py`.
 
 `gunicorn -c serving/master/gunicorn_conf.py main:app` serves, `uvicorn main:app --reload` is for development.
 Imports stand inside functions where they are heavy: the number of numeric threads has to be set before numpy is
@@ -33,8 +33,8 @@ def __getattr__(name: str) -> Any:
 def web() -> Application:
     """The app; gunicorn asks for it once, in the master, before it forks."""
     limit_numeric_threads(os.environ)
-    from assembly.web import build, build_alerts
     from registry.errors import RegistryError
+    from serving.app import build, build_alerts
     from serving.storage.redis import InvalidRedisUrl
     from serving.telemetry import logs
 

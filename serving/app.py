@@ -1,186 +1,406 @@
-"""The web app: the hot path in front, FastAPI for all the rest, one edge around both."""
+"""Builds the service from its settings, and the ASGI app over it; nothing here starts anything."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+import asyncio
+import functools
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
 
-from fastapi import APIRouter, FastAPI, Request, Response
-from starlette.exceptions import HTTPException
+import structlog
 
-from registry.registry import Registry
-from serving.http import problems
+from cache.building import build_cache
+from registry.registry import Registry, load_registry
+from registry.store.directory import find_model
+from registry.store.loader import load_version
+from registry.store.reload import Load, renew_registry
+from registry.training.script import live_manifest
+from serving.entities.feeds import Poller, parse_feeds
+from serving.entities.notifier import EntityNotifier
+from serving.entities.outcomes import OutcomeReader, OutcomeWriter
+from serving.entities.predictor import EntityPredictor, RecordReader
+from serving.errors import InvalidSetting
+from serving.events.hub import Hub
+from serving.http.admission import Admission
+from serving.http.api import make_api
+from serving.http.clients import Clients
+from serving.http.cors import Origins
 from serving.http.edge import App, Edge, Receive, Scope, Send
-from serving.http.openapi import document
-from serving.http.routes.admin import admin_router
-from serving.http.routes.authorizing import make_authorize
-from serving.http.routes.entities import entities_router
-from serving.http.routes.health import health_router
-from serving.http.routes.jobs import jobs_router
-from serving.http.routes.metrics import metrics_router
-from serving.http.routes.models import models_router
-from serving.http.routes.outcomes import outcomes_router
+from serving.http.problems import render, status_of
+from serving.http.rate_limit import Limiter, RedisLimiter
+from serving.http.routes.admin import make_authorize
 from serving.http.routes.predict import PATH, InferenceRoute
-from serving.http.routes.streams import streams_router
-from serving.http.routes.training import training_router
-from serving.jobs.requests import Background
-from serving.parts import Options, Parts
-from serving.shared.pressure import Trimmer
-from serving.status.snapshot import Figures
-from serving.storage.watch import StoreWatch
+from serving.http.sse import Streams
+from serving.jobs.job import JobRequest
+from serving.jobs.requests import Background, JobReader
+from serving.jobs.rows import OPERATIONS, Backend, LocalBackend, RowHandler, make_row_operations
+from serving.jobs.runner import Runner
+from serving.jobs.store import JobStore
+from serving.master.announcements import Announcements, announce
+from serving.monitoring.quality import LiveQuality
+from serving.predict.batcher import Batcher
+from serving.predict.inference import Inference, isolated_functions, make_operations
+from serving.process.executor import Executor
+from serving.schedules.schedule import Action, Called, Queued, Schedule, parse_schedules
+from serving.schedules.scheduler import Scheduler
+from serving.schedules.timetable import Timetable
+from serving.service import Limits, Service, Shared
+from serving.settings import Settings
+from serving.shared.book import Book
+from serving.shared.metrics import Metrics
+from serving.shared.pressure import Pressure, Trimmer
+from serving.shared.rate_table import SharedTable, parse_rate
+from serving.shared.reloads import Reloads
+from serving.storage.http import Outbound
+from serving.stores import build_entity_store, build_event_log, build_job_store, build_schedule_store
+from serving.telemetry.alerts import Alerts, form_of
+from serving.training.handler import TrainHandler
 from serving.training.last import LastTrainings
+from serving.training.outcomes import outcome_reader
+from serving.training.request import OPERATION as TRAIN
+from serving.training.request import training_request
+from serving.training.steps import Steps
 
-Renew = Callable[[], tuple["Application", tuple[str, ...]]]
-"""Builds the app over what is in the model directory now, and says of which files it could not be."""
+if TYPE_CHECKING:
+    from serving.telemetry.tracing import Tracing
 
-
-def create_app(parts: Parts, options: Options, renew: Renew) -> Application:
-    """The app over these parts. Building it starts nothing: threads and connections begin with its lifespan."""
-    parts.prepare()
-    api = _make_api(parts, options)
-    hot_path = InferenceRoute(
-        registry=parts.registry,
-        inference=parts.inference,
-        streams=parts.streams,
-        metrics=parts.metrics,
-        max_body_bytes=options.max_body_bytes,
-        max_instances=options.max_instances,
-        max_explained_instances=options.max_explained_instances,
-        access_log=options.access_log,
-        background=Background(parts.jobs.store, parts.jobs.reader) if options.background else None,
-    )
-    hot = Edge(hot_path, figures=parts.metrics.responses, access_log=options.access_log, admission=parts.admission)
-    wrap = _as_it_is if parts.tracing is None else parts.tracing.wrap
-    return Application(wrap(api), wrap(hot), parts, renew)
-
-
-def _as_it_is(app: App) -> App:
-    return app
-
-
-def _make_api(parts: Parts, options: Options) -> FastAPI:
-    """All but predictions and explanations."""
-    api = FastAPI(
-        title="forkserve",
-        version=options.version,
-        summary="Predictions of scikit-learn models, and what they are made of",
-        lifespan=lambda _api: parts.running(),
-        # the pages of FastAPI load scripts from elsewhere; the document itself is at /openapi.json
-        docs_url=None,
-        redoc_url=None,
-        openapi_url="/openapi.json",
-        # a redirect would go to whatever host the client has named
-        redirect_slashes=False,
-    )
-    for router in (*_open_routers(parts, options), *_admin_routers(parts, options)):
-        api.include_router(router)
-    api.add_exception_handler(HTTPException, _problem)
-    api.openapi = _Document(api, parts.registry, background=options.background)  # type: ignore[method-assign]
-    api.add_middleware(Edge, figures=parts.metrics.responses, access_log=options.access_log, admission=parts.admission)
-    return api
-
-
-def _open_routers(parts: Parts, options: Options) -> Iterator[APIRouter]:
-    """For everybody."""
-    registry, jobs, data, lasting = parts.registry, parts.jobs, parts.data, parts.lasting
-    yield models_router(registry)
-    trainings = LastTrainings(options.model_dir, (model.name for model in registry.live()))
-    jobs_watch, records_watch = StoreWatch(jobs.store.probe), StoreWatch(data.source.probe)
-    yield health_router(
-        registry, parts.cache, lasting.reloads, jobs_watch, records_watch, data.source, lasting.pressure, trainings
-    )
-    yield streams_router(parts.streams, jobs.events, jobs.store.get)
-    yield entities_router(
-        data.source,
-        data.predictor,
-        data.arrivals,
-        parts.streams,
-        max_body_bytes=options.max_body_bytes,
-        max_records=options.max_instances,
-        access_log=options.access_log,
-    )
-    yield outcomes_router(data.source, data.outcomes, data.writer, max_body_bytes=options.max_body_bytes)
-    yield jobs_router(
-        jobs.store, jobs.events, jobs.reader, max_body_bytes=options.max_body_bytes, max_csv_bytes=jobs.max_csv_bytes
-    )
-
-
-def _admin_routers(parts: Parts, options: Options) -> Iterator[APIRouter]:
-    """For who has the token."""
-    registry, lasting = parts.registry, parts.lasting
-    authorize = make_authorize(options.admin_token, in_query=options.admin_token_in_query)
-    figures = Figures(
-        parts.metrics,
-        registry=registry,
-        store=parts.jobs.store,
-        reloads=lasting.reloads,
-        pressure=lasting.pressure,
-        timetable=parts.schedules.timetable,
-    )
-    yield metrics_router(authorize, figures, parts.streams, parts.data.quality)
-    yield admin_router(authorize, registry, options.model_dir, lasting.reloads)
-    yield training_router(authorize, registry, parts.jobs.store)
+log = structlog.get_logger(__name__)
 
 
 class Application:
-    """The app as servers see it: predictions and explanations go their own short way, all the rest goes to FastAPI.
+    """The ASGI app: one edge around a dispatcher, which sends predictions their own short way, all else to FastAPI.
 
     FastAPI's way alone costs 20 us a request, as much as everything else that a prediction needs.
     """
 
-    def __init__(self, api: App, hot_path: App, parts: Parts, renew: Renew) -> None:
-        """`renew` is for the master, which tells `lasting.reloads` the outcome."""
-        self._api = api
-        self._hot_path = hot_path
-        self._metrics = parts.metrics
-        self._trimmer = Trimmer(parts.lasting.pressure)
-        self.registry = parts.registry
-        self.lasting = parts.lasting
-        self.renew = renew
-        self.runner = parts.jobs.runner
-        """For a process that works on jobs."""
-        self.scheduler = parts.schedules.scheduler
-        """For a process that fires schedules."""
-        self.start_processes = parts.executor.start
-        """For a worker that has one thread."""
-        self.end_streams = parts.streams.end
-        """For a worker that drains."""
-        self.reason_to_replace = parts.reason_to_replace
+    def __init__(self, service: Service, settings: Settings) -> None:
+        self.service = service
+        self.settings = settings
+        self.streams = Streams(service.hub, heartbeat_seconds=settings.stream_heartbeat_seconds)
+        self._limiter = build_limiter(settings)
+        self._trimmer = Trimmer(service.shared.pressure)
+        self._stack = self._build_stack()
+        # for the gunicorn worker
+        self.count_refusal = service.metrics.responses.answered
+        self.end_streams = self.streams.end
+        self.reason_to_replace = service.reason_to_replace
 
-    def count_refusal(self, status: int) -> None:
-        """The server has answered a request that never got here."""
-        self._metrics.responses.answered(status)
+    def _build_stack(self) -> App:
+        """Everything that a request goes through, outermost first."""
+        service, settings = self.service, self.settings
+        hot_path = InferenceRoute(service, self.streams)
+        authorize = make_authorize(settings.admin_token, in_query=settings.admin_token_in_query)
+        api = make_api(service, self.streams, authorize, lambda _api: self._running())
+
+        def dispatch(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+            path = PATH.fullmatch(scope["path"]) if scope["type"] == "http" else None
+            if path is None:
+                return api(scope, receive, send)
+            scope["path_params"] = path.groupdict()
+            return hot_path(scope, receive, send)
+
+        edge = Edge(
+            dispatch,
+            figures=service.metrics.responses,
+            access_log=settings.access_log,
+            admission=self._build_admission(),
+        )
+        return edge if service.tracing is None else service.tracing.wrap(edge)
+
+    def _build_admission(self) -> Admission | None:
+        """None if no setting asks for it."""
+        settings = self.settings
+        if not (settings.trusted_proxy_count or settings.rate_limit or settings.cors_origins):
+            return None
+        origins = Origins(settings.cors_origins) if settings.cors_origins else None
+        return Admission(Clients(settings.trusted_proxy_count), self._limiter, origins)
+
+    @asynccontextmanager
+    async def _running(self) -> AsyncIterator[None]:
+        async with AsyncExitStack() as closing:
+            await self.service.open(closing)
+            if self._limiter is not None:
+                closing.push_async_callback(self._limiter.close)
+            closing.push_async_callback(self.streams.end)
+            if self.settings.redis_url:
+                # a log of its own: waiting takes a connection
+                announcements = Announcements(build_event_log(self.settings), self.service.shared.reloads)
+                closing.push_async_callback(announcements.close)
+                closing.push_async_callback(cancel, asyncio.create_task(announcements.run()))
+            yield
 
     def tick(self) -> None:
-        """Now and then, in a worker: tell figures, give memory back when the master has asked for it."""
-        self._metrics.publish()
+        """Now and then, in a worker: publish metrics, give memory back when the master has asked for it."""
+        self.service.metrics.publish()
         self._trimmer.heed()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = PATH.fullmatch(scope["path"]) if scope["type"] == "http" else None
-        if path is None:
-            await self._api(scope, receive, send)
-            return
-        scope["path_params"] = path.groupdict()
-        await self._hot_path(scope, receive, send)
+        await self._stack(scope, receive, send)
 
 
-class _Document:
-    """Makes the OpenAPI document when it is first asked for."""
-
-    def __init__(self, app: FastAPI, registry: Registry, *, background: bool) -> None:
-        self._app = app
-        self._registry = registry
-        self._background = background
-
-    def __call__(self) -> dict[str, Any]:
-        if self._app.openapi_schema is None:
-            self._app.openapi_schema = document(self._app, self._registry, background=self._background)
-        return self._app.openapi_schema
+async def cancel(task: asyncio.Task[None]) -> None:
+    """Cancel a task and wait until it has ended."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
-async def _problem(request: Request, error: Exception) -> Response:
-    """What the router refuses (404, 405) in the form of every other refusal."""
-    assert isinstance(error, HTTPException)
-    content = problems.body(error.status_code, error.detail, request.state.request_id)
-    return Response(content, error.status_code, error.headers, problems.CONTENT_TYPE.decode())
+def build(settings: Settings, alerts: Alerts) -> Application:
+    """The app over all models that are there. Raises RegistryError, InvalidSetting, InvalidRedisUrl, CannotServe."""
+    shared = build_shared(settings, alerts)  # first: what is announced from now on may be missed by what is loaded
+    registry = load_registry(
+        settings.model_dir,
+        settings.load_options,
+        selected=settings.serve_versions,
+        fallback=settings.model_fallback,
+    )
+    return Application(build_service(settings, registry, shared), settings)
+
+
+def renew(app: Application, carefully: Callable[[Load, float], Load]) -> tuple[Application, tuple[str, ...]]:
+    """A new app over what is in the model directory now, in the master; and which versions were refused, and why.
+
+    `carefully` makes the function that loads a version, within so many seconds, from the one that just loads it.
+    """
+    settings, service = app.settings, app.service
+    load = functools.partial(load_version, settings.model_dir, options=settings.load_options)
+    renewal = renew_registry(
+        service.registry,
+        settings.model_dir,
+        carefully(load, settings.reload_timeout_seconds),
+        selected=settings.serve_versions,
+    )
+    return Application(build_service(settings, renewal.registry, service.shared), settings), renewal.refused
+
+
+def build_alerts(settings: Settings) -> Alerts:
+    """Sends alerts, and calls elsewhere for all of a process; made once, for all reloads."""
+    url = settings.alert_webhook_url
+    return Alerts(Outbound(), url, form_of(url, settings.alert_form), name=f"forkserve on {socket.gethostname()}")
+
+
+def build_shared(settings: Settings, alerts: Alerts) -> Shared:
+    """What outlives reloads; it needs no models. Raises InvalidRedisUrl, CannotServe."""
+    return Shared(
+        reloads=Reloads(),
+        # twice as many processes: at a reload the old ones drain beside the new
+        book=Book(2 * (settings.web_concurrency + settings.job_runners + 1)),
+        pressure=Pressure(),
+        alerts=alerts,
+        jobs=build_job_store(settings),
+        events=build_event_log(settings),
+        schedules=build_schedule_store(settings),
+        entities=build_entity_store(settings),
+    )
+
+
+def build_service(settings: Settings, registry: Registry, shared: Shared) -> Service:
+    """All parts over these models. Raises InvalidSetting, InvalidRedisUrl."""
+    metrics = Metrics(shared.book)
+    cache = build_cache(
+        max_items=settings.cache_max_items,
+        max_bytes=settings.cache_max_bytes,
+        ttl_seconds=settings.cache_ttl_seconds,
+        redis_url=settings.redis_url,
+        redis_health_check_interval=settings.redis_health_check_interval,
+    )
+    operations = make_operations(registry)
+    batcher = Batcher(threads=settings.inference_threads, queue_seconds=settings.queue_seconds)
+    executor = Executor(
+        isolated_functions(operations), processes=settings.executor_processes, memory=settings.executor_memory_bytes
+    )
+    inference = Inference(
+        operations, batcher=batcher, executor=executor, cache=cache, timeout=settings.inference_timeout_seconds
+    )
+    reader = JobReader(registry, max_rows=settings.job_max_rows, chunk_rows=settings.shap_max_batch_size)
+    records = RecordReader(shared.entities, settings.max_limit_checkins)
+    predictor = EntityPredictor(registry, inference, records, metrics, status_of)
+    service = Service(
+        shared=shared,
+        registry=registry,
+        model_dir=settings.model_dir,
+        metrics=metrics,
+        cache=cache,
+        batcher=batcher,
+        executor=executor,
+        inference=inference,
+        job_reader=reader,
+        background=Background(shared.jobs, reader) if settings.use_background_inference else None,
+        runner=build_runner(settings, registry, shared, metrics),
+        scheduler=build_scheduler(settings, shared),
+        timetable=build_timetable(settings, shared),
+        hub=Hub(
+            shared.events,
+            max_streams=settings.max_streams,
+            max_streams_per_address=settings.max_streams_per_address or None,
+        ),
+        predictor=predictor,
+        notifier=EntityNotifier(predictor, shared.events, lambda error, request_id: render(error, request_id)[2]),
+        outcome_reader=OutcomeReader(registry, inference, max_instances=settings.max_instances),
+        outcome_writer=OutcomeWriter(shared.entities),
+        quality=LiveQuality(registry, shared.entities),
+        trainings=LastTrainings(settings.model_dir, (model.name for model in registry.live())),
+        tracing=build_tracing(settings),
+        limits=Limits(
+            max_body_bytes=settings.max_body_bytes,
+            max_csv_bytes=settings.job_max_body_bytes,
+            max_instances=settings.max_instances,
+            max_explained_instances=settings.shap_max_batch_size,
+        ),
+        access_log=settings.access_log,
+    )
+    service.prepare()
+    return service
+
+
+def build_limiter(settings: Settings) -> Limiter | None:
+    """Counts requests by client, to be built before the fork; None without RATE_LIMIT. Raises InvalidRedisUrl."""
+    if not settings.rate_limit:
+        return None
+    table = SharedTable(parse_rate(settings.rate_limit, settings.rate_limit_burst))
+    if not settings.redis_url:
+        return table
+    return RedisLimiter(settings.redis_url, table, health_check_interval=settings.redis_health_check_interval)
+
+
+def build_tracing(settings: Settings) -> Tracing | None:
+    """Sends traces to a collector; None without one. Raises InvalidSetting without the extra `otel`."""
+    if not settings.otel_exporter_otlp_endpoint:
+        return None
+    from serving.telemetry.tracing import Tracing
+
+    try:
+        return Tracing(settings.otel_exporter_otlp_endpoint, settings.otel_service_name)
+    except ImportError:
+        raise InvalidSetting("OTEL_EXPORTER_OTLP_ENDPOINT needs `pip install forkserve[otel]`") from None
+
+
+def build_runner(settings: Settings, registry: Registry, shared: Shared, metrics: Metrics) -> Runner:
+    """Works on jobs over rows, and on those that train. Raises InvalidSetting."""
+    functions = {operation.name: operation.answer_call for operation in make_row_operations(registry)}
+    executor = Executor(functions, memory=settings.job_memory_bytes, background=True)
+    backend = build_backend(settings, executor)
+    rows = RowHandler(registry, backend, timeout=settings.job_timeout_seconds)
+
+    def serves(name: str) -> str | None:
+        return registry.aliases(name).live if name in registry else None
+
+    trainer = build_trainer(settings, shared)
+    return Runner(
+        shared.jobs,
+        shared.events,
+        {**dict.fromkeys(OPERATIONS, rows), TRAIN: build_train_handler(settings, trainer, shared, serves)},
+        (executor, trainer),
+        backend,
+        figures=metrics.jobs,
+        lease_seconds=settings.job_lease_seconds,
+        keep_seconds=settings.job_keep_seconds,
+        keep_jobs=settings.job_keep,
+    )
+
+
+def build_backend(settings: Settings, executor: Executor) -> Backend:
+    """Computes jobs: the executor, or a Dask cluster and the executor. Raises InvalidSetting."""
+    local = LocalBackend(executor)
+    if not settings.dask_scheduler:
+        return local
+    try:
+        # in the master, so that the 16 MB that this takes are shared
+        from serving.jobs.cluster import Cluster
+    except ModuleNotFoundError as error:
+        raise InvalidSetting(f"DASK_SCHEDULER needs `pip install forkserve[dask]`: {error}") from error
+    from serving.jobs.cluster import pack_version
+
+    pack = functools.partial(pack_version, settings.model_dir, evaluations=settings.shap_max_evals)
+    return Cluster(settings.dask_scheduler, local, pack, at_once=settings.dask_chunks)
+
+
+def build_trainer(settings: Settings, shared: Shared) -> Executor:
+    """The processes in which models are trained and judged, each for one call."""
+    steps = Steps(
+        settings.model_dir,
+        outcome_reader(shared.entities, settings.max_outcomes_per_model),
+        tolerance=settings.train_tolerance,
+        options=settings.load_options,
+    )
+    return Executor(steps.functions(), memory=settings.train_memory_bytes, background=True, reuse=False)
+
+
+def build_train_handler(
+    settings: Settings, trainer: Executor, shared: Shared, serves: Callable[[str], str | None]
+) -> TrainHandler:
+    """Works on jobs that train models. `serves`: see TrainHandler."""
+
+    async def announce_reload() -> None:
+        if shared.reloads.has_master:
+            shared.reloads.request()  # and the master's workers announce it to the other instances
+        elif settings.redis_url:
+            await announce(shared.events, "trained")
+        else:
+            log.warning("A new version is live, but no process that serves can be told")
+
+    return TrainHandler(
+        settings.model_dir,
+        trainer,
+        shared.events,
+        serves=serves,
+        announce=announce_reload,
+        timeout=settings.train_timeout_seconds,
+        judging=settings.reload_timeout_seconds,
+    )
+
+
+def build_trainer_alone(settings: Settings) -> tuple[JobStore, Runner]:
+    """Trains models and does nothing else, without loading any. Raises InvalidRedisUrl, CannotServe."""
+    shared = build_shared(settings, build_alerts(settings))
+    trainer = build_trainer(settings, shared)
+    runner = Runner(
+        shared.jobs,
+        shared.events,
+        {TRAIN: build_train_handler(settings, trainer, shared, lambda _name: None)},
+        (trainer,),
+        LocalBackend(trainer),
+        figures=Metrics(shared.book).jobs,
+        lease_seconds=settings.job_lease_seconds,
+        keep_seconds=settings.job_keep_seconds,
+        keep_jobs=settings.job_keep,
+    )
+    return shared.jobs, runner
+
+
+def build_scheduler(settings: Settings, shared: Shared) -> Scheduler:
+    """Fires schedules. Raises InvalidSetting."""
+    return Scheduler(read_schedules(settings, shared), shared.schedules, shared.jobs)
+
+
+def build_timetable(settings: Settings, shared: Shared) -> Timetable:
+    """Shows schedules. Raises InvalidSetting."""
+    return Timetable(read_schedules(settings, shared), shared.schedules)
+
+
+def read_schedules(settings: Settings, shared: Shared) -> tuple[Schedule, ...]:
+    """What SCHEDULES says. Raises InvalidSetting naming the entry that is wrong."""
+    return parse_schedules(
+        settings.schedules, schedule_actions(settings, shared), grace=settings.schedule_grace_seconds
+    )
+
+
+def schedule_actions(settings: Settings, shared: Shared) -> Mapping[str, Action]:
+    """What schedules can do, by the word that they use for it; the words after it are the function's parameters."""
+
+    async def reload() -> None:
+        if shared.reloads.has_master or not settings.redis_url:
+            shared.reloads.request()  # not waited for: the reload replaces the scheduler
+        else:
+            await announce(shared.events, "schedule")
+
+    def train(model: str) -> JobRequest:
+        return training_request(live_manifest(find_model(settings.model_dir, model)))
+
+    poller = Poller(parse_feeds(settings.feeds), shared.alerts.outbound, shared.entities)
+
+    async def poll(feed: str) -> None:
+        await poller.poll(feed)
+
+    return {"reload": Called(reload), "train": Queued(train), "poll": Called(poll, words=poller.names)}

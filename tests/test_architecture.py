@@ -16,11 +16,11 @@ WINGS = (
     "main",
     "serving.cli",
     "serving.master",
-    "assembly",
     "serving.app",
+    "serving.stores",
     "serving.settings",
-    "serving.parts",
     "serving.http",
+    "serving.service",
     "serving.status",
     "serving.schedules",
     "serving.training",
@@ -40,16 +40,12 @@ WINGS = (
 """From the top down: a module imports from its own wing and from those below it."""
 
 TO_MEND: set[str] = {
-    "assembly.jobs imports serving.master.announcements.announce",
-    "assembly.web imports serving.master.announcements.Announcements",
-    "assembly.web imports serving.master.reload.loading_carefully",
-    "assembly.schedules imports serving.master.announcements.announce",
-    "serving.parts imports serving.master.announcements.Announcements",
-    "serving.shared.state imports serving.telemetry.alerts.Alerts",
+    "serving.app imports serving.master.announcements.announce",
+    "serving.app imports serving.master.announcements.Announcements",
 }
 
-PACKAGES = ("assembly", "cache", "registry", "serving")
-HOLDERS_OF_SETTINGS = {"main", "assembly", "serving.app", "serving.cli", "serving.master"}
+PACKAGES = ("cache", "registry", "serving")
+HOLDERS_OF_SETTINGS = {"main", "serving.app", "serving.stores", "serving.cli", "serving.master"}
 
 
 @cache

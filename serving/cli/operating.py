@@ -16,15 +16,13 @@ COUNTED = ("fired", "missed", "coalesced", "overlaps_prevented", "failed", "over
 
 def check(_arguments: argparse.Namespace, settings: Settings) -> int:
     """Verify models, settings and the fork before a deploy; a line a fault."""
-    from assembly.schedules import schedules_of
+    from serving.app import build_alerts, build_shared, read_schedules
     from serving.cli.check import find_faults
-    from serving.shared.reloads import Reloads
-    from serving.storage.http import Outbound
     from serving.storage.redis import InvalidRedisUrl
 
     faults = find_faults(settings)
     try:
-        schedules_of(settings, Reloads(), Outbound())
+        read_schedules(settings, build_shared(settings, build_alerts(settings)))
     except (InvalidSetting, InvalidRedisUrl, CannotServe) as error:
         faults.append(str(error))
     for fault in faults:
@@ -82,17 +80,16 @@ def local(settings: Settings) -> str:
 
 def schedules(_arguments: argparse.Namespace, settings: Settings) -> int:
     """List what fires when, next and last, and how often it did."""
-    from assembly.schedules import schedules_of
-    from serving.shared.reloads import Reloads
-    from serving.storage.http import Outbound
+    from serving.app import build_alerts, build_shared, build_timetable
 
-    timetable = schedules_of(settings, Reloads(), Outbound()).timetable
+    shared = build_shared(settings, build_alerts(settings))
+    timetable = build_timetable(settings, shared)
 
     async def read() -> list[dict[str, Any]]:
         try:
             return await timetable.rows()
         finally:
-            await timetable.close()
+            await shared.schedules.close()
 
     for row in asyncio.run(read()):
         counts = ", ".join(f"{name.replace('_', ' ')} {row[name]}" for name in COUNTED if row.get(name))

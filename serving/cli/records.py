@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 def entities(arguments: argparse.Namespace, settings: Settings) -> int:
     """Import records of entities from a CSV file, or those of the demo."""
-    from assembly.source import data_source
     from serving.entities.importing import read_table
+    from serving.stores import build_entity_store
 
     try:
         if arguments.action == "demo":
             import_demo(settings)
         else:
-            import_into(data_source(settings), read_table(arguments.file))
+            import_into(build_entity_store(settings), read_table(arguments.file))
     except OSError as error:
         say(f"forkserve: {error}", file=sys.stderr)
         return 1
@@ -34,11 +34,13 @@ def entities(arguments: argparse.Namespace, settings: Settings) -> int:
 
 def import_demo(settings: Settings) -> None:
     """A year of market days for each share of the demo. Raises StoreUnavailable, CannotServe."""
-    from assembly.source import data_source
     from examples.market import market_records
     from serving.entities.record import make_record
+    from serving.stores import build_entity_store
 
-    import_into(data_source(settings), (make_record(share, values, day) for share, day, values in market_records()))
+    import_into(
+        build_entity_store(settings), (make_record(share, values, day) for share, day, values in market_records())
+    )
 
 
 def import_into(source: EntityStore, records: Iterable[Record]) -> None:

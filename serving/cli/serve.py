@@ -37,7 +37,7 @@ def serve(_arguments: argparse.Namespace, settings: Settings) -> NoReturn:
 
 def worker(arguments: argparse.Namespace, settings: Settings) -> int:
     """Run jobs and schedules without serving, as ROLES says; with --once jobs until none is due, in this process."""
-    from assembly.web import build, build_alerts
+    from serving.app import build, build_alerts
     from serving.errors import CannotServe
     from serving.jobs.runner import at_once
     from serving.master import prefork
@@ -58,7 +58,7 @@ def worker(arguments: argparse.Namespace, settings: Settings) -> int:
         say(f"forkserve: {error}", file=sys.stderr)
         return 1
     if arguments.once:
-        app.runner.run(until=at_once)
+        app.service.runner.run(until=at_once)
     elif not kinds:
         say("forkserve: ROLES names the scheduler alone, and SCHEDULES is empty", file=sys.stderr)
         return 1
@@ -69,20 +69,21 @@ def worker(arguments: argparse.Namespace, settings: Settings) -> int:
 
 def _processes(settings: Settings, alerts: Alerts) -> list[Runners]:
     """What is to be forked here; with a webhook also who sends alerts, as web workers do elsewhere."""
-    from assembly.schedules import schedules_of
-    from assembly.web import build
+    from serving.app import build, build_scheduler, build_shared
     from serving.master.children import Runners
     from serving.process.kernel import MESSENGER, SCHEDULER
     from serving.shared.book import Book
-    from serving.shared.reloads import Reloads
 
     kinds = []
-    if "scheduler" in settings.roles and settings.schedules:
-        scheduler = schedules_of(settings, Reloads(), alerts.outbound).scheduler
-        kinds.append(Runners(scheduler.run, 1, Book(2), name=SCHEDULER, keep=alerts.descriptor))
     if "worker" in settings.roles or "scheduler" not in settings.roles:
-        app = build(settings, alerts)
-        kinds.append(Runners(app.runner.run, settings.job_runners, app.lasting.book, keep=alerts.descriptor))
+        service = build(settings, alerts).service
+        shared, scheduler = service.shared, service.scheduler
+        kinds.append(Runners(service.runner.run, settings.job_runners, shared.book, keep=alerts.descriptor))
+    else:
+        shared = build_shared(settings, alerts)
+        scheduler = build_scheduler(settings, shared)
+    if "scheduler" in settings.roles and settings.schedules:
+        kinds.append(Runners(scheduler.run, 1, Book(2), name=SCHEDULER, keep=alerts.descriptor))
     if kinds and alerts.outlet is not None:
         kinds.append(Runners(alerts.run, 1, Book(2), name=MESSENGER, keep=alerts.outlet))
     return kinds

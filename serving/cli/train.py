@@ -24,9 +24,9 @@ def train(_arguments: argparse.Namespace, settings: Settings) -> int:
 
 def retrain(arguments: argparse.Namespace, settings: Settings) -> int:
     """Train a model anew and make it live if it is no worse than what is; waits for it. For cron."""
-    from assembly.jobs import build_trainer_alone
     from registry.store.directory import find_model
     from registry.training.script import live_manifest
+    from serving.app import build_trainer_alone
     from serving.errors import ServingError
     from serving.master import prefork
     from serving.training.once import train_once

@@ -72,23 +72,23 @@ def when_ready(server: Any) -> None:
     try:
         prefork.import_modules(_settings.preload_modules)
         prefork.warm(app)
-        app.lasting.reloads.open()
+        app.service.shared.reloads.open()
         prefork.settle()
         prefork.check_single_thread()
     except CannotServe as error:
         sys.exit(f"forkserve: {error}")
-    _add_runners(server, app.lasting.book, app.lasting.alerts.descriptor)
+    _add_runners(server, app.service.shared.book, app.service.shared.alerts.descriptor)
     server.memory = MemoryWatch(
-        app.lasting.pressure,
+        app.service.shared.pressure,
         limit=_settings.max_memory_mb * MB,
         share=_settings.max_worker_memory_mb * MB,
         processes=_settings.web_concurrency + ("worker" in _settings.roles) * _settings.job_runners,
         replace=server.replace,
-        alert=app.lasting.alerts.alert,
+        alert=app.service.shared.alerts.alert,
     )
     if _settings.greeting:
         host, port = server.LISTENERS[0].getsockname()[:2]
-        print(_greeting(f"http://{host}:{port}", app.registry), flush=True)  # noqa: T201
+        print(_greeting(f"http://{host}:{port}", app.service.registry), flush=True)  # noqa: T201
 
 
 def _add_runners(server: Any, book: Book, keep: int | None) -> None:
@@ -101,12 +101,12 @@ def _add_runners(server: Any, book: Book, keep: int | None) -> None:
 
 def _run_jobs(server: Any) -> None:
     """In a job runner: with the app that the master held when it forked it."""
-    server.app.wsgi().runner.run()
+    server.app.wsgi().service.runner.run()
 
 
 def _fire_schedules(server: Any) -> None:
     """In the scheduler, likewise."""
-    server.app.wsgi().scheduler.run()
+    server.app.wsgi().service.scheduler.run()
 
 
 def on_reload(server: Any) -> None:
@@ -123,7 +123,7 @@ def pre_fork(server: Any, worker: Any) -> None:
     """In the master, before every fork."""
     if not _settings.preload:
         return
-    worker.slot = server.app.wsgi().lasting.book.assign()
+    worker.slot = server.app.wsgi().service.shared.book.assign()
     try:
         prefork.check_single_thread()
     except CannotServe as error:
@@ -134,7 +134,7 @@ def pre_fork(server: Any, worker: Any) -> None:
 def child_exit(server: Any, worker: Any) -> None:
     """In the master, when a worker is gone."""
     if _settings.preload:
-        server.app.wsgi().lasting.book.release(worker.slot, WEB)
+        server.app.wsgi().service.shared.book.release(worker.slot, WEB)
 
 
 def post_fork(server: Any, worker: Any) -> None:
@@ -142,7 +142,7 @@ def post_fork(server: Any, worker: Any) -> None:
     rename(WEB)
     worker.read_timeout = _settings.read_timeout_seconds
     if _settings.preload:
-        server.app.wsgi().lasting.book.enter(worker.slot)
+        server.app.wsgi().service.shared.book.enter(worker.slot)
     else:
         prefork.import_modules(_settings.preload_modules)
     # The kernel's first victim is the largest process; let it be a worker, which comes back, not the master.
@@ -153,7 +153,7 @@ def post_fork(server: Any, worker: Any) -> None:
 
 def post_worker_init(worker: Any) -> None:
     """In the new worker, app at hand, before its event loop and its threads."""
-    worker.wsgi.start_processes()
+    worker.wsgi.service.executor.start()
 
 
 def _greeting(address: str, registry: Registry) -> str:

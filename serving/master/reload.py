@@ -10,7 +10,7 @@ import structlog
 from registry.errors import VersionRefused
 from registry.model import LoadedModel
 from registry.store.reload import Load
-from serving.app import Application
+from serving.app import Application, renew
 from serving.master import prefork
 from serving.process.trial import try_in_child
 from serving.shared.reloads import Outcome
@@ -24,10 +24,10 @@ def reload(app: Application) -> Application:
     Never raises: in a hook of gunicorn's that would end the service. Workers are told what came of it.
     """
     started = time.monotonic()
-    app.lasting.reloads.begin()
+    app.service.shared.reloads.begin()
     refused: tuple[str, ...]
     try:
-        successor, refused = app.renew()
+        successor, refused = renew(app, loading_carefully)
         prefork.warm(successor)
         prefork.check_single_thread()
     except BaseException as error:  # even one that means to end the process
@@ -39,18 +39,18 @@ def reload(app: Application) -> Application:
     log.info(
         "Models reloaded", added=outcome.added, removed=outcome.removed, live=outcome.live, seconds=outcome.seconds
     )
-    app.lasting.reloads.finish(outcome)
+    app.service.shared.reloads.finish(outcome)
     return successor
 
 
 def _compare(old: Application, new: Application, refused: tuple[str, ...], seconds: float) -> Outcome:
-    before = {f"{model.name}/{model.version}": model for model in old.registry}
-    after = {f"{model.name}/{model.version}": model for model in new.registry}
+    before = {f"{model.name}/{model.version}": model for model in old.service.registry}
+    after = {f"{model.name}/{model.version}": model for model in new.service.registry}
     return Outcome(
         added=tuple(version for version, model in after.items() if before.get(version) is not model),
         removed=tuple(version for version in before if version not in after),
         refused=refused,
-        live={model.name: model.version for model in new.registry.live()},
+        live={model.name: model.version for model in new.service.registry.live()},
         seconds=round(seconds, 3),
     )
 

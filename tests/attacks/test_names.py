@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from assembly.web import build, build_alerts
 from harness.service import Service
 from harness.wire import ask, check_refusal, request
+from serving.app import build, build_alerts
 from serving.settings import Settings
 from tests.attacks.payloads import body
 

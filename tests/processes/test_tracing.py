@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from assembly.web import build_tracing
 from harness.servers import http_server
 from harness.service import ROOT, Service
 from harness.wire import ask, request
+from serving.app import build_tracing
 from serving.errors import InvalidSetting
 from serving.settings import Settings
 

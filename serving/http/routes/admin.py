@@ -1,71 +1,169 @@
-"""`/api/admin/models`: reload and rollback; closed unless ADMIN_TOKEN is set."""
+"""`/api/admin` and `/metrics`: reload, rollback, training and the metrics of all processes, for the operator."""
 
 from __future__ import annotations
 
 import asyncio
+import hmac
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Header, Request, Response
 
 from registry.errors import VersionNotFound, VersionRefused
 from registry.registry import Registry
 from registry.store import aliases
 from registry.store.aliases import Aliases
-from serving.errors import ReloadRefused
-from serving.http.routes.authorizing import Authorize
-from serving.shared.reloads import Outcome, Reloads
+from serving.errors import NotAuthorized, ReloadRefused
+from serving.http.routes.jobs import submitted
+from serving.http.sse import EventStream, Frames, Streams, frame, opening
+from serving.service import Service
+from serving.shared.reloads import Outcome
+from serving.status.json import summarize
+from serving.status.prometheus import expose
+from serving.status.snapshot import Figures
+from serving.training.request import submit_training
+
+Authorize: TypeAlias = Callable[..., Awaitable[None]]
+"""A dependency of FastAPI's that raises NotAuthorized."""
 
 RELOAD_SECONDS = 20.0
-"""How long a client waits to hear what came of its reload; it goes on without it."""
+"""How long a client waits for the outcome of its reload; the reload goes on without it."""
 
-LONGEST = 4000
+MAX_REASON_CHARACTERS = 4000
 
-REFUSED = {"description": "Something on disk is not fit to serve: the old stays in service"}
+METRICS_SECONDS = 2.0
+"""Between two events of the stream of metrics."""
+
+PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+
+REFUSED = {"description": "Something on disk is not fit to serve; the previous versions stay in service"}
 RELOAD: dict[str, Any] = {
-    "summary": "Take over what is new in the model directory",
+    "summary": "Load what is new in the model directory",
     "responses": {202: {"description": "It takes longer; see /health"}, 409: REFUSED},
 }
 ROLLBACK: dict[str, Any] = RELOAD | {"summary": "Make the previous version of a model live again"}
+TRAIN: dict[str, Any] = {
+    "summary": "Retrain a model; the new version becomes live if it is no worse than the live one",
+    "status_code": 202,
+    "response_class": Response,
+    "responses": {
+        202: {
+            "description": "The job that trains it, which may have been there before",
+            "headers": {"Location": {"schema": {"type": "string"}}},
+            "content": {"application/json": {"schema": {"type": "object"}}},
+        },
+        409: {"description": "The model has no training function, or another model is being trained"},
+        429: {"description": "Too many jobs are waiting"},
+    },
+}
 
 
-def admin_router(authorize: Authorize | None, registry: Registry, model_dir: Path, reloads: Reloads) -> APIRouter:
-    """Behind the admin token; without one there are none of these."""
-    router = APIRouter(prefix="/api/admin", tags=["admin"])
-    if authorize is None:
-        return router
+def make_authorize(token: str, *, in_query: bool) -> Authorize | None:
+    """None without a token: then there are no admin routes, so that a forgotten setting opens nothing.
 
-    @router.post("/models:reload", dependencies=[Depends(authorize)], **RELOAD)
-    async def reload(response: Response) -> dict[str, Any]:
-        outcome = await reloads.ask(RELOAD_SECONDS)
-        if outcome is not None and outcome.refused:
-            raise ReloadRefused(reasons(outcome))
-        return told(outcome, response)
+    `in_query` also accepts `?admin_token=`, for clients that cannot set a header. No log line of ours shows the query,
+    but those of a proxy may.
+    """
+    if not token:
+        return None
+    expected = token.encode()
 
-    @router.post("/models/{model}:rollback", dependencies=[Depends(authorize)], **ROLLBACK)
-    async def rollback(model: str, response: Response) -> dict[str, Any]:
-        after = await asyncio.to_thread(_roll_back, registry, model, model_dir)
-        outcome = await reloads.ask(RELOAD_SECONDS)
-        if outcome is not None and outcome.live.get(model) != after.live:
-            raise ReloadRefused(reasons(outcome))
-        return told(outcome, response)
+    async def authorize(
+        request: Request,
+        authorization: Annotated[str | None, Header()] = None,
+        x_admin_token: Annotated[str | None, Header()] = None,
+    ) -> None:
+        scheme, _, credentials = (authorization or "").partition(" ")
+        # as bytes: compare_digest refuses text that is not ASCII, and a header or a query may hold anything
+        given = (credentials if scheme.lower() == "bearer" else x_admin_token or "").strip().encode("latin-1")
+        if not given and in_query:
+            given = request.query_params.get("admin_token", "").encode("utf-8", "replace")
+        if not hmac.compare_digest(given, expected):
+            raise NotAuthorized("a valid admin token is needed")
 
+    return authorize
+
+
+def admin_router(service: Service, streams: Streams, authorize: Authorize) -> APIRouter:
+    """Everything that needs the admin token."""
+    router = APIRouter(tags=["admin"], dependencies=[Depends(authorize)])
+    _add_models(router, service)
+    _add_metrics(router, service, streams)
     return router
 
 
-def told(outcome: Outcome | None, response: Response) -> dict[str, Any]:
-    """What came of a reload; 202 while that is not known."""
+def _add_models(router: APIRouter, service: Service) -> None:
+    registry, reloads = service.registry, service.shared.reloads
+
+    @router.post("/api/admin/models:reload", **RELOAD)
+    async def reload(response: Response) -> dict[str, Any]:
+        outcome = await reloads.ask(RELOAD_SECONDS)
+        if outcome is not None and outcome.refused:
+            raise ReloadRefused(_reasons(outcome))
+        return _reloaded(outcome, response)
+
+    @router.post("/api/admin/models/{model}:rollback", **ROLLBACK)
+    async def rollback(model: str, response: Response) -> dict[str, Any]:
+        after = await asyncio.to_thread(_roll_back, registry, model, service.model_dir)
+        outcome = await reloads.ask(RELOAD_SECONDS)
+        if outcome is not None and outcome.live.get(model) != after.live:
+            raise ReloadRefused(_reasons(outcome))
+        return _reloaded(outcome, response)
+
+    @router.post("/api/admin/models/{model}:train", **TRAIN)
+    async def train(model: str) -> Response:
+        return submitted(await submit_training(service.shared.jobs, registry.get(model).manifest))
+
+
+def _add_metrics(router: APIRouter, service: Service, streams: Streams) -> None:
+    shared = service.shared
+    figures = Figures(
+        service.metrics,
+        registry=service.registry,
+        store=shared.jobs,
+        reloads=shared.reloads,
+        pressure=shared.pressure,
+        timetable=service.timetable,
+    )
+
+    async def take() -> dict[str, Any]:
+        return summarize(await figures.take()) | {"quality": await service.quality.take()}
+
+    async def frames() -> Frames:
+        yield opening()
+        while not streams.ending.is_set():
+            yield frame("metrics", msgspec.json.encode(await take()))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(METRICS_SECONDS):
+                    await streams.ending.wait()
+
+    @router.get("/api/admin/metrics", summary="The metrics of all processes")
+    async def metrics() -> dict[str, Any]:
+        return await take()
+
+    @router.get("/api/admin/events", summary="The metrics of all processes, again and again, as server-sent events")
+    async def events() -> Response:
+        return EventStream(streams, frames())
+
+    @router.get("/metrics", summary="The metrics of all processes, for Prometheus", response_class=Response)
+    async def prometheus() -> Response:
+        return Response(expose(await figures.take()), headers={"content-type": PROMETHEUS})
+
+
+def _reloaded(outcome: Outcome | None, response: Response) -> dict[str, Any]:
+    """The outcome of a reload; 202 while it is not known."""
     if outcome is None:
         response.status_code = HTTPStatus.ACCEPTED
         return {"status": "reloading"}
     return {"status": "reloaded", **msgspec.to_builtins(outcome)}
 
 
-def reasons(outcome: Outcome) -> str:
-    """Why not, as long as an answer may be."""
-    return ("; ".join(outcome.refused) or "the model directory has changed meanwhile")[:LONGEST]
+def _reasons(outcome: Outcome) -> str:
+    return ("; ".join(outcome.refused) or "the model directory has changed meanwhile")[:MAX_REASON_CHARACTERS]
 
 
 def _roll_back(registry: Registry, name: str, model_dir: Path) -> Aliases:

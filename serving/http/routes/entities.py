@@ -11,10 +11,9 @@ import msgspec
 import structlog
 from fastapi import APIRouter, Header, Query, Request, Response
 
-from serving.entities.notifier import EntityNotifier, NewRecords, topic_of
-from serving.entities.predictor import EntityAnswer, EntityPredictor, check_entity
+from serving.entities.notifier import NewRecords, topic_of
+from serving.entities.predictor import EntityAnswer, check_entity
 from serving.entities.record import Record, make_record
-from serving.entities.store import EntityStore
 from serving.errors import InvalidRequest, TooManyInstances
 from serving.http.clients import network_of
 from serving.http.edge import check_json, read_body
@@ -22,6 +21,7 @@ from serving.http.routes.predict import parse_timeout
 from serving.http.routes.streams import LastSeen
 from serving.http.sse import EventStream, Frames, Streams, frame, opening
 from serving.predict.request_body import decode
+from serving.service import Service
 
 log = structlog.get_logger(__name__)
 
@@ -97,18 +97,10 @@ async def read_records(entity: str, body: bytes, max_records: int) -> list[Recor
     return records
 
 
-def entities_router(
-    store: EntityStore,
-    predictor: EntityPredictor,
-    notifier: EntityNotifier,
-    streams: Streams,
-    *,
-    max_body_bytes: int,
-    max_records: int,
-    access_log: bool,
-) -> APIRouter:
-    """Routes that write to `store`; `notifier` predicts for new records."""
+def entities_router(service: Service, streams: Streams) -> APIRouter:
+    """Routes for records of entities, the predictions for their newest ones, and streams of these."""
     router = APIRouter(prefix="/v1/entities", tags=["entities"])
+    limits = service.limits
 
     @router.post(
         "/{entity}/records",
@@ -126,10 +118,11 @@ def entities_router(
         check_entity(entity)
         headers = dict(request.scope["headers"])
         check_json(headers)
-        records = await read_records(entity, await read_body(headers, request.receive, max_body_bytes), max_records)
-        stored = await store.add_records(records)
+        body = await read_body(headers, request.receive, limits.max_body_bytes)
+        records = await read_records(entity, body, limits.max_instances)
+        stored = await service.shared.entities.add_records(records)
         if stored:
-            notifier.add(NewRecords(entity, records, request.state.request_id))
+            service.notifier.add(NewRecords(entity, records, request.state.request_id))
         answer = {"entity": entity, "stored": stored, "ids": [record.id for record in records]}
         return Response(msgspec.json.encode(answer), 201 if stored else 200, media_type="application/json")
 
@@ -146,7 +139,7 @@ def entities_router(
         ] = None,
     ) -> Response:
         started = time.perf_counter()
-        answer = await predictor.predict(
+        answer = await service.predictor.predict(
             entity,
             names=None if models is None else [name for name in models.split(",") if name],
             limit=_count(limit),
@@ -154,7 +147,7 @@ def entities_router(
             timeout=None if x_request_timeout is None else parse_timeout(x_request_timeout.encode()),
         )
         seconds = time.perf_counter() - started
-        if access_log:
+        if service.access_log:
             said = f"Prediction of {len(answer.models)} models completed in {seconds:.3f}s"
             log.info(said, entity=entity, records=len(answer.records), stale=answer.stale)
         return Response(answer.content(), headers=_headers(answer, seconds), media_type="application/json")

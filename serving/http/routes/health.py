@@ -9,31 +9,19 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter, Request
 
-from cache.tiered import TieredCache
-from registry.registry import Registry
-from serving.entities.store import EntityStore
 from serving.process.kernel import read_age, read_rss
-from serving.shared.pressure import Pressure
-from serving.shared.reloads import Reloads
+from serving.service import Service
 from serving.storage.watch import StoreWatch
-from serving.training.last import LastTrainings
 
 
-def health_router(
-    registry: Registry,
-    cache: TieredCache,
-    reloads: Reloads,
-    jobs: StoreWatch,
-    records: StoreWatch,
-    source: EntityStore,
-    pressure: Pressure,
-    trainings: LastTrainings,
-) -> APIRouter:
-    """A fallback, a version that a reload refused, what is out of reach, want of memory: degraded, not dead.
+def health_router(service: Service) -> APIRouter:
+    """A fallback, a refused version, an unavailable store or memory pressure mean degraded, not dead.
 
-    A proxy that took it out would make things worse.
+    A proxy that took the service out of rotation would make things worse.
     """
     router = APIRouter(prefix="/health", tags=["health"])
+    registry, shared = service.registry, service.shared
+    jobs, records = StoreWatch(shared.jobs.probe), StoreWatch(shared.entities.probe)
 
     @router.get("", summary="Health, with reasons")
     async def health(request: Request) -> dict[str, Any]:
@@ -44,9 +32,9 @@ def health_router(
             states = await asyncio.gather(jobs.state(), records.state())
             stores = dict(zip(stores, states, strict=True))
         fallbacks = [f"{model.name}/{model.version}" for model in registry if model.fallback]
-        refused = reloads.last().refused
-        memory = pressure.read()
-        breakers = {"redis": cache.redis_state, "supabase": source.state}
+        refused = shared.reloads.last().refused
+        memory = shared.pressure.read()
+        breakers = {"redis": service.cache.redis_state, "supabase": shared.entities.state}
         away = {"unavailable", "open", "half-open"}.intersection((*stores.values(), *breakers.values()))
         well = memory.stage == "calm" and not away
         return {
@@ -54,9 +42,9 @@ def health_router(
             "models": len(registry),
             "fallbacks": fallbacks,
             "refused": refused,
-            "redis": cache.redis_state,
+            "redis": service.cache.redis_state,
             **stores,
-            "last_training": msgspec.to_builtins(trainings.by_model()),
+            "last_training": msgspec.to_builtins(service.trainings.by_model()),
             "breakers": breakers,
             "memory": {
                 "used_bytes": memory.used or None,

@@ -14,10 +14,11 @@ from serving.errors import InvalidRequest, JobUnfinished, StoreUnavailable, Unsu
 from serving.events.log import EventLog
 from serving.http.edge import body_type, check_encoding, read_body, stream_body
 from serving.jobs.job import Job, JobRequest
-from serving.jobs.requests import JobReader, idempotency_key
+from serving.jobs.requests import idempotency_key
 from serving.jobs.results import csv_result, json_result, plain_result
 from serving.jobs.rows import OPERATIONS
 from serving.jobs.store import JobStore
+from serving.service import Service
 
 log = structlog.get_logger(__name__)
 
@@ -25,11 +26,10 @@ LOST = "lost with its runner"
 """The store's own words, which go on with the runner's name; that is for the log."""
 
 
-def jobs_router(
-    store: JobStore, events: EventLog, reader: JobReader, *, max_body_bytes: int, max_csv_bytes: int
-) -> APIRouter:
-    """Who does not know a job's id can neither guess it nor list it."""
+def jobs_router(service: Service) -> APIRouter:
+    """Nobody can list jobs or guess the id of one."""
     router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+    store, events, reader, limits = service.shared.jobs, service.shared.events, service.job_reader, service.limits
 
     async def read(request: Request) -> JobRequest:
         headers = dict(request.scope["headers"])
@@ -37,9 +37,10 @@ def jobs_router(
         kind = body_type(headers)
         check_encoding(headers)
         if kind == b"application/json":
-            return await reader.read_json(await read_body(headers, request.receive, max_body_bytes), key)
+            return await reader.read_json(await read_body(headers, request.receive, limits.max_body_bytes), key)
         if kind == b"text/csv":
-            return await reader.read_csv(_query(request), stream_body(headers, request.receive, max_csv_bytes), key)
+            rows = stream_body(headers, request.receive, limits.max_csv_bytes)
+            return await reader.read_csv(_query(request), rows, key)
         raise UnsupportedBody("send application/json or text/csv in UTF-8")
 
     @router.post("", status_code=202, summary="Predict or explain many rows in the background")

@@ -8,9 +8,8 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from serving.entities.outcomes import OutcomeReader, OutcomeWriter
-from serving.entities.store import EntityStore
 from serving.http.edge import check_json, read_body
+from serving.service import Service
 
 RESPOND_ASYNC = "respond-async"
 """The preference (RFC 7240) of a client that does not wait until its outcomes are stored."""
@@ -32,10 +31,8 @@ BODY: dict[str, Any] = {
 }
 
 
-def outcomes_router(
-    store: EntityStore, reader: OutcomeReader, writer: OutcomeWriter, *, max_body_bytes: int
-) -> APIRouter:
-    """Outcomes go to `store`, or to `writer` if the client does not wait."""
+def outcomes_router(service: Service) -> APIRouter:
+    """Outcomes are stored before the answer, or after it if the client does not wait."""
     router = APIRouter(prefix="/v1/models", tags=["outcomes"])
 
     @router.post(
@@ -51,12 +48,13 @@ def outcomes_router(
     async def add_outcomes(model: str, request: Request) -> Response:
         headers = dict(request.scope["headers"])
         check_json(headers)
-        outcomes = await reader.read(model, await read_body(headers, request.receive, max_body_bytes))
+        body = await read_body(headers, request.receive, service.limits.max_body_bytes)
+        outcomes = await service.outcome_reader.read(model, body)
         said: dict[str, Any] = {"model": outcomes[0].model, "version": outcomes[0].version}
         if request.headers.get("prefer", "").strip().lower() == RESPOND_ASYNC:
-            writer.add(outcomes)
+            service.outcome_writer.add(outcomes)
             return _answer(said | {"accepted": len(outcomes)}, HTTPStatus.ACCEPTED)
-        stored = await store.add_outcomes(outcomes)
+        stored = await service.shared.entities.add_outcomes(outcomes)
         return _answer(said | {"stored": stored}, HTTPStatus.CREATED if stored else HTTPStatus.OK)
 
     return router

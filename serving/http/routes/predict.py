@@ -14,7 +14,6 @@ import structlog
 
 from cache.flight import Answer
 from registry.model import LoadedModel
-from registry.registry import Registry
 from serving.errors import DeadlineExceeded, MethodNotAllowed, NotJSON
 from serving.http.edge import (
     ClientGone,
@@ -32,11 +31,11 @@ from serving.http.routes.jobs import job_view
 from serving.http.sse import CONTENT_TYPE as EVENTS
 from serving.http.sse import Frames, Streams, frame
 from serving.jobs.job import Job
-from serving.jobs.requests import Background
-from serving.predict.inference import Inference, Timing
+from serving.predict.inference import Timing
 from serving.predict.operation import EVERYTHING, VERBS, Verb
 from serving.predict.request_body import Reader
-from serving.shared.metrics import Metrics, ModelCounters
+from serving.service import Service
+from serving.shared.metrics import ModelCounters
 
 log = structlog.get_logger(__name__)
 
@@ -51,36 +50,24 @@ DONE: Mapping[Verb, str] = {"predict": "Prediction", "explain": "Explanation"}
 class InferenceRoute:
     """The ASGI app of predictions and explanations; whoever calls it has left the groups of PATH in `path_params`."""
 
-    def __init__(
-        self,
-        *,
-        registry: Registry,
-        inference: Inference,
-        streams: Streams,
-        metrics: Metrics,
-        max_body_bytes: int,
-        max_instances: int,
-        max_explained_instances: int,
-        access_log: bool,
-        background: Background | None = None,
-    ) -> None:
-        """With `background`, what takes too long for a request becomes a job."""
+    def __init__(self, service: Service, streams: Streams) -> None:
+        registry = service.registry
         self._registry = registry
-        self._inference = inference
+        self._inference = service.inference
         self._streams = streams
-        self._max_body_bytes = max_body_bytes
+        self._max_body_bytes = service.limits.max_body_bytes
         limits: Mapping[Verb, int] = {
-            "predict": max_instances,
-            "explain": min(max_instances, max_explained_instances),
+            "predict": service.limits.max_instances,
+            "explain": min(service.limits.max_instances, service.limits.max_explained_instances),
         }
         self._readers: Mapping[Verb, Mapping[LoadedModel, Reader]] = {
             verb: {model: Reader(model, limit) for model in registry} for verb, limit in limits.items()
         }
         self._figures: Mapping[Verb, Mapping[LoadedModel, ModelCounters]] = {
-            verb: {model: metrics.model(model.name, verb) for model in registry} for verb in VERBS
+            verb: {model: service.metrics.model(model.name, verb) for model in registry} for verb in VERBS
         }
-        self._access_log = access_log
-        self._background = background
+        self._access_log = service.access_log
+        self._background = service.background
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path_params"]

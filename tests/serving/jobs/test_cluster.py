@@ -13,13 +13,13 @@ import pandas as pd
 import pytest
 from structlog.testing import capture_logs
 
-from assembly.jobs import build_backend
 from harness.cluster import DaskCluster
 from harness.estimators import DeadlyRegressor
 from registry.errors import VersionRefused
 from registry.explain.explanation import Selection
 from registry.model import LoadedModel
 from registry.store.add import add_version
+from serving.app import build_backend
 from serving.errors import InvalidSetting
 from serving.jobs.cluster import Cluster, Parcel, pack_version, platform_of_answers
 from serving.predict.operation import Operation, encode_rows

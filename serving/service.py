@@ -1,0 +1,130 @@
+"""What runs in the processes of the service and what they share: opened in order, closed in reverse."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache.tiered import TieredCache
+from registry.registry import Registry
+from serving.entities.notifier import EntityNotifier
+from serving.entities.outcomes import OutcomeReader, OutcomeWriter
+from serving.entities.predictor import EntityPredictor
+from serving.entities.store import EntityStore
+from serving.events.hub import Hub
+from serving.events.log import EventLog
+from serving.jobs.requests import Background, JobReader
+from serving.jobs.runner import Runner
+from serving.jobs.store import JobStore
+from serving.monitoring.quality import LiveQuality
+from serving.predict.batcher import Batcher
+from serving.predict.inference import Inference
+from serving.process.executor import Executor
+from serving.schedules.scheduler import Scheduler
+from serving.schedules.store import ScheduleStore
+from serving.schedules.timetable import Timetable
+from serving.shared.book import Book
+from serving.shared.metrics import BATCHES, CACHE, EXECUTORS, OUTCOMES_QUEUED, STREAMS, Metrics, breakers
+from serving.shared.pressure import Pressure
+from serving.shared.reloads import Reloads
+from serving.telemetry.alerts import Alerts
+from serving.telemetry.tracing import Tracing
+from serving.training.last import LastTrainings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """Shared memory, sockets and stores: made once, before the first fork, they outlive every reload."""
+
+    reloads: Reloads
+    book: Book
+    pressure: Pressure
+    alerts: Alerts
+    jobs: JobStore
+    events: EventLog
+    schedules: ScheduleStore
+    entities: EntityStore
+    """Keeps records and outcomes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much one request may ask for."""
+
+    max_body_bytes: int
+    max_csv_bytes: int
+    max_instances: int
+    max_explained_instances: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """All parts over one registry. Building them starts nothing: threads and connections begin with `open`."""
+
+    shared: Shared
+    registry: Registry
+    model_dir: Path
+    metrics: Metrics
+    cache: TieredCache
+    batcher: Batcher
+    executor: Executor
+    inference: Inference
+    job_reader: JobReader
+    background: Background | None
+    """Turns requests that take too long into jobs; None where they are answered 504."""
+    runner: Runner
+    """For a process that works on jobs."""
+    scheduler: Scheduler
+    """For a process that fires schedules."""
+    timetable: Timetable
+    hub: Hub
+    predictor: EntityPredictor
+    notifier: EntityNotifier
+    outcome_reader: OutcomeReader
+    outcome_writer: OutcomeWriter
+    quality: LiveQuality
+    trainings: LastTrainings
+    tracing: Tracing | None
+    limits: Limits
+    access_log: bool
+
+    def prepare(self) -> None:
+        """Measure and compute before the fork what is needed once, and register the metrics that parts count."""
+        self.inference.prepare()
+        for families, figures in (
+            (CACHE, self.cache.stats.figures),
+            (BATCHES, self.batcher.figures),
+            (EXECUTORS, lambda: (self.executor.replacements,)),
+            (OUTCOMES_QUEUED, lambda: (self.outcome_writer.queued,)),
+            (STREAMS, lambda: (self.hub.open_streams,)),
+            (breakers(("redis",)), lambda: (self.cache.redis_state in ("open", "half-open"),)),
+        ):
+            self.metrics.follow(families, figures)
+
+    async def open(self, closing: AsyncExitStack) -> None:
+        """Start in the process that serves; `closing` then closes in reverse order.
+
+        Nothing here may fail because an outside service does: gunicorn ends when a worker cannot start.
+        """
+        shared = self.shared
+        shared.book.enter_alone()
+        self.executor.start()  # before any thread: it forks
+        closing.callback(self.executor.stop)
+        self.batcher.start()
+        closing.callback(self.batcher.stop)
+        closing.push_async_callback(shared.alerts.outbound.close)
+        shared.alerts.start()
+        closing.push_async_callback(shared.alerts.stop)
+        if self.tracing is not None:
+            self.tracing.start()
+            closing.push_async_callback(self.tracing.stop)
+        for part in (shared.schedules, shared.events, shared.jobs, self.cache, shared.entities):
+            closing.push_async_callback(part.close)
+        closing.callback(self.metrics.publish)
+        closing.push_async_callback(self.outcome_writer.close)
+        closing.push_async_callback(self.notifier.close)
+
+    def reason_to_replace(self) -> str | None:
+        """Why this process should be replaced, if it should."""
+        return self.batcher.reason_to_replace() or self.executor.reason_to_replace()
