@@ -1,23 +1,20 @@
-"""Chooses the explainer that fits a model: the exact ones first, then shap's own, then sampling."""
+"""Chooses the explainer that fits a model: an exact one first, then the library's own, then sampling."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import structlog
 
 from registry.estimator import Compute, task_of
-from registry.explain.library import CannotExplain
+from registry.explain.library import ensemble_explainer, sampling_explainer
 from registry.explain.linear import linear_explainer
-from registry.explain.native import NativeExplainer, native_explainer
-from registry.explain.outputs import natural_space, outputs_in
-from registry.explain.reference import reference_explainer
-from registry.explain.sampling import sampling_explainer
-from registry.explain.shap_values import Explainer, Space
-from registry.explain.trees import TreeExplainer, tree_explainer
+from registry.explain.native import margins_of, native_explainer
+from registry.explain.shap_values import CannotExplain, Explainer, Space
+from registry.explain.trees import tree_explainer
 from registry.kernels.compiling import take_apart
 from registry.kernels.ensembles import FORESTS, GRADIENT, HISTOGRAM, SINGLE
 from registry.kernels.kernel import Unsupported
@@ -29,15 +26,13 @@ from registry.store.options import DEFAULT_OPTIONS
 
 log = structlog.get_logger(__name__)
 
-Margins = TypeVar("Margins", TreeExplainer, NativeExplainer)
-
-PROBES = 20
+PROBE_ROWS = 20
 """Background rows that an exact explainer is tried on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A model to be explained: its estimator, what answers in its stead, and background rows."""
+    """A model to be explained: its estimator, the function that serves, and background rows."""
 
     estimator: Any
     compute: Compute
@@ -46,13 +41,66 @@ class Subject:
     background: Rows
     evaluations: int
 
+    def natural_space(self) -> Space:
+        """Probabilities where there are any, else margins, else values. Raises CannotExplain."""
+        task = task_of(self.estimator)
+        if task == "regression":
+            return "value"
+        if task == "classification" and hasattr(self.estimator, "predict_proba"):
+            return "probability"
+        if task in ("classification", "outlier-detection") and hasattr(self.estimator, "decision_function"):
+            return "margin"
+        raise CannotExplain(f"{type(self.estimator).__name__} gives a label and no number to explain")
+
+    def outputs_in(self, space: Space) -> Compute:
+        """A function from rows to the estimator's outputs in `space`, shape (rows, outputs).
+
+        A binary classifier's margins are the negative one of the first class and that of the second.
+        """
+        compute, schema, frame = self.compute, self.schema, self.frame
+        classes = len(self.estimator.classes_) if task_of(self.estimator) == "classification" else 0
+        ask = margins_of(self.estimator)
+
+        def margins(rows: Rows) -> Rows:
+            if ask is None:
+                return np.log(compute(rows))  # of a regressor with a logarithmic link
+            made = np.asarray(ask(schema.frame(rows) if frame else rows), np.float64).reshape(len(rows), -1)
+            if classes == 2:
+                return np.hstack([-made, made])
+            if made.shape[1] != max(classes, 1):
+                raise CannotExplain("it does not have one margin for each class")
+            return made
+
+        if space == "probability":
+            return lambda rows: np.ascontiguousarray(compute(rows)[:, :classes])
+        return margins if space == "margin" else compute
+
+    def tried(self, explainer: Explainer) -> Explainer:
+        """The explainer, if it explains the estimator's outputs and its values add up. Raises CannotExplain."""
+        rows = self.background[:PROBE_ROWS]
+        found = explainer.explain(rows)
+        expected = self.outputs_in(explainer.space)(rows)
+        if not np.allclose(found.outputs, expected, rtol=explainer.tolerance, atol=explainer.tolerance):
+            raise CannotExplain("the explainer's outputs are not the estimator's")
+        if not found.gap() <= explainer.tolerance:
+            raise CannotExplain("contributions do not add up to the output")
+        return explainer
+
+    def in_values(self, explainer: Explainer) -> Explainer:
+        """The explainer in the space "value" if a regressor's margins are its values: its link is the identity."""
+        if task_of(self.estimator) != "regression" or explainer.space != "margin":
+            return explainer
+        rows, tolerance = self.background[:PROBE_ROWS], explainer.tolerance
+        same = np.allclose(explainer.explain(rows).outputs, self.compute(rows), rtol=tolerance, atol=tolerance)
+        return replace(explainer, space="value") if same else explainer
+
 
 def choose_explainer(
     manifest: Manifest, estimator: Any, compute: Compute, evaluations: int = DEFAULT_OPTIONS.shap_evaluations
 ) -> Explainer | None:
-    """The explainer that the manifest names, or for one that names none the first that fits; None if there is none.
+    """The explainer that the manifest names, or if it names none the first that fits; None if none does.
 
-    Whatever is wrong with an explainer, the model can predict without it: the log says why there is none.
+    Whatever is wrong with an explainer, the model can predict without it; the log says why there is none.
     """
     schema = Schema(manifest.features)
     background = schema.rows([list(row) for row in manifest.background])
@@ -73,60 +121,33 @@ def choose_explainer(
 def _compiled(subject: Subject) -> Explainer:
     parts = take_apart(subject.estimator, subject.schema, frame=subject.frame)
     if parts.trees is not None:
-        return _tried(_in_values(tree_explainer(parts), subject), subject)
+        return subject.tried(subject.in_values(tree_explainer(parts)))
     if type(parts.last) in LINEAR:
-        return _tried(linear_explainer(parts, subject.background), subject)
+        return subject.tried(linear_explainer(parts, subject.background))
     raise Unsupported(f"no kernel explains {type(parts.last).__name__}")
 
 
 def _native(subject: Subject) -> Explainer:
     explainer = native_explainer(subject.estimator, subject.schema, frame=subject.frame)
-    return _tried(_in_values(explainer, subject), subject)
+    return subject.tried(subject.in_values(explainer))
 
 
-def _in_values(explainer: Margins, subject: Subject) -> Margins:
-    """Margins of a regressor that are its values are called so: its link is the identity."""
-    if task_of(subject.estimator) != "regression" or explainer.space != "margin":
-        return explainer
-    rows, tolerance = subject.background[:PROBES], explainer.tolerance
-    same = np.allclose(explainer.explain(rows).outputs, subject.compute(rows), rtol=tolerance, atol=tolerance)
-    return replace(explainer, space="value") if same else explainer
-
-
-def _reference(subject: Subject) -> Explainer:
+def _ensemble(subject: Subject) -> Explainer:
     kind = type(subject.estimator)
     if kind not in (*SINGLE, *FORESTS, *GRADIENT, *HISTOGRAM):
-        raise CannotExplain(f"{kind.__name__} is no ensemble of trees")
-    space: Space = "margin" if kind in (*GRADIENT, *HISTOGRAM) else natural_space(subject.estimator)
-    return _tried(reference_explainer(subject.estimator, _outputs(subject, space), space), subject)
+        raise CannotExplain(f"{kind.__name__} is not an ensemble of trees")
+    space: Space = "margin" if kind in (*GRADIENT, *HISTOGRAM) else subject.natural_space()
+    return subject.tried(ensemble_explainer(subject.estimator, subject.outputs_in(space), space))
 
 
 def _sampling(subject: Subject) -> Explainer:
-    space = natural_space(subject.estimator)
-    return sampling_explainer(_outputs(subject, space), subject.background, space, subject.evaluations)
+    space = subject.natural_space()
+    return sampling_explainer(subject.outputs_in(space), subject.background, space, subject.evaluations)
 
 
-def _outputs(subject: Subject, space: Space) -> Compute:
-    return outputs_in(space, subject.estimator, subject.compute, subject.schema, frame=subject.frame)
-
-
-def _tried(explainer: Explainer, subject: Subject) -> Explainer:
-    """The explainer, if what it explains is what the estimator answers, and adds up. Raises CannotExplain."""
-    rows = subject.background[:PROBES]
-    found = explainer.explain(rows)
-    expected = _outputs(subject, explainer.space)(rows)
-    if not np.allclose(found.outputs, expected, rtol=explainer.tolerance, atol=explainer.tolerance):
-        raise CannotExplain("what is explained is not what the estimator answers")
-    if not found.gap() <= explainer.tolerance:
-        raise CannotExplain("contributions do not add up to the output")
-    return explainer
-
-
-Build = Callable[[Subject], Explainer]
-
-BUILDERS: dict[str | None, tuple[Build, ...]] = {
-    None: (_compiled, _native, _reference, _sampling),
-    "tree-path-dependent": (_compiled, _reference),
+BUILDERS: dict[str | None, tuple[Callable[[Subject], Explainer], ...]] = {
+    None: (_compiled, _native, _ensemble, _sampling),
+    "tree-path-dependent": (_compiled, _ensemble),
     "native": (_native,),
     "linear": (_compiled,),
     "exact": (_sampling,),

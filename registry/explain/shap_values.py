@@ -1,9 +1,11 @@
-"""What the features of rows contribute to a model's outputs, and who finds that out."""
+"""SHAP values: what each feature of a row contributes to a model's outputs, and explainers, which compute them."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,10 @@ Method = Literal["tree-path-dependent", "linear", "exact", "permutation", "nativ
 
 Space = Literal["probability", "margin", "value"]
 """What is explained: probabilities, margins (before the link: log-odds, logarithms), or a regressor's own values."""
+
+
+class CannotExplain(Exception):
+    """An explainer does not fit a model; the message says why. Never leaves this package."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,54 +37,54 @@ class Contributions:
     """Shape (rows, features, outputs)."""
 
     def gap(self) -> float:
-        """How far sums are from outputs, at most, as a part of the largest number in such a sum (or of 1)."""
+        """The largest difference between a sum and its output, relative to the largest number in the sum (or 1)."""
         sums = self.base_values + self.values.sum(axis=1)
         largest = np.maximum(np.abs(self.values).max(axis=1, initial=1.0), np.abs(self.outputs))
         return float((np.abs(sums - self.outputs) / largest).max(initial=0.0))
 
 
-class Explainer(Protocol):
+@dataclass(frozen=True, slots=True, eq=False)
+class Explainer:
     """Explains rows of one model; built once, before the fork."""
 
-    @property
-    def method(self) -> Method: ...
-    @property
-    def space(self) -> Space: ...
-    @property
-    def tolerance(self) -> float:
-        """The largest `gap` that rounding explains; more is a fault."""
-        ...
+    method: Method
+    space: Space
+    explain: Callable[[Rows], Contributions]
+    """What each feature of rows, shape (rows, features), contributes. A row gives the same bits alone as in a batch."""
+    tolerance: float = 1e-9
+    """The largest `gap` that rounding explains; more is an error."""
+    in_process: bool = True
+    """Whether it holds the GIL no longer than a prediction does, so that a worker's thread may run it.
 
-    @property
-    def in_process(self) -> bool:
-        """Whether it holds the GIL for no longer than a prediction does, so that a worker's thread may run it.
-
-        What does not should run in a process of its own, which can be killed.
-        """
-        ...
-
-    @property
-    def jobs_only(self) -> bool:
-        """Whether a row takes too long for a request."""
-        ...
-
-    @property
-    def evaluations(self) -> int:
-        """How often the model is asked for a row: sampled values depend on it. 0 for a formula."""
-        ...
-
-    def explain(self, rows: Rows) -> Contributions:
-        """What each feature contributes. A row gives the same bits alone as among others."""
-        ...
+    Any other explainer runs in a process of its own, which can be killed.
+    """
+    jobs_only: bool = False
+    """Whether a row takes too long for a request."""
+    evaluations: int = 0
+    """How often the model is called for a row, which sampled values depend on; 0 for a formula."""
 
 
 def both_classes(second: Contributions, total: float) -> Contributions:
     """A binary classifier's contributions from those of its second class; the two outputs add up to `total`.
 
-    1 for probabilities, 0 for margins.
+    `total` is 1 for probabilities, 0 for margins.
     """
     return Contributions(
         np.hstack([total - second.outputs, second.outputs]),
         np.hstack([total - second.base_values, second.base_values]),
         np.concatenate([-second.values, second.values], axis=2),
     )
+
+
+def mean_contributions(explainer: Explainer, background: Rows, max_seconds: float) -> tuple[list[float], int]:
+    """The mean of |SHAP| over background rows and outputs, by feature, and the number of rows.
+
+    A slow explainer explains only as many rows as it can begin within `max_seconds`, at least one.
+    """
+    sums, count, started = np.zeros(background.shape[1]), 0, time.monotonic()
+    for row in background:
+        if count and time.monotonic() - started > max_seconds:
+            break
+        sums += np.abs(explainer.explain(row[None]).values[0]).mean(axis=1)
+        count += 1
+    return (sums / count).tolist(), count

@@ -33,7 +33,7 @@ from registry.estimator import (
     with_categories,
 )
 from registry.explain.choose import choose_explainer
-from registry.explain.importance import mean_contributions
+from registry.explain.shap_values import mean_contributions
 from registry.model import LoadedModel
 from registry.rows.features import Feature, Rows
 from registry.rows.infer_schema import infer_features

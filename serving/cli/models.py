@@ -71,7 +71,7 @@ def explain(arguments: argparse.Namespace, settings: Settings) -> int:
     (explanation,) = model.explain(rows, Selection(top=arguments.top))
     say(json.dumps(explanation, indent=1))
     if arguments.plot:
-        from registry.explain.waterfall import draw_waterfall
+        from registry.explain.explanation import draw_waterfall
 
         draw_waterfall(explanation, model.schema.instance(rows[0]), arguments.plot)
     return 0

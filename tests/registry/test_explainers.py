@@ -33,12 +33,11 @@ from sklearn.svm import SVC
 from structlog.testing import capture_logs
 
 from registry.errors import ModelFailed, NotExplained
-from registry.explain import choose, sampling
+from registry.explain import choose, library
 from registry.explain.library import import_shap
 from registry.explain.linear import linear_explainer
-from registry.explain.reference import ReferenceExplainer
 from registry.explain.shap_values import Contributions
-from registry.explain.trees import TreeExplainer, tree_explainer
+from registry.explain.trees import tree_explainer
 from registry.kernels.compiling import take_apart
 from registry.kernels.kernel import Unsupported
 from registry.model import LoadedModel
@@ -76,6 +75,16 @@ def added(root: Path, estimator: Any, classes: int | None, table: pd.DataFrame =
 @pytest.fixture
 def forest(tmp_path: Path) -> LoadedModel:
     return added(tmp_path, RandomForestClassifier(5, random_state=0), 2)
+
+
+BY_THE_KERNEL = ("tree-path-dependent", True)
+BY_SHAP = ("tree-path-dependent", False)
+
+
+def explained_by(model: LoadedModel) -> tuple[str, bool]:
+    """How a model is explained, and whether in a worker's own process."""
+    assert model.explainer is not None
+    return model.explainer.method, model.explainer.in_process
 
 
 def reload(root: Path, options: LoadOptions = DEFAULT_OPTIONS) -> LoadedModel:
@@ -158,7 +167,7 @@ def test_budget_is_spent_on_more_permutations(wide: Path) -> None:
 def test_model_that_is_too_slow_for_a_request_says_so(
     wide: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, *, jobs_only: bool
 ) -> None:
-    monkeypatch.setattr(sampling, "MAX_REQUEST_SECONDS", seconds)
+    monkeypatch.setattr(library, "MAX_REQUEST_SECONDS", seconds)
     explainer = reload(wide).explainer
     assert explainer is not None
     assert (explainer.jobs_only, explainer.in_process) == (jobs_only, False)
@@ -174,22 +183,10 @@ def test_model_that_gives_nothing_to_explain_has_no_explainer(tmp_path: Path) ->
         model.explain(ROWS[:1])
 
 
-def test_without_shap_the_model_is_served_and_the_log_says_what_to_install(
-    wide: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "shap", None)
-    with capture_logs() as logs:
-        model = reload(wide)
-    (line,) = [line for line in logs if line["event"] == "Model has no explainer"]
-    assert "pip install 'forkserve[shap]'" in line["reasons"][-1]
-    assert model.explainer is None
-    assert model.predict(numbers(features=12).to_numpy()[:1])
-
-
 @pytest.mark.usefixtures("forest")
 def test_trees_and_linear_models_do_without_shap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "shap", None)
-    assert isinstance(reload(tmp_path).explainer, TreeExplainer)
+    assert explained_by(reload(tmp_path)) == BY_THE_KERNEL
 
 
 @pytest.mark.usefixtures("forest")
@@ -197,8 +194,8 @@ def test_trees_that_no_kernel_takes_are_explained_by_shap(tmp_path: Path, monkey
     quick = reload(tmp_path).contributions(ROWS[:5])
     monkeypatch.setattr(choose, "take_apart", refuse)
     model = reload(tmp_path)
-    assert isinstance(model.explainer, ReferenceExplainer)
-    assert not model.explainer.in_process
+    assert explained_by(model) == BY_SHAP
+    assert model.explainer is not None
     found = model.contributions(ROWS[:5])
     np.testing.assert_allclose(found.values, quick.values, rtol=0, atol=CLOSE)
     assert found.outputs.tobytes() == quick.outputs.tobytes()
@@ -230,7 +227,7 @@ def test_explainer_that_breaks_does_not_stop_the_start(tmp_path: Path, monkeypat
         raise AttributeError("no attribute 'tree_'")
 
     monkeypatch.setattr(choose, "take_apart", broken)
-    monkeypatch.setattr(choose, "reference_explainer", broken)
+    monkeypatch.setattr(choose, "ensemble_explainer", broken)
     with capture_logs() as logs:
         model = reload(tmp_path)
     assert model.explainer is None
@@ -245,23 +242,24 @@ def test_explainer_of_other_outputs_than_the_estimators_is_not_used(
 
     def wrong(parts: Any) -> Any:
         explainer = tree_explainer(parts)
-        margins = explainer.margins
-        return replace(explainer, margins=lambda rows: margins(rows) + 1e-6, base_values=explainer.base_values + 1e-6)
+
+        def explain(rows: Any) -> Contributions:
+            found = explainer.explain(rows)
+            return replace(found, outputs=found.outputs + 1e-6, base_values=found.base_values + 1e-6)
+
+        return replace(explainer, explain=explain)
 
     monkeypatch.setattr(choose, "tree_explainer", wrong)
-    assert isinstance(reload(tmp_path).explainer, ReferenceExplainer)
+    assert explained_by(reload(tmp_path)) == BY_SHAP
 
 
 def test_contributions_that_do_not_add_up_are_not_answered(forest: LoadedModel) -> None:
-    class Wrong:
-        method, space, tolerance, in_process, jobs_only = "linear", "probability", 1e-9, True, False
+    def explain(rows: Any) -> Contributions:
+        found = forest.contributions(rows)
+        return replace(found, values=found.values * (1 + 1e-6))
 
-        def explain(self, rows: Any) -> Contributions:
-            assert forest.explainer is not None
-            found = forest.explainer.explain(rows)
-            return Contributions(found.outputs, found.base_values, found.values * (1 + 1e-6))
-
-    broken = LoadedModel(forest.manifest, forest.compute, explainer=Wrong())  # type: ignore[arg-type]
+    assert forest.explainer is not None
+    broken = replace(forest, explainer=replace(forest.explainer, explain=explain))
     with pytest.raises(ModelFailed, match="do not add up"):
         broken.explain(ROWS[:5])
 
@@ -278,7 +276,7 @@ def test_version_without_a_record_is_loaded_with_an_explainer(tmp_path: Path) ->
     assert manifest.pop("explainer")["method"] == "tree-path-dependent"
     path.write_text(json.dumps(manifest))
     model = reload(tmp_path)
-    assert isinstance(model.explainer, TreeExplainer)
+    assert explained_by(model) == BY_THE_KERNEL
     assert model.manifest.explainer is None
 
 

@@ -14,7 +14,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.svm import LinearSVC
 
-from registry.explain.linear import LinearExplainer, linear_explainer
+from registry.explain.linear import linear_explainer
+from registry.explain.shap_values import Explainer
 from registry.kernels.compiling import take_apart
 from registry.rows.features import Rows
 from registry.rows.infer_schema import infer_features
@@ -32,7 +33,7 @@ CASES: dict[str, tuple[Any, int]] = {
 }
 
 
-def explained(estimator: Any, table: pd.DataFrame, y: Any, *, frame: bool) -> tuple[LinearExplainer, Rows]:
+def explained(estimator: Any, table: pd.DataFrame, y: Any, *, frame: bool) -> tuple[Explainer, Rows]:
     """Fit on the table; the explainer, and the table as rows, of which the first hundred are the background."""
     estimator.fit(table if frame else table.to_numpy(), y)
     schema = Schema(infer_features(table, 1.0))

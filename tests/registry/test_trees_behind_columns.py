@@ -12,7 +12,8 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
-from registry.explain.trees import TreeExplainer, tree_explainer
+from registry.explain.shap_values import Explainer
+from registry.explain.trees import tree_explainer
 from registry.kernels.compiling import take_apart
 from registry.rows.features import Rows
 from registry.rows.infer_schema import infer_features
@@ -21,7 +22,7 @@ from tests.registry.explanations import CLOSE, assert_additive, assert_same_alon
 from tests.registry.parity import mixed, rows_of_table, target
 
 
-def explained(estimator: Any, table: pd.DataFrame, y: Any) -> tuple[TreeExplainer, Rows]:
+def explained(estimator: Any, table: pd.DataFrame, y: Any) -> tuple[Explainer, Rows]:
     estimator.fit(table, y)
     schema = Schema(infer_features(table, 1.0))
     return tree_explainer(take_apart(estimator, schema, frame=True)), rows_of_table(schema, table)

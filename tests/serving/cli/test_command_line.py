@@ -211,7 +211,7 @@ def test_explain_without_the_libraries_that_draw_says_what_to_install(explain: R
     (tmp_path / "without" / "matplotlib.py").write_text("raise ImportError")
     explained = explain("churn", "--plot", "out.png", PYTHONPATH=str(tmp_path / "without"))
     assert explained.returncode == 1
-    assert explained.stderr == "forkserve: drawing needs shap and matplotlib: pip install 'forkserve[plot]'\n"
+    assert explained.stderr == "forkserve: drawing needs matplotlib: pip install 'forkserve[plot]'\n"
     assert json.loads(explained.stdout)
 
 
