@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 def entities(arguments: argparse.Namespace, settings: Settings) -> int:
     """Import records of entities from a CSV file, or those of the demo."""
-    from serving.entities.importing import read_table
+    from serving.entities.importing import read_records_csv
     from serving.stores import build_entity_store
 
     try:
         if arguments.action == "demo":
             import_demo(settings)
         else:
-            import_into(build_entity_store(settings), read_table(arguments.file))
+            import_into(build_entity_store(settings), read_records_csv(arguments.file))
     except OSError as error:
         say(f"forkserve: {error}", file=sys.stderr)
         return 1

@@ -8,10 +8,8 @@ way is made good by the next poll.
 from __future__ import annotations
 
 import asyncio
-import csv
-import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -22,6 +20,7 @@ import structlog
 from serving.entities.record import Record, make_record, value_of
 from serving.entities.store import BATCH, EntityStore
 from serving.errors import InvalidRequest, ServingError
+from serving.jobs.csv_reader import CsvReader
 from serving.storage.http import Call, Outbound, Reply
 
 log = structlog.get_logger(__name__)
@@ -198,21 +197,8 @@ def _read_json(feed: Feed, document: bytes) -> list[Row | None]:
 
 
 def _read_csv(document: bytes) -> list[Row | None]:
-    try:
-        text = document.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise InvalidRequest("the document is not UTF-8") from None
-    table = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        names = next(table, [])
-        if len(set(names)) < len(names) or not names:
-            raise InvalidRequest("the first line must name the columns, each once")
-        return list(_cells_by_name(names, table))
-    except csv.Error:
-        raise InvalidRequest("the document is not CSV") from None
-
-
-def _cells_by_name(names: list[str], table: Iterator[list[str]]) -> Iterator[Row | None]:
-    for cells in table:
-        if cells:
-            yield dict(zip(names, cells, strict=True)) if len(cells) == len(names) else None
+    table = CsvReader(max_row_bytes=len(document), skip_empty=True).rows([document])
+    names = next(table, [])
+    if len(set(names)) < len(names) or not names:
+        raise InvalidRequest("the first line must name the columns, each once")
+    return [dict(zip(names, cells, strict=True)) if len(cells) == len(names) else None for cells in table]

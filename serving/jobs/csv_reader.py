@@ -1,9 +1,9 @@
-"""Reads the rows of a CSV while it arrives, and names the line of whatever is wrong with it."""
+"""Reads CSV while it arrives and names the line of whatever is wrong: for jobs, imported records and feeds."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -11,105 +11,157 @@ from registry.model import LoadedModel
 from registry.rows.features import Feature, Rows
 from serving.errors import InvalidRequest, TooManyInstances
 
-LONGEST_LINE = 64 * 1024
+MAX_ROW_BYTES = 64 * 1024
 BOM = b"\xef\xbb\xbf"
-TRUTHS = {"true": True, "1": True, "false": False, "0": False}
+BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 Cell = Callable[[str], float]
 
 
-class TableReader:
-    """Feeds on the bytes of one CSV: a header with the names of the model's features, then a line an instance.
+class CsvReader:
+    """Splits the bytes of one CSV in UTF-8, fed in pieces of any size, into rows of cells; the first is the header.
 
-    The columns may come in any order. An empty cell is a missing value; numbers have a decimal point and no
-    separators; booleans are true, false, 1 or 0. A field may be quoted, but not hold a line end.
+    A quoted field may hold line ends. Empty lines are allowed at the end only, unless `skip_empty`.
+    """
+
+    def __init__(self, *, max_row_bytes: int = MAX_ROW_BYTES, skip_empty: bool = False) -> None:
+        self.line = 0
+        """The line on which the latest row begins; 0 before the first row."""
+        self._max_row_bytes = max_row_bytes
+        self._skip_empty = skip_empty
+        self._lines_read = 0
+        self._empty_line = 0
+        self._row: list[bytes] = []
+        """The lines of a row that is not complete."""
+        self._row_bytes = 0
+        self._rest = b""
+
+    def rows(self, pieces: Iterable[bytes]) -> Iterator[list[str]]:
+        """All rows of a whole document. Raises InvalidRequest."""
+        for piece in pieces:
+            yield from self.feed(piece)
+        yield from self.end()
+
+    def feed(self, data: bytes) -> Iterator[list[str]]:
+        """The rows that are complete now. Raises InvalidRequest."""
+        if not self._lines_read and not self._rest:
+            data = data.removeprefix(BOM)  # spreadsheets write one
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            yield from self._read(line)
+        if self._row_bytes + len(self._rest) > self._max_row_bytes:
+            self.line = self.line if self._row else self._lines_read + 1
+            raise self.error("is too long")
+
+    def end(self) -> Iterator[list[str]]:
+        """The last row, if no line end follows it. Raises InvalidRequest."""
+        if self._rest:
+            yield from self._read(self._rest)
+        if self._row:
+            raise self.error("is not CSV: a quote is not closed")
+
+    def error(self, reason: str) -> InvalidRequest:
+        """What to raise about the latest row."""
+        return InvalidRequest(f"line {max(self.line, 1)}: {reason}")
+
+    def _read(self, line: bytes) -> Iterator[list[str]]:
+        self._lines_read += 1
+        in_quotes = bool(self._row)
+        if not in_quotes:
+            self.line = self._lines_read
+        self._row.append(line)
+        self._row_bytes += len(line) + 1
+        if self._row_bytes > self._max_row_bytes + 1:
+            raise self.error("is too long")
+        if in_quotes and line.count(b'"') % 2 == 0:
+            return  # the quoted field goes on, so there is nothing to parse yet
+        cells = self._cells()
+        if cells is None:
+            return
+        self._row, self._row_bytes = [], 0
+        if not cells:
+            self._empty_line = self._empty_line or self.line
+            return
+        if self._empty_line and not self._skip_empty:
+            self.line = self._empty_line
+            raise self.error("is empty")
+        yield cells
+
+    def _cells(self) -> list[str] | None:
+        """The cells of the row so far; None while a quoted field is open."""
+        row = b"\n".join(self._row).removesuffix(b"\r")
+        if b"\0" in row:
+            raise self.error("has a NUL byte")
+        try:
+            return next(csv.reader([row.decode()], strict=True), [])
+        except UnicodeDecodeError:
+            raise self.error("is not UTF-8") from None
+        except csv.Error as error:
+            if "unexpected end of data" in str(error):
+                return None
+            raise self.error("is not CSV; a quote within quotes is doubled") from None
+
+
+class FeatureReader:
+    """Reads rows of a model from a CSV whose header names its features, in any order.
+
+    An empty cell is a missing value; numbers have a decimal point and no separators; booleans are true, false, 1 or 0.
     """
 
     def __init__(self, model: LoadedModel, max_rows: int) -> None:
         self._features = {feature.name: (index, _cell(feature)) for index, feature in enumerate(model.schema.features)}
         self._max_rows = max_rows
+        self._csv = CsvReader()
         self._columns: list[tuple[int, str, Cell]] = []
-        self._rest = b""
-        self._line = 0
-        self._blank = 0
-        self.rows = 0
-        """That were read so far."""
+        self._rows = 0
 
     def feed(self, data: bytes) -> Rows | None:
-        """The rows of all lines that have come to their end. Raises InvalidRequest, TooManyInstances."""
-        if not self._line and not self._rest:
-            data = data.removeprefix(BOM)  # spreadsheets write it; it comes with the first bytes
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        rows = self._read(lines)
-        if len(self._rest) > LONGEST_LINE:
-            self._line += 1
-            raise self._refusal("is too long")
-        return rows
+        """The rows that are complete now, shape (rows, features). Raises InvalidRequest, TooManyInstances."""
+        return self._read(self._csv.feed(data))
 
     def end(self) -> Rows | None:
-        """The row of a last line without an end."""
-        rows = self._read([self._rest]) if self._rest else None
-        if not self._line:
+        """The last row, if no line end follows it. Raises InvalidRequest, TooManyInstances."""
+        rows = self._read(self._csv.end())
+        if not self._columns:
             raise InvalidRequest("line 1: must name the features")
-        if not self.rows:
+        if not self._rows:
             raise InvalidRequest("line 2: there must be at least one instance")
         return rows
 
-    def _read(self, lines: list[bytes]) -> Rows | None:
-        table: list[list[float]] = []
-        for line in lines:
-            self._line += 1
-            cells = self._cells(line.removesuffix(b"\r"))
-            if not cells:
-                self._blank = self._blank or self._line
-            elif self._blank:
-                raise InvalidRequest(f"line {self._blank}: is empty")
-            elif not self._columns:
-                self._read_header(cells)
+    def _read(self, table: Iterator[list[str]]) -> Rows | None:
+        rows: list[list[float]] = []
+        for cells in table:
+            if self._columns:
+                rows.append(self._row(cells))
             else:
-                table.append(self._row(cells))
-        return np.array(table, dtype=np.float64) if table else None
-
-    def _cells(self, line: bytes) -> list[str]:
-        if len(line) > LONGEST_LINE:
-            raise self._refusal("is too long")
-        if b"\0" in line:
-            raise self._refusal("has a NUL byte")
-        try:
-            return next(csv.reader([line.decode()], strict=True), [])
-        except UnicodeDecodeError:
-            raise self._refusal("is not UTF-8") from None
-        except csv.Error:
-            raise self._refusal("is not CSV; quotes are doubled within quotes, and no field holds a line end") from None
+                self._read_header(cells)
+        return np.array(rows, dtype=np.float64) if rows else None
 
     def _read_header(self, names: list[str]) -> None:
         for name in self._features:
             if name not in names:
-                raise self._refusal(f"{name} is missing")
+                raise self._csv.error(f"{name} is missing")
         if len(names) != len(self._features):
-            raise self._refusal(f"names {len(names)} columns, the model has {len(self._features)} features")
+            raise self._csv.error(f"names {len(names)} columns, the model has {len(self._features)} features")
         self._columns = [(self._features[name][0], name, self._features[name][1]) for name in names]
 
     def _row(self, cells: list[str]) -> list[float]:
-        if self.rows == self._max_rows:
-            raise TooManyInstances(f"line {self._line}: a job may have {self._max_rows} rows; send more as several")
+        if self._rows == self._max_rows:
+            raise TooManyInstances(f"line {self._csv.line}: a job may have {self._max_rows} rows; send more as several")
         if len(cells) != len(self._columns):
-            raise self._refusal(f"has {len(cells)} values, the header has {len(self._columns)}")
-        self.rows += 1
+            raise self._csv.error(f"has {len(cells)} values, the header has {len(self._columns)}")
+        self._rows += 1
         row = [0.0] * len(cells)
         for text, (position, name, cell) in zip(cells, self._columns, strict=True):
             try:
                 row[position] = cell(text)
             except ValueError as error:
-                raise self._refusal(f"{name} {error}") from None
+                raise self._csv.error(f"{name} {error}") from None
         return row
-
-    def _refusal(self, reason: str) -> InvalidRequest:
-        return InvalidRequest(f"line {max(self._line, 1)}: {reason}")
 
 
 def _cell(feature: Feature) -> Cell:
-    """From the text of a cell to its place in a row; raises ValueError with a reason that does not quote it."""
+    """Turns the text of a cell into its number; raises ValueError with a reason that does not quote the text."""
     encode = feature.encoder()
     categories = {str(category): category for category in feature.categories}
 
@@ -117,7 +169,7 @@ def _cell(feature: Feature) -> Cell:
         return encode(categories.get(text, text or None))
 
     def boolean(text: str) -> float:
-        return encode(TRUTHS.get(text.lower(), text or None))
+        return encode(BOOLEANS.get(text.lower(), text or None))
 
     def number(text: str) -> float:
         if not text:

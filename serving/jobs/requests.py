@@ -18,7 +18,7 @@ from registry.model import LoadedModel
 from registry.registry import Registry
 from registry.rows.features import Rows
 from serving.errors import DeadlineExceeded, InvalidRequest, NotJSON, QueueFull, StoreUnavailable, TooManyInstances
-from serving.jobs.csv_reader import TableReader
+from serving.jobs.csv_reader import FeatureReader
 from serving.jobs.job import Job, JobRequest
 from serving.jobs.rows import check_explained, chunk_rows, pack, row_job
 from serving.jobs.store import JobStore
@@ -92,7 +92,7 @@ class JobReader:
         except msgspec.ValidationError:
             raise InvalidRequest("use ?operation=predict or explain, &model=, and no unknown parameters") from None
         draft = self._draft(asked.operation, asked.model, asked.version, Parameters(asked.classes, asked.top))
-        table = TableReader(draft.model, self._max_rows)
+        table = FeatureReader(draft.model, self._max_rows)
         async for piece in pieces:
             draft.add(table.feed(piece))
             await asyncio.sleep(0)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.entities.importing import import_records, read_table
+from serving.entities.importing import import_records, read_records_csv
 from serving.entities.record import make_record
 from serving.entities.sqlite import SQLiteEntityStore
 from serving.entities.store import BATCH
@@ -26,13 +26,13 @@ def test_cells_become_what_they_look_like(tmp_path: Path) -> None:
         b'\xef\xbb\xbftime,more,"a, b",entity,id',
         b"2024-01-01,TRUE,1.50,a,7",
         b'2024-01-02,,"-3",b,',
-        b"2024-01-03,1_0,\xc3\xa9,c,",
+        b'2024-01-03,1_0,"\xc3\xa9\n""",c,',
     )
     table = b"\r\n".join(lines)
-    first, second, third = read_table(write(tmp_path, table))
+    first, second, third = read_records_csv(write(tmp_path, table))
     assert first == make_record("a", {"more": True, "a, b": 1.5}, "2024-01-01", "7")
     assert second == make_record("b", {"more": None, "a, b": -3}, "2024-01-02")
-    assert third.values == {"more": "1_0", "a, b": "é"}
+    assert third.values == {"more": "1_0", "a, b": 'é\n"'}
 
 
 @pytest.mark.anyio
@@ -41,7 +41,7 @@ async def test_a_file_may_be_imported_again_and_is_of_any_size(tmp_path: Path) -
     source = SQLiteEntityStore(tmp_path, keep_records=10_000, keep_outcomes=1)
     file = write(tmp_path, HEADER + lines)
     for new in (BATCH + 3, 0):
-        done = await import_records(source, read_table(file))
+        done = await import_records(source, read_records_csv(file))
         assert (done.records, done.new) == (BATCH + 3, new)
     assert len(await source.newest("a", 10_000)) == (BATCH + 4) // 2
     await source.close()
@@ -55,10 +55,10 @@ BAD: dict[bytes, str] = {
     HEADER + b"a,yesterday,1\n": "line 2: a time must be in ISO 8601",
     HEADER + b"../a,2024-01-01,1\n": "line 2: an entity is",
     HEADER + b"a,2024-01-01,nan\n": "line 2: x must be finite",
-    HEADER + b"a,2024-01-01,1\n\n": "line 3: has 0 values, the header has 3",
-    HEADER + b"a,2024-01-01,\xff\n": "not UTF-8",
-    HEADER + b'a,2024-01-01,"1\n': "not CSV",
-    HEADER + b"a,2024-01-01,%s\n" % (b"9" * 200_000): "not CSV: field larger",
+    HEADER + b"\na,2024-01-01,1\n": "line 2: is empty",
+    HEADER + b"a,2024-01-01,\xff\n": "line 2: is not UTF-8",
+    HEADER + b'a,2024-01-01,"1\n': "line 2: is not CSV: a quote is not closed",
+    HEADER + b"a,2024-01-01,%s\n" % (b"9" * 200_000): "line 2: is too long",
     b"entity,time\na,2024-01-01\n": "line 2: values must be an object of 1 to 200 columns",
 }
 
@@ -67,7 +67,7 @@ BAD: dict[bytes, str] = {
 def test_a_file_that_cannot_be_names_its_line(tmp_path: Path, content: bytes) -> None:
     file = write(tmp_path, content)
     with pytest.raises(InvalidRequest) as refused:
-        list(read_table(file))
+        list(read_records_csv(file))
     assert str(refused.value).startswith(str(file))
     assert BAD[content] in str(refused.value)
 
@@ -77,6 +77,6 @@ async def test_what_came_before_a_bad_line_is_kept_and_counted(tmp_path: Path) -
     lines = b"".join(b"a,2024-01-01,%d\n" % number for number in range(BATCH))
     source = SQLiteEntityStore(tmp_path, keep_records=10_000, keep_outcomes=1)
     with pytest.raises(InvalidRequest, match=f"line {BATCH + 2}: .*; the {BATCH} records before are imported"):
-        await import_records(source, read_table(write(tmp_path, HEADER + lines + b"a,never,1\n")))
+        await import_records(source, read_records_csv(write(tmp_path, HEADER + lines + b"a,never,1\n")))
     assert len(await source.newest("a", 10_000)) == BATCH
     await source.close()
