@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -38,7 +37,6 @@ from serving.jobs.requests import Background, JobReader
 from serving.jobs.rows import OPERATIONS, Backend, LocalBackend, RowHandler, make_row_operations
 from serving.jobs.runner import Runner
 from serving.jobs.store import JobStore
-from serving.master.announcements import Announcements, announce
 from serving.monitoring.quality import LiveQuality
 from serving.predict.batcher import Batcher
 from serving.predict.inference import Inference, isolated_functions, make_operations
@@ -124,11 +122,6 @@ class Application:
             if self._limiter is not None:
                 closing.push_async_callback(self._limiter.close)
             closing.push_async_callback(self.streams.end)
-            if self.settings.redis_url:
-                # a log of its own: waiting takes a connection
-                announcements = Announcements(build_event_log(self.settings), self.service.shared.reloads)
-                closing.push_async_callback(announcements.close)
-                closing.push_async_callback(cancel, asyncio.create_task(announcements.run()))
             yield
 
     def tick(self) -> None:
@@ -140,22 +133,15 @@ class Application:
         await self._stack(scope, receive, send)
 
 
-async def cancel(task: asyncio.Task[None]) -> None:
-    """Cancel a task and wait until it has ended."""
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-
-
 def build(settings: Settings, alerts: Alerts) -> Application:
     """The app over all models that are there. Raises RegistryError, InvalidSetting, InvalidRedisUrl, CannotServe."""
-    shared = build_shared(settings, alerts)  # first: what is announced from now on may be missed by what is loaded
     registry = load_registry(
         settings.model_dir,
         settings.load_options,
         selected=settings.serve_versions,
         fallback=settings.model_fallback,
     )
-    return Application(build_service(settings, registry, shared), settings)
+    return Application(build_service(settings, registry, build_shared(settings, alerts)), settings)
 
 
 def renew(app: Application, carefully: Callable[[Load, float], Load]) -> tuple[Application, tuple[str, ...]]:
@@ -282,15 +268,11 @@ def build_runner(settings: Settings, registry: Registry, shared: Shared, metrics
     executor = Executor(functions, memory=settings.job_memory_bytes, background=True)
     backend = build_backend(settings, executor)
     rows = RowHandler(registry, backend, timeout=settings.job_timeout_seconds)
-
-    def serves(name: str) -> str | None:
-        return registry.aliases(name).live if name in registry else None
-
     trainer = build_trainer(settings, shared)
     return Runner(
         shared.jobs,
         shared.events,
-        {**dict.fromkeys(OPERATIONS, rows), TRAIN: build_train_handler(settings, trainer, shared, serves)},
+        {**dict.fromkeys(OPERATIONS, rows), TRAIN: build_train_handler(settings, trainer, shared)},
         (executor, trainer),
         backend,
         figures=metrics.jobs,
@@ -327,25 +309,12 @@ def build_trainer(settings: Settings, shared: Shared) -> Executor:
     return Executor(steps.functions(), memory=settings.train_memory_bytes, background=True, reuse=False)
 
 
-def build_train_handler(
-    settings: Settings, trainer: Executor, shared: Shared, serves: Callable[[str], str | None]
-) -> TrainHandler:
-    """Works on jobs that train models. `serves`: see TrainHandler."""
-
-    async def announce_reload() -> None:
-        if shared.reloads.has_master:
-            shared.reloads.request()  # and the master's workers announce it to the other instances
-        elif settings.redis_url:
-            await announce(shared.events, "trained")
-        else:
-            log.warning("A new version is live, but no process that serves can be told")
-
+def build_train_handler(settings: Settings, trainer: Executor, shared: Shared) -> TrainHandler:
+    """Works on jobs that train models."""
     return TrainHandler(
         settings.model_dir,
         trainer,
         shared.events,
-        serves=serves,
-        announce=announce_reload,
         timeout=settings.train_timeout_seconds,
         judging=settings.reload_timeout_seconds,
     )
@@ -358,7 +327,7 @@ def build_trainer_alone(settings: Settings) -> tuple[JobStore, Runner]:
     runner = Runner(
         shared.jobs,
         shared.events,
-        {TRAIN: build_train_handler(settings, trainer, shared, lambda _name: None)},
+        {TRAIN: build_train_handler(settings, trainer, shared)},
         (trainer,),
         LocalBackend(trainer),
         figures=Metrics(shared.book).jobs,
@@ -390,10 +359,7 @@ def schedule_actions(settings: Settings, shared: Shared) -> Mapping[str, Action]
     """What schedules can do, by the word that they use for it; the words after it are the function's parameters."""
 
     async def reload() -> None:
-        if shared.reloads.has_master or not settings.redis_url:
-            shared.reloads.request()  # not waited for: the reload replaces the scheduler
-        else:
-            await announce(shared.events, "schedule")
+        shared.reloads.request()  # not waited for: the reload replaces the scheduler
 
     def train(model: str) -> JobRequest:
         return training_request(live_manifest(find_model(settings.model_dir, model)))

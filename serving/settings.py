@@ -104,6 +104,7 @@ class Settings:
     model_dir: Path = setting(Path("models"), "directory of the models, `{name}/{version}/`")
     compile: bool = setting(True, "answer with compiled models where they are bit-identical; false only to compare")
     serve_versions: Literal["all", "live"] = setting("all", "versions to load: `all`, or `live` and previous ones only")
+    watch_models: bool = setting(True, "reload when a version is added, promoted, rolled back or removed")
     reload_timeout_seconds: float = setting(60, "a version that takes longer to load at a reload is refused", low=1)
     model_fallback: bool = setting(False, "let a minimal model stand in for one that does not load")
     max_memory_mb: int = setting(0, "MB that all processes together may use; 0: what the cgroup allows", low=0)

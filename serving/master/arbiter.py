@@ -1,5 +1,5 @@
-"""Gunicorn's master, with two habits changed: a worker that says it is about to end is replaced at once, not after,
-and job runners, the scheduler and memory are looked after along with the workers.
+"""Gunicorn's master with two differences: a worker that announces its end is replaced at once, not afterwards, and the
+master also looks after job runners, the scheduler, memory and the model directory.
 
 Stock gunicorn forks a replacement when the old worker has gone. While a worker drains, for seconds, the others would
 carry its load, and with all of them draining nobody would accept a connection.
@@ -7,23 +7,52 @@ carry its load, and with all of them draining nobody would accept a connection.
 
 from __future__ import annotations
 
+import importlib
+import os
 import signal
+from collections.abc import Callable
 from typing import Any
 
+from gunicorn.app.base import Application
 from gunicorn.arbiter import Arbiter
 
 from serving.master.children import Runners
 from serving.master.memory import MemoryWatch
+from serving.master.reload import ModelWatch
 
 SURGE = 1
-"""Workers that may be there besides the configured number while others drain: memory for one more, not for twice."""
+"""Workers that may run besides the configured number while others drain: memory for one more, not for twice as many."""
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-"""Signals by which a worker is told to end."""
+"""Signals that end a worker."""
+
+CONFIGURATION = "serving.master.gunicorn_conf"
+
+
+class ServiceApplication(Application):  # type: ignore[misc]
+    """Gunicorn in this process. It is given the app itself, so it looks up no module where it was started.
+
+    GUNICORN_CMD_ARGS overrides the configuration, as it does for the `gunicorn` command.
+    """
+
+    def __init__(self, load: Callable[[], Any]) -> None:
+        """`load` builds the app."""
+        self.load = load
+        super().__init__()
+
+    def load_config(self) -> None:
+        """Called at the start and at every reload."""
+        configuration = vars(importlib.import_module(CONFIGURATION))
+        overridden = vars(self.cfg.parser().parse_args(self.cfg.get_cmd_args_from_env()))
+        for name in self.cfg.settings:
+            for values in (configuration, overridden):
+                if values.get(name) is not None:
+                    self.cfg.set(name, values[name])
+        os.chdir(self.cfg.chdir)
 
 
 class _OldWorkersDrain(Exception):
-    """A reload has got so far that only old workers are waited for."""
+    """A reload has got as far as waiting for old workers."""
 
 
 class EarlyReplacingArbiter(Arbiter):  # type: ignore[misc]
@@ -31,6 +60,7 @@ class EarlyReplacingArbiter(Arbiter):  # type: ignore[misc]
 
     runners: tuple[Runners, ...] = ()
     memory: MemoryWatch | None = None
+    watch: ModelWatch | None = None
     reloading = False
 
     @classmethod
@@ -39,9 +69,9 @@ class EarlyReplacingArbiter(Arbiter):  # type: ignore[misc]
         arbiter.__class__ = cls
 
     def reload(self) -> None:
-        """As gunicorn does, but without its wait for the old workers to be gone, against terminating them twice.
+        """Reload as gunicorn does, but without its wait for the old workers, which keeps it from ending them twice.
 
-        `retire` knows whom it has told. While gunicorn waits, it replaces nobody, and a worker that has asked for the
+        `retire` ends each worker once. While gunicorn waits, it replaces nobody, and a worker that has asked for the
         next reload waits for its master, which waits for the worker.
         """
         self.reloading = True
@@ -53,7 +83,7 @@ class EarlyReplacingArbiter(Arbiter):  # type: ignore[misc]
             self.reloading = False
 
     def manage_workers(self) -> None:
-        """Fork what is missing, end what is too much."""
+        """Fork missing workers, end surplus ones, and look after everything else; called at least once a second."""
         workers = sorted(self.WORKERS.values(), key=lambda worker: worker.age)
         active = [worker for worker in workers if not worker.retiring]
         room = self.num_workers + SURGE - len(workers)
@@ -66,12 +96,14 @@ class EarlyReplacingArbiter(Arbiter):  # type: ignore[misc]
             web = {pid: worker.retiring for pid, worker in self.WORKERS.items()}
             others = {pid: leaving for runners in self.runners for pid, leaving in runners.leaving.items()}
             self.memory.look(web, others)
+        if self.watch is not None and self.watch.changed():
+            self.SIG_QUEUE.put_nowait(signal.SIGHUP)
 
     def spawn_worker(self) -> int:
-        """As gunicorn does, but nobody who ends a worker that is just beginning goes unheard.
+        """Fork a worker; a signal that ends it right away is kept until it can be handled.
 
-        Until it has handlers of its own (`DrainingWorker.init_signals`) it has the master's, which keep a signal for a
-        master that it is not.
+        Until the worker has handlers of its own (`DrainingWorker.init_signals`) it has the master's, which queue a
+        signal for a master that it is not.
         """
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         try:
@@ -81,31 +113,31 @@ class EarlyReplacingArbiter(Arbiter):  # type: ignore[misc]
         return pid
 
     def replace(self, pid: int) -> None:
-        """Have a worker or a runner end; the next look finds it missing and forks another."""
+        """End a worker or a runner; the next look finds it missing and forks another."""
         if pid in self.WORKERS:
             self.retire(self.WORKERS[pid])
         for runners in self.runners:
             runners.replace_one(pid)
 
     def retire(self, worker: Any) -> None:
-        """Tell a worker to drain and end, once."""
+        """Have a worker drain and end, once."""
         worker.retiring = True
         self.kill_worker(worker.pid, signal.SIGTERM)
 
     def reap_workers(self) -> None:
-        """Runners first: gunicorn waits for any child, and forgets those that it does not know."""
-        if self.reloading:  # this is all that it does while it waits there
+        """Reap runners first: gunicorn waits for any child, and forgets those that it does not know."""
+        if self.reloading:  # the first thing that gunicorn's wait does
             raise _OldWorkersDrain
         self.tend_runners()
         super().reap_workers()
 
     def tend_runners(self) -> None:
-        """Replace those that have ended."""
+        """Replace runners that have ended."""
         for runners in self.runners:
             runners.tend()
 
     def stop(self, graceful: bool = True) -> None:  # noqa: FBT001, FBT002 - the signature is gunicorn's
-        """Runners give back their jobs while workers drain."""
+        """Stop everything; runners return their jobs while workers drain."""
         for runners in self.runners:
             runners.begin_stop()
         super().stop(graceful)

@@ -1,8 +1,8 @@
 """The job runners and the scheduler of one master: forked from it, so that they share its models, and replaced.
 
-Context: the runners have to see what the master has loaded, and nobody but their parent learns how they ended.
-Decision: the master forks them itself, from where it looks after its web workers; it never waits for them. Consequence:
-what is called here must be quick, and a runner's end is noticed within a second.
+Context: runners need the models that the master has loaded, and only a parent learns how a process ended. Decision: the
+master forks them itself, in the loop that looks after its web workers, and never waits for them. Consequence: the calls
+here must be quick, and the end of a runner is noticed within a second.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import structlog
 
 from serving.master.memory import MemoryWatch
+from serving.master.reload import ModelWatch
 from serving.process.child import IGNORED, be_early_out_of_memory, fork, isolate
 from serving.process.kernel import MESSENGER, RUNNER, SCHEDULER
 from serving.shared.book import Book
@@ -24,42 +25,41 @@ from serving.shared.book import Book
 log = structlog.get_logger(__name__)
 
 FORK_SECONDS = 1.0
-"""Between two forks in the same place: a runner that cannot live costs the master little."""
+"""Between two forks in the same place: a runner that ends at once costs the master little."""
 
 STOP_SECONDS = 5.0
-"""A runner has so long to give its job back; else the job's lease runs out."""
+"""A runner has this long to return its job; otherwise the job waits until its lease expires."""
 
 NICE = 10
-"""Web workers come first wherever there is not enough of the processor for all."""
+"""Web workers come first when all processors are busy."""
 
 OOM_SCORE = 800
-"""Jobs go before web workers (500), and are resumed."""
+"""The kernel kills runners before web workers (500): their jobs are resumed."""
 
-
-LOST = {RUNNER: "Runner is lost", SCHEDULER: "Scheduler is lost", MESSENGER: "Messenger is lost"}
+DIED = {RUNNER: "Runner died", SCHEDULER: "Scheduler died", MESSENGER: "Messenger died"}
 
 
 @dataclass(slots=True)
 class _Place:
-    """Where one runner lives, and after it the next."""
+    """A slot for one runner at a time."""
 
     pid: int = 0
     forked: float = -FORK_SECONDS
     leaving: bool = False
-    """It has been told to end."""
+    """Whether it has been asked to end."""
     slot: int = 0
-    """In the book of figures."""
+    """Its row in the book of metrics."""
 
 
 class Runners:
-    """A number of processes of one kind. To be used in a process with one thread, their parent."""
+    """Several processes of one kind, used in their parent, which must have a single thread."""
 
     def __init__(
         self, work: Callable[[], None], count: int, book: Book, *, name: str = RUNNER, keep: int | None = None
     ) -> None:
-        """A runner calls `work`, which ends at SIGTERM; what it measures goes into the book.
+        """A runner calls `work`, which returns at SIGTERM, and counts its metrics in `book`.
 
-        `name` is what the kernel calls it. Of the parent's descriptors it may `keep` one.
+        `name` is the name of its process. Of the parent's descriptors it may `keep` one, besides standard output.
         """
         self._work = work
         self._book = book
@@ -70,40 +70,40 @@ class Runners:
 
     @property
     def pids(self) -> list[int]:
-        """Those that live, as far as is known."""
+        """Processes that are not known to have ended."""
         return [place.pid for place in self._places if place.pid]
 
     @property
     def leaving(self) -> dict[int, bool]:
-        """The same, and whether they have been told to end."""
+        """Whether each process has been asked to end, by pid."""
         return {place.pid: place.leaving for place in self._places if place.pid}
 
     def tend(self) -> None:
-        """Look after them: reap those that have ended, fork those that are missing. To be called every second."""
+        """Reap processes that have ended and fork missing ones; to be called every second."""
         for place in self._places:
             self._reap(place)
             if not (place.pid or self._stopping) and time.monotonic() - place.forked >= FORK_SECONDS:
                 self._fork(place)
 
     def replace(self) -> None:
-        """Have all of them give back their jobs and end; `tend` forks others, of what the master is by then."""
+        """Have all return their jobs and end; `tend` forks others from the master as it is then."""
         self._signal(signal.SIGTERM)
         for place in self._places:
             place.forked = -FORK_SECONDS
 
     def replace_one(self, pid: int) -> None:
-        """The same of one of them."""
+        """Have one process return its job and end; `tend` forks another."""
         for place in self._places:
             if place.pid == pid:
                 self._send(place, signal.SIGTERM)
 
     def begin_stop(self) -> None:
-        """Have all of them give back their jobs and end, and fork no more."""
+        """Have all return their jobs and end, and fork no more."""
         self._stopping = True
         self._signal(signal.SIGTERM)
 
     def stop(self) -> None:
-        """The same, and wait for it; who is late is killed."""
+        """Stop all processes and wait; kill those that exceed STOP_SECONDS."""
         self.begin_stop()
         deadline = time.monotonic() + STOP_SECONDS
         while self.pids and time.monotonic() < deadline:
@@ -116,7 +116,7 @@ class Runners:
             self._send(place, number)
 
     def _send(self, place: _Place, number: signal.Signals) -> None:
-        self._reap(place)  # a process id is not given to another process before its parent has looked
+        self._reap(place)  # the kernel does not reuse a pid before the parent has reaped it
         if place.pid:
             place.leaving = True
             os.kill(place.pid, number)
@@ -126,12 +126,12 @@ class Runners:
             return
         try:
             ended, status = os.waitpid(place.pid, os.WNOHANG)
-        except ChildProcessError:  # somebody has waited for any child, and got this one
+        except ChildProcessError:  # another wait, for any child, has reaped this one
             ended, status = place.pid, 0
         if ended:
             code = os.waitstatus_to_exitcode(status)
-            if code not in (0, -signal.SIGTERM):  # who has no job yet ends by that signal itself
-                log.warning(LOST[self._name], pid=place.pid, code=code)
+            if code not in (0, -signal.SIGTERM):  # before its first job the signal itself ends it
+                log.warning(DIED[self._name], pid=place.pid, code=code)
             place.pid = 0
             self._book.release(place.slot, self._name)
 
@@ -143,10 +143,10 @@ class Runners:
             place.pid = fork(lambda: self._live(parent, place.slot))
         except OSError as error:
             self._book.release(place.slot, self._name)
-            log.warning(f"{self._name.capitalize()} cannot be forked", error=str(error))
+            log.warning(f"Cannot fork a {self._name}", error=str(error))
 
     def _live(self, parent: int, slot: int) -> None:
-        # SIGTERM ends it at once as long as it has no job
+        # before its first job SIGTERM ends it at once
         isolate(parent=parent, keep=self._keep, name=self._name, ignored=set(IGNORED) - {signal.SIGTERM})
         be_early_out_of_memory(OOM_SCORE)
         os.nice(NICE)
@@ -154,17 +154,32 @@ class Runners:
         self._work()
 
 
-def supervise(kinds: Sequence[Runners], memory: MemoryWatch | None = None) -> None:
-    """Tend runners, and their memory, until SIGTERM or SIGINT, where there is no gunicorn to do it."""
-    waited = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
+def supervise(
+    kinds: Sequence[Runners],
+    memory: MemoryWatch,
+    watch: ModelWatch | None = None,
+    reload: Callable[[], None] | None = None,
+) -> None:
+    """Look after runners, their memory and their models where there is no gunicorn to do it, until SIGTERM or SIGINT.
+
+    `reload` is called at SIGHUP and when `watch` sees a change; then all runners are replaced.
+    """
+    waited = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
     signal.pthread_sigmask(signal.SIG_BLOCK, waited)
-    arrived = None
-    while arrived is None or arrived.si_signo == signal.SIGCHLD:
+    arrived = 0
+    while arrived not in (signal.SIGTERM, signal.SIGINT):
         for runners in kinds:
             runners.tend()
-        if memory is not None:
-            memory.look({}, {pid: leaving for runners in kinds for pid, leaving in runners.leaving.items()})
-        arrived = signal.sigtimedwait(waited, FORK_SECONDS)
+        memory.look({}, {pid: leaving for runners in kinds for pid, leaving in runners.leaving.items()})
+        if reload is not None and (arrived == signal.SIGHUP or (watch is not None and watch.changed())):
+            if watch is not None:
+                watch.note()
+            reload()
+            memory.measure_master()
+            for runners in kinds:
+                runners.replace()
+        received = signal.sigtimedwait(waited, FORK_SECONDS)
+        arrived = 0 if received is None else received.si_signo
     for runners in kinds:
         runners.begin_stop()
     for runners in kinds:

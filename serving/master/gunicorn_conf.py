@@ -1,4 +1,4 @@
-"""Gunicorn's configuration file: the process model in its own words, and what happens around the fork."""
+"""Gunicorn's configuration: the settings in gunicorn's words, and hooks for what happens around the fork."""
 
 from __future__ import annotations
 
@@ -13,21 +13,19 @@ from typing import Any
 
 from serving.process.child import limit_numeric_threads
 
-limit_numeric_threads(os.environ)  # first of all: what is imported next imports numpy
+limit_numeric_threads(os.environ)  # first of all: the next imports import numpy
 
+from registry.registry import Registry
+from serving.errors import CannotServe, InvalidSetting
 from serving.master import prefork
 from serving.master import reload as reloading  # `reload` alone would be a setting of gunicorn's
 from serving.master.arbiter import EarlyReplacingArbiter
-from serving.errors import CannotServe, InvalidSetting
-from serving.telemetry.logs import GunicornLogger
-from serving.master.memory import MemoryWatch
-from serving.shared.book import Book
-from serving.process.kernel import SCHEDULER, WEB, rename
 from serving.master.children import Runners
+from serving.master.memory import MB, MemoryWatch
+from serving.process.kernel import SCHEDULER, WEB, rename
 from serving.settings import Settings
-from registry.registry import Registry
-
-MB = 1024 * 1024
+from serving.shared.book import Book
+from serving.telemetry.logs import GunicornLogger
 
 try:
     _settings = Settings.from_env(os.environ)
@@ -35,7 +33,7 @@ except InvalidSetting as error:
     sys.exit(f"forkserve: {error}")
 
 if "web" not in _settings.roles:
-    sys.exit("forkserve: ROLES names no web; run `forkserve worker` instead of gunicorn")
+    sys.exit("forkserve: ROLES does not include web; run `forkserve worker` instead of gunicorn")
 
 bind = f"[{_settings.host}]:{_settings.port}" if ":" in _settings.host else f"{_settings.host}:{_settings.port}"
 workers = _settings.web_concurrency
@@ -49,10 +47,13 @@ max_requests_jitter = _settings.max_requests_jitter
 proc_name = "forkserve"
 loglevel = _settings.log_level
 logger_class = GunicornLogger
-# The heartbeat file of a worker; on a disk, a slow write could look like a dead worker
+# A worker's heartbeat file; on a disk, a slow write could make the worker look dead
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
 # It runs a thread in the master, and a master with two threads must not fork
 control_socket_disable = True
+
+# before the models are loaded: later changes are noticed
+_watch = reloading.ModelWatch(_settings.model_dir) if _settings.watch_models and _settings.preload else None
 
 
 def on_starting(server: Any) -> None:
@@ -65,7 +66,7 @@ def on_starting(server: Any) -> None:
 
 def when_ready(server: Any) -> None:
     """In the master, models loaded, before the first fork."""
-    if not _settings.preload:  # then every process loads its own, and the master none
+    if not _settings.preload:  # then every process loads its own models, and the master none
         _add_runners(server, Book(2 * (_settings.job_runners + 1)), None)
         return
     app = server.app.wsgi()
@@ -78,6 +79,7 @@ def when_ready(server: Any) -> None:
     except CannotServe as error:
         sys.exit(f"forkserve: {error}")
     _add_runners(server, app.service.shared.book, app.service.shared.alerts.descriptor)
+    server.watch = _watch
     server.memory = MemoryWatch(
         app.service.shared.pressure,
         limit=_settings.max_memory_mb * MB,
@@ -91,27 +93,41 @@ def when_ready(server: Any) -> None:
         print(_greeting(f"http://{host}:{port}", app.service.registry), flush=True)  # noqa: T201
 
 
+def _greeting(address: str, registry: Registry) -> str:
+    """The address, and a curl line to paste, for the model with the fewest features."""
+    model = min(registry.live(), key=lambda model: len(model.manifest.features))
+    body = shlex.quote(json.dumps({"instances": [model.manifest.example]}))
+    url = f"{address}/v1/models/{model.name}:predict"
+    return (
+        f"\nforkserve serves {len(registry)} models at {address}\n"
+        f"Try:\n\n"
+        f"  curl -s {url} -H 'Content-Type: application/json' -d {body}\n"
+    )
+
+
 def _add_runners(server: Any, book: Book, keep: int | None) -> None:
-    """Those that ROLES asks for; of the master's descriptors they `keep` one."""
+    """Add the runners that ROLES asks for; of the master's descriptors they `keep` one.
+
+    They run the app that the master holds when it forks them.
+    """
+
+    def run_jobs() -> None:
+        server.app.wsgi().service.runner.run()
+
+    def fire_schedules() -> None:
+        server.app.wsgi().service.scheduler.run()
+
     if "worker" in _settings.roles:
-        server.runners += (Runners(lambda: _run_jobs(server), _settings.job_runners, book, keep=keep),)
+        server.runners += (Runners(run_jobs, _settings.job_runners, book, keep=keep),)
     if "scheduler" in _settings.roles and _settings.schedules:
-        server.runners += (Runners(lambda: _fire_schedules(server), 1, book, name=SCHEDULER, keep=keep),)
-
-
-def _run_jobs(server: Any) -> None:
-    """In a job runner: with the app that the master held when it forked it."""
-    server.app.wsgi().service.runner.run()
-
-
-def _fire_schedules(server: Any) -> None:
-    """In the scheduler, likewise."""
-    server.app.wsgi().service.scheduler.run()
+        server.runners += (Runners(fire_schedules, 1, book, name=SCHEDULER, keep=keep),)
 
 
 def on_reload(server: Any) -> None:
     """In the master at HUP, before the new workers are forked; an exception here would end the service."""
     if _settings.preload:
+        if server.watch is not None:
+            server.watch.note()
         server.app.callable = reloading.reload(server.app.wsgi())
         prefork.settle()  # now that nobody holds the old app any more
         server.memory.measure_master()
@@ -127,12 +143,12 @@ def pre_fork(server: Any, worker: Any) -> None:
     try:
         prefork.check_single_thread()
     except CannotServe as error:
-        # At the start this was refused; now a worker that may hang is better than a master that ends
+        # At the start this is refused; later a worker that may hang is better than a master that ends
         server.log.error(str(error))
 
 
 def child_exit(server: Any, worker: Any) -> None:
-    """In the master, when a worker is gone."""
+    """In the master, when a worker has ended."""
     if _settings.preload:
         server.app.wsgi().service.shared.book.release(worker.slot, WEB)
 
@@ -156,13 +172,7 @@ def post_worker_init(worker: Any) -> None:
     worker.wsgi.service.executor.start()
 
 
-def _greeting(address: str, registry: Registry) -> str:
-    """The address, and a curl line to paste, for the model with the fewest features."""
-    model = min(registry.live(), key=lambda model: len(model.manifest.features))
-    body = shlex.quote(json.dumps({"instances": [model.manifest.example]}))
-    url = f"{address}/v1/models/{model.name}:predict"
-    return (
-        f"\nforkserve serves {len(registry)} models at {address}\n"
-        f"Try:\n\n"
-        f"  curl -s {url} -H 'Content-Type: application/json' -d {body}\n"
-    )
+def on_exit(_server: Any) -> None:
+    """In the master, last of all."""
+    if _settings.greeting:
+        print("forkserve stopped", flush=True)  # noqa: T201

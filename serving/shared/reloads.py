@@ -1,33 +1,24 @@
-"""What the master tells its workers of reloads, in memory that they share, and how a worker asks for one."""
+"""How workers ask their master to reload the models, and how the master tells them the outcome: in shared memory."""
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import mmap
 import os
-import secrets
 import signal
-import tempfile
-import time
 
 import msgspec
 
 from serving.errors import CannotReload
+from serving.shared.numbers import Number, Numbers
 
-SIZE = 64 * 1024
-HEAD = 128
-SLOT = (SIZE - HEAD) // 2
+SLOT_BYTES = 32 * 1024
+LENGTH_BYTES = 4
 POLL_SECONDS = 0.02
 
-MASTER, BEGUN, FINISHED = 0, 1, 2
-LENGTHS = (4, 5)
-HEARD, TOLD, SAID, OWN = 6, 7, 8, 9
-"""Places of the numbers at the head, of 8 bytes each."""
 
-
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What a reload has changed. Versions are written `{model}/{version}`, the reasons of refusals begin with it."""
+class ReloadOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What a reload has changed. Versions are written `{model}/{version}`; the reasons of refusals begin with it."""
 
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
@@ -36,117 +27,75 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 0.0
 
 
-class Reloads:
-    """How many reloads have begun and finished, and what came of the last one. Only the master writes that.
+class Reloads(Numbers):
+    """How many reloads have begun and finished, and the outcome of the last one. Only the master writes.
 
-    An outcome is written to one of two places in turn before its number is, so that a reader never sees half of it.
-    Who listens for the other instances keeps here what it has heard and said, so that its successor goes on from there.
+    Outcomes alternate between two slots, and the number of a reload is written last: no reader sees half of one.
     """
 
+    _master = Number()
+    _begun = Number()
+    finished = Number()
+    """How many reloads have finished."""
+
     def __init__(self) -> None:
-        """Anonymous shared memory: to be made before the fork."""
-        self._memory = memoryview(mmap.mmap(-1, SIZE))
-        self._numbers = self._memory[:HEAD].cast("Q")
-        with tempfile.TemporaryFile() as file:
-            self._lock = os.dup(file.fileno())  # open as long as this process lives
-        self.instance = secrets.token_hex(8)
-        """What this master and its workers are called among instances."""
-        self.made = time.time()
-        """When the models were about to be loaded, in seconds since the epoch."""
+        """To be made before the fork."""
+        super().__init__()
+        self._slots = memoryview(mmap.mmap(-1, 2 * SLOT_BYTES))
 
     def open(self) -> None:
-        """In the master, before it forks: this process is to be asked."""
-        self._numbers[MASTER] = os.getpid()
+        """In the master, before it forks: its children may ask this process."""
+        self._master = os.getpid()
 
     def begin(self) -> None:
-        """In the master: whatever is on disk from now on may be missed."""
-        self._numbers[BEGUN] += 1
+        """In the master: changes on disk from now on may be missed."""
+        self._begun += 1
 
-    def finish(self, outcome: Outcome) -> None:
-        """In the master: this is what came of it."""
-        number = self._numbers[BEGUN]
+    def finish(self, outcome: ReloadOutcome) -> None:
+        """In the master: publish the outcome of the reload that has begun."""
+        number = self._begun
         content = msgspec.json.encode(outcome)
-        if len(content) > SLOT:
-            content = msgspec.json.encode(Outcome(refused=("too much to tell; see the log",)))
-        start = HEAD + number % 2 * SLOT
-        self._memory[start : start + len(content)] = content
-        self._numbers[LENGTHS[number % 2]] = len(content)
-        self._numbers[FINISHED] = number
+        if LENGTH_BYTES + len(content) > SLOT_BYTES:
+            content = msgspec.json.encode(ReloadOutcome(refused=("the outcome is too long; see the log",)))
+        slot = self._slot(number)
+        slot[: LENGTH_BYTES + len(content)] = len(content).to_bytes(LENGTH_BYTES) + content
+        self.finished = number
 
-    @property
-    def finished(self) -> int:
-        """How many there were."""
-        return self._numbers[FINISHED]
+    def last(self) -> ReloadOutcome:
+        """The outcome of the last reload; an empty one if there was none."""
+        slot = self._slot(self.finished)
+        length = int.from_bytes(slot[:LENGTH_BYTES])
+        content = slot[LENGTH_BYTES : LENGTH_BYTES + length]
+        return msgspec.json.decode(content, type=ReloadOutcome) if content else ReloadOutcome()
 
-    def last(self) -> Outcome:
-        """What came of the last one; an empty outcome when there was none."""
-        number = self._numbers[FINISHED]
-        if number == 0:
-            return Outcome()
-        start = HEAD + number % 2 * SLOT
-        return msgspec.json.decode(self._memory[start : start + self._numbers[LENGTHS[number % 2]]], type=Outcome)
-
-    async def ask(self, seconds: float) -> Outcome | None:
-        """Have the master reload; what came of that, or None if it takes longer than `seconds`. Raises CannotReload."""
-        return await self.wait(self.request(), seconds)
-
-    def request(self, *, told: bool = False) -> int:
-        """Have the master reload; the number of the reload that counts. `told` if another instance wants it.
-
-        One that had begun before does not count: it may have missed what the caller has just changed.
-        Raises CannotReload when this process has no master that has called `open`.
-        """
-        if not self.has_master:
-            raise CannotReload
-        number = self._numbers[BEGUN] + 1
-        self._numbers[TOLD if told else OWN] = number
-        os.kill(os.getppid(), signal.SIGHUP)
-        return number
-
-    async def wait(self, number: int, seconds: float) -> Outcome | None:
-        """What came of that reload, or of one after it; None if it takes longer than `seconds`."""
-        try:
-            async with asyncio.timeout(seconds):
-                while self._numbers[FINISHED] < number:  # noqa: ASYNC110 - no event crosses processes
-                    await asyncio.sleep(POLL_SECONDS)
-        except TimeoutError:
-            return None
-        return self.last()
+    def _slot(self, number: int) -> memoryview:
+        start = number % 2 * SLOT_BYTES
+        return self._slots[start : start + SLOT_BYTES]
 
     @property
     def has_master(self) -> bool:
         """Whether the parent of this process is a master that can be asked."""
-        return self._numbers[MASTER] == os.getppid()
+        return self._master == os.getppid()
 
-    @property
-    def unsaid(self) -> int | None:
-        """The number of the last reload, if other instances have to be told of it: not if one of them wanted it."""
-        finished, said = self._numbers[FINISHED], self._numbers[SAID]
-        if finished <= said:
-            return None
-        # a signal on top of one that waits to be handled is lost: one reload may be for both
-        if finished - said == 1 and finished == self._numbers[TOLD] and not said < self._numbers[OWN] <= finished:
-            self._numbers[SAID] = finished
-            return None
-        return finished
+    def request(self) -> int:
+        """Have the master reload; gives the number of the reload that takes in every change made so far.
 
-    def note_said(self, number: int) -> None:
-        """Other instances have been told of the reloads up to this one."""
-        self._numbers[SAID] = number
+        A reload that has begun already does not count: it may have missed the latest change. Raises CannotReload when
+        the parent of this process is not a master.
+        """
+        if not self.has_master:
+            raise CannotReload
+        number = self._begun + 1
+        os.kill(os.getppid(), signal.SIGHUP)
+        return number
 
-    @property
-    def heard(self) -> int:
-        """The id of the event up to which other instances were listened to; 0 for none."""
-        return self._numbers[HEARD]
-
-    @heard.setter
-    def heard(self, event_id: int) -> None:
-        self._numbers[HEARD] = event_id
-
-    def lead(self) -> bool:
-        """Whether this process alone, of those that share this, is the one to listen; it is until it ends."""
+    async def ask(self, seconds: float) -> ReloadOutcome | None:
+        """Have the master reload; the outcome, or None if it takes longer than `seconds`. Raises CannotReload."""
+        number = self.request()
         try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, a forked process has not got it
-        except OSError:
-            return False
-        return True
+            async with asyncio.timeout(seconds):
+                while self.finished < number:  # noqa: ASYNC110 - an event cannot cross processes
+                    await asyncio.sleep(POLL_SECONDS)
+        except TimeoutError:
+            return None
+        return self.last()

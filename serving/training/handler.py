@@ -6,7 +6,6 @@ the job's id: a whole candidate is judged and not made again, a version that was
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,15 +51,12 @@ class TrainingResult(msgspec.Struct, frozen=True, kw_only=True):
 class TrainHandler:
     """Trains the models below `root`. `executor` runs the functions of `Steps`.
 
-    `serves` says which version of a model this process itself has as the live one, if it has any; `announce` has all
-    others take over what is live on the disk now. A training may take `timeout` seconds, its judgement `judging`.
+    Masters see by themselves what becomes live. A training may take `timeout` seconds, its judgement `judging`.
     """
 
     root: Path
     executor: Executor
     events: EventLog
-    serves: Callable[[str], str | None]
-    announce: Callable[[], Awaitable[None]]
     timeout: float
     judging: float
 
@@ -76,7 +72,7 @@ class TrainHandler:
             write_last(directory, "failed", "")
             raise JobFailed(_reason(error)) from error
         if result.promoted:
-            await self._go_live(job, result)
+            await self._tell(job, "promoted", **_facts(result))
         write_last(directory, "promoted" if result.promoted else "refused", result.version)
         log.info(
             "Model trained",
@@ -168,11 +164,6 @@ class TrainHandler:
         except CannotAdd as error:
             remove_candidates(self.root)
             raise AttemptFailed(str(error)) from error
-
-    async def _go_live(self, job: Job, result: TrainingResult) -> None:
-        if self.serves(job.model) != result.version:
-            await self.announce()
-        await self._tell(job, "promoted", **_facts(result))
 
     async def _tell(self, job: Job, kind: str, **data: Any) -> None:
         """Tell an event of the job. The job goes on without."""

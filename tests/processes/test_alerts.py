@@ -40,7 +40,7 @@ def lose_a_runner(service: Service, number: int) -> None:
     """The first, or the next."""
     assert eventually(lambda: len(service.runners) == 1)
     os.kill(service.runners[0], signal.SIGKILL)
-    assert eventually(lambda: len(service.events("Runner is lost")) == number)
+    assert eventually(lambda: len(service.events("Runner died")) == number)
 
 
 def test_a_lost_runner_and_a_refused_reload_are_told_once(models: Path, tmp_path: Path) -> None:
@@ -59,9 +59,9 @@ def test_a_lost_runner_and_a_refused_reload_are_told_once(models: Path, tmp_path
             service.process.send_signal(signal.SIGHUP)
             assert eventually(lambda: len(messages) == 2)
         log = service.log()
-    assert "Runner is lost (code=-9)" in messages[0]
+    assert "Runner died (code=-9)" in messages[0]
     assert "Reload refused (reason=" in messages[1]
-    assert log.count('"event":"Runner is lost"') == 2, "the log has them all"
+    assert log.count('"event":"Runner died"') == 2, "the log has them all"
     assert SECRET not in log
 
 
@@ -90,4 +90,4 @@ def test_forkserve_worker_watches_its_memory_and_sends_its_alerts_itself(sleeper
             os.kill(names[RUNNER], signal.SIGKILL)
             assert eventually(lambda: len(messages) == 3)
     assert "Memory is high: " in messages[0]
-    assert "Runner is lost (code=-9)" in messages[2]
+    assert "Runner died (code=-9)" in messages[2]

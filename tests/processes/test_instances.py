@@ -1,12 +1,10 @@
-"""Two services over one Redis: what one reloads, the other does, too."""
+"""Two services over one model directory: both take over what changes there, by themselves."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
-import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -15,12 +13,10 @@ import pytest
 from harness.admin import ask_admin
 from harness.processes import eventually, hammer_while
 from harness.reloading import add_copy, live, settles_on
-from harness.servers import RedisServer
 from harness.service import ADMIN_TOKEN, Service
-from serving.events.redis import RedisEventLog
-from serving.master.announcements import announce
+from registry.store import aliases
 
-RELOADED, TOLD, TELLS = "Models reloaded", "Told to reload", "Other instances are told to reload"
+RELOADED, CHANGED = "Models reloaded", "Model directory changed"
 
 
 @pytest.fixture
@@ -29,88 +25,81 @@ def shared_models(models: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(models, tmp_path / "models"))
 
 
+def start(models: Path, **environ: str) -> Service:
+    return Service(
+        {"MODEL_DIR": str(models), "MAX_REQUESTS": "0", "ADMIN_TOKEN": ADMIN_TOKEN, "ROLES": "web", **environ}
+    )
+
+
 @pytest.fixture
-def pair(shared_models: Path, own_server: RedisServer) -> Iterator[tuple[Service, Service]]:
-    environ = {
-        "MODEL_DIR": str(shared_models),
-        "REDIS_URL": own_server.url,
-        "MAX_REQUESTS": "0",
-        "ADMIN_TOKEN": ADMIN_TOKEN,
-        "ROLES": "web",
-    }
-    with Service(environ) as one, Service(environ) as two:
+def pair(shared_models: Path) -> Iterator[tuple[Service, Service]]:
+    with start(shared_models) as one, start(shared_models) as two:
         yield one, two
 
 
-def _serves_again(service: Service) -> bool:
-    return len(service.events("Worker serves")) == 4
+def reloads(service: Service) -> int:
+    return len(service.events(RELOADED))
 
 
-def _was_told(service: Service) -> bool:
-    return count(service) == (1, 1, 0)
+def both_settle(pair: tuple[Service, Service], version: str) -> bool:
+    return all(settles_on(service, "wine", version) for service in pair)
 
 
-def count(service: Service) -> tuple[int, int, int]:
-    """How often it has reloaded, was told to, and has told the others."""
-    return len(service.events(RELOADED)), len(service.events(TOLD)), len(service.events(TELLS))
-
-
-def test_a_reload_of_one_reaches_the_other_once_and_loses_no_request(
+def test_new_promoted_and_rolled_back_versions_are_taken_over_once_by_both_and_no_request_is_lost(
     pair: tuple[Service, Service], shared_models: Path
 ) -> None:
-    one, two = pair
-    add_copy(shared_models, "wine", "2")
+    changes: tuple[tuple[str, Callable[[], object]], ...] = (
+        ("2", partial(add_copy, shared_models, "wine", "2")),
+        ("1", partial(aliases.promote, shared_models / "wine", "1")),
+        ("2", partial(aliases.rollback, shared_models / "wine")),
+    )
 
-    def reload() -> bool:
-        return ask_admin(one, "models:reload")[0] == 200 and settles_on(two, "wine", "2")
+    def change() -> bool:
+        for version, make in changes:
+            make()
+            if not both_settle(pair, version):
+                return False
+        return True
 
-    tally, done = asyncio.run(hammer_while(two, reload))
+    tally, done = asyncio.run(hammer_while(pair[1], change))
     assert (tally.failed, done) == (0, True)
-    assert settles_on(one, "wine", "2")
-    assert eventually(lambda: count(one) == (1, 0, 1))
-    assert eventually(lambda: count(two) == (1, 1, 0))
-    # whatever comes back comes before the answer to what is sent afterwards
-    assert ask_admin(two, "models/wine:rollback")[0] == 200
-    assert settles_on(one, "wine", "1")
-    assert eventually(lambda: count(one) == (2, 1, 1))
-    assert eventually(lambda: count(two) == (2, 1, 1))
+    for service in pair:
+        assert (reloads(service), len(service.events(CHANGED))) == (3, 3)
 
 
-def test_hup_by_hand_is_told_also_when_the_worker_that_listens_is_killed(
+def test_a_reload_that_one_is_asked_for_is_done_once_there_and_seen_by_the_other(
     pair: tuple[Service, Service], shared_models: Path
 ) -> None:
     one, two = pair
-    for service in pair:
-        for worker in service.workers:
-            os.kill(worker, signal.SIGKILL)
-        assert eventually(partial(_serves_again, service))
     add_copy(shared_models, "wine", "2")
-    os.kill(one.master, signal.SIGHUP)
-    assert settles_on(one, "wine", "2")
-    assert settles_on(two, "wine", "2")
-    assert eventually(lambda: count(two) == (1, 1, 0))
+    assert ask_admin(one, "models:reload")[0] == 200
+    assert both_settle(pair, "2")
+    assert ask_admin(two, "models/wine:rollback")[0] == 200
+    assert both_settle(pair, "1")
+    assert eventually(lambda: [reloads(service) for service in pair] == [2, 2])
 
 
-def test_what_promotes_a_version_elsewhere_can_tell_all_instances(
-    pair: tuple[Service, Service], shared_models: Path, own_server: RedisServer
+def test_a_refused_version_is_not_tried_again_before_it_changes(
+    pair: tuple[Service, Service], shared_models: Path
 ) -> None:
-    add_copy(shared_models, "wine", "2")
+    artefact = add_copy(shared_models, "wine", "2") / "model.joblib"
+    good = artefact.read_bytes()
+    artefact.write_bytes(good[:-1])
+    add_copy(shared_models, "diabetes", "2")  # comes after it, so both are seen
+    assert all(settles_on(service, "diabetes", "2") for service in pair)
+    add_copy(shared_models, "mortgage", "2")
+    assert all(settles_on(service, "mortgage", "2") for service in pair)
+    assert [live(service, "wine") for service in pair] == ["1", "1"]
+    tried = [reloads(service) for service in pair]
+    artefact.write_bytes(good)
+    assert both_settle(pair, "2")
+    assert [reloads(service) for service in pair] == [number + 1 for number in tried]
 
-    async def tell() -> None:
-        events = RedisEventLog(own_server.url)
-        await announce(events, "wine/2 is promoted")
-        await events.close()
 
-    asyncio.run(tell())
-    for service in pair:
-        assert settles_on(service, "wine", "2")
-        assert eventually(partial(_was_told, service))
-        assert service.events(TOLD)[0]["reasons"] == ["wine/2 is promoted"]
-
-
-def test_without_redis_nobody_is_told(models: Path, tmp_path: Path) -> None:
-    environ = {"MODEL_DIR": str(models), "DATA_DIR": str(tmp_path), "ADMIN_TOKEN": ADMIN_TOKEN, "ROLES": "web"}
-    with Service(environ) as one, Service(environ) as two:
+def test_watch_models_false_leaves_it_to_the_operator(shared_models: Path) -> None:
+    with start(shared_models, WATCH_MODELS="false") as one, start(shared_models) as two:
+        add_copy(shared_models, "wine", "2")
+        assert settles_on(two, "wine", "2")
+        assert (live(one, "wine"), reloads(one)) == ("1", 0)
         assert ask_admin(one, "models:reload")[0] == 200
-        assert live(two, "wine") == "1"
-        assert (count(one), count(two)) == ((1, 0, 0), (0, 0, 0))
+        assert settles_on(one, "wine", "2")

@@ -285,7 +285,7 @@ def test_a_job_whose_runner_is_killed_is_finished_by_the_next(busy: Service) -> 
     assert (job["state"], job["chunks_done"], job["attempts"]) == ("done", 3, 2)
     assert call(busy, "GET", job["result"]).json["predictions"] == [0.3] * 12
     assert runner not in busy.runners
-    assert busy.events("Runner is lost")[0]["code"] == -signal.SIGKILL
+    assert busy.events("Runner died")[0]["code"] == -signal.SIGKILL
 
 
 def test_a_runner_that_is_told_to_end_gives_its_job_back_at_once(busy: Service) -> None:

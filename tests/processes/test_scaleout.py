@@ -36,7 +36,7 @@ def scaled(models: Path, cluster: DaskCluster) -> Iterator[Service]:
     with Service(ENVIRON | environ) as service:
         yield service
     assert service.events("Runner ends")
-    assert service.events("Runner is lost") == []
+    assert service.events("Runner died") == []
     assert "Traceback" not in service.log()
 
 

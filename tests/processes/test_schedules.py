@@ -64,7 +64,7 @@ def test_each_firing_happens_once_over_two_schedulers_of_which_one_is_killed(
         assert name_of(child) == SCHEDULER
         os.kill(child, signal.SIGKILL)
         assert eventually(partial(_works_again, service))
-        assert service.events("Scheduler is lost")[0]["code"] == -signal.SIGKILL
+        assert service.events("Scheduler died")[0]["code"] == -signal.SIGKILL
     before = len(fired())
     assert eventually(lambda: len(fired()) >= before + 3)
     for service in schedulers:

@@ -21,7 +21,7 @@ from serving.errors import NotAuthorized, ReloadRefused
 from serving.http.routes.jobs import submitted
 from serving.http.sse import EventStream, Frames, Streams, frame, opening
 from serving.service import Service
-from serving.shared.reloads import Outcome
+from serving.shared.reloads import ReloadOutcome
 from serving.status.json import summarize
 from serving.status.prometheus import expose
 from serving.status.snapshot import Figures
@@ -154,7 +154,7 @@ def _add_metrics(router: APIRouter, service: Service, streams: Streams) -> None:
         return Response(expose(await figures.take()), headers={"content-type": PROMETHEUS})
 
 
-def _reloaded(outcome: Outcome | None, response: Response) -> dict[str, Any]:
+def _reloaded(outcome: ReloadOutcome | None, response: Response) -> dict[str, Any]:
     """The outcome of a reload; 202 while it is not known."""
     if outcome is None:
         response.status_code = HTTPStatus.ACCEPTED
@@ -162,7 +162,7 @@ def _reloaded(outcome: Outcome | None, response: Response) -> dict[str, Any]:
     return {"status": "reloaded", **msgspec.to_builtins(outcome)}
 
 
-def _reasons(outcome: Outcome) -> str:
+def _reasons(outcome: ReloadOutcome) -> str:
     return ("; ".join(outcome.refused) or "the model directory has changed meanwhile")[:MAX_REASON_CHARACTERS]
 
 

@@ -67,13 +67,13 @@ async def test_an_alert_of_any_process_is_sent_once() -> None:
 
 async def test_a_line_of_the_log_is_an_alert() -> None:
     async with serving(lambda *_: reply(204)) as stub, telling(stub, "discord") as alerts:
-        line = {"event": "Runner is lost", "pid": 7, "code": -9}
+        line = {"event": "Runner died", "pid": 7, "code": -9}
         assert alerts.watch(None, "warning", dict(line)) == line
         alerts.watch(None, "warning", {"event": "Runner works"})
         alerts.watch(None, "info", {"event": "Reload refused"})
         alerts.start()
         (message,) = await heard(stub, 1)
-        assert message == {"content": "box: Runner is lost (code=-9)", "allowed_mentions": {"parse": []}}
+        assert message == {"content": "box: Runner died (code=-9)", "allowed_mentions": {"parse": []}}
 
 
 async def test_a_flood_is_neither_waited_for_nor_sent() -> None:

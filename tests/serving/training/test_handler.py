@@ -60,20 +60,13 @@ class Training:
     def __init__(self, root: Path, events: SQLiteEventLog) -> None:
         self.directory = root / "plane"
         self.processes = Processes(root)
-        self.announced = 0
-        self.served = "1"
         self.handler = TrainHandler(
             root,
             cast("Executor", self.processes),
             events,
-            serves=lambda _name: self.served,
-            announce=self._announce,
             timeout=60.0,
             judging=60.0,
         )
-
-    async def _announce(self) -> None:
-        self.announced += 1
 
     async def run(self) -> TrainingResult:
         job = Job(
@@ -108,7 +101,7 @@ def training(tmp_path: Path, events: SQLiteEventLog) -> Training:
 
 async def test_new_version_is_made_judged_and_made_live(training: Training, events: SQLiteEventLog) -> None:
     result = await training.run()
-    assert (result.promoted, result.version, result.live, training.announced) == (True, "2", "1", 1)
+    assert (result.promoted, result.version, result.live) == (True, "2", "1")
     assert training.processes.steps == ["fit", "judge"]
     assert current(training.directory) == Aliases("2", "1")
     page = await events.read("j", 0, 10)
@@ -136,11 +129,10 @@ async def test_version_that_was_named_but_not_made_live_is_made_live(training: T
     assert list(training.handler.root.glob(".*")) == []
 
 
-async def test_version_that_is_live_and_served_already_is_not_announced_again(training: Training) -> None:
+async def test_version_that_is_live_already_is_not_made_again(training: Training) -> None:
     assert (await training.run()).promoted
-    training.served = "2"
     assert (await training.run()).promoted
-    assert (training.announced, training.processes.steps) == (1, ["fit", "judge"])
+    assert training.processes.steps == ["fit", "judge"]
 
 
 async def test_version_that_was_rolled_back_meanwhile_stays_so(training: Training) -> None:
@@ -165,7 +157,7 @@ async def test_refused_candidate_is_removed_and_the_reasons_are_told(
 ) -> None:
     training.processes.answers["judge"] = msgspec.structs.replace(GOOD, reasons=("r2 is 0.1",))
     result = await training.run()
-    assert (result.promoted, result.reasons, training.announced) == (False, ("r2 is 0.1",), 0)
+    assert (result.promoted, result.reasons) == (False, ("r2 is 0.1",))
     assert [path.name for path in directories(training.directory)] == ["1"]
     assert list(training.handler.root.glob(".*")) == []
     page = await events.read("j", 0, 10)
