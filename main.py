@@ -17,7 +17,7 @@ from serving.cli.serve import serve
 from serving.cli.terminal import say
 from serving.errors import CannotServe, InvalidSetting, ServingError
 from serving.process.child import limit_numeric_threads
-from serving.settings import Settings
+from serving.settings import Settings, warn_of_misspelt
 
 if TYPE_CHECKING:
     from serving.app import Application
@@ -42,6 +42,7 @@ def web() -> Application:
         settings = Settings.from_env(os.environ)
         alerts = build_alerts(settings)
         logs.configure(settings.log_level, watch=alerts.watch)
+        warn_of_misspelt(os.environ)
         return build(settings, alerts)
     except (InvalidSetting, RegistryError, InvalidRedisUrl, CannotServe) as error:
         sys.exit(f"forkserve: {error}")

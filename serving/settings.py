@@ -1,12 +1,15 @@
-"""The settings: one frozen value, parsed once from the environment, refused at start naming the variable."""
+"""The settings: one frozen value, parsed once from the environment; an invalid variable is refused by name."""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
+
+import structlog
 
 from registry.store.options import LoadOptions
 from serving.errors import InvalidSetting
@@ -16,12 +19,35 @@ from serving.shared.rate_table import parse_rate
 TRUE, FALSE = frozenset({"true", "1", "yes", "on"}), frozenset({"false", "0", "no", "off", ""})
 ROLES = frozenset({"web", "worker", "scheduler"})
 
+HTTP_SCHEMES = ("http://", "https://")
+MIN_TOKEN_CHARACTERS = 16
+
+SIMILAR = 0.86
+"""The share of characters that a misspelt name has in common with the right one: two letters of twelve may be wrong."""
+
+MIN_NAME_CHARACTERS = 8
+"""Shorter names, such as PORT or COMPILE, are too likely to resemble a variable of somebody else."""
+
+FOREIGN = ("OTEL_", "DASK_")
+"""Prefixes of variables that other programs read as well."""
+
+log = structlog.get_logger(__name__)
+
 
 def setting(
-    default: Any, meaning: str, *, low: float | None = None, high: float | None = None, secret: bool = False
+    default: Any,
+    meaning: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    secret: bool = False,
+    schemes: tuple[str, ...] = (),
 ) -> Any:
-    """A field of Settings. `low` and `high` are the values that are just allowed; a secret stays out of `repr`."""
-    metadata = {"meaning": meaning, "low": low, "high": high}
+    """A field of Settings. `low` and `high` are the smallest and largest values, `schemes` the beginnings of a URL.
+
+    A secret stays out of `repr`.
+    """
+    metadata = {"meaning": meaning, "low": low, "high": high, "schemes": schemes}
     return dataclasses.field(default=default, repr=not secret, metadata=metadata)
 
 
@@ -29,129 +55,145 @@ def setting(
 class Settings:
     """One field per variable: MAX_REQUESTS sets `max_requests`. Times are in seconds, sizes in bytes."""
 
-    host: str = setting("127.0.0.1", "address to listen on; `0.0.0.0` for all")
+    host: str = setting("127.0.0.1", "address to listen on; `0.0.0.0` for all interfaces")
     port: int = setting(8000, "port to listen on", low=0, high=65535)
-    web_concurrency: int = setting(2, "web workers", low=1)
-    timeout_seconds: float = setting(120, "a worker that is silent for longer is killed", low=1)
-    graceful_timeout_seconds: float = setting(30, "a worker that ends has this long to finish its requests", low=1)
-    keepalive_seconds: float = setting(65, "an idle connection is kept this long; more than the proxy's", low=1)
+    web_concurrency: int = setting(2, "number of web workers", low=1)
+    timeout_seconds: float = setting(120, "seconds without a heartbeat after which a worker is killed", low=1)
+    graceful_timeout_seconds: float = setting(30, "seconds a stopping worker has to finish its requests", low=1)
+    keepalive_seconds: float = setting(65, "seconds to keep an idle connection open; more than the proxy does", low=1)
     max_requests: int = setting(1000, "requests after which a worker is replaced; 0 for never", low=0)
-    max_requests_jitter: int = setting(50, "up to so many requests more, so that workers do not end together", low=0)
-    preload: bool = setting(True, "load the models once, before the fork; false only to compare")
-    preload_modules: tuple[str, ...] = setting((), "modules to import before the fork besides our own, with commas")
-    read_timeout_seconds: float = setting(20, "a request that does not arrive within this is answered 408", low=0.1)
-    max_body_bytes: int = setting(4 * 1024 * 1024, "a larger body is answered 413", low=1)
-    max_instances: int = setting(1000, "more instances in one request are answered 413", low=1)
-    trusted_proxy_count: int = setting(0, "proxies in front that add the client's address to `X-Forwarded-For`", low=0)
-    rate_limit: str = setting("", "requests of one client address, as in `600/minute`; empty for any number")
-    rate_limit_burst: int = setting(0, "of these, how many at once; 0 for all", low=0)
-    cors_origins: tuple[str, ...] = setting((), "origins whose pages may call, as `https://app.example`, with commas")
-    inference_timeout_seconds: float = setting(30, "a prediction that takes longer is answered 504", low=0.01)
-    use_background_inference: bool = setting(False, "what takes longer goes on as a job, answered 202")
-    inference_threads: int = setting(2, "threads of each worker that run models", low=1)
-    queue_seconds: float = setting(0.1, "a request that would wait longer for a thread is answered 503", low=0)
-    shap_max_batch_size: int = setting(500, "more instances in one request for explanations are answered 413", low=1)
-    shap_max_evals: int = setting(500, "coalitions of features asked of a model that only sampling explains", low=1)
-    executor_processes: int = setting(1, "processes of each worker for explanations that no thread may run", low=1)
-    executor_memory_bytes: int = setting(256 * 1024 * 1024, "what each of them may allocate", low=1)
-    cache_max_items: int = setting(10_000, "predictions that each worker keeps in memory; 0 for none", low=0)
-    cache_max_bytes: int = setting(10 * 1024 * 1024, "what they may take, overhead included", low=0)
-    cache_ttl_seconds: float = setting(300, "how long a prediction is kept, in memory and in Redis", low=0.001)
+    max_requests_jitter: int = setting(50, "largest random addition to it, so that workers end one by one", low=0)
+    preload: bool = setting(True, "load the models once, before the fork; `false` only for comparison")
+    preload_modules: tuple[str, ...] = setting((), "further modules to import before the fork, separated by commas")
+    read_timeout_seconds: float = setting(20, "seconds a request may take to arrive; a slower one gets 408", low=0.1)
+    max_body_bytes: int = setting(4 * 1024 * 1024, "largest request body; a larger one gets 413", low=1)
+    max_instances: int = setting(1000, "instances in one request; more get 413", low=1)
+    trusted_proxy_count: int = setting(
+        0, "proxies in front of the service that append the client's address to `X-Forwarded-For`", low=0
+    )
+    rate_limit: str = setting("", "requests allowed per client address, such as `600/minute`; empty for no limit")
+    rate_limit_burst: int = setting(0, "how many of them may come at once; 0 for all", low=0)
+    cors_origins: tuple[str, ...] = setting(
+        (), "origins whose pages may call, such as `https://app.example`, separated by commas"
+    )
+    inference_timeout_seconds: float = setting(30, "seconds a prediction may take; a slower one gets 504", low=0.01)
+    use_background_inference: bool = setting(False, "turn a request that takes longer into a job and answer 202")
+    inference_threads: int = setting(2, "threads per worker that run models", low=1)
+    queue_seconds: float = setting(0.1, "seconds a request may wait for a thread; a longer wait gets 503", low=0)
+    shap_max_batch_size: int = setting(500, "instances in one request for explanations; more get 413", low=1)
+    shap_max_evals: int = setting(
+        500, "coalitions of features to evaluate per explanation of a model that only sampling can explain", low=1
+    )
+    executor_processes: int = setting(1, "processes per worker for explanations that must not run in a thread", low=1)
+    executor_memory_bytes: int = setting(256 * 1024 * 1024, "memory that each of them may allocate", low=1)
+    cache_max_items: int = setting(10_000, "predictions that each worker caches in memory; 0 for none", low=0)
+    cache_max_bytes: int = setting(10 * 1024 * 1024, "memory that they may take, overhead included", low=0)
+    cache_ttl_seconds: float = setting(300, "seconds a prediction stays cached, in memory and in Redis", low=0.001)
     redis_url: str = setting(
         "",
-        "shared cache, jobs, events and schedules, `redis://` or `rediss://`; empty for this box alone",
+        "Redis for a shared cache, jobs, events and schedules, `redis://` or `rediss://`; empty for one box alone",
         secret=True,
     )
-    redis_health_check_interval: float = setting(30, "a connection idle for longer is checked before use", low=0)
+    redis_health_check_interval: float = setting(
+        30, "seconds a Redis connection may be idle before it is checked and used again", low=0
+    )
     data_dir: Path = setting(
         Path("data"),
         "directory of jobs, events and schedules without `REDIS_URL`, of records and outcomes without `SUPABASE_URL`",
     )
-    supabase_url: str = setting("", "where records and outcomes are kept; empty for a file below `DATA_DIR`")
-    supabase_service_key: str = setting("", "the service role's key for it", secret=True)
-    supabase_service_role_key: str = setting("", "the same, by the other name that it goes by", secret=True)
-    max_limit_checkins: int = setting(10, "records of an entity that are predicted at once, the newest", low=1)
-    max_records_per_entity: int = setting(1000, "records that are kept of each entity, the newest", low=1)
-    max_records: int = setting(1_000_000, "records that the file keeps in all, the last that came", low=1)
-    max_outcomes_per_model: int = setting(100_000, "outcomes that are kept of each model, the last", low=1)
-    max_streams: int = setting(1000, "event streams that each worker may have open; more are answered 503", low=1)
-    max_streams_per_address: int = setting(50, "of these, from one client address; 0 for any number", low=0)
-    stream_heartbeat_seconds: float = setting(15, "a stream that is silent for so long says that it lives", low=0.1)
-    feeds: str = setting("", "feeds of records as a JSON array; see GUIDE.md", secret=True)
+    supabase_url: str = setting(
+        "",
+        "Supabase project that stores records and outcomes; empty for a file in `DATA_DIR`",
+        schemes=("https://", "http://"),
+    )
+    supabase_service_key: str = setting("", "its service role key", secret=True)
+    supabase_service_role_key: str = setting("", "another name for `SUPABASE_SERVICE_KEY`", secret=True)
+    max_limit_checkins: int = setting(10, "newest records of an entity to predict in one request", low=1)
+    max_records_per_entity: int = setting(1000, "newest records to keep of each entity", low=1)
+    max_records: int = setting(1_000_000, "newest records to keep in the file in all", low=1)
+    max_outcomes_per_model: int = setting(100_000, "newest outcomes to keep of each model", low=1)
+    max_streams: int = setting(1000, "open event streams per worker; one more gets 503", low=1)
+    max_streams_per_address: int = setting(50, "how many of them one client address may open; 0 for all", low=0)
+    stream_heartbeat_seconds: float = setting(15, "seconds between heartbeats on an idle event stream", low=0.1)
+    feeds: str = setting("", "feeds of records, a JSON array; see GUIDE.md", secret=True)
     roles: tuple[str, ...] = setting(
-        ("web", "worker", "scheduler"), "what this service runs: `web`, `worker`, `scheduler`"
+        ("web", "worker", "scheduler"), "roles of this service: `web`, `worker`, `scheduler`"
     )
-    job_runners: int = setting(1, "processes that run jobs", low=1)
-    job_max_queued: int = setting(100, "when so many jobs wait, the next is answered 429", low=1)
-    job_max_rows: int = setting(100_000, "more rows in one job are answered 413", low=1)
-    job_max_body_bytes: int = setting(64 * 1024 * 1024, "a larger CSV for a job is answered 413", low=1)
-    job_lease_seconds: float = setting(30, "a job whose runner is silent for longer is given to another", low=0.5)
-    job_timeout_seconds: float = setting(120, "a call of a job to its model is killed after this", low=0.01)
-    job_memory_bytes: int = setting(512 * 1024 * 1024, "what such a call may allocate", low=1)
-    job_keep_seconds: float = setting(86_400, "finished jobs and events are kept this long", low=1)
-    job_keep: int = setting(1000, "so many finished jobs are kept", low=0)
-    schedules: str = setting("", "what is done when, `name: 0 3 * * *: action`, with semicolons; see GUIDE.md")
+    job_runners: int = setting(1, "number of processes that run jobs", low=1)
+    job_max_queued: int = setting(100, "jobs that may wait; one more gets 429", low=1)
+    job_max_rows: int = setting(100_000, "rows in one job; more get 413", low=1)
+    job_max_body_bytes: int = setting(64 * 1024 * 1024, "largest CSV of a job; a larger one gets 413", low=1)
+    job_lease_seconds: float = setting(
+        30, "seconds without a sign of life from a runner after which another one takes over its job", low=0.5
+    )
+    job_timeout_seconds: float = setting(120, "seconds one call of a job to its model may take", low=0.01)
+    job_memory_bytes: int = setting(512 * 1024 * 1024, "memory that such a call may allocate", low=1)
+    job_keep_seconds: float = setting(86_400, "seconds to keep finished jobs and events", low=1)
+    job_keep: int = setting(1000, "finished jobs to keep", low=0)
+    schedules: str = setting("", "scheduled actions, `name: 0 3 * * *: action`, separated by semicolons; see GUIDE.md")
     schedule_grace_seconds: float = setting(
-        60, "a firing that comes later is not done, where its schedule does not say", low=1, high=604_800
+        60, "seconds a firing may be late before it is skipped, unless its schedule says otherwise", low=1, high=604_800
     )
-    dask_scheduler: str = setting("", "a Dask cluster that computes jobs, `tcp://` or `tls://`; empty for none")
-    dask_chunks: int = setting(8, "chunks of a job that are sent there at once, by each runner", low=1)
-    train_timeout_seconds: float = setting(3600, "a training that takes longer is killed", low=0.01)
-    train_memory_bytes: int = setting(1024 * 1024 * 1024, "what a training may allocate", low=1)
+    dask_scheduler: str = setting(
+        "", "Dask cluster that computes jobs, `tcp://` or `tls://`; empty for none", schemes=("tcp://", "tls://")
+    )
+    dask_chunks: int = setting(8, "chunks of a job that each runner sends to the cluster at once", low=1)
+    train_timeout_seconds: float = setting(3600, "seconds a training may take", low=0.01)
+    train_memory_bytes: int = setting(1024 * 1024 * 1024, "memory that a training may allocate", low=1)
     train_tolerance: float = setting(
-        0.02, "how much worse a retrained version may be: a score by so much, an error by that share", low=0
+        0.02, "how much worse a retrained version may be: a score by this amount, an error by this share", low=0
     )
     model_dir: Path = setting(Path("models"), "directory of the models, `{name}/{version}/`")
-    compile: bool = setting(True, "answer with compiled models where they are bit-identical; false only to compare")
-    serve_versions: Literal["all", "live"] = setting("all", "versions to load: `all`, or `live` and previous ones only")
-    watch_models: bool = setting(True, "reload when a version is added, promoted, rolled back or removed")
-    reload_timeout_seconds: float = setting(60, "a version that takes longer to load at a reload is refused", low=1)
-    model_fallback: bool = setting(False, "let a minimal model stand in for one that does not load")
-    max_memory_mb: int = setting(0, "MB that all processes together may use; 0: what the cgroup allows", low=0)
-    max_worker_memory_mb: int = setting(0, "MB that one may have for itself; 0: an equal share of what is left", low=0)
+    compile: bool = setting(
+        True, "use compiled models where their answers are bit-identical; `false` only for comparison"
+    )
+    serve_versions: Literal["all", "live"] = setting(
+        "all", "versions to load: `all`, or `live` for the live and previous ones"
+    )
+    watch_models: bool = setting(
+        True,
+        "reload when a version is added, promoted, rolled back or removed",
+    )
+    reload_timeout_seconds: float = setting(60, "seconds a version may take to load at a reload", low=1)
+    model_fallback: bool = setting(False, "serve a minimal model in place of one that does not load")
+    max_memory_mb: int = setting(0, "MB that all processes together may use; 0 for the limit of the cgroup", low=0)
+    max_worker_memory_mb: int = setting(
+        0, "MB of private memory per worker; 0 for an equal share of what the models leave", low=0
+    )
     admin_token: str = setting(
-        "", "opens `/api/admin/` and `/metrics`, 16 characters or more; empty keeps them closed", secret=True
+        "",
+        "token for `/api/admin/` and `/metrics`, at least 16 characters; without one these routes do not exist",
+        secret=True,
     )
-    admin_token_in_query: bool = setting(False, "take it from `?admin_token=`, too; proxies may log that")
-    alert_webhook_url: str = setting("", "webhook that is told what somebody has to know at once", secret=True)
+    admin_token_in_query: bool = setting(
+        False, "accept the token as `?admin_token=` too; proxies may write it into their logs"
+    )
+    alert_webhook_url: str = setting(
+        "", "webhook for alerts that need somebody's attention at once", secret=True, schemes=HTTP_SCHEMES
+    )
     alert_form: Literal["auto", "discord", "slack"] = setting(
-        "auto", "what it takes: `discord`, `slack`; `auto` goes by its address"
+        "auto", "format of its messages: `discord`, `slack`, or `auto` to tell by the URL"
     )
-    log_level: str = setting("info", "`debug`, `info`, `warning` or `error`")
-    access_log: bool = setting(True, "log a line for every request and prediction")
-    otel_exporter_otlp_endpoint: str = setting("", "OpenTelemetry collector, `http://host:4318`; empty for no traces")
-    otel_service_name: str = setting("forkserve", "what traces call this service")
-    greeting: bool = setting(False, "print the address and a curl line when ready; `forkserve serve` sets it")
+    log_level: Literal["debug", "info", "warning", "error"] = setting("info", "`debug`, `info`, `warning` or `error`")
+    access_log: bool = setting(True, "log every request and prediction")
+    otel_exporter_otlp_endpoint: str = setting(
+        "", "OpenTelemetry collector, such as `http://host:4318`; empty for no traces"
+    )
+    otel_service_name: str = setting("forkserve", "name of this service in traces")
+    greeting: bool = setting(False, "print the address and a curl command when ready; `forkserve serve` sets it")
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Settings:
-        """Parse the variables that are there. Raises InvalidSetting."""
+        """Parse the variables that are set. Raises InvalidSetting."""
         types = typing.get_type_hints(cls)
-        given = {
-            field.name: _parse(field, types[field.name], environ[field.name.upper()])
-            for field in dataclasses.fields(cls)
-            if field.name.upper() in environ
-        }
-        settings = cls(**given)
-        if settings.serve_versions not in ("all", "live"):
-            raise InvalidSetting("SERVE_VERSIONS must be all or live")
-        if settings.log_level not in ("debug", "info", "warning", "error"):
-            raise InvalidSetting("LOG_LEVEL must be debug, info, warning or error")
-        if settings.supabase_url and not settings.supabase_url.startswith(("https://", "http://")):
-            raise InvalidSetting("SUPABASE_URL must begin with https:// or http://")
-        if settings.supabase_url and not settings.supabase_key:
-            raise InvalidSetting("SUPABASE_SERVICE_KEY or SUPABASE_SERVICE_ROLE_KEY must be set beside SUPABASE_URL")
-        if not settings.roles or not ROLES.issuperset(settings.roles):
-            raise InvalidSetting("ROLES must be some of web, worker, scheduler, with commas")
-        if settings.dask_scheduler and not settings.dask_scheduler.startswith(("tcp://", "tls://")):
-            raise InvalidSetting("DASK_SCHEDULER must begin with tcp:// or tls://")
-        if settings.admin_token and (len(settings.admin_token) < 16 or not settings.admin_token.isprintable()):
-            raise InvalidSetting("ADMIN_TOKEN must have at least 16 characters, all of them printable")
-        if settings.alert_form not in ("auto", "discord", "slack"):
-            raise InvalidSetting("ALERT_FORM must be auto, discord or slack")
-        if settings.alert_webhook_url and not settings.alert_webhook_url.startswith(("http://", "https://")):
-            raise InvalidSetting("ALERT_WEBHOOK_URL must begin with http:// or https://")
-        _check_edge(settings)
+        settings = cls(
+            **{
+                field.name: _parse(field, types[field.name], environ[field.name.upper()].strip())
+                for field in dataclasses.fields(cls)
+                if field.name.upper() in environ
+            }
+        )
+        _check(settings)
         return settings
 
     @property
@@ -161,49 +203,97 @@ class Settings:
 
     @property
     def supabase_key(self) -> str:
-        """The service role's key, by whichever name it was given."""
+        """The service role key, whichever of its two names was used."""
         return self.supabase_service_key or self.supabase_service_role_key
 
 
-def _check_edge(settings: Settings) -> None:
+def find_misspelt(environ: Iterable[str]) -> dict[str, str]:
+    """Variables that are no settings but look like one, each with the setting that it resembles.
+
+    A name resembles a setting if it is almost the same (MAX_REQEST) or lacks its end (CACHE_TTL).
+    """
+    settings = [field.name.upper() for field in dataclasses.fields(Settings)]
+    candidates = [name for name in settings if len(name) >= MIN_NAME_CHARACTERS]
+    found = {}
+    for name in environ:
+        if name in settings or len(name) < MIN_NAME_CHARACTERS or name.startswith(FOREIGN):
+            continue
+        longer = [setting for setting in candidates if "_" in name and setting.startswith(f"{name}_")]
+        similar = longer or difflib.get_close_matches(name, candidates, n=1, cutoff=SIMILAR)
+        if similar:
+            found[name] = similar[0]
+    return found
+
+
+def warn_of_misspelt(environ: Iterable[str]) -> None:
+    """Log a warning for each variable that looks like a setting but is none."""
+    for name, similar in find_misspelt(environ).items():
+        log.warning("Unknown setting", name=name, similar=similar)
+
+
+def _check(settings: Settings) -> None:
+    """What a single variable's type does not say. Raises InvalidSetting."""
+    if settings.supabase_url and not settings.supabase_key:
+        raise InvalidSetting("SUPABASE_SERVICE_KEY or SUPABASE_SERVICE_ROLE_KEY must be set beside SUPABASE_URL")
+    if not settings.roles or not ROLES.issuperset(settings.roles):
+        raise InvalidSetting("ROLES must be some of web, worker, scheduler, separated by commas")
+    token = settings.admin_token
+    if token and (len(token) < MIN_TOKEN_CHARACTERS or not token.isprintable()):
+        raise InvalidSetting(f"ADMIN_TOKEN must have at least {MIN_TOKEN_CHARACTERS} characters, all of them printable")
     if settings.rate_limit:
         try:
             parse_rate(settings.rate_limit, settings.rate_limit_burst)
         except ValueError as error:
             raise InvalidSetting(f"RATE_LIMIT {error}") from None
     if settings.feeds:
-        from serving.entities.feeds import parse_feeds  # here: it imports what fetches them
+        from serving.entities.feeds import parse_feeds  # not at the top: it imports an HTTP client
 
         try:
             parse_feeds(settings.feeds)
         except ValueError as error:
             raise InvalidSetting(f"FEEDS {error}") from None
     if not all(map(is_origin, settings.cors_origins)):
-        raise InvalidSetting("CORS_ORIGINS must be origins such as https://app.example, with commas")
+        raise InvalidSetting("CORS_ORIGINS must be origins such as https://app.example, separated by commas")
 
 
 def _parse(field: dataclasses.Field[Any], kind: Any, text: str) -> Any:
-    name, text = field.name.upper(), text.strip()
+    name = field.name.upper()
     if kind is bool:
-        if text.lower() not in TRUE | FALSE:
-            raise InvalidSetting(f"{name} must be true or false")
-        return text.lower() in TRUE
+        return _choose(name, text.lower(), TRUE | FALSE, ("true", "false")) in TRUE
+    if kind in (int, float):
+        return _parse_number(name, kind, text, field.metadata)
+    if typing.get_origin(kind) is Literal:
+        return _choose(name, text, typing.get_args(kind), typing.get_args(kind))
     if kind == tuple[str, ...]:
         return tuple(part.strip() for part in text.split(",") if part.strip())
-    if kind is Path and not text:
-        raise InvalidSetting(f"{name} must name a directory")
     if kind is Path:
+        if not text:
+            raise InvalidSetting(f"{name} must name a directory")
         return Path(text)
-    if kind not in (int, float):
-        return text
+    schemes = field.metadata["schemes"]
+    if text and schemes and not text.startswith(schemes):
+        raise InvalidSetting(f"{name} must begin with {_either(schemes)}")
+    return text
+
+
+def _choose(name: str, text: str, accepted: Iterable[str], shown: tuple[str, ...]) -> str:
+    if text not in accepted:
+        raise InvalidSetting(f"{name} must be {_either(shown)}")
+    return text
+
+
+def _either(words: tuple[str, ...]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def _parse_number(name: str, kind: type[int | float], text: str, limits: Mapping[str, Any]) -> int | float:
     try:
         number = kind(text)
     except ValueError:
         raise InvalidSetting(f"{name} must be a {'whole ' if kind is int else ''}number") from None
-    low, high = field.metadata["low"], field.metadata["high"]
     # written so that NaN is refused too
-    if not low <= number < float("inf"):
-        raise InvalidSetting(f"{name} must be at least {low:g}")
-    if high is not None and number > high:
-        raise InvalidSetting(f"{name} must be at most {high:g}")
+    if not limits["low"] <= number < float("inf"):
+        raise InvalidSetting(f"{name} must be at least {limits['low']:g}")
+    if limits["high"] is not None and number > limits["high"]:
+        raise InvalidSetting(f"{name} must be at most {limits['high']:g}")
     return number

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from serving.cli.terminal import say
-from serving.settings import Settings
+from serving.settings import Settings, warn_of_misspelt
 
 if TYPE_CHECKING:
     from serving.master.children import Runners
@@ -46,6 +46,7 @@ def worker(arguments: argparse.Namespace, settings: Settings) -> int:
 
     alerts = build_alerts(settings)
     logs.configure(settings.log_level, watch=alerts.watch)
+    warn_of_misspelt(os.environ)
     try:
         if arguments.once:
             app = build(settings, alerts)

@@ -6,9 +6,10 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from serving.errors import InvalidSetting
-from serving.settings import Settings
+from serving.settings import Settings, find_misspelt, warn_of_misspelt
 
 SECRET = "a-secret-of-enough-characters"
 FIELDS = dataclasses.fields(Settings)
@@ -113,3 +114,57 @@ def test_a_rate_that_cannot_be_is_refused(rate: str) -> None:
 def test_a_list_of_origins_that_would_open_more_than_it_says_is_refused(origin: str) -> None:
     with pytest.raises(InvalidSetting, match=r"^CORS_ORIGINS must be origins such as"):
         Settings.from_env({"CORS_ORIGINS": f"https://app.example,{origin}"})
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("MAX_REQEST", "MAX_REQUESTS"),
+        ("CACHE_TTL_SECOND", "CACHE_TTL_SECONDS"),
+        ("CACHE_TTL", "CACHE_TTL_SECONDS"),
+        ("MODELS_DIR", "MODEL_DIR"),
+        ("REDISURL", "REDIS_URL"),
+        ("WEB_CONCURENCY", "WEB_CONCURRENCY"),
+        ("SUPABASE_SERVICE_ROLE", "SUPABASE_SERVICE_ROLE_KEY"),
+    ],
+)
+def test_a_misspelt_setting_is_found_with_the_one_that_was_meant(name: str, meant: str) -> None:
+    assert find_misspelt({name: "1", meant: "1"}) == {name: meant}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "REDIS_VERSION",
+        "REDIS_HOST",
+        "REDIS_PORT",
+        "PORTS",
+        "HOSTNAME",
+        "COMPILER",
+        "XDG_DATA_DIRS",
+        "HOME",
+        "PATH",
+        "LANG",
+        "PYTHONPATH",
+        "JOB_NAME",
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+        "OTEL_SERVICE_NAMESPACE",
+        "DASK_SCHEDULERS",
+        "RENDER_SERVICE_NAME",
+        "SUPABASE_ANON_KEY",
+        "KUBERNETES_SERVICE_PORT",
+        "GUNICORN_CMD_ARGS",
+        "LOG_FORMAT",
+        "TIMEOUT",
+    ],
+)
+def test_a_variable_of_somebody_else_is_no_misspelt_setting(name: str) -> None:
+    assert find_misspelt([name]) == {}
+
+
+def test_misspelt_settings_are_warned_of() -> None:
+    with capture_logs() as lines:
+        warn_of_misspelt({"MAX_REQEST": "5", "MAX_REQUESTS": "5", "HOME": "/"})
+    assert lines == [
+        {"event": "Unknown setting", "log_level": "warning", "name": "MAX_REQEST", "similar": "MAX_REQUESTS"}
+    ]
