@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from serving.entities.predictor import EntityAnswer, EntityPredictor
 from serving.entities.record import Record
 from serving.errors import ServingError, StoreUnavailable
 from serving.events.log import EventLog
+from serving.storage.background import BackgroundTask
 
 MAX_QUEUED = 200
 CLOSING_SECONDS = 2.0
@@ -46,7 +46,7 @@ class EntityNotifier:
         self._events = events
         self._problem_of = problem_of
         self._queue: deque[NewRecords] = deque()
-        self._working: asyncio.Task[None] | None = None
+        self._background = BackgroundTask(self._work, closing_seconds=CLOSING_SECONDS)
 
     def add(self, arrived: NewRecords) -> None:
         """Queue the newest of these records; never waits."""
@@ -55,17 +55,11 @@ class EntityNotifier:
             return
         newest = sorted(arrived.records, key=lambda record: record.time, reverse=True)[: self._predictor.max_records]
         self._queue.append(replace(arrived, records=newest))
-        if self._working is None or self._working.done():
-            # a task for each burst: an idle worker has none, and none exists before the fork
-            self._working = asyncio.get_running_loop().create_task(self._work())
+        self._background.wake()
 
     async def close(self) -> None:
         """Work off the queue for at most CLOSING_SECONDS; drop the rest."""
-        if self._working is not None:
-            await asyncio.wait({self._working}, timeout=CLOSING_SECONDS)
-            self._working.cancel()
-            await asyncio.gather(self._working, return_exceptions=True)
-            self._working = None
+        await self._background.close()
         self._queue.clear()
 
     async def _work(self) -> None:

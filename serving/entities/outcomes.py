@@ -29,6 +29,7 @@ from serving.errors import (
 )
 from serving.predict.inference import Inference, Timing
 from serving.predict.request_body import decode
+from serving.storage.background import BackgroundTask
 
 USAGE = 'send an object: {"instances": [...], "outcomes": [...]}'
 MAX_ID_CHARACTERS = 64
@@ -145,9 +146,8 @@ class OutcomeWriter:
         self._store = store
         self._max_queued = max_queued
         self._retry_seconds = retry_seconds
-        self._closing_seconds = closing_seconds
         self._queue: deque[Outcome] = deque()
-        self._writing: asyncio.Task[None] | None = None
+        self._background = BackgroundTask(self._write, closing_seconds=closing_seconds)
 
     @property
     def queued(self) -> int:
@@ -159,17 +159,11 @@ class OutcomeWriter:
         if len(self._queue) + len(outcomes) > self._max_queued:
             raise DataQueueFull
         self._queue.extend(outcomes)
-        if self._writing is None or self._writing.done():
-            # a task for each burst: an idle worker has none, and none exists before the fork
-            self._writing = asyncio.get_running_loop().create_task(self._write())
+        self._background.wake()
 
     async def close(self) -> None:
         """Store what is queued, for `closing_seconds` at most; drop the rest and log how many."""
-        if self._writing is not None:
-            await asyncio.wait({self._writing}, timeout=self._closing_seconds)
-            self._writing.cancel()
-            await asyncio.gather(self._writing, return_exceptions=True)
-            self._writing = None
+        await self._background.close()
         if self._queue:
             log.error("Outcomes lost", outcomes=len(self._queue))
             self._queue.clear()

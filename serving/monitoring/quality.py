@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
-import time
 from typing import Any
 
 import structlog
@@ -13,6 +11,7 @@ from registry.model import LoadedModel
 from registry.registry import Registry
 from serving.entities.store import EntityStore
 from serving.errors import StoreUnavailable
+from serving.storage.recent import Recent
 
 MAX_OUTCOMES = 1000
 """The latest outcomes of a version, from which its metrics are computed."""
@@ -29,14 +28,15 @@ class LiveQuality:
     def __init__(self, registry: Registry, store: EntityStore) -> None:
         self._registry = registry
         self._store = store
-        self._taken = -math.inf
         self._metrics: dict[str, Any] = {}
+        self._recent = Recent(self._read, FRESH_SECONDS)
 
     async def take(self) -> dict[str, Any]:
         """The metrics by model; those last read while the store is unavailable."""
-        if time.monotonic() - self._taken > FRESH_SECONDS:
-            self._taken = time.monotonic()
-            await asyncio.gather(*map(self._refresh, self._registry.live()))
+        return await self._recent.get()
+
+    async def _read(self) -> dict[str, Any]:
+        await asyncio.gather(*map(self._refresh, self._registry.live()))
         return dict(self._metrics)
 
     async def _refresh(self, model: LoadedModel) -> None:

@@ -1,4 +1,4 @@
-"""A snapshot as JSON: what the admin page draws."""
+"""A snapshot as JSON, for the admin page."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from serving.process.kernel import RUNNER, SCHEDULER, WEB
 from serving.shared.book import Family, Page
 from serving.shared.histogram import BUCKETS, quantile
 from serving.shared.metrics import MODEL
-from serving.status.snapshot import Process, Snapshot
+from serving.status.snapshot import MASTER, Process, Snapshot
 
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
 def summarize(snapshot: Snapshot) -> dict[str, Any]:
-    """PSS adds up to what the box really spends; totals are of all processes, those that have ended included."""
+    """Totals include processes that have ended; PSS divides shared pages, so it adds up to the memory in use."""
     totals: dict[str, Any] = {}
     models: dict[str, dict[str, Any]] = {}
     for page in snapshot.pages:
@@ -25,7 +25,7 @@ def summarize(snapshot: Snapshot) -> dict[str, Any]:
             models.setdefault(labels["model"], {})[labels["operation"]] = _of_model(page)
         else:
             totals |= {family.name: _plain(family, numbers) for family, numbers in page.totals()}
-    master = snapshot.of("master")
+    master = snapshot.of(MASTER)
     return {
         "time": snapshot.time.isoformat(),
         "pss_bytes": sum(process.memory.pss for process in snapshot.processes),
@@ -36,7 +36,7 @@ def summarize(snapshot: Snapshot) -> dict[str, Any]:
         "requests": sum(totals["responses"].values()),
         "totals": totals,
         "models": models,
-        "jobs": msgspec.to_builtins(snapshot.jobs) if snapshot.jobs is not None else None,
+        "jobs": msgspec.to_builtins(snapshot.jobs),
         "schedules": snapshot.schedules,
         "reloads": {"finished": snapshot.reloads, "refused": snapshot.refused},
     }

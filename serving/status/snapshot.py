@@ -1,15 +1,12 @@
-"""The figures of all processes at one moment, taken once for all who ask within half a second."""
+"""A snapshot of all processes and what they count, shared by all callers of half a second."""
 
 from __future__ import annotations
 
 import asyncio
-import math
 import os
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 from registry.registry import Registry
@@ -22,16 +19,20 @@ from serving.shared.book import Book, Page
 from serving.shared.metrics import RESPONSES, Metrics
 from serving.shared.pressure import Pressure, Reading
 from serving.shared.reloads import Reloads
+from serving.storage.recent import Recent
 
 FRESH_SECONDS = 0.5
-"""However many look on, the kernel adds up the pages of every process only so often."""
+"""The kernel adds up the pages of every process for a snapshot, which takes some milliseconds each."""
 
-JOBS_SECONDS = 1.0
+COUNT_JOBS_SECONDS = 1.0
+
+MASTER = "master"
+KINDS = (MASTER, WEB, RUNNER, SCHEDULER)
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One process; `requests` are those it has answered."""
+    """A process of KINDS, with the number of requests that it has answered."""
 
     pid: int
     kind: str
@@ -42,7 +43,7 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All figures, as of `time`. `jobs` are of all instances that share a store; None when it is away."""
+    """The service as of `time`. `jobs` are those of all instances that share a store; None if it is unavailable."""
 
     time: datetime
     pages: list[Page]
@@ -53,14 +54,14 @@ class Snapshot:
     pressure: Reading
     schedules: list[dict[str, Any]]
     versions: tuple[tuple[str, str], ...]
-    """Models and their versions that are loaded."""
+    """Names and versions of the loaded models."""
 
     def of(self, kind: str) -> list[Process]:
-        """The processes of a kind: master, web or runner."""
+        """The processes of one of KINDS."""
         return [process for process in self.processes if process.kind == kind]
 
 
-class Figures:
+class Snapshots:
     """Takes snapshots, for one event loop."""
 
     def __init__(
@@ -79,17 +80,11 @@ class Figures:
         self._pressure = pressure
         self._timetable = timetable
         self._versions = tuple((model.name, model.version) for model in registry)
-        self._lock = asyncio.Lock()
-        self._taken = -math.inf
-        self._last: Snapshot | None = None
+        self._recent = Recent(self._take, FRESH_SECONDS)
 
     async def take(self) -> Snapshot:
-        """Figures that are at most FRESH_SECONDS old."""
-        async with self._lock:
-            if self._last is None or time.monotonic() - self._taken > FRESH_SECONDS:
-                self._last = await self._take()
-                self._taken = time.monotonic()
-            return self._last
+        """A snapshot that is at most FRESH_SECONDS old."""
+        return await self._recent.get()
 
     async def _take(self) -> Snapshot:
         now = datetime.now(UTC)
@@ -97,7 +92,7 @@ class Figures:
         jobs = await self._count_jobs()
         pages = self._metrics.book.read()
         # some milliseconds a process: too long for the event loop
-        processes = await asyncio.to_thread(partial(_processes, self._metrics.book, pages))
+        processes = await asyncio.to_thread(_processes, self._metrics.book, pages)
         return Snapshot(
             time=now,
             pages=pages,
@@ -112,18 +107,17 @@ class Figures:
 
     async def _count_jobs(self) -> Counts | None:
         with suppress(StoreUnavailable, TimeoutError):
-            async with asyncio.timeout(JOBS_SECONDS):
+            async with asyncio.timeout(COUNT_JOBS_SECONDS):
                 return await self._store.counts()
         return None
 
 
 def _processes(book: Book, pages: list[Page]) -> list[Process]:
-    """The master, its workers and its runners; without a master, this process."""
+    """All processes of KINDS below this master; without a master, this process."""
     slots = {pid: slot for slot, pid in book.pids().items()}
-    kinds = _kinds()
     responses = next(page.rows for page in pages if page.sheet.families == RESPONSES)
     found = []
-    for pid, kind in kinds.items():
+    for pid, kind in _kinds().items():
         with suppress(OSError):  # gone in between, or not ours to look at
             requests = int(responses[slots[pid]].sum()) if pid in slots else 0
             found.append(Process(pid, kind, read_age(pid), read_memory(pid), requests))
@@ -131,14 +125,14 @@ def _processes(book: Book, pages: list[Page]) -> list[Process]:
 
 
 def _kinds() -> dict[int, str]:
-    """Master, workers and runners. Without a master nobody has given this process its name."""
+    """The kind of each process by its id. Without a master, no process has given this one its name."""
     own, master = os.getpid(), os.getppid()
     kinds: dict[int, str] = {}
     with suppress(OSError):
         if name_of(own) != WEB:
             return {own: WEB}
-        kinds[master] = "master"
+        kinds[master] = MASTER
         for pid in child_pids(master):
             with suppress(OSError):
                 kinds[pid] = name_of(pid)
-    return {pid: kind for pid, kind in kinds.items() if kind in ("master", WEB, RUNNER, SCHEDULER)}
+    return {pid: kind for pid, kind in kinds.items() if kind in KINDS}

@@ -24,7 +24,7 @@ from serving.service import Service
 from serving.shared.reloads import ReloadOutcome
 from serving.status.json import summarize
 from serving.status.prometheus import expose
-from serving.status.snapshot import Figures
+from serving.status.snapshot import Snapshots
 from serving.training.request import submit_training
 
 Authorize: TypeAlias = Callable[..., Awaitable[None]]
@@ -121,7 +121,7 @@ def _add_models(router: APIRouter, service: Service) -> None:
 
 def _add_metrics(router: APIRouter, service: Service, streams: Streams) -> None:
     shared = service.shared
-    figures = Figures(
+    snapshots = Snapshots(
         service.metrics,
         registry=service.registry,
         store=shared.jobs,
@@ -131,7 +131,7 @@ def _add_metrics(router: APIRouter, service: Service, streams: Streams) -> None:
     )
 
     async def take() -> dict[str, Any]:
-        return summarize(await figures.take()) | {"quality": await service.quality.take()}
+        return summarize(await snapshots.take()) | {"quality": await service.quality.take()}
 
     async def frames() -> Frames:
         yield opening()
@@ -151,7 +151,7 @@ def _add_metrics(router: APIRouter, service: Service, streams: Streams) -> None:
 
     @router.get("/metrics", summary="The metrics of all processes, for Prometheus", response_class=Response)
     async def prometheus() -> Response:
-        return Response(expose(await figures.take()), headers={"content-type": PROMETHEUS})
+        return Response(expose(await snapshots.take()), headers={"content-type": PROMETHEUS})
 
 
 def _reloaded(outcome: ReloadOutcome | None, response: Response) -> dict[str, Any]:

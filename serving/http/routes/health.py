@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 
 from serving.process.kernel import read_age, read_rss
 from serving.service import Service
-from serving.storage.watch import StoreWatch
+from serving.storage.recent import StoreWatch
 
 
 def health_router(service: Service) -> APIRouter:

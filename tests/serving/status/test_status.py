@@ -1,0 +1,108 @@
+"""A snapshot, as JSON and as Prometheus reads it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from serving.jobs.job import Counts
+from serving.process.kernel import Memory
+from serving.shared.book import Book
+from serving.shared.metrics import STREAMS, Metrics
+from serving.shared.pressure import Reading
+from serving.status.json import summarize
+from serving.status.prometheus import expose
+from serving.status.snapshot import Process, Snapshot
+
+
+@pytest.fixture
+def snapshot() -> Snapshot:
+    """Of a master and two workers: this process, which has answered three requests, and one that has not."""
+    metrics = Metrics(Book(2))
+    metrics.follow(STREAMS, lambda: [7])
+    wine = metrics.model("wine", "predict")
+    metrics.book.enter_alone()
+    for seconds in (0.001, 0.002):
+        wine.answered(seconds, ["miss", "hit-memory"])
+        metrics.responses.answered(200)
+    wine.refused(504)
+    metrics.responses.answered(418)
+    metrics.publish()
+    memory = Memory(rss=9, pss=5, private=3, held=4)
+    return Snapshot(
+        time=datetime(2026, 5, 1, tzinfo=UTC),
+        pages=metrics.book.read(),
+        processes=[
+            Process(1, "master", 60.0, memory, 0),
+            Process(2, "web", 5.04, memory, 3),
+            Process(3, "web", 1.0, replace(memory, private=4), 0),
+        ],
+        jobs=Counts(queued=2, oldest_queued_seconds=1.5),
+        reloads=1,
+        refused=0,
+        pressure=Reading(used=10, limit=20, share=5, stage="high"),
+        schedules=[],
+        versions=(("wine", "1"), ("wine", "2")),
+    )
+
+
+def samples(snapshot: Snapshot) -> dict[str, float]:
+    """The value of each series by its name and labels."""
+    return {
+        f"{sample.name}{list(sample.labels.values())}": sample.value
+        for family in text_string_to_metric_families(expose(snapshot).decode())
+        for sample in family.samples
+    }
+
+
+def test_json_counts_what_was_answered_and_refused(snapshot: Snapshot) -> None:
+    figures = summarize(snapshot)
+    wine = figures["models"]["wine"]["predict"]
+    assert (wine["requests"], wine["answered"], wine["refused"], wine["timeouts"]) == (3, 2, {"504": 1}, 1)
+    assert wine["seconds"]["mean"] == pytest.approx(0.0015)
+    assert wine["seconds"]["p50"] == pytest.approx(0.001, rel=0.2)
+    assert wine["rows"] == {"hit-memory": 2, "hit-redis": 0, "miss": 2, "coalesced": 0}
+    assert figures["requests"] == 3
+    assert figures["totals"]["responses"]["other"] == 1
+    assert figures["totals"]["streams"] == 7
+
+
+def test_json_lists_processes_one_by_one(snapshot: Snapshot) -> None:
+    figures = summarize(snapshot)
+    assert [worker["pid"] for worker in figures["workers"]] == [2, 3]
+    assert figures["master"]["shared_bytes"] == 6
+    assert figures["pss_bytes"] == 15
+    assert figures["workers"][0] | {"private_bytes": 0} == {
+        "pid": 2,
+        "name": "web",
+        "age_seconds": 5.0,
+        "requests": 3,
+        "pss_bytes": 5,
+        "private_bytes": 0,
+        "shared_bytes": 6,
+    }
+
+
+def test_prometheus_has_the_same_numbers_and_no_process_ids(snapshot: Snapshot) -> None:
+    found = samples(snapshot)
+    assert found["forkserve_responses_total['200']"] == 2
+    assert found["forkserve_model_seconds_count['wine', 'predict']"] == 2
+    assert found["forkserve_model_refusals_total['wine', 'predict', '504']"] == 1
+    assert found["forkserve_processes['web']"] == 2
+    assert found["forkserve_pss_bytes['web']"] == 10
+    assert found["forkserve_private_bytes['web']"] == 7
+    assert found["forkserve_private_bytes_max['web']"] == 4
+    assert found["forkserve_jobs['queued']"] == 2
+    assert found["forkserve_jobs_oldest_queued_seconds[]"] == 1.5
+    assert found["forkserve_model_versions['wine']"] == 2
+    assert found["forkserve_memory_stage[]"] == 1
+    assert found["forkserve_streams[]"] == 7
+
+
+def test_jobs_are_missing_while_their_store_is_unavailable(snapshot: Snapshot) -> None:
+    without = replace(snapshot, jobs=None)
+    assert summarize(without)["jobs"] is None
+    assert [name for name in samples(without) if name.startswith("forkserve_jobs")] == []
