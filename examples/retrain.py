@@ -1,7 +1,7 @@
 """The `train.py` of the demo models: their data set anew, and what has really happened since."""
 
 from examples.train import fit_again
-from registry.training.script import Trained, TrainingData
+from forkserve import Trained, TrainingData
 
 
 def train(data: TrainingData) -> Trained:

@@ -20,7 +20,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from examples.demo import SEED, Demo, Table
 from examples.market import MARKET
 from registry.model import LoadedModel
-from registry.store.add import add_version
+from registry.store.add import add_trained
 from registry.training.script import OUTCOME, Trained, TrainingData, record_script, write_script
 
 
@@ -154,17 +154,7 @@ def train(demo: Demo, root: Path) -> LoadedModel:
     """Train, measure on the rows that were held out, write the next version below `root` and its `train.py`."""
     trained = fit(demo)
     script = Path(__file__).with_name("retrain.py").read_bytes()
-    model = add_version(
-        root,
-        demo.name,
-        trained.estimator,
-        trained.sample,
-        target=trained.target,
-        held_out=trained.held_out,
-        source=trained.source,
-        training=record_script(script),
-        entities=demo.entities,
-    )
+    model = add_trained(root, demo.name, trained, training=record_script(script), entities=demo.entities)
     write_script(root / demo.name, script)
     return model
 

@@ -14,8 +14,8 @@ from sklearn.linear_model import LinearRegression
 
 from harness.jobs import Answer
 from harness.service import ADMIN_TOKEN, Service
-from registry.store.add import add_version
-from registry.training.script import record_script, write_script
+from registry.store.add import add_trained
+from registry.training.script import Trained, record_script, write_script
 
 MODE = "mode.txt"
 
@@ -31,7 +31,7 @@ import numpy as np
 import pandas as pd
 from sklearn.linear_model import LinearRegression
 
-from registry.training.script import Trained
+from forkserve import Trained
 from harness.training import small_table
 
 
@@ -98,7 +98,8 @@ def add_small(root: Path, name: str = "small", script: bytes = SCRIPT) -> Path:
     table = small_table()
     estimator = LinearRegression().fit(table[["x", "y"]].to_numpy(), table["z"])
     record = record_script(script)
-    add_version(root, name, estimator, table[:80], target="z", held_out=table[80:], training=record)
+    trained = Trained(estimator=estimator, sample=table[:80], held_out=table[80:], target="z")
+    add_trained(root, name, trained, training=record)
     write_script(root / name, script)
     (root / name / MODE).write_text("well")
     return root / name

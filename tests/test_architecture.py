@@ -14,6 +14,7 @@ from harness.service import ROOT
 
 WINGS = (
     "main",
+    "forkserve",
     "serving.cli",
     "serving.master",
     "serving.app",
@@ -49,6 +50,7 @@ HOLDERS_OF_SETTINGS = {"main", "serving.app", "serving.stores", "serving.cli", "
 def modules() -> dict[str, ast.Module]:
     files = [
         ROOT / "main.py",
+        ROOT / "forkserve.py",
         *(path for name in PACKAGES for path in (ROOT / name).rglob("*.py")),
     ]
     return {".".join(path.relative_to(ROOT).with_suffix("").parts): ast.parse(path.read_text()) for path in files}

@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from sklearn.utils.validation import check_is_fitted
 from registry.errors import CannotAdd, InvalidRows, VersionRefused
 from registry.estimator import (
     Compute,
+    Outputs,
     Task,
     asking,
     estimator_compute,
@@ -42,6 +44,7 @@ from registry.store.directory import NAME, directories, version_order
 from registry.store.loader import load_version, unpickle
 from registry.store.manifest import ExplainerRecord, Manifest, TrainingRecord, write_manifest
 from registry.training.metrics import measure
+from registry.training.script import Trained
 
 log = structlog.get_logger(__name__)
 
@@ -49,7 +52,7 @@ ARTEFACT = "model.joblib"
 BACKGROUND_ROWS = 100
 EXPECTED_ROWS = 20
 IMPORTANCE_SECONDS = 10.0
-"""How long a slow explainer may go on with more background rows."""
+"""Once a slow explainer has taken this long, it explains no more background rows."""
 
 
 def add_version(
@@ -58,88 +61,67 @@ def add_version(
     estimator: Any,
     sample: pd.DataFrame,
     *,
-    version: str | None = None,
     target: str | None = None,
     labels: Sequence[str] = (),
     held_out: pd.DataFrame | None = None,
     margin: float | None = 1.0,
-    source: str = "",
+) -> LoadedModel:
+    """Write the next version of `name` below `root` and load it back as a server would.
+
+    For the other parameters see `Trained`. Raises CannotAdd, and then nothing is left behind.
+    """
+    trained = Trained(
+        estimator=estimator, sample=sample, held_out=held_out, target=target, labels=labels, margin=margin
+    )
+    return add_trained(root, name, trained)
+
+
+def add_trained(
+    root: Path,
+    name: str,
+    trained: Trained,
+    *,
+    version: str | None = None,
     training: TrainingRecord | None = None,
     trained_by: str = "",
     accepting: Sequence[Feature] = (),
     entities: bool = False,
 ) -> LoadedModel:
-    """Write the next version of `name` below `root` and load it back as a server would.
+    """Write a version of `name` below `root`, the next one if none is given, and load it back as a server would.
 
-    `sample` is a table of the estimator's input, one column a feature. With a `target` column, what the estimator
-    should predict, its metrics are measured: on `held_out`, a table of the same columns, or else on the sample.
-    `labels` name the classes in the order of `classes_`. `margin`: see `infer_features`; numbers that `accepting`,
-    features of another version, takes are taken besides. `training` and `trained_by`: see `Manifest`. `entities` binds
-    the model to the records of entities. Raises CannotAdd, and then nothing is left behind.
+    For `training`, `trained_by` and `entities` see `Manifest`. The version also accepts the numbers that `accepting`,
+    the features of another version, accept. Raises CannotAdd, and then nothing is left behind.
     """
-    if not NAME.fullmatch(name):
-        raise CannotAdd(f"{name!r} is not a model name: letters, digits, '.', '_' and '-', at most 64")
-    version = version or next_version(root / name)
-    if not NAME.fullmatch(version):
-        raise CannotAdd(f"{version!r} is not a version: letters, digits, '.', '_' and '-', at most 64")
-    directory = root / name / version
-    if directory.exists():
-        raise CannotAdd(f"{directory} is there already; a version never changes")
-    task = _checked_task(estimator)
-    columns = _input_columns(estimator, sample, target)
-    by_name = hasattr(estimator, "feature_names_in_")
-    table = with_categories(estimator, sample[columns])
-    before = {feature.name: feature for feature in accepting}
-    features = tuple(feature.widened(before.get(feature.name, feature)) for feature in infer_features(table, margin))
-    schema = Schema(features)
-    if not by_name and any(feature.kind == "category" for feature in features):
-        raise CannotAdd("the estimator takes numbers only, but the table has columns of text")
-    try:
-        rows = _rows(schema, table)
-        compute = estimator_compute(estimator, schema, frame=by_name)
-        outputs = compute(rows)
-    except InvalidRows as error:
-        raise CannotAdd(f"the table does not fit its own features: {error.faults[0].reason}") from error
-    except Exception as error:
-        raise CannotAdd(f"the estimator does not predict this table: {type(error).__name__}: {error}") from error
-    if not np.isfinite(outputs).all():
-        raise CannotAdd("the estimator's output for this table is not finite")
-    classes = _class_labels(estimator, labels) if task == "classification" else ()
-    metrics = {}
-    if target is not None:
-        judged = sample if held_out is None else held_out
-        given = with_categories(estimator, judged[columns]) if by_name else judged[columns].to_numpy(np.float64)
-        metrics = measure(task, judged[target], asking(estimator)(given), getattr(estimator, "classes_", ()))
-    content = io.BytesIO()
-    try:
-        joblib.dump(estimator, content, compress=3)
-    except Exception as error:
-        raise CannotAdd(f"the estimator cannot be written: {type(error).__name__}: {error}") from error
-    background = _spread(rows, BACKGROUND_ROWS)
+    directory = _new_directory(root, name, version)
+    draft = _examine(trained, accepting)
+    classes = _class_labels(trained.estimator, trained.labels) if draft.task == "classification" else ()
+    metrics = draft.measure(trained)
+    content = _pickled(trained.estimator)
+    background = _spread(draft.rows, BACKGROUND_ROWS)
     manifest = Manifest(
         name=name,
-        version=version,
-        task=task,
-        estimator=_describe(estimator),
+        version=directory.name,
+        task=draft.task,
+        estimator=_describe(trained.estimator),
         artefact=ARTEFACT,
-        sha256=hashlib.sha256(content.getvalue()).hexdigest(),
+        sha256=hashlib.sha256(content).hexdigest(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        libraries=_library_versions(estimator),
-        features=features,
-        input="frame" if by_name else "array",
+        libraries=_library_versions(trained.estimator),
+        features=draft.schema.features,
+        input="frame" if draft.frame else "array",
         classes=classes,
-        example=schema.instance(background[len(background) // 2]),
-        background=tuple(tuple(schema.instance(row).values()) for row in background),
-        expected=tuple(map(tuple, compute(background[:EXPECTED_ROWS]).tolist())),
-        baseline=_baseline(task, outputs, len(classes)),
+        example=draft.schema.instance(background[len(background) // 2]),
+        background=tuple(tuple(draft.schema.instance(row).values()) for row in background),
+        expected=tuple(map(tuple, draft.compute(background[:EXPECTED_ROWS]).tolist())),
+        baseline=_baseline(draft.task, draft.outputs, len(classes)),
         metrics=metrics,
-        source=source,
+        source=trained.source,
         training=training,
         trained_by=trained_by,
         entities=entities,
     )
-    manifest = msgspec.structs.replace(manifest, explainer=_record_explainer(manifest, estimator, compute, background))
-    return _write(root, directory, manifest, content.getvalue())
+    explainer = _record_explainer(manifest, trained.estimator, draft.compute, background)
+    return _write(root, directory, msgspec.structs.replace(manifest, explainer=explainer), content)
 
 
 def read_estimator(path: Path) -> Any:
@@ -161,13 +143,76 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def next_version(directory: Path) -> str:
-    """The number after the highest of the versions in `directory`. Raises CannotAdd where the newest has none."""
+    """The number after the highest version in `directory`. Raises CannotAdd where the newest is not a number."""
     taken = [path.name for path in directories(directory)]
     newest = max((int(name) for name in taken if name.isdigit()), default=0)
     last = max(taken, key=version_order, default="0")
     if not last.isdigit():
-        raise CannotAdd(f"{directory} has a version {last!r}; name the next one with --version")
+        raise CannotAdd(f"{directory} has a version {last!r}, which is not a number; name the next one with --version")
     return str(newest + 1)
+
+
+def _new_directory(root: Path, name: str, version: str | None) -> Path:
+    """Where the version will be. Raises CannotAdd."""
+    if not NAME.fullmatch(name):
+        raise CannotAdd(f"{name!r} is not a model name: use letters, digits, '.', '_' and '-', at most 64")
+    version = version or next_version(root / name)
+    if not NAME.fullmatch(version):
+        raise CannotAdd(f"{version!r} is not a version: use letters, digits, '.', '_' and '-', at most 64")
+    directory = root / name / version
+    if directory.exists():
+        raise CannotAdd(f"{directory} already exists; a version never changes")
+    return directory
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """An estimator, tried on its sample: `rows` of it, and the `outputs` for them."""
+
+    task: Task
+    columns: list[str]
+    frame: bool
+    """Whether the estimator was fitted on a DataFrame and needs column names."""
+    schema: Schema
+    compute: Compute
+    rows: Rows
+    outputs: Outputs
+
+    def measure(self, trained: Trained) -> dict[str, float]:
+        """Metrics on the held-out rows, else on the sample; none without a target. Raises CannotAdd."""
+        if trained.target is None:
+            return {}
+        table = trained.sample if trained.held_out is None else trained.held_out
+        given: Any = table[self.columns]
+        given = with_categories(trained.estimator, given) if self.frame else given.to_numpy(np.float64)
+        classes = getattr(trained.estimator, "classes_", ())
+        return measure(self.task, table[trained.target], asking(trained.estimator)(given), classes)
+
+
+def _examine(trained: Trained, accepting: Sequence[Feature]) -> _Draft:
+    """Infer the schema from the sample and predict all of it. Raises CannotAdd."""
+    estimator = trained.estimator
+    task = _checked_task(estimator)
+    columns = _input_columns(estimator, trained.sample, trained.target)
+    frame = hasattr(estimator, "feature_names_in_")
+    table = with_categories(estimator, trained.sample[columns])
+    others = {feature.name: feature for feature in accepting}
+    inferred = infer_features(table, trained.margin)
+    schema = Schema([feature.widened(others.get(feature.name, feature)) for feature in inferred])
+    if not frame and any(feature.kind == "category" for feature in inferred):
+        raise CannotAdd("the estimator takes numbers only, but the table has columns of text")
+    try:
+        # decoded as requests are, so that what is recorded here holds for them
+        rows = schema.rows(instances_of(table))
+        compute = estimator_compute(estimator, schema, frame=frame)
+        outputs = compute(rows)
+    except InvalidRows as error:
+        raise CannotAdd(f"the table does not fit its own features: {error.faults[0].reason}") from error
+    except Exception as error:
+        raise CannotAdd(f"the estimator cannot predict this table: {type(error).__name__}: {error}") from error
+    if not np.isfinite(outputs).all():
+        raise CannotAdd("the estimator's output for this table is not finite")
+    return _Draft(task, columns, frame, schema, compute, rows, outputs)
 
 
 def _checked_task(estimator: Any) -> Task:
@@ -179,7 +224,7 @@ def _checked_task(estimator: Any) -> Task:
     except Exception as error:
         raise CannotAdd(f"{type(estimator).__name__} is not fitted") from error
     if task == "classification" and not isinstance(getattr(estimator, "classes_", None), np.ndarray):
-        raise CannotAdd("classifiers with several outputs are not served")
+        raise CannotAdd("classifiers with several outputs are not supported")
     return task
 
 
@@ -194,21 +239,16 @@ def _input_columns(estimator: Any, sample: pd.DataFrame, target: str | None) -> 
     if expected is not None:
         missing = [name for name in expected if name not in sample]
         if missing:
-            raise CannotAdd(f"the table lacks {', '.join(missing)}, which the estimator was fitted on")
+            raise CannotAdd(f"the estimator was fitted on {', '.join(missing)}, which the table lacks")
         return expected
     columns = [str(column) for column in sample.columns if column != target]
     count = getattr(estimator, "n_features_in_", len(columns))
     if len(columns) != count:
         raise CannotAdd(
             f"the estimator takes {count} features, the table has {len(columns)} columns besides the target; "
-            "leave the others out, or name the target column"
+            "drop the other columns, or name the target column"
         )
     return columns
-
-
-def _rows(schema: Schema, frame: pd.DataFrame) -> Rows:
-    """The table by the same way that requests take, so that what is learnt here holds for them."""
-    return schema.rows(instances_of(frame))
 
 
 def instances_of(frame: pd.DataFrame) -> list[list[Any]]:
@@ -230,14 +270,14 @@ def _spread(rows: Rows, count: int) -> Rows:
 def _class_labels(estimator: Any, labels: Sequence[str]) -> tuple[str, ...]:
     classes = tuple(labels) or tuple(str(_plain(label)) for label in estimator.classes_)
     if len(classes) != len(estimator.classes_):
-        raise CannotAdd(f"{len(classes)} labels for {len(estimator.classes_)} classes")
+        raise CannotAdd(f"there are {len(classes)} labels for {len(estimator.classes_)} classes")
     if len(set(classes)) != len(classes):
         raise CannotAdd("two classes have the same label")
     return classes
 
 
-def _baseline(task: Task, outputs: Rows, classes: int) -> tuple[float, ...]:
-    """The mean output; an index of a label has no mean, so there the most frequent one is taken."""
+def _baseline(task: Task, outputs: Outputs, classes: int) -> tuple[float, ...]:
+    """The mean output; of label indices, which have no mean, the most frequent one."""
     means = outputs.mean(axis=0)
     if task != "regression" and outputs.shape[1] != classes:
         found, counts = np.unique(outputs[:, -1], return_counts=True)
@@ -269,7 +309,7 @@ def _describe(estimator: Any) -> str:
 
 
 def _library_versions(estimator: Any) -> dict[str, str]:
-    """Python's, ours, and those of the other libraries that the estimator and its steps come from."""
+    """Versions of Python, of our own libraries, and of those that the estimator and its steps come from."""
     distributions = ("scikit-learn", "numpy", "pandas", "joblib")
     versions = {name: importlib.metadata.version(name) for name in distributions}
     others = {name: getattr(sys.modules.get(name), "__version__", None) for name in libraries(estimator) - {"sklearn"}}
@@ -280,18 +320,27 @@ def _library_versions(estimator: Any) -> dict[str, str]:
     }
 
 
+def _pickled(estimator: Any) -> bytes:
+    content = io.BytesIO()
+    try:
+        joblib.dump(estimator, content, compress=3)
+    except Exception as error:
+        raise CannotAdd(f"the estimator cannot be pickled: {type(error).__name__}: {error}") from error
+    return content.getvalue()
+
+
 def _write(root: Path, directory: Path, manifest: Manifest, content: bytes) -> LoadedModel:
-    """All of a version or nothing: written aside, loaded as a server would, and only then given its name."""
+    """Write all of a version or nothing: in a scratch directory, loaded there as a server would, and then renamed."""
     root.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=root))
     try:
-        aside = scratch / manifest.name / manifest.version
-        aside.mkdir(parents=True)
-        (aside / manifest.artefact).write_bytes(content)
-        write_manifest(aside, manifest)
-        load_version(scratch, aside)
+        unnamed = scratch / manifest.name / manifest.version
+        unnamed.mkdir(parents=True)
+        (unnamed / manifest.artefact).write_bytes(content)
+        write_manifest(unnamed, manifest)
+        load_version(scratch, unnamed)
         directory.parent.mkdir(exist_ok=True)
-        aside.rename(directory)
+        unnamed.rename(directory)
     except VersionRefused as error:
         raise CannotAdd(error.reason) from error
     finally:

@@ -1,7 +1,7 @@
-"""Versions that have been trained and wait to be verified: beside the models, under a name that no model can have.
+"""Candidates: versions that were trained and wait to be verified, beside the models but under names no model can have.
 
-A candidate lies in a model directory of its own, `{root}/.candidate-{job}.{attempt}/{model}/{version}`. It is whole
-once its held-out rows are there, which are written last. What is not whole, or of another job, is a left-over.
+A candidate lies in a model directory of its own, `{root}/.candidate-{job}.{attempt}/{model}/{version}`. It is complete
+once its held-out rows exist, which are written last. An incomplete candidate, or one of another job, is a left-over.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ import io
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from registry.errors import CannotAdd, Superseded, VersionRefused
@@ -23,6 +21,7 @@ from registry.store.add import instances_of
 from registry.store.aliases import Aliases, alone, current, write_aliases
 from registry.store.directory import directories, sync_directory, write_whole
 from registry.store.manifest import Manifest, read_manifest
+from registry.training.script import Trained
 
 PREFIX = ".candidate-"
 HELD_OUT = "held-out.npz"
@@ -30,9 +29,9 @@ HELD_OUT = "held-out.npz"
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Rows of the candidate, shape (rows, features), and what is true of each.
+    """Held-out rows of a candidate, shape (rows, features), and the true value of each.
 
-    The truth is a number, or the place of a label among the classes; it is empty for a model without a target.
+    A true value is a number, or a label's index among the classes; there are none for a model without a target.
     """
 
     rows: Rows
@@ -41,19 +40,19 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A whole candidate: the directory of the version, in a model directory of its own."""
+    """A complete candidate: the directory of the version, in a model directory of its own."""
 
     root: Path
     directory: Path
 
 
 def candidate_root(root: Path, job: str, attempt: int) -> Path:
-    """Where an attempt of a job writes. Job ids need no escaping."""
+    """Where an attempt of a job writes its candidate. Job ids need no escaping."""
     return root / f"{PREFIX}{job}.{attempt}"
 
 
 def find_candidate(root: Path, job: str, model: str) -> Candidate | None:
-    """The one that an earlier attempt of the job has finished."""
+    """The candidate that an attempt of the job has completed, if there is one."""
     for path in sorted(root.glob(f"{PREFIX}{job}.*")):
         versions = directories(path / model)
         if versions and (path / HELD_OUT).exists():
@@ -62,23 +61,25 @@ def find_candidate(root: Path, job: str, model: str) -> Candidate | None:
 
 
 def remove_candidates(root: Path, *, but: Candidate | None = None) -> None:
-    """All of them, left-overs of trainings that were killed included.
+    """Remove all candidates `but` one, left-overs of killed trainings included.
 
-    To be called by who knows that nobody else trains. What cannot be removed now is removed the next time.
+    Only for a caller that knows that no other training runs. Directories that resist are left for the next time.
     """
     for path in root.glob(f"{PREFIX}*"):
         if but is None or path != but.root:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def write_held_out(path: Path, model: LoadedModel, estimator: Any, table: pd.DataFrame, target: str | None) -> None:
-    """Keep the held-out rows of a candidate, those that it takes, in its root `path`; by this it is whole."""
+def write_held_out(path: Path, model: LoadedModel, trained: Trained) -> None:
+    """Complete a candidate: write those held-out rows that it accepts into its root `path`."""
+    table = trained.held_out
+    assert table is not None
     rows, places = model.schema.fitting_rows(instances_of(table[list(model.schema.names)]))
     truth = np.empty(0)
-    if target is not None:
-        truth = table[target].to_numpy()[places]
+    if trained.target is not None:
+        truth = table[trained.target].to_numpy()[places]
         if model.manifest.task == "classification":
-            truth = np.searchsorted(estimator.classes_, truth)  # classes_ is sorted, as scikit-learn promises
+            truth = np.searchsorted(trained.estimator.classes_, truth)  # classes_ is sorted, as scikit-learn promises
     content = io.BytesIO()
     np.savez(content, rows=rows, truth=truth.astype(np.float64))
     write_whole(path / HELD_OUT, content.getvalue())
@@ -91,7 +92,7 @@ def read_held_out(candidate: Candidate) -> HeldOut:
 
 
 def find_trained(directory: Path, job: str) -> Manifest | None:
-    """The version in `directory` that a job has trained, if it was taken in."""
+    """The manifest of the version in `directory` that a job has trained, if there is one."""
     for path in reversed(directories(directory)):
         try:
             manifest = read_manifest(path)
@@ -103,10 +104,10 @@ def find_trained(directory: Path, job: str) -> Manifest | None:
 
 
 def take_in(candidate: Candidate, directory: Path, *, instead_of: str) -> Aliases:
-    """Give a verified candidate its name in the model's `directory`, and make it live if `instead_of` still is.
+    """Move a verified candidate into the model's `directory` and make it live, if `instead_of` is still live.
 
-    Killed at any moment, either version is live, whole: what is live is written down before there is a newer version,
-    and changed by one rename. Raises Superseded, CannotAdd when there is another version of that name, VersionRefused.
+    If the process is killed, one of the two versions is live, complete: the aliases are written before the new version
+    exists, and changed by one rename. Raises Superseded, CannotAdd when the version exists already, VersionRefused.
     """
     version = candidate.directory.name
     with alone(directory):

@@ -1,4 +1,4 @@
-"""How good a model is on rows whose truth is known."""
+"""Metrics: how well a model predicts rows whose true values are known."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from registry.estimator import Outputs, Task
 
 
 def measure(task: Task, target: pd.Series[Any], outputs: Outputs, classes: Sequence[Any]) -> dict[str, float]:
-    """The metrics of a task for a model's `outputs` where `target` is the truth; `classes` are the sorted `classes_`.
+    """The metrics of a model's `outputs` against the true values in `target`; `classes` are the sorted `classes_`.
 
-    Raises CannotAdd when the target is not what the model predicts.
+    Raises CannotAdd for a target that the model does not predict.
     """
     if target.isna().any():
         raise CannotAdd(f"column {target.name!r} has missing values")
@@ -37,7 +37,7 @@ def _measure_regression(target: pd.Series[Any], outputs: Outputs) -> dict[str, f
 
 def _measure_classification(target: pd.Series[Any], outputs: Outputs, classes: Any) -> dict[str, float]:
     if not target.isin(classes).all():
-        raise CannotAdd(f"column {target.name!r} holds values that are no classes of the estimator")
+        raise CannotAdd(f"column {target.name!r} contains values that are not classes of the estimator")
     truth, count = np.searchsorted(classes, target), len(classes)
     if outputs.shape[1] < count:
         return {"accuracy": float(accuracy_score(truth, outputs[:, 0]))}
@@ -54,5 +54,5 @@ def _measure_classification(target: pd.Series[Any], outputs: Outputs, classes: A
 
 
 def _adding_up(probabilities: Outputs) -> Outputs:
-    """Each row divided by its sum, which is not quite 1 where an estimator computes in float32."""
+    """Divide each row by its sum, which is not exactly 1 where an estimator computes in float32."""
     return probabilities / probabilities.sum(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Whether a new version may take the place of the live one: whatever worked must work, and no worse than before."""
+"""Whether a new version may replace the live one: every request that worked must work, and no worse than before."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from registry.training.candidates import HeldOut
 from registry.training.metrics import measure
 
 SCORES = frozenset({"accuracy", "r2", "roc_auc"})
-"""Metrics that are better when they are higher; all others are errors."""
+"""Metrics that should be high; all others are errors, which should be low."""
 
 UNMEASURED = ("clustering", "outlier-detection")
-"""Tasks without a truth to be held against."""
+"""Tasks without true values to compare with."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The metrics of both versions, and on how many held-out rows; 0 when those of the manifests are all there is."""
+    """The metrics of both versions, and the number of held-out rows they come from; 0 for those of the manifests."""
 
     new: dict[str, float]
     live: dict[str, float]
@@ -30,14 +30,14 @@ class Measured:
 
 
 def find_breaches(live: Manifest, new: Manifest) -> list[str]:
-    """Why requests that the live version answers would not be answered, or not in the same terms, by the new one."""
+    """Reasons why the new version would refuse requests that the live one answers, or answer in other terms."""
     if new.task != live.task:
-        return [f"it does {new.task}, the live version {live.task}"]
+        return [f"its task is {new.task}, that of the live version is {live.task}"]
     if new.classes != live.classes:
-        return ["its classes are not those of the live version"]
+        return ["its classes differ from those of the live version"]
     names = [feature.name for feature in new.features]
     if names != [feature.name for feature in live.features]:
-        return ["its features are not those of the live version, in their order"]
+        return ["its features, or their order, differ from those of the live version"]
     pairs = zip(live.features, new.features, strict=True)
     return [f"{before.name} {reason}" for before, after in pairs if (reason := _breach(before, after))]
 
@@ -46,7 +46,7 @@ def _breach(before: Feature, after: Feature) -> str:
     if after.kind != before.kind:
         return f"is of kind {after.kind}, not {before.kind}"
     if before.nullable and not after.nullable:
-        return "may not be missing any more"
+        return "must not be missing any more"
     if lost := set(before.categories) - set(after.categories):
         return f"lacks {len(lost)} of its categories"
     if after.minimum is not None and (before.minimum is None or after.minimum > before.minimum):
@@ -57,10 +57,10 @@ def _breach(before: Feature, after: Feature) -> str:
 
 
 def find_losses(live: LoadedModel, new: LoadedModel) -> list[str]:
-    """What the live version can do and the new one cannot."""
+    """Reasons why the new version would be slower, or explained less, than the live one."""
     lost = []
     if live.compiled and not new.compiled:
-        lost.append("it cannot be compiled, so it would answer many times as slowly")
+        lost.append("it cannot be compiled, so it would be many times slower")
     if live.explainer is not None and new.explainer is None:
         lost.append("it has no explainer")
     if _explains_requests(live) and new.explainer is not None and new.explainer.jobs_only:
@@ -73,7 +73,10 @@ def _explains_requests(model: LoadedModel) -> bool:
 
 
 def measure_both(live: LoadedModel, new: LoadedModel, held_out: HeldOut) -> Measured:
-    """Both on the same rows, those that the live version takes; if it takes less than half, what manifests say."""
+    """Metrics of both versions on the held-out rows that the live one accepts.
+
+    If it accepts less than half of them, the metrics are those of the manifests.
+    """
     if new.manifest.task in UNMEASURED or not len(held_out.truth):
         return by_manifests(live.manifest, new.manifest)
     # category codes are a version's own: rows go by the user's terms
@@ -91,24 +94,24 @@ def measure_both(live: LoadedModel, new: LoadedModel, held_out: HeldOut) -> Meas
 
 
 def by_manifests(live: Manifest, new: Manifest) -> Measured:
-    """What was measured when each of them was added."""
+    """The metrics that were measured when each version was added."""
     return Measured(dict(new.metrics), dict(live.metrics), 0)
 
 
 def find_decline(task: Task, measured: Measured, tolerance: float) -> list[str]:
-    """Why the new version is too much worse: a score by more than `tolerance`, an error by more than that share."""
+    """Reasons why the new version is worse: a score lower by more than `tolerance`, an error by that share higher."""
     if task in UNMEASURED:
         return []
     common = [name for name in measured.live if name in measured.new]
     if not common:
-        return ["there is no metric to compare it with the live version by"]
+        return ["it has no metric in common with the live version"]
     return [
-        f"{name} is {measured.new[name]:.4g}, that of the live version {measured.live[name]:.4g}"
+        f"{name} is {measured.new[name]:.4g}, that of the live version is {measured.live[name]:.4g}"
         for name in common
         if not _is_as_good(name, measured.new[name], measured.live[name], tolerance)
     ]
 
 
 def _is_as_good(name: str, after: float, before: float, tolerance: float) -> bool:
-    """Written so that NaN is not."""
+    """Whether a metric has not got worse; NaN has."""
     return after >= before - tolerance if name in SCORES else after <= before * (1 + tolerance)

@@ -1,6 +1,7 @@
-"""What a model's `train.py` is given and gives, and how it is read: its bytes run only if their hash is the manifest's.
+"""A model's `train.py`: what it receives and returns, and how it is read.
 
-A `train.py` lies beside the versions of its model and defines one function, `train(data: TrainingData) -> Trained`.
+It lies beside the versions of its model and defines `train(data: TrainingData) -> Trained`. Its bytes are executed only
+if they have the hash that the manifest of the live version states.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from registry.store.manifest import Manifest, TrainingRecord, read_manifest
 SCRIPT = "train.py"
 FUNCTION = "train"
 MODULE = "forkserve_train"
-"""What the script is called while it runs; a class that it defines cannot be found by this name when it is served."""
+"""The script's module name while it runs; a class that it defines cannot be imported when the model is served."""
 
 OUTCOME, TIME = "outcome", "time"
 """The columns of TrainingData.outcomes besides the features."""
@@ -33,11 +34,11 @@ OUTCOME, TIME = "outcome", "time"
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What is known when a model is trained anew.
+    """What is known when a model is retrained.
 
-    `live` is the manifest of the version that answers now: features, classes, metrics. `outcomes` is what really
-    happened: a row for each, the model's features in the user's own terms (None for a missing value), then OUTCOME, the
-    truth, and TIME, when it was; often it has no row.
+    `live` is the manifest of the version that answers now: features, classes, metrics. `outcomes` has a row for each
+    recorded outcome: the model's features in the user's own terms (None for a missing value), then OUTCOME, the true
+    value, and TIME, when it was recorded. It may have no rows.
     """
 
     model: str
@@ -49,25 +50,23 @@ class TrainingData:
 class Trained:
     """A fitted estimator, and what is needed to make a version of it.
 
-    `sample` is a table of its input, of which it learnt; `held_out` one of the same columns, of which it did not. Both
-    have the column `target`, the truth, without missing values. The other fields are as of `add_version`. Clusterers
-    and outlier detectors have no target.
+    `sample` is a table of the estimator's input, one column a feature; `held_out` one of the same columns, of rows that
+    were not used for fitting. With `target`, the column of true values without gaps, metrics are measured: on
+    `held_out`, else on the sample. `labels` name the classes in the order of `classes_`. For `margin` see
+    `infer_features`. `source` says where the data came from. A `train.py` must return held-out rows.
     """
 
     estimator: Any
     sample: pd.DataFrame
-    held_out: pd.DataFrame
+    held_out: pd.DataFrame | None = None
     target: str | None = None
     labels: Sequence[str] = ()
     margin: float | None = 1.0
     source: str = ""
 
 
-Train = Callable[[TrainingData], Trained]
-
-
 def read_script(path: Path) -> bytes:
-    """A `train.py` to be put beside versions. Raises CannotTrain."""
+    """A `train.py` that is to lie beside versions. Raises CannotTrain."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -75,7 +74,7 @@ def read_script(path: Path) -> bytes:
 
 
 def record_script(content: bytes) -> TrainingRecord:
-    """How a manifest names a `train.py`. Raises CannotTrain for one that cannot be."""
+    """How a manifest names a `train.py`. Raises CannotTrain where it is not Python or defines no `train`."""
     try:
         body = ast.parse(content).body
     except (SyntaxError, ValueError) as error:
@@ -83,44 +82,44 @@ def record_script(content: bytes) -> TrainingRecord:
     defined = {node.name for node in body if isinstance(node, ast.FunctionDef)}
     imported = {name.asname or name.name for node in body if isinstance(node, ast.ImportFrom) for name in node.names}
     if FUNCTION not in defined | imported:
-        raise CannotTrain(f"{SCRIPT} defines no function {FUNCTION!r}")
+        raise CannotTrain(f"{SCRIPT} does not define a function {FUNCTION!r}")
     return TrainingRecord(script=SCRIPT, sha256=hashlib.sha256(content).hexdigest())
 
 
 def write_script(directory: Path, content: bytes) -> None:
-    """Put it beside the versions in `directory`. To be called when there is a version that names it."""
+    """Write `train.py` beside the versions in `directory`, once there is a version that names it."""
     write_whole(directory / SCRIPT, content)
 
 
 def live_manifest(directory: Path) -> Manifest:
-    """Of the live version of the model kept in `directory`. Raises VersionRefused."""
+    """The manifest of the live version of the model kept in `directory`. Raises VersionRefused."""
     return read_manifest(directory / current(directory).live)
 
 
-def read_train_function(root: Path, directory: Path, record: TrainingRecord) -> Train:
-    """The function of the script in `directory`, below the model directory `root`; running the script defines it.
+def read_train_function(root: Path, directory: Path, record: TrainingRecord) -> Callable[[TrainingData], Trained]:
+    """Execute the script in `directory`, below the model directory `root`, and return its function.
 
-    To be called in a process that may be lost. Raises VersionRefused for a file that is not the recorded one,
-    CannotTrain, and whatever the script raises.
+    Call it in a process that may be lost. Raises VersionRefused for a file that is not the recorded one, CannotTrain,
+    and whatever the script raises.
     """
     path = directory / record.script
     content = verified_bytes(root, path, record.sha256)
     module = ModuleType(MODULE)
     module.__file__ = str(path)
     sys.modules[MODULE] = module  # dataclasses, for one, look their module up
-    exec(compile(content, str(path), "exec"), module.__dict__)  # noqa: S102 - the manifest vouches for these bytes
+    exec(compile(content, str(path), "exec"), module.__dict__)  # noqa: S102 - the manifest states the hash of these bytes
     function = module.__dict__.get(FUNCTION)
     if not callable(function):
-        raise CannotTrain(f"{record.script} defines no function {FUNCTION!r}")
+        raise CannotTrain(f"{record.script} does not define a function {FUNCTION!r}")
     return function  # type: ignore[no-any-return]
 
 
 def checked(trained: object) -> Trained:
-    """What a training function gave, if it is of the right types. Raises CannotTrain."""
+    """The result of a training function, if its types are right. Raises CannotTrain."""
     if not isinstance(trained, Trained):
-        raise CannotTrain(f"{FUNCTION} gave a {type(trained).__name__}, not a Trained")
+        raise CannotTrain(f"{FUNCTION} returned a {type(trained).__name__}, not a Trained")
     for name in ("sample", "held_out"):
         table = getattr(trained, name)
         if not isinstance(table, pd.DataFrame) or table.empty:
-            raise CannotTrain(f"{FUNCTION} gave no table as {name}")
+            raise CannotTrain(f"{FUNCTION} returned no table as {name}")
     return trained

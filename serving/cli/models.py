@@ -27,20 +27,23 @@ def models(_arguments: argparse.Namespace, settings: Settings) -> int:
 
 def add(arguments: argparse.Namespace, settings: Settings) -> int:
     """Make a new version from a joblib file and a table."""
-    from registry.store.add import add_version, read_estimator, read_table
-    from registry.training.script import read_script, record_script, write_script
+    from registry.store.add import add_trained, read_estimator, read_table
+    from registry.training.script import Trained, read_script, record_script, write_script
 
     script = read_script(arguments.train) if arguments.train else None
-    model = add_version(
-        settings.model_dir,
-        arguments.name,
-        read_estimator(arguments.artefact),
-        read_table(arguments.data),
-        version=arguments.version,
+    trained = Trained(
+        estimator=read_estimator(arguments.artefact),
+        sample=read_table(arguments.data),
         target=arguments.target,
         labels=arguments.labels.split(",") if arguments.labels else (),
         margin=MARGINS[arguments.bounds],
         source=arguments.source,
+    )
+    model = add_trained(
+        settings.model_dir,
+        arguments.name,
+        trained,
+        version=arguments.version,
         training=None if script is None else record_script(script),
         entities=arguments.entities,
     )

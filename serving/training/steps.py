@@ -20,7 +20,7 @@ import pandas as pd
 
 from registry.errors import CannotTrain, VersionRefused
 from registry.model import LoadedModel
-from registry.store.add import add_version, next_version
+from registry.store.add import add_trained, next_version
 from registry.store.loader import load_version
 from registry.store.manifest import Manifest
 from registry.store.options import LoadOptions
@@ -98,23 +98,17 @@ class Steps:
         train = read_train_function(self.root, directory, live.training)
         trained = checked(train(TrainingData(order.model, live, self._outcomes(live))))
         aside = candidate_root(self.root, order.job, order.attempt)
-        model = add_version(
+        model = add_trained(
             aside,
             order.model,
-            trained.estimator,
-            trained.sample,
+            trained,
             version=next_version(directory),
-            target=trained.target,
-            labels=trained.labels,
-            held_out=trained.held_out,
-            margin=trained.margin,
-            source=trained.source,
             training=live.training,
             trained_by=order.job,
             accepting=live.features,
             entities=live.entities,
         )
-        write_held_out(aside, model, trained.estimator, trained.held_out, trained.target)
+        write_held_out(aside, model, trained)
 
     def _outcomes(self, live: Manifest) -> pd.DataFrame:
         table = asyncio.run(_await(self.read_outcomes(live.name)))

@@ -80,7 +80,7 @@ def visible(directory: Path) -> list[str]:
 FAILING = {
     "raises": "the training failed: ValueError: the well is dry",
     "exits": "the training failed: SystemExit: 3",
-    "nonsense": "the training failed: train gave a dict, not a Trained",
+    "nonsense": "the training failed: train returned a dict, not a Trained",
     "ends": "fit: the process that ran the call exited with status 3",
     "greedy": "the training needs more memory than it may",
 }
@@ -97,7 +97,7 @@ def test_training_that_breaks_fails_its_job_and_nothing_else(odd: Service, odd_r
 
 REFUSED = {
     "worse": "r2 is ",
-    "renamed": "its features are not those of the live version, in their order",
+    "renamed": "its features, or their order, differ from those of the live version",
     "whole": "y is of kind integer, not number",
     "own": "model.joblib needs a library that is not installed: No module named 'forkserve_train'",
 }

@@ -23,8 +23,9 @@ from sklearn.tree import DecisionTreeClassifier
 
 from registry.errors import CannotAdd
 from registry.model import LoadedModel
-from registry.store.add import add_version
+from registry.store.add import add_trained, add_version
 from registry.store.loader import load_version
+from registry.training.script import Trained
 
 RANDOM = np.random.default_rng(7)
 TABLE = pd.DataFrame(RANDOM.normal(size=(60, 3)), columns=["a", "b", "c"])
@@ -49,7 +50,8 @@ class UnfriendlyRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def add(root: Path, estimator: Any, sample: pd.DataFrame = TABLE, **options: Any) -> LoadedModel:
-    return add_version(root, "model", estimator, sample, **options)
+    placing = {name: options.pop(name) for name in ("version",) if name in options}
+    return add_trained(root, "model", Trained(estimator=estimator, sample=sample, **options), **placing)
 
 
 def labels(model: LoadedModel, table: pd.DataFrame = TABLE) -> list[Any]:
@@ -182,7 +184,7 @@ REFUSED: list[tuple[str, Any, pd.DataFrame, dict[str, Any]]] = [
     ("is not fitted", LogisticRegression(), TABLE, {}),
     ("is not a scikit-learn estimator that predicts", StandardScaler().fit(TABLE), TABLE, {}),
     ("is not a scikit-learn estimator that predicts", {"no": "estimator"}, TABLE, {}),
-    ("lacks b, c", FITTED, TABLE[["a"]], {}),
+    ("fitted on b, c, which the table lacks", FITTED, TABLE[["a"]], {}),
     ("takes 3 features, the table has 2", BY_POSITION, TABLE[["a", "b"]], {}),
     ("takes 3 features, the table has 4", BY_POSITION, TABLE.assign(y=1), {}),
     ("two columns of the same name", FITTED, TWICE, {}),
@@ -191,15 +193,15 @@ REFUSED: list[tuple[str, Any, pd.DataFrame, dict[str, Any]]] = [
     ("columns of text", BY_POSITION, TABLE.assign(c=WORDS), {}),
     ("3 labels for 2 classes", FITTED, TABLE, {"labels": ["a", "b", "c"]}),
     ("two classes have the same label", FITTED, TABLE, {"labels": ["a", "a"]}),
-    ("no classes of the estimator", FITTED, TABLE.assign(y="maybe"), {"target": "y"}),
+    ("not classes of the estimator", FITTED, TABLE.assign(y="maybe"), {"target": "y"}),
     ("has missing values", FITTED, TABLE.assign(y=None), {"target": "y"}),
     ("is not a version", FITTED, TABLE, {"version": "../1"}),
     ("is not a version", FITTED, TABLE, {"version": ".hidden"}),
-    ("does not predict this table", FITTED, TABLE.assign(a=[*[None] * 59, 1.0]), {}),
+    ("cannot predict this table", FITTED, TABLE.assign(a=[*[None] * 59, 1.0]), {}),
     ("is not finite", UnfriendlyRegressor(np.nan).fit(TABLE), TABLE, {}),
     ("is not finite", UnfriendlyRegressor(np.inf).fit(TABLE), TABLE, {}),
     (
-        "does not predict this table: ZeroDivisionError",
+        "cannot predict this table: ZeroDivisionError",
         UnfriendlyRegressor(ZeroDivisionError("no")).fit(TABLE),
         TABLE,
         {},
@@ -214,7 +216,7 @@ REFUSED: list[tuple[str, Any, pd.DataFrame, dict[str, Any]]] = [
     ),
     ("several outputs", DecisionTreeClassifier().fit(TABLE, pd.concat([WORDS, THREE], axis=1)), TABLE, {}),
     (
-        "cannot be written",
+        "cannot be pickled",
         make_pipeline(FunctionTransformer(lambda table: table), LinearRegression()).fit(TABLE, TABLE["a"]),
         TABLE,
         {},

@@ -20,7 +20,7 @@ from registry.training.candidates import (
     remove_candidates,
     take_in,
 )
-from tests.registry.test_comparing import add_plane
+from tests.registry.test_promotion import add_plane
 
 
 @pytest.fixture

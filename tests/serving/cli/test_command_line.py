@@ -45,9 +45,7 @@ def test_add_makes_a_version_that_models_lists_and_check_accepts(run: Run, churn
 
 
 def test_add_puts_a_train_py_beside_the_versions_and_records_its_hash(run: Run, churn: Path) -> None:
-    script = (
-        b"from registry.training.script import Trained\n\ndef train(data):\n    raise ValueError('nothing to learn')\n"
-    )
+    script = b"from forkserve import Trained\n\ndef train(data):\n    raise ValueError('nothing to learn')\n"
     (churn / "mine.py").write_bytes(script)
     added = run("add", "churn.joblib", "--name", "churn", "--data", "churn.csv", "--train", "mine.py")
     assert (added.returncode, added.stderr) == (0, "")
@@ -60,7 +58,7 @@ def test_add_puts_a_train_py_beside_the_versions_and_records_its_hash(run: Run, 
 
 @pytest.mark.parametrize(
     ("script", "reason"),
-    [(b"def train(:", "is not Python"), (b"train = 3\n", "defines no function 'train'"), (None, "No such file")],
+    [(b"def train(:", "is not Python"), (b"train = 3\n", "does not define a function 'train'"), (None, "No such file")],
 )
 def test_add_refuses_what_is_no_train_py(run: Run, churn: Path, script: bytes | None, reason: str) -> None:
     if script is not None:

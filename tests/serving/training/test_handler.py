@@ -21,7 +21,7 @@ from serving.process.executor import Executor
 from serving.training.handler import TrainHandler, TrainingResult
 from serving.training.last import read_last
 from serving.training.steps import Fitted, Verdict
-from tests.registry.test_comparing import add_plane
+from tests.registry.test_promotion import add_plane
 
 pytestmark = pytest.mark.anyio
 

@@ -15,10 +15,11 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from harness.training import small_table
 from registry.model import LoadedModel
 from registry.rows.features import Feature
-from registry.store.add import add_version
+from registry.store.add import add_trained, add_version
 from registry.store.manifest import Manifest
 from registry.training.candidates import HeldOut
 from registry.training.promotion import Measured, find_breaches, find_decline, find_losses, measure_both
+from registry.training.script import Trained
 
 WORDS = ("high", "low")
 
@@ -27,7 +28,7 @@ def add_plane(root: Path, table: pd.DataFrame | None = None, **options: Any) -> 
     """A version of a linear model."""
     table = small_table() if table is None else table
     estimator = LinearRegression().fit(table[["x", "y"]].to_numpy(), table["z"])
-    return add_version(root, "plane", estimator, table, target="z", **options)
+    return add_trained(root, "plane", Trained(estimator=estimator, sample=table, target="z"), **options)
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def changed(manifest: Manifest, **changes: Any) -> Manifest:
 
 
 BREACHES: list[tuple[dict[str, Any], str]] = [
-    ({"name": "why"}, "its features are not those of the live version, in their order"),
+    ({"name": "why"}, "its features, or their order, differ from those of the live version"),
     ({"kind": "integer"}, "y is of kind integer, not number"),
     ({"minimum": 0.0}, "y has a higher minimum"),
     ({"maximum": 0.0}, "y has a lower maximum"),
@@ -58,7 +59,7 @@ def test_same_or_wider_features_are_none(live: LoadedModel) -> None:
     assert find_breaches(live.manifest, live.manifest) == []
     wider = changed(live.manifest, minimum=None, maximum=1e9, nullable=True)
     assert find_breaches(live.manifest, wider) == []
-    assert find_breaches(wider, live.manifest) == ["y may not be missing any more"]
+    assert find_breaches(wider, live.manifest) == ["y must not be missing any more"]
 
 
 def test_category_that_is_lost_and_classes_in_another_order_are_breaches(live: LoadedModel) -> None:
@@ -67,14 +68,14 @@ def test_category_that_is_lost_and_classes_in_another_order_are_breaches(live: L
     assert find_breaches(before, changed(before, categories=("b",))) == ["y lacks 1 of its categories"]
     classes = msgspec.structs.replace(live.manifest, classes=WORDS)
     assert find_breaches(classes, msgspec.structs.replace(classes, classes=WORDS[::-1])) == [
-        "its classes are not those of the live version"
+        "its classes differ from those of the live version"
     ]
 
 
 def test_model_that_was_compiled_and_explained_must_be_again(live: LoadedModel) -> None:
     assert find_losses(live, live) == []
     assert find_losses(live, replace(live, compiled=False, explainer=None)) == [
-        "it cannot be compiled, so it would answer many times as slowly",
+        "it cannot be compiled, so it would be many times slower",
         "it has no explainer",
     ]
     assert find_losses(replace(live, compiled=False, explainer=None), live) == []
@@ -101,7 +102,7 @@ def test_scores_may_fall_and_errors_may_grow_by_the_tolerance(changes: dict[str,
 
 def test_without_a_common_metric_nothing_goes_live_but_where_there_is_no_truth() -> None:
     nothing = Measured({}, METRICS, 0)
-    assert find_decline("regression", nothing, 0.02) == ["there is no metric to compare it with the live version by"]
+    assert find_decline("regression", nothing, 0.02) == ["it has no metric in common with the live version"]
     assert find_decline("clustering", nothing, 0.02) == []
 
 

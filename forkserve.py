@@ -1,0 +1,30 @@
+"""What your own code imports: `add_version`, and for a `train.py` `Trained` and `TrainingData`.
+
+    from forkserve import Trained, TrainingData, add_version
+
+Importing this module is cheap; a name brings what it needs when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from registry.store.add import add_version
+    from registry.training.script import Trained, TrainingData
+
+__all__ = ["Trained", "TrainingData", "add_version"]
+
+HOMES = {
+    "Trained": "registry.training.script",
+    "TrainingData": "registry.training.script",
+    "add_version": "registry.store.add",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name from where it is defined."""
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(HOMES[name]), name)
