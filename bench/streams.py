@@ -29,7 +29,7 @@ from serving.events.redis import RedisEventLog
 from serving.events.sqlite import SQLiteEventLog
 from serving.jobs.job import JobRequest
 from serving.jobs.redis import RedisJobStore
-from serving.jobs.sqlite import SQLiteJobStore
+from serving.jobs.sqlite import SQLiteJobStore, jobs_database
 from serving.jobs.store import JobStore
 from serving.process.kernel import TICKS_PER_SECOND, read_memory
 
@@ -69,7 +69,7 @@ async def stores(where: str) -> AsyncIterator[tuple[JobStore, EventLog]]:
     if where.startswith("redis:"):
         jobs, events = RedisJobStore(where), RedisEventLog(where)
     else:
-        jobs, events = SQLiteJobStore(Path(where)), SQLiteEventLog(Path(where))
+        jobs, events = SQLiteJobStore(Path(where)), SQLiteEventLog(jobs_database(Path(where)))
     yield jobs, events
     await jobs.close()
     await events.close()

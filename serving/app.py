@@ -21,7 +21,7 @@ from serving.entities.notifier import EntityNotifier
 from serving.entities.outcomes import OutcomeReader, OutcomeWriter
 from serving.entities.predictor import EntityPredictor, RecordReader
 from serving.errors import InvalidSetting
-from serving.events.hub import Hub
+from serving.events.follow import Hub
 from serving.http.admission import Admission
 from serving.http.api import make_api
 from serving.http.clients import Clients
@@ -219,7 +219,7 @@ def build_service(settings: Settings, registry: Registry, shared: Shared) -> Ser
         hub=Hub(
             shared.events,
             max_streams=settings.max_streams,
-            max_streams_per_address=settings.max_streams_per_address or None,
+            max_streams_per_address=settings.max_streams_per_address,
         ),
         predictor=predictor,
         notifier=EntityNotifier(predictor, shared.events, lambda error, request_id: render(error, request_id)[2]),

@@ -12,7 +12,7 @@ from serving.entities.notifier import EntityNotifier
 from serving.entities.outcomes import OutcomeReader, OutcomeWriter
 from serving.entities.predictor import EntityPredictor
 from serving.entities.store import EntityStore
-from serving.events.hub import Hub
+from serving.events.follow import Hub
 from serving.events.log import EventLog
 from serving.jobs.requests import Background, JobReader
 from serving.jobs.runner import Runner

@@ -33,8 +33,10 @@ def build_event_log(settings: Settings) -> EventLog:
 
         return RedisEventLog(settings.redis_url, health_check_interval=settings.redis_health_check_interval)
     from serving.events.sqlite import SQLiteEventLog
+    from serving.jobs.sqlite import jobs_database
 
-    return SQLiteEventLog(settings.data_dir)
+    # a database of its own: reading events does not wait while a large job is written
+    return SQLiteEventLog(jobs_database(settings.data_dir))
 
 
 def build_schedule_store(settings: Settings) -> ScheduleStore:

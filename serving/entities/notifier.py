@@ -11,8 +11,8 @@ import structlog
 from registry.errors import RegistryError
 from serving.entities.predictor import EntityAnswer, EntityPredictor
 from serving.entities.record import Record
-from serving.errors import ServingError, StoreUnavailable
-from serving.events.log import EventLog
+from serving.errors import ServingError
+from serving.events.log import EventLog, tell
 from serving.storage.background import BackgroundTask
 
 MAX_QUEUED = 200
@@ -66,10 +66,7 @@ class EntityNotifier:
         while self._queue:
             arrived = self._queue.popleft()
             kind, data = await self._predict(arrived)
-            try:
-                await self._events.append(topic_of(arrived.entity), kind, data)
-            except StoreUnavailable as error:
-                log.warning("Event is lost", entity=arrived.entity, kind=kind, error=str(error))
+            await tell(self._events, topic_of(arrived.entity), kind, data)
 
     async def _predict(self, arrived: NewRecords) -> tuple[str, bytes]:
         """The kind of the event and its data: the predictions, or the problem that prevented them."""

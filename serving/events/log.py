@@ -1,13 +1,19 @@
-"""A log of events with ids that grow: who knows the last id that they saw misses nothing and sees nothing twice.
+"""A log of events with growing ids: a client that knows the last id it saw misses nothing and sees nothing twice.
 
-An id is the millisecond in which the event was told, times 2**20, plus a count. So ids grow also when a log is lost and
-begun anew, and nobody takes the events of one log for those of another.
+An id is the millisecond in which the event was appended, times 2**20, plus a count. Ids therefore grow even when a log
+is lost and begun anew, and the events of one log are never taken for those of another.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Protocol
+
+import structlog
+
+from serving.errors import StoreUnavailable
+
+log = structlog.get_logger(__name__)
 
 MAX_EVENTS = 10_000
 
@@ -27,42 +33,50 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Events in the order of their ids, and the span that the log had when they were read: floor < id <= latest."""
+    """Events in the order of their ids, and the span of the log when they were read: floor < id <= latest."""
 
     events: list[Event]
     floor: int
     latest: int
 
     def is_gap(self, after: int) -> bool:
-        """Whether events after that id may be missing from the log. Nothing is missing for who begins with 0."""
+        """Whether events after that id may be missing from the log. A client that begins with 0 misses nothing."""
         return after > 0 and not self.floor <= after <= self.latest
 
 
 class EventLog(Protocol):
-    """Shared like the store of jobs. Every method raises StoreUnavailable."""
+    """Kept where the jobs are kept. Every method raises StoreUnavailable."""
 
     async def append(self, topic: str, kind: str, data: bytes) -> int:
-        """Tell an event; gives its id. The oldest are forgotten when there are too many."""
+        """Append an event and return its id. The oldest events are forgotten when there are too many."""
         ...
 
     async def read(self, topic: str | None, after: int, limit: int) -> Page:
-        """The first `limit` events of a topic, or of all, with an id above `after`; fewer means that there are no more.
+        """The first `limit` events of a topic, or of all, with an id above `after`; fewer mean that there are no more.
 
         With a limit of 0 only the span is read.
         """
         ...
 
     async def wait(self, after: int) -> None:
-        """Come back soon after there is an event with an id above `after`, or after some seconds without one."""
+        """Return soon after there is an event with an id above `after`, or after some seconds without one."""
         ...
 
     async def prune(self, older_than: float) -> int:
-        """Forget what was told more than `older_than` seconds ago; gives how many events that were."""
+        """Forget the events appended more than `older_than` seconds ago; return how many."""
         ...
 
     async def close(self) -> None:
         """Disconnect; the next call connects again."""
         ...
+
+
+async def tell(events: EventLog, topic: str, kind: str, data: bytes) -> None:
+    """Append an event that the caller can do without: while the log is unavailable it is dropped."""
+    try:
+        await events.append(topic, kind, data)
+    except StoreUnavailable as error:
+        log.warning("Event dropped: the event log is unavailable", topic=topic, kind=kind, error=str(error))
 
 
 def first_id(milliseconds: int) -> int:

@@ -21,7 +21,6 @@ from serving.http.routes.health import health_router
 from serving.http.routes.jobs import jobs_router
 from serving.http.routes.models import models_router
 from serving.http.routes.outcomes import outcomes_router
-from serving.http.routes.streams import streams_router
 from serving.http.sse import Streams
 from serving.service import Service
 
@@ -46,10 +45,9 @@ def make_api(service: Service, streams: Streams, authorize: Authorize | None, li
     for router in (
         models_router(service.registry),
         health_router(service),
-        streams_router(streams, service.shared.events, service.shared.jobs.get),
         entities_router(service, streams),
         outcomes_router(service),
-        jobs_router(service),
+        jobs_router(service, streams),
     ):
         api.include_router(router)
     if authorize is not None:

@@ -8,11 +8,9 @@ from contextlib import suppress
 from functools import partial
 from typing import Literal, TypeVar
 
-import msgspec
 import structlog
 
 from serving.errors import ServingError, StoreUnavailable
-from serving.events.log import EventLog
 from serving.jobs.job import Job, Lease
 from serving.jobs.store import JobStore
 
@@ -45,18 +43,15 @@ class AttemptFailed(Exception):
 class Attempt:
     """A claimed job in the hands of its owner."""
 
-    def __init__(
-        self, store: JobStore, events: EventLog, job: Job, *, owner: str, lease: float, chunks_at_once: int = 1
-    ) -> None:
+    def __init__(self, store: JobStore, job: Job, *, owner: str, lease: float, chunks_at_once: int = 1) -> None:
         self._store = store
-        self._events = events
         self._job = job
         self._owner = owner
         self._lease = lease
         self._chunks_at_once = chunks_at_once
         self._done = 0
         self._shares: dict[int, float] = {}
-        self._progress = self._told = job.progress
+        self._progress = job.progress
 
     async def run(self, handler: Handler, stopping: asyncio.Event) -> AttemptOutcome:
         """Work until the job is done, fails, is cancelled or lost, or the runner stops. Raises ServingError."""
@@ -103,7 +98,6 @@ class Attempt:
                 return lease
             self._done += 1
             self._report(chunk, 0.0)
-            await self.tell("chunk", chunk=chunk, chunks_done=self._done, chunks=job.chunks)
         return "held"
 
     def _report(self, chunk: int, share: float) -> None:
@@ -122,9 +116,6 @@ class Attempt:
                 continue
             if lease != "held":
                 return lease
-            if self._progress > self._told:
-                self._told = self._progress
-                await self.tell("progress", progress=round(self._progress, 4))
 
     async def _conclude(self, working: asyncio.Task[Lease]) -> AttemptOutcome:
         """What became of work that has come to its end."""
@@ -143,36 +134,21 @@ class Attempt:
         if lease != "held":
             return await self._let_go(lease)
         job = await self._patiently(partial(self._store.finish, self._job.id, self._owner))
-        return await self._end(job)
+        return _outcome(job)
 
     async def _fail(self, error: str, *, permanent: bool) -> AttemptOutcome:
         fail = partial(self._store.fail, self._job.id, self._owner, error, permanent=permanent)
-        return await self._end(await self._patiently(fail))
+        return _outcome(await self._patiently(fail))
 
     async def _let_go(self, lease: Lease) -> AttemptOutcome:
         if lease == "lost":
             return "lost"
         job = await self.release()
-        return "released" if job is not None and job.state == "queued" else await self._end(job)
+        return "released" if job is not None and job.state == "queued" else _outcome(job)
 
     async def release(self) -> Job | None:
         """Give the job back, for another runner to go on with."""
         return await self._store.release(self._job.id, self._owner)
-
-    async def _end(self, job: Job | None) -> AttemptOutcome:
-        if job is None:
-            return "lost"
-        assert job.state != "running"
-        if job.is_finished:
-            await self.tell(job.state, state=job.state, error=job.error)
-        return job.state
-
-    async def tell(self, kind: str, **data: object) -> None:
-        """Tell an event of the job. The job goes on without: the store knows what has happened."""
-        try:
-            await self._events.append(self._job.id, kind, msgspec.json.encode(data))
-        except StoreUnavailable as error:
-            log.warning("Event is lost", job=self._job.id, kind=kind, error=str(error))
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         """Its answer, asked for again while the store is away and the lease may still be ours."""
@@ -182,3 +158,10 @@ class Attempt:
                 return await call()
             await asyncio.sleep(RETRY_SECONDS)
         return await call()
+
+
+def _outcome(job: Job | None) -> AttemptOutcome:
+    if job is None:
+        return "lost"
+    assert job.state != "running"
+    return job.state

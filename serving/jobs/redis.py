@@ -1,73 +1,77 @@
-"""Jobs in Redis: shared by all instances. What happens in the server is in `scripts.py`."""
+"""Jobs in Redis: shared by all instances. What happens in the server is in `redis.lua`."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from serving.errors import JobNotFound, QueueFull
-from serving.jobs import scripts
+from serving.events.log import MAX_EVENTS
+from serving.events.redis import PREFIX as EVENTS_PREFIX
+from serving.events.redis import appending, event_keys
 from serving.jobs.job import Backoff, Counts, Job, JobRequest, Lease, Submitted, job_from, new_id, printable
-from serving.jobs.store import MAX_QUEUED, RETRY_AFTER_SECONDS
+from serving.jobs.store import LOST, MAX_QUEUED, PRUNE_AT_ONCE, REQUEST_FIELDS, RETRY_AFTER_SECONDS
 from serving.storage.redis import ScriptedRedis
+from serving.storage.statements import statements
 
-PRUNED_AT_ONCE = 500
-
-FIELDS = ("operation", "model", "version", "parameters", "max_attempts", "unique_key", "idempotency_key", "mutex")
-"""Of a request, as they are kept; empty ones are left out."""
+SCRIPTS = Path(__file__).with_name("redis.lua")
+REFUSED_WHEN_FULL = ("submit", "probe")
 
 
 class RedisJobStore:
-    """A JobStore under `prefix`, whose braces keep all keys on one node of a cluster."""
+    """A JobStore under `prefix`, with its events in the log under `events_prefix`."""
 
     def __init__(
         self,
         url: str,
         *,
         prefix: str = "forkserve:{jobs}:",
+        events_prefix: str = EVENTS_PREFIX,
         max_queued: int = MAX_QUEUED,
         retry_after: float = RETRY_AFTER_SECONDS,
         backoff: Backoff | None = None,
         timeout: float = 1.0,
         health_check_interval: float = 30.0,
     ) -> None:
-        """`max_queued` jobs may wait; who comes later is told to come back after `retry_after` seconds.
+        """`max_queued` jobs may wait; further ones are refused with the advice to retry after `retry_after` seconds.
 
         Connecting, writing and reading may each take `timeout` seconds. Raises InvalidRedisUrl.
         """
         self._redis = ScriptedRedis(url, timeout=timeout, health_check_interval=health_check_interval)
-        self._prefix = prefix
+        self._keys = [prefix, *event_keys(events_prefix)]
         self._max_queued = max_queued
         self._retry_after = retry_after
         self._backoff = backoff or Backoff()
 
     async def submit(self, request: JobRequest) -> Submitted:
         fields: list[Any] = ["chunks", len(request.inputs)]
-        for name in FIELDS:
+        for name in REQUEST_FIELDS:
             if value := getattr(request, name):
                 fields += [name, value]
         head = (self._max_queued, request.delay, len(fields))
         # the id is made here, so that a submission that is sent twice is one
-        outcome, *found = await self._run(scripts.SUBMIT, new_id(), *head, *fields, *request.inputs)
+        outcome, *found = await self._run("submit", new_id(), *head, *fields, *request.inputs)
         if outcome < 0:
             raise QueueFull(self._retry_after)
         return Submitted(_job(found[0]), is_new=outcome == 1)
 
     async def claim(self, owner: str, lease_seconds: float, operations: Sequence[str]) -> Job | None:
-        return _job_or_none(await self._run(scripts.CLAIM, owner, lease_seconds, *operations, safe=False))
+        return _job_or_none(await self._run("claim", owner, lease_seconds, *operations, safe=False))
 
     async def heartbeat(self, job_id: str, owner: str, lease_seconds: float, progress: float = 0.0) -> Lease:
-        return _lease(await self._run(scripts.HEARTBEAT, job_id, owner, lease_seconds, progress))
+        return _lease(await self._run("heartbeat", job_id, owner, lease_seconds, progress))
 
     async def checkpoint(self, job_id: str, owner: str, lease_seconds: float, chunk: int, result: bytes) -> Lease:
-        answer = await self._run(scripts.CHECKPOINT, job_id, owner, lease_seconds, chunk, result)
+        answer = await self._run("checkpoint", job_id, owner, lease_seconds, chunk, result)
         if answer == b"no such chunk":
             raise ValueError(f"the job has no chunk {chunk}")
         return _lease(answer)
 
     async def finish(self, job_id: str, owner: str) -> Job | None:
-        answer = await self._run(scripts.FINISH, job_id, owner)
+        answer = await self._run("finish", job_id, owner)
         if isinstance(answer, int):
             raise ValueError(f"{answer} chunks of the job are missing")  # noqa: TRY004 - an answer, no argument
         return _job_or_none(answer)
@@ -75,50 +79,58 @@ class RedisJobStore:
     async def fail(self, job_id: str, owner: str, error: str, *, permanent: bool = False) -> Job | None:
         share = random.random()  # noqa: S311 - spreads retries
         backoff = (self._backoff.first, self._backoff.longest, share)
-        return _job_or_none(await self._run(scripts.FAIL, job_id, owner, printable(error), int(permanent), *backoff))
+        return _job_or_none(await self._run("fail", job_id, owner, printable(error), int(permanent), *backoff))
 
     async def release(self, job_id: str, owner: str) -> Job | None:
-        return _job_or_none(await self._run(scripts.RELEASE, job_id, owner))
+        return _job_or_none(await self._run("release", job_id, owner))
 
     async def cancel(self, job_id: str) -> Job:
-        return _existing(await self._run(scripts.CANCEL, job_id))
+        return _existing(await self._run("cancel", job_id))
 
     async def get(self, job_id: str) -> Job:
-        return _existing(await self._run(scripts.GET, job_id))
+        return _existing(await self._run("get", job_id))
 
     async def input(self, job_id: str, chunk: int) -> bytes:
-        data: bytes | None = await self._run(scripts.INPUT, job_id, chunk)
+        data: bytes | None = await self._run("input", job_id, chunk)
         if data is None:
             raise JobNotFound("there is no such input, or no longer")
         return data
 
     async def missing(self, job_id: str) -> list[int]:
-        chunks: list[int] | None = await self._run(scripts.MISSING, job_id)
+        chunks: list[int] | None = await self._run("missing", job_id)
         if chunks is None:
             raise JobNotFound("there is no such job, or no longer")
         return chunks
 
     async def result(self, job_id: str, chunk: int) -> bytes | None:
-        data: bytes | None = await self._run(scripts.RESULT, job_id, chunk)
+        data: bytes | None = await self._run("result", job_id, chunk)
         return data
 
     async def counts(self) -> Counts:
-        states, waited = await self._run(scripts.COUNTS)
+        states, waited = await self._run("counts")
         by_state = {name.decode(): int(count) for name, count in _pairs(states)}
         return Counts(**by_state, oldest_queued_seconds=float(waited))
 
     async def probe(self) -> None:
-        await self._run(scripts.PROBE)
+        await self._run("probe")
 
     async def prune(self, older_than: float, keep: int) -> int:
-        removed: int = await self._run(scripts.PRUNE, older_than, keep, PRUNED_AT_ONCE)
+        removed: int = await self._run("prune", older_than, keep, PRUNE_AT_ONCE)
         return removed
 
     async def close(self) -> None:
         await self._redis.close()
 
-    async def _run(self, script: str, *arguments: bytes | str | float, safe: bool = True) -> Any:
-        return await self._redis.run(script, [self._prefix], *arguments, safe=safe)
+    async def _run(self, name: str, *arguments: bytes | str | float, safe: bool = True) -> Any:
+        return await self._redis.run(_script(name), self._keys, *arguments, safe=safe)
+
+
+@cache
+def _script(name: str) -> str:
+    flags = "" if name in REFUSED_WHEN_FULL else "#!lua flags=allow-oom\n"
+    constants = f"local max_events, lost = {MAX_EVENTS}, '{LOST}'\n"
+    scripts = statements(SCRIPTS)
+    return flags + constants + appending() + scripts["common"] + scripts[name]
 
 
 def _pairs(flat: Sequence[bytes]) -> list[tuple[bytes, bytes]]:

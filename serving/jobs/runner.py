@@ -16,9 +16,8 @@ from serving.errors import ExecutorGone, ServingError, StoreUnavailable
 from serving.events.log import EventLog
 from serving.jobs.attempt import Attempt, AttemptOutcome, Handler
 from serving.jobs.job import Job
-from serving.jobs.owner import new_owner
 from serving.jobs.rows import Backend
-from serving.jobs.store import JobStore
+from serving.jobs.store import JobStore, new_owner
 from serving.process.executor import Executor
 from serving.process.kernel import child_pids, read_memory
 from serving.shared.metrics import JobCounters
@@ -143,7 +142,6 @@ class Runner:
         said("Job begins", attempt=job.attempts, chunks=job.chunks, chunks_done=job.chunks_done, private_bytes=before)
         attempt = Attempt(
             self._store,
-            self._events,
             job,
             owner=owner,
             lease=self._lease_seconds,

@@ -1,4 +1,4 @@
-"""Jobs in a SQLite file: what is used without Redis."""
+"""Jobs in a SQLite file, the default without Redis; what it says to SQLite is in `sqlite.sql`."""
 
 from __future__ import annotations
 
@@ -6,19 +6,27 @@ import json
 import random
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from sqlite3 import Connection, Row
+from typing import Any
+
+import msgspec
 
 from serving.errors import JobNotFound, QueueFull
-from serving.jobs import statements
+from serving.events.sqlite import append_event, create_tables
 from serving.jobs.job import Backoff, Counts, Job, JobRequest, Lease, Submitted, job_from, new_id, printable
-from serving.jobs.schema import MIGRATIONS
-from serving.jobs.store import MAX_QUEUED, RETRY_AFTER_SECONDS
+from serving.jobs.store import LOST, MAX_QUEUED, PRUNE_AT_ONCE, REQUEST_FIELDS, RETRY_AFTER_SECONDS, end_event
 from serving.storage.sqlite import Database
+from serving.storage.statements import statements
 
-PRUNED_AT_ONCE = 500
+STATEMENTS = Path(__file__).with_name("sqlite.sql")
 
-REQUESTED = ("operation", "model", "version", "parameters", "max_attempts", "unique_key", "idempotency_key", "mutex")
+
+def jobs_database(directory: Path, *, busy_seconds: float = 5.0) -> Database:
+    """`jobs.db`: the jobs and, since schema 2, the events, which were in `events.db` before. Opens nothing."""
+    migrations = (_sql("schema_1"), partial(create_tables, old_file=directory / "events.db"))
+    return Database(directory / "jobs.db", migrations, busy_seconds=busy_seconds)
 
 
 class SQLiteJobStore:
@@ -34,76 +42,73 @@ class SQLiteJobStore:
         busy_seconds: float = 5.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`max_queued` jobs may wait; who comes later is told to come back after `retry_after` seconds."""
-        self._database = Database(directory / "jobs.db", MIGRATIONS, busy_seconds=busy_seconds)
+        """`max_queued` jobs may wait; further ones are refused with the advice to retry after `retry_after` seconds."""
+        self._database = jobs_database(directory, busy_seconds=busy_seconds)
         self._max_queued = max_queued
         self._retry_after = retry_after
         self._backoff = backoff or Backoff()
         self._clock = clock
 
     async def submit(self, request: JobRequest) -> Submitted:
-        keys = {name: getattr(request, name) for name in ("unique_key", "idempotency_key", "mutex")}
+        now, values = self._clock(), {name: getattr(request, name) for name in REQUEST_FIELDS}
+        values |= {"id": new_id(), "chunks": len(request.inputs), "created": now, "due": now + request.delay}
 
         def work(connection: Connection) -> Submitted:
-            same = connection.execute(statements.SAME_JOB, keys).fetchone()
+            same = _one(connection, "same_job", **values)
             if same is not None:
                 return Submitted(_job(same), is_new=False)
-            queued = connection.execute("select count(*) from jobs where state = 'queued'").fetchone()[0]
-            if queued >= self._max_queued:
+            if connection.execute(_sql("count_queued")).fetchone()["queued"] >= self._max_queued:
                 raise QueueFull(self._retry_after)
-            return Submitted(self._insert(connection, request), is_new=True)
+            job = _job(_one(connection, "insert", **values))
+            chunks = ((job.id, chunk, data) for chunk, data in enumerate(request.inputs))
+            connection.executemany(_sql("insert_input"), chunks)
+            return Submitted(job, is_new=True)
 
         return await self._database.write(work)
 
-    def _insert(self, connection: Connection, request: JobRequest) -> Job:
-        now, job_id = self._clock(), new_id()
-        values = {name: getattr(request, name) for name in REQUESTED}
-        values |= {"id": job_id, "chunks": len(request.inputs), "created": now, "due": now + request.delay}
-        row = connection.execute(statements.INSERT, values).fetchone()
-        chunks = ((job_id, chunk, data) for chunk, data in enumerate(request.inputs))
-        connection.executemany("insert into inputs (job, chunk, data) values (?, ?, ?)", chunks)
-        return _job(row)
-
     async def claim(self, owner: str, lease_seconds: float, operations: Sequence[str]) -> Job | None:
+        wanted = {"owner": owner, "lease": lease_seconds, "operations": json.dumps(list(operations))}
+
         def work(connection: Connection) -> Job | None:
-            now = self._clock()
-            connection.execute(statements.REAP, {"now": now})
-            values = {"now": now, "owner": owner, "lease": lease_seconds, "operations": json.dumps(list(operations))}
-            row = connection.execute(statements.CLAIM, values).fetchone()
+            self._reap(connection)
+            row = _one(connection, "claim", now=self._clock(), **wanted)
             return None if row is None else _job(row)
 
         return await self._database.write(work)
 
     async def heartbeat(self, job_id: str, owner: str, lease_seconds: float, progress: float = 0.0) -> Lease:
         def work(connection: Connection) -> Lease:
-            values = (self._clock() + lease_seconds, min(progress, 1.0), job_id, owner)
-            return _lease(connection.execute(statements.RENEW, values).fetchone())
+            before = _held(connection, job_id, owner)
+            if before is None:
+                return "lost"
+            job = self._renew(connection, job_id, lease_seconds, min(progress, 1.0))
+            if int(job.progress * 10_000) > int(before.progress * 10_000):
+                self._tell(connection, job_id, "progress", progress=round(job.progress, 4))
+            return _lease(job)
 
         return await self._database.write(work)
 
     async def checkpoint(self, job_id: str, owner: str, lease_seconds: float, chunk: int, result: bytes) -> Lease:
         def work(connection: Connection) -> Lease:
-            row = connection.execute(statements.RENEW, (self._clock() + lease_seconds, 0.0, job_id, owner)).fetchone()
-            if row is None:
+            if _held(connection, job_id, owner) is None:
                 return "lost"
-            if not 0 <= chunk < row["chunks"]:
+            job = self._renew(connection, job_id, lease_seconds, 0.0)
+            if not 0 <= chunk < job.chunks:
                 raise ValueError(f"the job has no chunk {chunk}")
-            kept = connection.execute(
-                "insert into results (job, chunk, data) values (?, ?, ?) on conflict do nothing",
-                (job_id, chunk, result),
-            )
-            if kept.rowcount:
-                connection.execute(statements.COUNT_CHUNK, (job_id,))
-            return _lease(row)
+            if connection.execute(_sql("keep_result"), (job_id, chunk, result)).rowcount:
+                job = _job(_one(connection, "count_chunk", id=job_id))
+                self._tell(connection, job_id, "chunk", chunk=chunk, chunks_done=job.chunks_done, chunks=job.chunks)
+            return _lease(job)
 
         return await self._database.write(work)
 
     async def finish(self, job_id: str, owner: str) -> Job | None:
         def work(connection: Connection) -> Job | None:
-            job = _find(connection, job_id)
-            if job is not None and job.state == "done" and job.owner == owner:
-                return job  # told twice
-            if job is None or not _holds(job, owner):
+            row = _one(connection, "job", id=job_id)
+            if row is not None and (row["state"], row["owner"]) == ("done", owner):
+                return _job(row)  # called twice
+            job = _held(connection, job_id, owner)
+            if job is None:
                 return None
             if job.chunks_done < job.chunks:
                 raise ValueError(f"{job.chunks - job.chunks_done} chunks of the job are missing")
@@ -113,42 +118,36 @@ class SQLiteJobStore:
 
     async def fail(self, job_id: str, owner: str, error: str, *, permanent: bool = False) -> Job | None:
         def work(connection: Connection) -> Job | None:
-            job = _find(connection, job_id)
-            if job is None or not _holds(job, owner):
+            job = _held(connection, job_id, owner)
+            if job is None:
                 return None
             if job.cancelling:
                 return self._end(connection, job_id, "cancelled", printable(error))
             if permanent or job.stalled >= job.max_attempts:
                 return self._end(connection, job_id, "failed", printable(error))
             due = self._clock() + self._backoff.delay(job.stalled, random.random())  # noqa: S311 - spreads retries
-            values = (due, printable(error), job_id)
-            return _job(
-                connection.execute(
-                    "update jobs set state = 'queued', due = ?, error = ? where id = ? returning *", values
-                ).fetchone()
-            )
+            return _job(_one(connection, "requeue", id=job_id, due=due, error=printable(error)))
 
         return await self._database.write(work)
 
     async def release(self, job_id: str, owner: str) -> Job | None:
         def work(connection: Connection) -> Job | None:
-            job = _find(connection, job_id)
-            if job is None or not _holds(job, owner):
+            job = _held(connection, job_id, owner)
+            if job is None:
                 return None
             if job.cancelling:
                 return self._end(connection, job_id, "cancelled", job.error)
-            released = "update jobs set state = 'queued', stalled = max(0, stalled - 1) where id = ? returning *"
-            return _job(connection.execute(released, (job_id,)).fetchone())
+            return _job(_one(connection, "release", id=job_id))
 
         return await self._database.write(work)
 
     async def cancel(self, job_id: str) -> Job:
         def work(connection: Connection) -> Job:
-            connection.execute(statements.REAP, {"now": self._clock()})
+            self._reap(connection)
             job = _existing(connection, job_id)
             if job.state == "queued":
                 return self._end(connection, job_id, "cancelled", job.error)
-            connection.execute("update jobs set cancelling = 1 where id = ? and state = 'running'", (job_id,))
+            connection.execute(_sql("ask_to_cancel"), {"id": job_id})
             return _existing(connection, job_id)
 
         return await self._database.write(work)
@@ -157,34 +156,26 @@ class SQLiteJobStore:
         return await self._database.read(lambda connection: _existing(connection, job_id))
 
     async def input(self, job_id: str, chunk: int) -> bytes:
-        def work(connection: Connection) -> bytes:
-            row = connection.execute("select data from inputs where job = ? and chunk = ?", (job_id, chunk)).fetchone()
-            if row is None:
-                raise JobNotFound("there is no such input, or no longer")
-            return bytes(row["data"])
-
-        return await self._database.read(work)
+        data = await self._chunk("input", job_id, chunk)
+        if data is None:
+            raise JobNotFound("there is no such input, or no longer")
+        return data
 
     async def missing(self, job_id: str) -> list[int]:
         def work(connection: Connection) -> list[int]:
             chunks = _existing(connection, job_id).chunks
-            done = {row["chunk"] for row in connection.execute("select chunk from results where job = ?", (job_id,))}
+            done = {row["chunk"] for row in connection.execute(_sql("chunks_done"), (job_id,))}
             return [chunk for chunk in range(chunks) if chunk not in done]
 
         return await self._database.read(work)
 
     async def result(self, job_id: str, chunk: int) -> bytes | None:
-        def work(connection: Connection) -> bytes | None:
-            select = "select data from results where job = ? and chunk = ?"
-            row = connection.execute(select, (job_id, chunk)).fetchone()
-            return None if row is None else bytes(row["data"])
-
-        return await self._database.read(work)
+        return await self._chunk("result", job_id, chunk)
 
     async def counts(self) -> Counts:
         def work(connection: Connection) -> Counts:
-            states = {row[0]: row[1] for row in connection.execute("select state, count(*) from jobs group by state")}
-            oldest = connection.execute("select min(due) from jobs where state = 'queued'").fetchone()[0]
+            states = dict(tuple(row) for row in connection.execute(_sql("count_by_state")))
+            oldest = connection.execute(_sql("oldest_due")).fetchone()["due"]
             waited = 0.0 if oldest is None else max(0.0, self._clock() - oldest)
             return Counts(**states, oldest_queued_seconds=waited)
 
@@ -195,42 +186,67 @@ class SQLiteJobStore:
 
     async def prune(self, older_than: float, keep: int) -> int:
         def work(connection: Connection) -> int:
-            values = {"before": self._clock() - older_than, "keep": keep, "most": PRUNED_AT_ONCE}
-            return connection.execute(statements.PRUNE, values).rowcount
+            values = {"before": self._clock() - older_than, "keep": keep, "limit": PRUNE_AT_ONCE}
+            return connection.execute(_sql("prune"), values).rowcount
 
         return await self._database.write(work)
 
     async def close(self) -> None:
         await self._database.close()
 
+    async def _chunk(self, kind: str, job_id: str, chunk: int) -> bytes | None:
+        def work(connection: Connection) -> bytes | None:
+            row = connection.execute(_sql(kind), (job_id, chunk)).fetchone()
+            return None if row is None else bytes(row["data"])
+
+        return await self._database.read(work)
+
+    def _reap(self, connection: Connection) -> None:
+        """End or queue again the jobs whose lease has run out."""
+        for row in connection.execute(_sql("reap"), {"now": self._clock(), "lost": LOST}).fetchall():
+            if row["finished"] is not None:
+                self._tell_end(connection, _job(row))
+
+    def _renew(self, connection: Connection, job_id: str, lease_seconds: float, progress: float) -> Job:
+        return _job(_one(connection, "renew", id=job_id, until=self._clock() + lease_seconds, progress=progress))
+
     def _end(self, connection: Connection, job_id: str, state: str, error: str) -> Job:
-        values = (state, self._clock(), error, state, job_id)
-        update = """update jobs set state = ?, finished = ?, error = ?,
-            progress = case when ? = 'done' then 1.0 else progress end where id = ? returning *"""
-        return _job(connection.execute(update, values).fetchone())
+        job = _job(_one(connection, "end", id=job_id, state=state, now=self._clock(), error=error))
+        self._tell_end(connection, job)
+        return job
+
+    def _tell_end(self, connection: Connection, job: Job) -> None:
+        append_event(connection, job.id, job.state, end_event(job), now=self._clock())
+
+    def _tell(self, connection: Connection, job_id: str, kind: str, **data: Any) -> None:
+        append_event(connection, job_id, kind, msgspec.json.encode(data), now=self._clock())
+
+
+def _sql(name: str) -> str:
+    return statements(STATEMENTS)[name]
+
+
+def _one(connection: Connection, name: str, **values: Any) -> Any:
+    """The first row of a named statement, or None."""
+    return connection.execute(_sql(name), values).fetchone()
 
 
 def _job(row: Row) -> Job:
     return job_from(dict(row))
 
 
-def _find(connection: Connection, job_id: str) -> Job | None:
-    row = connection.execute("select * from jobs where id = ?", (job_id,)).fetchone()
+def _existing(connection: Connection, job_id: str) -> Job:
+    row = _one(connection, "job", id=job_id)
+    if row is None:
+        raise JobNotFound("there is no such job, or no longer")
+    return _job(row)
+
+
+def _held(connection: Connection, job_id: str, owner: str) -> Job | None:
+    """The job, if it runs under a lease of this owner."""
+    row = _one(connection, "held", id=job_id, owner=owner)
     return None if row is None else _job(row)
 
 
-def _existing(connection: Connection, job_id: str) -> Job:
-    job = _find(connection, job_id)
-    if job is None:
-        raise JobNotFound("there is no such job, or no longer")
-    return job
-
-
-def _holds(job: Job, owner: str) -> bool:
-    return job.state == "running" and job.owner == owner
-
-
-def _lease(renewed: Row | None) -> Lease:
-    if renewed is None:
-        return "lost"
-    return "cancelled" if renewed["cancelling"] else "held"
+def _lease(job: Job) -> Lease:
+    return "cancelled" if job.cancelling else "held"

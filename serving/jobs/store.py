@@ -7,13 +7,35 @@ goes on with the chunks that are missing.
 
 from __future__ import annotations
 
+import os
+import secrets
+import socket
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
+
+import msgspec
 
 from serving.jobs.job import Counts, Job, JobRequest, Lease, Submitted
 
 MAX_QUEUED = 1000
 RETRY_AFTER_SECONDS = 10.0
+PRUNE_AT_ONCE = 500
+
+LOST = "lost with its runner"
+"""The error of a job whose lease has run out; the owner's name follows it, which is for the log and not for clients."""
+
+REQUEST_FIELDS = (
+    "operation",
+    "model",
+    "version",
+    "parameters",
+    "max_attempts",
+    "unique_key",
+    "idempotency_key",
+    "mutex",
+)
+"""Of a JobRequest, as they are kept."""
 
 
 class JobStore(Protocol):
@@ -111,3 +133,19 @@ async def results(store: JobStore, job: Job) -> AsyncIterator[bytes]:
         if result is None:
             return
         yield result
+
+
+def end_event(job: Job) -> bytes:
+    """The data of the event that says how a job has ended."""
+    error = public_error(job) if job.state == "failed" else ""
+    return msgspec.json.encode({"state": job.state, "error": error})
+
+
+def public_error(job: Job) -> str:
+    """The job's error as clients see it: without the name of a lease owner."""
+    return LOST if job.error.startswith(LOST) else job.error
+
+
+def new_owner() -> str:
+    """A lease owner that no process has been or will be again: `host:pid:milliseconds:random`."""
+    return f"{socket.gethostname()}:{os.getpid()}:{int(time.time() * 1000)}:{secrets.token_hex(8)}"

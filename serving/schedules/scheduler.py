@@ -19,8 +19,7 @@ import structlog
 
 from serving.errors import JobNotFound, QueueFull, StoreUnavailable
 from serving.jobs.job import Job
-from serving.jobs.owner import new_owner
-from serving.jobs.store import JobStore
+from serving.jobs.store import JobStore, new_owner
 from serving.schedules.due import Due, find_due
 from serving.schedules.schedule import Called, Queued, Schedule
 from serving.schedules.store import Record, ScheduleCounts, ScheduleStore

@@ -27,6 +27,7 @@ WAL_BYTES = 16 << 20
 """Size to which a checkpoint cuts the write-ahead log; without it the log keeps its largest size."""
 
 T = TypeVar("T")
+Migration = str | Callable[[sqlite3.Connection], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -46,8 +47,8 @@ class _OpenFile:
 class Database:
     """One file and the steps that lead to its present schema. Building it opens nothing, so it may be forked."""
 
-    def __init__(self, path: Path, migrations: Sequence[str], *, busy_seconds: float = 5.0) -> None:
-        """`migrations[n]` is the script from schema n to n + 1; a step that was released is never changed.
+    def __init__(self, path: Path, migrations: Sequence[Migration], *, busy_seconds: float = 5.0) -> None:
+        """`migrations[n]` leads from schema n to n + 1: a script or a function. A released step is never changed.
 
         A call waits up to `busy_seconds` for other processes that write.
         """
@@ -131,9 +132,11 @@ class Database:
         present = _schema(connection)
         if present > len(self._migrations):
             raise StoreUnavailable(f"{self._path.name}: written by a newer version")
-        for script in self._migrations[present:]:
-            for statement in _statements(script):
-                connection.execute(statement)
+        for step in self._migrations[present:]:
+            if callable(step):
+                step(connection)
+            else:
+                run_script(connection, step)
         connection.execute(f"pragma user_version = {len(self._migrations)}")
 
 
@@ -154,12 +157,12 @@ def _schema(connection: sqlite3.Connection) -> int:
     return version
 
 
-def _statements(script: str) -> list[str]:
-    """Split a script: a migration is one transaction, but `executescript` would commit after each statement."""
-    statements, current = [], ""
+def run_script(connection: sqlite3.Connection, script: str) -> None:
+    """Run a script within the present transaction; `executescript` would commit before it."""
+    current = ""
     for part in script.split(";"):
         current += part + ";"
         if sqlite3.complete_statement(current):
-            statements.append(current)
+            if current.strip(" \n;"):
+                connection.execute(current)
             current = ""
-    return [statement for statement in statements if statement.strip(" \n;")]

@@ -18,8 +18,8 @@ from registry.store import aliases
 from registry.store.directory import find_model
 from registry.store.manifest import Manifest, read_manifest
 from registry.training.candidates import Candidate, find_candidate, find_trained, remove_candidates, take_in
-from serving.errors import CallFailed, DeadlineExceeded, MemoryExceeded, StoreUnavailable
-from serving.events.log import EventLog
+from serving.errors import CallFailed, DeadlineExceeded, MemoryExceeded
+from serving.events.log import EventLog, tell
 from serving.jobs.attempt import AttemptFailed, JobFailed, Report
 from serving.jobs.job import Job
 from serving.process.executor import Executor
@@ -166,11 +166,7 @@ class TrainHandler:
             raise AttemptFailed(str(error)) from error
 
     async def _tell(self, job: Job, kind: str, **data: Any) -> None:
-        """Tell an event of the job. The job goes on without."""
-        try:
-            await self.events.append(job.id, kind, msgspec.json.encode(data))
-        except StoreUnavailable as error:
-            log.warning("Event is lost", job=job.id, kind=kind, error=str(error))
+        await tell(self.events, job.id, kind, msgspec.json.encode(data))
 
 
 def _reason(error: Exception) -> str:

@@ -12,11 +12,11 @@ import pytest
 
 from cache.memory import MemoryTier
 from cache.tiered import TieredCache
-from serving.events.hub import Hub
+from serving.events.follow import Hub
 from serving.events.sqlite import SQLiteEventLog
 from serving.jobs.attempt import Attempt, JobFailed, Report
 from serving.jobs.job import Job, JobRequest
-from serving.jobs.sqlite import SQLiteJobStore
+from serving.jobs.sqlite import SQLiteJobStore, jobs_database
 from serving.shared.book import Book
 from serving.shared.metrics import Metrics
 from serving.shared.pressure import Pressure, Trimmer
@@ -92,7 +92,7 @@ async def test_requests_that_fail_or_are_given_up_leave_nothing_in_the_cache(cac
 
 
 async def test_streams_that_come_and_go_leave_nothing(tmp_path: Path) -> None:
-    events = SQLiteEventLog(tmp_path, poll_seconds=0.001, max_events=50)
+    events = SQLiteEventLog(jobs_database(tmp_path), poll_seconds=0.001, max_events=50)
     hub = Hub(events)
 
     async def cycle(number: int) -> None:
@@ -101,13 +101,13 @@ async def test_streams_that_come_and_go_leave_nothing(tmp_path: Path) -> None:
             assert (await anext(aiter(stream))).kind == "tick"
 
     kept = await leaked(cycle)
-    await hub.close()
+    hub.close()
     await events.close()
     assert kept < ALLOWED_BYTES
 
 
 async def test_jobs_that_are_done_or_fail_leave_nothing(tmp_path: Path) -> None:
-    store, events = SQLiteJobStore(tmp_path), SQLiteEventLog(tmp_path, max_events=50)
+    store = SQLiteJobStore(tmp_path)
 
     async def handler(_job: Job, chunk: int, data: bytes, report: Report) -> bytes:
         report(0.5)
@@ -120,13 +120,12 @@ async def test_jobs_that_are_done_or_fail_leave_nothing(tmp_path: Path) -> None:
         await store.submit(JobRequest(operation="toy", inputs=(rows, rows)))
         job = await store.claim("a", 60, ["toy"])
         assert job is not None
-        outcome = await Attempt(store, events, job, owner="a", lease=60).run(handler, asyncio.Event())
+        outcome = await Attempt(store, job, owner="a", lease=60).run(handler, asyncio.Event())
         assert outcome == ("failed" if rows == b"bad" else "done")
         await store.prune(0, 5)
 
     kept = await leaked(cycle)
     await store.close()
-    await events.close()
     assert kept < ALLOWED_BYTES
 
 

@@ -23,7 +23,7 @@ from serving.cli.client import hammer, post
 from serving.events.redis import RedisEventLog
 from serving.events.sqlite import SQLiteEventLog
 from serving.jobs.redis import RedisJobStore
-from serving.jobs.sqlite import SQLiteJobStore
+from serving.jobs.sqlite import SQLiteJobStore, jobs_database
 
 pytestmark = pytest.mark.anyio
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 async def sqlite(models: Path, tmp_path: Path) -> AsyncIterator[Backstage]:
     environ = {"MODEL_DIR": str(models), "DATA_DIR": str(tmp_path), "MAX_REQUESTS": "0"}
-    backstage = Backstage(SQLiteJobStore(tmp_path), SQLiteEventLog(tmp_path), environ)
+    backstage = Backstage(SQLiteJobStore(tmp_path), SQLiteEventLog(jobs_database(tmp_path)), environ)
     yield backstage
     await backstage.close()
 
@@ -197,7 +197,8 @@ async def test_a_finished_job_tells_all_and_then_that_it_is_over(sqlite: Backsta
         async with Stream(service.address, path_of(job)) as stream:
             *told, last = await rest(stream)
             assert [frame["id"] for frame in told] == [str(number) for number in ids]
-            assert (last["event"], json.loads(last["data"])["state"], "id" in last) == ("cancelled", "cancelled", False)
+            assert (last["event"], json.loads(last["data"])) == ("cancelled", {"state": "cancelled", "error": ""})
+            assert int(last["id"]) > ids[-1]
             assert stream.complete
-        async with Stream(service.address, path_of(job), headers={"last-event-id": str(ids[-1])}) as stream:
+        async with Stream(service.address, path_of(job), headers={"last-event-id": last["id"]}) as stream:
             assert stream.status == 204

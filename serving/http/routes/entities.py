@@ -18,8 +18,7 @@ from serving.errors import InvalidRequest, TooManyInstances
 from serving.http.clients import network_of
 from serving.http.edge import check_json, read_body
 from serving.http.routes.predict import parse_timeout
-from serving.http.routes.streams import LastSeen
-from serving.http.sse import EventStream, Frames, Streams, frame, opening
+from serving.http.sse import EventStream, LastEventId, Streams
 from serving.predict.request_body import decode
 from serving.service import Service
 
@@ -158,20 +157,11 @@ def entities_router(service: Service, streams: Streams) -> APIRouter:
         response_class=Response,
         responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
     )
-    async def follow(entity: str, request: Request, after: LastSeen) -> Response:
+    async def follow(entity: str, request: Request, after: LastEventId) -> Response:
         check_entity(entity)
-        address = network_of(request.scope).hex()
-        return EventStream(streams, _frames(streams, entity, after, address))
+        return EventStream(streams, streams.follow(topic_of(entity), after, network_of(request.scope).hex()))
 
     return router
-
-
-async def _frames(streams: Streams, entity: str, after: int | None, address: str) -> Frames:
-    """An endless stream from now on, or from where the client left off."""
-    async with streams.hub.subscribe(topic_of(entity), after=after, address=address) as stream:
-        yield opening(stream.position)
-        async for event in stream:
-            yield frame(event.kind, event.data, event.id)
 
 
 def _headers(answer: EntityAnswer, seconds: float) -> dict[str, str]:

@@ -6,46 +6,33 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-import structlog
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
-from serving.errors import InvalidRequest, JobUnfinished, StoreUnavailable, UnsupportedBody
+from serving.errors import InvalidRequest, JobUnfinished, UnsupportedBody
 from serving.events.log import EventLog
+from serving.http.clients import network_of
 from serving.http.edge import body_type, check_encoding, read_body, stream_body
+from serving.http.sse import EventStream, LastEventId, Streams
 from serving.jobs.job import Job, JobRequest
-from serving.jobs.requests import idempotency_key
+from serving.jobs.requests import JobReader, idempotency_key
 from serving.jobs.results import csv_result, json_result, plain_result
 from serving.jobs.rows import OPERATIONS
-from serving.jobs.store import JobStore
-from serving.service import Service
+from serving.jobs.store import JobStore, public_error
+from serving.service import Limits, Service
 
-log = structlog.get_logger(__name__)
-
-LOST = "lost with its runner"
-"""The store's own words, which go on with the runner's name; that is for the log."""
+LAST_EVENTS = frozenset({"done", "failed", "cancelled"})
+"""The kinds of the events after which nothing happens to a job any more."""
 
 
-def jobs_router(service: Service) -> APIRouter:
-    """Nobody can list jobs or guess the id of one."""
+def jobs_router(service: Service, streams: Streams) -> APIRouter:
+    """Nobody can list jobs or guess the id of one. A job's events have its id as topic."""
     router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
     store, events, reader, limits = service.shared.jobs, service.shared.events, service.job_reader, service.limits
 
-    async def read(request: Request) -> JobRequest:
-        headers = dict(request.scope["headers"])
-        key = idempotency_key(request.headers.get("idempotency-key"))
-        kind = body_type(headers)
-        check_encoding(headers)
-        if kind == b"application/json":
-            return await reader.read_json(await read_body(headers, request.receive, limits.max_body_bytes), key)
-        if kind == b"text/csv":
-            rows = stream_body(headers, request.receive, limits.max_csv_bytes)
-            return await reader.read_csv(_query(request), rows, key)
-        raise UnsupportedBody("send application/json or text/csv in UTF-8")
-
     @router.post("", status_code=202, summary="Predict or explain many rows in the background")
     async def submit(request: Request) -> Response:
-        return submitted(await _submit(store, await read(request)))
+        return submitted(await _submit(store, await _read(request, reader, limits)))
 
     @router.get("/{job_id}", summary="How a job is getting on")
     async def show(job_id: str) -> Response:
@@ -60,9 +47,46 @@ def jobs_router(service: Service) -> APIRouter:
 
     @router.delete("/{job_id}", summary="Cancel a job")
     async def cancel(job_id: str) -> Response:
-        return _answer(await _cancel(store, events, job_id))
+        return _answer(await store.cancel(job_id))
+
+    @router.get(
+        "/{job_id}/events",
+        summary="What happens to a job, as server-sent events",
+        response_class=Response,
+        responses={
+            200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+            204: {"description": "The job is finished and has no further events; do not come back"},
+        },
+    )
+    async def follow(job_id: str, request: Request, last_event_id: LastEventId) -> Response:
+        job = await store.get(job_id)
+        after = last_event_id or 0
+        if job.is_finished and not await _has_more(events, job_id, after):
+            return Response(status_code=204)
+        address = network_of(request.scope).hex()
+        frames = streams.follow(job_id, after, address, last=LAST_EVENTS, follow=not job.is_finished)
+        return EventStream(streams, frames)
 
     return router
+
+
+async def _read(request: Request, reader: JobReader, limits: Limits) -> JobRequest:
+    headers = dict(request.scope["headers"])
+    key = idempotency_key(request.headers.get("idempotency-key"))
+    kind = body_type(headers)
+    check_encoding(headers)
+    if kind == b"application/json":
+        return await reader.read_json(await read_body(headers, request.receive, limits.max_body_bytes), key)
+    if kind == b"text/csv":
+        rows = stream_body(headers, request.receive, limits.max_csv_bytes)
+        return await reader.read_csv(_query(request), rows, key)
+    raise UnsupportedBody("send application/json or text/csv in UTF-8")
+
+
+async def _has_more(events: EventLog, job_id: str, after: int) -> bool:
+    """Whether a client that has seen the event `after` has more to read, be it only that events are missing."""
+    page = await events.read(job_id, after, 1)
+    return bool(page.events) or page.is_gap(after)
 
 
 def _result(store: JobStore, job: Job, accept: str) -> Response:
@@ -77,18 +101,6 @@ async def _submit(store: JobStore, request: JobRequest) -> Job:
     job = (await store.submit(request)).job
     if request.idempotency_key == job.idempotency_key != "" and job.unique_key != request.unique_key:
         raise InvalidRequest("this Idempotency-Key has come with another request before")
-    return job
-
-
-async def _cancel(store: JobStore, events: EventLog, job_id: str) -> Job:
-    before = await store.get(job_id)
-    job = await store.cancel(job_id)
-    if job.state == "cancelled" and not before.is_finished:
-        # one that runs is told of by its runner
-        try:
-            await events.append(job.id, "cancelled", msgspec.json.encode({"state": job.state, "error": ""}))
-        except StoreUnavailable as error:
-            log.warning("Event is lost", job=job.id, kind="cancelled", error=str(error))
     return job
 
 
@@ -127,7 +139,7 @@ def job_view(job: Job) -> dict[str, Any]:
         "finished": _iso(job.finished),
     }
     if job.error:
-        view["error"] = LOST if job.error.startswith(LOST) else job.error
+        view["error"] = public_error(job)
     if job.cancelling and not job.is_finished:
         view["cancelling"] = True
     if job.state == "done":

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -13,6 +13,7 @@ from harness.servers import RedisServer
 from serving.events.log import EventLog
 from serving.events.redis import RedisEventLog
 from serving.events.sqlite import SQLiteEventLog
+from serving.jobs.sqlite import jobs_database
 from tests.serving.conftest import Opener
 
 
@@ -20,10 +21,12 @@ class Logs(Opener):
     """Their events."""
 
     def open(self, max_events: int = 1000) -> EventLog:
-        store: EventLog = self.open_either(
-            partial(SQLiteEventLog, poll_seconds=0.005), RedisEventLog, max_events=max_events
-        )
+        store: EventLog = self.open_either(_open_sqlite, RedisEventLog, max_events=max_events)
         return store
+
+
+def _open_sqlite(directory: Path, *, busy_seconds: float, **options: Any) -> SQLiteEventLog:
+    return SQLiteEventLog(jobs_database(directory, busy_seconds=busy_seconds), poll_seconds=0.005, **options)
 
 
 @pytest.fixture(params=["sqlite", "redis"])

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from serving.events.sqlite import SQLiteEventLog
 from serving.jobs.attempt import Attempt, AttemptOutcome, Handler, JobFailed, Report
 from serving.jobs.job import Job
 from serving.jobs.store import JobStore, results
@@ -43,10 +42,8 @@ async def attempt(store: JobStore, directory: Path, handler: Handler, at_once: i
     """The job of nine chunks after one attempt."""
     await store.submit(job_request(inputs=INPUTS))
     job = await claimed(store)
-    log = SQLiteEventLog(directory)
-    one = Attempt(store, log, job, owner="a", lease=LEASE, chunks_at_once=at_once)
+    one = Attempt(store, job, owner="a", lease=LEASE, chunks_at_once=at_once)
     outcome = await one.run(handler, asyncio.Event())
-    await log.close()
     return await store.get(job.id), outcome
 
 

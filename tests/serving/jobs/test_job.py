@@ -7,7 +7,7 @@ import re
 import pytest
 
 from serving.jobs.job import Backoff, JobRequest, content_key
-from serving.jobs.owner import new_owner
+from serving.jobs.store import new_owner
 
 
 def test_an_owner_is_named_by_host_process_time_and_chance_and_never_twice() -> None:

@@ -53,18 +53,19 @@ assert asyncio.run(use(open_store(sys.argv[1]), 1)).queued == 62
 BUILDING = """
 import os, sys, threading
 from pathlib import Path
-from serving.events.hub import Hub
+from serving.events.follow import Hub
 from serving.events.redis import RedisEventLog
 from serving.events.sqlite import SQLiteEventLog
 from serving.jobs.redis import RedisJobStore
-from serving.jobs.sqlite import SQLiteJobStore
+from serving.jobs.sqlite import SQLiteJobStore, jobs_database
 
 def opened():
     return sorted(os.listdir("/dev/fd")), threading.active_count()
 
 directory, url = Path(sys.argv[1]), sys.argv[2]
 before = opened()
-built = [Hub(SQLiteEventLog(directory)), Hub(RedisEventLog(url)), SQLiteJobStore(directory), RedisJobStore(url)]
+logs = [SQLiteEventLog(jobs_database(directory)), RedisEventLog(url)]
+built = [*map(Hub, logs), SQLiteJobStore(directory), RedisJobStore(url)]
 assert opened() == before, (before, opened())
 assert not directory.exists()
 """

@@ -13,6 +13,7 @@ from serving.events.redis import RedisEventLog
 from serving.events.sqlite import SQLiteEventLog
 from serving.jobs.rows import LocalBackend
 from serving.jobs.runner import Runner
+from serving.jobs.sqlite import jobs_database
 from serving.jobs.store import JobStore
 from serving.process.executor import Executor
 from serving.shared.book import Book
@@ -29,7 +30,7 @@ async def events(jobs: Jobs) -> AsyncIterator[EventLog]:
     if jobs.kind == "redis":
         log: EventLog = RedisEventLog(jobs.url, timeout=PATIENCE)
     else:
-        log = SQLiteEventLog(jobs.directory, busy_seconds=PATIENCE, clock=jobs.clock)
+        log = SQLiteEventLog(jobs_database(jobs.directory, busy_seconds=PATIENCE), clock=jobs.clock)
     yield log
     await log.close()
 
@@ -50,11 +51,10 @@ def runner(store: JobStore, events: EventLog, *, keep_seconds: float, keep_jobs:
     )
 
 
-async def finish(store: JobStore, events: EventLog, jobs: Jobs) -> str:
-    """A job that is done, and told to be."""
+async def finish(store: JobStore, jobs: Jobs) -> str:
+    """A job that is done, with two events: its chunk and its end."""
     job = (await store.submit(job_request(inputs=(b"",)))).job
     await complete(store, await claimed(store))
-    await events.append(job.id, "done", b"{}")
     jobs.let_pass(1)
     return job.id
 
@@ -62,7 +62,7 @@ async def finish(store: JobStore, events: EventLog, jobs: Jobs) -> str:
 async def test_all_but_the_last_finished_jobs_go_and_waiting_ones_stay(
     jobs: Jobs, store: JobStore, events: EventLog
 ) -> None:
-    ids = [await finish(store, events, jobs) for _ in range(4)]
+    ids = [await finish(store, jobs) for _ in range(4)]
     waiting = (await store.submit(job_request())).job.id
     with structlog.testing.capture_logs() as lines:
         assert await runner(store, events, keep_seconds=3600, keep_jobs=1)._claim("me") is None
@@ -71,25 +71,25 @@ async def test_all_but_the_last_finished_jobs_go_and_waiting_ones_stay(
             await store.get(gone)
     assert (await store.get(ids[3])).state == "done"
     assert (await store.get(waiting)).state == "queued"
-    assert len((await events.read(None, 0, 10)).events) == 4, "they are not old enough"
+    assert len((await events.read(None, 0, 10)).events) == 8, "they are not old enough"
     assert [(line["jobs"], line["events"]) for line in lines] == [(3, 0)]
 
 
 async def test_what_is_too_old_goes_however_little_it_is(jobs: Jobs, store: JobStore, events: EventLog) -> None:
-    old = [await finish(store, events, jobs) for _ in range(2)]
+    old = [await finish(store, jobs) for _ in range(2)]
     with structlog.testing.capture_logs() as lines:
         # what has happened in this very millisecond is not older than 0 s
         assert await runner(store, events, keep_seconds=-1, keep_jobs=100)._claim("me") is None
     for gone in old:
         with pytest.raises(JobNotFound):
             await store.get(gone)
-    assert [(line["jobs"], line["events"]) for line in lines] == [(2, 2)]
+    assert [(line["jobs"], line["events"]) for line in lines] == [(2, 4)]
 
 
 async def test_a_runner_prunes_now_and_then_not_at_every_look(jobs: Jobs, store: JobStore, events: EventLog) -> None:
     pruning = runner(store, events, keep_seconds=0, keep_jobs=0)
     await pruning._claim("me")
-    job = await finish(store, events, jobs)
+    job = await finish(store, jobs)
     await pruning._claim("me")
     assert (await store.get(job)).state == "done"
     pruning._next_prune = 0.0

@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 
 from serving.jobs.job import Job
-from serving.jobs.owner import new_owner
 from serving.jobs.redis import RedisJobStore
 from serving.jobs.sqlite import SQLiteJobStore
-from serving.jobs.store import JobStore
+from serving.jobs.store import JobStore, new_owner
 
 OPERATIONS = ("toy",)
 

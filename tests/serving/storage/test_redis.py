@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 
 import pytest
 import redis
 
 from harness.servers import RedisServer, free_port, redis_server
 from serving.errors import JobNotFound, StoreUnavailable
-from serving.events.hub import Hub
+from serving.events.follow import Hub
 from serving.events.redis import RedisEventLog
 from serving.jobs.redis import RedisJobStore
 from serving.storage.redis import InvalidRedisUrl
@@ -147,7 +147,7 @@ async def test_nothing_that_is_kept_has_a_time_to_live(store: RedisJobStore, raw
     await claimed(store)
     keys = list(raw.scan_iter())
     assert len(keys) >= 8
-    assert all(key.startswith(b"forkserve:{jobs}:") for key in keys)
+    assert all(key.startswith((b"forkserve:{jobs}:", b"forkserve:{events}:")) for key in keys)
     assert [key for key in keys if raw.ttl(key) != -1] == []
 
 
@@ -158,7 +158,8 @@ async def test_pruned_jobs_leave_no_keys_behind(store: RedisJobStore, raw: redis
     await store.probe()
     assert raw.ttl("forkserve:{jobs}:probe") > 0
     raw.delete("forkserve:{jobs}:probe")
-    assert set(raw.scan_iter()) == {b"forkserve:{jobs}:counts", b"forkserve:{jobs}:operations"}
+    left = {key.decode().removeprefix("forkserve:") for key in raw.scan_iter()}
+    assert left == {"{jobs}:counts", "{jobs}:operations", "{events}:stream", "{events}:first"}
 
 
 async def test_full_server_refuses_new_jobs_and_lets_the_others_be_worked_off(own_server: RedisServer) -> None:
@@ -234,13 +235,13 @@ async def test_hub_takes_a_few_connections_however_many_listen(shared_server: Re
     log = RedisEventLog(shared_server.url, timeout=PATIENCE)
     hub = Hub(log)
     before = raw.info("clients")["connected_clients"]
-    streams = [await hub.subscribe("t", after=0).__aenter__() for _ in range(50)]
-    for number, stream in enumerate(streams):
-        if not number:
-            await log.append("t", "tick", b"")
-        assert (await anext(stream)).kind == "tick"
-    assert raw.info("clients")["connected_clients"] - before <= 4
-    await hub.close()
+    async with AsyncExitStack() as stack:
+        streams = [await stack.enter_async_context(hub.subscribe("t", after=0)) for _ in range(50)]
+        for number, stream in enumerate(streams):
+            if not number:
+                await log.append("t", "tick", b"")
+            assert (await anext(stream)).kind == "tick"
+        assert raw.info("clients")["connected_clients"] - before <= 4
     await log.close()
 
     async def gone() -> bool:

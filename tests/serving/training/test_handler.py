@@ -17,6 +17,7 @@ from serving.errors import CallFailed, DeadlineExceeded
 from serving.events.sqlite import SQLiteEventLog
 from serving.jobs.attempt import AttemptFailed, JobFailed
 from serving.jobs.job import Job
+from serving.jobs.sqlite import jobs_database
 from serving.process.executor import Executor
 from serving.training.handler import TrainHandler, TrainingResult
 from serving.training.last import read_last
@@ -88,7 +89,7 @@ class Training:
 
 @pytest.fixture
 async def events(tmp_path: Path) -> AsyncIterator[SQLiteEventLog]:
-    log = SQLiteEventLog(tmp_path / "data")
+    log = SQLiteEventLog(jobs_database(tmp_path / "data"))
     yield log
     await log.close()
 

@@ -1,20 +1,17 @@
-"""What the Redis store does, as Lua scripts: each is one step that nothing else comes between.
+-- Jobs in Redis. Each script is one step that no other client interrupts; it changes a job and appends its event.
+--
+-- KEYS: the prefix of all keys of jobs, the stream of events, the first event that was not forgotten.
+-- After the prefix: `job:ID` is a hash of the job's fields, `input:ID` and `result:ID` are hashes of its chunks;
+-- `due:OPERATION` holds queued jobs by the time they are due, `running` by the end of their lease, `finished` by
+-- their end; `unique_key`, `mutex` and `idempotency_key` are hashes from such a key to the job that holds it;
+-- `counts` has the jobs by state; `operations` is a set.
+-- Nothing expires, so a server that evicts only expiring keys (`volatile-lru`) loses no job. Times are the server's,
+-- in seconds; fractions are passed as text, because Lua's own text of them is too short.
+--
+-- A server whose memory is full refuses new jobs only: all other scripts may exceed it, or a full queue could never
+-- be worked off. That needs Redis 7 or Valkey.
 
-Keys, after the prefix: `job:ID` a hash of its fields, `input:ID` and `result:ID` hashes of its chunks; `due:OPERATION`
-queued jobs by when they are due, `running` by the end of their lease, `finished` by their end; `unique_key`, `mutex`
-and `idempotency_key` hashes from such a key to the job that holds it; `counts` jobs by state; `operations` a set.
-Nothing has a time to live, so a server that evicts only what has one (`volatile-lru`) loses no job. Times are the
-server's, in seconds; numbers with fractions are passed as text, because Lua's own text of them is too short.
-
-A server whose memory is full refuses new jobs only: all else is allowed to go beyond, or a full queue could never be
-worked off. That needs Redis 7 or Valkey.
-"""
-
-from __future__ import annotations
-
-ALLOW_OOM = "#!lua flags=allow-oom\n"
-
-COMMON = """
+-- name: common
 local prefix = KEYS[1]
 local function text(number) return string.format('%.6f', number) end
 local function now() local t = redis.call('TIME') return tonumber(t[1]) + tonumber(t[2]) / 1e6 end
@@ -28,6 +25,20 @@ local function free(id, ...)
     local name = get(id, kind)
     if name and redis.call('HGET', prefix .. kind, name) == id then redis.call('HDEL', prefix .. kind, name) end
   end
+end
+
+local function tell(id, kind, data)
+  append_event(KEYS[2], KEYS[3], max_events, id, kind, data)
+end
+
+local function end_job(id, state, at)
+  local error = state == 'failed' and get(id, 'error') or ''
+  if error:find(lost, 1, true) == 1 then error = lost end  -- the name of the lease owner is not for clients
+  redis.call('ZADD', prefix .. 'finished', text(at), id)
+  set(id, 'finished', text(at))
+  redis.call('UNLINK', prefix .. 'input:' .. id)
+  free(id, 'unique_key', 'mutex')
+  tell(id, state, '{"state":"' .. state .. '","error":' .. cjson.encode(error) .. '}')
 end
 
 local function place(id, state, at)
@@ -44,10 +55,7 @@ local function place(id, state, at)
   elseif state == 'running' then
     redis.call('ZADD', prefix .. 'running', text(at), id)
   else
-    redis.call('ZADD', prefix .. 'finished', text(at), id)
-    set(id, 'finished', text(at))
-    redis.call('UNLINK', prefix .. 'input:' .. id)
-    free(id, 'unique_key', 'mutex')
+    end_job(id, state, at)
   end
 end
 
@@ -58,7 +66,7 @@ end
 
 local function renew(id, lease, progress)
   redis.call('ZADD', prefix .. 'running', text(now() + lease), id)
-  if progress > tonumber(get(id, 'progress')) then set(id, 'progress', text(math.min(progress, 1))) end
+  if progress > tonumber(get(id, 'progress')) then set(id, 'progress', text(progress)) end
   return get(id, 'cancelling') == '1' and 'cancelled' or 'held'
 end
 
@@ -71,16 +79,13 @@ local function reap()
     elseif cancelling == '1' then
       place(id, 'cancelled', at)
     else
-      set(id, 'error', 'lost with its runner ' .. owner)
+      set(id, 'error', lost .. ' ' .. owner)
       if tonumber(stalled) >= tonumber(most) then place(id, 'failed', at) else place(id, 'queued', tonumber(due)) end
     end
   end
 end
-"""
 
-SUBMIT = (
-    COMMON
-    + """
+-- name: submit
 local id, most, delay, count = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 if redis.call('EXISTS', key(id)) == 1 then return {1, whole(id)} end
 local given = {}
@@ -102,13 +107,8 @@ for i = 5 + count, #ARGV do redis.call('HSET', prefix .. 'input:' .. id, i - 5 -
 redis.call('SADD', prefix .. 'operations', given['operation'])
 place(id, 'queued', at + delay)
 return {1, whole(id)}
-"""
-)
 
-CLAIM = (
-    ALLOW_OOM
-    + COMMON
-    + """
+-- name: claim
 local owner, lease = ARGV[1], tonumber(ARGV[2])
 reap()
 local at, id, earliest = now(), nil, nil
@@ -127,40 +127,32 @@ redis.call('HINCRBY', key(id), 'stalled', 1)
 set(id, 'owner', owner)
 place(id, 'running', at + lease)
 return whole(id)
-"""
-)
 
-HEARTBEAT = (
-    ALLOW_OOM
-    + COMMON
-    + """
-local id, owner, lease, progress = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+-- name: heartbeat
+local id, owner, lease, progress = ARGV[1], ARGV[2], tonumber(ARGV[3]), math.min(tonumber(ARGV[4]), 1)
 if not holds(id, owner) then return 'lost' end
-return renew(id, lease, progress)
-"""
-)
+local before = tonumber(get(id, 'progress'))
+local answer = renew(id, lease, progress)
+if answer == 'held' and math.floor(progress * 10000) > math.floor(before * 10000) then
+  tell(id, 'progress', string.format('{"progress":%.4g}', progress))
+end
+return answer
 
-CHECKPOINT = (
-    ALLOW_OOM
-    + COMMON
-    + """
+-- name: checkpoint
 local id, owner, lease, chunk, data = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
 if not holds(id, owner) then return 'lost' end
 local chunks = tonumber(get(id, 'chunks'))
 if chunk < 0 or chunk >= chunks then return 'no such chunk' end
 local progress = 0
 if redis.call('HSETNX', prefix .. 'result:' .. id, chunk, data) == 1 then
-  progress = redis.call('HINCRBY', key(id), 'chunks_done', 1) / chunks
+  local done = redis.call('HINCRBY', key(id), 'chunks_done', 1)
+  progress = done / chunks
   set(id, 'stalled', 1)
+  tell(id, 'chunk', string.format('{"chunk":%d,"chunks_done":%d,"chunks":%d}', chunk, done, chunks))
 end
 return renew(id, lease, progress)
-"""
-)
 
-FINISH = (
-    ALLOW_OOM
-    + COMMON
-    + """
+-- name: finish
 local id, owner = ARGV[1], ARGV[2]
 local state, holder, chunks, done = get(id, 'state', 'owner', 'chunks', 'chunks_done')
 if state == 'done' and holder == owner then return whole(id) end
@@ -169,13 +161,8 @@ if tonumber(done) < tonumber(chunks) then return tonumber(chunks) - tonumber(don
 set(id, 'progress', '1', 'error', '')
 place(id, 'done', now())
 return whole(id)
-"""
-)
 
-FAIL = (
-    ALLOW_OOM
-    + COMMON
-    + """
+-- name: fail
 local id, owner, error, permanent = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1'
 local first, longest, share = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 if not holds(id, owner) then return false end
@@ -185,13 +172,8 @@ if cancelling == '1' then place(id, 'cancelled', now())
 elseif permanent or tonumber(stalled) >= tonumber(most) then place(id, 'failed', now())
 else place(id, 'queued', now() + math.min(longest, first * 2 ^ (tonumber(stalled) - 1)) * (1 - share / 2)) end
 return whole(id)
-"""
-)
 
-RELEASE = (
-    ALLOW_OOM
-    + COMMON
-    + """
+-- name: release
 local id, owner = ARGV[1], ARGV[2]
 if not holds(id, owner) then return false end
 local stalled, cancelling, due = get(id, 'stalled', 'cancelling', 'due')
@@ -201,65 +183,44 @@ else
   place(id, 'queued', tonumber(due))
 end
 return whole(id)
-"""
-)
 
-CANCEL = (
-    ALLOW_OOM
-    + COMMON
-    + """
+-- name: cancel
 local id = ARGV[1]
 reap()
 local state = get(id, 'state')
 if state == 'queued' then place(id, 'cancelled', now()) elseif state == 'running' then set(id, 'cancelling', 1) end
 return whole(id)
-"""
-)
 
-GET = ALLOW_OOM + COMMON + "return whole(ARGV[1])"
+-- name: get
+return whole(ARGV[1])
 
-INPUT = ALLOW_OOM + COMMON + "return redis.call('HGET', prefix .. 'input:' .. ARGV[1], ARGV[2])"
+-- name: input
+return redis.call('HGET', prefix .. 'input:' .. ARGV[1], ARGV[2])
 
-RESULT = ALLOW_OOM + COMMON + "return redis.call('HGET', prefix .. 'result:' .. ARGV[1], ARGV[2])"
+-- name: result
+return redis.call('HGET', prefix .. 'result:' .. ARGV[1], ARGV[2])
 
-MISSING = (
-    ALLOW_OOM
-    + COMMON
-    + """
+-- name: missing
 local chunks, missing = get(ARGV[1], 'chunks'), {}
 if not chunks then return false end
 local done = {}
 for _, chunk in ipairs(redis.call('HKEYS', prefix .. 'result:' .. ARGV[1])) do done[tonumber(chunk)] = true end
 for chunk = 0, tonumber(chunks) - 1 do if not done[chunk] then table.insert(missing, chunk) end end
 return missing
-"""
-)
 
-COUNTS = (
-    ALLOW_OOM
-    + COMMON
-    + """
+-- name: counts
 local at, waited = now(), 0
 for _, operation in ipairs(redis.call('SMEMBERS', prefix .. 'operations')) do
   local first = redis.call('ZRANGE', prefix .. 'due:' .. operation, 0, 0, 'WITHSCORES')
   if first[2] then waited = math.max(waited, at - tonumber(first[2])) end
 end
 return {redis.call('HGETALL', prefix .. 'counts'), text(waited)}
-"""
-)
 
-PROBE = (
-    COMMON
-    + """
+-- name: probe
 redis.call('SET', prefix .. 'probe', 'written', 'EX', 60)
 return 1
-"""
-)
 
-PRUNE = (
-    ALLOW_OOM
-    + COMMON
-    + """
+-- name: prune
 local older, keep, most = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local finished = prefix .. 'finished'
 local before = '(' .. text(now() - older)
@@ -274,5 +235,3 @@ for _, id in ipairs(old) do
   redis.call('UNLINK', key(id), prefix .. 'result:' .. id)
 end
 return #old
-"""
-)

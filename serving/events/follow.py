@@ -1,0 +1,201 @@
+"""Follows the event log once for all clients of a worker. The log is the queue: a client is a position in it.
+
+A client reads its topic from its own position and waits when there is nothing more. One task of the worker follows the
+whole log and wakes the clients whose topic has news; clients at the same position share one read. So nothing is queued
+for a client however slow it is, and a client learns by a RESET event what the log has forgotten.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
+
+import structlog
+
+from serving.errors import StoreUnavailable, TooManyStreams
+from serving.events.log import RESET, Event, EventLog, Page
+
+log = structlog.get_logger(__name__)
+
+PAGE_EVENTS = 50
+
+READS_AT_ONCE = 8
+"""Reads of clients; a thousand that come back together must not wait for connections until they time out."""
+
+RETRY_SECONDS = 1.0
+"""Between attempts to read a log that is unavailable."""
+
+
+class Hub:
+    """The clients of one worker. Belongs to one event loop; building it starts nothing, so it may be forked."""
+
+    def __init__(
+        self,
+        events: EventLog,
+        *,
+        max_streams: int = 1000,
+        max_streams_per_address: int = 50,
+        idle_seconds: float = 600.0,
+    ) -> None:
+        """A `max_streams_per_address` of 0 sets no limit.
+
+        The stream of a client that got no event for `idle_seconds` ends, dead or alive: a client that is alive
+        resumes, and nothing else notices for a quarter of an hour that a peer has vanished silently.
+        """
+        self._events = events
+        self._max_streams = max_streams
+        self._max_streams_per_address = max_streams_per_address
+        self._idle_seconds = idle_seconds
+        self._by_address: Counter[str] = Counter()
+        self._waiting: dict[str | None, set[asyncio.Event]] = {}
+        self._reads: dict[tuple[str | None, int], asyncio.Task[Page]] = {}
+        self._turns = asyncio.Semaphore(READS_AT_ONCE)
+        self._follower: asyncio.Task[None] | None = None
+        self._following = asyncio.Event()
+        self._closed = False
+        self.open_streams = 0
+
+    async def latest(self) -> int:
+        """The position of a client that wants only what happens from now on. Raises StoreUnavailable."""
+        async with self._turns:
+            return (await self._events.read(None, 0, 0)).latest
+
+    @asynccontextmanager
+    async def subscribe(
+        self, topic: str | None, *, after: int, address: str = "", follow: bool = True
+    ) -> AsyncIterator[AsyncGenerator[Event, None]]:
+        """The events of a topic, or of all, with an id above `after`. Raises TooManyStreams.
+
+        Streams with the same `address` are counted together; an empty one is not counted. Without `follow` the stream
+        ends with what the log holds now. It raises StoreUnavailable if the log cannot be read at the beginning; later
+        it waits for the log.
+        """
+        self._check_limits(address)
+        self.open_streams += 1
+        self._by_address[address] += 1
+        if self._follower is None:
+            # in no request's context, although a request happens to start it
+            self._follower = asyncio.get_running_loop().create_task(self._follow(), context=contextvars.Context())
+            self._follower.add_done_callback(self._note_end)
+        try:
+            async with aclosing(self._stream(topic, after, self._follower, follow=follow)) as events:
+                yield events
+        finally:
+            self.open_streams -= 1
+            self._by_address[address] -= 1
+            if not self._by_address[address]:
+                del self._by_address[address]
+            if not self.open_streams and self._follower is not None:
+                self._follower.cancel()
+                self._follower, self._following = None, asyncio.Event()
+
+    def close(self) -> None:
+        """End all streams, and those to come, when the worker ends. Their clients resume at another worker."""
+        self._closed = True
+        self._wake_all()
+
+    def _check_limits(self, address: str) -> None:
+        if self.open_streams >= self._max_streams:
+            raise TooManyStreams("too many streams are open")
+        if address and 0 < self._max_streams_per_address <= self._by_address[address]:
+            raise TooManyStreams("too many streams are open from this address")
+
+    async def _stream(
+        self, topic: str | None, position: int, follower: asyncio.Task[None], *, follow: bool
+    ) -> AsyncGenerator[Event, None]:
+        news, has_read = asyncio.Event(), False
+        self._waiting.setdefault(topic, set()).add(news)
+        try:
+            while not (self._closed or follower.done()):
+                news.clear()  # before the read: whatever happens from here on wakes us
+                wake = news if self._following.is_set() else self._following
+                try:
+                    page = await self._shared_read(topic, position)
+                except StoreUnavailable:
+                    if not has_read:
+                        raise
+                    await _wait(news, RETRY_SECONDS)
+                    continue
+                has_read = True
+                if page.is_gap(position):
+                    position = page.floor
+                    yield Event(position, topic or "", RESET, b"")
+                    continue
+                for event in page.events:
+                    position = event.id
+                    yield event
+                    if self._closed or follower.done():
+                        return
+                if not page.events and not (follow and await _wait(wake, self._idle_seconds)):
+                    return
+        finally:
+            self._waiting[topic].discard(news)
+            if not self._waiting[topic]:
+                del self._waiting[topic]
+
+    async def _shared_read(self, topic: str | None, after: int) -> Page:
+        """One read for all clients at the same place that ask for it before it begins."""
+        key = topic, after
+        if key not in self._reads:
+            self._reads[key] = asyncio.create_task(self._begin_read(topic, after))
+        return await asyncio.shield(self._reads[key])
+
+    async def _begin_read(self, topic: str | None, after: int) -> Page:
+        async with self._turns:
+            del self._reads[topic, after]  # a client that comes later may have been woken by what this does not find
+            return await self._events.read(topic, after, PAGE_EVENTS)
+
+    async def _follow(self) -> None:
+        """Wake clients when there is something to read, until cancelled."""
+        following, position, unavailable = self._following, 0, False
+        while True:
+            try:
+                if not following.is_set():
+                    position = (await self._events.read(None, 0, 0)).latest
+                    following.set()
+                page = await self._events.read(None, position, PAGE_EVENTS)
+                if page.is_gap(position):
+                    position = page.floor
+                    self._wake_all()
+                for event in page.events:
+                    position = event.id
+                    self._wake(event.topic)
+                if len(page.events) < PAGE_EVENTS:
+                    await self._events.wait(position)
+                unavailable = False
+            except StoreUnavailable as error:
+                if not unavailable:
+                    log.warning("Events cannot be read", reason=str(error))
+                unavailable = True
+                await asyncio.sleep(RETRY_SECONDS)
+
+    def _note_end(self, follower: asyncio.Task[None]) -> None:
+        """It never ends by itself; should it fail, its streams end and the next client starts another."""
+        if follower.cancelled():
+            return
+        log.error("Event reader failed", exc_info=follower.exception())
+        self._wake_all()
+        if self._follower is follower:
+            self._follower, self._following = None, asyncio.Event()
+
+    def _wake(self, topic: str) -> None:
+        for followed in (topic, None):
+            for news in self._waiting.get(followed, ()):
+                news.set()
+
+    def _wake_all(self) -> None:
+        self._following.set()
+        for waiting in self._waiting.values():
+            for news in waiting:
+                news.set()
+
+
+async def _wait(news: asyncio.Event, seconds: float) -> bool:
+    """Whether it was set within that time."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            return await news.wait()
+    return False

@@ -1,0 +1,144 @@
+-- Jobs in SQLite. Each statement runs in a transaction; those that change something exclude all other processes.
+
+-- name: schema_1
+create table jobs (
+    number integer primary key,
+    id text not null unique,
+    operation text not null,
+    model text not null,
+    version text not null,
+    parameters blob not null,
+    state text not null check (state in ('queued', 'running', 'done', 'failed', 'cancelled')),
+    chunks integer not null,
+    chunks_done integer not null default 0,
+    progress real not null default 0,
+    max_attempts integer not null,
+    attempts integer not null default 0,
+    stalled integer not null default 0,
+    created real not null,
+    due real not null,
+    started real,
+    finished real,
+    lease_until real,
+    cancelling integer not null default 0,
+    owner text not null default '',
+    error text not null default '',
+    unique_key text not null,
+    idempotency_key text not null,
+    mutex text not null
+);
+create index jobs_due on jobs (due, number) where state = 'queued';
+create index jobs_leased on jobs (lease_until) where state = 'running';
+create index jobs_finished on jobs (finished) where finished is not null;
+create index jobs_by_state on jobs (state);
+create unique index jobs_unique on jobs (unique_key)
+    where unique_key <> '' and state in ('queued', 'running');
+create unique index jobs_mutex on jobs (mutex) where mutex <> '' and state in ('queued', 'running');
+create unique index jobs_idempotent on jobs (idempotency_key) where idempotency_key <> '';
+
+create table inputs (
+    job text not null references jobs (id) on delete cascade,
+    chunk integer not null,
+    data blob not null,
+    primary key (job, chunk)
+);
+create table results (
+    job text not null references jobs (id) on delete cascade,
+    chunk integer not null,
+    data blob not null,
+    primary key (job, chunk)
+);
+-- nobody reads them again, and they are the larger half of the file
+create trigger inputs_of_finished_jobs after update of finished on jobs when new.finished is not null begin
+    delete from inputs where job = new.id;
+end;
+
+-- name: same_job
+select * from (
+    select 1 as rank, * from jobs where idempotency_key = :idempotency_key and idempotency_key <> ''
+    union all
+    select 2, * from jobs where unique_key = :unique_key and unique_key <> '' and state in ('queued', 'running')
+    union all
+    select 3, * from jobs where mutex = :mutex and mutex <> '' and state in ('queued', 'running')
+) order by rank limit 1
+
+-- name: count_queued
+select count(*) as queued from jobs where state = 'queued'
+
+-- name: insert
+insert into jobs (id, operation, model, version, parameters, state, chunks, max_attempts, created, due,
+                  unique_key, idempotency_key, mutex)
+values (:id, :operation, :model, :version, :parameters, 'queued', :chunks, :max_attempts, :created, :due,
+        :unique_key, :idempotency_key, :mutex) returning *
+
+-- name: insert_input
+insert into inputs (job, chunk, data) values (?, ?, ?)
+
+-- name: reap
+update jobs set
+    state = case when cancelling then 'cancelled' when stalled >= max_attempts then 'failed' else 'queued' end,
+    finished = case when cancelling or stalled >= max_attempts then :now end,
+    error = case when cancelling then error else :lost || ' ' || owner end
+where state = 'running' and lease_until <= :now returning *
+
+-- name: claim
+update jobs set state = 'running', owner = :owner, lease_until = :now + :lease, started = coalesce(started, :now),
+    attempts = attempts + 1, stalled = stalled + 1
+where number = (
+    select number from jobs
+    where state = 'queued' and due <= :now and operation in (select value from json_each(:operations))
+    order by due, number limit 1
+) returning *
+
+-- name: job
+select * from jobs where id = :id
+
+-- name: held
+select * from jobs where id = :id and owner = :owner and state = 'running'
+
+-- name: renew
+update jobs set lease_until = :until, progress = max(progress, :progress) where id = :id returning *
+
+-- name: keep_result
+insert into results (job, chunk, data) values (?, ?, ?) on conflict do nothing
+
+-- name: count_chunk
+update jobs set chunks_done = chunks_done + 1, stalled = 1, progress = max(progress, (chunks_done + 1.0) / chunks)
+where id = :id returning *
+
+-- name: end
+update jobs set state = :state, finished = :now, error = :error,
+    progress = case when :state = 'done' then 1.0 else progress end
+where id = :id returning *
+
+-- name: requeue
+update jobs set state = 'queued', due = :due, error = :error where id = :id returning *
+
+-- name: release
+update jobs set state = 'queued', stalled = max(0, stalled - 1) where id = :id returning *
+
+-- name: ask_to_cancel
+update jobs set cancelling = 1 where id = :id and state = 'running'
+
+-- name: input
+select data from inputs where job = ? and chunk = ?
+
+-- name: result
+select data from results where job = ? and chunk = ?
+
+-- name: chunks_done
+select chunk from results where job = ?
+
+-- name: count_by_state
+select state, count(*) from jobs group by state
+
+-- name: oldest_due
+select min(due) as due from jobs where state = 'queued'
+
+-- name: prune
+delete from jobs where number in (
+    select number from jobs where finished < :before
+    union
+    select number from (select number from jobs where finished is not null
+                        order by finished desc, number desc limit -1 offset :keep)
+    limit :limit)
