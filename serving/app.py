@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from cache.building import build_cache
 from registry.registry import Registry, load_registry
 from registry.store.directory import find_model
 from registry.store.loader import load_version
-from registry.store.reload import Load, renew_registry
+from registry.store.reload import renew_registry
 from registry.training.script import live_manifest
 from serving.entities.feeds import Poller, parse_feeds
 from serving.entities.notifier import EntityNotifier
@@ -41,6 +41,7 @@ from serving.monitoring.quality import LiveQuality
 from serving.predict.batcher import Batcher
 from serving.predict.inference import Inference, isolated_functions, make_operations
 from serving.process.executor import Executor
+from serving.process.trial import try_first
 from serving.schedules.schedule import Action, Called, Queued, Schedule, parse_schedules
 from serving.schedules.scheduler import Scheduler
 from serving.schedules.timetable import Timetable
@@ -55,10 +56,8 @@ from serving.storage.http import Outbound
 from serving.stores import build_entity_store, build_event_log, build_job_store, build_schedule_store
 from serving.telemetry.alerts import Alerts, form_of
 from serving.training.handler import TrainHandler
-from serving.training.last import LastTrainings
-from serving.training.outcomes import outcome_reader
-from serving.training.request import OPERATION as TRAIN
-from serving.training.request import training_request
+from serving.training.job import OPERATION as TRAIN
+from serving.training.job import LastTrainings, training_request
 from serving.training.steps import Steps
 
 if TYPE_CHECKING:
@@ -144,17 +143,14 @@ def build(settings: Settings, alerts: Alerts) -> Application:
     return Application(build_service(settings, registry, build_shared(settings, alerts)), settings)
 
 
-def renew(app: Application, carefully: Callable[[Load, float], Load]) -> tuple[Application, tuple[str, ...]]:
-    """A new app over what is in the model directory now, in the master; and which versions were refused, and why.
-
-    `carefully` makes the function that loads a version, within so many seconds, from the one that just loads it.
-    """
+def renew(app: Application) -> tuple[Application, tuple[str, ...]]:
+    """A new app over what is in the model directory now, in the master; and which versions were refused, and why."""
     settings, service = app.settings, app.service
     load = functools.partial(load_version, settings.model_dir, options=settings.load_options)
     renewal = renew_registry(
         service.registry,
         settings.model_dir,
-        carefully(load, settings.reload_timeout_seconds),
+        try_first(load, seconds=settings.reload_timeout_seconds),
         selected=settings.serve_versions,
     )
     return Application(build_service(settings, renewal.registry, service.shared), settings), renewal.refused
@@ -302,9 +298,11 @@ def build_trainer(settings: Settings, shared: Shared) -> Executor:
     """The processes in which models are trained and judged, each for one call."""
     steps = Steps(
         settings.model_dir,
-        outcome_reader(shared.entities, settings.max_outcomes_per_model),
+        shared.entities,
+        settings.max_outcomes_per_model,
         tolerance=settings.train_tolerance,
         options=settings.load_options,
+        seconds=settings.reload_timeout_seconds,
     )
     return Executor(steps.functions(), memory=settings.train_memory_bytes, background=True, reuse=False)
 
@@ -316,7 +314,7 @@ def build_train_handler(settings: Settings, trainer: Executor, shared: Shared) -
         trainer,
         shared.events,
         timeout=settings.train_timeout_seconds,
-        judging=settings.reload_timeout_seconds,
+        judging=2 * settings.reload_timeout_seconds,  # the trial, and as long for the comparison
     )
 
 

@@ -168,8 +168,8 @@ def test_corrupt_version_leaves_the_old_in_service_and_is_named_everywhere(
 @pytest.mark.parametrize(
     ("estimator", "reason"),
     [
-        (CrashingRegressor, "crashes the process: signal 11"),
-        (EndingRegressor, "ends the process with status 3"),
+        (CrashingRegressor, "its process was ended by signal 11, Segmentation fault"),
+        (EndingRegressor, "its process exited with status 3"),
         (ThreadedRegressor, "starts threads: "),
     ],
 )
