@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import structlog
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cache.building import build_cache
 from registry.registry import Registry, load_registry
@@ -22,11 +23,10 @@ from serving.entities.outcomes import OutcomeReader, OutcomeWriter
 from serving.entities.predictor import EntityPredictor, RecordReader
 from serving.errors import InvalidSetting
 from serving.events.follow import Hub
-from serving.http.admission import Admission
 from serving.http.api import make_api
 from serving.http.clients import Clients
 from serving.http.cors import Origins
-from serving.http.edge import App, Edge, Receive, Scope, Send
+from serving.http.edge import Admission, Edge
 from serving.http.problems import render, status_of
 from serving.http.rate_limit import Limiter, RedisLimiter
 from serving.http.routes.admin import make_authorize
@@ -84,7 +84,7 @@ class Application:
         self.end_streams = self.streams.end
         self.reason_to_replace = service.reason_to_replace
 
-    def _build_stack(self) -> App:
+    def _build_stack(self) -> ASGIApp:
         """Everything that a request goes through, outermost first."""
         service, settings = self.service, self.settings
         hot_path = InferenceRoute(service, self.streams)
@@ -100,7 +100,7 @@ class Application:
 
         edge = Edge(
             dispatch,
-            figures=service.metrics.responses,
+            responses=service.metrics.responses,
             access_log=settings.access_log,
             admission=self._build_admission(),
         )
