@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from registry.errors import VersionRefused
-from registry.registry import read_offer
+from registry.registry import select_versions
 from registry.store.directory import model_directories, version_directories
 from registry.store.loader import load_version
 from serving.errors import CannotServe
@@ -27,7 +27,7 @@ def find_faults(settings: Settings) -> list[str]:
             if reason is not None:
                 faults.append(f"{directory}: {reason}")
         for directory in model_directories(root):
-            read_offer(directory, settings.serve_versions)
+            select_versions(directory, settings.serve_versions)
     except (VersionRefused, CannotServe) as error:
         faults.append(str(error))
     return faults
