@@ -37,7 +37,7 @@ PROBLEM: dict[str, Any] = {
 }
 
 REFUSALS = {
-    "400": "Not JSON, not UTF-8, or nested too deep",
+    "400": "Not JSON, not UTF-8, or nested too deeply",
     "404": "No such model or version",
     "413": "Too many bytes or instances",
     "415": "Not application/json, or encoded",
