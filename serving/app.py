@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from cache.building import build_cache
+from cache.tiered import build_cache
 from registry.registry import Registry, load_registry
 from registry.store.directory import find_model
 from registry.store.loader import load_version
