@@ -4,35 +4,36 @@ from __future__ import annotations
 
 import functools
 import socket
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import structlog
-from starlette.types import ASGIApp, Receive, Scope, Send
 
-from cache.tiered import build_cache
+from cache.building import build_cache
 from registry.registry import Registry, load_registry
 from registry.store.directory import find_model
 from registry.store.loader import load_version
-from registry.store.reload import renew_registry
+from registry.store.reload import Load, renew_registry
 from registry.training.script import live_manifest
-from serving.entities.feeds import Poller, parse_feeds
+from serving.entities.feeds import POLL, Poller, parse_feeds, poll_request
 from serving.entities.notifier import EntityNotifier
 from serving.entities.outcomes import OutcomeReader, OutcomeWriter
 from serving.entities.predictor import EntityPredictor, RecordReader
-from serving.errors import InvalidSetting
+from serving.errors import CannotReload, InvalidSetting
 from serving.events.follow import Hub
+from serving.http.admission import Admission
 from serving.http.api import make_api
 from serving.http.clients import Clients
 from serving.http.cors import Origins
-from serving.http.edge import Admission, Edge
+from serving.http.edge import App, Edge, Receive, Scope, Send
 from serving.http.problems import render, status_of
 from serving.http.rate_limit import Limiter, RedisLimiter
 from serving.http.routes.admin import make_authorize
 from serving.http.routes.predict import PATH, InferenceRoute
 from serving.http.sse import Streams
-from serving.jobs.job import JobRequest
+from serving.jobs.attempt import AttemptFailed, Handler, Report
+from serving.jobs.job import Job, JobRequest
 from serving.jobs.requests import Background, JobReader
 from serving.jobs.rows import OPERATIONS, Backend, LocalBackend, RowHandler, make_row_operations
 from serving.jobs.runner import Runner
@@ -41,10 +42,9 @@ from serving.monitoring.quality import LiveQuality
 from serving.predict.batcher import Batcher
 from serving.predict.inference import Inference, isolated_functions, make_operations
 from serving.process.executor import Executor
-from serving.process.trial import try_first
-from serving.schedules.schedule import Action, Called, Queued, Schedule, parse_schedules
-from serving.schedules.scheduler import Scheduler
-from serving.schedules.timetable import Timetable
+from serving.schedules.parse import Action, Schedule, parse_schedules
+from serving.schedules.scheduler import Scheduler, Timetable
+from serving.schedules.takeover import take_over
 from serving.service import Limits, Service, Shared
 from serving.settings import Settings
 from serving.shared.book import Book
@@ -53,17 +53,22 @@ from serving.shared.pressure import Pressure, Trimmer
 from serving.shared.rate_table import SharedTable, parse_rate
 from serving.shared.reloads import Reloads
 from serving.storage.http import Outbound
-from serving.stores import build_entity_store, build_event_log, build_job_store, build_schedule_store
+from serving.stores import build_entity_store, build_event_log, build_job_store
 from serving.telemetry.alerts import Alerts, form_of
 from serving.training.handler import TrainHandler
-from serving.training.job import OPERATION as TRAIN
-from serving.training.job import LastTrainings, training_request
+from serving.training.last import LastTrainings
+from serving.training.outcomes import outcome_reader
+from serving.training.request import OPERATION as TRAIN
+from serving.training.request import training_request
 from serving.training.steps import Steps
 
 if TYPE_CHECKING:
     from serving.telemetry.tracing import Tracing
 
 log = structlog.get_logger(__name__)
+
+RELOAD = "reload"
+"""The operation of jobs that have the models reloaded."""
 
 
 class Application:
@@ -84,7 +89,7 @@ class Application:
         self.end_streams = self.streams.end
         self.reason_to_replace = service.reason_to_replace
 
-    def _build_stack(self) -> ASGIApp:
+    def _build_stack(self) -> App:
         """Everything that a request goes through, outermost first."""
         service, settings = self.service, self.settings
         hot_path = InferenceRoute(service, self.streams)
@@ -100,7 +105,7 @@ class Application:
 
         edge = Edge(
             dispatch,
-            responses=service.metrics.responses,
+            figures=service.metrics.responses,
             access_log=settings.access_log,
             admission=self._build_admission(),
         )
@@ -143,14 +148,17 @@ def build(settings: Settings, alerts: Alerts) -> Application:
     return Application(build_service(settings, registry, build_shared(settings, alerts)), settings)
 
 
-def renew(app: Application) -> tuple[Application, tuple[str, ...]]:
-    """A new app over what is in the model directory now, in the master; and which versions were refused, and why."""
+def renew(app: Application, carefully: Callable[[Load, float], Load]) -> tuple[Application, tuple[str, ...]]:
+    """A new app over what is in the model directory now, in the master; and which versions were refused, and why.
+
+    `carefully` makes the function that loads a version, within so many seconds, from the one that just loads it.
+    """
     settings, service = app.settings, app.service
     load = functools.partial(load_version, settings.model_dir, options=settings.load_options)
     renewal = renew_registry(
         service.registry,
         settings.model_dir,
-        try_first(load, seconds=settings.reload_timeout_seconds),
+        carefully(load, settings.reload_timeout_seconds),
         selected=settings.serve_versions,
     )
     return Application(build_service(settings, renewal.registry, service.shared), settings), renewal.refused
@@ -172,7 +180,6 @@ def build_shared(settings: Settings, alerts: Alerts) -> Shared:
         alerts=alerts,
         jobs=build_job_store(settings),
         events=build_event_log(settings),
-        schedules=build_schedule_store(settings),
         entities=build_entity_store(settings),
     )
 
@@ -259,7 +266,7 @@ def build_tracing(settings: Settings) -> Tracing | None:
 
 
 def build_runner(settings: Settings, registry: Registry, shared: Shared, metrics: Metrics) -> Runner:
-    """Works on jobs over rows, and on those that train. Raises InvalidSetting."""
+    """Works on all jobs. Raises InvalidSetting."""
     functions = {operation.name: operation.answer_call for operation in make_row_operations(registry)}
     executor = Executor(functions, memory=settings.job_memory_bytes, background=True)
     backend = build_backend(settings, executor)
@@ -268,7 +275,12 @@ def build_runner(settings: Settings, registry: Registry, shared: Shared, metrics
     return Runner(
         shared.jobs,
         shared.events,
-        {**dict.fromkeys(OPERATIONS, rows), TRAIN: build_train_handler(settings, trainer, shared)},
+        {
+            **dict.fromkeys(OPERATIONS, rows),
+            TRAIN: build_train_handler(settings, trainer, shared),
+            POLL: Poller(parse_feeds(settings.feeds), shared.alerts.outbound, shared.entities),
+            RELOAD: build_reload_handler(shared),
+        },
         (executor, trainer),
         backend,
         figures=metrics.jobs,
@@ -298,11 +310,9 @@ def build_trainer(settings: Settings, shared: Shared) -> Executor:
     """The processes in which models are trained and judged, each for one call."""
     steps = Steps(
         settings.model_dir,
-        shared.entities,
-        settings.max_outcomes_per_model,
+        outcome_reader(shared.entities, settings.max_outcomes_per_model),
         tolerance=settings.train_tolerance,
         options=settings.load_options,
-        seconds=settings.reload_timeout_seconds,
     )
     return Executor(steps.functions(), memory=settings.train_memory_bytes, background=True, reuse=False)
 
@@ -314,7 +324,7 @@ def build_train_handler(settings: Settings, trainer: Executor, shared: Shared) -
         trainer,
         shared.events,
         timeout=settings.train_timeout_seconds,
-        judging=2 * settings.reload_timeout_seconds,  # the trial, and as long for the comparison
+        judging=settings.reload_timeout_seconds,
     )
 
 
@@ -336,35 +346,43 @@ def build_trainer_alone(settings: Settings) -> tuple[JobStore, Runner]:
     return shared.jobs, runner
 
 
+def build_reload_handler(shared: Shared) -> Handler:
+    """Works on jobs that have the models reloaded."""
+
+    async def reload(_job: Job, _chunk: int, _data: bytes, _report: Report) -> bytes:
+        try:
+            shared.reloads.request()  # not waited for: the reload replaces this runner
+        except CannotReload as error:
+            raise AttemptFailed(str(error)) from None  # a runner below a master may take the job
+        return b"{}"
+
+    return reload
+
+
 def build_scheduler(settings: Settings, shared: Shared) -> Scheduler:
     """Fires schedules. Raises InvalidSetting."""
-    return Scheduler(read_schedules(settings, shared), shared.schedules, shared.jobs)
+    old = functools.partial(take_over, directory=settings.data_dir, redis_url=settings.redis_url)
+    return Scheduler(read_schedules(settings), shared.jobs, take_over=old)
 
 
 def build_timetable(settings: Settings, shared: Shared) -> Timetable:
     """Shows schedules. Raises InvalidSetting."""
-    return Timetable(read_schedules(settings, shared), shared.schedules)
+    return Timetable(read_schedules(settings), shared.jobs)
 
 
-def read_schedules(settings: Settings, shared: Shared) -> tuple[Schedule, ...]:
+def read_schedules(settings: Settings) -> tuple[Schedule, ...]:
     """What SCHEDULES says. Raises InvalidSetting naming the entry that is wrong."""
-    return parse_schedules(
-        settings.schedules, schedule_actions(settings, shared), grace=settings.schedule_grace_seconds
-    )
+    return parse_schedules(settings.schedules, schedule_actions(settings), grace=settings.schedule_grace_seconds)
 
 
-def schedule_actions(settings: Settings, shared: Shared) -> Mapping[str, Action]:
-    """What schedules can do, by the word that they use for it; the words after it are the function's parameters."""
+def schedule_actions(settings: Settings) -> Mapping[str, Action]:
+    """What schedules can do, by name: functions from the words that follow it to a job."""
 
-    async def reload() -> None:
-        shared.reloads.request()  # not waited for: the reload replaces the scheduler
+    def reload() -> JobRequest:
+        return JobRequest(operation=RELOAD, inputs=[b""])
 
     def train(model: str) -> JobRequest:
         return training_request(live_manifest(find_model(settings.model_dir, model)))
 
-    poller = Poller(parse_feeds(settings.feeds), shared.alerts.outbound, shared.entities)
-
-    async def poll(feed: str) -> None:
-        await poller.poll(feed)
-
-    return {"reload": Called(reload), "train": Queued(train), "poll": Called(poll, words=poller.names)}
+    feeds = tuple(feed.name for feed in parse_feeds(settings.feeds))
+    return {"reload": Action(reload), "train": Action(train), "poll": Action(poll_request, known=feeds)}

@@ -21,16 +21,14 @@ from serving.monitoring.quality import LiveQuality
 from serving.predict.batcher import Batcher
 from serving.predict.inference import Inference
 from serving.process.executor import Executor
-from serving.schedules.scheduler import Scheduler
-from serving.schedules.store import ScheduleStore
-from serving.schedules.timetable import Timetable
+from serving.schedules.scheduler import Scheduler, Timetable
 from serving.shared.book import Book
 from serving.shared.metrics import BATCHES, CACHE, EXECUTORS, OUTCOMES_QUEUED, STREAMS, Metrics, breakers
 from serving.shared.pressure import Pressure
 from serving.shared.reloads import Reloads
 from serving.telemetry.alerts import Alerts
 from serving.telemetry.tracing import Tracing
-from serving.training.job import LastTrainings
+from serving.training.last import LastTrainings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +41,6 @@ class Shared:
     alerts: Alerts
     jobs: JobStore
     events: EventLog
-    schedules: ScheduleStore
     entities: EntityStore
     """Keeps records and outcomes."""
 
@@ -119,7 +116,7 @@ class Service:
         if self.tracing is not None:
             self.tracing.start()
             closing.push_async_callback(self.tracing.stop)
-        for part in (shared.schedules, shared.events, shared.jobs, self.cache, shared.entities):
+        for part in (shared.events, shared.jobs, self.cache, shared.entities):
             closing.push_async_callback(part.close)
         closing.callback(self.metrics.publish)
         closing.push_async_callback(self.outcome_writer.close)

@@ -7,7 +7,6 @@ from serving.entities.store import EntityStore
 from serving.errors import CannotServe
 from serving.events.log import EventLog
 from serving.jobs.store import JobStore
-from serving.schedules.store import ScheduleStore
 from serving.settings import Settings
 
 
@@ -37,17 +36,6 @@ def build_event_log(settings: Settings) -> EventLog:
 
     # a database of its own: reading events does not wait while a large job is written
     return SQLiteEventLog(jobs_database(settings.data_dir))
-
-
-def build_schedule_store(settings: Settings) -> ScheduleStore:
-    """Keeps firings in Redis if there is one, else in a file below DATA_DIR. Raises InvalidRedisUrl."""
-    if settings.redis_url:
-        from serving.schedules.redis import RedisScheduleStore
-
-        return RedisScheduleStore(settings.redis_url, health_check_interval=settings.redis_health_check_interval)
-    from serving.schedules.sqlite import SQLiteScheduleStore
-
-    return SQLiteScheduleStore(settings.data_dir)
 
 
 def build_entity_store(settings: Settings) -> EntityStore:

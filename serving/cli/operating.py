@@ -22,7 +22,8 @@ def check(_arguments: argparse.Namespace, settings: Settings) -> int:
 
     faults = find_faults(settings)
     try:
-        read_schedules(settings, build_shared(settings, build_alerts(settings)))
+        build_shared(settings, build_alerts(settings))
+        read_schedules(settings)
     except (InvalidSetting, InvalidRedisUrl, CannotServe) as error:
         faults.append(str(error))
     for fault in faults:
@@ -89,7 +90,7 @@ def schedules(_arguments: argparse.Namespace, settings: Settings) -> int:
         try:
             return await timetable.rows()
         finally:
-            await shared.schedules.close()
+            await shared.jobs.close()
 
     for row in asyncio.run(read()):
         counts = ", ".join(f"{name.replace('_', ' ')} {row[name]}" for name in COUNTED if row.get(name))

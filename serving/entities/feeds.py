@@ -20,12 +20,20 @@ import structlog
 from serving.entities.record import Record, make_record, value_of
 from serving.entities.store import BATCH, EntityStore
 from serving.errors import InvalidRequest, ServingError
+from serving.jobs.attempt import AttemptFailed, JobFailed, Report
 from serving.jobs.csv_reader import CsvReader
+from serving.jobs.job import Job, JobRequest
 from serving.storage.http import Call, Outbound, Reply
 
 log = structlog.get_logger(__name__)
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
+
+POLL = "poll"
+"""The operation of jobs that poll a feed."""
+
+POLL_SECONDS = 300.0
+"""A poll that takes longer is given up."""
 
 MAX_FAULTS = 5
 """Bad rows that are described; the others are counted."""
@@ -98,8 +106,13 @@ class Polled:
     """The document has not changed since the last poll."""
 
 
+def poll_request(feed: str) -> JobRequest:
+    """The job that polls a feed."""
+    return JobRequest(operation=POLL, parameters=feed.encode(), inputs=[b""])
+
+
 class Poller:
-    """Polls the feeds of one process. Building it opens nothing."""
+    """Works on jobs that poll feeds, in one process. Building it opens nothing."""
 
     def __init__(self, feeds: Iterable[Feed], outbound: Outbound, store: EntityStore) -> None:
         self._feeds = {feed.name: feed for feed in feeds}
@@ -107,21 +120,22 @@ class Poller:
         self._store = store
         self._validators: dict[str, dict[str, str]] = {}
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the feeds."""
-        return tuple(self._feeds)
-
-    async def poll(self, name: str) -> None:
-        """Fetch a feed and log the result; a failure is left to the next poll."""
+    async def __call__(self, job: Job, _chunk: int, _data: bytes, _report: Report) -> bytes:
+        """Work on a job of `poll_request`; its result is a Polled as JSON. Raises JobFailed, AttemptFailed."""
+        name = job.parameters.decode()
+        if name not in self._feeds:
+            raise AttemptFailed(f"FEEDS does not name {name} here")
         try:
-            polled = await self.fetch(name)
-        except ServingError as error:
-            log.warning("Feed failed", feed=name, reason=str(error))
-            return
+            async with asyncio.timeout(POLL_SECONDS):
+                polled = await self.fetch(name)
+        except (ServingError, TimeoutError) as error:
+            reason = str(error) or f"it took longer than {POLL_SECONDS:g} s"
+            log.warning("Feed failed", feed=name, reason=reason)
+            raise JobFailed(f"feed {name}: {reason}") from error
         if polled.refused:
             log.warning("Feed has bad rows", feed=name, refused=polled.refused, faults=polled.faults)
         log.info("Feed polled", feed=name, records=polled.records, new=polled.new, unchanged=polled.unchanged)
+        return msgspec.json.encode(polled)
 
     async def fetch(self, name: str) -> Polled:
         """Fetch a feed and store its records. Raises KeyError, OutboundFailed, InvalidRequest, StoreUnavailable."""

@@ -100,6 +100,47 @@ class Counts:
     oldest_queued_seconds: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleCounts:
+    """Firings of a schedule by what became of them: each is fired, missed, coalesced or prevented."""
+
+    fired: int = 0
+    missed: int = 0
+    """Firings that were later than their grace."""
+    coalesced: int = 0
+    """Firings that a later one within its grace replaced."""
+    overlaps_prevented: int = 0
+    """Firings while the job before, or another with its mutex, was not finished."""
+    failed: int = 0
+    """Fired ones for which no job could be made. The failure of a job itself is the job's."""
+    overlap_incidents: int = 0
+    """Jobs submitted while the one before was not finished: there must be none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleRecord:
+    """What the store knows of a schedule. Times are in seconds since the epoch."""
+
+    last: float
+    """Firings up to this time are settled. For a new schedule, when it was first seen."""
+    job: str = ""
+    """The id of the last job."""
+    counts: ScheduleCounts = ScheduleCounts()
+
+
+@dataclass(frozen=True, slots=True)
+class Firing:
+    """Settles the firings of a schedule up to a time, and submits the job of the latest, if there is a request."""
+
+    schedule: str
+    seen: float | None
+    """The last firing, as the scheduler read it; None for a new schedule."""
+    upto: float
+    counts: ScheduleCounts = ScheduleCounts()
+    """Added to those of the record. The store itself counts `fired`, `overlaps_prevented` and `overlap_incidents`."""
+    request: JobRequest | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Backoff:
     """Seconds between attempts: doubling, bounded, and cut by up to half at random so that retries spread."""
@@ -132,6 +173,11 @@ def content_key(operation: str, content_hash: str, parameters: bytes, inputs: Se
 def job_from(fields: Mapping[str, Any]) -> Job:
     """A job from a store's columns; numbers may be text, columns that a job does not have are left out."""
     return msgspec.convert(fields, Job, strict=False)
+
+
+def record_from(fields: Mapping[str, Any]) -> ScheduleRecord:
+    """The record of a schedule from a store's columns, of which others are ignored; numbers may be text."""
+    return msgspec.convert({**fields, "counts": fields}, ScheduleRecord, strict=False)
 
 
 def printable(error: str) -> str:

@@ -4,7 +4,8 @@
 -- After the prefix: `job:ID` is a hash of the job's fields, `input:ID` and `result:ID` are hashes of its chunks;
 -- `due:OPERATION` holds queued jobs by the time they are due, `running` by the end of their lease, `finished` by
 -- their end; `unique_key`, `mutex` and `idempotency_key` are hashes from such a key to the job that holds it;
--- `counts` has the jobs by state; `operations` is a set.
+-- `counts` has the jobs by state; `operations` is a set; `schedule:NAME` is a hash of what is known of a schedule, and
+-- `schedules` the set of their names.
 -- Nothing expires, so a server that evicts only expiring keys (`volatile-lru`) loses no job. Times are the server's,
 -- in seconds; fractions are passed as text, because Lua's own text of them is too short.
 --
@@ -59,6 +60,14 @@ local function place(id, state, at)
   end
 end
 
+local function remove(id)
+  local state = get(id, 'state')
+  if state then redis.call('HINCRBY', prefix .. 'counts', state, -1) end
+  redis.call('ZREM', prefix .. 'finished', id)
+  free(id, 'idempotency_key')
+  redis.call('UNLINK', key(id), prefix .. 'result:' .. id)
+end
+
 local function holds(id, owner)
   local state, holder = get(id, 'state', 'owner')
   return state == 'running' and holder == owner
@@ -85,28 +94,66 @@ local function reap()
   end
 end
 
--- name: submit
-local id, most, delay, count = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-if redis.call('EXISTS', key(id)) == 1 then return {1, whole(id)} end
-local given = {}
-for i = 5, 4 + count, 2 do given[ARGV[i]] = ARGV[i + 1] end
-for _, kind in ipairs({'idempotency_key', 'unique_key', 'mutex'}) do
-  local other = given[kind] and redis.call('HGET', prefix .. kind, given[kind])
-  if other then return {0, whole(other)} end
+-- Submits the request that begins at an argument: 1 and its id, 0 and the id of the job that a key belongs to, or -1.
+local function submit(first)
+  local id, most, delay, count = ARGV[first], tonumber(ARGV[first + 1]), tonumber(ARGV[first + 2]), ARGV[first + 3]
+  if redis.call('EXISTS', key(id)) == 1 then return 1, id end
+  local given, inputs = {}, first + 4 + tonumber(count)
+  for i = first + 4, inputs - 1, 2 do given[ARGV[i]] = ARGV[i + 1] end
+  for _, kind in ipairs({'idempotency_key', 'unique_key', 'mutex'}) do
+    local other = given[kind] and redis.call('HGET', prefix .. kind, given[kind])
+    if other then return 0, other end
+  end
+  if tonumber(redis.call('HGET', prefix .. 'counts', 'queued') or 0) >= most then return -1, '' end
+  local at = now()
+  for name, value in pairs(given) do
+    set(id, name, value)
+    if name == 'idempotency_key' or name == 'unique_key' or name == 'mutex' then
+      redis.call('HSET', prefix .. name, value, id)
+    end
+  end
+  set(id, 'id', id, 'created', text(at), 'progress', '0', 'chunks_done', 0, 'attempts', 0, 'stalled', 0)
+  set(id, 'cancelling', 0)
+  for i = inputs, #ARGV do redis.call('HSET', prefix .. 'input:' .. id, i - inputs, ARGV[i]) end
+  redis.call('SADD', prefix .. 'operations', given['operation'])
+  place(id, 'queued', at + delay)
+  return 1, id
 end
-if tonumber(redis.call('HGET', prefix .. 'counts', 'queued') or 0) >= most then return {-1} end
-local at = now()
-for name, value in pairs(given) do
-  set(id, name, value)
-  if name == 'idempotency_key' or name == 'unique_key' or name == 'mutex' then
-    redis.call('HSET', prefix .. name, value, id)
+
+-- name: submit
+local outcome, id = submit(1)
+return {outcome, whole(id)}
+
+-- name: fire
+local name, seen, upto, idempotency_key, count = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local record, request = prefix .. 'schedule:' .. name, 6 + count
+local last, before = unpack(redis.call('HMGET', record, 'last', 'job'))
+if (last or '') ~= seen then return false end
+if ARGV[request] then
+  local outcome, id = submit(request)
+  if outcome < 0 then return outcome end
+  if get(id, 'idempotency_key') ~= idempotency_key then
+    redis.call('HINCRBY', record, 'overlaps_prevented', 1)
+  else
+    local state = before and before ~= id and get(before, 'state')
+    if state == 'queued' or state == 'running' then redis.call('HINCRBY', record, 'overlap_incidents', 1)
+    elseif state then remove(before) end
+    redis.call('HINCRBY', record, 'fired', 1)
+    redis.call('HSET', record, 'job', id)
   end
 end
-set(id, 'id', id, 'created', text(at), 'progress', '0', 'chunks_done', 0, 'attempts', 0, 'stalled', 0, 'cancelling', 0)
-for i = 5 + count, #ARGV do redis.call('HSET', prefix .. 'input:' .. id, i - 5 - count, ARGV[i]) end
-redis.call('SADD', prefix .. 'operations', given['operation'])
-place(id, 'queued', at + delay)
-return {1, whole(id)}
+redis.call('SADD', prefix .. 'schedules', name)
+redis.call('HSET', record, 'last', upto)
+for i = 6, request - 1, 2 do redis.call('HINCRBY', record, ARGV[i], ARGV[i + 1]) end
+return redis.call('HGETALL', record)
+
+-- name: schedules
+local all = {}
+for _, name in ipairs(redis.call('SMEMBERS', prefix .. 'schedules')) do
+  table.insert(all, name)
+  table.insert(all, redis.call('HGETALL', prefix .. 'schedule:' .. name))
+end
+return all
 
 -- name: claim
 local owner, lease = ARGV[1], tonumber(ARGV[2])
@@ -227,11 +274,5 @@ local before = '(' .. text(now() - older)
 local excess = math.max(redis.call('ZCARD', finished) - keep, redis.call('ZCOUNT', finished, '-inf', before))
 if excess <= 0 then return 0 end
 local old = redis.call('ZRANGE', finished, 0, math.min(excess, most) - 1)
-for _, id in ipairs(old) do
-  local state = get(id, 'state')
-  if state then redis.call('HINCRBY', prefix .. 'counts', state, -1) end
-  redis.call('ZREM', finished, id)
-  free(id, 'idempotency_key')
-  redis.call('UNLINK', key(id), prefix .. 'result:' .. id)
-end
+for _, id in ipairs(old) do remove(id) end
 return #old

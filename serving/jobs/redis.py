@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,26 @@ from serving.errors import JobNotFound, QueueFull
 from serving.events.log import MAX_EVENTS
 from serving.events.redis import PREFIX as EVENTS_PREFIX
 from serving.events.redis import appending, event_keys
-from serving.jobs.job import Backoff, Counts, Job, JobRequest, Lease, Submitted, job_from, new_id, printable
+from serving.jobs.job import (
+    Backoff,
+    Counts,
+    Firing,
+    Job,
+    JobRequest,
+    Lease,
+    ScheduleRecord,
+    Submitted,
+    job_from,
+    new_id,
+    printable,
+    record_from,
+)
 from serving.jobs.store import LOST, MAX_QUEUED, PRUNE_AT_ONCE, REQUEST_FIELDS, RETRY_AFTER_SECONDS
 from serving.storage.redis import ScriptedRedis
 from serving.storage.statements import statements
 
 SCRIPTS = Path(__file__).with_name("redis.lua")
-REFUSED_WHEN_FULL = ("submit", "probe")
+REFUSED_WHEN_FULL = ("submit", "fire", "probe")
 
 
 class RedisJobStore:
@@ -47,16 +61,18 @@ class RedisJobStore:
         self._backoff = backoff or Backoff()
 
     async def submit(self, request: JobRequest) -> Submitted:
+        outcome, found = await self._run("submit", *self._request(request))
+        if outcome < 0:
+            raise QueueFull(self._retry_after)
+        return Submitted(_job(found), is_new=outcome == 1)
+
+    def _request(self, request: JobRequest) -> list[Any]:
+        """As the scripts take it; with an id, so that a submission that is sent twice is one."""
         fields: list[Any] = ["chunks", len(request.inputs)]
         for name in REQUEST_FIELDS:
             if value := getattr(request, name):
                 fields += [name, value]
-        head = (self._max_queued, request.delay, len(fields))
-        # the id is made here, so that a submission that is sent twice is one
-        outcome, *found = await self._run("submit", new_id(), *head, *fields, *request.inputs)
-        if outcome < 0:
-            raise QueueFull(self._retry_after)
-        return Submitted(_job(found[0]), is_new=outcome == 1)
+        return [new_id(), self._max_queued, request.delay, len(fields), *fields, *request.inputs]
 
     async def claim(self, owner: str, lease_seconds: float, operations: Sequence[str]) -> Job | None:
         return _job_or_none(await self._run("claim", owner, lease_seconds, *operations, safe=False))
@@ -99,7 +115,7 @@ class RedisJobStore:
     async def missing(self, job_id: str) -> list[int]:
         chunks: list[int] | None = await self._run("missing", job_id)
         if chunks is None:
-            raise JobNotFound("there is no such job, or it has been deleted")
+            raise JobNotFound("there is no such job, or no longer")
         return chunks
 
     async def result(self, job_id: str, chunk: int) -> bytes | None:
@@ -118,6 +134,18 @@ class RedisJobStore:
         removed: int = await self._run("prune", older_than, keep, PRUNE_AT_ONCE)
         return removed
 
+    async def schedules(self) -> Mapping[str, ScheduleRecord]:
+        return {name.decode(): _record(fields) for name, fields in _pairs(await self._run("schedules"))}
+
+    async def fire(self, firing: Firing) -> ScheduleRecord | None:
+        seen, request = "" if firing.seen is None else firing.seen, firing.request
+        counts = [part for name, count in asdict(firing.counts).items() if count for part in (name, count)]
+        head = [firing.schedule, seen, firing.upto, request.idempotency_key if request else "", len(counts), *counts]
+        answer = await self._run("fire", *head, *(self._request(request) if request else ()))
+        if isinstance(answer, int):
+            raise QueueFull(self._retry_after)
+        return None if answer is None else _record(answer)
+
     async def close(self) -> None:
         await self._redis.close()
 
@@ -133,7 +161,7 @@ def _script(name: str) -> str:
     return flags + constants + appending() + scripts["common"] + scripts[name]
 
 
-def _pairs(flat: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+def _pairs(flat: Sequence[Any]) -> list[tuple[Any, Any]]:
     return list(zip(flat[::2], flat[1::2], strict=True))
 
 
@@ -144,13 +172,17 @@ def _job(flat: Sequence[bytes]) -> Job:
     return job_from(fields)
 
 
+def _record(flat: Sequence[bytes]) -> ScheduleRecord:
+    return record_from({name.decode(): value.decode() for name, value in _pairs(flat)})
+
+
 def _job_or_none(flat: Sequence[bytes] | None) -> Job | None:
     return None if flat is None else _job(flat)
 
 
 def _existing(flat: Sequence[bytes]) -> Job:
     if not flat:
-        raise JobNotFound("there is no such job, or it has been deleted")
+        raise JobNotFound("there is no such job, or no longer")
     return _job(flat)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from sqlite3 import Connection, Row
@@ -15,7 +16,21 @@ import msgspec
 
 from serving.errors import JobNotFound, QueueFull
 from serving.events.sqlite import append_event, create_tables
-from serving.jobs.job import Backoff, Counts, Job, JobRequest, Lease, Submitted, job_from, new_id, printable
+from serving.jobs.job import (
+    Backoff,
+    Counts,
+    Firing,
+    Job,
+    JobRequest,
+    Lease,
+    ScheduleCounts,
+    ScheduleRecord,
+    Submitted,
+    job_from,
+    new_id,
+    printable,
+    record_from,
+)
 from serving.jobs.store import LOST, MAX_QUEUED, PRUNE_AT_ONCE, REQUEST_FIELDS, RETRY_AFTER_SECONDS, end_event
 from serving.storage.sqlite import Database
 from serving.storage.statements import statements
@@ -24,8 +39,8 @@ STATEMENTS = Path(__file__).with_name("sqlite.sql")
 
 
 def jobs_database(directory: Path, *, busy_seconds: float = 5.0) -> Database:
-    """`jobs.db`: the jobs and, since schema 2, the events, which were in `events.db` before. Opens nothing."""
-    migrations = (_sql("schema_1"), partial(create_tables, old_file=directory / "events.db"))
+    """`jobs.db`: jobs, since schema 2 events, which were in `events.db`, since schema 3 schedules. Opens nothing."""
+    migrations = (_sql("schema_1"), partial(create_tables, old_file=directory / "events.db"), _sql("schema_3"))
     return Database(directory / "jobs.db", migrations, busy_seconds=busy_seconds)
 
 
@@ -50,21 +65,20 @@ class SQLiteJobStore:
         self._clock = clock
 
     async def submit(self, request: JobRequest) -> Submitted:
+        return await self._database.write(lambda connection: self._submit(connection, request))
+
+    def _submit(self, connection: Connection, request: JobRequest) -> Submitted:
         now, values = self._clock(), {name: getattr(request, name) for name in REQUEST_FIELDS}
         values |= {"id": new_id(), "chunks": len(request.inputs), "created": now, "due": now + request.delay}
-
-        def work(connection: Connection) -> Submitted:
-            same = _one(connection, "same_job", **values)
-            if same is not None:
-                return Submitted(_job(same), is_new=False)
-            if connection.execute(_sql("count_queued")).fetchone()["queued"] >= self._max_queued:
-                raise QueueFull(self._retry_after)
-            job = _job(_one(connection, "insert", **values))
-            chunks = ((job.id, chunk, data) for chunk, data in enumerate(request.inputs))
-            connection.executemany(_sql("insert_input"), chunks)
-            return Submitted(job, is_new=True)
-
-        return await self._database.write(work)
+        same = _one(connection, "same_job", **values)
+        if same is not None:
+            return Submitted(_job(same), is_new=False)
+        if _one(connection, "count_queued")["queued"] >= self._max_queued:
+            raise QueueFull(self._retry_after)
+        job = _job(_one(connection, "insert", **values))
+        chunks = ((job.id, chunk, data) for chunk, data in enumerate(request.inputs))
+        connection.executemany(_sql("insert_input"), chunks)
+        return Submitted(job, is_new=True)
 
     async def claim(self, owner: str, lease_seconds: float, operations: Sequence[str]) -> Job | None:
         wanted = {"owner": owner, "lease": lease_seconds, "operations": json.dumps(list(operations))}
@@ -191,6 +205,36 @@ class SQLiteJobStore:
 
         return await self._database.write(work)
 
+    async def schedules(self) -> Mapping[str, ScheduleRecord]:
+        def work(connection: Connection) -> dict[str, ScheduleRecord]:
+            return {row["name"]: record_from(dict(row)) for row in connection.execute(_sql("schedules"))}
+
+        return await self._database.read(work)
+
+    async def fire(self, firing: Firing) -> ScheduleRecord | None:
+        def work(connection: Connection) -> ScheduleRecord | None:
+            row = _one(connection, "schedule", name=firing.schedule)
+            if firing.seen != (row and row["last"]):
+                return None
+            job, counts = self._fire(connection, firing, before=row["job"] if row else "")
+            settled = {"name": firing.schedule, "last": firing.upto, "job": job, **asdict(counts)}
+            return record_from(dict(_one(connection, "settle", **settled)))
+
+        return await self._database.write(work)
+
+    def _fire(self, connection: Connection, firing: Firing, before: str) -> tuple[str, ScheduleCounts]:
+        """Submit the job; the schedule's latest job, and what to add to its counts."""
+        if firing.request is None:
+            return before, firing.counts
+        job = self._submit(connection, firing.request).job
+        if job.idempotency_key != firing.request.idempotency_key:
+            return before, replace(firing.counts, overlaps_prevented=1)
+        last = None if before == job.id else _one(connection, "job", id=before)
+        is_incident = last is not None and not _job(last).is_finished
+        if last is not None and not is_incident:
+            connection.execute(_sql("remove"), {"id": before})
+        return job.id, replace(firing.counts, fired=1, overlap_incidents=int(is_incident))
+
     async def close(self) -> None:
         await self._database.close()
 
@@ -226,7 +270,7 @@ def _sql(name: str) -> str:
     return statements(STATEMENTS)[name]
 
 
-def _one(connection: Connection, name: str, **values: Any) -> Any:
+def _one(connection: Connection, name: str, /, **values: Any) -> Any:
     """The first row of a named statement, or None."""
     return connection.execute(_sql(name), values).fetchone()
 
@@ -238,7 +282,7 @@ def _job(row: Row) -> Job:
 def _existing(connection: Connection, job_id: str) -> Job:
     row = _one(connection, "job", id=job_id)
     if row is None:
-        raise JobNotFound("there is no such job, or it has been deleted")
+        raise JobNotFound("there is no such job, or no longer")
     return _job(row)
 
 

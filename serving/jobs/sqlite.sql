@@ -53,6 +53,19 @@ create trigger inputs_of_finished_jobs after update of finished on jobs when new
     delete from inputs where job = new.id;
 end;
 
+-- name: schema_3
+create table schedules (
+    name text primary key,
+    last real not null,
+    job text not null default '',
+    fired integer not null default 0,
+    missed integer not null default 0,
+    coalesced integer not null default 0,
+    overlaps_prevented integer not null default 0,
+    failed integer not null default 0,
+    overlap_incidents integer not null default 0
+);
+
 -- name: same_job
 select * from (
     select 1 as rank, * from jobs where idempotency_key = :idempotency_key and idempotency_key <> ''
@@ -142,3 +155,26 @@ delete from jobs where number in (
     select number from (select number from jobs where finished is not null
                         order by finished desc, number desc limit -1 offset :keep)
     limit :limit)
+
+-- name: remove
+delete from jobs where id = :id
+
+-- name: schedules
+select * from schedules
+
+-- name: schedule
+select * from schedules where name = :name
+
+-- name: settle
+insert into schedules (name, last, job, fired, missed, coalesced, overlaps_prevented, failed, overlap_incidents)
+values (:name, :last, :job, :fired, :missed, :coalesced, :overlaps_prevented, :failed, :overlap_incidents)
+on conflict (name) do update set
+    last = excluded.last,
+    job = excluded.job,
+    fired = fired + excluded.fired,
+    missed = missed + excluded.missed,
+    coalesced = coalesced + excluded.coalesced,
+    overlaps_prevented = overlaps_prevented + excluded.overlaps_prevented,
+    failed = failed + excluded.failed,
+    overlap_incidents = overlap_incidents + excluded.overlap_incidents
+returning *

@@ -11,12 +11,12 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
 
-from serving.jobs.job import Counts, Job, JobRequest, Lease, Submitted
+from serving.jobs.job import Counts, Firing, Job, JobRequest, Lease, ScheduleRecord, Submitted
 
 MAX_QUEUED = 1000
 RETRY_AFTER_SECONDS = 10.0
@@ -112,6 +112,18 @@ class JobStore(Protocol):
 
     async def probe(self) -> None:
         """Raises StoreUnavailable if no job could be submitted now, also where jobs can still be read."""
+        ...
+
+    async def schedules(self) -> Mapping[str, ScheduleRecord]:
+        """The records of all schedules, by name."""
+        ...
+
+    async def fire(self, firing: Firing) -> ScheduleRecord | None:
+        """Settle the firings of a schedule and submit the job, in one step; the new record.
+
+        None, and nothing is done, if the last firing is not the one that was `seen`: another scheduler was first. Only
+        the latest job of a schedule is kept: the one before is removed if it is finished. Raises QueueFull.
+        """
         ...
 
     async def prune(self, older_than: float, keep: int) -> int:

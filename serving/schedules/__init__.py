@@ -1,1 +1,1 @@
-"""What is done again and again at set times: each firing once over all instances, and never two at a time."""
+"""Jobs at set times: each firing once over all instances, and never two of a schedule at a time."""

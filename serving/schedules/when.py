@@ -1,4 +1,4 @@
-"""When a schedule fires: at the times of a cron expression in a time zone, or every so many seconds."""
+"""When a schedule fires, by a cron expression in a time zone or at intervals, and which of its times are due."""
 
 from __future__ import annotations
 
@@ -10,27 +10,30 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
-UNITS = {"s": 1, "m": 60, "h": 3600}
-LENGTH = re.compile(r"([1-9][0-9]{0,5})([smh])")
-LONGEST = 86_400
-FIELDS = 5
+UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600}
+INTERVAL = re.compile(r"([1-9][0-9]{0,5})([smh])")
+MAX_INTERVAL_SECONDS = 86_400
+CRON_FIELDS = 5
 NEVER = float("inf")
+
+MAX_COUNTED_FIRINGS = 10_000
+"""Missed firings that are counted one by one."""
 
 
 class When(Protocol):
-    """Times in seconds since the epoch, all of them whole, and the same for everybody who asks."""
+    """Times in whole seconds since the epoch, the same in every process."""
 
     def after(self, moment: float) -> float:
-        """The first time that is later than `moment`; NEVER if there is none."""
+        """The first time later than `moment`; NEVER if there is none."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Cron:
-    """Five fields as in Debian's cron, which also says what happens when clocks are changed.
+    """Five fields as in Debian's cron, which also defines what happens when the clocks change.
 
-    A fixed hour that a change skips is made up for when the change is over, and one that it repeats counts once. Where
-    minutes or hours begin with a star, as often as the clock on the wall shows it.
+    A fixed hour that a change skips fires when the change is over; one that it repeats fires once. Where minutes or
+    hours begin with a star, every time that the wall clock shows counts.
     """
 
     expression: str
@@ -39,9 +42,9 @@ class Cron:
     def after(self, moment: float) -> float:
         try:
             times = (at.timestamp() for at in CronSim(self.expression, datetime.fromtimestamp(moment, self.zone)))
-            # of an hour that comes twice it gives the first one, even to who is in the second
+            # in the second of two equal hours CronSim still gives the first one's times
             return next((at for at in times if at > moment), NEVER)
-        except (OverflowError, ValueError):  # later than a date can be
+        except (OverflowError, ValueError):  # later than any date
             return NEVER
 
     def __str__(self) -> str:
@@ -50,7 +53,7 @@ class Cron:
 
 @dataclass(frozen=True, slots=True)
 class Every:
-    """Every so many seconds of the epoch, so that all instances mean the same times."""
+    """Multiples of an interval since the epoch, so that all instances agree."""
 
     seconds: int
 
@@ -61,26 +64,59 @@ class Every:
         return f"every {self.seconds}s"
 
 
+@dataclass(frozen=True, slots=True)
+class Due:
+    """The firings between the last one and now."""
+
+    upto: float
+    """The time of the latest of them."""
+    fires: bool
+    """Whether the latest is within its grace; else it is one of those missed."""
+    missed: int = 0
+    """Firings later than their grace."""
+    coalesced: int = 0
+    """Firings within their grace that the latest one replaces."""
+
+
+def find_due(when: When, last: float, now: float, grace: float) -> Due | None:
+    """What is due after `last`, or None. Of the firings within `grace` seconds only the latest is done.
+
+    Counting stops after MAX_COUNTED_FIRINGS missed ones, so that a long absence delays nothing.
+    """
+    upto, missed, recent = last, 0, 0
+    at = when.after(last)
+    while at <= now:
+        upto = at
+        if now - at > grace:
+            missed += 1
+        else:
+            recent += 1
+        at = when.after(at if missed != MAX_COUNTED_FIRINGS else max(at, now - grace))
+    if upto == last:
+        return None
+    return Due(upto, fires=recent > 0, missed=missed, coalesced=max(0, recent - 1))
+
+
 def parse_cron(expression: str, zone: str) -> Cron:
-    """Raises ValueError, saying what is wrong with it."""
-    if len(expression.split()) != FIELDS:
-        raise ValueError(f"{expression!r} is no cron expression of {FIELDS} fields")
+    """Raises ValueError saying what is wrong with the expression or the zone."""
+    if len(expression.split()) != CRON_FIELDS:
+        raise ValueError(f"{expression!r} is not a cron expression of {CRON_FIELDS} fields")
     try:
         cron = Cron(expression, ZoneInfo(zone))
         CronSim(expression, datetime.fromtimestamp(0, cron.zone))
     except CronSimError as error:
-        raise ValueError(f"{expression!r} is no cron expression: {error}") from None
+        raise ValueError(f"{expression!r} is not a cron expression: {error}") from None
     except (OSError, ValueError, KeyError):  # ZoneInfoNotFoundError is a KeyError
-        raise ValueError(f"{zone!r} is no time zone that is known here") from None
+        raise ValueError(f"unknown time zone {zone!r}") from None
     if cron.after(0) == NEVER:
-        raise ValueError(f"{expression!r} never comes")
+        raise ValueError(f"{expression!r} never fires")
     return cron
 
 
-def parse_every(length: str) -> Every:
-    """Of `30s`, `5m` or `2h`, up to a day. Raises ValueError."""
-    found = LENGTH.fullmatch(length)
-    seconds = int(found[1]) * UNITS[found[2]] if found else 0
-    if not 0 < seconds <= LONGEST:
-        raise ValueError(f"every {length!r} must be like 30s, 5m or 2h, up to 24h")
+def parse_every(interval: str) -> Every:
+    """An interval like `30s`, `5m` or `2h`, up to a day. Raises ValueError."""
+    found = INTERVAL.fullmatch(interval)
+    seconds = int(found[1]) * UNIT_SECONDS[found[2]] if found else 0
+    if not 0 < seconds <= MAX_INTERVAL_SECONDS:
+        raise ValueError(f"every {interval!r} must be like 30s, 5m or 2h, up to 24h")
     return Every(seconds)

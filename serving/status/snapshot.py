@@ -14,7 +14,7 @@ from serving.errors import StoreUnavailable
 from serving.jobs.job import Counts
 from serving.jobs.store import JobStore
 from serving.process.kernel import RUNNER, SCHEDULER, WEB, Memory, child_pids, name_of, read_age, read_memory
-from serving.schedules.timetable import Timetable
+from serving.schedules.scheduler import Timetable
 from serving.shared.book import Book, Page
 from serving.shared.metrics import RESPONSES, Metrics
 from serving.shared.pressure import Pressure, Reading

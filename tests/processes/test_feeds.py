@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 import json
-from contextlib import AbstractContextManager
-from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from examples.market import market_records
 from harness.processes import eventually
-from harness.servers import http_server
+from harness.servers import file_server
 from harness.service import Service
 from serving.errors import InvalidSetting
 from serving.settings import Settings
 from tests.conftest import Run
 
 
-def serving(directory: Path) -> AbstractContextManager[str]:
-    """The address of a server of files."""
-
-    class Handler(SimpleHTTPRequestHandler):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments, directory=str(directory))
-
-    return http_server(Handler)
-
-
 def test_a_scheduled_feed_becomes_predictions_of_its_entities(models: Path, tmp_path: Path) -> None:
     days = [(day, values) for share, day, values in market_records() if share == "AAPL"][:3]
     rows = [{"ticker": "FEED", "date": day, **values} for day, values in days] + [{"ticker": "", "date": "never"}]
     (tmp_path / "days.json").write_text(json.dumps({"rows": rows}))
-    with serving(tmp_path) as address:
+    with file_server(tmp_path) as address:
         feed = {"name": "days", "url": f"{address}/days.json", "format": "json", "rows": "rows"}
         feed |= {"entity": "ticker", "time": "date"}
         environ = {"MODEL_DIR": str(models), "WEB_CONCURRENCY": "1", "FEEDS": json.dumps([feed])}
@@ -51,7 +38,7 @@ def test_a_scheduled_feed_becomes_predictions_of_its_entities(models: Path, tmp_
 def test_a_schedule_that_polls_an_unknown_feed_is_refused_by_name(run: Run, models: Path) -> None:
     checked = run("check", MODEL_DIR=str(models), SCHEDULES="days: every 1s: poll nothing")
     assert checked.returncode == 1
-    assert "SCHEDULES: 'days': there is no 'nothing' to poll" in checked.stderr
+    assert "SCHEDULES: 'days': poll knows no 'nothing'" in checked.stderr
 
 
 def test_feeds_that_cannot_be_are_refused_at_the_start() -> None:

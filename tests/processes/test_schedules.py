@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,11 +16,12 @@ import pytest
 
 from harness.admin import admin_figures
 from harness.processes import eventually, gone
-from harness.servers import RedisServer
+from harness.servers import RedisServer, file_server
 from harness.service import ADMIN_TOKEN, FORKSERVE, ROOT, Service
 from serving.process.kernel import SCHEDULER, child_pids, name_of
 
 OFTEN = "often: every 1s grace 30: reload"
+POLLED = "often: every 1s grace 30: poll days"
 
 
 def _has_begun(service: Service) -> bool:
@@ -33,14 +35,22 @@ def _works_again(service: Service) -> bool:
 @pytest.fixture(params=["sqlite", "redis"])
 def environ(request: pytest.FixtureRequest, sleeper: Path, tmp_path: Path, own_server: RedisServer) -> dict[str, str]:
     """A small service over a store that can be shared."""
-    environ = {"MODEL_DIR": str(sleeper), "WEB_CONCURRENCY": "1", "ADMIN_TOKEN": ADMIN_TOKEN, "ROLES": "web,scheduler"}
+    environ = {"MODEL_DIR": str(sleeper), "WEB_CONCURRENCY": "1", "ADMIN_TOKEN": ADMIN_TOKEN}
     return environ | ({"REDIS_URL": own_server.url} if request.param == "redis" else {"DATA_DIR": str(tmp_path)})
 
 
 @pytest.fixture
-def schedulers(environ: dict[str, str]) -> Iterator[list[Service]]:
-    """Two `forkserve worker` over one store that are schedulers only; they fire, though they cannot reload anything."""
-    variables = environ | {"ROLES": "scheduler", "SCHEDULES": OFTEN}
+def feeds(tmp_path: Path) -> Iterator[str]:
+    """The setting FEEDS for a feed `days` of one row."""
+    (tmp_path / "days.csv").write_text("entity,time,v\na,2026-05-01,1\n")
+    with file_server(tmp_path) as address:
+        yield json.dumps([{"name": "days", "url": f"{address}/days.csv", "format": "csv"}])
+
+
+@pytest.fixture
+def workers(environ: dict[str, str], feeds: str) -> Iterator[list[Service]]:
+    """Two `forkserve worker` over one store, each with a scheduler and a runner."""
+    variables = environ | {"ROLES": "worker,scheduler", "SCHEDULES": POLLED, "FEEDS": feeds}
     with ExitStack() as stack:
         running = []
         for _ in range(2):
@@ -50,39 +60,39 @@ def schedulers(environ: dict[str, str]) -> Iterator[list[Service]]:
         yield running
 
 
-def test_each_firing_happens_once_over_two_schedulers_of_which_one_is_killed(
-    schedulers: list[Service], environ: dict[str, str]
+def test_each_firing_happens_once_over_two_schedulers_of_which_each_is_killed_once(
+    workers: list[Service], environ: dict[str, str], feeds: str
 ) -> None:
-    def fired() -> list[dict[str, Any]]:
-        return [line for service in schedulers for line in service.events("Schedule fired")]
+    def settled(*events: str) -> list[dict[str, Any]]:
+        return [line for service in workers for event in events for line in service.events(event)]
 
-    for service in schedulers:
+    for service in workers:
         assert eventually(partial(_has_begun, service))
-    assert eventually(lambda: len(fired()) >= 2)
-    for service in schedulers:
-        (child,) = child_pids(service.process.pid)
-        assert name_of(child) == SCHEDULER
-        os.kill(child, signal.SIGKILL)
+    assert eventually(lambda: len(settled("Schedule fired")) >= 2)
+    for service in workers:
+        (scheduler,) = [pid for pid in child_pids(service.process.pid) if name_of(pid) == SCHEDULER]
+        os.kill(scheduler, signal.SIGKILL)
         assert eventually(partial(_works_again, service))
         assert service.events("Scheduler died")[0]["code"] == -signal.SIGKILL
-    before = len(fired())
-    assert eventually(lambda: len(fired()) >= before + 3)
-    for service in schedulers:
+    before = len(settled("Schedule fired"))
+    assert eventually(lambda: len(settled("Schedule fired")) >= before + 3)
+    assert eventually(lambda: len(settled("Feed polled")) >= before)
+    for service in workers:
         assert service.stop() == 0
-    told = fired()
+    told = settled("Schedule fired", "Schedule overlap prevented")
     times = [line["at"] for line in told]
     assert len(set(times)) == len(times), "no firing is repeated"
-    settled = sum(1 + line["coalesced"] + line["overlaps_prevented"] for line in told)
-    assert settled == max(times) - min(times) + 1 + told[times.index(min(times))]["coalesced"], "none is lost"
+    coalesced = sum(line["coalesced"] for line in told if line["at"] != min(times))
+    assert len(told) + coalesced == max(times) - min(times) + 1, "none is lost"
     listed = subprocess.run(
         [FORKSERVE, "schedules"],
         cwd=ROOT,
-        env=os.environ | environ | {"SCHEDULES": OFTEN},
+        env=os.environ | environ | {"SCHEDULES": POLLED, "FEEDS": feeds},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert f"fired {len(told)}" in listed.stdout
+    assert f"fired {len(settled('Schedule fired'))}" in listed.stdout
     assert "incidents" not in listed.stdout
 
 
@@ -90,7 +100,6 @@ def test_a_scheduler_of_the_master_fires_and_its_counts_are_shown(environ: dict[
     schedules = "yearly: 0 3 1 1 * in Europe/Berlin: reload; often: every 2s: reload"
     with Service(environ | {"SCHEDULES": schedules}) as service:
         assert eventually(lambda: len(service.schedulers) == 1)
-        assert service.runners == []
         assert eventually(lambda: len(service.events("Models reloaded")) > 0)
 
         def told() -> Any:
@@ -101,6 +110,7 @@ def test_a_scheduler_of_the_master_fires_and_its_counts_are_shown(environ: dict[
         assert (yearly["name"], yearly["when"], yearly["fired"]) == ("yearly", "0 3 1 1 * in Europe/Berlin", 0)
         assert yearly["next"].endswith("-01-01T02:00:00+00:00")
         assert (often["action"], often["overlap_incidents"]) == ("reload", 0)
+        assert often["last"] < often["next"]
         last = service.schedulers
         service.stop()
         assert gone(last)
@@ -129,7 +139,7 @@ def refused(command: str, **variables: str) -> str:
 
 def test_a_schedule_that_cannot_be_refuses_the_start_by_name(sleeper: Path) -> None:
     environ = {"MODEL_DIR": str(sleeper), "SCHEDULES": "nightly: 0 25 * * *: reload"}
-    reason = "forkserve: SCHEDULES: 'nightly': '0 25 * * *' is no cron expression: Bad hour\n"
+    reason = "forkserve: SCHEDULES: 'nightly': '0 25 * * *' is not a cron expression: Bad hour\n"
     assert refused("schedules", **environ) == reason
     assert refused("check", **environ) == reason
     service = Service(environ)

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from harness.stub import Stub, reply, serving
-from serving.entities.feeds import Feed, Polled, Poller
+from serving.entities.feeds import Feed, Polled, Poller, poll_request
 from serving.entities.record import Record, make_record
 from serving.errors import InvalidRequest, OutboundFailed, StoreUnavailable
+from serving.jobs.attempt import AttemptFailed, JobFailed
+from serving.jobs.job import Job, JobRequest, job_from
 from serving.storage.http import Outbound
 
 pytestmark = pytest.mark.anyio
@@ -148,15 +150,38 @@ async def test_many_rows_are_kept_some_at_a_time(outbound: Outbound) -> None:
     assert store.batches == [500, 500, 200]
 
 
+FIELDS = ("operation", "model", "version", "parameters", "max_attempts")
+
+
+def job_of(request: JobRequest) -> Job:
+    """As a runner has it."""
+    times = {"created": 0.0, "due": 0.0, "state": "running", "chunks": 1}
+    return job_from({"id": "1", **{name: getattr(request, name) for name in FIELDS}, **times})
+
+
+async def test_a_job_polls_the_feed_that_it_names(outbound: Outbound) -> None:
+    async with serving(lambda _number, _head: reply(200, b"entity,time,v\na,2026-05-01,1\n,,2\n")) as stub:
+        result = await poller(outbound, stub, Store())(job_of(poll_request("prices")), 0, b"", lambda _share: None)
+    told = {"records": 1, "new": 1, "refused": 1, "faults": ["row 2: entity is missing"], "unchanged": False}
+    assert json.loads(result) == told
+
+
+async def test_a_feed_of_another_instance_is_left_to_it(outbound: Outbound) -> None:
+    async with serving(lambda _number, _head: None) as stub:
+        with pytest.raises(AttemptFailed, match="FEEDS does not name shares here"):
+            await poller(outbound, stub, Store())(job_of(poll_request("shares")), 0, b"", lambda _share: None)
+
+
 @pytest.mark.parametrize("answer", [None, b"\r\n\r\n", reply(500), reply(404), reply(200, b"x" * 2000), reply(302)])
-async def test_a_feed_that_fails_is_told_of_and_harms_nobody(
+async def test_a_feed_that_fails_is_logged_and_fails_its_job(
     outbound: Outbound, answer: bytes | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with serving(lambda _number, _head: answer) as stub:
         feeds = poller(outbound, stub, Store(), max_bytes=1000)
         with pytest.raises((OutboundFailed, InvalidRequest)):
             await feeds.fetch("prices")
-        await feeds.poll("prices")
-    said = capsys.readouterr().out
+        with pytest.raises(JobFailed, match="feed prices: ") as failed:
+            await feeds(job_of(poll_request("prices")), 0, b"", lambda _share: None)
+    said = capsys.readouterr().out + str(failed.value)
     assert "Feed failed" in said
     assert "secret-path" not in said

@@ -1,4 +1,4 @@
-"""Stores of both kinds, and more than one scheduler over the same schedules and jobs."""
+"""Job stores of both kinds, and more than one scheduler over the same jobs."""
 
 from __future__ import annotations
 
@@ -13,21 +13,14 @@ from serving.jobs.job import JobRequest
 from serving.jobs.redis import RedisJobStore
 from serving.jobs.sqlite import SQLiteJobStore
 from serving.jobs.store import JobStore
-from serving.schedules.redis import RedisScheduleStore
-from serving.schedules.schedule import Action, Queued, Schedule, parse_schedules
-from serving.schedules.sqlite import SQLiteScheduleStore
-from serving.schedules.store import ScheduleStore
+from serving.schedules.parse import Action, Schedule, parse_schedules
 from tests.serving.conftest import Opener
 
 
 class Instances(Opener):
-    """Their schedules and their jobs."""
+    """Their jobs and schedules."""
 
-    def open(self) -> ScheduleStore:
-        store: ScheduleStore = self.open_either(SQLiteScheduleStore, RedisScheduleStore)
-        return store
-
-    def open_jobs(self, max_queued: int = 1000) -> JobStore:
+    def open(self, max_queued: int = 1000) -> JobStore:
         store: JobStore = self.open_either(SQLiteJobStore, RedisJobStore, max_queued=max_queued)
         return store
 
@@ -41,11 +34,6 @@ async def instances(
     await instances.close()
 
 
-@pytest.fixture
-def store(instances: Instances) -> ScheduleStore:
-    return instances.open()
-
-
 def toy_job(mutex: str = "") -> JobRequest:
     """A job that no runner here does by itself."""
     return JobRequest(operation="toy", inputs=[b""], mutex=mutex)
@@ -53,5 +41,5 @@ def toy_job(mutex: str = "") -> JobRequest:
 
 def schedule(text: str, action: Action | None = None, grace: float = 60.0) -> Schedule:
     """The one that `text` says; the action `toy` queues a job."""
-    (parsed,) = parse_schedules(text, {"toy": action or Queued(toy_job)}, grace=grace)
+    (parsed,) = parse_schedules(text, {"toy": action or Action(toy_job)}, grace=grace)
     return parsed

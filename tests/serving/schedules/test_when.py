@@ -7,8 +7,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from serving.schedules.due import MOST_COUNTED, Due, find_due
-from serving.schedules.when import NEVER, Every, parse_cron, parse_every
+from serving.schedules.when import MAX_COUNTED_FIRINGS, NEVER, Due, Every, find_due, parse_cron, parse_every
 
 BERLIN = ZoneInfo("Europe/Berlin")
 NIGHT = parse_cron("30 2 * * *", "Europe/Berlin")
@@ -84,13 +83,13 @@ def test_every_so_many_seconds_is_the_same_for_everybody() -> None:
     "expression", ["* * * *", "* * * * * *", "60 * * * *", "x * * * *", "0 0 31 2 *", "*/0 * * * *"]
 )
 def test_an_expression_that_cannot_be_is_refused(expression: str) -> None:
-    with pytest.raises(ValueError, match=r"is no cron expression|never comes"):
+    with pytest.raises(ValueError, match=r"is not a cron expression|never fires"):
         parse_cron(expression, "UTC")
 
 
 @pytest.mark.parametrize("zone", ["Europe/Nowhere", "", "../../etc/passwd", "/etc/passwd", "\0", "Europe"])
 def test_a_zone_that_is_not_known_is_refused(zone: str) -> None:
-    with pytest.raises(ValueError, match="is no time zone that is known here"):
+    with pytest.raises(ValueError, match="unknown time zone"):
         parse_cron("0 3 * * *", zone)
 
 
@@ -126,4 +125,4 @@ def test_a_clock_that_went_back_makes_nothing_due() -> None:
 
 def test_a_long_absence_is_not_counted_to_its_end() -> None:
     due = find_due(Every(1), 0.0, 1e9, grace=10.0)
-    assert due == Due(1e9, fires=True, missed=MOST_COUNTED, coalesced=9)
+    assert due == Due(1e9, fires=True, missed=MAX_COUNTED_FIRINGS, coalesced=9)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import pytest
 
 from serving.errors import InvalidSetting
-from serving.schedules.schedule import Action, Called, Queued, Schedule, parse_schedules
+from serving.jobs.job import JobRequest
+from serving.schedules.parse import Action, Schedule, parse_schedules
 from serving.schedules.when import Every, parse_cron
 from tests.serving.schedules.conftest import toy_job
 
 
-async def poll(feed: str) -> None: ...
+def poll(feed: str) -> JobRequest:
+    return JobRequest(operation=f"poll {feed}", inputs=[b""])
 
 
-TOY, POLL = Queued(toy_job), Called(poll)
+TOY, POLL = Action(toy_job), Action(poll, known=("http://a:80/x", "prices"))
 ACTIONS: dict[str, Action] = {"toy": TOY, "poll": POLL}
 
 
@@ -40,19 +42,20 @@ def test_no_entries_are_no_schedules(text: str) -> None:
         ("x: every 1s", "an entry is like"),
         ("X: every 1s: toy", "a name has up to 63"),
         (f"{'x' * 64}: every 1s: toy", "a name has up to 63"),
-        ("x: every 1s: cook", "there is no action 'cook'; there are poll, toy"),
-        ("x: every 1s:", "there is no action ''"),
+        ("x: every 1s: cook", "unknown action 'cook'; use poll, toy"),
+        ("x: every 1s:", "unknown action ''"),
         ("x: every 1s: poll", "the action is written 'poll FEED'"),
         ("x: every 1s: poll a b", "the action is written 'poll FEED'"),
+        ("x: every 1s: poll shares", "poll knows no 'shares'; it knows http://a:80/x, prices"),
         ("x: 0 3 * *: toy", "neither a cron expression of five fields"),
         ("x: : toy", "neither a cron expression of five fields"),
         ("x: every: toy", "neither a cron expression of five fields"),
-        ("x: 61 3 * * *: toy", "'61 3 \\* \\* \\*' is no cron expression: Bad minute"),
-        ("x: 0 0 30 2 *: toy", r"is no cron expression|never comes"),
-        ("x: 0 3 * * * in Europe/Nowhere: toy", "'Europe/Nowhere' is no time zone"),
-        ("x: 0 3 * * * in: toy", "after the time may come"),
-        ("x: 0 3 * * * at noon: toy", "after the time may come"),
-        ("x: 0 0 3 * * *: toy", "after the time may come"),
+        ("x: 61 3 * * *: toy", "'61 3 \\* \\* \\*' is not a cron expression: Bad minute"),
+        ("x: 0 0 30 2 *: toy", r"is not a cron expression|never fires"),
+        ("x: 0 3 * * * in Europe/Nowhere: toy", "unknown time zone 'Europe/Nowhere'"),
+        ("x: 0 3 * * * in: toy", "may follow the time"),
+        ("x: 0 3 * * * at noon: toy", "may follow the time"),
+        ("x: 0 0 3 * * *: toy", "may follow the time"),
         ("x: every 30: toy", "like 30s, 5m or 2h"),
         ("x: every 0s: toy", "like 30s, 5m or 2h"),
         ("x: every 25h: toy", "like 30s, 5m or 2h"),
@@ -60,7 +63,7 @@ def test_no_entries_are_no_schedules(text: str) -> None:
         ("x: every 1s grace 0: toy", "grace must be a number of seconds from 1 to 604800"),
         ("x: every 1s grace nan: toy", "grace must be a number of seconds"),
         ("x: every 1s grace soon: toy", "grace must be a number of seconds"),
-        ("x: every 1s: toy; x: every 2s: toy", "is there twice"),
+        ("x: every 1s: toy; x: every 2s: toy", "appears twice"),
     ],
 )
 def test_an_entry_that_cannot_be_is_refused_by_name(text: str, reason: str) -> None:
