@@ -99,7 +99,7 @@ async def measure_tiers(server: RedisServer) -> None:
     async def compute(positions: list[int]) -> list[bytes]:
         return [b"value" for _ in positions]
 
-    await cache.put_many(items)
+    cache.keep(items)
     for count in (1, 100):
         lookup = keys[:count]
         report(

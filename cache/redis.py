@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from redis.asyncio import Redis
 from redis.exceptions import InvalidResponse
 
-from cache.stats import Stats
+from cache.memory import Stats
 from serving.storage.guard import Breaker, BreakerState, Guard, NotTried, ServerUnavailable
 from serving.storage.redis import HEALTH_CHECK_INTERVAL, REFUSED, UNWELL, RedisClient, ValueTooLong
 

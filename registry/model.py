@@ -1,4 +1,4 @@
-"""A model as it is served: a loaded estimator, its manifest, and one uniform way to ask it."""
+"""A model as it is served: a loaded estimator and its manifest, with one interface for all kinds."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ TREES = frozenset(
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """One version of one model, ready to answer."""
+    """One version of one model, ready to predict."""
 
     manifest: Manifest
     compute: Compute
     fallback: bool = False
-    """True when the version could not be loaded and a minimal model stands in for it."""
+    """Whether a minimal model replaces the version because it could not be loaded."""
     compiled: bool = False
-    """True when a compiled form, held against the estimator bit for bit, answers instead of it."""
+    """Whether a compiled form, verified bit for bit against the estimator, answers instead of it."""
     explainer: Explainer | None = None
 
     @property
@@ -47,12 +47,12 @@ class LoadedModel:
 
     @cached_property
     def content_hash(self) -> bytes:
-        """Of the manifest, which holds the artefact's hash: all that an answer depends on besides the row."""
+        """Hash of the manifest, which contains the artefact's: all that an answer depends on besides the row."""
         return hashlib.sha256(msgspec.json.encode(self.manifest)).digest()
 
     @cached_property
     def ignores_sign_of_zero(self) -> bool:
-        """True for trees alone: they compare their input and never compute with it."""
+        """Whether 0.0 and -0.0 get the same answer: true for trees alone, which only compare their input."""
         return self.manifest.estimator in TREES
 
     @cached_property
@@ -63,7 +63,7 @@ class LoadedModel:
         """One prediction a row, as API.md shows it. `rows` has shape (rows, features). Raises ModelFailed."""
         outputs = self.compute(rows)
         if not np.isfinite(outputs).all():
-            raise ModelFailed(f"{self.name}/{self.version} gave a result that is not finite")
+            raise ModelFailed(f"{self.name}/{self.version} returned a result that is not finite")
         return self.present(outputs)
 
     def explain(self, rows: Rows, selection: Selection | None = None) -> list[dict[str, Any]]:
@@ -79,7 +79,7 @@ class LoadedModel:
         return present_contributions(found, self.explainer, self.schema.names, self.manifest.classes, labels, selection)
 
     def contributions(self, rows: Rows) -> Contributions:
-        """What each feature of each row contributes; checked to add up. Raises NotExplained, ModelFailed."""
+        """What each feature of each row contributes, verified to add up. Raises NotExplained, ModelFailed."""
         if self.explainer is None:
             raise NotExplained(f"{self.name}/{self.version} has no explainer")
         found = self.explainer.explain(rows)

@@ -1,9 +1,8 @@
-"""All models by name and version, and which of them are live; immutable once loaded."""
+"""All models by name and version, and which versions are live; immutable once loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -20,14 +19,14 @@ from registry.store.options import DEFAULT_OPTIONS, LoadOptions
 log = structlog.get_logger(__name__)
 
 Selected = Literal["all", "live"]
-"""Which versions are loaded: all on disk, or of each model the live and the previous one."""
+"""Which versions are loaded: all on disk, or the live and the previous one of each model."""
 
 
 class Registry:
     """Names to versions to models."""
 
     def __init__(self, models: list[LoadedModel], aliases: Mapping[str, Aliases] | None = None) -> None:
-        """`aliases` name what is live of some models, by name; of all others the newest version is."""
+        """`aliases` by model name; for a model without, the newest version is live."""
         versions: dict[str, dict[str, LoadedModel]] = {}
         for model in sorted(models, key=lambda model: (model.name, version_order(model.version))):
             versions.setdefault(model.name, {})[model.version] = model
@@ -39,7 +38,7 @@ class Registry:
         self._live = {name: of_name[self._aliases[name].live] for name, of_name in versions.items()}
 
     def get(self, name: str, version: str | None = None) -> LoadedModel:
-        """The live version of a model, or the one asked for. Raises ModelNotFound, VersionNotFound."""
+        """One version of a model, the live one if none is named. Raises ModelNotFound, VersionNotFound."""
         if name not in self._live:
             raise ModelNotFound
         if version is None:
@@ -75,32 +74,26 @@ class Registry:
         return len(self._live)
 
 
-@dataclass(frozen=True)
-class Offer:
-    """One model as it is on disk: the directories of the versions to load, oldest first, and its aliases."""
+def select_versions(directory: Path, selected: Selected) -> tuple[list[Path], Aliases]:
+    """The version directories of a model that are to be loaded, oldest first, and its aliases.
 
-    name: str
-    versions: tuple[Path, ...]
-    aliases: Aliases
-
-
-def read_offer(directory: Path, selected: Selected) -> Offer:
-    """Of the model kept in `directory`. Raises VersionRefused when its aliases cannot be followed."""
+    Raises VersionRefused for aliases that are damaged or name a live version that does not exist.
+    """
     versions = directories(directory)
     aliases = read_aliases(directory, [path.name for path in versions])
     if selected == "live":
         versions = [path for path in versions if path.name in (aliases.live, aliases.previous)]
-    return Offer(directory.name, tuple(versions), aliases)
+    return versions, aliases
 
 
 def load_registry(
     root: Path, options: LoadOptions = DEFAULT_OPTIONS, *, selected: Selected = "all", fallback: bool = False
 ) -> Registry:
     """Load and verify the versions below `root`. Raises VersionRefused for the first that is not fit to serve."""
-    offers = [read_offer(directory, selected) for directory in model_directories(root)]
+    found = {directory.name: select_versions(directory, selected) for directory in model_directories(root)}
     registry = Registry(
-        [load_version(root, path, options, fallback=fallback) for offer in offers for path in offer.versions],
-        {offer.name: offer.aliases for offer in offers},
+        [load_version(root, path, options, fallback=fallback) for versions, _ in found.values() for path in versions],
+        {name: aliases for name, (_, aliases) in found.items()},
     )
     log.info(
         f"Model registry initialized with {len(registry)} models",

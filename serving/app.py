@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import functools
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import structlog
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from cache.building import build_cache
+from cache.tiered import build_cache
 from registry.registry import Registry, load_registry
 from registry.store.directory import find_model
 from registry.store.loader import load_version
-from registry.store.reload import Load, renew_registry
+from registry.store.reload import renew_registry
 from registry.training.script import live_manifest
 from serving.entities.feeds import POLL, Poller, parse_feeds, poll_request
 from serving.entities.notifier import EntityNotifier
@@ -22,11 +23,10 @@ from serving.entities.outcomes import OutcomeReader, OutcomeWriter
 from serving.entities.predictor import EntityPredictor, RecordReader
 from serving.errors import CannotReload, InvalidSetting
 from serving.events.follow import Hub
-from serving.http.admission import Admission
 from serving.http.api import make_api
 from serving.http.clients import Clients
 from serving.http.cors import Origins
-from serving.http.edge import App, Edge, Receive, Scope, Send
+from serving.http.edge import Admission, Edge
 from serving.http.problems import render, status_of
 from serving.http.rate_limit import Limiter, RedisLimiter
 from serving.http.routes.admin import make_authorize
@@ -42,6 +42,7 @@ from serving.monitoring.quality import LiveQuality
 from serving.predict.batcher import Batcher
 from serving.predict.inference import Inference, isolated_functions, make_operations
 from serving.process.executor import Executor
+from serving.process.trial import try_first
 from serving.schedules.parse import Action, Schedule, parse_schedules
 from serving.schedules.scheduler import Scheduler, Timetable
 from serving.schedules.takeover import take_over
@@ -56,10 +57,8 @@ from serving.storage.http import Outbound
 from serving.stores import build_entity_store, build_event_log, build_job_store
 from serving.telemetry.alerts import Alerts, form_of
 from serving.training.handler import TrainHandler
-from serving.training.last import LastTrainings
-from serving.training.outcomes import outcome_reader
-from serving.training.request import OPERATION as TRAIN
-from serving.training.request import training_request
+from serving.training.job import OPERATION as TRAIN
+from serving.training.job import LastTrainings, training_request
 from serving.training.steps import Steps
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ class Application:
         self.end_streams = self.streams.end
         self.reason_to_replace = service.reason_to_replace
 
-    def _build_stack(self) -> App:
+    def _build_stack(self) -> ASGIApp:
         """Everything that a request goes through, outermost first."""
         service, settings = self.service, self.settings
         hot_path = InferenceRoute(service, self.streams)
@@ -105,7 +104,7 @@ class Application:
 
         edge = Edge(
             dispatch,
-            figures=service.metrics.responses,
+            responses=service.metrics.responses,
             access_log=settings.access_log,
             admission=self._build_admission(),
         )
@@ -148,17 +147,14 @@ def build(settings: Settings, alerts: Alerts) -> Application:
     return Application(build_service(settings, registry, build_shared(settings, alerts)), settings)
 
 
-def renew(app: Application, carefully: Callable[[Load, float], Load]) -> tuple[Application, tuple[str, ...]]:
-    """A new app over what is in the model directory now, in the master; and which versions were refused, and why.
-
-    `carefully` makes the function that loads a version, within so many seconds, from the one that just loads it.
-    """
+def renew(app: Application) -> tuple[Application, tuple[str, ...]]:
+    """A new app over what is in the model directory now, in the master; and which versions were refused, and why."""
     settings, service = app.settings, app.service
     load = functools.partial(load_version, settings.model_dir, options=settings.load_options)
     renewal = renew_registry(
         service.registry,
         settings.model_dir,
-        carefully(load, settings.reload_timeout_seconds),
+        try_first(load, seconds=settings.reload_timeout_seconds),
         selected=settings.serve_versions,
     )
     return Application(build_service(settings, renewal.registry, service.shared), settings), renewal.refused
@@ -310,9 +306,11 @@ def build_trainer(settings: Settings, shared: Shared) -> Executor:
     """The processes in which models are trained and judged, each for one call."""
     steps = Steps(
         settings.model_dir,
-        outcome_reader(shared.entities, settings.max_outcomes_per_model),
+        shared.entities,
+        settings.max_outcomes_per_model,
         tolerance=settings.train_tolerance,
         options=settings.load_options,
+        seconds=settings.reload_timeout_seconds,
     )
     return Executor(steps.functions(), memory=settings.train_memory_bytes, background=True, reuse=False)
 
@@ -324,7 +322,7 @@ def build_train_handler(settings: Settings, trainer: Executor, shared: Shared) -
         trainer,
         shared.events,
         timeout=settings.train_timeout_seconds,
-        judging=settings.reload_timeout_seconds,
+        judging=2 * settings.reload_timeout_seconds,  # the trial, and as long for the comparison
     )
 
 

@@ -1,172 +1,163 @@
-"""What can go wrong with a request or the service, besides what goes wrong with models (registry/errors.py).
+"""Everything that can go wrong with a request or the service; the errors of models are in registry/errors.py.
 
 ServingError
-├── InvalidSetting        a variable of the environment has a value that cannot be; names the variable
-├── CannotServe           the process is not fit to serve
-├── RequestRefused        the request is wrong before any model looks at it
-│   ├── NotJSON           not JSON at all, or nothing that is meant as a request
-│   ├── InvalidRequest    JSON, but not the request that is asked for
-│   ├── BodyTooLarge      more bytes than MAX_BODY_BYTES
-│   ├── TooManyInstances  more rows than MAX_INSTANCES
-│   ├── UnsupportedBody   not application/json, or encoded
-│   ├── MethodNotAllowed  the address is there, not with this method
-│   └── NotAuthorized     no admin token, or a wrong one
-├── Overloaded            there is more work than can be done in time; try again later
-├── DeadlineExceeded      a prediction took longer than it may
-├── CallFailed            a call in a process of its own broke, or its process did
-├── MemoryExceeded        a call in a process of its own needed more memory than it may
-├── ExecutorGone          the worker can run no such calls any more
-├── ReloadRefused         something on disk is not fit to serve, so the old stays in service
-├── CannotReload          there is no master here that could be asked to reload
-├── TrainingBusy          another model is being trained
-├── TooManyRequests       a client sends more than it may; holds when to try again
-├── QueueFull             as many jobs wait as may; holds when to try again
-├── JobNotFound           there is no job of that id, or no longer
-├── JobUnfinished         the job has no result, or not yet
-├── TooManyStreams        as many event streams are open as may, in this worker or for this address
-├── OutboundFailed        a call to elsewhere got no usable reply; names the host, never the address
-├── EntityNotFound        there is no record of that entity
-├── DataQueueFull         as many outcomes wait to be stored as may
-└── StoreUnavailable      what keeps jobs, events or records cannot be read or written now
+├── InvalidSetting, CannotServe                                         the service cannot start
+├── NotJSON, InvalidRequest, UnsupportedBody, BodyTooLarge, TooManyInstances,
+│   MethodNotAllowed, NotAuthorized                                     the request is wrong
+├── JobNotFound, JobUnfinished, EntityNotFound                          nothing is there, or not yet
+├── Overloaded, TooManyRequests, TooManyStreams, QueueFull, DataQueueFull, StoreUnavailable,
+│   ExecutorGone                                                        the same request may succeed later
+├── DeadlineExceeded, MemoryExceeded, CallFailed                        a computation was given up
+├── ReloadRefused, CannotReload, TrainingBusy                           models stay as they are
+└── OutboundFailed                                                      another server did not answer
 """
 
 from __future__ import annotations
 
 
 class ServingError(Exception):
-    """The root of this tree; the message is shown to the client."""
+    """The root of this tree; the client sees the message."""
+
+    retry_after: float | None = None
+    """Seconds after which the same request may succeed; None if nobody knows."""
 
 
 class InvalidSetting(ServingError):
-    """A variable of the environment has a value that cannot be."""
+    """An environment variable has an invalid value; the message names the variable."""
 
 
 class CannotServe(ServingError):
-    """The process is not fit to serve; the message says why."""
+    """The process cannot serve; the message says why."""
 
 
-class RequestRefused(ServingError):
-    """The request is wrong before any model looks at it."""
+class NotJSON(ServingError):
+    """The body or a header cannot be read at all."""
 
 
-class NotJSON(RequestRefused):
-    """The body is not JSON at all, or nothing that is meant as a request."""
+class InvalidRequest(ServingError):
+    """The body is JSON, but not a valid request."""
 
 
-class InvalidRequest(RequestRefused):
-    """The body is JSON, but not the request that is asked for."""
+class UnsupportedBody(ServingError):
+    """The body has an unsupported type or encoding."""
 
 
-class BodyTooLarge(RequestRefused):
-    """The body has more bytes than it may."""
+class BodyTooLarge(ServingError):
+    """The body has more bytes than are allowed."""
 
 
-class TooManyInstances(RequestRefused):
-    """One request holds more instances than it may."""
+class TooManyInstances(ServingError):
+    """One request has more instances than are allowed."""
 
 
-class UnsupportedBody(RequestRefused):
-    """The body's type or encoding is not taken here."""
-
-
-class MethodNotAllowed(RequestRefused):
-    """The address is there, but not with this method; holds the one that is."""
+class MethodNotAllowed(ServingError):
+    """The route exists, but not with this method; `allowed` is the one that it has."""
 
     def __init__(self, allowed: str) -> None:
         super().__init__(f"use {allowed}")
         self.allowed = allowed
 
 
-class NotAuthorized(RequestRefused):
-    """No admin token, or a wrong one."""
+class NotAuthorized(ServingError):
+    """The admin token is missing or wrong."""
+
+
+class JobNotFound(ServingError):
+    """No job has that id, or it has been deleted."""
+
+
+class JobUnfinished(ServingError):
+    """The job has no result, or not yet; the message names its state."""
+
+
+class EntityNotFound(ServingError):
+    """That entity has no records."""
 
 
 class Overloaded(ServingError):
-    """There is more work than can be done in time; the same request may succeed a moment later."""
+    """More requests are waiting than can be answered in time."""
+
+    retry_after = 1.0
 
     def __init__(self) -> None:
         super().__init__("too many requests are waiting for this model")
 
 
-class DeadlineExceeded(ServingError):
-    """A prediction took longer than it may."""
-
-
-class CallFailed(ServingError):
-    """A call in a process of its own broke, or its process did; the message says how, and is not for the client."""
-
-
-class MemoryExceeded(ServingError):
-    """A call in a process of its own needed more memory than it may; fewer rows may do."""
-
-    def __init__(self) -> None:
-        super().__init__("the computation needs more memory than it may; send fewer instances")
-
-
-class ExecutorGone(ServingError):
-    """No calls in processes of their own can be run here any more; the worker is about to be replaced."""
-
-    def __init__(self) -> None:
-        super().__init__("this worker is being replaced; try again")
-
-
-class ReloadRefused(ServingError):
-    """Something on disk is not fit to serve, so what was there before stays in service; the message names it."""
-
-
-class CannotReload(ServingError):
-    """There is no master here that could be asked to reload: models are not loaded before the fork."""
-
-    def __init__(self) -> None:
-        super().__init__("models are not preloaded by a master here; restart the service instead")
-
-
-class TrainingBusy(ServingError):
-    """Another model is being trained, and one is at a time; the message names it."""
-
-
 class TooManyRequests(ServingError):
-    """A client sends more than it may; `retry_after` seconds later the next request is taken."""
+    """A client has exceeded its rate; its next request is accepted after `retry_after` seconds."""
 
     def __init__(self, retry_after: float) -> None:
         super().__init__("too many requests from this address")
         self.retry_after = retry_after
 
 
+class TooManyStreams(ServingError):
+    """A worker, or one client address, has as many event streams open as are allowed."""
+
+    retry_after = 10.0
+
+
 class QueueFull(ServingError):
-    """As many jobs wait as may; `retry_after` seconds later there may be room."""
+    """As many jobs are waiting as are allowed; there may be room after `retry_after` seconds."""
 
     def __init__(self, retry_after: float) -> None:
         super().__init__("too many jobs are waiting")
         self.retry_after = retry_after
 
 
-class JobNotFound(ServingError):
-    """There is no job of that id, or no longer."""
-
-
-class JobUnfinished(ServingError):
-    """The job has no result, or not yet; the message says its state."""
-
-
-class TooManyStreams(ServingError):
-    """As many event streams are open as may, in this worker or for this address."""
-
-
-class OutboundFailed(ServingError):
-    """A call to elsewhere got no usable reply; the message names the host, never the address, which may be secret."""
-
-
-class EntityNotFound(ServingError):
-    """There is no record of that entity."""
-
-
 class DataQueueFull(ServingError):
-    """As many outcomes wait to be stored as may; without `Prefer: respond-async` the client hears what keeps them."""
+    """As many outcomes are waiting as are allowed. Without `Prefer: respond-async` a client waits for the store."""
+
+    retry_after = 5.0
 
     def __init__(self) -> None:
-        super().__init__("too many outcomes wait to be stored")
+        super().__init__("too many outcomes are waiting to be stored")
 
 
 class StoreUnavailable(ServingError):
-    """What keeps jobs, events or records cannot be read or written now; its message names it, but no path."""
+    """The store of jobs, events or records cannot be read or written now; the message names it, but no path."""
+
+    retry_after = 5.0
+
+
+class ExecutorGone(ServingError):
+    """The worker can no longer run calls in processes of their own; it is about to be replaced."""
+
+    retry_after = 1.0
+
+    def __init__(self) -> None:
+        super().__init__("this worker is being replaced; try again")
+
+
+class DeadlineExceeded(ServingError):
+    """A prediction took longer than is allowed."""
+
+
+class MemoryExceeded(ServingError):
+    """A call in a process of its own needed more memory than is allowed; fewer rows may fit."""
+
+    def __init__(self) -> None:
+        super().__init__("the computation needs more memory than is allowed; send fewer instances")
+
+
+class CallFailed(ServingError):
+    """A call in a process of its own raised an error, or its process died; the client does not see the message."""
+
+
+class ReloadRefused(ServingError):
+    """A version on disk cannot be served, so the previous models stay in service; the message names it."""
+
+
+class CannotReload(ServingError):
+    """No master can be asked to reload, because models are not loaded before the fork."""
+
+    def __init__(self) -> None:
+        super().__init__("this service does not preload its models; restart it instead")
+
+
+class TrainingBusy(ServingError):
+    """Another model is being trained, and only one is at a time; the message names it."""
+
+
+class OutboundFailed(ServingError):
+    """A call to another server got no usable reply; the message names its host, never the URL, which may be secret."""

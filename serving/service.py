@@ -28,7 +28,7 @@ from serving.shared.pressure import Pressure
 from serving.shared.reloads import Reloads
 from serving.telemetry.alerts import Alerts
 from serving.telemetry.tracing import Tracing
-from serving.training.last import LastTrainings
+from serving.training.job import LastTrainings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -102,7 +102,8 @@ def test_the_cache_knows_neither_models_nor_http() -> None:
         for module, tree in modules().items()
         if module.startswith("cache")
         for other in imported(tree)
-        if other.split(".")[0] in forbidden and not other.startswith(("serving.storage.guard", "serving.storage.redis"))
+        if other.split(".")[0] in forbidden
+        if wing(other) != "serving.storage" or other.startswith("serving.storage.http")
     }
     assert found == set()
 

@@ -1,7 +1,7 @@
-"""Which version of a model is live, and which was before: a small file beside the versions, whole or not there.
+"""Which version of a model is live, and which was before: `aliases.json` beside the versions.
 
-Without the file the newest version is live. It is written aside, brought to the disk and renamed, so that whoever reads
-it, or the machine that starts again, finds the old one or the new one. Changes take turns by a lock on the directory.
+Without the file the newest version is live. It is replaced atomically, so a reader, or a machine that restarts, finds
+the old content or the new. A lock on the directory lets one process at a time change it.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from registry.store.directory import ALIASES_FILE, directories, write_whole
 
 
 class Aliases(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The version that answers when none is named, and the one to go back to, if there is one."""
+    """The version that answers when none is named, and the one that a rollback makes live, if there is one."""
 
     live: str
     previous: str | None = None
 
 
 def newest(versions: Sequence[str]) -> Aliases:
-    """What holds without a file, `versions` being sorted: the newest, and the one before it."""
+    """The aliases of a model without a file; `versions` are sorted."""
     return Aliases(versions[-1], versions[-2] if len(versions) > 1 else None)
 
 
 def read_aliases(directory: Path, versions: Sequence[str]) -> Aliases:
-    """Those of the model kept in `directory`, which has these sorted `versions`, at least one.
+    """The aliases of the model kept in `directory`, which has these sorted `versions`, at least one.
 
-    A previous version that is not there any more is none. Raises VersionRefused for a file that is damaged, or that
-    names a live version which is not there: what should answer is then for a person to say.
+    A previous version that no longer exists is None. Raises VersionRefused for a file that is damaged or names a live
+    version that does not exist: which version should answer is then for a person to say.
     """
     path = directory / ALIASES_FILE
     try:
@@ -46,26 +46,27 @@ def read_aliases(directory: Path, versions: Sequence[str]) -> Aliases:
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise VersionRefused(path, f"does not say which version is live: {error}") from error
     if aliases.live not in versions:
-        raise VersionRefused(path, f"says that version {aliases.live!r} is live, which is not there")
+        raise VersionRefused(path, f"says that version {aliases.live!r} is live, which does not exist")
     return aliases if aliases.previous in versions else Aliases(aliases.live)
 
 
 def current(directory: Path) -> Aliases:
-    """Those of the model kept in `directory`. Raises VersionRefused."""
-    return read_aliases(directory, _versions(directory))
+    """The aliases of the model kept in `directory`. Raises VersionRefused."""
+    return read_aliases(directory, [path.name for path in directories(directory)])
 
 
 def promote(directory: Path, version: str) -> Aliases:
-    """Make `version` live and what was live the previous one; the same again changes nothing.
+    """Make `version` live and the live version the previous one; promoting the live version changes nothing.
 
-    It is for the caller to know that the version is fit to serve. A damaged file is replaced. Raises ModelNotFound,
+    The caller must know that the version is fit to serve. A damaged file is replaced. Raises ModelNotFound,
     VersionNotFound.
     """
     with alone(directory):
-        if version not in _versions(directory):
+        if version not in (path.name for path in directories(directory)):
             raise VersionNotFound(f"model {directory.name!r} has no version {version!r}")
-        before = _readable(directory)
-        if before is None:
+        try:
+            before = current(directory)
+        except VersionRefused:
             after = Aliases(version)
         else:
             after = before if before.live == version else Aliases(version, before.live)
@@ -74,7 +75,7 @@ def promote(directory: Path, version: str) -> Aliases:
 
 
 def rollback(directory: Path) -> Aliases:
-    """Make the previous version live and the live one previous, so that twice is not at all.
+    """Exchange the live and the previous version; a second rollback undoes the first.
 
     Raises ModelNotFound, VersionNotFound when there is no previous version, VersionRefused.
     """
@@ -87,20 +88,9 @@ def rollback(directory: Path) -> Aliases:
     return after
 
 
-def _versions(directory: Path) -> list[str]:
-    return [path.name for path in directories(directory)]
-
-
-def _readable(directory: Path) -> Aliases | None:
-    try:
-        return current(directory)
-    except VersionRefused:
-        return None
-
-
 @contextlib.contextmanager
 def alone(directory: Path) -> Iterator[None]:
-    """No other process changes the aliases meanwhile; the lock ends with its holder. Raises ModelNotFound."""
+    """Lock the directory against other processes; the lock ends with its holder. Raises ModelNotFound."""
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
@@ -113,5 +103,5 @@ def alone(directory: Path) -> Iterator[None]:
 
 
 def write_aliases(directory: Path, aliases: Aliases) -> None:
-    """To be called by who is alone with the directory."""
+    """Replace the file; the caller holds the lock."""
     write_whole(directory / ALIASES_FILE, msgspec.json.encode(aliases) + b"\n")

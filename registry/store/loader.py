@@ -1,7 +1,6 @@
 """Loads one version: its bytes are read once, hashed, and unpickled from memory only if the hash is the manifest's.
 
-A joblib file is code. So nothing is unpickled that the manifest does not vouch for, and the bytes that are hashed are
-the very bytes that are unpickled: a file swapped in between changes nothing.
+A joblib file is code. The very bytes that were hashed are unpickled, so a file swapped in between changes nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from registry.store.options import DEFAULT_OPTIONS, LoadOptions
 log = structlog.get_logger(__name__)
 
 CLOSE_ENOUGH = 1e-9
-"""How far an estimator may be from what it answered when it was added: other builds of BLAS sum in another order."""
+"""How far outputs may be from those recorded when the version was added: other builds of BLAS sum in another order."""
 
 
 def load_version(
@@ -37,9 +36,9 @@ def load_version(
 ) -> LoadedModel:
     """The version kept in `directory` below the model directory `root`.
 
-    With `fallback`, a version whose manifest is sound but whose artefact is not is stood in for by a model that
-    answers the sample's mean; otherwise VersionRefused is raised, naming the file. Where a compiled form answers bit
-    for bit as the estimator does, it serves and the estimator is let go, unless the options say otherwise.
+    A version whose manifest is valid but whose artefact is not raises VersionRefused, naming the file; with `fallback`
+    a model that answers the sample's mean replaces it. Where a compiled form answers bit for bit as the estimator does,
+    it serves and the estimator is dropped, unless the options say otherwise.
     """
     manifest = read_manifest(directory)
     path = directory / manifest.artefact
@@ -60,17 +59,17 @@ def load_version(
 
 
 def verified_bytes(root: Path, path: Path, sha256: str) -> bytes:
-    """Of a file below `root` that holds code, if they have the hash that a manifest states. Raises VersionRefused."""
+    """The bytes of a file below `root`, if they have the hash that a manifest states. Raises VersionRefused."""
     try:
         real = path.resolve(strict=True)
         if not real.is_relative_to(root.resolve(strict=True)):
             raise VersionRefused(path, f"is a link that leaves {root}")
-        if not real.is_file():  # a pipe would keep the start waiting for ever
+        if not real.is_file():  # reading a pipe would block the start
             raise VersionRefused(path, "is not a file")
         content = real.read_bytes()
     except OSError as error:
         raise VersionRefused(path, error.strerror or str(error)) from error
-    except RuntimeError as error:  # Python before 3.13 says so of a link to itself
+    except RuntimeError as error:  # Python before 3.13 raises this for a link to itself
         raise VersionRefused(path, "is a link that leads nowhere") from error
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
@@ -103,7 +102,7 @@ def _check_kind(path: Path, estimator: Any, manifest: Manifest) -> None:
 
 
 def _verify_answers(path: Path, manifest: Manifest, compute: Compute) -> None:
-    """The estimator must answer as it did when it was added; this warms it, too."""
+    """Check that the estimator answers as it did when it was added; this also warms it."""
     expected = np.array(manifest.expected)
     try:
         rows = Schema(manifest.features).rows([list(row) for row in manifest.background[: len(expected)]])
@@ -117,7 +116,7 @@ def _verify_answers(path: Path, manifest: Manifest, compute: Compute) -> None:
 
 
 def _compile(manifest: Manifest, estimator: Any, compute: Compute) -> Compute | None:
-    """The estimator's compiled form, if it has one that answers probe rows with the very same bits."""
+    """The estimator's compiled form, if it has one that answers probe rows with equal bits."""
     schema = Schema(manifest.features)
     try:
         compiled = compile_estimator(estimator, schema, frame=manifest.input == "frame")
@@ -127,7 +126,7 @@ def _compile(manifest: Manifest, estimator: Any, compute: Compute) -> Compute | 
             return compiled
         else:
             reason = "it does not answer as its estimator does"
-    except Exception as error:  # noqa: BLE001 - it reads private parts of estimators, which another release may lack
+    except Exception as error:  # noqa: BLE001 - private attributes of estimators, which another release may lack
         reason = f"{type(error).__name__}: {error}"
     log.info("Model not compiled", model=manifest.name, version=manifest.version, reason=reason)
     return None

@@ -1,4 +1,4 @@
-"""A version's manifest: what the artefact is, what it takes, what it gives, and the hash it must have."""
+"""A version's manifest: what its artefact is, its features and outputs, and the hash that it must have."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class ExplainerRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the model is trained anew: a Python file beside the versions, and the hash that it must have."""
+    """How the model is retrained: a Python file beside the versions, and the hash that it must have."""
 
     script: str
     sha256: str
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One version of one model. `background` rows and `example` are in the user's own terms, as JSON takes them."""
+    """One version of one model. `background` rows and `example` are in the user's own terms, as JSON values."""
 
     format: Literal[1] = 1
     name: str
@@ -53,19 +53,19 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     example: dict[str, Any]
     background: tuple[tuple[Any, ...], ...]
     expected: tuple[tuple[float, ...], ...]
-    """The estimator's outputs for the first background rows, as it gave them when the version was added."""
+    """The estimator's outputs for the first background rows when the version was added."""
     baseline: tuple[float, ...]
-    """Mean output over the sample: what a fallback model answers."""
+    """Mean output over the sample, which a fallback model answers."""
     metrics: dict[str, float] = {}
     source: str = ""
     entities: bool = False
-    """Whether it is asked about the records of entities; its features are columns of a record."""
+    """Whether it predicts from records of entities; its features are then columns of a record."""
     explainer: ExplainerRecord | None = None
-    """None for a version that was added before explainers were recorded, or where none fitted."""
+    """None for a version that was added before explainers were recorded, or where none fits."""
     training: TrainingRecord | None = None
-    """None for a model that is not trained anew."""
+    """None for a model that cannot be retrained."""
     trained_by: str = ""
-    """The job that has trained this version; empty for one that was added by hand."""
+    """The job that trained this version; empty for one that was added by hand."""
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -78,17 +78,17 @@ def read_manifest(directory: Path) -> Manifest:
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise VersionRefused(path, f"is not a manifest: {error}") from error
     if (manifest.name, manifest.version) != (directory.parent.name, directory.name):
-        raise VersionRefused(path, f"speaks of {manifest.name}/{manifest.version}")
+        raise VersionRefused(path, f"is the manifest of {manifest.name}/{manifest.version}")
     scripts = () if manifest.training is None else (manifest.training.script,)
     for name in (manifest.name, manifest.version, manifest.artefact, *scripts):
         if not NAME.fullmatch(name):
-            raise VersionRefused(path, f"{name!r} is not a plain name")
+            raise VersionRefused(path, f"{name!r} is not a plain file name")
     if not manifest.features:
         raise VersionRefused(path, "lists no features")
     return manifest
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Write it so that people can read it too."""
+    """Write it indented, so that people can read it too."""
     text = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
     (directory / FILENAME).write_bytes(text + b"\n")

@@ -1,18 +1,18 @@
-"""A registry of what is in the model directory now, from one of what was: what has not changed is taken over.
+"""Makes a registry of what the model directory contains now, taking over unchanged versions from the registry before.
 
-What is broken leaves what was there before in service. A version that does not load is left out, or stays as it was
-loaded before; if it is to be the live one and was not there before, its model stays as it was altogether.
+A version that does not load is left out, or stays as it was loaded before. If it is to be live and was not loaded
+before, its model stays as it was altogether. So a broken file never stops what is in service.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from registry.errors import VersionRefused
 from registry.model import LoadedModel
-from registry.registry import Registry, Selected, read_offer
+from registry.registry import Registry, Selected, select_versions
 from registry.store.aliases import Aliases
 from registry.store.directory import model_directories
 from registry.store.manifest import read_manifest
@@ -23,76 +23,60 @@ Load = Callable[[Path], LoadedModel]
 
 @dataclass(frozen=True)
 class Renewal:
-    """What is served now, and a line for everything on disk that was not fit to be."""
+    """The new registry, and a line for every file that was not fit to serve."""
 
     registry: Registry
     refused: tuple[str, ...]
 
 
 def renew_registry(old: Registry, root: Path, load: Load, *, selected: Selected = "all") -> Renewal:
-    """The models below `root`; those of `old` whose manifests are the same are not loaded again. Never raises.
+    """The models below `root`; those of `old` whose manifests are equal are not loaded again. Never raises.
 
-    `load` is asked for one version at a time.
+    `load` is called for one version at a time.
     """
+    models: list[LoadedModel] = []
+    aliases: dict[str, Aliases] = {}
+    refused: list[str] = []
+
+    def version(path: Path, before: LoadedModel | None) -> LoadedModel | None:
+        """The version kept in `path`; if it is not fit to serve, as it was loaded before, or None."""
+        try:
+            # a fallback is always loaded again: its artefact may have been mended
+            if before is not None and not before.fallback and before.manifest == read_manifest(path):
+                return before
+            return load(path)
+        except VersionRefused as error:
+            refused.append(_line(root, error))
+            return before
+
+    def model(directory: Path) -> None:
+        """Take the model kept in `directory`, or else as it was before."""
+        name = directory.name
+        before = dict(old.versions(name)) if name in old else {}
+        try:
+            versions, wanted = select_versions(directory, selected)
+            found = [version(path, before.get(path.name)) for path in versions]
+            loaded = {one.version: one for one in found if one is not None}
+        except VersionRefused as error:
+            refused.append(_line(root, error))
+            loaded = {}
+        if loaded and wanted.live in loaded:
+            models.extend(loaded.values())
+            aliases[name] = Aliases(wanted.live, wanted.previous if wanted.previous in loaded else None)
+        elif before:
+            models.extend(before.values())
+            aliases[name] = old.aliases(name)
+
     try:
         names = model_directories(root)
     except VersionRefused as error:
         return Renewal(old, (_line(root, error),))
-    renewing = _Renewing(old, root, load, selected)
     for directory in names:
-        renewing.take(directory)
-    return Renewal(Registry(renewing.models, renewing.aliases), tuple(renewing.refused))
-
-
-@dataclass
-class _Renewing:
-    """The models taken so far."""
-
-    old: Registry
-    root: Path
-    load: Load
-    selected: Selected
-    models: list[LoadedModel] = field(default_factory=list)
-    aliases: dict[str, Aliases] = field(default_factory=dict)
-    refused: list[str] = field(default_factory=list)
-
-    def take(self, directory: Path) -> None:
-        """The model kept in `directory`, or as it was before."""
-        name = directory.name
-        before = dict(self.old.versions(name)) if name in self.old else {}
-        try:
-            offer = read_offer(directory, self.selected)
-        except VersionRefused as error:
-            self.refused.append(_line(self.root, error))
-            self._keep(name, before)
-            return
-        found = {path.name: self._version(path, before.get(path.name)) for path in offer.versions}
-        loaded = {version: model for version, model in found.items() if model is not None}
-        if offer.aliases.live not in loaded:
-            self._keep(name, before)
-            return
-        self.models.extend(loaded.values())
-        previous = offer.aliases.previous if offer.aliases.previous in loaded else None
-        self.aliases[name] = Aliases(offer.aliases.live, previous)
-
-    def _version(self, path: Path, before: LoadedModel | None) -> LoadedModel | None:
-        """The version kept in `path`; if that is not fit to serve, as it was loaded before, or None."""
-        try:
-            # a fallback is no model to keep: its artefact may have been mended
-            if before is not None and not before.fallback and before.manifest == read_manifest(path):
-                return before
-            return self.load(path)
-        except VersionRefused as error:
-            self.refused.append(_line(self.root, error))
-            return before
-
-    def _keep(self, name: str, before: dict[str, LoadedModel]) -> None:
-        if before:
-            self.models.extend(before.values())
-            self.aliases[name] = self.old.aliases(name)
+        model(directory)
+    return Renewal(Registry(models, aliases), tuple(refused))
 
 
 def _line(root: Path, error: VersionRefused) -> str:
-    """What is wrong with which file, without where the model directory is: others than the operator may read it."""
+    """What is wrong with which file, without the model directory's path: not only the operator may read it."""
     place = error.path.relative_to(root) if error.path.is_relative_to(root) else Path(error.path.name)
     return f"{place}: {error.reason}"

@@ -29,7 +29,7 @@ def retrain(arguments: argparse.Namespace, settings: Settings) -> int:
     from serving.app import build_trainer_alone
     from serving.errors import ServingError
     from serving.master import prefork
-    from serving.training.once import train_once
+    from serving.training.job import train_once
 
     live = live_manifest(find_model(settings.model_dir, arguments.model))
     try:

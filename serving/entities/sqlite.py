@@ -1,54 +1,27 @@
-"""Records and outcomes in a SQLite file: what is used without Supabase."""
+"""Records and outcomes in a SQLite file, the default without Supabase; its statements are in `sqlite.sql`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from sqlite3 import Connection, Row
-from typing import Any
+from typing import Any, TypeVar
 
 from serving.entities.record import Judged, Outcome, Record
 from serving.storage.sqlite import Database
+from serving.storage.statements import statements
 
-MIGRATIONS = (
-    """
-    -- times are ISO 8601 in UTC, always as long, so that they sort as text
-    create table records (
-        number integer primary key autoincrement, entity text not null, id text not null, time text not null,
-        data text not null, unique (entity, id)
-    );
-    create index records_by_time on records (entity, time, number);
-    create table outcomes (
-        number integer primary key autoincrement, model text not null, version text not null, id text not null,
-        time text not null, instance text not null, outcome text not null, prediction text not null, unique (model, id)
-    );
-    create index outcomes_by_model on outcomes (model, number);
-    """,
-    """
-    create index outcomes_judged on outcomes (model, version, number) where prediction <> 'null';
-    """,
-)
+STATEMENTS = Path(__file__).with_name("sqlite.sql")
 
-JUDGED = """
-    select outcome, prediction from outcomes
-    where model = ? and version = ? and prediction <> 'null' order by number desc limit ?"""
+JSON_COLUMNS = ("instance", "outcome", "prediction")
 
-FORGET_OLDEST_RECORDS = """
-    delete from records where number in (
-        select number from records where entity = ? order by time desc, number desc limit -1 offset ?)"""
-
-FORGET_FIRST_RECORDS = """
-    delete from records where number <= (select number from records order by number desc limit 1 offset ?)"""
-
-FORGET_OLDEST_OUTCOMES = """
-    delete from outcomes where number in (
-        select number from outcomes where model = ? order by number desc limit -1 offset ?)"""
+T = TypeVar("T")
 
 
 class SQLiteEntityStore:
-    """A Source in `data.db`, shared by the processes of this box."""
+    """An EntityStore in `data.db`, shared by the processes of this box."""
 
     state = "disabled"
 
@@ -61,12 +34,13 @@ class SQLiteEntityStore:
         keep_in_all: int = 1_000_000,
         busy_seconds: float = 5.0,
     ) -> None:
-        """Of each entity `keep_records` are kept, of each model `keep_outcomes`.
+        """Keep `keep_records` of each entity and `keep_outcomes` of each model.
 
-        Entities come and go as clients please: of all records together, the last `keep_in_all` that came are kept, and
-        one in a hundred more.
+        Clients can create any number of entities, so of all records together only the last `keep_in_all` stored are
+        kept, and up to one in a hundred more.
         """
-        self._database = Database(directory / "data.db", MIGRATIONS, busy_seconds=busy_seconds)
+        migrations = (_sql("schema_1"), _sql("schema_2"))
+        self._database = Database(directory / "data.db", migrations, busy_seconds=busy_seconds)
         self._keep_records = keep_records
         self._keep_outcomes = keep_outcomes
         self._keep_in_all = keep_in_all
@@ -75,44 +49,33 @@ class SQLiteEntityStore:
     async def add_records(self, records: Sequence[Record]) -> int:
         def work(connection: Connection) -> int:
             last = _last_number(connection)
-            added = _insert(connection, "records", [_record_columns(record) for record in records])
+            added = connection.executemany(_sql("add_record"), map(_record_row, records)).rowcount if records else 0
             for entity in {record.entity for record in records}:
-                connection.execute(FORGET_OLDEST_RECORDS, (entity, self._keep_records))
+                connection.execute(_sql("drop_oldest_records_of_entity"), (entity, self._keep_records))
             # numbers have gaps, so rows are counted; which takes too long to be done for every record
             if _last_number(connection) // self._step > last // self._step:
-                connection.execute(FORGET_FIRST_RECORDS, (self._keep_in_all,))
+                connection.execute(_sql("drop_first_records"), (self._keep_in_all,))
             return added
 
         return await self._database.write(work)
 
     async def newest(self, entity: str, limit: int) -> list[Record]:
-        def work(connection: Connection) -> list[Record]:
-            select = "select * from records where entity = ? order by time desc, number desc limit ?"
-            return [_record(row) for row in connection.execute(select, (entity, limit))]
-
-        return await self._database.read(work)
+        return await self._select("newest_records", (entity, limit), _record)
 
     async def add_outcomes(self, outcomes: Sequence[Outcome]) -> int:
         def work(connection: Connection) -> int:
-            added = _insert(connection, "outcomes", [_outcome_columns(outcome) for outcome in outcomes])
+            added = connection.executemany(_sql("add_outcome"), map(_outcome_row, outcomes)).rowcount if outcomes else 0
             for model in {outcome.model for outcome in outcomes}:
-                connection.execute(FORGET_OLDEST_OUTCOMES, (model, self._keep_outcomes))
+                connection.execute(_sql("drop_oldest_outcomes_of_model"), (model, self._keep_outcomes))
             return added
 
         return await self._database.write(work)
 
     async def outcomes(self, model: str, limit: int) -> list[Outcome]:
-        def work(connection: Connection) -> list[Outcome]:
-            select = "select * from outcomes where model = ? order by number desc limit ?"
-            return [_outcome(row) for row in connection.execute(select, (model, limit))]
-
-        return await self._database.read(work)
+        return await self._select("last_outcomes", (model, limit), _outcome)
 
     async def judged(self, model: str, version: str, limit: int) -> list[Judged]:
-        def work(connection: Connection) -> list[Judged]:
-            return [Judged(*map(json.loads, row)) for row in connection.execute(JUDGED, (model, version, limit))]
-
-        return await self._database.read(work)
+        return await self._select("judged_outcomes", (model, version, limit), _judged)
 
     async def probe(self) -> None:
         await self._database.write(lambda _connection: None)
@@ -120,57 +83,42 @@ class SQLiteEntityStore:
     async def close(self) -> None:
         await self._database.close()
 
+    async def _select(self, name: str, parameters: tuple[str | int, ...], read: Callable[[Row], T]) -> list[T]:
+        def work(connection: Connection) -> list[T]:
+            return [read(row) for row in connection.execute(_sql(name), parameters)]
+
+        return await self._database.read(work)
+
+
+def _sql(name: str) -> str:
+    return statements(STATEMENTS)[name]
+
 
 def _last_number(connection: Connection) -> int:
-    number: int | None = connection.execute("select max(number) from records").fetchone()[0]
+    number: int | None = connection.execute(_sql("last_record_number")).fetchone()[0]
     return number or 0
 
 
-def _insert(connection: Connection, table: str, rows: Sequence[Mapping[str, Any]]) -> int:
-    if not rows:
-        return 0
-    names = list(rows[0])
-    places = ", ".join(f":{name}" for name in names)
-    insert = f"insert or ignore into {table} ({', '.join(names)}) values ({places})"  # noqa: S608 - names of our own
-    return connection.executemany(insert, rows).rowcount
-
-
-def _record_columns(record: Record) -> dict[str, Any]:
-    return {
-        "entity": record.entity,
-        "id": record.id,
-        "time": _text(record.time),
-        "data": json.dumps(record.values),
-    }
+def _record_row(record: Record) -> dict[str, str]:
+    time = record.time.isoformat(timespec="milliseconds")
+    return {"entity": record.entity, "id": record.id, "time": time, "data": json.dumps(record.values)}
 
 
 def _record(row: Row) -> Record:
     return Record(row["entity"], row["id"], datetime.fromisoformat(row["time"]), json.loads(row["data"]))
 
 
-def _outcome_columns(outcome: Outcome) -> dict[str, Any]:
-    return {
-        "model": outcome.model,
-        "version": outcome.version,
-        "id": outcome.id,
-        "time": _text(outcome.time),
-        "instance": json.dumps(outcome.instance),
-        "outcome": json.dumps(outcome.outcome),
-        "prediction": json.dumps(outcome.prediction),
-    }
+def _outcome_row(outcome: Outcome) -> dict[str, str]:
+    time = outcome.time.isoformat(timespec="milliseconds")
+    columns = {"model": outcome.model, "version": outcome.version, "id": outcome.id, "time": time}
+    return columns | {name: json.dumps(getattr(outcome, name)) for name in JSON_COLUMNS}
 
 
 def _outcome(row: Row) -> Outcome:
-    return Outcome(
-        model=row["model"],
-        version=row["version"],
-        id=row["id"],
-        time=datetime.fromisoformat(row["time"]),
-        instance=json.loads(row["instance"]),
-        outcome=json.loads(row["outcome"]),
-        prediction=json.loads(row["prediction"]),
-    )
+    values: dict[str, Any] = {name: json.loads(row[name]) for name in JSON_COLUMNS}
+    time = datetime.fromisoformat(row["time"])
+    return Outcome(model=row["model"], version=row["version"], id=row["id"], time=time, **values)
 
 
-def _text(moment: datetime) -> str:
-    return moment.isoformat(timespec="milliseconds")
+def _judged(row: Row) -> Judged:
+    return Judged(*map(json.loads, row))

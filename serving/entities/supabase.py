@@ -29,6 +29,8 @@ from serving.errors import StoreUnavailable
 from serving.storage.guard import Breaker, Guard, NotTried, PerProcess, ServerUnavailable
 
 RECORDS, OUTCOMES = "entity_records", "model_outcomes"
+COLUMNS = ("model", "version", "id", "time", "instance", "outcome", "prediction")
+"""Columns of OUTCOMES that are fields of an Outcome."""
 
 TIMEOUT = httpx.Timeout(2.0, connect=0.5, pool=0.25)
 CALLS_AT_ONCE = 10
@@ -72,12 +74,12 @@ class _Connection:
 
 
 class SupabaseEntityStore:
-    """A Source in two tables of one project. Building it connects to nothing, so it may be forked."""
+    """An EntityStore in two tables of one project. Building it connects to nothing, so it may be forked."""
 
     def __init__(
         self, url: str, key: str, *, keep_records: int, keep_outcomes: int, breaker: Breaker | None = None
     ) -> None:
-        """Of each entity `keep_records` are kept, of each model `keep_outcomes`; `key` is the service role's."""
+        """Keep `keep_records` of each entity and `keep_outcomes` of each model; `key` is the service role's."""
         self._url = url
         self._key = key
         self._keep_records = keep_records
@@ -112,18 +114,7 @@ class SupabaseEntityStore:
         return await self._ask(call, _records)
 
     async def add_outcomes(self, outcomes: Sequence[Outcome]) -> int:
-        rows = [
-            {
-                "model": one.model,
-                "version": one.version,
-                "id": one.id,
-                "time": one.time.isoformat(),
-                "instance": one.instance,
-                "outcome": one.outcome,
-                "prediction": one.prediction,
-            }
-            for one in outcomes
-        ]
+        rows = [{name: getattr(one, name) for name in COLUMNS} | {"time": one.time.isoformat()} for one in outcomes]
         parameters = {"outcomes": json.dumps(rows), "keep": self._keep_outcomes}
         return await self._ask(lambda client: _result(client.rpc("add_model_outcomes", parameters)), int)
 
@@ -217,15 +208,7 @@ def _is_large(value: Any) -> bool:
 
 
 def _outcome(row: dict[str, Any]) -> Outcome:
-    return Outcome(
-        model=row["model"],
-        version=row["version"],
-        id=row["id"],
-        time=_time(row["time"]),
-        instance=row["instance"],
-        outcome=row["outcome"],
-        prediction=row["prediction"],
-    )
+    return Outcome(**{name: row[name] for name in COLUMNS} | {"time": _time(row["time"])})
 
 
 def _time(text: str) -> datetime:

@@ -11,9 +11,9 @@ from fastapi import FastAPI, Request, Response
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.types import ASGIApp
 
 from serving.http import problems
-from serving.http.edge import App
 from serving.http.openapi import document
 from serving.http.routes.admin import Authorize, admin_router
 from serving.http.routes.entities import entities_router
@@ -61,7 +61,7 @@ class _API(FastAPI):
 
     service: Service
 
-    def build_middleware_stack(self) -> App:
+    def build_middleware_stack(self) -> ASGIApp:
         return ExceptionMiddleware(AsyncExitStackMiddleware(self.router), handlers=self.exception_handlers)
 
     def openapi(self) -> dict[str, Any]:

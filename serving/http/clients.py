@@ -1,28 +1,29 @@
-"""Who a request is from: the address of its connection, or what proxies that are known say of it."""
+"""The client of a request: the peer of its connection, or the address that trusted proxies have added."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, MutableMapping
-from typing import Any
+from collections.abc import Iterable
+
+from starlette.types import Scope
 
 MAPPED = bytes(10) + b"\xff\xff"
-"""What an IPv4 address in IPv6 begins with."""
+"""The first bytes of an IPv4 address written as IPv6."""
 
 
 class Clients:
-    """Finds the client's address behind a number of proxies, each of which adds the address it was asked from.
+    """Finds the client's address behind a number of proxies, each of which appends the address of its peer.
 
-    So the client's is the one that the outermost of them has added, counted from the right; what stands before it the
-    client may have written. With less than that, or nonsense, in X-Forwarded-For, the request has not come through all
-    of them: then it is from whoever has connected.
+    The client's address is therefore the one that the outermost proxy has appended, counted from the right; the client
+    may have written anything before it. If X-Forwarded-For has fewer addresses, or nonsense, the request has not come
+    through all proxies, and the peer of the connection counts.
     """
 
     def __init__(self, trusted_proxies: int) -> None:
         self._proxies = trusted_proxies
 
-    def identify(self, scope: MutableMapping[str, Any]) -> None:
-        """Write the client's address where ASGI keeps it, for all who look there."""
+    def identify(self, scope: Scope) -> None:
+        """Write the client's address into the scope, where ASGI keeps it."""
         if self._proxies:
             given = forwarded_address(scope["headers"], self._proxies)
             if given is not None:
@@ -30,11 +31,11 @@ class Clients:
 
 
 def forwarded_address(headers: Iterable[tuple[bytes, bytes]], proxies: int) -> str | None:
-    """The address that X-Forwarded-For has at place `proxies` from the right; None if there is no address."""
+    """The address at place `proxies` from the right of X-Forwarded-For; None if there is none."""
     lines = [value for name, value in headers if name == b"x-forwarded-for"]
     if not lines:
         return None
-    # of a long list only the end is looked at
+    # only the end of a long list is split
     parts = b",".join(lines).rsplit(b",", proxies)
     if len(parts) < proxies:
         return None
@@ -59,10 +60,10 @@ def packed(address: str) -> bytes | None:
     return whole[12:] if whole.startswith(MAPPED) else whole
 
 
-def network_of(scope: MutableMapping[str, Any]) -> bytes:
+def network_of(scope: Scope) -> bytes:
     """What counts as one client: an IPv4 address, or a /64 of IPv6, which one line usually has for itself.
 
-    Clients without an address, as over a Unix socket, are one.
+    All clients without an address, as over a Unix socket, count as one.
     """
     client = scope.get("client")
     return (packed(client[0]) or b"")[:8] if client else b""

@@ -12,32 +12,13 @@ from registry.registry import Registry
 from serving.http.routes.predict import ANSWERS, is_for_jobs
 from serving.predict.operation import Verb
 
-PROBLEM: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "type": {"type": "string"},
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
-        "detail": {"type": "string"},
-        "request_id": {"type": "string"},
-        "errors": {
-            "type": "array",
-            "maxItems": 20,
-            "items": {
-                "type": "object",
-                "properties": {
-                    "instance": {"type": "integer"},
-                    "feature": {"type": ["string", "null"]},
-                    "reason": {"type": "string"},
-                },
-            },
-        },
-    },
-    "required": ["type", "title", "status", "detail", "request_id"],
-}
+Schema = dict[str, Any]
+
+STRING: Schema = {"type": "string"}
+NUMBER: Schema = {"type": "number"}
 
 REFUSALS = {
-    "400": "Not JSON, not UTF-8, or nested too deep",
+    "400": "Not JSON, not UTF-8, or nested too deeply",
     "404": "No such model or version",
     "413": "Too many bytes or instances",
     "415": "Not application/json, or encoded",
@@ -46,147 +27,141 @@ REFUSALS = {
     "504": "The deadline passed",
 }
 
+TIMEOUT_HEADER = {
+    "name": "X-Request-Timeout",
+    "in": "header",
+    "description": "Seconds; may shorten the deadline, never lengthen it",
+    "schema": NUMBER | {"exclusiveMinimum": 0},
+}
 
-def document(app: FastAPI, registry: Registry, *, background: bool) -> dict[str, Any]:
-    """The whole OpenAPI 3.1 document; with `background` for a service where what takes longer goes on as a job."""
+
+def _object(properties: Schema, required: list[str], **more: Any) -> Schema:
+    return {"type": "object", "properties": properties, "required": required, **more}
+
+
+FAULT = _object({"instance": {"type": "integer"}, "feature": {"type": ["string", "null"]}, "reason": STRING}, [])
+PROBLEM = _object(
+    {
+        **dict.fromkeys(("type", "title", "detail", "request_id"), STRING),
+        "status": {"type": "integer"},
+        "errors": {"type": "array", "maxItems": 20, "items": FAULT},
+    },
+    ["type", "title", "status", "detail", "request_id"],
+)
+
+
+def document(app: FastAPI, registry: Registry, *, background: bool) -> Schema:
+    """The whole OpenAPI 3.1 document; with `background`, requests that take too long become jobs."""
     openapi = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
     openapi.setdefault("components", {}).setdefault("schemas", {})["Problem"] = PROBLEM
     for model in registry.live():
-        add_operations(openapi["paths"], f"/v1/models/{model.name}", model, background=background)
+        openapi["paths"] |= _operations(model, "", "", background=background)
     for model in registry:
-        path = f"/v1/models/{model.name}/versions/{model.version}"
-        add_operations(openapi["paths"], path, model, f"_version_{model.version}", background=background)
+        openapi["paths"] |= _operations(
+            model, f"/versions/{model.version}", f"_version_{model.version}", background=background
+        )
     return openapi
 
 
-def add_operations(paths: dict[str, Any], path: str, model: LoadedModel, suffix: str = "", *, background: bool) -> None:
-    """What can be asked of one model under `path`."""
+def _operations(model: LoadedModel, path: str, suffix: str, *, background: bool) -> Schema:
+    """The operations of one model, by path."""
     summaries: dict[Verb, str] = {"predict": f"Predict with {model.name} ({model.manifest.estimator})"}
     if model.explainer is not None:
         how = f"{model.explainer.method}, in {model.explainer.space} space"
         summaries["explain"] = f"Explain what {model.name} predicts ({how})"
-    for verb, summary in summaries.items():
-        if answers := answers_of(model, verb, background=background):
-            paths[f"{path}:{verb}"] = {"post": operation(model, verb, summary, suffix, answers)}
+    return {
+        f"/v1/models/{model.name}{path}:{verb}": {
+            "post": {
+                "tags": [verb],
+                "operationId": f"{verb}_{model.name}{suffix}",
+                "summary": summary,
+                "parameters": [TIMEOUT_HEADER],
+                "requestBody": {"required": True, "content": {"application/json": {"schema": _request(model)}}},
+                "responses": answers | {status: _refusal(reason) for status, reason in REFUSALS.items()},
+            }
+        }
+        for verb, summary in summaries.items()
+        if (answers := _answers(model, verb, background=background))
+    }
 
 
-def answers_of(model: LoadedModel, verb: Verb, *, background: bool) -> dict[str, Any]:
-    """By status, all but the refusals; none for what only jobs can do where a request becomes no job."""
-    later = {"202": {"description": "It takes too long and goes on as a job, whose address is in Location"}}
+def _answers(model: LoadedModel, verb: Verb, *, background: bool) -> Schema:
+    """The answers by status, without refusals; empty for what only jobs can do where a request becomes no job."""
+    later = {"202": {"description": "It takes too long and continues as a job, whose URL is in Location"}}
     if verb == "explain" and is_for_jobs(model):
         return later if background else {}
     whole = {
         "200": {
             "description": f"One {ANSWERS[verb].removesuffix('s')} for every instance, in order",
             "content": {
-                "application/json": {"schema": response_schema(model, verb)},
+                "application/json": {"schema": _response(model, verb)},
                 # an event for each, then `done`
-                "text/event-stream": {"schema": {"type": "string"}},
+                "text/event-stream": {"schema": STRING},
             },
         }
     }
     return whole | later if background else whole
 
 
-def operation(model: LoadedModel, verb: Verb, summary: str, suffix: str, answers: dict[str, Any]) -> dict[str, Any]:
-    """One typed operation; `answers` are those besides refusals."""
-    return {
-        "tags": [verb],
-        "operationId": f"{verb}_{model.name}{suffix}",
-        "summary": summary,
-        "parameters": [
-            {
-                "name": "X-Request-Timeout",
-                "in": "header",
-                "description": "Seconds; may shorten the deadline, never lengthen it",
-                "schema": {"type": "number", "exclusiveMinimum": 0},
-            }
-        ],
-        "requestBody": {"required": True, "content": {"application/json": {"schema": request_schema(model)}}},
-        "responses": answers | {status: _refusal(description) for status, description in REFUSALS.items()},
-    }
-
-
-def _refusal(description: str) -> dict[str, Any]:
+def _refusal(description: str) -> Schema:
     schema = {"$ref": "#/components/schemas/Problem"}
     return {"description": description, "content": {"application/problem+json": {"schema": schema}}}
 
 
-def request_schema(model: LoadedModel) -> dict[str, Any]:
-    """Instances by name or by position, not both in one request."""
+def _request(model: LoadedModel) -> Schema:
+    """Instances by name or by position, not both in one request; parameters only matter for explanations."""
     forms = [model.schema.object_schema, model.schema.array_schema]
-    return {
-        "type": "object",
-        "properties": {
-            "instances": {"oneOf": [{"type": "array", "minItems": 1, "items": form} for form in forms]},
-            "parameters": parameters_schema(model),
-        },
-        "required": ["instances"],
-        "additionalProperties": False,
-        "example": {"instances": [model.manifest.example]},
-    }
-
-
-def parameters_schema(model: LoadedModel) -> dict[str, Any]:
-    """What an explanation shows; predictions show everything anyway."""
     some = {"type": "array", "minItems": 1, "items": {"enum": list(model.manifest.classes)}}
     classes = [{"enum": ["predicted", "all"]}, *([some] if model.manifest.classes else [])]
-    return {
-        "type": "object",
-        "properties": {
-            "classes": {"anyOf": classes, "default": "predicted"},
-            "top": {"type": "integer", "minimum": 1, "description": "Only the largest; the rest as `(other)`"},
-        },
-        "additionalProperties": False,
+    parameters = {
+        "classes": {"anyOf": classes, "default": "predicted"},
+        "top": {"type": "integer", "minimum": 1, "description": "Only the largest; the rest as `(other)`"},
     }
+    return _object(
+        {
+            "instances": {"oneOf": [{"type": "array", "minItems": 1, "items": form} for form in forms]},
+            "parameters": {"type": "object", "properties": parameters, "additionalProperties": False},
+        },
+        ["instances"],
+        additionalProperties=False,
+        example={"instances": [model.manifest.example]},
+    )
 
 
-def response_schema(model: LoadedModel, verb: Verb) -> dict[str, Any]:
-    """The answer of one model."""
-    item = prediction_schema(model) if verb == "predict" else explanation_schema(model)
-    return {
-        "type": "object",
-        "properties": {
+def _response(model: LoadedModel, verb: Verb) -> Schema:
+    item = _prediction(model) if verb == "predict" else _explanation(model)
+    return _object(
+        {
             "model": {"const": model.name},
             "version": {"const": model.version},
             ANSWERS[verb]: {"type": "array", "items": item},
             "fallback": {"type": "boolean"},
         },
-        "required": ["model", "version", ANSWERS[verb]],
-    }
+        ["model", "version", ANSWERS[verb]],
+    )
 
 
-def explanation_schema(model: LoadedModel) -> dict[str, Any]:
+def _explanation(model: LoadedModel) -> Schema:
     """One explanation; for several classes, output, base value and values stand under each class."""
     assert model.explainer is not None
-    numbers: dict[str, Any] = {
-        "output": {"type": "number"},
-        "base_value": {"type": "number"},
-        "values": {"type": "object", "additionalProperties": {"type": "number"}},
-    }
-    properties: dict[str, Any] = numbers | {
-        "space": {"const": model.explainer.space},
-        "method": {"const": model.explainer.method},
-    }
+    numbers = {"output": NUMBER, "base_value": NUMBER, "values": {"type": "object", "additionalProperties": NUMBER}}
+    origin = {"space": {"const": model.explainer.space}, "method": {"const": model.explainer.method}}
+    properties: Schema = numbers | origin
     classes = list(model.manifest.classes)
     if classes:
         properties["label"] = {"enum": classes}
-        each = {"type": "object", "properties": numbers, "required": list(numbers)}
+        each = _object(numbers, list(numbers))
         properties["classes"] = {"type": "object", "properties": dict.fromkeys(classes, each)}
-    return {"type": "object", "properties": properties, "required": ["space", "method"]}
+    return _object(properties, list(origin))
 
 
-def prediction_schema(model: LoadedModel) -> dict[str, Any]:
-    """One prediction: a number, or a label with the probability of every class where the model knows it."""
+def _prediction(model: LoadedModel) -> Schema:
+    """One prediction: a number, or a label with the probability of every class where the model has probabilities."""
     classes = list(model.manifest.classes)
     if model.manifest.task == "regression":
-        return {"type": "number"}
-    properties: dict[str, Any] = {"label": {"enum": classes} if classes else {"type": "integer"}}
+        return NUMBER
+    properties: Schema = {"label": {"enum": classes} if classes else {"type": "integer"}}
     if len(model.manifest.baseline) >= len(classes) > 0:
-        share = {"type": "number", "minimum": 0, "maximum": 1}
-        properties["probabilities"] = {
-            "type": "object",
-            "properties": dict.fromkeys(classes, share),
-            "required": classes,
-        }
-    return {"type": "object", "properties": properties, "required": list(properties)}
+        share = NUMBER | {"minimum": 0, "maximum": 1}
+        properties["probabilities"] = _object(dict.fromkeys(classes, share), classes)
+    return _object(properties, list(properties))

@@ -13,6 +13,7 @@ import math
 from pathlib import Path
 from typing import Any, Protocol
 
+from serving.http.body import Headers
 from serving.shared.rate_table import Rate, SharedTable, Verdict
 from serving.storage.guard import Guard, NotTried, ServerUnavailable
 from serving.storage.redis import HEALTH_CHECK_INTERVAL, REFUSED, UNWELL, RedisClient
@@ -26,8 +27,6 @@ MAX_ANSWER_BYTES = 4096
 
 PATIENCE_SECONDS = 0.02
 """Seconds that a request waits for the verdict of Redis; after that this box decides. The call itself goes on."""
-
-Headers = list[tuple[bytes, bytes]]
 
 
 class Limiter(Protocol):

@@ -17,11 +17,12 @@ from typing import Annotated, TypeAlias
 import structlog
 from fastapi import Depends, Header, Query
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from serving.errors import InvalidRequest
 from serving.events.follow import Hub
 from serving.http import problems
-from serving.http.edge import Headers, Receive, Scope, Send
+from serving.http.body import Headers
 
 CONTENT_TYPE = b"text/event-stream"
 

@@ -115,7 +115,7 @@ class RedisJobStore:
     async def missing(self, job_id: str) -> list[int]:
         chunks: list[int] | None = await self._run("missing", job_id)
         if chunks is None:
-            raise JobNotFound("there is no such job, or no longer")
+            raise JobNotFound("there is no such job, or it has been deleted")
         return chunks
 
     async def result(self, job_id: str, chunk: int) -> bytes | None:
@@ -182,7 +182,7 @@ def _job_or_none(flat: Sequence[bytes] | None) -> Job | None:
 
 def _existing(flat: Sequence[bytes]) -> Job:
     if not flat:
-        raise JobNotFound("there is no such job, or no longer")
+        raise JobNotFound("there is no such job, or it has been deleted")
     return _job(flat)
 
 

@@ -26,6 +26,7 @@ from registry.rows.features import Rows
 from serving.errors import CallFailed, DeadlineExceeded, MemoryExceeded
 from serving.jobs.attempt import AttemptFailed, JobFailed, Report
 from serving.jobs.job import Job, JobRequest, content_key
+from serving.predict.cost import Cost
 from serving.predict.operation import VERBS, Operation, Verb, encode_rows
 from serving.process.executor import Executor
 
@@ -42,8 +43,6 @@ troubles, which may come three in a row."""
 
 CALL_SECONDS = 1.0
 """Of one call to a model: so that there is progress to tell, and little to do again."""
-
-FIRST_CALL_ROWS = 8
 
 
 class RowParameters(msgspec.Struct, frozen=True):
@@ -172,17 +171,6 @@ def make_row_operations(registry: Registry) -> list[Operation]:
     ]
 
 
-@dataclass(slots=True)
-class Pace:
-    """How many rows of an operation to ask for at once."""
-
-    rows: int = FIRST_CALL_ROWS
-
-    def learn(self, rows: int, seconds: float) -> None:
-        """So many took so long: as many as fit into CALL_SECONDS, but never more than twice what was tried."""
-        self.rows = max(1, min(2 * rows, int(rows * CALL_SECONDS / max(seconds, 1e-6))))
-
-
 class RowHandler:
     """Answers chunks of rows with the JSON of one answer a row, in order, with commas between them."""
 
@@ -191,7 +179,7 @@ class RowHandler:
         self._registry = registry
         self._backend = backend
         self._timeout = timeout
-        self._paces: dict[str, Pace] = {}
+        self._costs: dict[str, Cost] = {}
 
     async def __call__(self, job: Job, chunk: int, data: bytes, report: Report) -> bytes:
         """Raises JobFailed, AttemptFailed, ExecutorGone."""
@@ -199,14 +187,14 @@ class RowHandler:
         operation = self._operation(job, parameters)
         rows = unpack(data, len(parameters.features))
         call = _Call(self._backend, operation, parameters.selection(), self._timeout)
-        pace = self._paces.setdefault(operation.name, Pace())
+        cost = self._costs.setdefault(operation.name, Cost())
         answers: list[bytes] = []
         done = 0
         while done < len(rows):
-            part = rows[done : done + pace.rows]
+            part = rows[done : done + cost.rows_in(CALL_SECONDS, len(rows))]
             started = time.perf_counter()
             answers.append(await call.answer(part, chunk * parameters.chunk_rows + done))
-            pace.learn(len(part), time.perf_counter() - started)
+            cost.learn(len(part), time.perf_counter() - started)
             done += len(part)
             report(done / len(rows))
         return b",".join(answers)

@@ -282,7 +282,7 @@ def _job(row: Row) -> Job:
 def _existing(connection: Connection, job_id: str) -> Job:
     row = _one(connection, "job", id=job_id)
     if row is None:
-        raise JobNotFound("there is no such job, or no longer")
+        raise JobNotFound("there is no such job, or it has been deleted")
     return _job(row)
 
 

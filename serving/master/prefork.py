@@ -23,8 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from starlette.types import ASGIApp
+
 from serving.errors import CannotServe
-from serving.http.edge import App
 from serving.process.kernel import thread_names
 from serving.shared.pressure import give_back
 
@@ -55,13 +56,13 @@ def import_modules(names: Iterable[str] = ()) -> None:
             raise CannotServe(f"cannot import {name}: {error}") from error
 
 
-def warm(app: App) -> None:
+def warm(app: ASGIApp) -> None:
     """Have the app build everything that it builds lazily. Raises CannotServe."""
     for path in WARMED_PATHS:
         _answer_once(app, path)
 
 
-def _answer_once(app: App, path: str) -> None:
+def _answer_once(app: ASGIApp, path: str) -> None:
     """Answer a GET of `path` without an event loop or a thread."""
 
     async def receive() -> dict[str, Any]:

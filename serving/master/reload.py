@@ -7,13 +7,9 @@ from pathlib import Path
 
 import structlog
 
-from registry.errors import VersionRefused
-from registry.model import LoadedModel
 from registry.store.directory import fingerprint
-from registry.store.reload import Load
 from serving.app import Application, renew
 from serving.master import prefork
-from serving.process.trial import try_in_child
 from serving.shared.reloads import ReloadOutcome
 
 log = structlog.get_logger(__name__)
@@ -61,7 +57,7 @@ def reload(app: Application) -> Application:
     app.service.shared.reloads.begin()
     refused: tuple[str, ...]
     try:
-        successor, refused = renew(app, loading_carefully)
+        successor, refused = renew(app)
         prefork.warm(successor)
         prefork.check_single_thread()
     except BaseException as error:  # even one that is meant to end the process
@@ -87,30 +83,3 @@ def _compare(old: Application, new: Application, refused: tuple[str, ...], secon
         live={model.name: model.version for model in new.service.registry.live()},
         seconds=round(seconds, 3),
     )
-
-
-def loading_carefully(load: Load, seconds: float) -> Load:
-    """`load`, tried in a child first: a version that crashes, hangs, ends or fills its process is refused.
-
-    It predicts and explains there, too, as it will be asked to. `seconds` are for all of this.
-    """
-
-    def load_carefully(path: Path) -> LoadedModel:
-        reason = try_in_child(lambda: _try(load, path), seconds=seconds)
-        if reason is not None:
-            raise VersionRefused(path, reason)
-        return load(path)
-
-    return load_carefully
-
-
-def _try(load: Load, path: Path) -> str | None:
-    try:
-        model = load(path)
-    except VersionRefused as error:
-        return f"{error.path.name} {error.reason}"
-    rows = model.schema.rows([model.manifest.example])
-    model.predict(rows)
-    if model.explainer is not None and model.explainer.in_process:
-        model.explain(rows)
-    return None

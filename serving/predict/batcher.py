@@ -15,26 +15,156 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeAlias
 
+import numpy as np
 import structlog
 
 from registry.errors import ModelFailed
 from registry.explain.explanation import Selection
 from registry.rows.features import Rows
 from serving.errors import Overloaded
-from serving.predict.batch import Batch, Job, Line, Outcome, Ran
+from serving.predict.cost import Cost
 from serving.predict.operation import EVERYTHING, Operation
 
 log = structlog.get_logger(__name__)
+
+MAX_ROWS = 1024
+BATCH_SECONDS = 0.025
+"""Rows and time of one batch, so that no request waits for the rows of all others. A request is never divided."""
 
 SWITCH_SECONDS = 0.0005
 """How long a thread that holds the GIL may keep it from one that waits. With Python's 5 ms the event loop loses as much
 in each of its turns to a model that runs Python code (`python -m bench.turns`); switching costs some microseconds.
 """
 
-PATIENCE = 4
-"""Rows of a model that may wait for its thread and each other, however slow it is."""
+PATIENT_ROWS = 4
+"""Rows that may always wait for a thread, however slow the model is."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """The answers to one request's rows, and the seconds that the whole batch took."""
+
+    answers: list[bytes]
+    seconds: float
+
+
+BatchOutcome: TypeAlias = BatchResult | ModelFailed | MemoryError
+
+
+@dataclass(eq=False, slots=True)
+class BatchJob:
+    """The rows of one request until they are answered."""
+
+    rows: Rows
+    selection: Selection
+    done: asyncio.Future[BatchResult]
+    batch: Batch | None = None
+    """The batch in which a thread has taken it, until its outcome is known."""
+
+
+@dataclass(eq=False, slots=True)
+class Batch:
+    """Jobs of one queue that are run together; they have the same selection."""
+
+    queue: BatchQueue
+    jobs: list[BatchJob]
+    rows: int
+    ends: float = 0.0
+    """When a thread is expected to finish it, by `perf_counter`."""
+    seconds: float = 0.0
+    """How long it took; 0 unless it was answered as a whole."""
+
+    def run(self) -> list[BatchOutcome]:
+        """One outcome for each job. If the model fails on all of them together, each is tried alone."""
+        started = time.perf_counter()
+        jobs = self.jobs
+        try:
+            rows = jobs[0].rows if len(jobs) == 1 else np.concatenate([job.rows for job in jobs])
+            answers = self.queue.operation.answer(rows, jobs[0].selection)
+        except (ModelFailed, MemoryError) as error:
+            return [error] if len(jobs) == 1 else [Batch(self.queue, [job], len(job.rows)).run()[0] for job in jobs]
+        self.seconds = time.perf_counter() - started
+        if len(jobs) == 1:
+            return [BatchResult(answers, self.seconds)]
+        outcomes: list[BatchOutcome] = []
+        start = 0
+        for job in jobs:
+            outcomes.append(BatchResult(answers[start : start + len(job.rows)], self.seconds))
+            start += len(job.rows)
+        return outcomes
+
+    def settle(self, outcomes: Sequence[BatchOutcome]) -> None:
+        """Answer the requests that still wait. To be called on their event loop."""
+        for job, outcome in zip(self.jobs, outcomes, strict=True):
+            job.batch = None  # which holds the job: rows and answers would stay until the next garbage collection
+            if job.done.done():
+                continue
+            if isinstance(outcome, BatchResult):
+                job.done.set_result(outcome)
+            else:
+                job.done.set_exception(outcome)
+
+    def is_cancelled(self) -> bool:
+        """Whether no request waits for it any more."""
+        return all(job.done.done() for job in self.jobs)
+
+
+@dataclass(eq=False, slots=True)
+class BatchQueue:
+    """The jobs that wait for one operation: `small` ones run on the event loop, `large` ones on a thread.
+
+    Loop and threads share all but `small`, under the Batcher's lock.
+    """
+
+    operation: Operation
+    inline_rows: int
+    small: deque[BatchJob] = field(default_factory=deque)
+    large: deque[BatchJob] = field(default_factory=deque)
+    large_rows: int = 0
+    cost: Cost = field(default_factory=Cost)
+    """Of batches on a thread."""
+
+    def add_large(self, job: BatchJob) -> None:
+        self.large.append(job)
+        self.large_rows += len(job.rows)
+
+    def take_small(self) -> Batch | None:
+        """The next batch to run on the event loop."""
+        return self._take(self.small, self.inline_rows)
+
+    def take_large(self) -> Batch | None:
+        """The next batch to run on a thread."""
+        batch = self._take(self.large, self.cost.batch_rows(BATCH_SECONDS, MAX_ROWS))
+        if batch is not None:
+            batch.ends = time.perf_counter() + self.cost.expect(batch.rows)
+            for job in batch.jobs:
+                job.batch = batch
+        return batch
+
+    def _take(self, waiting: deque[BatchJob], most: int) -> Batch | None:
+        """Take jobs up to `most` rows in all (always at least one); skip cancelled jobs. None if no job is left."""
+        taken: list[BatchJob] = []
+        rows = 0
+        while waiting:
+            job = waiting[0]
+            if taken and (rows + len(job.rows) > most or job.selection != taken[0].selection):
+                break
+            waiting.popleft()
+            if waiting is self.large:
+                self.large_rows -= len(job.rows)
+            if not job.done.done():
+                taken.append(job)
+                rows += len(job.rows)
+        return Batch(self, taken, rows) if taken else None
+
+    def expected_seconds(self) -> float:
+        """How long the threads will be busy with the jobs that wait here."""
+        whole, rest = divmod(self.large_rows, MAX_ROWS)
+        return whole * self.cost.expect(MAX_ROWS) + (self.cost.expect(rest) if rest else 0.0)
 
 
 class Batcher:
@@ -44,20 +174,20 @@ class Batcher:
         """A request that would wait for a thread longer than `queue_seconds` is refused, unless few are waiting."""
         self._threads = threads
         self._queue_seconds = queue_seconds
-        self._lines: dict[Operation, Line] = {}
+        self._queues: dict[Operation, BatchQueue] = {}
         self._lock = threading.Lock()
-        """For what loop and threads share: the lines, and the two that follow."""
-        self._waiting: deque[Line] = deque()
+        """Guards what loop and threads share: the queues, and the two that follow."""
+        self._waiting: deque[BatchQueue] = deque()
         self._running: set[Batch] = set()
-        """On a thread each; the other threads are idle, and then nothing waits but for what arrives in this turn."""
+        """On a thread each; if a thread is idle, only jobs that arrived in this turn of the loop are waiting."""
         self._is_waking = False
         self._stuck: set[Batch] = set()
         self._batches = self._batch_rows = self._ever_stuck = 0
         self._pool: ThreadPoolExecutor | None = None
 
     def prepare(self, operation: Operation, inline_rows: int) -> None:
-        """Get a line ready for an operation, of which `inline_rows` rows may be run on the event loop."""
-        self._lines[operation] = Line(operation, inline_rows)
+        """Make a queue for an operation, of which `inline_rows` rows at once may run on the event loop."""
+        self._queues[operation] = BatchQueue(operation, inline_rows)
 
     def start(self) -> None:
         """To be called in the process that will predict: threads do not survive a fork."""
@@ -65,13 +195,13 @@ class Batcher:
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="inference")
 
     def stop(self) -> None:
-        """Let go of the threads; one that is stuck in compiled code cannot be killed and is left behind."""
+        """Release the threads; one that is stuck in compiled code cannot be killed and is left behind."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
     def figures(self) -> tuple[int, ...]:
         """Batches run since the start, rows in them, threads that got stuck; threads stuck and rows waiting now."""
-        waiting = sum(line.large_rows for line in self._lines.values())
+        waiting = sum(queue.large_rows for queue in self._queues.values())
         return self._batches, self._batch_rows, self._ever_stuck, len(self._stuck), waiting
 
     def reason_to_replace(self) -> str | None:
@@ -82,46 +212,47 @@ class Batcher:
 
     def is_quick(self, operation: Operation, rows: int) -> bool:
         """Whether so many rows are run on the event loop, in its next turn."""
-        return rows <= self._lines[operation].inline_rows
+        return rows <= self._queues[operation].inline_rows
 
-    def rows_at_once(self, operation: Operation) -> int:
-        """How many rows of a request that can be divided should be asked for at a time."""
+    def part_rows(self, operation: Operation) -> int:
+        """How many rows of one request to run before others have their turn."""
+        queue = self._queues[operation]
         with self._lock:
-            return self._lines[operation].rows_at_once()
+            return max(queue.inline_rows, queue.cost.part_rows(BATCH_SECONDS, MAX_ROWS))
 
     async def run(
         self, operation: Operation, rows: Rows, selection: Selection = EVERYTHING, *, admitted: bool = False
-    ) -> Ran:
-        """The answers for the rows of one request. Raises Overloaded, ModelFailed. May be cancelled at any time.
+    ) -> BatchResult:
+        """Answer the rows of one request. Raises Overloaded, ModelFailed. May be cancelled at any time.
 
         Rows of a request of which a part has been answered are `admitted` already.
         """
-        line = self._lines[operation]
-        job = Job(rows, selection, asyncio.get_running_loop().create_future())
-        if len(rows) <= line.inline_rows:
-            self._enqueue_small(line, job)
+        queue = self._queues[operation]
+        job = BatchJob(rows, selection, asyncio.get_running_loop().create_future())
+        if len(rows) <= queue.inline_rows:
+            self._enqueue_small(queue, job)
         else:
             if not admitted:
-                self._check_room(line)
-            self._enqueue_large(line, job)
+                self._check_room(queue)
+            self._enqueue_large(queue, job)
         return await job.done
 
-    def _enqueue_small(self, line: Line, job: Job) -> None:
-        if not line.small:
-            asyncio.get_running_loop().call_soon(self._run_small, line)
-        line.small.append(job)
+    def _enqueue_small(self, queue: BatchQueue, job: BatchJob) -> None:
+        if not queue.small:
+            asyncio.get_running_loop().call_soon(self._run_small, queue)
+        queue.small.append(job)
 
-    def _run_small(self, line: Line) -> None:
-        batch = line.take_small()
-        if line.small:  # the rest in the next turn, so that the loop can look after others in between
-            asyncio.get_running_loop().call_soon(self._run_small, line)
+    def _run_small(self, queue: BatchQueue) -> None:
+        batch = queue.take_small()
+        if queue.small:  # the rest in the next turn, so that the loop can serve others in between
+            asyncio.get_running_loop().call_soon(self._run_small, queue)
         if batch is not None:
             self._settle(batch, batch.run())
 
-    def _check_room(self, line: Line) -> None:
+    def _check_room(self, queue: BatchQueue) -> None:
         with self._lock:
             # A model that is slow by itself may still have a few requests waiting
-            patience = max(self._queue_seconds, PATIENCE * line.cost.expect(1))
+            patience = max(self._queue_seconds, PATIENT_ROWS * queue.cost.expect(1))
             wait = self._expected_wait()
         if wait > patience or self.reason_to_replace() is not None:
             raise Overloaded
@@ -130,14 +261,14 @@ class Batcher:
         """Seconds until a thread has done what is running and waiting now."""
         now = time.perf_counter()
         running = sum(max(0.0, batch.ends - now) for batch in self._running)
-        return (running + sum(line.expected_seconds() for line in self._waiting)) / self._threads
+        return (running + sum(queue.expected_seconds() for queue in self._waiting)) / self._threads
 
-    def _enqueue_large(self, line: Line, job: Job) -> None:
-        job.done.add_done_callback(partial(self._note_given_up, job))
+    def _enqueue_large(self, queue: BatchQueue, job: BatchJob) -> None:
+        job.done.add_done_callback(partial(self._note_cancelled, job))
         with self._lock:
-            if not line.large:
-                self._waiting.append(line)
-            line.add_large(job)
+            if not queue.large:
+                self._waiting.append(queue)
+            queue.add_large(job)
         if not self._is_waking:
             self._is_waking = True
             asyncio.get_running_loop().call_soon(self._wake_threads)
@@ -152,44 +283,45 @@ class Batcher:
                 self._pool.submit(self._work, loop, batch)
 
     def _take(self) -> Batch | None:
-        """With the lock: the next batch of those that wait, which is running from now on."""
+        """With the lock held: the next waiting batch, which counts as running from now on."""
         while self._waiting:
-            line = self._waiting.popleft()
-            batch = line.take_large()
-            if line.large:
-                self._waiting.append(line)
+            queue = self._waiting.popleft()
+            batch = queue.take_large()
+            if queue.large:
+                self._waiting.append(queue)
             if batch is not None:
                 self._running.add(batch)
                 return batch
         return None
 
     def _work(self, loop: asyncio.AbstractEventLoop, batch: Batch | None) -> None:
-        """On a thread: one batch after the other, as long as anything waits."""
+        """On a thread: one batch after the other, as long as any waits."""
         while batch is not None:
-            outcomes: list[Outcome]
+            outcomes: list[BatchOutcome]
             try:
                 outcomes = batch.run()
             except BaseException as error:  # noqa: BLE001 - whatever a model raises, the thread goes on
                 outcomes = [ModelFailed(f"{type(error).__name__}: {error}") for _ in batch.jobs]
-            with self._lock:  # before anybody has an answer, who might at once be refused because of it
+            with self._lock:  # before any answer is out: its client could be refused because of this batch
                 self._running.remove(batch)
-                batch.line.learn(batch)
+                if batch.seconds:
+                    batch.queue.cost.learn(batch.rows, batch.seconds)
                 following = self._take()
             loop.call_soon_threadsafe(self._settle, batch, outcomes)
             del outcomes  # the answers are not to be kept while the next batch runs
             batch = following
 
-    def _settle(self, batch: Batch, outcomes: Sequence[Outcome]) -> None:
+    def _settle(self, batch: Batch, outcomes: Sequence[BatchOutcome]) -> None:
         self._batches += 1
         self._batch_rows += batch.rows
         self._stuck.discard(batch)
         batch.settle(outcomes)
 
-    def _note_given_up(self, job: Job, _: object) -> None:
-        """A thread cannot be killed: one that works for nobody any more is counted as stuck until it comes back."""
-        with self._lock:  # a thread that is about to take the job sees that it is given up, or is seen itself
+    def _note_cancelled(self, job: BatchJob, _: object) -> None:
+        """Count a thread as stuck while it works for cancelled requests alone: a thread cannot be killed."""
+        with self._lock:  # a thread that is about to take the job sees that it is cancelled, or is seen here
             batch = job.batch
-        if batch is not None and batch not in self._stuck and batch.is_given_up():
+        if batch is not None and batch not in self._stuck and batch.is_cancelled():
             self._stuck.add(batch)
             self._ever_stuck += 1
             log.warning("Inference thread is stuck", stuck=len(self._stuck), threads=self._threads)

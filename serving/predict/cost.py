@@ -1,4 +1,4 @@
-"""What running a model costs: measured at the start for those that may run on the event loop, learnt for the others."""
+"""What running a model costs: measured at the start for models that may run on the event loop, else learnt."""
 
 from __future__ import annotations
 
@@ -7,28 +7,27 @@ from dataclasses import dataclass
 import numpy as np
 
 from registry.estimator import quickest
-from registry.rows.features import Rows
 from serving.predict.operation import EVERYTHING, Operation
 
 INLINE_SECONDS = 0.001
-"""A hand-over to a thread costs 0.06 to 0.09 ms, and the loop may be blocked for some milliseconds at the most."""
-
-SAMPLE = 64
+"""A hand-over to a thread costs 0.06 to 0.09 ms, and the event loop may be blocked for a few milliseconds at most."""
 
 MAX_INLINE_ROWS = 1024
+SAMPLE_ROWS = 64
 
-HAND_OVER = 0.0002
-"""Seconds that a batch on a thread costs besides what the model takes."""
+HAND_OVER_SECONDS = 0.0002
+"""What a batch on a thread costs besides the model's own time."""
 
 ENOUGH = 0.9
+"""The share of an endless batch's saving at which further rows would only wait for each other."""
 
-MEMORY = 0.95
+DECAY = 0.95
 """What a batch still counts when the next one has run."""
 
 
 @dataclass(slots=True)
 class Cost:
-    """What batches of one model take on a thread: a part of its own and a part for each row, learnt as they run.
+    """The seconds that batches of one model take: a fixed part and a part for each row, learnt as they run.
 
     A least-squares line through the batches seen, of which older ones count less and less.
     """
@@ -38,44 +37,60 @@ class Cost:
     seconds: float = 0.0
     rows_rows: float = 0.0
     rows_seconds: float = 0.0
+    largest: int = 0
+    """Rows of the largest batch so far."""
 
     def learn(self, rows: int, seconds: float) -> None:
-        """One more batch."""
-        self.weight = 1.0 + MEMORY * self.weight
-        self.rows = rows + MEMORY * self.rows
-        self.seconds = seconds + MEMORY * self.seconds
-        self.rows_rows = rows * rows + MEMORY * self.rows_rows
-        self.rows_seconds = rows * seconds + MEMORY * self.rows_seconds
+        """Add a batch."""
+        self.weight = 1.0 + DECAY * self.weight
+        self.rows = rows + DECAY * self.rows
+        self.seconds = seconds + DECAY * self.seconds
+        self.rows_rows = rows * rows + DECAY * self.rows_rows
+        self.rows_seconds = rows * seconds + DECAY * self.rows_seconds
+        self.largest = max(self.largest, rows)
 
     def expect(self, rows: int) -> float:
-        """Seconds for a batch of so many rows; 0 as long as none has been seen."""
+        """Seconds that a batch of so many rows will take; 0 before the first batch."""
         fixed, each = self._line()
         return fixed + each * rows
 
-    def batch_rows(self, seconds: float, most: int) -> int:
-        """How many rows, of at most `most`, to run together: as many as `seconds` allow, and no more than help.
+    def rows_in(self, seconds: float, most: int) -> int:
+        """How many rows fit into `seconds`: 1 at first, at most `most` and twice as many as were tried."""
+        if not self.weight:
+            return 1
+        return max(1, min(most, 2 * self.largest, self._rows_in(seconds, most)))
 
-        A batch saves the fixed part, once per row more. When that is ENOUGH of the way to what an endless batch would
-        reach, further rows would only wait for each other. What is not known yet is tried.
+    def batch_rows(self, seconds: float, most: int) -> int:
+        """How many waiting rows to run together: as many as fit into `seconds` and help, at most `most`.
+
+        A batch saves the fixed part once for each further row, up to ENOUGH of what an endless batch would save. As
+        long as nothing is known, all are run together.
         """
         if not self.weight:
             return most
         fixed, each = self._line()
         if each <= 0:
             return most
-        in_time = (seconds - fixed) / each
-        helpful = ENOUGH / (1 - ENOUGH) * (fixed + HAND_OVER) / each
+        helpful = ENOUGH / (1 - ENOUGH) * (fixed + HAND_OVER_SECONDS) / each
         if self._is_of_one_size():
             helpful = max(helpful, 2 * self.rows / self.weight)
-        return max(1, int(min(most, in_time, helpful)))
+        return max(1, min(self._rows_in(seconds, most), int(min(most, helpful))))
+
+    def part_rows(self, seconds: float, most: int) -> int:
+        """How many rows of one request to run before others have their turn."""
+        return min(self.rows_in(seconds, most), self.batch_rows(seconds, most))
+
+    def _rows_in(self, seconds: float, most: int) -> int:
+        fixed, each = self._line()
+        return most if each <= 0 else int(min(most, (seconds - fixed) / each))
 
     def _is_of_one_size(self) -> bool:
-        """True when the batches seen tell nothing of others."""
+        """True when the batches seen tell nothing about larger ones."""
         mean = self.rows / self.weight
         return self.rows_rows / self.weight - mean**2 <= 0.01 * mean**2
 
     def _line(self) -> tuple[float, float]:
-        """The part of its own and the part for each row."""
+        """The fixed part and the part for each row."""
         if not self.weight:
             return 0.0, 0.0
         mean_rows, mean_seconds = self.rows / self.weight, self.seconds / self.weight
@@ -83,26 +98,21 @@ class Cost:
         if not self._is_of_one_size():
             covariance = self.rows_seconds / self.weight - mean_rows * mean_seconds
             variance = self.rows_rows / self.weight - mean_rows**2
-            each = min(each, max(0.0, covariance / variance))  # no batch takes less than no time by itself
+            each = min(each, max(0.0, covariance / variance))  # the fixed part is never negative
         return mean_seconds - each * mean_rows, each
 
 
 def measure_inline_rows(operation: Operation) -> int:
-    """How many rows are answered within INLINE_SECONDS, from the quickest answers to one row and to 64."""
+    """How many rows are answered within INLINE_SECONDS, from the quickest answers to one row and to SAMPLE_ROWS."""
     if not operation.may_run_inline:
         return 0
-    rows = example_rows(operation)
-    one, many = rows[:1], np.resize(rows, (SAMPLE, rows.shape[1]))
+    model = operation.model
+    rows = model.schema.rows([list(row) for row in model.manifest.background])
+    one, many = rows[:1], np.resize(rows, (SAMPLE_ROWS, rows.shape[1]))
     seconds_of_one = quickest(lambda: operation.answer(one, EVERYTHING))
     if seconds_of_one > INLINE_SECONDS:
         return 0
     seconds_of_many = quickest(lambda: operation.answer(many, EVERYTHING))
-    each = max((seconds_of_many - seconds_of_one) / (SAMPLE - 1), 1e-9)
+    each = max((seconds_of_many - seconds_of_one) / (SAMPLE_ROWS - 1), 1e-9)
     fixed = max(seconds_of_one - each, 0.0)
     return max(0, min(MAX_INLINE_ROWS, int((INLINE_SECONDS - fixed) / each)))
-
-
-def example_rows(operation: Operation) -> Rows:
-    """Rows that the model has seen."""
-    model = operation.model
-    return model.schema.rows([list(row) for row in model.manifest.background])

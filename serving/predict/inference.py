@@ -176,7 +176,7 @@ class Inference:
         return ran.answers
 
     def _rows_at_once(self, operation: Operation) -> int:
-        return self._rows_a_call(operation) if operation.is_isolated else self._batcher.rows_at_once(operation)
+        return self._rows_a_call(operation) if operation.is_isolated else self._batcher.part_rows(operation)
 
     def _keys(self, operation: Operation, rows: Rows, selection: Selection) -> list[bytes]:
         """A cache key for each row. Raises NotExplained, InvalidSelection."""
@@ -212,7 +212,7 @@ class Inference:
         """Explanations take long: others have their turn in between, and a thread is not kept past the deadline."""
         answers: list[bytes] = []
         while len(answers) < len(rows):
-            part = rows[len(answers) : len(answers) + self._batcher.rows_at_once(operation)]
+            part = rows[len(answers) : len(answers) + self._batcher.part_rows(operation)]
             ran = await self._batcher.run(operation, part, selection, admitted=admitted or bool(answers))
             answers += ran.answers
             timing.model += ran.seconds
@@ -234,8 +234,7 @@ class Inference:
         return answers
 
     def _rows_a_call(self, operation: Operation) -> int:
-        cost = self._call_costs[operation]
-        return cost.batch_rows(CALL_SECONDS, MAX_CALL_ROWS) if cost.weight else 1
+        return self._call_costs[operation].part_rows(CALL_SECONDS, MAX_CALL_ROWS)
 
 
 def _late(operation: Operation, seconds: float) -> DeadlineExceeded:

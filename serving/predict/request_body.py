@@ -88,7 +88,7 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes, usage: str) -> T:
     try:
         return decoder.decode(body)
     except RecursionError:
-        raise NotJSON("the body is nested too deep") from None
+        raise NotJSON("the body is nested too deeply") from None
     except UnicodeDecodeError:
         raise NotJSON("the body is not UTF-8") from None
     except msgspec.ValidationError as error:

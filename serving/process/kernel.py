@@ -1,4 +1,4 @@
-"""What the kernel tells of processes: their memory, age, threads and children."""
+"""What the kernel knows about processes: their memory, age, threads, children and names."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 WEB, RUNNER, SCHEDULER, MESSENGER = "web", "runner", "scheduler", "messenger"
-"""The names of processes that answer requests, run jobs, watch the time, send alerts, as `ps -o comm` shows them."""
+"""What `ps -o comm` calls the processes that answer requests, run jobs, start schedules and send alerts."""
 
 PR_SET_NAME = 15
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Memory of one process in bytes. PSS counts shared pages in parts, so that the PSS of all processes adds up."""
+    """Memory of one process in bytes. PSS divides shared pages among processes, so that the PSS of all adds up."""
 
     rss: int
     pss: int
     private: int
     held: int
-    """Of the PSS, what cannot be thrown out and read again: no page of a file."""
+    """The part of the PSS that cannot be dropped and read again: all but the pages of files."""
 
     @property
     def shared(self) -> int:
@@ -33,7 +33,7 @@ class Memory:
 
 
 def read_memory(pid: int) -> Memory:
-    """Exact, at about 7 ms for a process of 150 MB. Raises OSError when the process is gone."""
+    """Measure a process exactly: about 7 ms for one of 150 MB. Raises OSError when the process is gone."""
     fields = {}
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
         name, _, value = line.partition(":")
@@ -53,23 +53,29 @@ def read_age(pid: int) -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started
 
 
+def available_memory() -> int:
+    """Bytes that processes can still allocate on this machine without swapping; a cgroup may allow less."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024
+
+
 def child_pids(pid: int) -> list[int]:
     """The direct children of a process. Raises OSError when it is gone."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def rename(name: str) -> None:
-    """What the kernel calls this process from now on; at most 15 characters, on Linux alone."""
+    """Change the kernel's name of this process; at most 15 characters, Linux only."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(PR_SET_NAME, name.encode())
 
 
 def name_of(pid: int) -> str:
-    """What the kernel calls a process. Raises OSError when it is gone."""
+    """The kernel's name of a process. Raises OSError when it is gone."""
     return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
 def thread_names(pid: int) -> list[str]:
-    """The kernel's names of all threads of a process, those that Python knows nothing of included."""
+    """The kernel's names of all threads of a process, including those that Python has not started."""
     return [task.joinpath("comm").read_text().strip() for task in Path(f"/proc/{pid}/task").iterdir()]

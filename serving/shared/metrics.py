@@ -30,7 +30,7 @@ ROWS = Family("model_rows", "counter", "Rows answered, by source of the answer",
 MODEL = (SECONDS, REFUSALS, ROWS)
 
 CACHE = (
-    # in the order of the fields of cache.stats.Stats
+    # in the order of the fields of cache.memory.Stats
     Family("cache_rows", "counter", "Rows looked up, by where they were found", "source", SOURCES),
     Family("cache_malformed", "counter", "Values in Redis that this version did not write"),
     Family("cache_write_dropped", "counter", "Values that were not written to Redis"),

@@ -1,9 +1,9 @@
-"""Tells people what they have to know at once: a line in the log always, and a message to a webhook where there is one.
+"""Alerts: always a line in the log, and a message to a webhook if one is configured.
 
-Context: what goes wrong does so in the master, in a web worker or in a runner; the master has no event loop and may
-have no thread. Decision: an alert is a datagram on a socket pair made before the fork, and whichever web worker is free
-sends it on, or, where none are, a process of its own. Consequence: telling costs microseconds, never waits and works
-everywhere; where nobody is left to send it, the line in the log remains.
+Context: things go wrong in the master, in web workers and in runners; the master has no event loop and may have no
+thread. Decision: an alert is a datagram on a socket pair made before the fork; any free web worker sends it on or,
+where there are no web workers, a process of its own. Consequence: an alert costs microseconds, never waits and works in
+every process; when no process is left to send it, the line in the log remains.
 """
 
 from __future__ import annotations
@@ -38,24 +38,24 @@ ALERTED: Mapping[str, str] = {
     "Fallback model in use": "fallback",
     "Inference thread is stuck": "stuck",
 }
-"""The lines of the log that are alerts, and of which kind. Whoever logs one need not know of it."""
+"""Log events that are alerts, and the kind of each; the code that logs one knows nothing of alerts."""
 
-REPEAT = Rate(1, 300.0, 1)
-"""Of one kind, all processes together."""
+RATE_PER_KIND = Rate(1, 300.0, 1)
+RATE_IN_ALL = Rate(30, 3600.0, 10)
+"""Both count the messages of all processes together."""
 
-ALTOGETHER = Rate(30, 3600.0, 10)
-
-LONGEST = 1500
-"""Characters of a message; Discord takes 2,000."""
+MAX_MESSAGE_CHARACTERS = 1500
+"""Discord takes 2,000."""
+MAX_MESSAGE_BYTES = 4 * MAX_MESSAGE_CHARACTERS
 
 DETAILS = frozenset({"reason", "error", "code"})
-"""What else of a line people are told."""
+"""Fields of a log event that its message repeats."""
 
 LEVELS = frozenset({"warning", "error"})
 
 
 class Alerts:
-    """To be made before the fork. `start` and `stop`, or `run`, are for who sends; all else is for any process."""
+    """To be made before the fork. Any process may alert; those that `start` or `run` it send."""
 
     def __init__(
         self,
@@ -64,97 +64,101 @@ class Alerts:
         form: Form,
         *,
         name: str = "forkserve",
-        repeat: Rate = REPEAT,
-        altogether: Rate = ALTOGETHER,
+        rate_per_kind: Rate = RATE_PER_KIND,
+        rate_in_all: Rate = RATE_IN_ALL,
     ) -> None:
-        """`url` is a secret; without one there is nothing but the log. `name` says who speaks."""
+        """`url` is secret; without one alerts are only logged. Messages begin with `name`."""
         self.outbound = outbound
         self._url = url
         self._form: Form = form
         self._name = name
-        self._kinds = SharedTable(repeat, buckets=32)
-        self._all = SharedTable(altogether, buckets=1)
-        self._pair = _pair() if url else None
+        self._kinds = SharedTable(rate_per_kind, buckets=32)
+        self._all = SharedTable(rate_in_all, buckets=1)
+        self._outlet: socket.socket | None = None
+        self._inlet: socket.socket | None = None
+        if url:
+            self._outlet, self._inlet = _pair()
         self._sending: asyncio.Task[None] | None = None
 
     @property
     def descriptor(self) -> int | None:
-        """What a forked process has to keep that closes all others, to tell."""
-        return self._pair[1].fileno() if self._pair else None
+        """The file descriptor that a forked process must keep open to alert."""
+        return self._inlet.fileno() if self._inlet else None
 
     @property
     def outlet(self) -> int | None:
-        """The same, to send on."""
-        return self._pair[0].fileno() if self._pair else None
+        """The file descriptor that a forked process must keep open to send."""
+        return self._outlet.fileno() if self._outlet else None
 
     def alert(self, kind: str, message: str) -> None:
-        """Log a message, and tell people unless one of its `kind` has been told of a short while ago."""
+        """Log a message, and have it sent unless one of its `kind` was sent a short while ago."""
         log.warning("Alert", kind=kind, message=message)
-        self._tell(kind, message)
+        self._queue(kind, message)
 
     def watch(self, _logger: Any, level: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        """A structlog processor: what is logged and stands in ALERTED is an alert."""
+        """A structlog processor that alerts on the events of ALERTED."""
         if level in LEVELS and (kind := ALERTED.get(event["event"])) is not None:
             details = ", ".join(f"{name}={value}" for name, value in event.items() if name in DETAILS)
-            self._tell(kind, f"{event['event']} ({details})" if details else event["event"])
+            self._queue(kind, f"{event['event']} ({details})" if details else event["event"])
         return event
 
-    def _tell(self, kind: str, message: str) -> None:
-        if self._pair and self._kinds.count(kind.encode()).allowed and self._all.count(b"").allowed:
+    def _queue(self, kind: str, message: str) -> None:
+        if self._inlet and self._kinds.count(kind.encode()).allowed and self._all.count(b"").allowed:
             try:
-                self._pair[1].send(message[:LONGEST].encode("utf-8", "replace"))
+                self._inlet.send(message[:MAX_MESSAGE_CHARACTERS].encode("utf-8", "replace"))
             except OSError:
-                log.warning("Alert is dropped", kind=kind)  # nobody sends them on at the moment
+                log.warning("Alert dropped: no process is sending", kind=kind)
 
     def start(self) -> None:
-        """In a web worker's event loop: send on what anybody tells."""
-        if self._pair:
-            self._sending = asyncio.get_running_loop().create_task(self._send_on(self._pair[0]))
+        """In a web worker's event loop: send the alerts of all processes."""
+        if self._outlet:
+            self._sending = asyncio.get_running_loop().create_task(self._send(self._outlet))
 
     async def stop(self) -> None:
-        """Send no more; what is not yet sent is another worker's."""
+        """Stop sending; unsent alerts are left to other workers."""
         if self._sending is not None:
             self._sending.cancel()
             await asyncio.gather(self._sending, return_exceptions=True)
             self._sending = None
 
     def run(self) -> None:
-        """In a process of its own: send on what anybody tells, until it is ended."""
-        assert self._pair is not None
-        asyncio.run(self._send_on(self._pair[0]))
+        """In a process of its own: send the alerts of all processes, until it is killed."""
+        assert self._outlet is not None
+        asyncio.run(self._send(self._outlet))
 
     def close(self) -> None:
-        """Tell nobody any more."""
-        for end in self._pair or ():
-            end.close()
-        self._pair = None
+        """Close the sockets: from now on alerts are only logged."""
+        for end in (self._outlet, self._inlet):
+            if end is not None:
+                end.close()
+        self._outlet = self._inlet = None
 
-    async def _send_on(self, outlet: socket.socket) -> None:
+    async def _send(self, outlet: socket.socket) -> None:
         while True:
-            message = await _next(outlet)
+            content = await asyncio.get_running_loop().sock_recv(outlet, MAX_MESSAGE_BYTES)
             try:
-                reply = await self.outbound.fetch(self._call(message))
+                reply = await self.outbound.fetch(self._call(content.decode()))
                 if reply.status >= 300:
-                    log.warning("Alert is not taken", status=reply.status)
+                    log.warning("Alert webhook returned an error", status=reply.status)
             except OutboundFailed:
-                log.warning("Alert cannot be sent")  # not why: not even the host is for everybody who reads logs
+                log.warning("Alert webhook is unavailable")  # without a reason: even the host is secret
 
     def _call(self, message: str) -> Call:
         content = msgspec.json.encode(body(self._form, f"{self._name}: {message}"))
         headers = {"content-type": "application/json"}
-        # twice the same message is better than none
+        # repeatable: the same message twice is better than none
         return Call(self._url, "POST", headers, content, max_bytes=64 * 1024, repeatable=True)
 
 
 def body(form: Form, text: str) -> dict[str, Any]:
-    """What a webhook takes. Nobody is called by name, whatever the text holds."""
+    """The JSON that a webhook takes; whatever the text contains, it mentions nobody."""
     if form == "discord":
         return {"content": text, "allowed_mentions": {"parse": []}}
     return {"text": text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")}
 
 
 def form_of(url: str, asked: str) -> Form:
-    """The form that is `asked` for; `auto` goes by the address, and Slack's is what most others understand."""
+    """The form `asked` for; `auto` recognizes Discord's URLs, all others get Slack's, which most services accept."""
     if asked in ("discord", "slack"):
         return "discord" if asked == "discord" else "slack"
     host = urlsplit(url).hostname or ""
@@ -163,30 +167,11 @@ def form_of(url: str, asked: str) -> Form:
 
 
 def _pair() -> tuple[socket.socket, socket.socket]:
-    """Where alerts come out, and where they go in.
+    """The socket where alerts come out, and the one where they go in.
 
-    As datagrams: workers that read at the same time get whole messages, and what finds no room is not waited for.
+    Datagrams, so workers that read at once get whole messages, and a message that finds the queue full is dropped.
     """
     pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     for end in pair:
         end.setblocking(False)  # noqa: FBT003 - the socket module's own signature
     return pair
-
-
-async def _next(outlet: socket.socket) -> str:
-    loop = asyncio.get_running_loop()
-    while True:
-        try:
-            return outlet.recv(8 * LONGEST).decode()
-        except BlockingIOError:
-            readable = loop.create_future()
-            loop.add_reader(outlet.fileno(), _wake, readable)
-            try:
-                await readable
-            finally:
-                loop.remove_reader(outlet.fileno())
-
-
-def _wake(readable: asyncio.Future[None]) -> None:
-    if not readable.done():
-        readable.set_result(None)

@@ -1,7 +1,7 @@
-"""OpenTelemetry spans of requests, for when there is a collector.
+"""OpenTelemetry spans of requests, sent to a collector if one is configured.
 
-Built before the fork, so that its libraries are shared; the thread that sends begins in each worker. What cannot be
-sent is dropped by that thread: no request waits for a collector. Without an endpoint no exporter is imported.
+Built before the fork, so that its libraries are shared; the thread that sends begins in each worker, and drops spans
+that it cannot send: no request waits for a collector. Without an endpoint no exporter is imported.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ FLUSH_SECONDS = 2.0
 
 POLL_SECONDS = 0.02
 
-CONTEXT = (b"traceparent", b"tracestate")
+CONTEXT_HEADERS = (b"traceparent", b"tracestate")
+COPIED_HEADERS = (b"x-cache", b"x-request-id")
 
 
 class Tracing:
@@ -31,94 +32,87 @@ class Tracing:
     def __init__(self, endpoint: str, service: str) -> None:
         """Raises ImportError without the extra `otel`."""
         import opentelemetry.exporter.otlp.proto.http.trace_exporter
-        import opentelemetry.sdk.trace.export  # noqa: F401 - so that workers need not
+        import opentelemetry.sdk.trace.export  # noqa: F401 - imported here so that workers share them
 
         self._endpoint = endpoint.rstrip("/") + "/v1/traces"
         self._service = service
         self._provider: TracerProvider | None = None
-        self.tracer: Tracer | None = None
+        self._tracer: Tracer | None = None
 
     def start(self) -> None:
-        """In the worker: it starts a thread. The sampler and all else is taken from OpenTelemetry's own variables."""
+        """In the worker, since it starts a thread; OpenTelemetry's own variables configure the sampler and the rest."""
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-        self._provider = TracerProvider(
-            resource=Resource.create({"service.name": self._service}), shutdown_on_exit=False
-        )
+        resource = Resource.create({"service.name": self._service})
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=self._endpoint)))
-        self.tracer = self._provider.get_tracer("forkserve")
+        self._tracer = self._provider.get_tracer("forkserve")
 
     async def stop(self) -> None:
-        """Send what is left, for a moment."""
+        """Send the remaining spans, for at most FLUSH_SECONDS."""
         if self._provider is None:
             return
         # a daemon: not even the interpreter waits for a collector that hangs
         sender = threading.Thread(target=self._provider.shutdown, daemon=True)
         sender.start()
         deadline = time.monotonic() + FLUSH_SECONDS
-        while sender.is_alive() and time.monotonic() < deadline:  # noqa: ASYNC110 - a thread has no event of the loop's
+        while sender.is_alive() and time.monotonic() < deadline:  # noqa: ASYNC110 - a thread sets no asyncio event
             await asyncio.sleep(POLL_SECONDS)
 
     def wrap(self, app: ASGIApp) -> ASGIApp:
-        """The app with a span around every request."""
-        return TracedApp(self, app)
+        """The app with a span around every request, named by its route."""
+
+        async def traced(scope: Scope, receive: Receive, send: Send) -> None:
+            span = self._begin(scope)
+            if span is None:
+                await app(scope, receive, send)
+                return
+
+            async def watch(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    _note_response(span, message)
+                await send(message)
+
+            try:
+                await app(scope, receive, watch)
+            finally:
+                _note_request(span, scope)
+                span.end()
+
+        return traced
+
+    def _begin(self, scope: Scope) -> Span | None:
+        """A span for the request; None if it is not recorded."""
+        if scope["type"] != "http" or self._tracer is None:
+            return None
+        from opentelemetry.trace import SpanKind
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        carrier = {
+            name.decode(): value.decode("latin-1") for name, value in scope["headers"] if name in CONTEXT_HEADERS
+        }
+        context = TraceContextTextMapPropagator().extract(carrier) if carrier else None
+        attributes = {"http.request.method": scope["method"], "url.scheme": scope.get("scheme", "http")}
+        span = self._tracer.start_span(scope["method"], context, SpanKind.SERVER, attributes)
+        return span if span.is_recording() else None
 
 
-class TracedApp:
-    """One span for each request: what was asked for by its route, not by its path, and what came of it."""
-
-    def __init__(self, tracing: Tracing, app: ASGIApp) -> None:
-        self._tracing = tracing
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        tracer = self._tracing.tracer
-        if scope["type"] != "http" or tracer is None:
-            await self._app(scope, receive, send)
-            return
-        span = _begin(tracer, scope)
-        if not span.is_recording():
-            await self._app(scope, receive, send)
-            return
-
-        async def watch(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                _note_answer(span, message)
-            await send(message)
-
-        try:
-            await self._app(scope, receive, watch)
-        finally:
-            _note_request(span, scope)
-            span.end()
-
-
-def _begin(tracer: Tracer, scope: Scope) -> Span:
-    from opentelemetry.trace import SpanKind
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
-    carrier = {name.decode(): value.decode("latin-1") for name, value in scope["headers"] if name in CONTEXT}
-    context = TraceContextTextMapPropagator().extract(carrier) if carrier else None
-    attributes = {"http.request.method": scope["method"], "url.scheme": scope.get("scheme", "http")}
-    return tracer.start_span(scope["method"], context, SpanKind.SERVER, attributes)
-
-
-def _note_answer(span: Span, message: Message) -> None:
+def _note_response(span: Span, message: Message) -> None:
     from opentelemetry.trace import StatusCode
 
     span.set_attribute("http.response.status_code", int(message["status"]))
     if message["status"] >= 500:
         span.set_status(StatusCode.ERROR)
     for name, value in message.get("headers", ()):
-        if name in (b"x-cache", b"x-request-id"):
+        if name in COPIED_HEADERS:
             span.set_attribute(f"forkserve.{name.decode()[2:].replace('-', '_')}", value.decode("latin-1"))
 
 
 def _note_request(span: Span, scope: Scope) -> None:
-    """By the route, which is one of ours; the model only when there is one of that name."""
+    """Name the span by its route, never by its path; the model only if there is one of that name."""
     route, instances = _route(scope), scope.get("instances")
     if route is not None:
         span.update_name(f"{scope['method']} {route}")

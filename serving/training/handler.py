@@ -23,28 +23,13 @@ from serving.events.log import EventLog, tell
 from serving.jobs.attempt import AttemptFailed, JobFailed, Report
 from serving.jobs.job import Job
 from serving.process.executor import Executor
-from serving.training.last import write_last
-from serving.training.steps import Fitted, Order, Verdict
+from serving.training.job import TrainingResult, write_last
+from serving.training.steps import Fitted, StepOrder, Verdict
 
 log = structlog.get_logger(__name__)
 
 FITTED, JUDGED = 0.8, 0.95
 """How far the job is."""
-
-
-class TrainingResult(msgspec.Struct, frozen=True, kw_only=True):
-    """The job's result. A version that was refused is not kept."""
-
-    model: str
-    version: str
-    promoted: bool
-    reasons: tuple[str, ...] = ()
-    """Why not."""
-    metrics: dict[str, float]
-    live: str
-    """The version that it was held against."""
-    live_metrics: dict[str, float]
-    held_out_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -150,7 +135,7 @@ class TrainHandler:
             raise JobFailed("the new version needs more memory than it may to be verified") from None
 
     async def _call(self, step: str, job: Job, timeout: float) -> bytes:
-        order = msgspec.json.encode(Order(job.model, job.id, job.attempts))
+        order = msgspec.json.encode(StepOrder(job.model, job.id, job.attempts))
         try:
             return await self.executor.run(step, order, timeout=timeout)
         except CallFailed as error:

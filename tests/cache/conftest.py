@@ -66,7 +66,7 @@ def clock() -> Clock:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests wait for a lookup as long as it takes; in production a slow cache is no help."""
-    monkeypatch.setattr("cache.gathering.PATIENCE", PATIENCE)
+    monkeypatch.setattr("cache.remote.PATIENCE_SECONDS", PATIENCE)
 
 
 @pytest.fixture

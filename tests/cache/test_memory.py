@@ -8,8 +8,7 @@ import tracemalloc
 
 import pytest
 
-from cache.memory import ENTRY_BYTES, LARGEST_SHARE, MemoryTier
-from cache.stats import Stats
+from cache.memory import ENTRY_BYTES, MAX_SHARE, MemoryTier, Stats
 from tests.cache.conftest import Clock
 
 
@@ -58,9 +57,31 @@ def test_what_goes_after_its_time_is_no_eviction(clock: Clock) -> None:
     assert stats.evictions == 0
 
 
+def test_nothing_is_expired_in_one_go(clock: Clock) -> None:
+    memory, stats = make_memory(clock, max_items=1000)
+    for number in range(1000):
+        memory.put(b"%d" % number, b"1")
+    clock.advance(11)
+    assert memory.get(b"0") is None
+    assert stats.items == 999, "a lookup removes what it looked for"
+    memory.put(b"a", b"1")
+    memory.put(b"b", b"1")
+    assert stats.items == 1000, "a put removes as many as it needs room for"
+    assert stats.evictions == 0
+
+
+def test_clearing_forgets_everything(clock: Clock) -> None:
+    memory, stats = make_memory(clock)
+    memory.put(b"a", b"1")
+    memory.clear()
+    assert (memory.get(b"a"), stats.items, stats.bytes) == (None, 0, 0)
+    memory.put(b"a", b"1")
+    assert memory.get(b"a") == b"1"
+
+
 def test_entry_that_takes_more_than_its_share_is_not_kept(clock: Clock) -> None:
     memory, stats = make_memory(clock, max_bytes=80_000)
-    largest = 80_000 // LARGEST_SHARE - ENTRY_BYTES - 1
+    largest = 80_000 // MAX_SHARE - ENTRY_BYTES - 1
     memory.put(b"a", bytes(largest))
     memory.put(b"b", bytes(largest + 1))
     assert memory.get(b"a") is not None
@@ -102,7 +123,7 @@ def test_bounds_hold_under_any_load(clock: Clock) -> None:
     assert most == 40
 
 
-@pytest.mark.parametrize("items", [700, 5_462, 10_923])
+@pytest.mark.parametrize("items", [700, 5_463, 10_924])
 def test_size_of_an_entry_covers_what_python_allocates_for_it(items: int) -> None:
     """The numbers are those at which the dictionary has just grown; as many again make it churn."""
     stats = Stats()

@@ -20,9 +20,9 @@ import redis
 import structlog
 import trustme
 
-from cache.building import build_cache
+from cache.memory import Stats
 from cache.redis import RedisTier, seal
-from cache.stats import Stats
+from cache.tiered import build_cache
 from harness.servers import RedisServer, redis_server
 from serving.storage.redis import InvalidRedisUrl, RedisClient
 from tests.cache.conftest import PATIENCE, listening

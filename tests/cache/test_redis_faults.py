@@ -16,9 +16,8 @@ import pytest
 import redis
 import structlog
 
-from cache.memory import MemoryTier
+from cache.memory import MemoryTier, Stats
 from cache.redis import RedisTier
-from cache.stats import Stats
 from cache.tiered import TieredCache
 from harness.servers import RedisServer, free_port, redis_server
 from serving.storage.guard import Breaker

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from cache.memory import MemoryTier
-from cache.stats import Stats
+from cache.memory import MemoryTier, Stats
 from cache.tiered import TieredCache
 from tests.cache.conftest import DictTier, turns
 
@@ -36,7 +35,7 @@ async def remote() -> DictTier:
 
 
 @pytest.fixture
-async def cache(remote: DictTier) -> TieredCache:
+async def cache(remote: DictTier, patient: None) -> TieredCache:
     return make_cache(remote)
 
 
@@ -46,7 +45,7 @@ def make_cache(remote: DictTier | None) -> TieredCache:
 
 
 async def test_each_row_says_where_it_was_found(cache: TieredCache, remote: DictTier) -> None:
-    await cache.put_many({b"a": b"A"})
+    cache.keep({b"a": b"A"})
     remote.kept[b"b"] = b"B"
     keys = [b"a", b"b", b"c", b"c"]
     model = Model(keys)
@@ -70,15 +69,16 @@ async def test_second_identical_row_is_answered_from_memory(cache: TieredCache, 
 
 async def test_row_found_remotely_is_then_in_memory(cache: TieredCache, remote: DictTier) -> None:
     remote.kept[b"a"] = b"A"
-    assert await cache.find_many([b"a", b"b"]) == [(b"A", "hit-redis"), None]
-    assert await cache.find_many([b"a"]) == [(b"A", "hit-memory")]
-    assert remote.lookups == [[b"a", b"b"]]
+    model = Model([b"a", b"b"])
+    assert await cache.get_or_compute([b"a", b"b"], model.compute) == [(b"A", "hit-redis"), (b"B", "miss")]
+    assert await cache.get_or_compute([b"a"], model.compute) == [(b"A", "hit-memory")]
+    assert (remote.lookups, model.asked) == ([[b"a", b"b"]], [[1]])
     assert (cache.stats.hits_memory, cache.stats.hits_redis, cache.stats.misses) == (1, 1, 1)
 
 
 async def test_batch_of_known_and_new_rows_computes_the_new_ones_at_once(cache: TieredCache, remote: DictTier) -> None:
     keys = [bytes([97 + number]) for number in range(20)]
-    await cache.put_many({key: key.upper() for key in keys[::2]})
+    cache.keep({key: key.upper() for key in keys[::2]})
     model = Model(keys)
     answers = await cache.get_or_compute(keys, model.compute)
     assert [value for value, _ in answers] == [key.upper() for key in keys]
@@ -132,8 +132,9 @@ async def test_what_the_computation_raises_is_raised_and_not_kept(cache: TieredC
 
     with pytest.raises(LookupError):
         await cache.get_or_compute([b"a"], fail)
-    assert await cache.find_many([b"a"]) == [None]
+    await turns()
     assert remote.writes == []
+    assert await cache.get_or_compute([b"a"], Model([b"a"]).compute) == [(b"A", "miss")]
 
 
 async def test_computation_must_give_one_value_a_row(cache: TieredCache) -> None:
@@ -167,7 +168,7 @@ async def test_nothing_is_asked_of_anyone_for_no_rows(cache: TieredCache, remote
 
 
 async def test_closing_closes_the_remote(cache: TieredCache, remote: DictTier) -> None:
-    await cache.put_many({b"a": b"A"})
+    cache.keep({b"a": b"A"})
     await cache.close()
     assert remote.closed
     assert cache.stats.items == 0

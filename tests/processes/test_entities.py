@@ -135,7 +135,7 @@ def test_the_deadline_may_be_shortened_for_entities_too(entities: Service, entit
 
 def test_an_entity_without_records_is_not_found(entities: Service) -> None:
     answer = ask(entities, "nobody")
-    assert (answer.status, answer.json["detail"]) == (404, "there is no record of that entity")
+    assert (answer.status, answer.json["detail"]) == (404, "that entity has no records")
 
 
 async def events(stream: Stream) -> AsyncIterator[Frame]:

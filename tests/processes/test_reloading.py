@@ -168,8 +168,8 @@ def test_corrupt_version_leaves_the_old_in_service_and_is_named_everywhere(
 @pytest.mark.parametrize(
     ("estimator", "reason"),
     [
-        (CrashingRegressor, "crashes the process: signal 11"),
-        (EndingRegressor, "ends the process with status 3"),
+        (CrashingRegressor, "its process was ended by signal 11, Segmentation fault"),
+        (EndingRegressor, "its process exited with status 3"),
         (ThreadedRegressor, "starts threads: "),
     ],
 )
@@ -212,7 +212,7 @@ def test_damaged_aliases_refuse_the_start_and_leave_a_running_service_as_it_is(
         status, problem = ask_admin(running, path)
         assert (status, problem["detail"]) == (
             409,
-            "wine/aliases.json: says that version '7' is live, which is not there",
+            "wine/aliases.json: says that version '7' is live, which does not exist",
         )
     assert live(running, "wine") == "1"
     second = Service({"MODEL_DIR": str(models_of_our_own)})

@@ -90,5 +90,5 @@ def test_fallback_of_a_classifier_answers_the_mean_probabilities(tmp_path: Path)
 def test_result_that_is_not_finite_is_a_failure(line: Path) -> None:
     model = load(line)
     spoilt = LoadedModel(model.manifest, lambda rows: rows[:, :1] / 0 * 0)
-    with pytest.raises(ModelFailed, match="line/1 gave a result that is not finite"), pytest.warns(RuntimeWarning):
+    with pytest.raises(ModelFailed, match="line/1 returned a result that is not finite"), pytest.warns(RuntimeWarning):
         spoilt.predict(model.schema.rows([[1, 1]]))

@@ -25,7 +25,7 @@ from serving.shared.reloads import ReloadOutcome
 from serving.status.json import summarize
 from serving.status.prometheus import expose
 from serving.status.snapshot import Snapshots
-from serving.training.request import submit_training
+from serving.training.job import submit_training
 
 Authorize: TypeAlias = Callable[..., Awaitable[None]]
 """A dependency of FastAPI's that raises NotAuthorized."""

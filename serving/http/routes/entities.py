@@ -15,8 +15,8 @@ from serving.entities.notifier import NewRecords, topic_of
 from serving.entities.predictor import EntityAnswer, check_entity
 from serving.entities.record import Record, make_record
 from serving.errors import InvalidRequest, TooManyInstances
+from serving.http.body import check_json, read_body
 from serving.http.clients import network_of
-from serving.http.edge import check_json, read_body
 from serving.http.routes.predict import parse_timeout
 from serving.http.sse import EventStream, LastEventId, Streams
 from serving.predict.request_body import decode

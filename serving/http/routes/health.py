@@ -1,4 +1,4 @@
-"""`GET /health`, `/health/live` and `/health/ready`: 200 as long as the process can answer, with what is not well."""
+"""`GET /health`, `/health/live` and `/health/ready`: 200 as long as the process answers, with what is degraded."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from serving.http.edge import check_json, read_body
+from serving.http.body import check_json, read_body
 from serving.service import Service
 
 RESPOND_ASYNC = "respond-async"

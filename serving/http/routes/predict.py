@@ -11,21 +11,13 @@ from http import HTTPStatus
 
 import msgspec
 import structlog
+from starlette.types import Receive, Scope, Send
 
 from cache.flight import Answer
 from registry.model import LoadedModel
 from serving.errors import DeadlineExceeded, MethodNotAllowed, NotJSON
-from serving.http.edge import (
-    ClientGone,
-    Headers,
-    Receive,
-    Scope,
-    Send,
-    check_json,
-    read_body,
-    respond,
-    unanswered_status,
-)
+from serving.http.body import ClientGone, Headers, check_json, read_body
+from serving.http.edge import respond, unanswered_status
 from serving.http.problems import status_of
 from serving.http.routes.jobs import job_view
 from serving.http.sse import CONTENT_TYPE as EVENTS

@@ -6,10 +6,10 @@ import asyncio
 from typing import Any
 
 import pytest
+from starlette.types import Receive, Scope, Send
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from serving.http.edge import Receive, Scope, Send
 from serving.http.protocol import LimitedProtocol
 
 pytestmark = pytest.mark.anyio

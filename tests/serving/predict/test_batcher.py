@@ -23,8 +23,17 @@ from registry.explain.explanation import Selection
 from registry.registry import load_registry
 from registry.rows.features import Rows
 from serving.errors import Overloaded
-from serving.predict.batch import BATCH_SECONDS, MAX_ROWS, Batch, Job, Line, Ran
-from serving.predict.batcher import PATIENCE, SWITCH_SECONDS, Batcher
+from serving.predict.batcher import (
+    BATCH_SECONDS,
+    MAX_ROWS,
+    PATIENT_ROWS,
+    SWITCH_SECONDS,
+    Batch,
+    Batcher,
+    BatchJob,
+    BatchQueue,
+    BatchResult,
+)
 from serving.predict.operation import Operation
 
 INLINE = 100
@@ -77,8 +86,8 @@ def rows(*values: float) -> Rows:
     return np.tile(np.array(values)[:, None], (1, 10))
 
 
-def asked_together(batcher: Batcher, operation: Operation, *values: float) -> list[Ran | BaseException]:
-    async def ask() -> list[Ran | BaseException]:
+def asked_together(batcher: Batcher, operation: Operation, *values: float) -> list[BatchResult | BaseException]:
+    async def ask() -> list[BatchResult | BaseException]:
         return await asyncio.gather(*(batcher.run(operation, rows(value)) for value in values), return_exceptions=True)
 
     return asyncio.run(ask())
@@ -87,7 +96,7 @@ def asked_together(batcher: Batcher, operation: Operation, *values: float) -> li
 def test_requests_of_one_turn_are_one_batch_and_each_gets_its_own_answer(operation: Operation, oracle: Oracle) -> None:
     with started(operation, inline_rows=INLINE) as batcher:
         answers = asked_together(batcher, operation, 1.5, 2.5, 3.5)
-    assert [ran.answers for ran in answers if isinstance(ran, Ran)] == [[b"1.5"], [b"2.5"], [b"3.5"]]
+    assert [ran.answers for ran in answers if isinstance(ran, BatchResult)] == [[b"1.5"], [b"2.5"], [b"3.5"]]
     assert oracle.batches == [3]
     assert oracle.threads == {threading.current_thread().name}
 
@@ -95,7 +104,7 @@ def test_requests_of_one_turn_are_one_batch_and_each_gets_its_own_answer(operati
 def test_more_rows_than_may_block_the_loop_are_run_in_several_turns(operation: Operation, oracle: Oracle) -> None:
     with started(operation, inline_rows=2) as batcher:
         answers = asked_together(batcher, operation, 1.0, 2.0, 3.0, 4.0, 5.0)
-    assert all(isinstance(ran, Ran) for ran in answers)
+    assert all(isinstance(ran, BatchResult) for ran in answers)
     assert oracle.batches == [2, 2, 1]
 
 
@@ -116,7 +125,7 @@ def test_what_arrives_while_the_threads_are_busy_is_the_next_batch(operation: Op
 
     with started(operation, inline_rows=0) as batcher:
         for count in (1, 10):
-            batcher._lines[operation].cost.learn(count, 0.01 + 1e-6 * count)
+            batcher._queues[operation].cost.learn(count, 0.01 + 1e-6 * count)
         asyncio.run(ask(batcher))
     assert oracle.batches == [1, 3]
 
@@ -145,7 +154,7 @@ def test_every_idle_thread_is_given_a_batch_of_what_arrives_together(operation: 
         assert [ran.answers for ran in await asyncio.gather(*asked)] == [[b"1.0"], [b"2.0"], [b"3.0"]]
 
     with started(operation, inline_rows=0, threads=2) as batcher:
-        cost = batcher._lines[operation].cost
+        cost = batcher._queues[operation].cost
         for count in (1, 2):
             cost.learn(count, 0.1 * count)
         assert cost.batch_rows(BATCH_SECONDS, MAX_ROWS) == 1
@@ -173,7 +182,7 @@ def test_what_is_answered_is_let_go_without_a_garbage_collection(operation: Oper
 def test_who_has_an_answer_is_not_refused_because_of_what_was_answered(operation: Operation) -> None:
     async def ask(batcher: Batcher) -> None:
         for _ in range(100):
-            batcher._lines[operation].cost.learn(1, 1000.0)  # many seconds, as it is expected
+            batcher._queues[operation].cost.learn(1, 1000.0)  # many seconds, as it is expected
             assert (await batcher.run(operation, rows(1.0))).answers == [b"1.0"]
             assert batcher._expected_wait() == 0
 
@@ -207,10 +216,10 @@ def test_a_job_given_up_while_a_thread_takes_it_is_counted(
 ) -> None:
     """The thread has seen that somebody waits, and has not yet said that it has the job."""
     looked, given_up = threading.Event(), threading.Event()
-    take = Line._take
+    take = BatchQueue._take
 
-    def take_slowly(line: Line, waiting: deque[Job], most: int) -> Batch | None:
-        batch = take(line, waiting, most)
+    def take_slowly(queue: BatchQueue, waiting: deque[BatchJob], most: int) -> Batch | None:
+        batch = take(queue, waiting, most)
         if batch is not None and batch.rows == 2:
             looked.set()
             given_up.wait(0.5)  # for as long as it has the lock nobody can give up
@@ -230,7 +239,7 @@ def test_a_job_given_up_while_a_thread_takes_it_is_counted(
         oracle.go_on.set()
         await until(lambda: batcher.reason_to_replace() is None)
 
-    monkeypatch.setattr(Line, "_take", take_slowly)
+    monkeypatch.setattr(BatchQueue, "_take", take_slowly)
     with started(operation, inline_rows=0) as batcher:
         asyncio.run(ask(batcher))
 
@@ -241,11 +250,11 @@ def test_rows_that_are_too_many_to_put_together_are_run_alone(
     def concatenate(_parts: object) -> Rows:
         raise MemoryError
 
-    monkeypatch.setattr("serving.predict.batch.np", SimpleNamespace(concatenate=concatenate))
+    monkeypatch.setattr("serving.predict.batcher.np", SimpleNamespace(concatenate=concatenate))
     with started(operation, inline_rows=0) as batcher:
         answers = asked_together(batcher, operation, 1.0, 2.0)
-        assert [ran.answers for ran in answers if isinstance(ran, Ran)] == [[b"1.0"], [b"2.0"]]
-        assert batcher._lines[operation].cost.weight == 0, "that tells nothing of batches"
+        assert [ran.answers for ran in answers if isinstance(ran, BatchResult)] == [[b"1.0"], [b"2.0"]]
+        assert batcher._queues[operation].cost.weight == 0, "that tells nothing of batches"
     assert oracle.batches == [1, 1]
 
 
@@ -254,15 +263,15 @@ def test_a_row_that_breaks_the_model_fails_only_its_own_request(operation: Opera
         with started(operation, inline_rows=inline_rows) as batcher:
             good, bad, also_good = asked_together(batcher, operation, 1.0, -1.0, 2.0)
         assert isinstance(bad, ModelFailed)
-        assert isinstance(good, Ran)
-        assert isinstance(also_good, Ran)
+        assert isinstance(good, BatchResult)
+        assert isinstance(also_good, BatchResult)
         assert (good.answers, also_good.answers) == ([b"1.0"], [b"2.0"])
 
 
 def test_a_result_that_is_not_finite_fails_only_its_own_request(operation: Operation) -> None:
     with started(operation, inline_rows=INLINE) as batcher:
         good, bad = asked_together(batcher, operation, 1.0, float("inf"))
-    assert isinstance(good, Ran)
+    assert isinstance(good, BatchResult)
     assert isinstance(bad, ModelFailed)
 
 
@@ -270,16 +279,16 @@ def test_a_request_that_would_wait_too_long_is_refused_at_once_and_others_are_no
     operation: Operation, oracle: Oracle
 ) -> None:
     async def ask(batcher: Batcher) -> None:
-        batcher._lines[operation].cost.learn(1, 10.0)  # ten seconds a row, as it has turned out
+        batcher._queues[operation].cost.learn(1, 10.0)  # ten seconds a row, as it has turned out
         running = await held(batcher, operation, oracle)
         waiting = []
-        for value in range(PATIENCE):
+        for value in range(PATIENT_ROWS):
             waiting.append(asyncio.create_task(batcher.run(operation, rows(float(value)))))
             await turn()
         with pytest.raises(Overloaded):
             await batcher.run(operation, rows(9.0))
         oracle.go_on.set()
-        assert len(await asyncio.gather(running, *waiting)) == PATIENCE + 1
+        assert len(await asyncio.gather(running, *waiting)) == PATIENT_ROWS + 1
 
     with started(operation, inline_rows=0, queue_seconds=0.1) as batcher:
         asyncio.run(ask(batcher))
@@ -328,7 +337,7 @@ def test_requests_that_want_different_answers_are_not_one_batch(operation: Opera
     assert oracle.batches == [2, 1]
 
 
-async def held(batcher: Batcher, operation: Operation, oracle: Oracle) -> asyncio.Task[Ran]:
+async def held(batcher: Batcher, operation: Operation, oracle: Oracle) -> asyncio.Task[BatchResult]:
     """A request that a thread is at, until the oracle may go on."""
     oracle.go_on.clear()
     task = asyncio.create_task(batcher.run(operation, rows(1.0)))

@@ -58,6 +58,25 @@ def test_larger_batches_are_tried_as_long_as_nothing_is_known_of_them() -> None:
     assert cost.batch_rows(0.025, 1024) > 100
 
 
+def test_parts_of_divided_work_at_most_double_from_one_row_on() -> None:
+    cost = Cost()
+    sizes: list[int] = []
+    while not sizes or sizes[-1] < 100:
+        sizes.append(cost.rows_in(1.0, 100))
+        cost.learn(sizes[-1], 0.001 * sizes[-1])
+    assert sizes == [1, 2, 4, 8, 16, 32, 64, 100]
+    for _ in range(5):
+        cost.learn(100, 10.0)
+    assert cost.rows_in(1.0, 100) < 20, "it has become slower"
+    assert cost.rows_in(0.0001, 100) == 1
+
+
+def test_part_of_a_request_keeps_others_waiting_no_longer_than_helps() -> None:
+    assert Cost().part_rows(0.025, 1024) == 1
+    cost = learnt(0.0, 0.001)
+    assert (cost.rows_in(0.0165, 1024), cost.part_rows(0.0165, 1024)) == (16, 1)
+
+
 def test_only_compiled_models_run_on_the_loop(models: Path) -> None:
     compiled = load_registry(models).get("breast-cancer")
     assert compiled.compiled

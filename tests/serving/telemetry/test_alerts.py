@@ -77,10 +77,10 @@ async def test_a_line_of_the_log_is_an_alert() -> None:
 
 
 async def test_a_flood_is_neither_waited_for_nor_sent() -> None:
-    async with serving(lambda *_: None) as stub, telling(stub, repeat=OFTEN, altogether=OFTEN) as alerts:
+    async with serving(lambda *_: None) as stub, telling(stub, rate_per_kind=OFTEN, rate_in_all=OFTEN) as alerts:
         for number in range(2000):  # far more than fits, and nobody reads
             alerts.alert("kind", f"message {number}" * 100)
-    async with serving(lambda *_: reply(200)) as stub, telling(stub, repeat=OFTEN) as alerts:
+    async with serving(lambda *_: reply(200)) as stub, telling(stub, rate_per_kind=OFTEN) as alerts:
         alerts.start()
         for number in range(100):
             alerts.alert(f"kind {number}", "x")
@@ -100,7 +100,7 @@ async def test_a_webhook_that_fails_is_told_of_without_its_address(
         async def given_up() -> bool:
             nonlocal text
             text += capsys.readouterr().out
-            return "Alert cannot be sent" in text or "Alert is not taken" in text
+            return "Alert webhook is unavailable" in text or "Alert webhook returned an error" in text
 
         await until(given_up)
     assert "first" in text

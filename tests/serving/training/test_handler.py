@@ -19,8 +19,8 @@ from serving.jobs.attempt import AttemptFailed, JobFailed
 from serving.jobs.job import Job
 from serving.jobs.sqlite import jobs_database
 from serving.process.executor import Executor
-from serving.training.handler import TrainHandler, TrainingResult
-from serving.training.last import read_last
+from serving.training.handler import TrainHandler
+from serving.training.job import TrainingResult, read_last
 from serving.training.steps import Fitted, Verdict
 from tests.registry.test_promotion import add_plane
 

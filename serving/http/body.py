@@ -1,0 +1,80 @@
+"""Reads request bodies: their declared type, and their bytes up to a limit, whole or while they arrive."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from starlette.types import Message, Receive
+
+from serving.errors import BodyTooLarge, UnsupportedBody
+
+Headers = list[tuple[bytes, bytes]]
+
+HeaderMap = dict[bytes, bytes]
+"""Headers by lower-case name; the last one wins if a name comes twice."""
+
+
+class ClientGone(Exception):
+    """The client closed the connection, so there is nobody to answer."""
+
+
+def check_json(headers: HeaderMap) -> None:
+    """Raise UnsupportedBody unless the body is declared as plain UTF-8 JSON."""
+    if headers.get(b"content-type") != b"application/json" and body_type(headers) != b"application/json":
+        raise UnsupportedBody("send application/json in UTF-8")
+    check_encoding(headers)
+
+
+def body_type(headers: HeaderMap) -> bytes:
+    """The media type of a UTF-8 body, in lower case; empty for any other character set."""
+    content_type = headers.get(b"content-type", b"")
+    kind, *parameters = content_type.lower().replace(b" ", b"").replace(b'"', b"").split(b";")
+    return kind if all(parameter in (b"charset=utf-8", b"") for parameter in parameters) else b""
+
+
+def check_encoding(headers: HeaderMap) -> None:
+    """Raise UnsupportedBody if the body is compressed."""
+    if headers.get(b"content-encoding", b"identity") != b"identity":
+        raise UnsupportedBody("send the body without a content encoding")
+
+
+async def read_body(headers: HeaderMap, receive: Receive, limit: int) -> bytes:
+    """The whole body, of at most `limit` bytes. Raises BodyTooLarge, ClientGone.
+
+    It has no timeout of its own: the worker closes connections that are too slow.
+    """
+    _check_declared(headers, limit)
+    pieces, size, more = [], 0, True
+    while more:
+        message = await receive()
+        pieces.append(_piece(message, size, limit))
+        size += len(pieces[-1])
+        more = message.get("more_body", False)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+async def stream_body(headers: HeaderMap, receive: Receive, limit: int) -> AsyncIterator[bytes]:
+    """The body piece by piece as it arrives, at most `limit` bytes in all. Raises BodyTooLarge, ClientGone."""
+    _check_declared(headers, limit)
+    size, more = 0, True
+    while more:
+        message = await receive()
+        piece = _piece(message, size, limit)
+        size += len(piece)
+        yield piece
+        more = message.get("more_body", False)
+
+
+def _check_declared(headers: HeaderMap, limit: int) -> None:
+    if int(headers.get(b"content-length", 0)) > limit:
+        raise BodyTooLarge(f"the body may have {limit} bytes")
+
+
+def _piece(message: Message, size: int, limit: int) -> bytes:
+    """The bytes of a message that comes after `size` others."""
+    if message["type"] == "http.disconnect":
+        raise ClientGone
+    piece: bytes = message.get("body", b"")
+    if size + len(piece) > limit:
+        raise BodyTooLarge(f"the body may have {limit} bytes")
+    return piece

@@ -1,0 +1,142 @@
+"""The job that a retraining is: its request, its result, and what is remembered of the last one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from registry.errors import CannotTrain
+from registry.store.directory import write_whole
+from registry.store.manifest import Manifest
+from serving.errors import StoreUnavailable, TrainingBusy
+from serving.jobs.job import Job, JobRequest
+from serving.jobs.store import JobStore
+
+if TYPE_CHECKING:
+    from serving.jobs.runner import Runner
+
+OPERATION = "train"
+"""Also the mutex: one training at a time over all instances that share a job store, as it takes a whole machine."""
+
+LAST_FILENAME = "last-training.json"
+
+CACHE_SECONDS = 5.0
+"""Seconds for which the files about last trainings are not read again."""
+
+
+class TrainingResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The job's result. A version that was refused is not kept."""
+
+    model: str
+    version: str
+    promoted: bool
+    reasons: tuple[str, ...] = ()
+    """Why it was not promoted."""
+    metrics: dict[str, float]
+    live: str
+    """The version that it was compared with."""
+    live_metrics: dict[str, float]
+    held_out_rows: int = 0
+
+
+def training_request(live: Manifest) -> JobRequest:
+    """A job that trains the model whose live version is `live`. Raises CannotTrain if it has no training function."""
+    if live.training is None:
+        raise CannotTrain(f"{live.name}/{live.version} has no training function; add a version with --train")
+    return JobRequest(operation=OPERATION, model=live.name, version=live.version, inputs=[b""], mutex=OPERATION)
+
+
+async def submit_training(store: JobStore, live: Manifest) -> Job:
+    """Submit a training of the model whose live version is `live`, or find the one that is under way.
+
+    Raises CannotTrain for a model without a training function, TrainingBusy while another model is trained, QueueFull,
+    StoreUnavailable.
+    """
+    job = (await store.submit(training_request(live))).job
+    if job.model != live.name:
+        raise TrainingBusy(f"{job.model} is being trained, by job {job.id}; one model is trained at a time")
+    return job
+
+
+def train_once(store: JobStore, runner: Runner, live: Manifest) -> tuple[Job, TrainingResult | None]:
+    """Submit a training, run jobs in this process until it has ended or a signal arrives; the job and its result.
+
+    The process must have one thread. Raises CannotTrain, TrainingBusy, QueueFull, StoreUnavailable, JobNotFound.
+    """
+    job = asyncio.run(_submit(store, live))
+
+    async def has_ended() -> bool:
+        try:
+            return (await store.get(job.id)).is_finished
+        except StoreUnavailable:
+            return False
+
+    runner.run(until=has_ended)
+    return asyncio.run(_read_result(store, job.id))
+
+
+async def _submit(store: JobStore, live: Manifest) -> Job:
+    try:
+        return await submit_training(store, live)
+    finally:
+        await store.close()
+
+
+async def _read_result(store: JobStore, job_id: str) -> tuple[Job, TrainingResult | None]:
+    try:
+        job = await store.get(job_id)
+        result = await store.result(job_id, 0) if job.state == "done" else None
+    finally:
+        await store.close()
+    return job, None if result is None else msgspec.json.decode(result, type=TrainingResult)
+
+
+class LastTraining(msgspec.Struct, frozen=True, kw_only=True):
+    """How the last training of a model ended: a small file beside its versions, which outlives the job.
+
+    `version` is the one that was made, empty if none was.
+    """
+
+    outcome: Literal["promoted", "refused", "failed"]
+    version: str
+    finished: str
+
+
+def write_last(directory: Path, outcome: Literal["promoted", "refused", "failed"], version: str) -> None:
+    """Write it into the directory of a model. A failure to write is ignored: the job has its result."""
+    last = LastTraining(outcome=outcome, version=version, finished=datetime.now(UTC).isoformat(timespec="seconds"))
+    with suppress(OSError):
+        write_whole(directory / LAST_FILENAME, msgspec.json.encode(last) + b"\n")
+
+
+def read_last(directory: Path) -> LastTraining | None:
+    """Read it from the directory of a model; None if the model was never trained here, or the file is damaged."""
+    try:
+        return msgspec.json.decode((directory / LAST_FILENAME).read_bytes(), type=LastTraining)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+class LastTrainings:
+    """The last training of every model, read again at most every CACHE_SECONDS."""
+
+    def __init__(self, root: Path, names: Iterable[str]) -> None:
+        self._root = root
+        self._names = tuple(names)
+        self._read_at = -CACHE_SECONDS
+        self._last: dict[str, LastTraining] = {}
+
+    def by_model(self) -> dict[str, LastTraining]:
+        """Last trainings by the model's name; models that were never trained here are left out."""
+        if time.monotonic() - self._read_at >= CACHE_SECONDS:
+            self._read_at = time.monotonic()
+            found = {name: read_last(self._root / name) for name in self._names}
+            self._last = {name: last for name, last in found.items() if last is not None}
+        return self._last

@@ -1,0 +1,149 @@
+"""Versions that harm the process that loads or asks them: a trial says why, and the process that tries goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from harness.estimators import start_thread
+from harness.processes import gone
+from harness.service import ROOT
+from registry.errors import VersionRefused
+from serving.process import trial
+from serving.process.trial import try_first, try_version
+
+DIRECTORY = Path("/models/odd/1")
+SECONDS = 2.0
+MB = 1 << 20
+
+
+def model(
+    *, predict: Callable[[Any], object] = lambda _rows: None, explain: Any = None, jobs_only: bool = False
+) -> Any:
+    """Stands for a loaded version."""
+    return SimpleNamespace(
+        schema=SimpleNamespace(rows=lambda instances: instances),
+        manifest=SimpleNamespace(example=[1.0]),
+        predict=predict,
+        explain=explain,
+        explainer=None if explain is None else SimpleNamespace(jobs_only=jobs_only),
+    )
+
+
+def hang(*_: object) -> None:
+    while True:
+        time.sleep(600)
+
+
+def fill_memory(*_: object) -> None:
+    taken = []
+    while True:
+        taken.append(bytes(MB))
+
+
+def fork_and_hang(*_: object) -> None:
+    """Leave word of a process of one's own that would live on."""
+    pid = os.fork()
+    if pid:
+        Path(os.environ["FORKED"]).write_text(str(pid))
+    hang()
+
+
+def refuse(*_: object) -> None:
+    raise VersionRefused(DIRECTORY / "model.joblib", "is not a file")
+
+
+def raise_error(*_: object) -> None:
+    raise ValueError("no such thing")
+
+
+HARM: dict[str, tuple[Callable[..., object], str]] = {
+    "refused": (refuse, "model.joblib is not a file"),
+    "raises": (raise_error, "ValueError: no such thing"),
+    "quits": (sys.exit, "SystemExit"),
+    "exits": (lambda *_: os._exit(3), "its process exited with status 3"),
+    "exits as if all were well": (lambda *_: os._exit(0), "its process exited with status 0"),
+    "crashes": (lambda *_: os.kill(os.getpid(), signal.SIGSEGV), "its process was ended by signal 11, Segmentation"),
+    "hangs": (hang, "takes longer than 2 s"),
+    "fills memory": (fill_memory, "needs more memory than there is"),
+    "starts a thread": (lambda *_: start_thread(), "starts threads: "),
+}
+
+
+def try_harm(name: str, when: str) -> None:
+    """In a process with one thread: print what the trial says."""
+    trial.available_memory = lambda: 64 * MB  # type: ignore[attr-defined]
+    harm = HARM[name][0] if name in HARM else fork_and_hang
+    loads: dict[str, Callable[[Path], Any]] = {
+        "load": lambda _directory: harm(),
+        "predict": lambda _directory: model(predict=harm),
+        "explain": lambda _directory: model(explain=harm),
+    }
+    print(try_version(loads[when], DIRECTORY, seconds=SECONDS))  # noqa: T201 - to the test
+
+
+def play(call: str, **environ: str) -> str:
+    code = f"import {__name__} as here; here.{call}"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=ROOT,
+        env=os.environ | environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("when", ["load", "predict", "explain"])
+@pytest.mark.parametrize("name", HARM)
+def test_version_that_harms_its_process_is_refused_with_a_reason(name: str, when: str) -> None:
+    assert play(f"try_harm({name!r}, {when!r})").startswith(HARM[name][1])
+
+
+@pytest.mark.parametrize("when", ["load", "predict"])
+def test_what_a_version_has_forked_ends_with_its_trial(when: str, tmp_path: Path) -> None:
+    noted = tmp_path / "pid"
+    assert play(f"try_harm('forks', {when!r})", FORKED=str(noted)) == "takes longer than 2 s"
+    assert gone([int(noted.read_text())])
+
+
+def try_good_ones() -> None:
+    home = os.getpid()
+
+    def load(_directory: Path) -> Any:
+        print("a version that prints")  # noqa: T201 - is not seen
+        os.write(1, b"anything")
+        return model(explain=lambda _rows: None)
+
+    slow = model(explain=raise_error, jobs_only=True)
+    loader = os.getpid()
+
+    def note_process(_rows: Any) -> None:
+        assert os.getpid() not in (home, loader), "a worker is another process than the master"
+
+    def load_here(_directory: Path) -> Any:
+        nonlocal loader
+        loader = os.getpid()
+        return model(predict=note_process)
+
+    reasons = [try_version(each, DIRECTORY, seconds=60) for each in (load, lambda _directory: slow, load_here)]
+    assert reasons == [None] * 3, reasons
+    assert try_first(lambda _directory: slow, seconds=60)(DIRECTORY) is slow
+    with pytest.raises(VersionRefused, match=r"^/models/odd/1: ValueError: no such thing$"):
+        try_first(lambda _directory: model(predict=raise_error), seconds=60)(DIRECTORY)
+
+
+def test_version_that_is_fit_passes_whatever_it_prints() -> None:
+    assert play("try_good_ones()") == ""
