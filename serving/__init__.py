@@ -1,1 +1,1 @@
-"""Models over HTTP."""
+"""The service: models over HTTP, with jobs, events and everything around them."""

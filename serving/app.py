@@ -76,11 +76,12 @@ class Application:
     FastAPI's way alone costs 20 us a request, as much as everything else that a prediction needs.
     """
 
-    def __init__(self, service: Service, settings: Settings) -> None:
+    def __init__(self, service: Service, settings: Settings, limiter: Limiter | None) -> None:
+        """`limiter` counts requests by client; it outlives reloads."""
         self.service = service
         self.settings = settings
+        self.limiter = limiter
         self.streams = Streams(service.hub, heartbeat_seconds=settings.stream_heartbeat_seconds)
-        self._limiter = build_limiter(settings)
         self._trimmer = Trimmer(service.shared.pressure)
         self._stack = self._build_stack()
         # for the gunicorn worker
@@ -111,24 +112,24 @@ class Application:
         return edge if service.tracing is None else service.tracing.wrap(edge)
 
     def _build_admission(self) -> Admission | None:
-        """None if no setting asks for it."""
+        """None if no setting asks for one."""
         settings = self.settings
         if not (settings.trusted_proxy_count or settings.rate_limit or settings.cors_origins):
             return None
         origins = Origins(settings.cors_origins) if settings.cors_origins else None
-        return Admission(Clients(settings.trusted_proxy_count), self._limiter, origins)
+        return Admission(Clients(settings.trusted_proxy_count), self.limiter, origins)
 
     @asynccontextmanager
     async def _running(self) -> AsyncIterator[None]:
         async with AsyncExitStack() as closing:
             await self.service.open(closing)
-            if self._limiter is not None:
-                closing.push_async_callback(self._limiter.close)
+            if self.limiter is not None:
+                closing.push_async_callback(self.limiter.close)
             closing.push_async_callback(self.streams.end)
             yield
 
     def tick(self) -> None:
-        """Now and then, in a worker: publish metrics, give memory back when the master has asked for it."""
+        """Called now and then in a worker: publish metrics, and give memory back if the master has asked for it."""
         self.service.metrics.publish()
         self._trimmer.heed()
 
@@ -144,7 +145,8 @@ def build(settings: Settings, alerts: Alerts) -> Application:
         selected=settings.serve_versions,
         fallback=settings.model_fallback,
     )
-    return Application(build_service(settings, registry, build_shared(settings, alerts)), settings)
+    service = build_service(settings, registry, build_shared(settings, alerts))
+    return Application(service, settings, build_limiter(settings))
 
 
 def renew(app: Application) -> tuple[Application, tuple[str, ...]]:
@@ -157,7 +159,8 @@ def renew(app: Application) -> tuple[Application, tuple[str, ...]]:
         try_first(load, seconds=settings.reload_timeout_seconds),
         selected=settings.serve_versions,
     )
-    return Application(build_service(settings, renewal.registry, service.shared), settings), renewal.refused
+    successor = build_service(settings, renewal.registry, service.shared)
+    return Application(successor, settings, app.limiter), renewal.refused
 
 
 def build_alerts(settings: Settings) -> Alerts:
@@ -167,7 +170,7 @@ def build_alerts(settings: Settings) -> Alerts:
 
 
 def build_shared(settings: Settings, alerts: Alerts) -> Shared:
-    """What outlives reloads; it needs no models. Raises InvalidRedisUrl, CannotServe."""
+    """Everything that outlives reloads; it needs no models. Raises InvalidRedisUrl, CannotServe."""
     return Shared(
         reloads=Reloads(),
         # twice as many processes: at a reload the old ones drain beside the new

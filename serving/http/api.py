@@ -1,4 +1,4 @@
-"""All routes but predictions and explanations, as one FastAPI app without an edge of its own."""
+"""All routes except predictions and explanations, as one FastAPI app without an edge of its own."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def make_api(service: Service, streams: Streams, authorize: Authorize | None, li
         version=importlib.metadata.version("forkserve"),
         summary="Predictions of scikit-learn models, and what they are made of",
         lifespan=lifespan,
-        # the pages of FastAPI load scripts from elsewhere; the document itself is at /openapi.json
+        # the pages of FastAPI load scripts from other sites; the document itself is at /openapi.json
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
-        # a redirect would go to whatever host the client has named
+        # a redirect would go to any host that the client names
         redirect_slashes=False,
     )
     api.service = service
@@ -57,7 +57,7 @@ def make_api(service: Service, streams: Streams, authorize: Authorize | None, li
 
 
 class _API(FastAPI):
-    """FastAPI without its own answer to an exception, since the edge around it has one for all."""
+    """FastAPI without its own answers to exceptions: the edge around it answers them all."""
 
     service: Service
 
@@ -73,7 +73,7 @@ class _API(FastAPI):
 
 
 async def _problem(request: Request, error: Exception) -> Response:
-    """What the router refuses (404, 405) in the form of every other refusal."""
+    """Answer a refusal of the router (404, 405) in the form of every other refusal."""
     assert isinstance(error, HTTPException)
     content = problems.body(error.status_code, error.detail, request.state.request_id)
     return Response(content, error.status_code, error.headers, problems.CONTENT_TYPE.decode())

@@ -1,1 +1,1 @@
-"""HTTP in, HTTP out: one file a resource."""
+"""The routes, one file per resource."""

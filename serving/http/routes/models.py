@@ -1,4 +1,4 @@
-"""`GET /v1/models` and `GET /v1/models/{model}`: what is served, and what it takes."""
+"""`GET /v1/models`: the models that are served, their versions and their features."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from registry.registry import Registry
 
 
 def models_router(registry: Registry) -> APIRouter:
-    """Read-only views of the registry."""
+    """Routes that only read the registry."""
     router = APIRouter(prefix="/v1/models", tags=["models"])
 
     @router.get("", summary="All models")
@@ -30,7 +30,7 @@ def models_router(registry: Registry) -> APIRouter:
 
 
 def summary(registry: Registry, model: LoadedModel) -> dict[str, Any]:
-    """A model in a list."""
+    """The entry of a model in the list."""
     aliases = registry.aliases(model.name)
     return {
         "name": model.name,
@@ -48,7 +48,7 @@ def summary(registry: Registry, model: LoadedModel) -> dict[str, Any]:
 
 
 def detail(registry: Registry, model: LoadedModel) -> dict[str, Any]:
-    """All that a client may know of a version."""
+    """Everything that a client may know about a version."""
     manifest = model.manifest
     return summary(registry, model) | {
         "sha256": manifest.sha256,
