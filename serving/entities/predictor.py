@@ -19,7 +19,7 @@ from serving.entities.record import ENTITY, Record
 from serving.entities.store import EntityStore
 from serving.errors import DeadlineExceeded, EntityNotFound, InvalidRequest, StoreUnavailable
 from serving.predict.inference import Inference, Timing
-from serving.predict.operation import VERBS, Verb
+from serving.predict.operation import VERBS, Verb, encode_answer
 from serving.shared.metrics import Metrics
 
 REMEMBERED_BYTES = 2 << 20
@@ -60,15 +60,16 @@ class RecordReader:
         return Reading(records[:limit])
 
 
-ANSWERS: dict[Verb, str] = {"predict": "predictions", "explain": "explanations"}
-
-
 @dataclass(frozen=True, slots=True)
 class ModelAnswer:
     """The answers of one model for each record, by verb."""
 
     model: LoadedModel
     answers: dict[Verb, list[Answer]]
+
+    def content(self) -> bytes:
+        """The answers as JSON."""
+        return encode_answer(self.model, {verb: [item for item, _ in found] for verb, found in self.answers.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +87,13 @@ class EntityAnswer:
         return {source for one in self.models for answers in one.answers.values() for _, source in answers}
 
     def content(self) -> bytes:
-        """The answer as JSON, joined from encoded pieces; names and versions need no escaping."""
+        """The answer as JSON, joined from encoded pieces."""
         head = {
             "entity": self.entity,
             "stale": self.stale,
             "records": [{"id": record.id, "time": record.time} for record in self.records],
         }
-        models = b",".join(map(_piece, self.models))
+        models = b",".join(one.content() for one in self.models)
         return msgspec.json.encode(head)[:-1] + b',"models":[' + models + b"]}"
 
 
@@ -203,13 +204,3 @@ def rows_of(model: LoadedModel, records: Sequence[Record]) -> Rows:
             Fault(fault.instance, fault.feature, f"{fault.reason} (model {model.name})") for fault in error.faults
         ]
         raise InvalidRows(faults) from None
-
-
-def _piece(one: ModelAnswer) -> bytes:
-    model = one.model
-    answers = b"".join(
-        b',"%s":[%s]' % (ANSWERS[verb].encode(), b",".join([value for value, _ in found]))
-        for verb, found in one.answers.items()
-    )
-    end = b',"fallback":true}' if model.fallback else b"}"
-    return b'{"model":"%s","version":"%s"%s%s' % (model.name.encode(), model.version.encode(), answers, end)

@@ -9,8 +9,8 @@ from fastapi.openapi.utils import get_openapi
 
 from registry.model import LoadedModel
 from registry.registry import Registry
-from serving.http.routes.predict import ANSWERS, is_for_jobs
-from serving.predict.operation import Verb
+from serving.http.routes.predict import is_for_jobs
+from serving.predict.operation import ANSWERS, Verb
 
 Schema = dict[str, Any]
 

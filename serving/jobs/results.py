@@ -14,14 +14,12 @@ from serving.errors import JobNotFound
 from serving.jobs.job import Job
 from serving.jobs.rows import RowParameters, parameters_of
 from serving.jobs.store import JobStore, results
-
-ANSWERS = {"predict": "predictions", "explain": "explanations"}
+from serving.predict.operation import ANSWERS, begin_answer
 
 
 async def json_result(store: JobStore, job: Job) -> AsyncIterator[bytes]:
     """What a request would have been answered, in pieces."""
-    # names and versions need no escaping
-    yield f'{{"model":"{job.model}","version":"{job.version}","{ANSWERS[job.operation]}":['.encode()
+    yield b'%s,"%s":[' % (begin_answer(job.model, job.version), ANSWERS[job.operation].encode())
     separator = b""
     async for chunk in _whole(store, job):
         yield separator + chunk

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,11 +16,26 @@ from registry.rows.features import Rows
 
 Verb = Literal["predict", "explain"]
 VERBS: tuple[Verb, ...] = ("predict", "explain")
+ANSWERS: Mapping[str, str] = {"predict": "predictions", "explain": "explanations"}
+"""The member of an answer that holds the list, one item per instance."""
 
 EVERYTHING = Selection()
 """What an explanation shows when nothing is said of it."""
 
 _encode = msgspec.json.Encoder().encode
+
+
+def begin_answer(name: str, version: str) -> bytes:
+    """Return the start of the JSON object that answers for a model; names and versions need no escaping."""
+    return f'{{"model":"{name}","version":"{version}"'.encode()
+
+
+def encode_answer(model: LoadedModel, answers: Mapping[Verb, Iterable[bytes]]) -> bytes:
+    """Return the JSON object that answers for a model: one list of encoded items per verb."""
+    content = begin_answer(model.name, model.version)
+    for verb, items in answers.items():
+        content += f',"{ANSWERS[verb]}":['.encode() + b",".join(items) + b"]"
+    return content + (b',"fallback":true}' if model.fallback else b"}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -24,7 +24,7 @@ from serving.http.sse import CONTENT_TYPE as EVENTS
 from serving.http.sse import Frames, Streams, frame
 from serving.jobs.job import Job
 from serving.predict.inference import Timing
-from serving.predict.operation import EVERYTHING, VERBS, Verb
+from serving.predict.operation import ANSWERS, EVERYTHING, VERBS, Verb, encode_answer
 from serving.predict.request_body import Reader
 from serving.service import Service
 from serving.shared.metrics import ModelCounters
@@ -35,7 +35,6 @@ PATH = re.compile(r"/v1/models/(?P<model>[^/]*)(?:/versions/(?P<version>[^/]*))?
 """Names are keys of the registry and nothing else, so any text will do: what is no key is not found."""
 TIMEOUT = re.compile(rb"[0-9]{1,9}(\.[0-9]{1,9})?")
 
-ANSWERS: Mapping[Verb, str] = {"predict": "predictions", "explain": "explanations"}
 DONE: Mapping[Verb, str] = {"predict": "Prediction", "explain": "Explanation"}
 
 
@@ -106,7 +105,7 @@ class InferenceRoute:
             return
         sources = [source for _, source in answers]
         source = _source(sources)
-        content = _content(model, verb, answers)
+        content = encode_answer(model, {verb: [value for value, _ in answers]})
         ended = time.perf_counter()
         self._figures[verb][model].answered(ended - started, sources)
         answer_headers: Headers = [(b"x-cache", source), (b"server-timing", timing.header(started, decoded, ended))]
@@ -156,14 +155,6 @@ def _source(sources: Sequence[str]) -> bytes:
     """Where the answers are from, if all are from the same place."""
     first = sources[0]
     return first.encode() if sources.count(first) == len(sources) else b"mixed"
-
-
-def _content(model: LoadedModel, verb: Verb, answers: Sequence[Answer]) -> bytes:
-    """The answer to the request, put together from ready pieces; names and versions need no escaping."""
-    pieces = b",".join([value for value, _ in answers])
-    end = b'],"fallback":true}' if model.fallback else b"]}"
-    head = f'{{"model":"{model.name}","version":"{model.version}","{ANSWERS[verb]}":['
-    return head.encode() + pieces + end
 
 
 def parse_timeout(given: bytes) -> float:
