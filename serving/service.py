@@ -23,7 +23,7 @@ from serving.predict.inference import Inference
 from serving.process.executor import Executor
 from serving.schedules.scheduler import Scheduler, Timetable
 from serving.shared.book import Book
-from serving.shared.metrics import BATCHES, CACHE, EXECUTORS, OUTCOMES_QUEUED, STREAMS, Metrics, breakers
+from serving.shared.metrics import BATCHES, BREAKERS, CACHE, EXECUTORS, OUTCOMES_QUEUED, STREAMS, Metrics
 from serving.shared.pressure import Pressure
 from serving.shared.reloads import Reloads
 from serving.telemetry.alerts import Alerts
@@ -95,7 +95,7 @@ class Service:
             (EXECUTORS, lambda: (self.executor.replacements,)),
             (OUTCOMES_QUEUED, lambda: (self.outcome_writer.queued,)),
             (STREAMS, lambda: (self.hub.open_streams,)),
-            (breakers(("redis",)), lambda: (self.cache.redis_state in ("open", "half-open"),)),
+            (BREAKERS, lambda: (self.cache.redis_state in ("open", "half-open"),)),
         ):
             self.metrics.follow(families, figures)
 

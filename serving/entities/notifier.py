@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 
 import structlog
 
@@ -26,15 +25,6 @@ def topic_of(entity: str) -> str:
     return f"entity:{entity}"
 
 
-@dataclass(frozen=True, slots=True)
-class NewRecords:
-    """Records of one entity that arrived with one request."""
-
-    entity: str
-    records: Sequence[Record]
-    request_id: str
-
-
 class EntityNotifier:
     """A queue of new records, worked off one after the other so that events keep their order; drops what overflows."""
 
@@ -45,16 +35,16 @@ class EntityNotifier:
         self._predictor = predictor
         self._events = events
         self._problem_of = problem_of
-        self._queue: deque[NewRecords] = deque()
+        self._queue: deque[tuple[str, list[Record], str]] = deque()
         self._background = BackgroundTask(self._work, closing_seconds=CLOSING_SECONDS)
 
-    def add(self, arrived: NewRecords) -> None:
-        """Queue the newest of these records; never waits."""
+    def add(self, entity: str, records: Sequence[Record], request_id: str) -> None:
+        """Queue the newest of the records that arrived with one request; never waits."""
         if len(self._queue) >= MAX_QUEUED:
-            log.warning("Entity event dropped: queue is full", entity=arrived.entity)
+            log.warning("Entity event dropped: queue is full", entity=entity)
             return
-        newest = sorted(arrived.records, key=lambda record: record.time, reverse=True)[: self._predictor.max_records]
-        self._queue.append(replace(arrived, records=newest))
+        newest = sorted(records, key=lambda record: record.time, reverse=True)[: self._predictor.max_records]
+        self._queue.append((entity, newest, request_id))
         self._background.wake()
 
     async def close(self) -> None:
@@ -64,14 +54,14 @@ class EntityNotifier:
 
     async def _work(self) -> None:
         while self._queue:
-            arrived = self._queue.popleft()
-            kind, data = await self._predict(arrived)
-            await tell(self._events, topic_of(arrived.entity), kind, data)
+            entity, records, request_id = self._queue.popleft()
+            kind, data = await self._predict(entity, records, request_id)
+            await tell(self._events, topic_of(entity), kind, data)
 
-    async def _predict(self, arrived: NewRecords) -> tuple[str, bytes]:
+    async def _predict(self, entity: str, records: list[Record], request_id: str) -> tuple[str, bytes]:
         """The kind of the event and its data: the predictions, or the problem that prevented them."""
         try:
-            answers = await self._predictor.predict_records(arrived.records, self._predictor.bound())
+            answers = await self._predictor.predict_records(records, self._predictor.bound())
         except (ServingError, RegistryError) as error:
-            return "refused", self._problem_of(error, arrived.request_id)
-        return "predictions", EntityAnswer(arrived.entity, arrived.records, answers).content()
+            return "refused", self._problem_of(error, request_id)
+        return "predictions", EntityAnswer(entity, records, answers).content()

@@ -135,19 +135,10 @@ class OutcomeWriter:
     Queued outcomes are lost with their process: only requests that say `Prefer: respond-async` use it.
     """
 
-    def __init__(
-        self,
-        store: EntityStore,
-        *,
-        max_queued: int = MAX_QUEUED,
-        retry_seconds: float = RETRY_SECONDS,
-        closing_seconds: float = CLOSING_SECONDS,
-    ) -> None:
+    def __init__(self, store: EntityStore) -> None:
         self._store = store
-        self._max_queued = max_queued
-        self._retry_seconds = retry_seconds
         self._queue: deque[Outcome] = deque()
-        self._background = BackgroundTask(self._write, closing_seconds=closing_seconds)
+        self._background = BackgroundTask(self._write, closing_seconds=CLOSING_SECONDS)
 
     @property
     def queued(self) -> int:
@@ -156,13 +147,13 @@ class OutcomeWriter:
 
     def add(self, outcomes: Sequence[Outcome]) -> None:
         """Queue them all, or none and raise DataQueueFull; never waits."""
-        if len(self._queue) + len(outcomes) > self._max_queued:
+        if len(self._queue) + len(outcomes) > MAX_QUEUED:
             raise DataQueueFull
         self._queue.extend(outcomes)
         self._background.wake()
 
     async def close(self) -> None:
-        """Store what is queued, for `closing_seconds` at most; drop the rest and log how many."""
+        """Store what is queued, for CLOSING_SECONDS at most; drop the rest and log how many."""
         await self._background.close()
         if self._queue:
             log.error("Outcomes lost", outcomes=len(self._queue))
@@ -178,7 +169,7 @@ class OutcomeWriter:
                 if not unavailable:
                     log.warning("Outcomes queued: store is unavailable", outcomes=len(self._queue), reason=str(error))
                 unavailable = True
-                await asyncio.sleep(self._retry_seconds)
+                await asyncio.sleep(RETRY_SECONDS)
                 continue
             unavailable = False
             # only now: a batch that is sent twice is stored once

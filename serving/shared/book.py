@@ -91,10 +91,6 @@ class Sheet:
         self._rows[RETIRED_SLOT] += np.where(self._counters, self._rows[slot], 0.0)
         self._rows[slot] = 0.0
 
-    def count_retired(self, number: int) -> None:
-        """In the master: add one to a number of the retired processes."""
-        self._rows[RETIRED_SLOT, number] += 1.0
-
 
 @dataclass(frozen=True, slots=True)
 class Page:
@@ -113,28 +109,26 @@ class Page:
         ]
 
 
-class _Version(Numbers):
-    """Odd while the master retires a process: whoever reads meanwhile reads again."""
-
-    number = Number()
-
-
-class Book:
+class Book(Numbers):
     """The sheets of a service, over all of its processes and reloads; to be made before the fork.
 
     It holds its sheets weakly: those of a model last as long as an app that serves it.
     """
 
+    _version = Number()
+    """Odd while the master retires a process: a reader that meets it reads again."""
+
     def __init__(self, processes: int) -> None:
         """With room for `processes` at once; any more share one slot, and may lose counts."""
+        super().__init__()
         self._slots = processes + 2
         self._spare_slot = processes + 1
         self._sheets: WeakValueDictionary[tuple[object, ...], Sheet] = WeakValueDictionary()
-        self._version = _Version()
         self._pids = shared_integers(self._slots)
         self._free = list(range(processes, 0, -1))
         self._own_slot = 0
         self._ended = self.sheet((ENDED,))
+        self._ended.enter(RETIRED_SLOT)  # for the master, which alone writes it
 
     def sheet(self, families: Sequence[Family], **labels: str) -> Sheet:
         """The sheet of these families with these labels; made by the first call."""
@@ -167,11 +161,11 @@ class Book:
 
     def release(self, slot: int, kind: str) -> None:
         """In the master: the process of this slot, one of PROCESSES, has ended."""
-        self._version.number += 1
+        self._version += 1
         for sheet in self._sheets.values():
             sheet.retire(slot)
-        self._ended.count_retired(ENDED.values.index(kind))
-        self._version.number += 1
+        self._ended.cells[ENDED.values.index(kind)] += 1.0
+        self._version += 1
         self._pids[slot] = 0
         if slot != self._spare_slot:
             self._free.append(slot)
@@ -184,8 +178,8 @@ class Book:
         """All sheets, as of one moment."""
         pages: list[Page] = []
         for _ in range(READ_ATTEMPTS):
-            version = self._version.number
+            version = self._version
             pages = [sheet.read() for sheet in list(self._sheets.values())]
-            if version % 2 == 0 and version == self._version.number:
+            if version % 2 == 0 and version == self._version:
                 break
         return pages

@@ -58,11 +58,7 @@ ATTEMPTS = Family("job_attempts", "counter", "Attempts at jobs on this box, by h
 REPLACEMENTS = Family("job_executor_replacements", "counter", "Executor processes of jobs killed or lost")
 JOBS = (ATTEMPTS, REPLACEMENTS)
 
-
-def breakers(names: tuple[str, ...]) -> tuple[Family, ...]:
-    """The family of these circuit breakers."""
-    return (Family("breakers_open", "gauge", "Workers in which the breaker is not closed", "breaker", names),)
-
+BREAKERS = (Family("breakers_open", "gauge", "Workers in which the breaker is not closed", "breaker", ("redis",)),)
 
 Read: TypeAlias = Callable[[], Iterable[float]]
 

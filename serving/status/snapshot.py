@@ -9,16 +9,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from registry.registry import Registry
 from serving.errors import StoreUnavailable
 from serving.jobs.job import Counts
 from serving.jobs.store import JobStore
 from serving.process.kernel import RUNNER, SCHEDULER, WEB, Memory, child_pids, name_of, read_age, read_memory
-from serving.schedules.scheduler import Timetable
+from serving.service import Service
 from serving.shared.book import Book, Page
-from serving.shared.metrics import RESPONSES, Metrics
-from serving.shared.pressure import Pressure, Reading
-from serving.shared.reloads import Reloads
+from serving.shared.metrics import RESPONSES
+from serving.shared.pressure import Reading
 from serving.storage.recent import Recent
 
 FRESH_SECONDS = 0.5
@@ -64,22 +62,8 @@ class Snapshot:
 class Snapshots:
     """Takes snapshots, for one event loop."""
 
-    def __init__(
-        self,
-        metrics: Metrics,
-        *,
-        registry: Registry,
-        store: JobStore,
-        reloads: Reloads,
-        pressure: Pressure,
-        timetable: Timetable,
-    ) -> None:
-        self._metrics = metrics
-        self._store = store
-        self._reloads = reloads
-        self._pressure = pressure
-        self._timetable = timetable
-        self._versions = tuple((model.name, model.version) for model in registry)
+    def __init__(self, service: Service) -> None:
+        self._service = service
         self._recent = Recent(self._take, FRESH_SECONDS)
 
     async def take(self) -> Snapshot:
@@ -87,29 +71,31 @@ class Snapshots:
         return await self._recent.get()
 
     async def _take(self) -> Snapshot:
+        service, shared = self._service, self._service.shared
         now = datetime.now(UTC)
-        self._metrics.publish()
-        jobs = await self._count_jobs()
-        pages = self._metrics.book.read()
+        service.metrics.publish()
+        jobs = await _count(shared.jobs)
+        pages = shared.book.read()
         # some milliseconds a process: too long for the event loop
-        processes = await asyncio.to_thread(_processes, self._metrics.book, pages)
+        processes = await asyncio.to_thread(_processes, shared.book, pages)
         return Snapshot(
             time=now,
             pages=pages,
             processes=processes,
             jobs=jobs,
-            reloads=self._reloads.finished,
-            refused=len(self._reloads.last().refused),
-            pressure=self._pressure.read(),
-            schedules=await self._timetable.rows(),
-            versions=self._versions,
+            reloads=shared.reloads.finished,
+            refused=len(shared.reloads.last().refused),
+            pressure=shared.pressure.read(),
+            schedules=await service.timetable.rows(),
+            versions=tuple((model.name, model.version) for model in service.registry),
         )
 
-    async def _count_jobs(self) -> Counts | None:
-        with suppress(StoreUnavailable, TimeoutError):
-            async with asyncio.timeout(COUNT_JOBS_SECONDS):
-                return await self._store.counts()
-        return None
+
+async def _count(jobs: JobStore) -> Counts | None:
+    with suppress(StoreUnavailable, TimeoutError):
+        async with asyncio.timeout(COUNT_JOBS_SECONDS):
+            return await jobs.counts()
+    return None
 
 
 def _processes(book: Book, pages: list[Page]) -> list[Process]:

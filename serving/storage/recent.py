@@ -38,22 +38,15 @@ class Recent(Generic[T]):
             return self._result[1]
 
 
-class StoreWatch:
-    """Caches whether a store is writable, for the health check."""
+def watch_store(probe: Callable[[], Awaitable[object]]) -> Recent[State]:
+    """Whether a store is writable, for the health check; `probe` raises StoreUnavailable."""
 
-    def __init__(self, probe: Callable[[], Awaitable[object]]) -> None:
-        """`probe` raises StoreUnavailable."""
-        self._probe = probe
-        self._recent = Recent(self._state, STATE_SECONDS)
-
-    async def state(self) -> State:
-        """The state, at most STATE_SECONDS old."""
-        return await self._recent.get()
-
-    async def _state(self) -> State:
+    async def state() -> State:
         try:
             async with asyncio.timeout(PROBE_SECONDS):
-                await self._probe()
+                await probe()
         except (StoreUnavailable, TimeoutError):
             return "unavailable"
         return "ok"
+
+    return Recent(state, STATE_SECONDS)

@@ -57,23 +57,14 @@ LEVELS = frozenset({"warning", "error"})
 class Alerts:
     """To be made before the fork. Any process may alert; those that `start` or `run` it send."""
 
-    def __init__(
-        self,
-        outbound: Outbound,
-        url: str,
-        form: Form,
-        *,
-        name: str = "forkserve",
-        rate_per_kind: Rate = RATE_PER_KIND,
-        rate_in_all: Rate = RATE_IN_ALL,
-    ) -> None:
+    def __init__(self, outbound: Outbound, url: str, form: Form, *, name: str) -> None:
         """`url` is secret; without one alerts are only logged. Messages begin with `name`."""
         self.outbound = outbound
         self._url = url
         self._form: Form = form
         self._name = name
-        self._kinds = SharedTable(rate_per_kind, buckets=32)
-        self._all = SharedTable(rate_in_all, buckets=1)
+        self._kinds = SharedTable(RATE_PER_KIND, buckets=32)
+        self._all = SharedTable(RATE_IN_ALL, buckets=1)
         self._outlet: socket.socket | None = None
         self._inlet: socket.socket | None = None
         if url:

@@ -120,15 +120,7 @@ def _add_models(router: APIRouter, service: Service) -> None:
 
 
 def _add_metrics(router: APIRouter, service: Service, streams: Streams) -> None:
-    shared = service.shared
-    snapshots = Snapshots(
-        service.metrics,
-        registry=service.registry,
-        store=shared.jobs,
-        reloads=shared.reloads,
-        pressure=shared.pressure,
-        timetable=service.timetable,
-    )
+    snapshots = Snapshots(service)
 
     async def take() -> dict[str, Any]:
         return summarize(await snapshots.take()) | {"quality": await service.quality.take()}

@@ -11,7 +11,7 @@ import msgspec
 import structlog
 from fastapi import APIRouter, Header, Query, Request, Response
 
-from serving.entities.notifier import NewRecords, topic_of
+from serving.entities.notifier import topic_of
 from serving.entities.predictor import EntityAnswer, check_entity
 from serving.entities.record import Record, make_record
 from serving.errors import InvalidRequest, TooManyInstances
@@ -121,7 +121,7 @@ def entities_router(service: Service, streams: Streams) -> APIRouter:
         records = await read_records(entity, body, limits.max_instances)
         stored = await service.shared.entities.add_records(records)
         if stored:
-            service.notifier.add(NewRecords(entity, records, request.state.request_id))
+            service.notifier.add(entity, records, request.state.request_id)
         answer = {"entity": entity, "stored": stored, "ids": [record.id for record in records]}
         return Response(msgspec.json.encode(answer), 201 if stored else 200, media_type="application/json")
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 
 from serving.process.kernel import read_age, read_rss
 from serving.service import Service
-from serving.storage.recent import StoreWatch
+from serving.storage.recent import watch_store
 
 
 def health_router(service: Service) -> APIRouter:
@@ -21,7 +21,7 @@ def health_router(service: Service) -> APIRouter:
     """
     router = APIRouter(prefix="/health", tags=["health"])
     registry, shared = service.registry, service.shared
-    jobs, records = StoreWatch(shared.jobs.probe), StoreWatch(shared.entities.probe)
+    jobs, records = watch_store(shared.jobs.probe), watch_store(shared.entities.probe)
 
     @router.get("", summary="Health, with reasons")
     async def health(request: Request) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def health_router(service: Service) -> APIRouter:
         warming = "warmup" in request.scope["state"]
         stores = {"jobs": "ok", "records": "ok"}
         if not warming:
-            states = await asyncio.gather(jobs.state(), records.state())
+            states = await asyncio.gather(jobs.get(), records.get())
             stores = dict(zip(stores, states, strict=True))
         fallbacks = [f"{model.name}/{model.version}" for model in registry if model.fallback]
         refused = shared.reloads.last().refused

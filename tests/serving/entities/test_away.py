@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from serving.entities import outcomes
 from serving.entities.outcomes import OutcomeWriter
 from serving.entities.predictor import RecordReader
 from serving.entities.record import Judged, Outcome, Record
@@ -95,9 +96,10 @@ async def test_outcomes_that_may_be_late_are_written_soon(source: FlakySource) -
     assert source.kept == [outcome(1), outcome(2)]
 
 
-async def test_outcomes_wait_until_the_source_is_back(source: FlakySource) -> None:
+async def test_outcomes_wait_until_the_source_is_back(source: FlakySource, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outcomes, "RETRY_SECONDS", 0.005)
     source.away = True
-    writer = OutcomeWriter(source, retry_seconds=0.005)
+    writer = OutcomeWriter(source)
     writer.add([outcome(1)])
     await until(lambda: _now(source.refused > 2))
     writer.add([outcome(2)])
@@ -107,9 +109,11 @@ async def test_outcomes_wait_until_the_source_is_back(source: FlakySource) -> No
     await writer.close()
 
 
-async def test_no_more_outcomes_wait_than_may(source: FlakySource) -> None:
+async def test_no_more_outcomes_wait_than_may(source: FlakySource, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outcomes, "MAX_QUEUED", 2)
+    monkeypatch.setattr(outcomes, "CLOSING_SECONDS", 0.01)
     source.away = True
-    writer = OutcomeWriter(source, max_queued=2, closing_seconds=0.01)
+    writer = OutcomeWriter(source)
     writer.add([outcome(1)])
     with pytest.raises(DataQueueFull):
         writer.add([outcome(2), outcome(3)])

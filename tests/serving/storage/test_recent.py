@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from serving.errors import StoreUnavailable
-from serving.storage.recent import Recent, StoreWatch
+from serving.storage.recent import Recent, watch_store
 
 pytestmark = pytest.mark.anyio
 
@@ -50,6 +50,6 @@ async def test_a_failure_is_not_remembered() -> None:
 async def test_a_store_is_probed_once_for_all_who_ask_for_its_state() -> None:
     well, ill = Counter(), Counter(StoreUnavailable("gone"))
     for counter, state in ((well, "ok"), (ill, "unavailable")):
-        watch = StoreWatch(counter.ask)
-        assert set(await asyncio.gather(watch.state(), watch.state())) == {state}
+        watch = watch_store(counter.ask)
+        assert set(await asyncio.gather(watch.get(), watch.get())) == {state}
         assert counter.asked == 1

@@ -26,8 +26,8 @@ OFTEN = Rate(1000, 1.0, 1000)
 
 
 @asynccontextmanager
-async def telling(stub: Stub, form: Form = "slack", **options: Any) -> AsyncIterator[Alerts]:
-    alerts = Alerts(Outbound(first_wait=0.001, timeout=1.0), stub.url, form, name="box", **options)
+async def telling(stub: Stub, form: Form = "slack") -> AsyncIterator[Alerts]:
+    alerts = Alerts(Outbound(first_wait=0.001, timeout=1.0), stub.url, form, name="box")
     yield alerts
     await alerts.stop()
     await alerts.outbound.close()
@@ -76,11 +76,14 @@ async def test_a_line_of_the_log_is_an_alert() -> None:
         assert message == {"content": "box: Runner died (code=-9)", "allowed_mentions": {"parse": []}}
 
 
-async def test_a_flood_is_neither_waited_for_nor_sent() -> None:
-    async with serving(lambda *_: None) as stub, telling(stub, rate_per_kind=OFTEN, rate_in_all=OFTEN) as alerts:
-        for number in range(2000):  # far more than fits, and nobody reads
-            alerts.alert("kind", f"message {number}" * 100)
-    async with serving(lambda *_: reply(200)) as stub, telling(stub, rate_per_kind=OFTEN) as alerts:
+async def test_a_flood_is_neither_waited_for_nor_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.telemetry.alerts.RATE_PER_KIND", OFTEN)
+    with monkeypatch.context() as unlimited:
+        unlimited.setattr("serving.telemetry.alerts.RATE_IN_ALL", OFTEN)
+        async with serving(lambda *_: None) as stub, telling(stub) as alerts:
+            for number in range(2000):  # far more than fits, and nobody reads
+                alerts.alert("kind", f"message {number}" * 100)
+    async with serving(lambda *_: reply(200)) as stub, telling(stub) as alerts:
         alerts.start()
         for number in range(100):
             alerts.alert(f"kind {number}", "x")
@@ -109,7 +112,7 @@ async def test_a_webhook_that_fails_is_told_of_without_its_address(
 
 
 async def test_without_a_webhook_there_is_the_log(capsys: pytest.CaptureFixture[str]) -> None:
-    alerts = Alerts(Outbound(), "", "slack")
+    alerts = Alerts(Outbound(), "", "slack", name="box")
     alerts.start()
     alerts.alert("memory", "a worker has grown")
     await alerts.stop()
