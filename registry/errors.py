@@ -1,18 +1,18 @@
-"""What can go wrong with models and the rows that are sent to them.
+"""Errors about models and the rows that are sent to them.
 
 RegistryError
-├── ModelNotFound       no model of that name
+├── ModelNotFound       there is no model of that name
 ├── VersionNotFound     the model has no such version
 ├── VersionRefused      a version on disk is not fit to serve; names the file
 ├── CannotAdd           an estimator and a table do not make a version
-├── CannotTrain         a model has no training function, or it gives nothing that can be used
+├── CannotTrain         a model has no usable training function
 ├── Superseded          another version has become live meanwhile
 ├── ModelFailed         a model broke on rows that fit its features
 ├── NotExplained        a model has no explainer
-├── InvalidSelection    what an explanation should show is not there
+├── InvalidSelection    an explanation does not have the selected part
 ├── CannotDraw          an explanation cannot be drawn
 └── InvalidRows         instances do not fit the model's features
-    └── NestedTooDeep   they are not even shaped like instances
+    └── NestedTooDeep   instances are nested too deep to be instances
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ModelNotFound(RegistryError):
 
 
 class VersionNotFound(RegistryError):
-    """The model is there, that version of it is not."""
+    """The model has no such version."""
 
 
 class VersionRefused(RegistryError):
@@ -48,27 +48,27 @@ class CannotAdd(RegistryError):
 
 
 class CannotTrain(RegistryError):
-    """A model has no training function, or what it gives cannot be used; the message says why."""
+    """A model has no training function, or its result is unusable; the message says why."""
 
 
 class Superseded(RegistryError):
-    """Another version has become live than the one that this was meant to replace."""
+    """The version that was to be replaced is no longer live."""
 
 
 class ModelFailed(RegistryError):
-    """A model broke on rows that fit its features; not the client's fault."""
+    """A model broke on rows that fit its features, which is not the client's fault."""
 
 
 class NotExplained(RegistryError):
-    """No explainer fits the model, or what it needs is not installed; the message says it."""
+    """No explainer fits the model."""
 
 
 class InvalidSelection(RegistryError):
-    """An explanation cannot show what was asked for: a class that the model does not have, no feature at all."""
+    """An explanation cannot show the selection: a class that the model does not have, or no feature at all."""
 
 
 class CannotDraw(RegistryError):
-    """What draws is not installed, or the file cannot be written; the message says which."""
+    """The drawing library is not installed, or the file cannot be written; the message says which."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,15 @@
 """The kernel that builds an estimator's matrix from canonical rows, column by column.
 
 Every supported transformer makes each of its columns from one feature. So a column is either arithmetic on a number
-(subtract the mean, divide by the scale) or an entry of a table: the column's value for each value the feature can
-take. A feature's table entries are its codes, then one for a missing value and one for a value that is not listed.
-Features that are numbers are looked up by searching the listed values.
+(subtract the mean, divide by the scale) or an entry of a table: the column's value for each value of the feature. A
+table has an entry for each code, then one for a missing value and one for a value that is not listed. Numbers are
+looked up by searching the listed values.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ Step = tuple[int, float]
 STEP = np.dtype([("operand", "f8"), ("operation", "i4")], align=True)
 COLUMN = np.dtype([("source", "i4"), ("listed", "i4"), ("start", "i4"), ("stop", "i4"), ("table", "i4")])
 """`listed` is the number of values in the column's table, -1 for arithmetic. `start` to `stop` are the steps, or,
-where values must be searched, their place in the list of listed values. `table` is where the table begins."""
+where values must be searched, their range in the list of listed values. `table` is where the table begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +51,12 @@ class Tabled:
     searched: tuple[float, ...] | None = None
 
 
+Plan = list[Computed | Tabled]
+
+
 @part_of_kernel
 def _entry(value: Any, column: Any, searched: Any) -> Any:
-    """Which entry of the column's table is the value's."""
+    """The index of the value's entry in the column's table."""
     if math.isnan(value):
         return column.listed
     if column.start == column.stop:
@@ -96,7 +99,7 @@ def _build(rows: Any, columns: Any, steps: Any, searched: Any, tables: Any, out:
                 continue
             for s in range(column.start, column.stop):
                 value = _changed(value, steps[s].operation, steps[s].operand)
-            # An estimator refuses what overflowed on the way
+            # an estimator refuses a value that overflowed
             out[r, c] = math.nan if column.stop > column.start and math.isinf(value) else value
 
 
@@ -111,7 +114,7 @@ BUILD = Kernel(
 )
 
 
-def builder(plan: Sequence[Computed | Tabled]) -> Callable[[Rows], Rows]:
+def builder(plan: Plan) -> Callable[[Rows], Rows]:
     """A function from rows, shape (rows, features), to the matrix, shape (rows, columns)."""
     build = BUILD.load()
     columns, steps, searched, tables = _packed(plan)
@@ -125,7 +128,7 @@ def builder(plan: Sequence[Computed | Tabled]) -> Callable[[Rows], Rows]:
     return matrix
 
 
-def _packed(plan: Sequence[Computed | Tabled]) -> tuple[NDArray[Any], NDArray[Any], Rows, Rows]:
+def _packed(plan: Plan) -> tuple[NDArray[Any], NDArray[Any], Rows, Rows]:
     columns: list[tuple[int, int, int, int, int]] = []
     steps: list[tuple[float, int]] = []
     searched: list[float] = []
@@ -149,16 +152,17 @@ def _packed(plan: Sequence[Computed | Tabled]) -> tuple[NDArray[Any], NDArray[An
     )
 
 
-def straight(plan: Sequence[Computed | Tabled], features: int) -> bool:
-    """Whether the matrix is the rows as they are."""
-    return list(plan) == [Computed(source) for source in range(features)]
-
-
-Plan = list[Computed | Tabled]
+def straight(plan: Plan, features: int) -> bool:
+    """Whether the matrix equals the rows."""
+    return plan == [Computed(source) for source in range(features)]
 
 
 class Splits:
-    """The columns that splits by category add to a plan; equal splits share one."""
+    """The columns that splits by category add to a plan, so that walking a tree needs no categories.
+
+    A split by category asks whether the category is in a set. Its column is 0 for the categories that go left, 1 for
+    those that go right, looked up by the feature's own value. Equal splits share a column.
+    """
 
     THRESHOLD = 0.5
 
@@ -167,9 +171,9 @@ class Splits:
         self._places: dict[Tabled, int] = {}
 
     def add(self, feature: int, goes_left: Callable[[float], bool]) -> int:
-        """The place of the column for a split of the column at `feature`, which holds codes of categories.
+        """The index of the column for a split of the column at `feature`, which holds codes of categories.
 
-        `goes_left` is asked for each code, NaN for a missing value and whatever has no code. Raises Unsupported.
+        `goes_left` is called for each code, with NaN for missing and unknown values. Raises Unsupported.
         """
         column = self._plan[feature]
         if isinstance(column, Computed):

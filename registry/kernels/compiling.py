@@ -1,4 +1,4 @@
-"""Puts the parts of a compiled model together; holds nothing of the estimator but arrays."""
+"""Compiles fitted estimators, takes them apart for their explainers, and verifies the compiled form bit for bit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sklearn.pipeline import Pipeline
 
 from registry.estimator import Compute, Outputs, qualified_name
 from registry.kernels import lightgbm_trees, xgboost_trees
-from registry.kernels.columns import Computed, Plan, Tabled, builder, straight
+from registry.kernels.columns import Computed, Plan, builder, straight
 from registry.kernels.ensembles import (
     FORESTS,
     GRADIENT,
@@ -27,16 +27,30 @@ from registry.kernels.ensembles import (
 from registry.kernels.kernel import Unsupported
 from registry.kernels.linear import LINEAR, linear_compute
 from registry.kernels.links import Link
-from registry.kernels.preprocessing import CategoryCodes, Matrix, follow, source_columns, tabulate
+from registry.kernels.preprocessing import Matrix, follow, source_columns, tabulate
 from registry.rows.features import Feature, Rows
 from registry.rows.schema import Schema
 
+BOOSTERS: dict[str, Any] = {
+    "lightgbm.sklearn.LGBMClassifier": lightgbm_trees,
+    "lightgbm.sklearn.LGBMRegressor": lightgbm_trees,
+    "xgboost.sklearn.XGBClassifier": xgboost_trees,
+    "xgboost.sklearn.XGBRegressor": xgboost_trees,
+}
+"""The modules that read the boosters of other libraries; classes that extend these are not supported."""
+
+NUDGED_ROWS = 20
+"""Background rows whose numbers are moved by the smallest possible steps."""
+
+MAX_CATEGORIES = 64
+"""Categories of a feature that are tried; the others are looked up in the same table."""
+
 
 def compile_estimator(estimator: Any, schema: Schema, *, frame: bool) -> Compute | None:
-    """A function that answers rows as `estimator_compute` does, bit for bit; None for a kind that is not supported.
+    """A function that answers rows as `estimator_compute` does, bit for bit; None for an unsupported estimator.
 
-    It holds no reference to the estimator. A row that the estimator would refuse (a missing value that it cannot
-    take) is answered NaN. It may be called by several threads at once.
+    It holds arrays and no reference to the estimator. A row that the estimator would refuse (a missing value that it
+    does not accept) is answered NaN. Several threads may call it at once.
     """
     try:
         return _compile(estimator, schema, frame=frame)
@@ -46,19 +60,19 @@ def compile_estimator(estimator: Any, schema: Schema, *, frame: bool) -> Compute
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """An estimator taken apart: what makes the columns of its matrix, and what is asked with that matrix.
+    """An estimator taken apart: the columns of its matrix, and the last step, which that matrix is given to.
 
-    `trees` are those of a tree ensemble, with the link that their margins go through.
+    `trees` are those of a tree ensemble, with the link for their margins.
     """
 
     last: Any
-    plan: list[Computed | Tabled]
+    plan: Plan
     sparse: bool
     features: int
     trees: tuple[Ensemble, Link | None] | None
 
     def behind_matrix(self, answer: Callable[[Rows], Rows]) -> Callable[[Rows], Rows]:
-        """A function from rows, shape (rows, features), to what `answer` gives for their matrix."""
+        """A function from rows, shape (rows, features), to the `answer` for their matrix."""
         features = self.features
         build = None if straight(self.plan, features) else builder(self.plan)
 
@@ -74,14 +88,15 @@ class Parts:
 def take_apart(estimator: Any, schema: Schema, *, frame: bool) -> Parts:
     """The parts of an estimator. Raises Unsupported."""
     steps, last = _steps(estimator)
-    coding = category_codes(last, schema) if frame and not steps and is_booster(last) else None
-    if coding is not None:
-        steps = [coding]
+    booster = BOOSTERS.get(qualified_name(type(last)))
+    if booster is not None and frame and not steps:
+        steps = booster.category_codes(last, schema)
     matrix = source_columns(schema)
     for step in steps:
         matrix = follow(step, matrix)
     plan = _plan(steps, matrix, schema, frame=frame)
-    trees = _trees(last, plan, sparse=matrix.sparse)  # may add columns to the plan
+    # either may add columns to the plan
+    trees = booster.booster_ensemble(last, plan) if booster else _trees(last, plan, sparse=matrix.sparse)
     return Parts(last, plan, matrix.sparse, len(schema), trees)
 
 
@@ -96,7 +111,7 @@ def _compile(estimator: Any, schema: Schema, *, frame: bool) -> Compute:
 
 
 def _steps(estimator: Any) -> tuple[list[Any], Any]:
-    """The transformers and the estimator that they feed."""
+    """The transformers, and the estimator that they feed."""
     steps: list[Any] = []
     while isinstance(estimator, Pipeline):
         steps += [step for _, step in estimator.steps[:-1] if step not in (None, "passthrough")]
@@ -105,7 +120,7 @@ def _steps(estimator: Any) -> tuple[list[Any], Any]:
     return steps if own is None else [*steps, own], estimator
 
 
-def _plan(steps: list[Any], matrix: Matrix, schema: Schema, *, frame: bool) -> list[Computed | Tabled]:
+def _plan(steps: list[Any], matrix: Matrix, schema: Schema, *, frame: bool) -> Plan:
     if frame and any(feature.dtype.lower() in ("float16", "float32") for feature in schema.features):
         raise Unsupported("columns of low precision")  # scikit-learn computes with them in that precision
     if not steps:
@@ -122,57 +137,24 @@ def _plan(steps: list[Any], matrix: Matrix, schema: Schema, *, frame: bool) -> l
     return tabulate(matrix, schema, transform)
 
 
-def _trees(last: Any, plan: list[Computed | Tabled], *, sparse: bool) -> tuple[Ensemble, Link | None] | None:
+def _trees(last: Any, plan: Plan, *, sparse: bool) -> tuple[Ensemble, Link | None] | None:
+    """scikit-learn's own trees; those with splits by category add columns to the plan."""
     kind = type(last)
     if kind in SINGLE or kind in FORESTS:
         return forest_ensemble(last, refuses_missing=sparse)
     if kind in GRADIENT:
         return gradient_boosting_ensemble(last)
-    if kind in HISTOGRAM:
-        return histogram_ensemble(last, plan)
-    if is_booster(last):
-        return booster_ensemble(last, plan)
-    return None
-
-
-LIGHTGBM = {"lightgbm.sklearn.LGBMClassifier", "lightgbm.sklearn.LGBMRegressor"}
-XGBOOST = {"xgboost.sklearn.XGBClassifier", "xgboost.sklearn.XGBRegressor"}
-
-
-def is_booster(estimator: Any) -> bool:
-    """Whether it is one of XGBoost's or LightGBM's; a class of somebody else that extends them is not."""
-    return qualified_name(type(estimator)) in LIGHTGBM | XGBOOST
-
-
-def category_codes(estimator: Any, schema: Schema) -> CategoryCodes | None:
-    """What a booster does to a DataFrame's categories; None where it was fitted on none. Raises Unsupported."""
-    if qualified_name(type(estimator)) in LIGHTGBM:
-        return lightgbm_trees.category_codes(estimator, schema)
-    return xgboost_trees.category_codes(estimator, schema)
-
-
-def booster_ensemble(estimator: Any, plan: Plan) -> tuple[Ensemble, Link]:
-    """Its trees; columns for splits by category are added to `plan`. Raises Unsupported."""
-    if qualified_name(type(estimator)) in LIGHTGBM:
-        return lightgbm_trees.lightgbm_ensemble(estimator, plan)
-    return xgboost_trees.xgboost_ensemble(estimator, plan)
-
-
-NUDGED = 20
-"""Background rows whose numbers are moved by the smallest possible steps."""
-
-CATEGORIES = 64
-"""Categories of a feature that are tried; the others are looked up in the same table."""
+    return histogram_ensemble(last, plan) if kind in HISTOGRAM else None
 
 
 def verify(compute: Compute, reference: Compute, rows: Rows) -> bool:
     """Whether `compute` answers every row as `reference` does, in a batch and alone.
 
-    The reference may answer a row in a batch otherwise than alone, where BLAS sums in another order (see
-    `linear.py`); then the answer alone counts. A row that the reference refuses must be answered NaN.
+    Where the reference answers a row in a batch otherwise than alone, because BLAS sums in another order (see
+    `linear.py`), the answer alone counts. A row that the reference refuses must be answered NaN.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # encoders speak of unknown values
+        warnings.simplefilter("ignore")  # encoders warn of unknown values
         answers = compute(rows)
         alone = np.vstack([compute(row[None]) for row in rows])
         if not _same(answers, alone).all():
@@ -189,7 +171,7 @@ def _refused_as_nan(reference: Compute, rows: Rows, like: Outputs) -> Outputs:
 
 
 def _same(answers: Outputs, expected: Outputs) -> NDArray[np.bool_]:
-    """Which rows are the same bytes, or NaN in the same places."""
+    """Which rows have equal bytes, or NaN in the same places."""
     if answers.shape != expected.shape or answers.dtype != expected.dtype:
         return np.zeros(len(answers), bool)
     bits = np.ascontiguousarray(answers).view(np.uint64) == np.ascontiguousarray(expected).view(np.uint64)
@@ -198,10 +180,10 @@ def _same(answers: Outputs, expected: Outputs) -> NDArray[np.bool_]:
 
 
 def probe_rows(schema: Schema, background: Rows) -> Rows:
-    """Rows that a compiled model is tried on, all of which the schema accepts. `background` has at least one.
+    """Rows to try a compiled model on, all of which the schema accepts. `background` has at least one.
 
-    The background; each feature at its bounds, missing, and at each of its categories; and numbers one float64 and
-    one float32 step up and down.
+    They are the background; each feature at its bounds, missing, and at each of its categories; and numbers one float64
+    and one float32 step up and down.
     """
     probes = [background]
     for index, feature in enumerate(schema.features):
@@ -211,7 +193,7 @@ def probe_rows(schema: Schema, background: Rows) -> Rows:
         probes.append(rows)
     nullable = np.array([feature.nullable for feature in schema.features])
     probes.append(np.where(nullable, np.nan, background[:1]))
-    probes += _nudged(schema, background[:NUDGED])
+    probes += _nudged(schema, background[:NUDGED_ROWS])
     return np.vstack(probes)
 
 
@@ -219,7 +201,7 @@ def _values_to_try(feature: Feature) -> list[float]:
     missing = [np.nan] if feature.nullable else []
     match feature.kind:
         case "category":
-            return [*map(float, range(min(len(feature.categories), CATEGORIES))), *missing]
+            return [*map(float, range(min(len(feature.categories), MAX_CATEGORIES))), *missing]
         case "boolean":
             return [0.0, 1.0, *missing]
     bounds = {feature.minimum, feature.maximum, *(feature.seen or ())} - {None}

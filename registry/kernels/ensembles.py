@@ -1,7 +1,7 @@
-"""Compiled forms of scikit-learn's tree ensembles, from what is left in a fitted one.
+"""Compiled forms of scikit-learn's tree ensembles.
 
 Random forests and gradient boosting compare values rounded to float32 with float64 thresholds, histogram boosting
-compares float64. Leaves are scaled by the learning rate here, once: the product is the same that is summed there.
+compares float64. Leaves are multiplied by the learning rate once, here; scikit-learn sums the same products.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sklearn.utils import get_tags
 
 from registry.estimator import Compute
 from registry.kernels.columns import Plan, Splits
-from registry.kernels.forest import WALK, WALK_IN_SINGLE, Forest, Tree, flatten, widen_thresholds
+from registry.kernels.forest import SUMS, WALK, WALK_IN_SINGLE, Forest, Tree, flatten, widen_thresholds
 from registry.kernels.kernel import Unsupported
 from registry.kernels.links import Link, binary, exponential, softmax
 from registry.rows.features import Rows
@@ -38,12 +38,12 @@ FORESTS = (ExtraTreesClassifier, ExtraTreesRegressor, RandomForestClassifier, Ra
 GRADIENT = (GradientBoostingClassifier, GradientBoostingRegressor)
 
 LARGEST_IN_FLOAT32 = float(np.nextafter(2.0**128 - 2.0**103, 0.0))
-"""The largest value that rounds to a finite float32; estimators that take float32 refuse what is larger."""
+"""The largest value that rounds to a finite float32; estimators that compute in float32 refuse larger ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ensemble:
-    """Trees and how their values become margins: (start + sum) / divisor, in float32 if `single`."""
+    """Trees whose values become margins by (start + sum) / divisor, in float32 if `single`; see `forest.py`."""
 
     forest: Forest
     start: Rows
@@ -53,17 +53,17 @@ class Ensemble:
     single: bool = False
 
     def compute(self, link: Link | None) -> Compute:
-        """A function from rows, shape (rows, columns), to what `link` makes of the margins."""
+        """A function from rows, shape (rows, columns), to the margins, or to `link` of them."""
         walk = WALK_IN_SINGLE.load() if self.single else WALK.load()
         number = np.float32 if self.single else np.float64
         nodes, roots, values = self.forest.nodes, self.forest.roots, self.forest.values.astype(number, copy=False)
-        start, divisor = self.start.astype(number, copy=False), self.divisor
-        limit, refuses_missing = self.limit, self.refuses_missing
+        start = self.start.astype(number, copy=False)
+        sums = np.array([(self.divisor, self.limit, self.refuses_missing)], SUMS)
         outputs = len(start)
 
         def margins(rows: Rows) -> Any:
             out = np.empty((len(rows), outputs), number)
-            walk(rows, nodes, roots, values, start, divisor, limit, refuses_missing, out)
+            walk(rows, nodes, roots, values, start, sums, out)
             return out
 
         return margins if link is None else lambda rows: link(margins(rows))
@@ -127,7 +127,7 @@ HISTOGRAM = (HistGradientBoostingClassifier, HistGradientBoostingRegressor)
 
 
 def histogram_ensemble(estimator: Any, plan: Plan) -> tuple[Ensemble, Link | None]:
-    """Histogram boosting; columns for splits by category are added to `plan`. Raises Unsupported."""
+    """Histogram boosting; splits by category add columns to `plan`. Raises Unsupported."""
     start: Rows = estimator._baseline_prediction.ravel().astype(np.float64)
     splits = Splits(plan)
     trees = [_histogram_tree(member, splits) for stage in estimator._predictors for member in stage]
@@ -163,7 +163,7 @@ def _bitset_members(bitset: NDArray[np.uint32]) -> NDArray[np.bool_]:
 
 
 def _goes_left(left: NDArray[np.bool_], *, missing_left: bool) -> Callable[[float], bool]:
-    """What is no known category goes where missing goes."""
+    """An unknown category goes the way of a missing value."""
     return lambda code: bool(left[int(code)]) if 0 <= code < len(left) else missing_left
 
 

@@ -1,8 +1,15 @@
-"""Makes one array of nodes of all trees of an ensemble.
+"""All trees of an ensemble as one array of nodes, and the kernel that walks them.
 
 The two children of a node lie side by side, so a node needs to know only the left one and going right adds 1. A leaf
 is its own left child and no value is greater than its threshold, so a walk that has arrived stays where it is. A
-node takes 16 bytes, a scikit-learn tree's 64.
+node takes 16 bytes, in a scikit-learn tree 64.
+
+A walk waits for memory at every step: node, value, next node. So eight trees are walked at once for one row; their
+loads overlap. No step branches (a comparison adds 0 or 1 to the child's index), and eight walks end together when none
+of them has moved. Outputs are added tree by tree, in scikit-learn's order.
+
+100 trees of depth 12, microseconds for 1 / 64 / 512 rows: one tree at a time 11.7 / 666 / 5,289; four 5.1 / 240 /
+1,905; eight 4.8 / 223 / 1,756; eight rows of one tree at a time 21 / 206 / 1,632, which is no gain worth a kernel.
 """
 
 from __future__ import annotations
@@ -20,6 +27,8 @@ from numpy.typing import NDArray
 from registry.kernels.kernel import Kernel, Unsupported, part_of_kernel, read_only, writable
 
 NODE = np.dtype([("threshold", "f8"), ("child", "i4"), ("feature", "u2"), ("missing_right", "u1")], align=True)
+SUMS = np.dtype([("divisor", "f8"), ("limit", "f8"), ("refuses_missing", "u1")], align=True)
+"""How sums become outputs: see `_walk`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +36,8 @@ class Tree:
     """A binary tree as arrays over its nodes, the root first; `left` is negative for a leaf.
 
     A value goes left when it is missing and `missing_left`, or when it is at most the threshold. `values` has shape
-    (nodes, outputs); those of inner nodes are not used. `cover` is the weight of the training rows that came by, which
-    only SHAP values need. `player` is the column that a node's split is credited to, where that is not `feature`.
+    (nodes, outputs); those of inner nodes are not used. `cover` is the weight of the training rows that passed a node,
+    which only SHAP values need. `player` is the column that a split is credited to, where that is not `feature`.
     """
 
     left: NDArray[np.int64]
@@ -45,7 +54,7 @@ class Tree:
 class Forest:
     """Flattened trees: `nodes` of dtype NODE, the index of each tree's root, and (nodes, outputs) values.
 
-    `cover` (NaN where a tree does not say) and `player` are those of the trees, by node.
+    `cover` (NaN where a tree has none) and `player` are those of the trees, by node.
     """
 
     nodes: NDArray[Any]
@@ -78,7 +87,7 @@ def flatten(trees: Sequence[Tree]) -> Forest:
 
 
 def _places(tree: Tree) -> NDArray[np.int64]:
-    """Where each node goes: the children of the n-th inner node to 2n + 1 and 2n + 2."""
+    """The new index of each node: the children of the n-th inner node become 2n + 1 and 2n + 2."""
     inner = np.flatnonzero(tree.left >= 0)
     places = np.zeros(len(tree.left), np.int64)
     places[tree.left[inner]] = 2 * np.arange(len(inner)) + 1
@@ -129,22 +138,22 @@ def _descend(nodes: Any, row: Any, at: Any) -> None:
             break
 
 
-def _walk(
-    rows: Any, nodes: Any, roots: Any, values: Any, start: Any, divisor: Any, limit: Any, refuses_missing: Any, out: Any
-) -> None:
-    """Fill `out`, shape (rows, outputs), with (start + what the trees give) / divisor.
+def _walk(rows: Any, nodes: Any, roots: Any, values: Any, start: Any, sums: Any, out: Any) -> None:
+    """Fill `out`, shape (rows, outputs), with (start + sum of the trees' values) / divisor.
 
-    With as many values a leaf as outputs, a tree adds to all of them; with fewer, trees take turns. A row holding
-    a value beyond +-limit, or a missing one where those are refused, is answered NaN: the estimator would raise.
+    With as many values a leaf as outputs, a tree adds to all of them; with fewer, trees take turns. A row with a value
+    beyond +-limit, or a missing one where those are refused, is answered NaN: the estimator would raise. `sums` is one
+    record of dtype SUMS.
     """
+    divisor, limit, refuses_missing = sums[0].divisor, sums[0].limit, sums[0].refuses_missing != 0
     trees = roots.shape[0]
     width = values.shape[1]
     turns = out.shape[1] // width
     at = np.empty(LANES, np.int32)
     for r in range(rows.shape[0]):
-        sums = out[r]
-        for k in range(sums.shape[0]):
-            sums[k] = start[k]
+        margins = out[r]
+        for k in range(margins.shape[0]):
+            margins[k] = start[k]
         for first in range(0, trees, LANES):
             for j in range(LANES):
                 at[j] = roots[min(first + j, trees - 1)]
@@ -152,14 +161,14 @@ def _walk(
             for j in range(min(LANES, trees - first)):
                 offset = (first + j) % turns * width
                 for k in range(width):
-                    sums[offset + k] += values[at[j], k]
+                    margins[offset + k] += values[at[j], k]
         fits = _fits(rows[r], limit, refuses_missing)
-        for k in range(sums.shape[0]):
-            sums[k] = sums[k] / divisor if fits else math.nan
+        for k in range(margins.shape[0]):
+            margins[k] = margins[k] / divisor if fits else math.nan
 
 
 def _kernel(number: Any) -> Kernel:
-    """The walk whose leaves and sums are of that type."""
+    """The walk whose leaves and sums are of this type."""
     return Kernel(
         _walk,
         read_only(types.float64, 2),
@@ -167,9 +176,7 @@ def _kernel(number: Any) -> Kernel:
         read_only(types.int32, 1),
         read_only(number, 2),
         read_only(number, 1),
-        types.float64,
-        types.float64,
-        types.boolean,
+        read_only(numba.from_dtype(SUMS), 1),
         writable(number, 2),
     )
 

@@ -1,15 +1,15 @@
-"""A kernel is a Python function with one signature that numba compiles, or loads from its cache, before the fork.
+"""Kernels: Python functions with one signature each, which numba compiles, or loads from its cache, before the fork.
 
 Nothing is compiled at import. `Kernel.load` compiles for exactly one signature, so no request ever waits for the
-compiler. There is no `parallel`, whose threads do not survive a fork, and no `fastmath`, which would reorder sums.
+compiler. `parallel` is not used, because its threads do not survive a fork, nor `fastmath`, which would reorder sums.
 
 numba keeps machine code in NUMBA_CACHE_DIR, else beside the source, else in the user's cache directory, and discards
-what another source, processor or version made. A cache that cannot be read or written costs the time to compile,
-never the start. Bits that rot inside an otherwise sound file are not noticed.
+code of another source, processor or version. A cache that cannot be read or written costs the time to compile, never
+the start. Damage inside an otherwise valid file is not noticed.
 
 Measured on Python 3.12 with numba 0.68 (`python -m bench.kernels`): the import takes 0.14 s and 53 MB of RSS, 18 MB of
 them private. Loading all kernels takes 0.2 s from the cache (102 MB of RSS in all, 35 MB private), 3 s without (141
-and 68 MB). The rest is text of the library. It is paid once, in the master. No thread is started.
+and 68 MB). The rest is code of the library. It is paid once, in the master. No thread is started.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def part_of_kernel(function: Function) -> Function:
-    """Let kernels call `function`; it is compiled into them. It must stand in the kernel's own file: numba's cache is
-    discarded when that file changes, and no other is looked at.
+    """Let kernels call `function`, which is compiled into them.
+
+    It must be defined in the kernel's own file: numba discards its cache when that file changes, and checks no other.
     """
     register_jitable(function)
     return function
 
 
 def read_only(dtype: Any, dimensions: int) -> Any:
-    """The type of a C-contiguous array that a kernel only reads; writable ones fit it, too."""
+    """The type of a C-contiguous array that a kernel only reads; it accepts writable arrays, too."""
     return types.Array(dtype, dimensions, "C", readonly=True)
 
 
@@ -46,7 +47,7 @@ def writable(dtype: Any, dimensions: int) -> Any:
 
 
 class Kernel:
-    """A function of arrays and the one signature that it is compiled for."""
+    """A function of arrays, and the one signature that it is compiled for."""
 
     def __init__(self, function: Callable[..., None], *arguments: Any) -> None:
         self.function = function
@@ -54,7 +55,7 @@ class Kernel:
         self._compiled: Callable[..., None] | None = None
 
     def load(self) -> Callable[..., None]:
-        """The compiled function; compiled or read from the cache the first time."""
+        """The compiled function; the first call compiles it or reads it from the cache."""
         if self._compiled is None:
             self._compiled = self._compile()
         return self._compiled
@@ -62,7 +63,7 @@ class Kernel:
     def _compile(self) -> Callable[..., None]:
         try:
             return self._jit(cache=True)
-        except Exception as error:  # noqa: BLE001 - whatever a broken cache raises; a broken kernel raises again below
+        except Exception as error:  # noqa: BLE001 - a broken cache may raise anything; a broken kernel raises again below
             log.warning(
                 "Kernel cache not used", kernel=self.function.__name__, reason=f"{type(error).__name__}: {error}"
             )
@@ -74,4 +75,4 @@ class Kernel:
 
 
 class Unsupported(Exception):
-    """Something about the estimator has no compiled form; the message says what."""
+    """An estimator has no compiled form; the message says why. Never leaves `kernels` and `explain`."""

@@ -1,7 +1,7 @@
 """Compiled forms of LightGBM's trees, from the text that the booster writes.
 
-LightGBM computes in float64 and writes its numbers with 17 digits, so none is lost. It takes values as small as its
-"zero" for zero, and a missing value for zero where a split has seen none.
+LightGBM computes in float64 and writes its numbers with 17 digits, so none is lost. It treats values up to its "zero"
+as zero, and a missing value as zero at a split that has seen no missing value.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from registry.kernels.preprocessing import CategoryCodes
 from registry.rows.schema import Schema
 
 ZERO = float(np.float32(1e-35))
-"""LightGBM's kZeroThreshold: what is no further from zero is zero."""
+"""LightGBM's kZeroThreshold: values no further from zero are zero."""
 
 CATEGORICAL, DEFAULT_LEFT = 1, 2
 MISSING_SHIFT, NO_MISSING, MISSING_IS_ZERO = 2, 0, 1
@@ -40,20 +40,20 @@ EXPONENTIAL = {"gamma", "poisson", "tweedie"}
 Text = dict[str, str]
 
 
-def category_codes(estimator: Any, schema: Schema) -> CategoryCodes | None:
-    """How the booster codes categories of a DataFrame; None where it was fitted on none. Raises Unsupported."""
+def category_codes(estimator: Any, schema: Schema) -> list[CategoryCodes]:
+    """How the booster encodes categories of a DataFrame; [] where it was fitted on none. Raises Unsupported."""
     lists = estimator.booster_.pandas_categorical
     if not lists:
-        return None
+        return []
     places = [index for index, feature in enumerate(schema.features) if feature.dtype == "category"]
     if len(places) != len(lists):
         raise Unsupported("categories of other columns")
     by_place = dict(zip(places, lists, strict=True))
-    return CategoryCodes(tuple(by_place.get(index) for index in range(len(schema))), refuses_unknown=False)
+    return [CategoryCodes(tuple(by_place.get(index) for index in range(len(schema))), refuses_unknown=False)]
 
 
-def lightgbm_ensemble(estimator: Any, plan: Plan) -> tuple[Ensemble, Link]:
-    """LightGBM's trees; columns for splits by category are added to `plan`. Raises Unsupported."""
+def booster_ensemble(estimator: Any, plan: Plan) -> tuple[Ensemble, Link]:
+    """LightGBM's trees; splits by category add columns to `plan`. Raises Unsupported."""
     header, members = _read(estimator.booster_.model_to_string())
     outputs = int(header["num_tree_per_iteration"])
     splits = Splits(plan)
@@ -64,7 +64,7 @@ def lightgbm_ensemble(estimator: Any, plan: Plan) -> tuple[Ensemble, Link]:
 
 
 def _read(text: str) -> tuple[Text, list[Text]]:
-    """What the model says of itself, and its trees, by keyword."""
+    """The model's header and its trees, by keyword."""
     header, *trees = text.partition("\nend of trees")[0].split("\nTree=")
     return _keywords(header), [_keywords(tree) for tree in trees]
 
@@ -103,7 +103,7 @@ def _tree(tree: Text, splits: Splits) -> Tree:
 
 
 def _cover(tree: Text) -> NDArray[np.float64]:
-    """How many training rows came by each node; a tree of one leaf does not say it."""
+    """How many training rows passed each node; a tree of one leaf does not record it."""
     return np.concatenate([_numbers(tree, f"{kind}_count", np.float64) for kind in ("internal", "leaf")])
 
 
@@ -112,13 +112,13 @@ def _numbers(tree: Text, keyword: str, dtype: Any) -> NDArray[Any]:
 
 
 def _children(tree: Text, keyword: str, inner: int) -> NDArray[np.int64]:
-    """Children's places; the leaf n is written as -1 - n, and comes after the inner nodes here."""
+    """Indices of children; leaf n is written as -1 - n, and follows the inner nodes here."""
     children = _numbers(tree, keyword, np.int64)
     return np.where(children >= 0, children, inner - 1 - children)
 
 
 def _missing_left(decisions: NDArray[np.int64], threshold: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Where a missing value goes left: where the node says so, or, if it has seen none, where zero does."""
+    """Which nodes send a missing value left: as recorded, or, if the node has seen none, as it sends zero."""
     kind = decisions >> MISSING_SHIFT & 3
     if (kind == MISSING_IS_ZERO).any():
         raise Unsupported("zeros that are missing values")

@@ -1,8 +1,12 @@
-"""From margins to a classifier's outputs: probabilities, then the label as scikit-learn's own `predict` decides.
+"""From margins to outputs: probabilities, and where scikit-learn's `predict` decides otherwise than by them, the label.
 
-The logistic function is scikit-learn's 1 / (1 + exp(-x)) with the C library's `exp`, which is scipy's `expit` bit for
-bit (15 million values compared). numpy's vectorised `exp`, which softmax uses, differs from the C library's in the
-last bit, so softmax stays with numpy and only what is around it is a kernel.
+scikit-learn's logistic function is 1 / (1 + exp(-x)) with the C library's `exp`, which is scipy's `expit` bit for bit
+(15 million values compared). numpy's vectorised `exp`, which softmax uses, differs from the C library's in the last
+bit, so softmax stays with numpy and only the steps around it are a kernel.
+
+XGBoost computes in float32, LightGBM in float64, both with the C library's `exp` and without reordered sums. So one
+kernel states the arithmetic of both and is compiled for each type. A sum or quotient of float32 that is computed in
+float64 and rounded equals the float32 one: 53 bits are more than twice 24 and two.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from registry.kernels.kernel import Kernel, read_only, writable
 from registry.rows.features import Rows
 
 Link = Callable[[Rows], Outputs]
-"""From margins, shape (rows, outputs), to what the model gives. It may overwrite the margins."""
+"""A function from margins, shape (rows, outputs), to the model's outputs. It may overwrite the margins."""
 
 
 def _binary(margins: Any, intercept: Any, slope: Any, tie_is_positive: Any, out: Any) -> None:
@@ -32,7 +36,7 @@ def _binary(margins: Any, intercept: Any, slope: Any, tie_is_positive: Any, out:
 
 
 def _before_softmax(margins: Any, intercept: Any, out: Any) -> None:
-    """Add the intercept, subtract each row's greatest margin; the first greatest is the label."""
+    """Add the intercept and subtract each row's greatest margin; the first greatest one is the label."""
     classes = margins.shape[1]
     for r in range(margins.shape[0]):
         label = 0
@@ -60,16 +64,21 @@ BEFORE_SOFTMAX = Kernel(
 )
 
 
-def binary(intercept: Rows, *, slope: float = 1.0, tie_is_positive: bool = False) -> Link:
-    """Margins of shape (rows, 1) to two probabilities and the label; the intercept has shape (1,)."""
-    finish = BINARY.load()
+def _filled(kernel: Kernel, *arguments: Any, width: int | None = None) -> Link:
+    """A link whose outputs a kernel fills, `width` a row, or as many as there are margins."""
+    finish = kernel.load()
 
     def link(margins: Rows) -> Outputs:
-        out = np.empty((len(margins), 3))
-        finish(margins, intercept, slope, tie_is_positive, out)
+        out = np.empty((len(margins), width or margins.shape[1]))
+        finish(margins, *arguments, out)
         return out
 
     return link
+
+
+def binary(intercept: Rows, *, slope: float = 1.0, tie_is_positive: bool = False) -> Link:
+    """Margins of shape (rows, 1) to two probabilities and the label; the intercept has shape (1,)."""
+    return _filled(BINARY, intercept, slope, tie_is_positive, width=3)
 
 
 def softmax(intercept: Rows) -> Link:
@@ -143,56 +152,31 @@ def _booster_exponential(margins: Any, out: Any) -> None:
         out[r, 0] = math.exp(margins[r, 0])
 
 
-NUMBERS = {np.dtype(np.float32): types.float32, np.dtype(np.float64): types.float64}
+def _in_both_precisions(function: Callable[..., None], margins: Callable[..., Any], *others: Any) -> dict[Any, Kernel]:
+    return {
+        np.dtype(str(number)): Kernel(function, margins(number, 2), *others, writable(types.float64, 2))
+        for number in (types.float32, types.float64)
+    }
 
-LOGISTIC = {
-    dtype: Kernel(_booster_logistic, read_only(number, 2), types.float64, types.float64, writable(types.float64, 2))
-    for dtype, number in NUMBERS.items()
-}
-SOFTMAX = {
-    dtype: Kernel(_booster_softmax, writable(number, 2), writable(types.float64, 2))
-    for dtype, number in NUMBERS.items()
-}
-EXPONENTIAL = {
-    dtype: Kernel(_booster_exponential, read_only(number, 2), writable(types.float64, 2))
-    for dtype, number in NUMBERS.items()
-}
+
+LOGISTIC = _in_both_precisions(_booster_logistic, read_only, types.float64, types.float64)
+SOFTMAX = _in_both_precisions(_booster_softmax, writable)
+EXPONENTIAL = _in_both_precisions(_booster_exponential, read_only)
 
 
 def booster_logistic(dtype: Any, *, outputs: int, slope: float = 1.0, largest: float = math.inf) -> Link:
     """Margins of shape (rows, 1) to two probabilities, or to one for a regressor."""
-    finish = LOGISTIC[np.dtype(dtype)].load()
-
-    def link(margins: Any) -> Any:
-        out = np.empty((len(margins), outputs))
-        finish(margins, slope, largest, out)
-        return out
-
-    return link
+    return _filled(LOGISTIC[np.dtype(dtype)], slope, largest, width=outputs)
 
 
 def booster_softmax(dtype: Any) -> Link:
     """Margins of shape (rows, classes) to a probability a class."""
-    finish = SOFTMAX[np.dtype(dtype)].load()
-
-    def link(margins: Any) -> Any:
-        out = np.empty(margins.shape)
-        finish(margins, out)
-        return out
-
-    return link
+    return _filled(SOFTMAX[np.dtype(dtype)])
 
 
 def booster_exponential(dtype: Any) -> Link:
     """Margins of shape (rows, 1) that are logarithms of the answer."""
-    finish = EXPONENTIAL[np.dtype(dtype)].load()
-
-    def link(margins: Any) -> Any:
-        out = np.empty(margins.shape)
-        finish(margins, out)
-        return out
-
-    return link
+    return _filled(EXPONENTIAL[np.dtype(dtype)])
 
 
 def booster_identity(margins: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What of trees can be known before a row is seen, laid out for the kernel of SHAP values.
+"""Lays out trees for the kernel of SHAP values, with everything that can be computed before a row is seen.
 
 A tree's splits lie level by level, and the children of the i-th split are the tree's nodes 2i + 1 and 2i + 2. So a
 walk down all of a tree is a loop over its splits, and a walk up is the same loop backwards. A split takes 64 bytes, one
@@ -31,15 +31,15 @@ SPLIT = np.dtype(
     ],
     align=True,
 )
-"""`share` is the part of a node's training rows that a child got; `zero` is the product of the shares that all splits
-by the same player gave on the way to that child. `before` is the node below the last of those splits (this one not
-counted), 0 if there is none. `slot` is the player's place among the tree's own."""
+"""`share` is the part of a node's training rows that went to a child; `zero` is the product of the shares of all splits
+by the same player on the way to that child. `before` is the node below the last of those splits (without this one), 0
+if there is none. `slot` is the player's index among the tree's own."""
 
 TREE = np.dtype(
     [(name, "i4") for name in ("split", "splits", "leaf", "leaves", "slot", "slots", "players", "output")], align=True
 )
-"""Where a tree's splits, leaves and slots begin and how many there are; how many players there are on a path, at most;
-the first output that the tree adds to."""
+"""Where a tree's splits, leaves and slots begin and how many there are; the most players on a path; the first output
+that the tree adds to."""
 
 Indices = NDArray[np.int64]
 
@@ -59,8 +59,8 @@ class Paths:
 
 @dataclass(frozen=True, slots=True)
 class _Nodes:
-    """By node of all trees: its tree and level, what SPLIT says of it, the part of the tree's training rows that came
-    by, and how many players there are on the way to it.
+    """By node of all trees: its tree and level, fields of SPLIT, the part of the tree's training rows that passed, and
+    the number of players on the way to it.
     """
 
     tree: Indices
@@ -73,11 +73,11 @@ class _Nodes:
 
 
 def lay_out(forest: Forest, outputs: int) -> Paths:
-    """The paths of all trees, which take turns at the outputs. Raises Unsupported where covers are not positive."""
+    """The paths of all trees, which alternate between the outputs. Raises Unsupported where covers are not positive."""
     sizes = np.diff(forest.roots, append=len(forest.nodes))
-    single = np.repeat(sizes, sizes) == 1  # a tree of one node has nothing to share out
+    single = np.repeat(sizes, sizes) == 1  # a tree of one node has no shares
     if not (single | (forest.cover > 0.0)).all():
-        raise Unsupported("trees that do not say how many training rows came by")
+        raise Unsupported("trees that do not record how many training rows passed")
     child = forest.nodes["child"].astype(np.int64)
     inner = child != np.arange(len(child))
     nodes = _follow(forest, child, inner)
@@ -102,7 +102,7 @@ def lay_out(forest: Forest, outputs: int) -> Paths:
 
 
 def _table(forest: Forest, nodes: _Nodes, splits: Indices, leaves: Indices, slot_trees: Indices) -> NDArray[Any]:
-    """What belongs to each tree; splits, leaves and slots are sorted by tree."""
+    """A record of dtype TREE for each tree; splits, leaves and slots are sorted by tree."""
     table = np.zeros(len(forest.roots), TREE)
     for one, many, trees in (
         ("split", "splits", nodes.tree[splits]),

@@ -1,9 +1,9 @@
-"""What fitted transformers do to each feature, found out without knowing their arithmetic on categories.
+"""What fitted transformers do to each feature, column by column, as arithmetic or as a table.
 
-The transformers are followed column by column. A number's column collects its arithmetic: the very operations, in
-order, that scikit-learn does. A column of a feature with few values (a category, a boolean, a number behind an
-encoder) collects nothing: once all transformers are known, they are run on every such value and what they give is
-the column's table. So infrequent categories, dropped columns and imputed categories need no code of their own.
+A number's column collects the operations that scikit-learn does, in order. A column of a feature with few values (a
+category, a boolean, a number behind an encoder) collects nothing: once all transformers are known, they are run on
+every such value, and their results are the column's table. So infrequent categories, dropped columns and imputed
+categories need no code of their own.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ from registry.rows.schema import Schema
 
 @dataclass(frozen=True, slots=True)
 class CategoryCodes:
-    """What a booster itself does to a DataFrame first, as a transformer.
+    """The categories of a DataFrame as the codes that boosters give them, as a transformer.
 
-    `categories` has a list for each column of categories, None for the others. A category that is not listed is
-    missing, or refused if `refuses_unknown`.
+    A code is an index in a list that was kept at the training. `categories` has a list for each column of categories,
+    None for the others. A category that is not listed is missing, or refused if `refuses_unknown`.
     """
 
     categories: tuple[Sequence[Any] | None, ...]
@@ -87,14 +87,14 @@ Followed = Computed | Listed
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """What a transformer makes: its columns, and whether scikit-learn keeps them in a sparse matrix."""
+    """The columns that a transformer makes, and whether scikit-learn keeps them in a sparse matrix."""
 
     columns: tuple[Followed, ...]
     sparse: bool = False
 
 
 def follow(transformer: Any, matrix: Matrix) -> Matrix:
-    """What a fitted transformer makes of a matrix. Raises Unsupported."""
+    """The matrix that a fitted transformer makes of a matrix. Raises Unsupported."""
     if isinstance(transformer, str) or transformer is None:
         return matrix
     step = FOLLOWED.get(type(transformer))
@@ -104,7 +104,7 @@ def follow(transformer: Any, matrix: Matrix) -> Matrix:
 
 
 def source_columns(schema: Schema) -> Matrix:
-    """The features themselves."""
+    """The matrix of the features themselves."""
     return Matrix(
         tuple(
             Listed(index) if feature.kind in ("category", "boolean") else Computed(index)
@@ -131,9 +131,9 @@ def _column_transformer(transformer: ColumnTransformer, matrix: Matrix) -> Matri
 
 
 def _with_steps(matrix: Matrix, *operations: tuple[int, Any]) -> Matrix:
-    """Each computed column with its own step of each operation; the operands have one number a column, or are one."""
+    """Append operations to computed columns; an operand is one number, or has one for each column."""
     if matrix.sparse:
-        raise Unsupported("a scaler of a sparse matrix")  # it multiplies by 1 / scale there
+        raise Unsupported("a scaler of a sparse matrix")  # scikit-learn multiplies by 1 / scale there
     operands = [np.broadcast_to(operand, len(matrix.columns)).tolist() for _, operand in operations]
 
     names = [operation for operation, _ in operations]
@@ -204,7 +204,7 @@ def _ordinal(encoder: OrdinalEncoder, matrix: Matrix) -> Matrix:
 
 
 def _listed(column: Followed, categories: Any) -> Listed:
-    """An encoder's column: a number's becomes one of the categories, missing, or something else."""
+    """An encoder's column: a number becomes one of the categories, missing, or not listed."""
     if isinstance(column, Listed):
         return column
     if any(operation != FILL for operation, _ in column.steps):
@@ -214,7 +214,7 @@ def _listed(column: Followed, categories: Any) -> Listed:
 
 
 def _function(transformer: FunctionTransformer, matrix: Matrix) -> Matrix:
-    """ColumnTransformer's "passthrough", and what histogram boosting does to numbers beside categories."""
+    """ColumnTransformer's "passthrough", and histogram boosting's check of numbers beside categories."""
     function = transformer.func
     if function is None or (isinstance(function, partial) and function.func is check_array):
         return matrix
@@ -244,10 +244,10 @@ Transform = Callable[[Rows], Any]
 
 
 def tabulate(matrix: Matrix, schema: Schema, transform: Transform) -> list[Computed | Tabled]:
-    """The columns with their tables; `transform` gives scikit-learn's matrix for rows. Raises Unsupported.
+    """The columns with their tables; `transform` returns scikit-learn's matrix for rows. Raises Unsupported.
 
-    Values that the schema accepts and the transformers refuse are found here: a model that can fail on a row is left
-    to the estimator, which says why.
+    That includes values which the schema accepts and the transformers refuse: a model that can fail on a row is left to
+    the estimator, which says why.
     """
     values = _listed_values(matrix, schema)
     usual = np.array([_usual_value(feature, values.get(i)) for i, feature in enumerate(schema.features)])
@@ -260,7 +260,7 @@ def tabulate(matrix: Matrix, schema: Schema, transform: Transform) -> list[Compu
             missing[source] = math.nan
         if schema.features[source].kind in ("number", "integer"):
             unlisted[source] = max(values[source]) + 1.0
-    # Three calls: a missing value changes the dtype of a pandas column, and must not do so for the others
+    # three calls: a missing value changes the dtype of a pandas column, and must not do so for the others
     seen = [_transformed(transform, rows, len(matrix.columns)) for rows in (known, missing[None], unlisted[None])]
 
     def column(index: int, followed: Computed | Listed) -> Computed | Tabled:
@@ -277,7 +277,7 @@ def tabulate(matrix: Matrix, schema: Schema, transform: Transform) -> list[Compu
 
 
 def _listed_values(matrix: Matrix, schema: Schema) -> dict[int, list[float]]:
-    """All values to try of each feature of few values, by its index."""
+    """By the index of a feature with few values, all values to try."""
     values: dict[int, set[float]] = {}
     for column in matrix.columns:
         if isinstance(column, Listed):
@@ -296,7 +296,7 @@ def _usual_value(feature: Feature, listed: list[float] | None) -> float:
 def _transformed(transform: Transform, rows: Rows, width: int) -> Rows:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # encoders speak of unknown values
+            warnings.simplefilter("ignore")  # encoders warn of unknown values
             made = transform(rows)
     except (TypeError, ValueError) as error:
         raise Unsupported(f"transformers that refuse values of the schema: {error}") from error

@@ -3,7 +3,7 @@
 The game is Lundberg's (Lundberg, Erion, Lee: "Consistent Individualized Feature Attribution for Tree Ensembles", 2018,
 arXiv:1802.03888): a split by a feature that is not known is passed on both ways, by the shares of training rows. So a
 leaf's value counts for a set of known features by a product over the features on its path: `one` (1 if the row goes
-that way at all of the feature's splits, else 0) for those known, `zero` (the product of its shares) for the others.
+that way at all of the feature's splits, else 0) for known features, `zero` (the product of its shares) for others.
 
 The Shapley value is an integral along the diagonal of the game's multilinear extension (Owen: "Multilinear Extensions
 of Games", Management Science 18(5), 1972). For a leaf of value v and the features on its path it reads
@@ -11,14 +11,14 @@ of Games", Management Science 18(5), 1972). For a leaf of value v and the featur
     phi_i = v (one_i - zero_i) * integral over t from 0 to 1 of product over j other than i of t one_j + (1 - t) zero_j
 
 With m features that is a polynomial of degree m - 1, so n Gauss-Legendre points give the integral exactly up to
-m = 2n. At a given t all is products and sums: going down, the product of the factors at every node; going up, the sum
-over the leaves below, multiplied at each split with (one - zero) / factor, less what the feature's split before has
-counted already. (Sums over the leaves below in place of a loop over leaves: as in Yu, Xu, Bifet, Read: "Linear
-TreeShap", 2022, arXiv:2209.08192.) It takes O(nodes * points), no branch depends on the row, and there is one division
-a split.
+m = 2n. At a given t it takes products and sums: going down, the product of the factors at every node; going up, the sum
+over the leaves below, multiplied at each split with (one - zero) / factor, less the part that the feature's previous
+split has counted already. (Sums over the leaves below in place of a loop over leaves are from Yu, Xu, Bifet, Read:
+"Linear TreeShap", 2022, arXiv:2209.08192.) It takes O(nodes * points), with one division a split and
+no branch that depends on the row.
 
-Eight points are computed with at once, as one vector of the processor's or several; numba vectorises no loop as short
-as this, so the vectors are spelt out. No sum is taken over rows: a row alone gives the bits that it gives in a batch.
+Eight points are computed at once, in one or more vectors of the processor; numba vectorises no loop this short, so the
+vectors are spelt out. No sum is taken over rows: a row gives the same bits alone as in a batch.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from registry.kernels.kernel import Kernel, Unsupported, part_of_kernel, read_on
 from registry.kernels.paths import SPLIT, TREE
 
 BLOCK = 8
-"""Quadrature points that are computed with at once."""
+"""Quadrature points that are computed at once."""
 
-MOST_BLOCKS = 16
-"""For at most 256 players on a path."""
+MAX_BLOCKS = 16
+"""Enough for 256 players on a path."""
 
 VECTOR = ir.VectorType(ir.DoubleType(), BLOCK)
 
@@ -64,7 +64,7 @@ class _LanesModel(models.PrimitiveModel):
 
 
 def _place(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    """Where a row of an array of shape (rows, BLOCK) begins."""
+    """A pointer to a row of an array of shape (rows, BLOCK)."""
     kind, row = signature.args[0], arguments[1]
     array = context.make_array(kind)(context, builder, arguments[0])
     pointer: Any = cgutils.get_item_pointer
@@ -75,7 +75,7 @@ def _place(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
 def _type_load(_typing: Any, array: Any, _row: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         loaded = builder.load(_place(context, builder, signature, arguments))
-        loaded.align = 8  # numpy promises no more
+        loaded.align = 8  # numpy guarantees no more
         return loaded
 
     return LANES(array, types.intp), generate
@@ -105,7 +105,7 @@ _store: Any = intrinsic(_type_store)
 """Lanes into a row of an array."""
 
 _all: Any = intrinsic(_type_all)
-"""The same number in every lane."""
+"""One number in every lane."""
 
 
 def _let_lanes(operation: Any, instruction: str) -> None:
@@ -134,9 +134,9 @@ _let_lanes(operator.mul, "fmul")
 _let_lanes(operator.truediv, "fdiv")
 
 COLD, FRESH, FIRST = 0, 1, 2
-"""Rows of `inverse` and `gain`, one for each state that a feature can be in below some node: the row does not go there
-(one = 0); no split by it yet; and from FIRST on, one for each split that the row passes, with factor t + (1 - t) zero.
-`inverse` is 1 / factor, `gain` is (one - zero); for COLD both without `zero`, which is cancelled."""
+"""Rows of `inverse` and `gain`, one for each state of a feature below some node: the row does not go there (one = 0);
+no split by it yet; and from FIRST on, one for each split that the row passes, with factor t + (1 - t) zero. `inverse`
+is 1 / factor, `gain` is (one - zero); for COLD both without `zero`, which cancels out."""
 
 
 @part_of_kernel
@@ -159,7 +159,7 @@ def _go_down(row: Any, splits: Any, t: Any, product: Any, inverse: Any, gain: An
         share_hot = split.share_right if right else split.share_left
         share_cold = split.share_left if right else split.share_right
         before = state[split.before]
-        still = before != COLD  # if not, both children are as far off the row's way as this node
+        still = before != COLD  # if not, the row passes neither child
         above = _load(product, split.node) * _load(inverse, before)
         factor = t * _all(1.0 if still else 0.0) + rest * _all(zero_hot if still else 1.0)
         _store(product, hot, above * factor * _all(1.0 if still else share_hot))
@@ -172,7 +172,7 @@ def _go_down(row: Any, splits: Any, t: Any, product: Any, inverse: Any, gain: An
 
 @part_of_kernel
 def _go_up(splits: Any, sums: Any, inverse: Any, gain: Any, state: Any, phi: Any) -> None:
-    """Add to `phi` by slot what the splits contribute; `sums` holds the leaves' products times their values."""
+    """Add the splits' contributions to `phi` by slot; `sums` holds the leaves' products times their values."""
     for i in range(splits.shape[0] - 1, -1, -1):
         split = splits[i]
         before, of_left, of_right = state[split.before], state[2 * i + 1], state[2 * i + 2]
@@ -186,14 +186,14 @@ def _go_up(splits: Any, sums: Any, inverse: Any, gain: Any, state: Any, phi: Any
 
 @part_of_kernel
 def _blocks(players: Any) -> Any:
-    """How many blocks of points are exact for so many players on a path."""
+    """The number of blocks of points that are exact for this many players on a path."""
     return (players + 2 * BLOCK - 1) // (2 * BLOCK)
 
 
 def _tree_shap(rows: Any, splits: Any, leaves: Any, values: Any, slots: Any, trees: Any, points: Any, out: Any) -> None:
     """Add all trees' SHAP values to `out`, shape (rows, features, outputs); `slots` are features.
 
-    `points` are those of `quadrature`. Scratch is as large as the largest tree.
+    `points` come from `quadrature`. Scratch arrays are as large as the largest tree needs.
     """
     nodes, most_slots = 1, 1
     for n in range(trees.shape[0]):
@@ -239,12 +239,12 @@ TREE_SHAP = Kernel(
 
 
 def quadrature(players: int) -> NDArray[np.float64]:
-    """Gauss-Legendre points on [0, 1], enough for so many players on a path. Raises Unsupported.
+    """Gauss-Legendre points on [0, 1], enough for this many players on a path. Raises Unsupported.
 
     They come in 1, 2, ... blocks, a row of points and a row of weights for each block.
     """
     most = max(1, _blocks(players))
-    if most > MOST_BLOCKS:
+    if most > MAX_BLOCKS:
         raise Unsupported("too many features on a path")
     made = []
     for blocks in range(1, most + 1):

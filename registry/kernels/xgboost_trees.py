@@ -1,7 +1,7 @@
 """Compiled forms of XGBoost's trees, from the JSON that the booster writes.
 
 XGBoost rounds inputs to float32, goes left where a value is less than the threshold, and adds float32 leaves to a
-float32 margin, tree after tree, starting from the base score. So do we, and the answers are the same bits.
+float32 margin, tree after tree, starting from the base score. The compiled form does the same, so the bits are equal.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ EXPONENTIAL = {"count:poisson", "reg:gamma", "reg:tweedie"}
 LOGISTIC = {"binary:logistic", "reg:logistic"}
 
 
-def category_codes(estimator: Any, schema: Schema) -> CategoryCodes | None:
-    """How the booster codes categories of a DataFrame; None where it was fitted on none. Raises Unsupported."""
+def category_codes(estimator: Any, schema: Schema) -> list[CategoryCodes]:
+    """How the booster encodes categories of a DataFrame; [] where it was fitted on none. Raises Unsupported."""
     encoders = _parts(estimator)["model"]["cats"]["enc"]
     listed = [_texts(encoder) if encoder.get("values") else None for encoder in encoders]
     if not any(listed):
-        return None
+        return []
     if len(listed) != len(schema):
         raise Unsupported("categories of other columns")
-    return CategoryCodes(tuple(listed), refuses_unknown=True)
+    return [CategoryCodes(tuple(listed), refuses_unknown=True)]
 
 
-def xgboost_ensemble(estimator: Any, plan: Plan) -> tuple[Ensemble, Link]:
-    """XGBoost's trees; columns for splits by category are added to `plan`. Raises Unsupported."""
+def booster_ensemble(estimator: Any, plan: Plan) -> tuple[Ensemble, Link]:
+    """XGBoost's trees; splits by category add columns to `plan`. Raises Unsupported."""
     parts = _parts(estimator)
     trees, groups = _members(estimator, parts["model"])
     start = _base_margins(parts["base_score"], parts["objective"], outputs=int(groups.max()) + 1)
     splits = Splits(plan)
-    # Groups take turns here; XGBoost may have several trees of one group in a row, but each group's order is the same
+    # groups alternate here; XGBoost may have several trees of one group in a row, but the order within a group is kept
     order = np.lexsort((groups, _turns(groups)))
     weights = np.array(parts["model"].get("weight_drop") or [1.0] * len(trees), np.float32)
     forest = flatten([_tree(trees[index], weights[index], splits) for index in order])
@@ -82,14 +82,14 @@ def _texts(encoder: dict[str, Any]) -> list[str]:
 
 
 def _members(estimator: Any, model: dict[str, Any]) -> tuple[list[dict[str, Any]], NDArray[np.int64]]:
-    """The trees up to the best iteration, and which margin each adds to."""
+    """The trees up to the best iteration, and the index of the margin that each adds to."""
     _, iterations = estimator._get_iteration_range(None)
     count = model["iteration_indptr"][iterations] if iterations else len(model["trees"])
     return model["trees"][:count], np.array(model["tree_info"][:count])
 
 
 def _turns(groups: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many trees of the same group come before each. Raises Unsupported if groups have not as many trees each."""
+    """How many trees of its group precede each tree. Raises Unsupported if groups differ in their numbers of trees."""
     turns = np.zeros(len(groups), np.int64)
     for group in range(groups.max() + 1):
         turns[groups == group] = np.arange((groups == group).sum())
@@ -99,7 +99,7 @@ def _turns(groups: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _base_margins(base_score: str, objective: str, outputs: int) -> NDArray[np.float64]:
-    """The margins before the first tree; XGBoost states them as the objective's answer."""
+    """The margins before the first tree; XGBoost records them as the objective's answer."""
     scores = np.array([float(score) for score in base_score.strip("[]").split(",")], np.float32)
     one = np.float32(1.0)
     if objective in LOGISTIC:
@@ -112,7 +112,7 @@ def _base_margins(base_score: str, objective: str, outputs: int) -> NDArray[np.f
 
 
 def _tree(tree: dict[str, Any], weight: np.float32, splits: Splits) -> Tree:
-    """A tree whose leaves are weighted, as those of dropped-out trees are."""
+    """A tree whose leaves are multiplied by `weight`, which is not 1 for dropped-out trees."""
     if int(tree["tree_param"]["size_leaf_vector"]) > 1:
         raise Unsupported("trees of several outputs")
     left, right = np.array(tree["left_children"]), np.array(tree["right_children"])
@@ -125,7 +125,7 @@ def _tree(tree: dict[str, Any], weight: np.float32, splits: Splits) -> Tree:
     for index, members in _sets(tree):
         feature[index] = splits.add(int(feature[index]), _goes_left(members, missing_left=bool(missing_left[index])))
         threshold[index] = Splits.THRESHOLD
-    # Pruned nodes stay in the arrays, with nobody's children
+    # pruned nodes stay in the arrays, but are nobody's children
     kept = np.unique(np.concatenate([[0], left[inner], right[inner]]))
     places = np.full(len(left), -1)
     places[kept] = np.arange(len(kept))
@@ -142,7 +142,7 @@ def _tree(tree: dict[str, Any], weight: np.float32, splits: Splits) -> Tree:
 
 
 def _sets(tree: dict[str, Any]) -> list[tuple[int, frozenset[int]]]:
-    """The nodes that split by category, and the categories that go right there."""
+    """The nodes that split by category, and the categories that each sends right."""
     segments = zip(tree["categories_nodes"], tree["categories_segments"], tree["categories_sizes"], strict=True)
     return [(node, frozenset(tree["categories"][start : start + size])) for node, start, size in segments]
 

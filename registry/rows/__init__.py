@@ -1,1 +1,1 @@
-"""What a model takes: its features, their schema, and rows decoded from JSON."""
+"""The input of a model: its features, their schema, and rows decoded from JSON."""

@@ -1,4 +1,4 @@
-"""The features of a model: their names, kinds and bounds, and the way of one value into a row and back.
+"""The features of a model: their names, kinds and bounds, and the conversion of one value into a row and back.
 
 A row is float64 in schema order whatever the kinds: a category is its index in `categories`, a boolean is 0 or 1,
 a missing value is NaN. So every row has one canonical form, and a batch of them is one matrix.
@@ -24,8 +24,8 @@ NUMBERS = frozenset({float, int})
 class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One feature.
 
-    `minimum` and `maximum` are enforced, `seen` is what the sample held. `categories` are the values a category may
-    take. `dtype` is the column's pandas dtype in the frame that the estimator was fitted on.
+    `minimum` and `maximum` are enforced; `seen` is the range of the sample. `categories` are the values of a category.
+    `dtype` is the column's pandas dtype in the DataFrame that the estimator was fitted on.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     categories: tuple[str | int, ...] = ()
 
     def widened(self, other: Feature) -> Feature:
-        """The same, but it also takes every number that `other` takes, if that is of the same kind."""
+        """The feature, accepting also every number that `other` accepts, if that is of the same kind."""
         if self.kind != other.kind:
             return self
         lows, highs = (self.minimum, other.minimum), (self.maximum, other.maximum)
@@ -49,7 +49,7 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         )
 
     def json_schema(self) -> dict[str, Any]:
-        """What a client may send, as JSON Schema."""
+        """The values that a client may send, as JSON Schema."""
         kind: dict[str, Any]
         if self.kind == "category":
             kind = {"enum": [*self.categories, *([None] if self.nullable else [])]}
@@ -63,17 +63,16 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return kind
 
     def encoder(self) -> Callable[[Any], float]:
-        """A function from a JSON value to its place in a row; it raises ValueError with the reason."""
-        encode = getattr(self, f"_{self.kind}_encoder")()
+        """A function from a JSON value to its cell in a row; it raises ValueError with the reason."""
+        encode: Callable[[Any], float] = getattr(self, f"_{self.kind}_encoder")()
         nullable = self.nullable
 
         def encode_or_missing(value: Any) -> float:
-            if value is None:
-                if nullable:
-                    return math.nan
-                raise ValueError("must not be null")
-            result: float = encode(value)
-            return result
+            if value is not None:
+                return encode(value)
+            if nullable:
+                return math.nan
+            raise ValueError("must not be null")
 
         return encode_or_missing
 
@@ -121,7 +120,7 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         reason = f"must be one of {listed}" if len(listed) <= 200 else f"must be one of {len(codes)} categories"
 
         def encode(value: Any) -> float:
-            # bool and float are refused by type: True == 1 and 1.0 == 1 would find each other's code
+            # bool and float are refused by type: True and 1.0 equal 1 and would find its code
             code = codes.get(value) if type(value) in (str, int) else None
             if code is None:
                 raise ValueError(reason)
@@ -130,7 +129,7 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return encode
 
     def decode(self, cell: float) -> Any:
-        """The JSON value that `cell` of a row stands for."""
+        """The JSON value of a row's `cell`."""
         if math.isnan(cell):
             return None
         match self.kind:
@@ -143,7 +142,7 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return float(cell)
 
     def column(self, cells: Rows) -> Any:
-        """`cells`, shape (rows,), as the pandas column that the estimator knows."""
+        """`cells`, shape (rows,), as the pandas column that the estimator was fitted on."""
         missing = np.isnan(cells)
         if self.kind == "category":
             values = np.array([*self.categories, None], dtype=object)
@@ -156,7 +155,7 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         if self.dtype == "category":
             return pd.Categorical(column, categories=list(self.categories))
         if self.dtype == "object":
-            return pd.Series(column, dtype=object)  # anything less explicit is guessed to be of type str
+            return pd.Series(column, dtype=object)  # without the dtype pandas infers str
         if missing.any() and self.dtype in ("bool", "int64", "int32"):
-            return column  # plain whole numbers and booleans have no missing value; pandas reads such columns as floats
+            return column  # plain integers and booleans have no missing value; pandas reads such columns as floats
         return pd.Series(column).astype(self.dtype).array

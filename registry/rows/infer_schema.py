@@ -1,4 +1,4 @@
-"""What a table of a model's input tells of its features."""
+"""Infers the features of a model from a table of its input."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from registry.rows.features import Feature
 
 
 def infer_features(frame: pd.DataFrame, margin: float | None) -> tuple[Feature, ...]:
-    """The features that a sample of a model's input shows.
+    """The features of a sample of a model's input.
 
-    `margin` widens the range seen to the range accepted, in widths of the range seen: 1 accepts a value as far
-    outside as the sample is wide, 0 only what was seen, None all that the column can hold. A quantity that is never
-    negative in the sample may not become so. Raises CannotAdd.
+    `margin` widens the range of the sample to the range accepted, in widths of the sample's range: 1 accepts a value as
+    far outside as the sample is wide, 0 only the sample's range, None everything the column can hold. A number that is
+    never negative in the sample must not become so. Raises CannotAdd.
     """
     return tuple(_infer_feature(str(name), frame[name], margin) for name in frame.columns)
 
 
 def _infer_feature(name: str, column: pd.Series[Any], margin: float | None) -> Feature:
     if not 0 < len(name) <= 128 or not name.isprintable():
-        raise CannotAdd(f"column {name!r}: a feature's name has 1 to 128 printable characters")
+        raise CannotAdd(f"column {name!r}: a feature's name must have 1 to 128 printable characters")
     values = column.dropna()
     if values.empty:
         raise CannotAdd(f"column {name!r} has no values")
@@ -38,7 +38,7 @@ def _infer_feature(name: str, column: pd.Series[Any], margin: float | None) -> F
     if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_complex_dtype(column):
         low, high = float(values.min()), float(values.max())
         if not (math.isfinite(low) and math.isfinite(high)):
-            raise CannotAdd(f"column {name!r} holds infinite values")
+            raise CannotAdd(f"column {name!r} contains infinite values")
         minimum, maximum = _accepted(low, high, margin, _limits(column.dtype))
         return Feature(
             name=name,
@@ -56,9 +56,9 @@ def _infer_feature(name: str, column: pd.Series[Any], margin: float | None) -> F
 
 
 def _limits(dtype: Any) -> tuple[float, float]:
-    """The numbers that neither wrap around in a column of this type nor lose digits in a row.
+    """The range of numbers that neither wrap around in a column of this type nor lose digits in a row.
 
-    Fractions end where single precision does: trees and others compute in it, and fail on what it cannot hold.
+    Fractions end where single precision does: trees and others compute in it, and fail beyond its range.
     """
     plain = np.dtype(getattr(dtype, "numpy_dtype", dtype))
     if plain.kind in "iu":
@@ -79,7 +79,7 @@ def _accepted(low: float, high: float, margin: float | None, limits: tuple[float
 def _categories(name: str, values: Any) -> tuple[str | int, ...]:
     plain = tuple(value.item() if isinstance(value, np.generic) else value for value in values)
     if not all(type(value) in (str, int) for value in plain):
-        raise CannotAdd(f"column {name!r}: categories must be texts or whole numbers")
+        raise CannotAdd(f"column {name!r}: categories must be strings or integers")
     if len(plain) > 1000:
-        raise CannotAdd(f"column {name!r} has {len(plain)} different texts; is it an identifier? (limit 1000)")
+        raise CannotAdd(f"column {name!r} has {len(plain)} different strings (at most 1000); is it an identifier?")
     return plain

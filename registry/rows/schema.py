@@ -1,4 +1,4 @@
-"""The features of one model together: from JSON instances to rows and back, or to what is wrong with them."""
+"""The features of one model together: JSON instances become rows, and rows instances again; faults are named."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pandas as pd
 from registry.errors import Fault, InvalidRows, NestedTooDeep
 from registry.rows.features import Feature, Rows
 
-DEEPEST = 16
+MAX_LEVELS = 16
 """Levels of arrays and objects; an instance in a request needs four."""
 
 
@@ -35,9 +35,9 @@ class Schema:
         return any(feature.nullable for feature in self.features)
 
     def rows(self, instances: Sequence[Any]) -> Rows:
-        """Instances as JSON gave them (objects by name, or arrays in order), as rows of shape (instances, features).
+        """JSON instances (objects by name, or arrays in order) as rows of shape (instances, features).
 
-        Raises InvalidRows naming instance and feature, NestedTooDeep for what is no instance at all.
+        Raises InvalidRows naming instance and feature, NestedTooDeep for a value that cannot be an instance.
         """
         if not instances:
             raise InvalidRows([Fault(0, None, "there must be at least one instance")])
@@ -48,13 +48,13 @@ class Schema:
             if len(faults) >= InvalidRows.LIMIT:
                 break
         if faults:
-            if any(depth(instance) > DEEPEST - 2 for instance in instances):
+            if any(depth(instance) > MAX_LEVELS - 2 for instance in instances):
                 raise NestedTooDeep(faults)
             raise InvalidRows(faults)
         return np.array(table, dtype=np.float64)
 
     def fitting_rows(self, instances: Sequence[Any]) -> tuple[Rows, list[int]]:
-        """Rows of those instances that fit, shape (fitting, features), and which they are."""
+        """The rows of those instances that fit, shape (fitting, features), and their indices."""
         rows, places = [], []
         for place, instance in enumerate(instances):
             try:
@@ -90,23 +90,23 @@ class Schema:
 
     def _misnamed(self, index: int, instance: dict[str, Any]) -> list[Fault]:
         missing = [Fault(index, name, "is missing") for name in self.names if name not in instance]
-        # no more than are shown: an object may have hundreds of thousands
+        # only as many as are shown: an object may have hundreds of thousands
         unknown = islice((name for name in instance if name not in self._positions), InvalidRows.LIMIT)
-        # An unknown name is the client's own text: shown only as far as it helps
+        # an unknown name is the client's own text, and shown only if it is short and printable
         shown = [name if len(name) <= 64 and name.isprintable() else "(unreadable)" for name in unknown]
         return missing + [Fault(index, name, "is not a feature of this model") for name in shown]
 
     def instance(self, row: Sequence[float]) -> dict[str, Any]:
-        """A row back in the user's terms."""
+        """The instance of a row, in the user's own terms."""
         return {f.name: f.decode(float(cell)) for f, cell in zip(self.features, row, strict=True)}
 
     def frame(self, rows: Rows) -> pd.DataFrame:
-        """Rows as the DataFrame that the estimator was fitted on: same columns, same dtypes."""
+        """Rows as a DataFrame with the columns and dtypes that the estimator was fitted on."""
         return pd.DataFrame({f.name: f.column(rows[:, i]) for i, f in enumerate(self.features)}, copy=False)
 
     @cached_property
     def object_schema(self) -> dict[str, Any]:
-        """An instance by feature name, as JSON Schema."""
+        """JSON Schema of an instance by feature name."""
         return {
             "type": "object",
             "properties": {feature.name: feature.json_schema() for feature in self.features},
@@ -116,7 +116,7 @@ class Schema:
 
     @cached_property
     def array_schema(self) -> dict[str, Any]:
-        """An instance as an array in schema order, as JSON Schema."""
+        """JSON Schema of an instance as an array in schema order."""
         return {
             "type": "array",
             "prefixItems": [feature.json_schema() for feature in self.features],
@@ -126,9 +126,9 @@ class Schema:
 
 
 def depth(value: Any) -> int:
-    """Levels of arrays and objects, counted no further than needed; iterative, because the value is hostile."""
+    """Levels of arrays and objects, counted up to MAX_LEVELS + 1; iterative, because the value may be hostile."""
     level, levels = [value], 0
-    while levels <= DEEPEST:
+    while levels <= MAX_LEVELS:
         level = [
             inner
             for outer in level

@@ -11,7 +11,7 @@ from registry.explain.explanation import Selection
 from registry.model import LoadedModel
 from registry.rows.decoding import InstanceDecoder
 from registry.rows.features import Rows
-from registry.rows.schema import DEEPEST, depth
+from registry.rows.schema import MAX_LEVELS, depth
 from serving.errors import InvalidRequest, NotJSON, TooManyInstances
 
 USAGE = 'send an object: {"instances": [...]}'
@@ -108,6 +108,6 @@ def _misfit(body: bytes, error: msgspec.ValidationError, usage: str) -> NotJSON 
         value = msgspec.json.decode(body)
     except (RecursionError, ValueError):
         return NotJSON(reason)
-    if not isinstance(value, dict) or depth(value) > DEEPEST:
+    if not isinstance(value, dict) or depth(value) > MAX_LEVELS:
         return NotJSON(usage)
     return InvalidRequest(reason)

@@ -231,7 +231,7 @@ def test_numbers_without_bounds_end_where_single_precision_does(value: float) ->
         ([1 + 2j, 3j], "unsupported type"),
         (pd.Series([{"a": 1}, [1]], dtype=object), "unsupported type"),
         (pd.Series(["a", 1], dtype=object), "unsupported type"),
-        (pd.Series([1.5, 2.5], dtype="category"), "texts or whole numbers"),
+        (pd.Series([1.5, 2.5], dtype="category"), "strings or integers"),
         ([f"id {i}" for i in range(1001)], "identifier"),
     ],
 )
