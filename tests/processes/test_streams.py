@@ -7,13 +7,14 @@ import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 
 import pytest
 
 from harness.backstage import Backstage, path_of, rest, take
+from harness.jobs import call, send, varied
 from harness.processes import DIABETES, PATIENCE, eventually, gone
 from harness.servers import RedisServer
 from harness.service import Service
@@ -202,3 +203,38 @@ async def test_a_finished_job_tells_all_and_then_that_it_is_over(sqlite: Backsta
             assert stream.complete
         async with Stream(service.address, path_of(job), headers={"last-event-id": last["id"]}) as stream:
             assert stream.status == 204
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def running(request: pytest.FixtureRequest, models: Path, tmp_path: Path, own_server: RedisServer) -> Iterator[Service]:
+    where = {"REDIS_URL": own_server.url} if request.param == "redis" else {}
+    environ = {"MODEL_DIR": str(models), "DATA_DIR": str(tmp_path), "MAX_REQUESTS": "0", "MAX_STREAMS_PER_ADDRESS": "0"}
+    with Service(environ | where) as service:
+        yield service
+
+
+async def test_done_is_told_exactly_once_to_whoever_comes_while_a_job_ends(running: Service) -> None:
+    """Clients come all the time while jobs run; the last of them in the moment in which a job's state is `done`."""
+
+    async def hear(job: str) -> None:
+        async with Stream(running.address, path_of(job)) as stream:
+            assert stream.status == 200
+            *_, last = heard = await rest(stream)
+        assert [frame["event"] for frame in heard].count("done") == 1
+        assert (last["event"], json.loads(last["data"])) == ("done", {"state": "done", "error": ""})
+        async with Stream(running.address, path_of(job), headers={"last-event-id": last["id"]}) as again:
+            assert again.status == 204
+
+    async def watch(number: int) -> None:
+        answer = await asyncio.to_thread(send, running, "predict", "diabetes", varied_rows[number : number + 3])
+        path, hearing = answer.headers["Location"], []
+        done = False
+        while not done:
+            done = (await asyncio.to_thread(call, running, "GET", path)).json["state"] == "done"
+            hearing.append(asyncio.create_task(hear(answer.json["id"])))
+        await asyncio.gather(*hearing)
+
+    varied_rows = varied(running, "diabetes", 20)
+    async with asyncio.timeout(2 * PATIENCE):
+        for number in range(6):
+            await watch(number)
