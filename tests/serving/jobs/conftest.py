@@ -10,9 +10,12 @@ import pytest
 import redis
 
 from harness.servers import RedisServer
+from serving.events.log import EventLog
+from serving.events.redis import RedisEventLog
+from serving.events.sqlite import SQLiteEventLog
 from serving.jobs.job import Backoff, Job, JobRequest
 from serving.jobs.redis import RedisJobStore
-from serving.jobs.sqlite import SQLiteJobStore
+from serving.jobs.sqlite import SQLiteJobStore, jobs_database
 from serving.jobs.store import JobStore
 from tests.serving.conftest import Opener
 
@@ -35,9 +38,18 @@ class Jobs(Opener):
         store: JobStore = self.open_either(SQLiteJobStore, RedisJobStore, **({"backoff": SOON} | options))
         return store
 
+    def open_events(self) -> EventLog:
+        """Of the log in which the jobs' changes are told."""
+        log: EventLog = self.open_either(_open_sqlite_log, RedisEventLog)
+        return log
+
     def let_pass(self, seconds: float) -> None:
         """SQLite is given the time; Redis has its own, and the test waits for what it expects."""
         self.clock.now += seconds
+
+
+def _open_sqlite_log(directory: Path, *, busy_seconds: float, **options: Any) -> SQLiteEventLog:
+    return SQLiteEventLog(jobs_database(directory, busy_seconds=busy_seconds), **options)
 
 
 @pytest.fixture(params=["sqlite", "redis"])
@@ -52,6 +64,11 @@ async def jobs(
 @pytest.fixture
 def store(jobs: Jobs) -> JobStore:
     return jobs.open()
+
+
+@pytest.fixture
+def events(jobs: Jobs) -> EventLog:
+    return jobs.open_events()
 
 
 async def claim(store: JobStore, owner: str = "a", lease_seconds: float = LEASE) -> Job | None:

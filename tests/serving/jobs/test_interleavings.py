@@ -122,6 +122,9 @@ async def test_any_order_of_calls_keeps_every_chunk_once(jobs: Jobs, seed: int) 
         assert [await play.store.result(job.id, chunk) for chunk in range(3)] == kept
         assert job.chunks_done == sum(result is not None for result in kept)
         assert job.state != "done" or job.chunks_done == job.chunks
+        page = await jobs.open_events().read(job.id, 0, 1000)
+        kinds = [event.kind for event in page.events if event.kind != "progress"]
+        assert kinds == ["chunk"] * job.chunks_done + [job.state]
     counts = dataclasses.asdict(await play.store.counts())
     assert {state: counts[state] for state in STATES} == {
         state: sum(job.state == state for job in ended) for state in STATES

@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 import structlog
 
 from serving.errors import JobNotFound
 from serving.events.log import EventLog
-from serving.events.redis import RedisEventLog
-from serving.events.sqlite import SQLiteEventLog
 from serving.jobs.rows import LocalBackend
 from serving.jobs.runner import Runner
-from serving.jobs.sqlite import jobs_database
 from serving.jobs.store import JobStore
 from serving.process.executor import Executor
 from serving.shared.book import Book
 from serving.shared.metrics import Metrics
-from tests.serving.conftest import PATIENCE
 from tests.serving.jobs.conftest import Jobs, claimed, complete, job_request
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def events(jobs: Jobs) -> AsyncIterator[EventLog]:
-    """Kept where the jobs are."""
-    if jobs.kind == "redis":
-        log: EventLog = RedisEventLog(jobs.url, timeout=PATIENCE)
-    else:
-        log = SQLiteEventLog(jobs_database(jobs.directory, busy_seconds=PATIENCE), clock=jobs.clock)
-    yield log
-    await log.close()
 
 
 def runner(store: JobStore, events: EventLog, *, keep_seconds: float, keep_jobs: int) -> Runner:
