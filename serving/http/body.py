@@ -1,9 +1,13 @@
-"""Reads request bodies: their declared type, and their bytes up to a limit, whole or while they arrive."""
+"""Bodies of requests, read whole or while they arrive, and the JSON bodies of answers."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import Message, Receive
 
 from serving.errors import BodyTooLarge, UnsupportedBody
@@ -16,6 +20,18 @@ HeaderMap = dict[bytes, bytes]
 
 class ClientGone(Exception):
     """The client closed the connection, so there is nobody to answer."""
+
+
+async def read_json(request: Request, limit: int) -> bytes:
+    """The whole JSON body of a request. Raises UnsupportedBody, BodyTooLarge, ClientGone."""
+    headers = dict(request.scope["headers"])
+    check_json(headers)
+    return await read_body(headers, request.receive, limit)
+
+
+def answer_json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """An answer with `content` as JSON."""
+    return Response(msgspec.json.encode(content), status, headers, "application/json")
 
 
 def check_json(headers: HeaderMap) -> None:

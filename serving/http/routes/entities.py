@@ -15,7 +15,7 @@ from serving.entities.notifier import topic_of
 from serving.entities.predictor import EntityAnswer, check_entity
 from serving.entities.record import Record, make_record
 from serving.errors import InvalidRequest, TooManyInstances
-from serving.http.body import check_json, read_body
+from serving.http.body import answer_json, read_json
 from serving.http.clients import network_of
 from serving.http.routes.predict import parse_timeout
 from serving.http.sse import EventStream, LastEventId, Streams
@@ -51,6 +51,19 @@ SEVERAL: dict[str, Any] = {
     "properties": {"records": {"type": "array", "minItems": 1, "items": RECORD}},
     "required": ["records"],
     "additionalProperties": False,
+}
+ADD_RECORDS: dict[str, Any] = {
+    "summary": "Store one record or several",
+    "status_code": 201,
+    "responses": {200: {"description": "All of them had been stored before"}},
+    "openapi_extra": {
+        "requestBody": {"required": True, "content": {"application/json": {"schema": {"oneOf": [RECORD, SEVERAL]}}}}
+    },
+}
+FOLLOW: dict[str, Any] = {
+    "summary": "Predictions for each record that arrives, as server-sent events",
+    "response_class": Response,
+    "responses": {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
 }
 
 
@@ -101,29 +114,16 @@ def entities_router(service: Service, streams: Streams) -> APIRouter:
     router = APIRouter(prefix="/v1/entities", tags=["entities"])
     limits = service.limits
 
-    @router.post(
-        "/{entity}/records",
-        status_code=201,
-        summary="Store one record or several",
-        responses={200: {"description": "All of them had been stored before"}},
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": {"oneOf": [RECORD, SEVERAL]}}},
-            }
-        },
-    )
+    @router.post("/{entity}/records", **ADD_RECORDS)
     async def add_records(entity: str, request: Request) -> Response:
         check_entity(entity)
-        headers = dict(request.scope["headers"])
-        check_json(headers)
-        body = await read_body(headers, request.receive, limits.max_body_bytes)
+        body = await read_json(request, limits.max_body_bytes)
         records = await read_records(entity, body, limits.max_instances)
         stored = await service.shared.entities.add_records(records)
         if stored:
             service.notifier.add(entity, records, request.state.request_id)
         answer = {"entity": entity, "stored": stored, "ids": [record.id for record in records]}
-        return Response(msgspec.json.encode(answer), 201 if stored else 200, media_type="application/json")
+        return answer_json(answer, 201 if stored else 200)
 
     @router.get("/{entity}/predictions", summary="Predictions of all models for the newest records, newest first")
     async def predict(
@@ -151,12 +151,7 @@ def entities_router(service: Service, streams: Streams) -> APIRouter:
             log.info(said, entity=entity, records=len(answer.records), stale=answer.stale)
         return Response(answer.content(), headers=_headers(answer, seconds), media_type="application/json")
 
-    @router.get(
-        "/{entity}/events",
-        summary="Predictions for each record that arrives, as server-sent events",
-        response_class=Response,
-        responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
-    )
+    @router.get("/{entity}/events", **FOLLOW)
     async def follow(entity: str, request: Request, after: LastEventId) -> Response:
         check_entity(entity)
         return EventStream(streams, streams.follow(topic_of(entity), after, network_of(request.scope).hex()))

@@ -5,13 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-import msgspec
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
 from serving.errors import InvalidRequest, JobUnfinished, UnsupportedBody
 from serving.events.log import EventLog
-from serving.http.body import body_type, check_encoding, read_body, stream_body
+from serving.http.body import answer_json, body_type, check_encoding, read_body, stream_body
 from serving.http.clients import network_of
 from serving.http.sse import EventStream, LastEventId, Streams
 from serving.jobs.job import Job, JobRequest
@@ -36,7 +35,7 @@ def jobs_router(service: Service, streams: Streams) -> APIRouter:
 
     @router.get("/{job_id}", summary="How a job is getting on")
     async def show(job_id: str) -> Response:
-        return _answer(await store.get(job_id))
+        return answer_json(job_view(await store.get(job_id)))
 
     @router.get("/{job_id}/result", summary="The answers, as JSON, or as CSV for who accepts that")
     async def result(job_id: str, request: Request) -> Response:
@@ -47,7 +46,7 @@ def jobs_router(service: Service, streams: Streams) -> APIRouter:
 
     @router.delete("/{job_id}", summary="Cancel a job")
     async def cancel(job_id: str) -> Response:
-        return _answer(await store.cancel(job_id))
+        return answer_json(job_view(await store.cancel(job_id)))
 
     @router.get(
         "/{job_id}/events",
@@ -115,11 +114,7 @@ def _query(request: Request) -> dict[str, Any]:
 
 def submitted(job: Job) -> Response:
     """The answer to who has asked for a job."""
-    return _answer(job, 202, {"Location": f"/v1/jobs/{job.id}"})
-
-
-def _answer(job: Job, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(job_view(job)), status, headers, "application/json")
+    return answer_json(job_view(job), 202, {"Location": f"/v1/jobs/{job.id}"})
 
 
 def job_view(job: Job) -> dict[str, Any]:

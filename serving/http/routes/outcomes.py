@@ -5,10 +5,9 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any
 
-import msgspec
 from fastapi import APIRouter, Request, Response
 
-from serving.http.body import check_json, read_body
+from serving.http.body import answer_json, read_json
 from serving.service import Service
 
 RESPOND_ASYNC = "respond-async"
@@ -46,19 +45,13 @@ def outcomes_router(service: Service) -> APIRouter:
         openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": BODY}}}},
     )
     async def add_outcomes(model: str, request: Request) -> Response:
-        headers = dict(request.scope["headers"])
-        check_json(headers)
-        body = await read_body(headers, request.receive, service.limits.max_body_bytes)
+        body = await read_json(request, service.limits.max_body_bytes)
         outcomes = await service.outcome_reader.read(model, body)
         said: dict[str, Any] = {"model": outcomes[0].model, "version": outcomes[0].version}
         if request.headers.get("prefer", "").strip().lower() == RESPOND_ASYNC:
             service.outcome_writer.add(outcomes)
-            return _answer(said | {"accepted": len(outcomes)}, HTTPStatus.ACCEPTED)
+            return answer_json(said | {"accepted": len(outcomes)}, HTTPStatus.ACCEPTED)
         stored = await service.shared.entities.add_outcomes(outcomes)
-        return _answer(said | {"stored": stored}, HTTPStatus.CREATED if stored else HTTPStatus.OK)
+        return answer_json(said | {"stored": stored}, HTTPStatus.CREATED if stored else HTTPStatus.OK)
 
     return router
-
-
-def _answer(said: dict[str, Any], status: HTTPStatus) -> Response:
-    return Response(msgspec.json.encode(said), status, media_type="application/json")
