@@ -13,7 +13,7 @@ from sqlite3 import Connection
 import structlog
 
 from serving.events.log import MAX_EVENTS, Event, Page, first_id
-from serving.storage.sqlite import Database, run_script
+from serving.storage.sqlite import Database, reads, run_script, writes
 from serving.storage.statements import statements
 
 log = structlog.get_logger(__name__)
@@ -42,40 +42,35 @@ class SQLiteEventLog:
         self._poll_seconds = poll_seconds
         self._clock = clock
 
-    async def append(self, topic: str, kind: str, data: bytes) -> int:
-        def work(connection: Connection) -> int:
-            return append_event(connection, topic, kind, data, now=self._clock(), max_events=self._max_events)
+    @writes
+    def append(self, connection: Connection, topic: str, kind: str, data: bytes) -> int:
+        return append_event(connection, topic, kind, data, now=self._clock(), max_events=self._max_events)
 
-        return await self._database.write(work)
-
-    async def read(self, topic: str | None, after: int, limit: int) -> Page:
-        def work(connection: Connection) -> Page:
-            span = connection.execute(_sql("span")).fetchone() or {"floor": 0, "latest": 0}
-            select = _sql("events" if topic is None else "events_of_topic")
-            rows = connection.execute(select, {"topic": topic, "after": after, "limit": limit})
-            return Page([Event(*row) for row in rows], span["floor"], span["latest"])
-
-        return await self._database.read(work)
+    @reads
+    def read(self, connection: Connection, topic: str | None, after: int, limit: int) -> Page:
+        span = connection.execute(_sql("span")).fetchone() or {"floor": 0, "latest": 0}
+        select = _sql("events" if topic is None else "events_of_topic")
+        rows = connection.execute(select, {"topic": topic, "after": after, "limit": limit})
+        return Page([Event(*row) for row in rows], span["floor"], span["latest"])
 
     async def wait(self, after: int) -> None:
-        def latest(connection: Connection) -> int:
-            span = connection.execute(_sql("span")).fetchone()
-            return 0 if span is None else int(span["latest"])
-
         deadline = time.monotonic() + WAIT_SECONDS
-        while await self._database.read(latest) <= after and time.monotonic() < deadline:  # noqa: ASYNC110 - other processes write
+        while await self._latest() <= after and time.monotonic() < deadline:  # noqa: ASYNC110 - other processes write
             await asyncio.sleep(self._poll_seconds)
 
-    async def prune(self, older_than: float) -> int:
-        def work(connection: Connection) -> int:
-            before = first_id(int((self._clock() - older_than) * 1000))
-            last = connection.execute(_sql("last_before"), {"before": before}).fetchone()["id"]
-            return 0 if last is None else _forget(connection, last)
-
-        return await self._database.write(work)
+    @writes
+    def prune(self, connection: Connection, older_than: float) -> int:
+        before = first_id(int((self._clock() - older_than) * 1000))
+        last = connection.execute(_sql("last_before"), {"before": before}).fetchone()["id"]
+        return 0 if last is None else _forget(connection, last)
 
     async def close(self) -> None:
         await self._database.close()
+
+    @reads
+    def _latest(self, connection: Connection) -> int:
+        span = connection.execute(_sql("span")).fetchone()
+        return 0 if span is None else int(span["latest"])
 
 
 def append_event(

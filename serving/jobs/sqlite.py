@@ -32,7 +32,7 @@ from serving.jobs.job import (
     record_from,
 )
 from serving.jobs.store import LOST, MAX_QUEUED, PRUNE_AT_ONCE, REQUEST_FIELDS, RETRY_AFTER_SECONDS, end_event
-from serving.storage.sqlite import Database
+from serving.storage.sqlite import Database, reads, writes
 from serving.storage.statements import statements
 
 STATEMENTS = Path(__file__).with_name("sqlite.sql")
@@ -64,8 +64,9 @@ class SQLiteJobStore:
         self._backoff = backoff or Backoff()
         self._clock = clock
 
-    async def submit(self, request: JobRequest) -> Submitted:
-        return await self._database.write(lambda connection: self._submit(connection, request))
+    @writes
+    def submit(self, connection: Connection, request: JobRequest) -> Submitted:
+        return self._submit(connection, request)
 
     def _submit(self, connection: Connection, request: JobRequest) -> Submitted:
         now, values = self._clock(), {name: getattr(request, name) for name in REQUEST_FIELDS}
@@ -80,147 +81,133 @@ class SQLiteJobStore:
         connection.executemany(_sql("insert_input"), chunks)
         return Submitted(job, is_new=True)
 
-    async def claim(self, owner: str, lease_seconds: float, operations: Sequence[str]) -> Job | None:
-        wanted = {"owner": owner, "lease": lease_seconds, "operations": json.dumps(list(operations))}
+    @writes
+    def claim(self, connection: Connection, owner: str, lease_seconds: float, operations: Sequence[str]) -> Job | None:
+        self._reap(connection)
+        wanted = json.dumps(list(operations))
+        row = _one(connection, "claim", now=self._clock(), owner=owner, lease=lease_seconds, operations=wanted)
+        return None if row is None else _job(row)
 
-        def work(connection: Connection) -> Job | None:
-            self._reap(connection)
-            row = _one(connection, "claim", now=self._clock(), **wanted)
-            return None if row is None else _job(row)
+    @writes
+    def heartbeat(
+        self, connection: Connection, job_id: str, owner: str, lease_seconds: float, progress: float = 0.0
+    ) -> Lease:
+        before = _held(connection, job_id, owner)
+        if before is None:
+            return "lost"
+        job = self._renew(connection, job_id, lease_seconds, min(progress, 1.0))
+        if int(job.progress * 10_000) > int(before.progress * 10_000):
+            self._tell(connection, job_id, "progress", progress=round(job.progress, 4))
+        return _lease(job)
 
-        return await self._database.write(work)
+    @writes
+    def checkpoint(
+        self, connection: Connection, job_id: str, owner: str, lease_seconds: float, chunk: int, result: bytes
+    ) -> Lease:
+        if _held(connection, job_id, owner) is None:
+            return "lost"
+        job = self._renew(connection, job_id, lease_seconds, 0.0)
+        if not 0 <= chunk < job.chunks:
+            raise ValueError(f"the job has no chunk {chunk}")
+        if connection.execute(_sql("keep_result"), (job_id, chunk, result)).rowcount:
+            job = _job(_one(connection, "count_chunk", id=job_id))
+            self._tell(connection, job_id, "chunk", chunk=chunk, chunks_done=job.chunks_done, chunks=job.chunks)
+        return _lease(job)
 
-    async def heartbeat(self, job_id: str, owner: str, lease_seconds: float, progress: float = 0.0) -> Lease:
-        def work(connection: Connection) -> Lease:
-            before = _held(connection, job_id, owner)
-            if before is None:
-                return "lost"
-            job = self._renew(connection, job_id, lease_seconds, min(progress, 1.0))
-            if int(job.progress * 10_000) > int(before.progress * 10_000):
-                self._tell(connection, job_id, "progress", progress=round(job.progress, 4))
-            return _lease(job)
+    @writes
+    def finish(self, connection: Connection, job_id: str, owner: str) -> Job | None:
+        row = _one(connection, "job", id=job_id)
+        if row is not None and (row["state"], row["owner"]) == ("done", owner):
+            return _job(row)  # called twice
+        job = _held(connection, job_id, owner)
+        if job is None:
+            return None
+        if job.chunks_done < job.chunks:
+            raise ValueError(f"{job.chunks - job.chunks_done} chunks of the job are missing")
+        return self._end(connection, job_id, "done", "")
 
-        return await self._database.write(work)
+    @writes
+    def fail(
+        self, connection: Connection, job_id: str, owner: str, error: str, *, permanent: bool = False
+    ) -> Job | None:
+        job = _held(connection, job_id, owner)
+        if job is None:
+            return None
+        if job.cancelling:
+            return self._end(connection, job_id, "cancelled", printable(error))
+        if permanent or job.stalled >= job.max_attempts:
+            return self._end(connection, job_id, "failed", printable(error))
+        due = self._clock() + self._backoff.delay(job.stalled, random.random())  # noqa: S311 - spreads retries
+        return _job(_one(connection, "requeue", id=job_id, due=due, error=printable(error)))
 
-    async def checkpoint(self, job_id: str, owner: str, lease_seconds: float, chunk: int, result: bytes) -> Lease:
-        def work(connection: Connection) -> Lease:
-            if _held(connection, job_id, owner) is None:
-                return "lost"
-            job = self._renew(connection, job_id, lease_seconds, 0.0)
-            if not 0 <= chunk < job.chunks:
-                raise ValueError(f"the job has no chunk {chunk}")
-            if connection.execute(_sql("keep_result"), (job_id, chunk, result)).rowcount:
-                job = _job(_one(connection, "count_chunk", id=job_id))
-                self._tell(connection, job_id, "chunk", chunk=chunk, chunks_done=job.chunks_done, chunks=job.chunks)
-            return _lease(job)
+    @writes
+    def release(self, connection: Connection, job_id: str, owner: str) -> Job | None:
+        job = _held(connection, job_id, owner)
+        if job is None:
+            return None
+        if job.cancelling:
+            return self._end(connection, job_id, "cancelled", job.error)
+        return _job(_one(connection, "release", id=job_id))
 
-        return await self._database.write(work)
+    @writes
+    def cancel(self, connection: Connection, job_id: str) -> Job:
+        self._reap(connection)
+        job = _existing(connection, job_id)
+        if job.state == "queued":
+            return self._end(connection, job_id, "cancelled", job.error)
+        _one(connection, "ask_to_cancel", id=job_id)
+        return _existing(connection, job_id)
 
-    async def finish(self, job_id: str, owner: str) -> Job | None:
-        def work(connection: Connection) -> Job | None:
-            row = _one(connection, "job", id=job_id)
-            if row is not None and (row["state"], row["owner"]) == ("done", owner):
-                return _job(row)  # called twice
-            job = _held(connection, job_id, owner)
-            if job is None:
-                return None
-            if job.chunks_done < job.chunks:
-                raise ValueError(f"{job.chunks - job.chunks_done} chunks of the job are missing")
-            return self._end(connection, job_id, "done", "")
+    @reads
+    def get(self, connection: Connection, job_id: str) -> Job:
+        return _existing(connection, job_id)
 
-        return await self._database.write(work)
-
-    async def fail(self, job_id: str, owner: str, error: str, *, permanent: bool = False) -> Job | None:
-        def work(connection: Connection) -> Job | None:
-            job = _held(connection, job_id, owner)
-            if job is None:
-                return None
-            if job.cancelling:
-                return self._end(connection, job_id, "cancelled", printable(error))
-            if permanent or job.stalled >= job.max_attempts:
-                return self._end(connection, job_id, "failed", printable(error))
-            due = self._clock() + self._backoff.delay(job.stalled, random.random())  # noqa: S311 - spreads retries
-            return _job(_one(connection, "requeue", id=job_id, due=due, error=printable(error)))
-
-        return await self._database.write(work)
-
-    async def release(self, job_id: str, owner: str) -> Job | None:
-        def work(connection: Connection) -> Job | None:
-            job = _held(connection, job_id, owner)
-            if job is None:
-                return None
-            if job.cancelling:
-                return self._end(connection, job_id, "cancelled", job.error)
-            return _job(_one(connection, "release", id=job_id))
-
-        return await self._database.write(work)
-
-    async def cancel(self, job_id: str) -> Job:
-        def work(connection: Connection) -> Job:
-            self._reap(connection)
-            job = _existing(connection, job_id)
-            if job.state == "queued":
-                return self._end(connection, job_id, "cancelled", job.error)
-            connection.execute(_sql("ask_to_cancel"), {"id": job_id})
-            return _existing(connection, job_id)
-
-        return await self._database.write(work)
-
-    async def get(self, job_id: str) -> Job:
-        return await self._database.read(lambda connection: _existing(connection, job_id))
-
-    async def input(self, job_id: str, chunk: int) -> bytes:
-        data = await self._chunk("input", job_id, chunk)
-        if data is None:
+    @reads
+    def input(self, connection: Connection, job_id: str, chunk: int) -> bytes:
+        row = _one(connection, "input", id=job_id, chunk=chunk)
+        if row is None:
             raise JobNotFound("there is no such input, or no longer")
-        return data
+        return bytes(row["data"])
 
-    async def missing(self, job_id: str) -> list[int]:
-        def work(connection: Connection) -> list[int]:
-            chunks = _existing(connection, job_id).chunks
-            done = {row["chunk"] for row in connection.execute(_sql("chunks_done"), (job_id,))}
-            return [chunk for chunk in range(chunks) if chunk not in done]
+    @reads
+    def missing(self, connection: Connection, job_id: str) -> list[int]:
+        chunks = _existing(connection, job_id).chunks
+        done = {row["chunk"] for row in connection.execute(_sql("chunks_done"), (job_id,))}
+        return [chunk for chunk in range(chunks) if chunk not in done]
 
-        return await self._database.read(work)
+    @reads
+    def result(self, connection: Connection, job_id: str, chunk: int) -> bytes | None:
+        row = _one(connection, "result", id=job_id, chunk=chunk)
+        return None if row is None else bytes(row["data"])
 
-    async def result(self, job_id: str, chunk: int) -> bytes | None:
-        return await self._chunk("result", job_id, chunk)
+    @reads
+    def counts(self, connection: Connection) -> Counts:
+        states = dict(tuple(row) for row in connection.execute(_sql("count_by_state")))
+        oldest = _one(connection, "oldest_due")["due"]
+        waited = 0.0 if oldest is None else max(0.0, self._clock() - oldest)
+        return Counts(**states, oldest_queued_seconds=waited)
 
-    async def counts(self) -> Counts:
-        def work(connection: Connection) -> Counts:
-            states = dict(tuple(row) for row in connection.execute(_sql("count_by_state")))
-            oldest = connection.execute(_sql("oldest_due")).fetchone()["due"]
-            waited = 0.0 if oldest is None else max(0.0, self._clock() - oldest)
-            return Counts(**states, oldest_queued_seconds=waited)
+    @writes
+    def probe(self, connection: Connection) -> None:
+        pass  # that a transaction can write is all that is asked
 
-        return await self._database.read(work)
+    @writes
+    def prune(self, connection: Connection, older_than: float, keep: int) -> int:
+        values = {"before": self._clock() - older_than, "keep": keep, "limit": PRUNE_AT_ONCE}
+        return connection.execute(_sql("prune"), values).rowcount
 
-    async def probe(self) -> None:
-        await self._database.write(lambda _connection: None)
+    @reads
+    def schedules(self, connection: Connection) -> Mapping[str, ScheduleRecord]:
+        return {row["name"]: record_from(dict(row)) for row in connection.execute(_sql("schedules"))}
 
-    async def prune(self, older_than: float, keep: int) -> int:
-        def work(connection: Connection) -> int:
-            values = {"before": self._clock() - older_than, "keep": keep, "limit": PRUNE_AT_ONCE}
-            return connection.execute(_sql("prune"), values).rowcount
-
-        return await self._database.write(work)
-
-    async def schedules(self) -> Mapping[str, ScheduleRecord]:
-        def work(connection: Connection) -> dict[str, ScheduleRecord]:
-            return {row["name"]: record_from(dict(row)) for row in connection.execute(_sql("schedules"))}
-
-        return await self._database.read(work)
-
-    async def fire(self, firing: Firing) -> ScheduleRecord | None:
-        def work(connection: Connection) -> ScheduleRecord | None:
-            row = _one(connection, "schedule", name=firing.schedule)
-            if firing.seen != (row and row["last"]):
-                return None
-            job, counts = self._fire(connection, firing, before=row["job"] if row else "")
-            settled = {"name": firing.schedule, "last": firing.upto, "job": job, **asdict(counts)}
-            return record_from(dict(_one(connection, "settle", **settled)))
-
-        return await self._database.write(work)
+    @writes
+    def fire(self, connection: Connection, firing: Firing) -> ScheduleRecord | None:
+        row = _one(connection, "schedule", name=firing.schedule)
+        if firing.seen != (row and row["last"]):
+            return None
+        job, counts = self._fire(connection, firing, before=row["job"] if row else "")
+        settled = {"name": firing.schedule, "last": firing.upto, "job": job, **asdict(counts)}
+        return record_from(dict(_one(connection, "settle", **settled)))
 
     def _fire(self, connection: Connection, firing: Firing, before: str) -> tuple[str, ScheduleCounts]:
         """Submit the job; the schedule's latest job, and what to add to its counts."""
@@ -237,13 +224,6 @@ class SQLiteJobStore:
 
     async def close(self) -> None:
         await self._database.close()
-
-    async def _chunk(self, kind: str, job_id: str, chunk: int) -> bytes | None:
-        def work(connection: Connection) -> bytes | None:
-            row = connection.execute(_sql(kind), (job_id, chunk)).fetchone()
-            return None if row is None else bytes(row["data"])
-
-        return await self._database.read(work)
 
     def _reap(self, connection: Connection) -> None:
         """End or queue again the jobs whose lease has run out."""

@@ -134,10 +134,10 @@ update jobs set state = 'queued', stalled = max(0, stalled - 1) where id = :id r
 update jobs set cancelling = 1 where id = :id and state = 'running'
 
 -- name: input
-select data from inputs where job = ? and chunk = ?
+select data from inputs where job = :id and chunk = :chunk
 
 -- name: result
-select data from results where job = ? and chunk = ?
+select data from results where job = :id and chunk = :chunk
 
 -- name: chunks_done
 select chunk from results where job = ?

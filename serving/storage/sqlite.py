@@ -11,14 +11,15 @@ Consequence: each call takes about 100 us longer, on its way to the thread and b
 from __future__ import annotations
 
 import asyncio
+import functools
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from serving.errors import StoreUnavailable
 from serving.storage.guard import PerProcess
@@ -26,7 +27,9 @@ from serving.storage.guard import PerProcess
 WAL_BYTES = 16 << 20
 """Size to which a checkpoint cuts the write-ahead log; without it the log keeps its largest size."""
 
+P = ParamSpec("P")
 T = TypeVar("T")
+S = TypeVar("S", bound="Store")
 Migration = str | Callable[[sqlite3.Connection], None]
 
 
@@ -138,6 +141,36 @@ class Database:
             else:
                 run_script(connection, step)
         connection.execute(f"pragma user_version = {len(self._migrations)}")
+
+
+class Store(Protocol):
+    """What `reads` and `writes` need of the class whose methods they make."""
+
+    _database: Database
+
+
+def reads(
+    work: Callable[Concatenate[S, sqlite3.Connection, P], T],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+    """Make a store's coroutine of a method that takes a connection: it runs in `Database.read`."""
+
+    @functools.wraps(work)
+    async def run(self: S, /, *arguments: P.args, **named: P.kwargs) -> T:
+        return await self._database.read(lambda connection: work(self, connection, *arguments, **named))
+
+    return run
+
+
+def writes(
+    work: Callable[Concatenate[S, sqlite3.Connection, P], T],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+    """Make a store's coroutine of a method that takes a connection: it runs in `Database.write`."""
+
+    @functools.wraps(work)
+    async def run(self: S, /, *arguments: P.args, **named: P.kwargs) -> T:
+        return await self._database.write(lambda connection: work(self, connection, *arguments, **named))
+
+    return run
 
 
 def _transact(connection: sqlite3.Connection, begin: str, work: Callable[[sqlite3.Connection], T]) -> T:
