@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
-import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cache.tiered import build_cache
@@ -63,8 +62,6 @@ from serving.training.steps import Steps
 
 if TYPE_CHECKING:
     from serving.telemetry.tracing import Tracing
-
-log = structlog.get_logger(__name__)
 
 RELOAD = "reload"
 """The operation of jobs that have the models reloaded."""
@@ -215,7 +212,7 @@ def build_service(settings: Settings, registry: Registry, shared: Shared) -> Ser
         inference=inference,
         job_reader=reader,
         background=Background(shared.jobs, reader) if settings.use_background_inference else None,
-        runner=build_runner(settings, registry, shared, metrics),
+        runner=build_runner(settings, shared, registry, metrics),
         scheduler=build_scheduler(settings, shared),
         timetable=build_timetable(settings, shared),
         hub=Hub(
@@ -264,24 +261,50 @@ def build_tracing(settings: Settings) -> Tracing | None:
         raise InvalidSetting("OTEL_EXPORTER_OTLP_ENDPOINT needs `pip install forkserve[otel]`") from None
 
 
-def build_runner(settings: Settings, registry: Registry, shared: Shared, metrics: Metrics) -> Runner:
+def build_runner(settings: Settings, shared: Shared, registry: Registry, metrics: Metrics) -> Runner:
     """Works on all jobs. Raises InvalidSetting."""
     functions = {operation.name: operation.answer_call for operation in make_row_operations(registry)}
     executor = Executor(functions, memory=settings.job_memory_bytes, background=True)
     backend = build_backend(settings, executor)
-    rows = RowHandler(registry, backend, timeout=settings.job_timeout_seconds)
-    trainer = build_trainer(settings, shared)
+    handlers: dict[str, Handler] = {
+        **dict.fromkeys(OPERATIONS, RowHandler(registry, backend, timeout=settings.job_timeout_seconds)),
+        POLL: Poller(parse_feeds(settings.feeds), shared.alerts.outbound, shared.entities),
+        RELOAD: build_reload_handler(shared),
+    }
+    return build_trainer(settings, shared, metrics, handlers, (executor,), backend)
+
+
+def build_trainer(
+    settings: Settings,
+    shared: Shared,
+    metrics: Metrics,
+    handlers: Mapping[str, Handler] | None = None,
+    executors: tuple[Executor, ...] = (),
+    backend: Backend | None = None,
+) -> Runner:
+    """Works on jobs that train models, and on those of further `handlers`, which need `executors` and `backend`."""
+    steps = Steps(
+        settings.model_dir,
+        shared.entities,
+        settings.max_outcomes_per_model,
+        tolerance=settings.train_tolerance,
+        options=settings.load_options,
+        seconds=settings.reload_timeout_seconds,
+    )
+    trainer = Executor(steps.functions(), memory=settings.train_memory_bytes, background=True, reuse=False)
+    handler = TrainHandler(
+        settings.model_dir,
+        trainer,
+        shared.events,
+        timeout=settings.train_timeout_seconds,
+        judging=2 * settings.reload_timeout_seconds,  # the trial, and as long for the comparison
+    )
     return Runner(
         shared.jobs,
         shared.events,
-        {
-            **dict.fromkeys(OPERATIONS, rows),
-            TRAIN: build_train_handler(settings, trainer, shared),
-            POLL: Poller(parse_feeds(settings.feeds), shared.alerts.outbound, shared.entities),
-            RELOAD: build_reload_handler(shared),
-        },
-        (executor, trainer),
-        backend,
+        {**(handlers or {}), TRAIN: handler},
+        (*executors, trainer),
+        backend or LocalBackend(trainer),
         figures=metrics.jobs,
         lease_seconds=settings.job_lease_seconds,
         keep_seconds=settings.job_keep_seconds,
@@ -290,7 +313,7 @@ def build_runner(settings: Settings, registry: Registry, shared: Shared, metrics
 
 
 def build_backend(settings: Settings, executor: Executor) -> Backend:
-    """Computes jobs: the executor, or a Dask cluster and the executor. Raises InvalidSetting."""
+    """Computes the rows of jobs, in the executor or also in a Dask cluster. Raises InvalidSetting."""
     local = LocalBackend(executor)
     if not settings.dask_scheduler:
         return local
@@ -305,46 +328,10 @@ def build_backend(settings: Settings, executor: Executor) -> Backend:
     return Cluster(settings.dask_scheduler, local, pack, at_once=settings.dask_chunks)
 
 
-def build_trainer(settings: Settings, shared: Shared) -> Executor:
-    """The processes in which models are trained and judged, each for one call."""
-    steps = Steps(
-        settings.model_dir,
-        shared.entities,
-        settings.max_outcomes_per_model,
-        tolerance=settings.train_tolerance,
-        options=settings.load_options,
-        seconds=settings.reload_timeout_seconds,
-    )
-    return Executor(steps.functions(), memory=settings.train_memory_bytes, background=True, reuse=False)
-
-
-def build_train_handler(settings: Settings, trainer: Executor, shared: Shared) -> TrainHandler:
-    """Works on jobs that train models."""
-    return TrainHandler(
-        settings.model_dir,
-        trainer,
-        shared.events,
-        timeout=settings.train_timeout_seconds,
-        judging=2 * settings.reload_timeout_seconds,  # the trial, and as long for the comparison
-    )
-
-
 def build_trainer_alone(settings: Settings) -> tuple[JobStore, Runner]:
     """Trains models and does nothing else, without loading any. Raises InvalidRedisUrl, CannotServe."""
     shared = build_shared(settings, build_alerts(settings))
-    trainer = build_trainer(settings, shared)
-    runner = Runner(
-        shared.jobs,
-        shared.events,
-        {TRAIN: build_train_handler(settings, trainer, shared)},
-        (trainer,),
-        LocalBackend(trainer),
-        figures=Metrics(shared.book).jobs,
-        lease_seconds=settings.job_lease_seconds,
-        keep_seconds=settings.job_keep_seconds,
-        keep_jobs=settings.job_keep,
-    )
-    return shared.jobs, runner
+    return shared.jobs, build_trainer(settings, shared, Metrics(shared.book))
 
 
 def build_reload_handler(shared: Shared) -> Handler:
