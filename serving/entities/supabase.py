@@ -11,7 +11,6 @@ Consequence: a caller has its answer or a refusal within three seconds at worst,
 from __future__ import annotations
 
 import asyncio
-import json
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -20,6 +19,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 import httpx
+import msgspec
 from postgrest.exceptions import APIError
 from supabase import AsyncClient
 from supabase.lib.client_options import AsyncClientOptions
@@ -99,11 +99,9 @@ class SupabaseEntityStore:
         return self._guard.state
 
     async def add_records(self, records: Sequence[Record]) -> int:
-        rows = [
-            {"entity": one.entity, "id": one.id, "time": one.time.isoformat(), "data": one.values} for one in records
-        ]
+        rows = [{"entity": one.entity, "id": one.id, "time": one.time, "data": one.values} for one in records]
         # off the loop: megabytes take a while
-        parameters = {"records": await asyncio.to_thread(json.dumps, rows), "keep": self._keep_records}
+        parameters = {"records": await asyncio.to_thread(_encode, rows), "keep": self._keep_records}
         return await self._ask(lambda client: _result(client.rpc("add_entity_records", parameters)), int)
 
     async def newest(self, entity: str, limit: int) -> list[Record]:
@@ -114,8 +112,7 @@ class SupabaseEntityStore:
         return await self._ask(call, _records)
 
     async def add_outcomes(self, outcomes: Sequence[Outcome]) -> int:
-        rows = [{name: getattr(one, name) for name in COLUMNS} | {"time": one.time.isoformat()} for one in outcomes]
-        parameters = {"outcomes": json.dumps(rows), "keep": self._keep_outcomes}
+        parameters = {"outcomes": _encode(outcomes), "keep": self._keep_outcomes}
         return await self._ask(lambda client: _result(client.rpc("add_model_outcomes", parameters)), int)
 
     async def outcomes(self, model: str, limit: int) -> list[Outcome]:
@@ -185,6 +182,10 @@ class SupabaseEntityStore:
         return _Connection(http, AsyncClient(self._url, self._key, options), asyncio.Semaphore(CALLS_AT_ONCE))
 
 
+def _encode(rows: Sequence[Any]) -> str:
+    return msgspec.json.encode(rows).decode()
+
+
 async def _result(query: Any) -> Any:
     return (await query.execute()).data
 
@@ -207,8 +208,8 @@ def _is_large(value: Any) -> bool:
     return type(value) is int and abs(value) > MAX_INTEGER
 
 
-def _outcome(row: dict[str, Any]) -> Outcome:
-    return Outcome(**{name: row[name] for name in COLUMNS} | {"time": _time(row["time"])})
+def _outcome(row: Any) -> Outcome:
+    return msgspec.convert(row | {"time": _time(row["time"])}, Outcome)
 
 
 def _time(text: str) -> datetime:

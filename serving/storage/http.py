@@ -110,21 +110,13 @@ class Outbound:
         raise AssertionError("an attempt returns or raises")
 
     @property
-    def connections(self) -> int:
-        """Open connections."""
-        pool = getattr(getattr(self._client.own, "_transport", None), "_pool", None)
-        return len(pool.connections) if pool is not None else 0
-
-    @property
     def calls(self) -> int:
         """Running calls, including those that nobody waits for any more."""
         return sum(guard.running for guard in self._guards.values())
 
     async def settle(self) -> None:
         """Wait until no call is running, for CLOSING_SECONDS at most."""
-        async with asyncio.TaskGroup() as group:
-            for guard in self._guards.values():
-                group.create_task(guard.settle(CLOSING_SECONDS))
+        await asyncio.gather(*(guard.settle(CLOSING_SECONDS) for guard in self._guards.values()))
 
     async def close(self) -> None:
         """Let calls finish, for CLOSING_SECONDS at most, then disconnect; the next call connects again."""
