@@ -15,7 +15,7 @@ from bench.table import Table
 from harness.servers import redis_server
 from serving.http.rate_limit import Limiter, RedisLimiter
 from serving.process.kernel import read_rss
-from serving.shared.rate_table import Rate, SharedTable, Verdict
+from serving.shared.rate_table import Rate, RateTable, RateVerdict
 
 RATE = Rate(600, 60.0, 600)
 
@@ -27,11 +27,11 @@ class Dictionary:
         self.rate = rate
         self._paid: dict[str, float] = {}
 
-    async def take(self, client: bytes) -> Verdict:
+    async def take(self, client: bytes) -> RateVerdict:
         now, key = time.monotonic(), client.hex()
         paid = max(self._paid.get(key, now), now) + self.rate.interval
         self._paid[key] = paid
-        return Verdict(allowed=True, debt=paid - now)
+        return RateVerdict(allowed=True, debt=paid - now)
 
     async def close(self) -> None:
         """Nothing is open."""
@@ -61,11 +61,11 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=300_000)
     clients = parser.parse_args().clients
     table = Table("counted in", "clients", "us CPU a request", "MB")
-    table.add("shared table", clients, *measure(SharedTable(RATE), clients))
+    table.add("shared table", clients, *measure(RateTable(RATE), clients))
     table.add("dictionary", clients, *measure(Dictionary(RATE), clients))
     with redis_server() as server:
         few = clients // 100
-        table.add("Redis", few, *measure(RedisLimiter(server.url, SharedTable(RATE), patience=5.0, timeout=5.0), few))
+        table.add("Redis", few, *measure(RedisLimiter(server.url, RateTable(RATE), patience=5.0, timeout=5.0), few))
     print(table)
 
 

@@ -50,7 +50,7 @@ from serving.settings import Settings
 from serving.shared.book import Book
 from serving.shared.metrics import Metrics
 from serving.shared.pressure import Pressure, Trimmer
-from serving.shared.rate_table import SharedTable, parse_rate
+from serving.shared.rate_table import RateTable, parse_rate
 from serving.shared.reloads import Reloads
 from serving.storage.http import Outbound
 from serving.stores import build_entity_store, build_event_log, build_job_store
@@ -243,7 +243,7 @@ def build_limiter(settings: Settings) -> Limiter | None:
     """Counts requests by client, to be built before the fork; None without RATE_LIMIT. Raises InvalidRedisUrl."""
     if not settings.rate_limit:
         return None
-    table = SharedTable(parse_rate(settings.rate_limit, settings.rate_limit_burst))
+    table = RateTable(parse_rate(settings.rate_limit, settings.rate_limit_burst))
     if not settings.redis_url:
         return table
     return RedisLimiter(settings.redis_url, table, health_check_interval=settings.redis_health_check_interval)

@@ -8,10 +8,9 @@ way is made good by the next poll.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -27,8 +26,6 @@ from serving.storage.http import Call, Outbound, Reply
 
 log = structlog.get_logger(__name__)
 
-NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
-
 POLL = "poll"
 """The operation of jobs that poll a feed."""
 
@@ -39,6 +36,7 @@ MAX_FAULTS = 5
 """Bad rows that are described; the others are counted."""
 
 Row = dict[str, Any]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class Feed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -48,15 +46,15 @@ class Feed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     under the key `rows`.
     """
 
-    name: str
+    name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}\Z")]
     url: str
     format: Literal["json", "csv"]
     entity: str = "entity"
     time: str = "time"
     id: str = ""
     rows: str = ""
-    max_bytes: int = 4 << 20
-    max_rows: int = 10_000
+    max_bytes: Positive = 4 << 20
+    max_rows: Positive = 10_000
 
     def __repr__(self) -> str:
         return f"Feed({self.name!r})"  # its URL may hold a secret
@@ -82,16 +80,12 @@ def parse_feeds(text: str) -> tuple[Feed, ...]:
 
 
 def _check(feed: Feed) -> None:
-    if not NAME.fullmatch(feed.name):
-        raise ValueError("must give each feed a name of up to 63 lower-case letters, digits, '.', '_' and '-'")
     try:
         parts = urlsplit(feed.url)
     except ValueError:
         parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"must give {feed.name} an http or https URL")
-    if feed.max_bytes < 1 or feed.max_rows < 1:
-        raise ValueError(f"must allow {feed.name} at least one byte and one row")
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,14 +29,6 @@ _decode = msgspec.json.Decoder(list[Record]).decode
 _encode = msgspec.json.Encoder().encode
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """Records of one entity, newest first; `stale` when the store is unavailable and they are from an earlier read."""
-
-    records: list[Record]
-    stale: bool = False
-
-
 class RecordReader:
     """The newest records of entities, for one event loop; remembers them for when the store is unavailable."""
 
@@ -46,8 +38,11 @@ class RecordReader:
         self._remembered = MemoryTier(max_items=max_bytes, max_bytes=max_bytes, ttl_seconds=REMEMBERED_SECONDS)
         self.max_records = max_records
 
-    async def newest(self, entity: str, limit: int) -> Reading:
-        """At most `limit` records, never more than `max_records`. Raises StoreUnavailable if none are remembered."""
+    async def newest(self, entity: str, limit: int) -> tuple[list[Record], bool]:
+        """At most `limit` records and whether they are stale: from an earlier read, the store being unavailable.
+
+        Raises StoreUnavailable if none are remembered.
+        """
         key = entity.encode()
         try:
             records = await self._store.newest(entity, self.max_records)
@@ -55,9 +50,9 @@ class RecordReader:
             remembered = self._remembered.get(key)
             if remembered is None:
                 raise
-            return Reading(_decode(remembered)[:limit], stale=True)
+            return _decode(remembered)[:limit], True
         self._remembered.put(key, _encode(records))
-        return Reading(records[:limit])
+        return records[:limit], False
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,14 +138,14 @@ class EntityPredictor:
         started = time.monotonic()
         models = self.bound(names)
         check_entity(entity)
-        reading = await self._reader.newest(entity, self.max_records if limit is None else limit)
-        if not reading.records:
+        records, stale = await self._reader.newest(entity, self.max_records if limit is None else limit)
+        if not records:
             raise EntityNotFound
         left = None if timeout is None else timeout - (time.monotonic() - started)
         if left is not None and left <= 0:
             raise DeadlineExceeded(f"reading the records took longer than {timeout:g} s")
-        answers = await self.predict_records(reading.records, models, explained=explained, timeout=left)
-        return EntityAnswer(entity, reading.records, answers, reading.stale)
+        answers = await self.predict_records(records, models, explained=explained, timeout=left)
+        return EntityAnswer(entity, records, answers, stale)
 
     async def predict_records(
         self,
@@ -163,18 +158,13 @@ class EntityPredictor:
         """Predictions, and explanations if `explained`, for these records. Raises InvalidRows, `Inference.answer`'s."""
         tables = [rows_of(model, records) for model in models]
         verbs: tuple[Verb, ...] = VERBS if explained else ("predict",)
-        answers = await asyncio.gather(
-            *(
-                self._answer(model, verb, rows, timeout)
-                for model, rows in zip(models, tables, strict=True)
-                for verb in verbs
-            )
-        )
-        each = len(verbs)
-        return [
-            ModelAnswer(model, dict(zip(verbs, answers[index * each :], strict=False)))
-            for index, model in enumerate(models)
+        calls = [
+            self._answer(model, verb, rows, timeout)
+            for model, rows in zip(models, tables, strict=True)
+            for verb in verbs
         ]
+        answers = iter(await asyncio.gather(*calls))
+        return [ModelAnswer(model, {verb: next(answers) for verb in verbs}) for model in models]
 
     async def _answer(self, model: LoadedModel, verb: Verb, rows: Rows, timeout: float | None) -> list[Answer]:
         counters, started = self._metrics.model(model.name, verb), time.perf_counter()

@@ -41,8 +41,8 @@ BUSY_SECONDS = 0.25
 DEADLINE_SECONDS = 3.0
 """Seconds for a whole call; without it a server that sends its answer byte by byte, each in time, is never given up."""
 
-PAGE = 1000
-"""Rows of one answer: Supabase cuts longer ones here unless it is configured otherwise."""
+PAGE_ROWS = 1000
+"""Supabase cuts longer answers here unless it is configured otherwise."""
 
 UNWELL = (httpx.HTTPError, httpx.InvalidURL, APIError, ValueError, TypeError, KeyError, AttributeError)
 """The last four are raised by the client, or by us, when an answer has the wrong form."""
@@ -130,7 +130,7 @@ class SupabaseEntityStore:
         found: list[T] = []
         before: int | None = None
         while len(found) < limit:
-            page = min(PAGE, limit - len(found))
+            page = min(PAGE_ROWS, limit - len(found))
             numbered = await self._page(select, page, before, read)
             found += [one for _, one in numbered]
             if len(numbered) < page:

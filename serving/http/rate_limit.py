@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from serving.http.body import Headers
-from serving.shared.rate_table import Rate, SharedTable, Verdict
+from serving.shared.rate_table import Rate, RateTable, RateVerdict
 from serving.storage.guard import Guard, NotTried, ServerUnavailable
 from serving.storage.redis import HEALTH_CHECK_INTERVAL, REFUSED, UNWELL, RedisClient
 
@@ -34,7 +34,7 @@ class Limiter(Protocol):
 
     rate: Rate
 
-    async def take(self, client: bytes) -> Verdict:
+    async def take(self, client: bytes) -> RateVerdict:
         """Charge `client` for one request, unless it is refused."""
         ...
 
@@ -53,7 +53,7 @@ class RedisLimiter:
     def __init__(
         self,
         url: str,
-        table: SharedTable,
+        table: RateTable,
         *,
         patience: float = PATIENCE_SECONDS,
         timeout: float = 0.1,
@@ -76,9 +76,9 @@ class RedisLimiter:
             refused=REFUSED,
             events=("Rate limits are not shared", "Rate limits are shared again"),
         )
-        self._asking: set[asyncio.Task[Verdict | None]] = set()
+        self._asking: set[asyncio.Task[RateVerdict | None]] = set()
 
-    async def take(self, client: bytes) -> Verdict:
+    async def take(self, client: bytes) -> RateVerdict:
         """Charge `client` here and in Redis, unless it is refused."""
         here = self._table.count(client)
         if not here.allowed or self._guard.state == "open":
@@ -95,14 +95,14 @@ class RedisLimiter:
         await asyncio.gather(*self._asking, return_exceptions=True)
         await self._client.close()
 
-    async def _ask(self, client: bytes) -> Verdict | None:
+    async def _ask(self, client: bytes) -> RateVerdict | None:
         """Return the verdict of Redis; None if it gives none."""
         try:
             async with self._guard.call():
                 allowed, debt = await self._run(PREFIX + client.hex().encode())
         except (NotTried, ServerUnavailable, *REFUSED):
             return None
-        return Verdict(allowed=bool(allowed), debt=debt / 1e6)
+        return RateVerdict(allowed=bool(allowed), debt=debt / 1e6)
 
     async def _run(self, key: bytes) -> tuple[int, int]:
         answer: Any = await self._client.get().register_script(TAKE)([key], self._arguments)
@@ -120,13 +120,13 @@ class RateHeaders:
         window = math.ceil(rate.burst * rate.interval)
         self._policy = (b"ratelimit-policy", b'"default";q=%d;w=%d' % (rate.burst, window))
 
-    def of(self, verdict: Verdict) -> Headers:
+    def of(self, verdict: RateVerdict) -> Headers:
         """Return the headers: `r` requests are left now, and all of them after `t` seconds."""
         debt = verdict.debt
         left = self._burst - debt / self._interval + 1e-6 if verdict.allowed else 0.0
         # %d rounds down; seconds are rounded up
         return [self._policy, (b"ratelimit", b'"default";r=%d;t=%d' % (left, debt + 0.999999))]
 
-    def retry_after(self, verdict: Verdict) -> float:
+    def retry_after(self, verdict: RateVerdict) -> float:
         """Seconds until the next request of a refused client is allowed."""
         return max(0.0, verdict.debt - (self._burst - 1) * self._interval)

@@ -82,9 +82,9 @@ class Sheet:
         """The index in `cells` of a family's first number."""
         return sum(before.size for before in self.families[: self.families.index(family)])
 
-    def read(self) -> Page:
+    def read(self) -> SheetCopy:
         """The numbers of all slots, now."""
-        return Page(self, self._rows.copy())
+        return SheetCopy(self, self._rows.copy())
 
     def retire(self, slot: int) -> None:
         """Add a slot's counters to those of retired processes, and clear it."""
@@ -93,7 +93,7 @@ class Sheet:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class SheetCopy:
     """A sheet at one moment; `rows` has shape (slots, numbers)."""
 
     sheet: Sheet
@@ -174,9 +174,9 @@ class Book(Numbers):
         """The process of each slot that is taken."""
         return {slot: self._pids[slot] for slot in range(1, self._slots) if self._pids[slot]}
 
-    def read(self) -> list[Page]:
+    def read(self) -> list[SheetCopy]:
         """All sheets, as of one moment."""
-        pages: list[Page] = []
+        pages: list[SheetCopy] = []
         for _ in range(READ_ATTEMPTS):
             version = self._version
             pages = [sheet.read() for sheet in list(self._sheets.values())]

@@ -1,10 +1,9 @@
-"""The clients of a box, in a table of fixed size that all of its processes share.
+"""The request rates of all clients of a box, in a table of fixed size that its processes share.
 
-Context: a table in each worker lets through as many times the rate as there are workers, and grows with the number of
-addresses that somebody can think up. Decision: one word of 64 bits a client in anonymous memory made before the fork,
-its time and a fingerprint of who it is, in buckets of eight. Consequence: no lock, since a word is read and written
-whole; two workers that look at the same client in the same microsecond may count two requests as one. 8 MB for a
-million clients, and never more.
+Context: with a table in each worker, n workers allow n times the rate, and attackers can make it grow by inventing
+addresses. Decision: one word of 64 bits a client, its time and a fingerprint of its name, in buckets of eight, in
+anonymous memory made before the fork. Consequence: no lock, since a word is read and written whole; two workers that
+count the same client in the same microsecond may count two requests as one. 8 MB for a million clients, never more.
 """
 
 from __future__ import annotations
@@ -19,15 +18,14 @@ import msgspec
 
 from serving.shared.numbers import shared_integers
 
-TICKS = 100_000
-"""Of a second."""
+TICKS_PER_SECOND = 100_000
 
 FINGERPRINT_BITS = 20
 FINGERPRINT = (1 << FINGERPRINT_BITS) - 1
-"""The rest of a word is a time in ticks: 44 bits are five years."""
+"""The other 44 bits of a word are a time in ticks, enough for five years."""
 
-WAYS = 8
-"""Clients in a bucket: 64 bytes, which a processor loads at once."""
+BUCKET_CLIENTS = 8
+"""A bucket is 64 bytes, one cache line."""
 
 BUCKETS = 1 << 17
 
@@ -43,7 +41,7 @@ MAX_DEBT_SECONDS = 365 * 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """So many requests in `period` seconds, and `burst` of them at once."""
+    """`requests` in `period` seconds on average, `burst` at once."""
 
     requests: int
     period: float
@@ -51,7 +49,7 @@ class Rate:
 
     @property
     def interval(self) -> float:
-        """Seconds that pay for one request."""
+        """Seconds that pay off the debt of one request."""
         return self.period / self.requests
 
 
@@ -64,47 +62,46 @@ def parse_rate(text: str, burst: int) -> Rate:
     if rate.requests / rate.period > MAX_REQUESTS_PER_SECOND:
         raise ValueError(f"may allow at most {MAX_REQUESTS_PER_SECOND:g} requests a second")
     if rate.interval * rate.burst > MAX_DEBT_SECONDS:
-        raise ValueError("allows so many at once that they take more than a year to be paid for")
+        raise ValueError("allows a burst that takes more than a year to pay off")
     return rate
 
 
-class Verdict(msgspec.Struct, frozen=True, gc=False):
-    """Whether a request is allowed. `debt` is the seconds that its client has still to pay, with this request."""
+class RateVerdict(msgspec.Struct, frozen=True, gc=False):
+    """Whether a request is allowed. `debt` is in seconds: its client owes nothing after so long without requests."""
 
     allowed: bool
     debt: float
 
 
-class SharedTable:
+class RateTable:
     """A Limiter in memory, to be made before the fork."""
 
     def __init__(self, rate: Rate, *, buckets: int = BUCKETS, clock: Callable[[], float] = time.monotonic) -> None:
         """`buckets` is a power of two. `clock` is the same for all processes, as CLOCK_MONOTONIC is."""
         self.rate = rate
-        self._words = shared_integers(buckets * WAYS)
+        self._words = shared_integers(buckets * BUCKET_CLIENTS)
         self._mask = buckets - 1
-        self._interval = max(1, round(rate.interval * TICKS))
+        self._interval = max(1, round(rate.interval * TICKS_PER_SECOND))
         self._tolerance = self._interval * (rate.burst - 1)
         self._clock = clock
         self._started = clock()
-        # Clients must not be able to choose their bucket; and the hash of bytes is the same in all forked processes
+        # clients must not be able to choose their bucket; the hash of bytes is the same in all forked processes
         self._salt = os.urandom(16)
 
-    async def take(self, client: bytes) -> Verdict:
+    async def take(self, client: bytes) -> RateVerdict:
         """See Limiter."""
         return self.count(client)
 
-    def count(self, client: bytes) -> Verdict:
-        """The same, without waiting for anything.
+    def count(self, client: bytes) -> RateVerdict:
+        """Charge a client for one request, unless it is refused.
 
-        A client that is new to a full bucket takes the place of the one that owes least: of one that owes nothing, as
-        a rule, which loses nothing by that.
+        A client that is new to a full bucket replaces the one that owes least, usually one that owes nothing.
         """
         number = hash(self._salt + client)
         mark = number & FINGERPRINT
-        first = (number >> FINGERPRINT_BITS & self._mask) * WAYS
-        now = int((self._clock() - self._started) * TICKS) + 1
-        words = self._words[first : first + WAYS].tolist()
+        first = (number >> FINGERPRINT_BITS & self._mask) * BUCKET_CLIENTS
+        now = int((self._clock() - self._started) * TICKS_PER_SECOND) + 1
+        words = self._words[first : first + BUCKET_CLIENTS].tolist()
         for place, word in enumerate(words):  # noqa: B007 - it is used after the loop
             if word & FINGERPRINT == mark and word:
                 debt = (word >> FINGERPRINT_BITS) - now
@@ -112,10 +109,10 @@ class SharedTable:
         else:
             place, debt = words.index(min(words)), 0
         if debt > self._tolerance:
-            return Verdict(False, debt / TICKS)  # noqa: FBT003 - twice as quick as by name
+            return RateVerdict(False, debt / TICKS_PER_SECOND)  # noqa: FBT003 - twice as quick as by name
         debt = debt + self._interval if debt > 0 else self._interval
         self._words[first + place] = (now + debt) << FINGERPRINT_BITS | mark
-        return Verdict(True, debt / TICKS)  # noqa: FBT003
+        return RateVerdict(True, debt / TICKS_PER_SECOND)  # noqa: FBT003
 
     async def close(self) -> None:
         """Nothing is open."""

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from serving.process.kernel import RUNNER, SCHEDULER, WEB
-from serving.shared.book import Family, Page
+from serving.shared.book import Family, SheetCopy
 from serving.shared.histogram import BUCKETS, quantile
 from serving.shared.metrics import MODEL
 from serving.status.snapshot import MASTER, Process, Snapshot
@@ -47,7 +47,7 @@ def _plain(family: Family, numbers: list[float]) -> Any:
     return dict(zip(family.values, whole, strict=True)) if family.label else whole[0]
 
 
-def _of_model(page: Page) -> dict[str, Any]:
+def _of_model(page: SheetCopy) -> dict[str, Any]:
     (_, seconds), (refusals, refused), (rows, counted) = page.totals()
     buckets, answered = seconds[:BUCKETS], sum(seconds[:BUCKETS])
     statuses: dict[str, int] = {status: n for status, n in _plain(refusals, refused).items() if n}

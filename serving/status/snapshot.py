@@ -14,7 +14,7 @@ from serving.jobs.job import Counts
 from serving.jobs.store import JobStore
 from serving.process.kernel import RUNNER, SCHEDULER, WEB, Memory, child_pids, name_of, read_age, read_memory
 from serving.service import Service
-from serving.shared.book import Book, Page
+from serving.shared.book import Book, SheetCopy
 from serving.shared.metrics import RESPONSES
 from serving.shared.pressure import Reading
 from serving.storage.recent import Recent
@@ -44,7 +44,7 @@ class Snapshot:
     """The service as of `time`. `jobs` are those of all instances that share a store; None if it is unavailable."""
 
     time: datetime
-    pages: list[Page]
+    pages: list[SheetCopy]
     processes: list[Process]
     jobs: Counts | None
     reloads: int
@@ -98,7 +98,7 @@ async def _count(jobs: JobStore) -> Counts | None:
     return None
 
 
-def _processes(book: Book, pages: list[Page]) -> list[Process]:
+def _processes(book: Book, pages: list[SheetCopy]) -> list[Process]:
     """All processes of KINDS below this master; without a master, this process."""
     slots = {pid: slot for slot, pid in book.pids().items()}
     responses = next(page.rows for page in pages if page.sheet.families == RESPONSES)

@@ -18,7 +18,7 @@ import msgspec
 import structlog
 
 from serving.errors import OutboundFailed
-from serving.shared.rate_table import Rate, SharedTable
+from serving.shared.rate_table import Rate, RateTable
 from serving.storage.http import Call, Outbound
 
 log = structlog.get_logger(__name__)
@@ -63,8 +63,8 @@ class Alerts:
         self._url = url
         self._form: Form = form
         self._name = name
-        self._kinds = SharedTable(RATE_PER_KIND, buckets=32)
-        self._all = SharedTable(RATE_IN_ALL, buckets=1)
+        self._kinds = RateTable(RATE_PER_KIND, buckets=32)
+        self._all = RateTable(RATE_IN_ALL, buckets=1)
         self._outlet: socket.socket | None = None
         self._inlet: socket.socket | None = None
         if url:

@@ -63,14 +63,13 @@ def source() -> FlakySource:
 async def test_records_that_were_read_are_remembered(source: FlakySource) -> None:
     source.records = [record(2), record(1), record(0)]
     reader = RecordReader(source, 2)
-    assert (await reader.newest("a", 1)).records == [record(2)]
+    assert await reader.newest("a", 1) == ([record(2)], False)
     source.away = True
-    reading = await reader.newest("a", 5)
-    assert (reading.records, reading.stale) == ([record(2), record(1)], True)
+    assert await reader.newest("a", 5) == ([record(2), record(1)], True)
     with pytest.raises(StoreUnavailable):
         await reader.newest("b", 1)
     source.away = False
-    assert not (await reader.newest("a", 1)).stale
+    assert await reader.newest("a", 1) == ([record(2)], False)
 
 
 async def test_what_is_remembered_is_bounded(source: FlakySource) -> None:
@@ -82,7 +81,7 @@ async def test_what_is_remembered_is_bounded(source: FlakySource) -> None:
     found = 0
     for one in source.records:
         try:
-            found += len((await reader.newest(one.entity, 1)).records)
+            found += len((await reader.newest(one.entity, 1))[0])
         except StoreUnavailable:
             continue
     assert 0 < found < 60

@@ -10,7 +10,7 @@ import redis
 
 from harness.servers import RedisServer
 from serving.http.rate_limit import Limiter, RedisLimiter
-from serving.shared.rate_table import Rate, SharedTable
+from serving.shared.rate_table import Rate, RateTable
 
 pytestmark = pytest.mark.anyio
 
@@ -21,7 +21,7 @@ PATIENCE = 5.0
 @pytest.fixture(params=["memory", "redis"])
 async def slow(request: pytest.FixtureRequest) -> AsyncIterator[Limiter]:
     """Five at once, then one every twelve minutes: nothing comes back while a test runs."""
-    table = SharedTable(Rate(5, HOUR, 5), buckets=64)
+    table = RateTable(Rate(5, HOUR, 5), buckets=64)
     if request.param == "memory":
         yield table
         return
@@ -47,7 +47,7 @@ async def test_clients_do_not_pay_for_each_other(slow: Limiter) -> None:
 
 async def test_what_is_refused_is_not_charged() -> None:
     clock = [100.0]
-    table = SharedTable(Rate(10, 1.0, 2), clock=lambda: clock[0])
+    table = RateTable(Rate(10, 1.0, 2), clock=lambda: clock[0])
     for _ in range(1000):
         table.count(b"aaaa")
     clock[0] += 0.101
@@ -57,9 +57,9 @@ async def test_what_is_refused_is_not_charged() -> None:
 
 
 async def test_redis_gives_back_with_its_own_clock(shared_server: RedisServer, raw: redis.Redis) -> None:
-    limiter = RedisLimiter(shared_server.url, SharedTable(Rate(1, 30.0, 1)), patience=PATIENCE, timeout=PATIENCE)
+    limiter = RedisLimiter(shared_server.url, RateTable(Rate(1, 30.0, 1)), patience=PATIENCE, timeout=PATIENCE)
     assert (await limiter.take(b"aaaa")).allowed
-    other = RedisLimiter(shared_server.url, SharedTable(limiter.rate), patience=PATIENCE, timeout=PATIENCE)
+    other = RedisLimiter(shared_server.url, RateTable(limiter.rate), patience=PATIENCE, timeout=PATIENCE)
     refused = await other.take(b"aaaa")
     await other.close()
     assert not refused.allowed
@@ -71,7 +71,7 @@ async def test_redis_gives_back_with_its_own_clock(shared_server: RedisServer, r
 
 async def test_boxes_share_what_redis_counts(shared_server: RedisServer, raw: redis.Redis) -> None:
     boxes = [
-        RedisLimiter(shared_server.url, SharedTable(Rate(5, HOUR, 5)), patience=PATIENCE, timeout=PATIENCE)
+        RedisLimiter(shared_server.url, RateTable(Rate(5, HOUR, 5)), patience=PATIENCE, timeout=PATIENCE)
         for _ in range(3)
     ]
     verdicts = await asyncio.gather(*(boxes[number % 3].take(b"aaaa") for number in range(9)))
@@ -85,7 +85,7 @@ async def test_nonsense_in_redis_locks_nobody_out_for_longer_than_a_burst(
     shared_server: RedisServer, raw: redis.Redis, planted: bytes
 ) -> None:
     raw.set("forkserve:limit:61616161", planted)
-    limiter = RedisLimiter(shared_server.url, SharedTable(Rate(5, 1.0, 5)), patience=PATIENCE, timeout=PATIENCE)
+    limiter = RedisLimiter(shared_server.url, RateTable(Rate(5, 1.0, 5)), patience=PATIENCE, timeout=PATIENCE)
     assert (await limiter.take(b"aaaa")).debt <= 1.0
     raw.delete("forkserve:limit:61616161")
     raw.rpush("forkserve:limit:61616161", "of another type")
@@ -94,7 +94,7 @@ async def test_nonsense_in_redis_locks_nobody_out_for_longer_than_a_burst(
 
 
 async def test_without_redis_the_box_decides_and_soon_without_asking(own_server: RedisServer) -> None:
-    limiter = RedisLimiter(own_server.url, SharedTable(Rate(5, HOUR, 5)))
+    limiter = RedisLimiter(own_server.url, RateTable(Rate(5, HOUR, 5)))
     assert (await limiter.take(b"aaaa")).allowed
     own_server.pause()
     loop = asyncio.get_running_loop()
@@ -110,7 +110,7 @@ async def test_without_redis_the_box_decides_and_soon_without_asking(own_server:
 
 
 async def test_a_flood_does_not_reach_redis(shared_server: RedisServer, raw: redis.Redis) -> None:
-    limiter = RedisLimiter(shared_server.url, SharedTable(Rate(5, HOUR, 5)), patience=PATIENCE, timeout=PATIENCE)
+    limiter = RedisLimiter(shared_server.url, RateTable(Rate(5, HOUR, 5)), patience=PATIENCE, timeout=PATIENCE)
     before = _calls(raw)
     for _ in range(200):
         await limiter.take(b"aaaa")

@@ -8,13 +8,13 @@ import struct
 import pytest
 
 from serving.process.kernel import read_memory
-from serving.shared.rate_table import Rate, SharedTable
+from serving.shared.rate_table import Rate, RateTable
 
 SLOW = Rate(100, 3600.0, 100)
 
 
 def test_forked_processes_count_the_same_clients() -> None:
-    table = SharedTable(SLOW, buckets=64)
+    table = RateTable(SLOW, buckets=64)
     readable, writable = os.pipe()
     children = []
     for _ in range(4):
@@ -32,7 +32,7 @@ def test_forked_processes_count_the_same_clients() -> None:
 
 
 def test_300_000_clients_are_remembered_in_less_than_20_megabytes() -> None:
-    table = SharedTable(Rate(2, 3600.0, 2))
+    table = RateTable(Rate(2, 3600.0, 2))
     before = read_memory(os.getpid())
     clients = range(300_000)
     for _ in range(2):
@@ -46,7 +46,7 @@ def test_300_000_clients_are_remembered_in_less_than_20_megabytes() -> None:
 
 
 def test_a_full_bucket_forgets_who_owes_least() -> None:
-    table = SharedTable(Rate(10, 3600.0, 10), buckets=1)
+    table = RateTable(Rate(10, 3600.0, 10), buckets=1)
     for _ in range(10):
         table.count(b"debtor")
     for number in range(10_000):
@@ -55,21 +55,21 @@ def test_a_full_bucket_forgets_who_owes_least() -> None:
 
 
 def test_clients_cannot_choose_their_bucket() -> None:
-    first, second = (SharedTable(SLOW, buckets=1 << 10) for _ in range(2))
+    first, second = (RateTable(SLOW, buckets=1 << 10) for _ in range(2))
     for table in (first, second):
         for client in range(8):
             table.count(b"%d" % client)
     assert _places(first) != _places(second)
 
 
-def _places(table: SharedTable) -> list[int]:
+def _places(table: RateTable) -> list[int]:
     return [place for place, word in enumerate(table._words) if word]
 
 
 @pytest.mark.parametrize("rate", [Rate(1000, 1.0, 1000), Rate(1, 86_400.0, 1), Rate(7, 1.0, 3)])
 def test_in_the_long_run_as_many_are_allowed_as_the_rate_says(rate: Rate) -> None:
     clock = [0.0]
-    table = SharedTable(rate, buckets=1, clock=lambda: clock[0])
+    table = RateTable(rate, buckets=1, clock=lambda: clock[0])
     steps, allowed = 20_000, 0
     seconds = 2000 * rate.interval
     for step in range(steps):
