@@ -14,16 +14,7 @@ from sklearn.pipeline import Pipeline
 from registry.estimator import Compute, Outputs, qualified_name
 from registry.kernels import lightgbm_trees, xgboost_trees
 from registry.kernels.columns import Computed, Plan, builder, straight
-from registry.kernels.ensembles import (
-    FORESTS,
-    GRADIENT,
-    HISTOGRAM,
-    SINGLE,
-    Ensemble,
-    forest_ensemble,
-    gradient_boosting_ensemble,
-    histogram_ensemble,
-)
+from registry.kernels.ensembles import HISTOGRAM, Ensemble, sklearn_ensemble
 from registry.kernels.kernel import Unsupported
 from registry.kernels.linear import LINEAR, linear_compute
 from registry.kernels.links import Link
@@ -96,7 +87,7 @@ def take_apart(estimator: Any, schema: Schema, *, frame: bool) -> Parts:
         matrix = follow(step, matrix)
     plan = _plan(steps, matrix, schema, frame=frame)
     # either may add columns to the plan
-    trees = booster.booster_ensemble(last, plan) if booster else _trees(last, plan, sparse=matrix.sparse)
+    trees = booster.booster_ensemble(last, plan) if booster else sklearn_ensemble(last, plan, sparse=matrix.sparse)
     return Parts(last, plan, matrix.sparse, len(schema), trees)
 
 
@@ -135,16 +126,6 @@ def _plan(steps: list[Any], matrix: Matrix, schema: Schema, *, frame: bool) -> P
         return made
 
     return tabulate(matrix, schema, transform)
-
-
-def _trees(last: Any, plan: Plan, *, sparse: bool) -> tuple[Ensemble, Link | None] | None:
-    """scikit-learn's own trees; those with splits by category add columns to the plan."""
-    kind = type(last)
-    if kind in SINGLE or kind in FORESTS:
-        return forest_ensemble(last, refuses_missing=sparse)
-    if kind in GRADIENT:
-        return gradient_boosting_ensemble(last)
-    return histogram_ensemble(last, plan) if kind in HISTOGRAM else None
 
 
 def verify(compute: Compute, reference: Compute, rows: Rows) -> bool:

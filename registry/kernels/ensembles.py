@@ -12,17 +12,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn import ensemble
 from sklearn.dummy import DummyClassifier, DummyRegressor
-from sklearn.ensemble import (
-    ExtraTreesClassifier,
-    ExtraTreesRegressor,
-    GradientBoostingClassifier,
-    GradientBoostingRegressor,
-    HistGradientBoostingClassifier,
-    HistGradientBoostingRegressor,
-    RandomForestClassifier,
-    RandomForestRegressor,
-)
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from sklearn.utils import get_tags
 
@@ -34,8 +25,14 @@ from registry.kernels.links import Link, binary, exponential, softmax
 from registry.rows.features import Rows
 
 SINGLE = (DecisionTreeClassifier, DecisionTreeRegressor)
-FORESTS = (ExtraTreesClassifier, ExtraTreesRegressor, RandomForestClassifier, RandomForestRegressor)
-GRADIENT = (GradientBoostingClassifier, GradientBoostingRegressor)
+FORESTS = (
+    ensemble.ExtraTreesClassifier,
+    ensemble.ExtraTreesRegressor,
+    ensemble.RandomForestClassifier,
+    ensemble.RandomForestRegressor,
+)
+GRADIENT = (ensemble.GradientBoostingClassifier, ensemble.GradientBoostingRegressor)
+HISTOGRAM = (ensemble.HistGradientBoostingClassifier, ensemble.HistGradientBoostingRegressor)
 
 LARGEST_IN_FLOAT32 = float(np.nextafter(2.0**128 - 2.0**103, 0.0))
 """The largest value that rounds to a finite float32; estimators that compute in float32 refuse larger ones."""
@@ -69,7 +66,20 @@ class Ensemble:
         return margins if link is None else lambda rows: link(margins(rows))
 
 
-def forest_ensemble(estimator: Any, *, refuses_missing: bool) -> tuple[Ensemble, None]:
+def sklearn_ensemble(estimator: Any, plan: Plan, *, sparse: bool) -> tuple[Ensemble, Link | None] | None:
+    """The trees of an estimator, and the link for their margins; None for an estimator without.
+
+    Splits by category add columns to `plan`; a sparse matrix has no missing values. Raises Unsupported.
+    """
+    kind = type(estimator)
+    if kind in SINGLE or kind in FORESTS:
+        return _forest_ensemble(estimator, refuses_missing=sparse)
+    if kind in GRADIENT:
+        return _gradient_boosting_ensemble(estimator)
+    return _histogram_ensemble(estimator, plan) if kind in HISTOGRAM else None
+
+
+def _forest_ensemble(estimator: Any, *, refuses_missing: bool) -> tuple[Ensemble, None]:
     """Decision trees, random forests and extra trees: the mean of the trees' probabilities or values."""
     members = [estimator] if type(estimator) in SINGLE else estimator.estimators_
     if estimator.n_outputs_ != 1:
@@ -80,13 +90,13 @@ def forest_ensemble(estimator: Any, *, refuses_missing: bool) -> tuple[Ensemble,
     return Ensemble(flatten(trees), start, float(len(trees)), LARGEST_IN_FLOAT32, refuses_missing), None
 
 
-def gradient_boosting_ensemble(estimator: Any) -> tuple[Ensemble, Link | None]:
+def _gradient_boosting_ensemble(estimator: Any) -> tuple[Ensemble, Link | None]:
     """Gradient boosting; every stage has a tree for each margin."""
     trees = [_tree(member) for member in estimator.estimators_.ravel()]
     scaled = [replace(tree, values=tree.values * estimator.learning_rate) for tree in trees]
     start = _start(estimator)
-    ensemble = Ensemble(flatten(scaled), start, 1.0, LARGEST_IN_FLOAT32, refuses_missing=True)
-    return ensemble, _link(estimator, start)
+    boosted = Ensemble(flatten(scaled), start, 1.0, LARGEST_IN_FLOAT32, refuses_missing=True)
+    return boosted, _link(estimator, start)
 
 
 def _tree(member: Any) -> Tree:
@@ -115,7 +125,7 @@ def _start(estimator: Any) -> Rows:
 
 
 def _link(estimator: Any, start: Rows) -> Link | None:
-    if type(estimator) is GradientBoostingRegressor:
+    if type(estimator) is ensemble.GradientBoostingRegressor:
         return None
     nothing = np.zeros(len(start))
     if len(start) > 1:
@@ -123,11 +133,8 @@ def _link(estimator: Any, start: Rows) -> Link | None:
     return binary(nothing, slope=2.0 if estimator.loss == "exponential" else 1.0, tie_is_positive=True)
 
 
-HISTOGRAM = (HistGradientBoostingClassifier, HistGradientBoostingRegressor)
-
-
-def histogram_ensemble(estimator: Any, plan: Plan) -> tuple[Ensemble, Link | None]:
-    """Histogram boosting; splits by category add columns to `plan`. Raises Unsupported."""
+def _histogram_ensemble(estimator: Any, plan: Plan) -> tuple[Ensemble, Link | None]:
+    """Histogram boosting; splits by category add columns to `plan`."""
     start: Rows = estimator._baseline_prediction.ravel().astype(np.float64)
     splits = Splits(plan)
     trees = [_histogram_tree(member, splits) for stage in estimator._predictors for member in stage]
@@ -169,6 +176,6 @@ def _goes_left(left: NDArray[np.bool_], *, missing_left: bool) -> Callable[[floa
 
 def _histogram_link(estimator: Any, start: Rows) -> Link | None:
     nothing = np.zeros(len(start))
-    if type(estimator) is HistGradientBoostingClassifier:
+    if type(estimator) is ensemble.HistGradientBoostingClassifier:
         return softmax(nothing) if len(start) > 1 else binary(nothing)
     return exponential if estimator.loss in ("poisson", "gamma") else None

@@ -13,17 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from registry.kernels import links
 from registry.kernels.columns import Plan, Splits
 from registry.kernels.ensembles import Ensemble
 from registry.kernels.forest import Tree, flatten
 from registry.kernels.kernel import Unsupported
-from registry.kernels.links import (
-    Link,
-    booster_exponential,
-    booster_identity,
-    booster_logistic,
-    booster_softmax,
-)
+from registry.kernels.links import Link
 from registry.kernels.preprocessing import CategoryCodes
 from registry.rows.schema import Schema
 
@@ -142,13 +137,13 @@ def _link(estimator: Any, objective: str, outputs: int) -> Link:
     classifies = type(estimator).__name__ == "LGBMClassifier"
     if name == "binary" and classifies:
         slope = float(dict(part.split(":") for part in parameters)["sigmoid"])
-        return booster_logistic(np.float64, outputs=2, slope=slope)
+        return links.booster_logistic(np.float64, outputs=2, slope=slope)
     if name == "multiclass" and classifies:
-        return booster_softmax(np.float64)
+        return links.booster_softmax(np.float64)
     if name == "cross_entropy" and not classifies:
-        return booster_logistic(np.float64, outputs=1)
+        return links.booster_logistic(np.float64, outputs=1)
     if name in EXPONENTIAL and not classifies:
-        return booster_exponential(np.float64)
+        return links.booster_exponential(np.float64)
     if name in IDENTITY and "sqrt" not in parameters and outputs == 1 and not classifies:
-        return booster_identity
+        return links.booster_identity
     raise Unsupported(objective)

@@ -16,19 +16,7 @@ from typing import Any
 
 import numpy as np
 from numba import types
-from sklearn.linear_model import (
-    ElasticNet,
-    ElasticNetCV,
-    Lasso,
-    LassoCV,
-    LinearRegression,
-    LogisticRegression,
-    LogisticRegressionCV,
-    Ridge,
-    RidgeClassifier,
-    RidgeClassifierCV,
-    RidgeCV,
-)
+from sklearn import linear_model
 from sklearn.svm import LinearSVC
 
 from registry.estimator import Compute
@@ -36,10 +24,18 @@ from registry.kernels.kernel import Kernel, Unsupported, read_only, writable
 from registry.kernels.links import Link, binary, identity, label_by_argmax, label_by_sign, softmax
 from registry.rows.features import Rows
 
-REGRESSORS = (ElasticNet, ElasticNetCV, Lasso, LassoCV, LinearRegression, Ridge, RidgeCV)
-LOGISTIC = (LogisticRegression, LogisticRegressionCV)
-LABELLING = (LinearSVC, RidgeClassifier, RidgeClassifierCV)
-LINEAR = (*REGRESSORS, *LOGISTIC, *LABELLING)
+REGRESSORS = (
+    linear_model.ElasticNet,
+    linear_model.ElasticNetCV,
+    linear_model.Lasso,
+    linear_model.LassoCV,
+    linear_model.LinearRegression,
+    linear_model.Ridge,
+    linear_model.RidgeCV,
+)
+PROBABILISTIC = (linear_model.LogisticRegression, linear_model.LogisticRegressionCV)
+LABELLING = (LinearSVC, linear_model.RidgeClassifier, linear_model.RidgeClassifierCV)
+LINEAR = (*REGRESSORS, *PROBABILISTIC, *LABELLING)
 
 
 def _multiply_entries(matrix: Any, weights: Any, out: Any) -> None:

@@ -17,18 +17,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn import preprocessing
 from sklearn.compose import ColumnTransformer
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import (
-    FunctionTransformer,
-    MaxAbsScaler,
-    MinMaxScaler,
-    OneHotEncoder,
-    OrdinalEncoder,
-    RobustScaler,
-    StandardScaler,
-)
 from sklearn.utils import check_array
 
 from registry.kernels.columns import (
@@ -134,40 +126,36 @@ def _with_steps(matrix: Matrix, *operations: tuple[int, Any]) -> Matrix:
     """Append operations to computed columns; an operand is one number, or has one for each column."""
     if matrix.sparse:
         raise Unsupported("a scaler of a sparse matrix")  # scikit-learn multiplies by 1 / scale there
-    operands = [np.broadcast_to(operand, len(matrix.columns)).tolist() for _, operand in operations]
-
-    names = [operation for operation, _ in operations]
-    steps = zip(*operands, strict=True) if operands else [()] * len(matrix.columns)
-    return Matrix(
-        tuple(
-            _stepped(column, *zip(names, own, strict=True)) for column, own in zip(matrix.columns, steps, strict=True)
-        )
-    )
+    columns = matrix.columns
+    for operation, operand in operations:
+        numbers = np.broadcast_to(operand, len(columns)).tolist()
+        columns = tuple(_stepped(column, operation, number) for column, number in zip(columns, numbers, strict=True))
+    return Matrix(columns)
 
 
-def _stepped(column: Followed, *steps: tuple[int, Any]) -> Followed:
+def _stepped(column: Followed, operation: int, operand: Any) -> Followed:
     if isinstance(column, Listed):
         return column
-    return replace(column, steps=(*column.steps, *((operation, float(operand)) for operation, operand in steps)))
+    return replace(column, steps=(*column.steps, (operation, float(operand))))
 
 
-def _standard(scaler: StandardScaler, matrix: Matrix) -> Matrix:
+def _standard(scaler: preprocessing.StandardScaler, matrix: Matrix) -> Matrix:
     centred = [(SUBTRACT, scaler.mean_)] if scaler.with_mean else []
     return _with_steps(matrix, *centred, *([(DIVIDE, scaler.scale_)] if scaler.with_std else []))
 
 
-def _robust(scaler: RobustScaler, matrix: Matrix) -> Matrix:
+def _robust(scaler: preprocessing.RobustScaler, matrix: Matrix) -> Matrix:
     centred = [(SUBTRACT, scaler.center_)] if scaler.with_centering else []
     return _with_steps(matrix, *centred, *([(DIVIDE, scaler.scale_)] if scaler.with_scaling else []))
 
 
-def _min_max(scaler: MinMaxScaler, matrix: Matrix) -> Matrix:
+def _min_max(scaler: preprocessing.MinMaxScaler, matrix: Matrix) -> Matrix:
     low, high = scaler.feature_range
     clipped = [(RAISE_TO, low), (CUT_TO, high)] if scaler.clip else []
     return _with_steps(matrix, (MULTIPLY, scaler.scale_), (ADD, scaler.min_), *clipped)
 
 
-def _max_abs(scaler: MaxAbsScaler, matrix: Matrix) -> Matrix:
+def _max_abs(scaler: preprocessing.MaxAbsScaler, matrix: Matrix) -> Matrix:
     clipped = [(RAISE_TO, -1.0), (CUT_TO, 1.0)] if scaler.clip else []
     return _with_steps(matrix, (DIVIDE, scaler.scale_), *clipped)
 
@@ -177,15 +165,13 @@ def _imputer(imputer: SimpleImputer, matrix: Matrix) -> Matrix:
         raise Unsupported("an imputer of something else than missing values")
     if any(value is None or value != value for value in imputer.statistics_):  # noqa: PLR0124 - true for NaN alone
         raise Unsupported("an imputer of a column without values")
-    columns = [
-        _stepped(column, (FILL, value)) for column, value in zip(matrix.columns, imputer.statistics_, strict=True)
-    ]
+    columns = _with_steps(matrix, (FILL, imputer.statistics_)).columns
     if imputer.add_indicator:
-        columns += [_stepped(matrix.columns[index], (IS_MISSING, 0.0)) for index in imputer.indicator_.features_]
-    return Matrix(tuple(columns))
+        columns += tuple(_stepped(matrix.columns[index], IS_MISSING, 0.0) for index in imputer.indicator_.features_)
+    return Matrix(columns)
 
 
-def _one_hot(encoder: OneHotEncoder, matrix: Matrix) -> Matrix:
+def _one_hot(encoder: preprocessing.OneHotEncoder, matrix: Matrix) -> Matrix:
     columns: list[Followed] = []
     dropped = [None] * len(matrix.columns) if encoder.drop_idx_ is None else encoder.drop_idx_
     infrequent = getattr(encoder, "infrequent_categories_", None) or [None] * len(matrix.columns)
@@ -197,7 +183,7 @@ def _one_hot(encoder: OneHotEncoder, matrix: Matrix) -> Matrix:
     return Matrix(tuple(columns), sparse=encoder.sparse_output)
 
 
-def _ordinal(encoder: OrdinalEncoder, matrix: Matrix) -> Matrix:
+def _ordinal(encoder: preprocessing.OrdinalEncoder, matrix: Matrix) -> Matrix:
     return Matrix(
         tuple(_listed(column, known) for column, known in zip(matrix.columns, encoder.categories_, strict=True))
     )
@@ -213,7 +199,7 @@ def _listed(column: Followed, categories: Any) -> Listed:
     return Listed(column.source, tuple(numbers[np.isfinite(numbers)].tolist()))
 
 
-def _function(transformer: FunctionTransformer, matrix: Matrix) -> Matrix:
+def _function(transformer: preprocessing.FunctionTransformer, matrix: Matrix) -> Matrix:
     """ColumnTransformer's "passthrough", and histogram boosting's check of numbers beside categories."""
     function = transformer.func
     if function is None or (isinstance(function, partial) and function.func is check_array):
@@ -221,22 +207,18 @@ def _function(transformer: FunctionTransformer, matrix: Matrix) -> Matrix:
     raise Unsupported("a function")
 
 
-def _category_codes(_codes: CategoryCodes, matrix: Matrix) -> Matrix:
-    return matrix
-
-
 FOLLOWED: dict[type, Callable[[Any, Matrix], Matrix]] = {
-    CategoryCodes: _category_codes,
+    CategoryCodes: lambda _codes, matrix: matrix,
     ColumnTransformer: _column_transformer,
-    FunctionTransformer: _function,
-    MaxAbsScaler: _max_abs,
-    MinMaxScaler: _min_max,
-    OneHotEncoder: _one_hot,
-    OrdinalEncoder: _ordinal,
+    preprocessing.FunctionTransformer: _function,
+    preprocessing.MaxAbsScaler: _max_abs,
+    preprocessing.MinMaxScaler: _min_max,
+    preprocessing.OneHotEncoder: _one_hot,
+    preprocessing.OrdinalEncoder: _ordinal,
     Pipeline: _pipeline,
-    RobustScaler: _robust,
+    preprocessing.RobustScaler: _robust,
     SimpleImputer: _imputer,
-    StandardScaler: _standard,
+    preprocessing.StandardScaler: _standard,
 }
 
 

@@ -14,18 +14,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from registry.kernels import links
 from registry.kernels.columns import Plan, Splits
 from registry.kernels.ensembles import Ensemble
 from registry.kernels.forest import Tree, flatten, widen_thresholds
 from registry.kernels.kernel import Unsupported
-from registry.kernels.links import (
-    LARGEST_POWER,
-    Link,
-    booster_exponential,
-    booster_identity,
-    booster_logistic,
-    booster_softmax,
-)
+from registry.kernels.links import Link
 from registry.kernels.preprocessing import CategoryCodes
 from registry.rows.schema import Schema
 
@@ -154,11 +148,11 @@ def _goes_left(members: frozenset[int], *, missing_left: bool) -> Any:
 def _link(estimator: Any, objective: str, outputs: int) -> Link:
     classifies = type(estimator).__name__ == "XGBClassifier"
     if objective in LOGISTIC and outputs == 1:
-        return booster_logistic(np.float32, outputs=2 if classifies else 1, largest=LARGEST_POWER)
+        return links.booster_logistic(np.float32, outputs=2 if classifies else 1, largest=links.LARGEST_POWER)
     if objective == "multi:softprob" and classifies:
-        return booster_softmax(np.float32)
+        return links.booster_softmax(np.float32)
     if objective in EXPONENTIAL and outputs == 1 and not classifies:
-        return booster_exponential(np.float32)
+        return links.booster_exponential(np.float32)
     if objective in IDENTITY and outputs == 1 and not classifies:
-        return booster_identity
+        return links.booster_identity
     raise Unsupported(objective)

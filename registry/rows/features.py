@@ -64,7 +64,13 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def encoder(self) -> Callable[[Any], float]:
         """A function from a JSON value to its cell in a row; it raises ValueError with the reason."""
-        encode: Callable[[Any], float] = getattr(self, f"_{self.kind}_encoder")()
+        match self.kind:
+            case "category":
+                encode = self._category_encoder()
+            case "boolean":
+                encode = _encode_boolean
+            case _:
+                encode = self._number_encoder()
         nullable = self.nullable
 
         def encode_or_missing(value: Any) -> float:
@@ -79,6 +85,7 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def _number_encoder(self) -> Callable[[Any], float]:
         low = -math.inf if self.minimum is None else self.minimum
         high = math.inf if self.maximum is None else self.maximum
+        integer = self.kind == "integer"
 
         def encode(value: Any) -> float:
             if type(value) not in NUMBERS:
@@ -91,26 +98,9 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 raise ValueError("must be finite")
             if not low <= number <= high:
                 raise ValueError(f"must be between {low:g} and {high:g}")
-            return number
-
-        return encode
-
-    def _integer_encoder(self) -> Callable[[Any], float]:
-        encode_number = self._number_encoder()
-
-        def encode(value: Any) -> float:
-            number = encode_number(value)
-            if not number.is_integer():
+            if integer and not number.is_integer():
                 raise ValueError("must be an integer")
             return number
-
-        return encode
-
-    def _boolean_encoder(self) -> Callable[[Any], float]:
-        def encode(value: Any) -> float:
-            if type(value) is not bool:
-                raise ValueError("must be true or false")
-            return float(value)
 
         return encode
 
@@ -159,3 +149,9 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         if missing.any() and self.dtype in ("bool", "int64", "int32"):
             return column  # plain integers and booleans have no missing value; pandas reads such columns as floats
         return pd.Series(column).astype(self.dtype).array
+
+
+def _encode_boolean(value: Any) -> float:
+    if type(value) is not bool:
+        raise ValueError("must be true or false")
+    return float(value)

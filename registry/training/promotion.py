@@ -61,15 +61,13 @@ def find_losses(live: LoadedModel, new: LoadedModel) -> list[str]:
     lost = []
     if live.compiled and not new.compiled:
         lost.append("it cannot be compiled, so it would be many times slower")
-    if live.explainer is not None and new.explainer is None:
+    if live.explainer is None:
+        return lost
+    if new.explainer is None:
         lost.append("it has no explainer")
-    if _explains_requests(live) and new.explainer is not None and new.explainer.jobs_only:
+    elif new.explainer.jobs_only and not live.explainer.jobs_only:
         lost.append("its explainer is too slow for requests")
     return lost
-
-
-def _explains_requests(model: LoadedModel) -> bool:
-    return model.explainer is not None and not model.explainer.jobs_only
 
 
 def measure_both(live: LoadedModel, new: LoadedModel, held_out: HeldOut) -> Measured:
