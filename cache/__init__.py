@@ -1,1 +1,1 @@
-"""Bytes kept under keys for a while, in this process and in Redis; knows no models and no HTTP."""
+"""Caches bytes under keys for a while, in this process and in Redis; knows no models and no HTTP."""

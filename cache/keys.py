@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 KEY_BYTES = 24
-"""192 bits: nobody finds two rows of one key. In memory they take what 16 would: objects grow in steps of 16 bytes."""
+"""192 bits: no two rows with one key will be found. In memory 24 bytes take no more than 16 would."""
 
 NEGATIVE_ZERO = bytes(7) + b"\x80"
 
@@ -16,9 +16,9 @@ Rows = NDArray[np.float64]
 
 
 def key_prefix(*parts: str | bytes) -> bytes:
-    """A digest of all that an answer depends on besides its row: operation, content hash of the model, parameters.
+    """Return a digest of all that an answer depends on besides its row: operation, content hash, parameters.
 
-    Computed once per model and operation. Parts are told apart: ("a", "bc") and ("ab", "c") differ.
+    Computed once per model and operation. The boundaries of parts count: ("a", "bc") and ("ab", "c") differ.
     """
     digest = sha256()
     for part in parts:
@@ -28,28 +28,27 @@ def key_prefix(*parts: str | bytes) -> bytes:
 
 
 def row_key(prefix: bytes, row: bytes) -> bytes:
-    """The key of one canonical row, 0.5 us. SHA-256 because processors have instructions for it."""
+    """Return the key of one canonical row, in 0.5 us; SHA-256, because processors have instructions for it."""
     return sha256(prefix + row).digest()[:KEY_BYTES]
 
 
 def row_keys(prefix: bytes, rows: Rows, *, merge_zeros: bool, merge_nans: bool = True) -> list[bytes]:
-    """One key a row for rows of shape (rows, features)."""
+    """Return one key per row, for rows of shape (rows, features)."""
     content = canonical_bytes(rows, merge_zeros=merge_zeros, merge_nans=merge_nans)
     width = rows.shape[1] * 8
     return [row_key(prefix, content[start : start + width]) for start in range(0, len(content), width)]
 
 
 def canonical_bytes(rows: Rows, *, merge_zeros: bool, merge_nans: bool = True) -> bytes:
-    """Rows one after the other, little-endian, in which values that no model can tell apart have the same bits.
+    """Return the rows as little-endian bytes, in which values that the model cannot tell apart are equal.
 
-    With `merge_zeros` -0.0 becomes 0.0: only for a model that compares its input and never computes with it (a
-    decision tree, alone or in an ensemble, for which -0.0 <= t is 0.0 <= t). Where it is multiplied, divided by or
-    transformed, the sign of a zero can reach the answer's bits (1 / -0.0, or the sign of a product that is zero), and
-    the two must keep two keys. With `merge_nans` every NaN becomes the one NaN; to be left out only where there is
-    none.
+    `merge_zeros` turns -0.0 into 0.0: only for a model that compares its input and never computes with it (a decision
+    tree, alone or in an ensemble, for which -0.0 <= t is 0.0 <= t). Where the input is multiplied, divided by or
+    transformed, the sign of a zero can reach the answer's bits (1 / -0.0, or the sign of a product that is zero), so
+    the two must keep two keys. `merge_nans` turns every NaN into the same NaN; omit it only where there is none.
     """
     content = np.asarray(rows, dtype="<f8").tobytes()
-    merge_zeros = merge_zeros and NEGATIVE_ZERO in content  # a glance: most rows hold none
+    merge_zeros = merge_zeros and NEGATIVE_ZERO in content  # cheap to check, and most rows hold none
     if not merge_zeros and not merge_nans:
         return content
     values = np.frombuffer(content, dtype="<f8") + (0.0 if merge_zeros else -0.0)

@@ -1,1 +1,1 @@
-"""Where jobs and events are kept: one SQLite file by default, Redis when it is configured."""
+"""Files and servers that the service uses: SQLite, Redis, calls over HTTP, and the guard in front of them."""
