@@ -1,1 +1,1 @@
-"""Events that any process may tell and any worker's clients may follow, from where they left off."""
+"""Events that any process may append and that the clients of any worker may follow from where they left off."""

@@ -1,4 +1,4 @@
-"""A log of events with growing ids: a client that knows the last id it saw misses nothing and sees nothing twice.
+"""The event log: ids grow, so a client that knows the last id it saw misses nothing and sees nothing twice.
 
 An id is the millisecond in which the event was appended, times 2**20, plus a count. Ids therefore grow even when a log
 is lost and begun anew, and the events of one log are never taken for those of another.
@@ -52,9 +52,9 @@ class EventLog(Protocol):
         ...
 
     async def read(self, topic: str | None, after: int, limit: int) -> Page:
-        """The first `limit` events of a topic, or of all, with an id above `after`; fewer mean that there are no more.
+        """Read the first `limit` events of a topic, or of all topics, with an id above `after`.
 
-        With a limit of 0 only the span is read.
+        Fewer events mean that there are no more. With a limit of 0 only the span is read.
         """
         ...
 
@@ -72,13 +72,13 @@ class EventLog(Protocol):
 
 
 async def tell(events: EventLog, topic: str, kind: str, data: bytes) -> None:
-    """Append an event that the caller can do without: while the log is unavailable it is dropped."""
+    """Append an event, or drop it if the log is unavailable: the caller works on without it."""
     try:
         await events.append(topic, kind, data)
     except StoreUnavailable as error:
-        log.warning("Event dropped: the event log is unavailable", topic=topic, kind=kind, error=str(error))
+        log.warning("Event dropped: event log is unavailable", topic=topic, kind=kind, error=str(error))
 
 
 def first_id(milliseconds: int) -> int:
-    """The smallest id of that millisecond since the epoch."""
+    """Return the smallest id of that millisecond since the epoch."""
     return milliseconds << 20

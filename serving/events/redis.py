@@ -1,7 +1,7 @@
-"""Events in one Redis stream: shared by all instances.
+"""Events in one Redis stream, shared by all instances.
 
-One stream for all topics is what one blocking read can follow and one bound keeps small. To read one topic, the server
-passes over the others, a thousand events at a time: about a millisecond each.
+All topics are in one stream, so that one blocking read can follow it and one bound limits it. To read one topic, the
+server passes over the others, a thousand events at a time, in about a millisecond.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SCRIPTS = Path(__file__).with_name("redis.lua")
 
 
 class RedisEventLog:
-    """An EventLog under `prefix`, of about `max_events`: Redis forgets a hundred at a time."""
+    """An EventLog under `prefix` of about `max_events` events: Redis forgets a hundred at a time."""
 
     def __init__(
         self,
@@ -63,12 +63,12 @@ class RedisEventLog:
 
 
 def event_keys(prefix: str) -> list[str]:
-    """The keys of a log: its stream, and the first id that was not forgotten."""
+    """Return the keys of a log: its stream, and the first id that was not forgotten."""
     return [prefix + "stream", prefix + "first"]
 
 
 def appending() -> str:
-    """Lua: `append_event(stream, first, max_events, topic, kind, data)`, for a script that also changes a job."""
+    """Return `append_event(stream, first, max_events, topic, kind, data)` in Lua, for scripts that change jobs."""
     return _lua("appending")
 
 

@@ -1,4 +1,4 @@
-"""Events in the SQLite file that also holds the jobs: a job's change and its event are one transaction."""
+"""Events in the SQLite file that also holds the jobs, so that a job's change and its event are one transaction."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from serving.storage.statements import statements
 log = structlog.get_logger(__name__)
 
 TRIM_EVERY = 64
-"""Appended events after which the log is cut back; it may exceed its bound by as many."""
+"""Events appended between two trims; the log may exceed its bound by as many."""
 
 WAIT_SECONDS = 2.0
 
@@ -27,7 +27,7 @@ STATEMENTS = Path(__file__).with_name("sqlite.sql")
 
 
 class SQLiteEventLog:
-    """An EventLog in tables made by `create_tables`, shared by the processes of this box; polled for new events."""
+    """An EventLog in the tables of `create_tables`, shared by the processes of this box and polled for new events."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ def append_event(
 
 
 def create_tables(connection: Connection, old_file: Path) -> None:
-    """A migration: the tables of events, with what `old_file` holds, where events were kept before."""
+    """Migrate: create the tables of events and copy into them what `old_file` holds, where events were before."""
     run_script(connection, _sql("tables"))
     if not old_file.exists():
         return
@@ -101,7 +101,7 @@ def create_tables(connection: Connection, old_file: Path) -> None:
         return
     connection.executemany(_sql("insert_event"), events)
     connection.executemany(_sql("insert_span"), spans)
-    log.info("Old events taken over", file=old_file.name, events=len(events), hint="this file is not used any more")
+    log.info("Events taken over", file=old_file.name, events=len(events))
 
 
 def _forget(connection: Connection, last: int) -> int:

@@ -1,4 +1,4 @@
-"""Jobs in Redis: shared by all instances. What happens in the server is in `redis.lua`."""
+"""Jobs in Redis, shared by all instances; what happens in the server is in `redis.lua`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from serving.errors import JobNotFound, QueueFull
 from serving.events.log import MAX_EVENTS
@@ -27,7 +27,7 @@ from serving.jobs.job import (
     printable,
     record_from,
 )
-from serving.jobs.store import LOST, MAX_QUEUED, PRUNE_AT_ONCE, REQUEST_FIELDS, RETRY_AFTER_SECONDS
+from serving.jobs.store import KEPT_FIELDS, LOST, MAX_QUEUED, PRUNE_AT_ONCE, RETRY_AFTER_SECONDS
 from serving.storage.redis import ScriptedRedis
 from serving.storage.statements import statements
 
@@ -50,7 +50,7 @@ class RedisJobStore:
         timeout: float = 1.0,
         health_check_interval: float = 30.0,
     ) -> None:
-        """`max_queued` jobs may wait; further ones are refused with the advice to retry after `retry_after` seconds.
+        """At most `max_queued` jobs wait; clients may retry a refused one after `retry_after` seconds.
 
         Connecting, writing and reading may each take `timeout` seconds. Raises InvalidRedisUrl.
         """
@@ -67,9 +67,9 @@ class RedisJobStore:
         return Submitted(_job(found), is_new=outcome == 1)
 
     def _request(self, request: JobRequest) -> list[Any]:
-        """As the scripts take it; with an id, so that a submission that is sent twice is one."""
+        """Return it as arguments of a script; the id is made here, so that a repeated submission is one job."""
         fields: list[Any] = ["chunks", len(request.inputs)]
-        for name in REQUEST_FIELDS:
+        for name in KEPT_FIELDS:
             if value := getattr(request, name):
                 fields += [name, value]
         return [new_id(), self._max_queued, request.delay, len(fields), *fields, *request.inputs]
@@ -187,9 +187,4 @@ def _existing(flat: Sequence[bytes]) -> Job:
 
 
 def _lease(answer: bytes) -> Lease:
-    match answer:
-        case b"held":
-            return "held"
-        case b"cancelled":
-            return "cancelled"
-    return "lost"
+    return cast("Lease", answer.decode())

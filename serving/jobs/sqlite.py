@@ -31,7 +31,7 @@ from serving.jobs.job import (
     printable,
     record_from,
 )
-from serving.jobs.store import LOST, MAX_QUEUED, PRUNE_AT_ONCE, REQUEST_FIELDS, RETRY_AFTER_SECONDS, end_event
+from serving.jobs.store import KEPT_FIELDS, LOST, MAX_QUEUED, PRUNE_AT_ONCE, RETRY_AFTER_SECONDS, end_event
 from serving.storage.sqlite import Database, reads, writes
 from serving.storage.statements import statements
 
@@ -39,7 +39,7 @@ STATEMENTS = Path(__file__).with_name("sqlite.sql")
 
 
 def jobs_database(directory: Path, *, busy_seconds: float = 5.0) -> Database:
-    """`jobs.db`: jobs, since schema 2 events, which were in `events.db`, since schema 3 schedules. Opens nothing."""
+    """Return `jobs.db`, unopened: jobs, since schema 2 events (before in `events.db`), since schema 3 schedules."""
     migrations = (_sql("schema_1"), partial(create_tables, old_file=directory / "events.db"), _sql("schema_3"))
     return Database(directory / "jobs.db", migrations, busy_seconds=busy_seconds)
 
@@ -57,7 +57,7 @@ class SQLiteJobStore:
         busy_seconds: float = 5.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`max_queued` jobs may wait; further ones are refused with the advice to retry after `retry_after` seconds."""
+        """At most `max_queued` jobs wait; clients may retry a refused one after `retry_after` seconds."""
         self._database = jobs_database(directory, busy_seconds=busy_seconds)
         self._max_queued = max_queued
         self._retry_after = retry_after
@@ -69,7 +69,7 @@ class SQLiteJobStore:
         return self._submit(connection, request)
 
     def _submit(self, connection: Connection, request: JobRequest) -> Submitted:
-        now, values = self._clock(), {name: getattr(request, name) for name in REQUEST_FIELDS}
+        now, values = self._clock(), {name: getattr(request, name) for name in KEPT_FIELDS}
         values |= {"id": new_id(), "chunks": len(request.inputs), "created": now, "due": now + request.delay}
         same = _one(connection, "same_job", **values)
         if same is not None:
@@ -226,7 +226,7 @@ class SQLiteJobStore:
         await self._database.close()
 
     def _reap(self, connection: Connection) -> None:
-        """End or queue again the jobs whose lease has run out."""
+        """Queue again, fail or cancel the jobs whose lease has run out."""
         for row in connection.execute(_sql("reap"), {"now": self._clock(), "lost": LOST}).fetchall():
             if row["finished"] is not None:
                 self._tell_end(connection, _job(row))
@@ -251,7 +251,7 @@ def _sql(name: str) -> str:
 
 
 def _one(connection: Connection, name: str, /, **values: Any) -> Any:
-    """The first row of a named statement, or None."""
+    """Return the first row of a named statement, or None."""
     return connection.execute(_sql(name), values).fetchone()
 
 
@@ -267,7 +267,7 @@ def _existing(connection: Connection, job_id: str) -> Job:
 
 
 def _held(connection: Connection, job_id: str, owner: str) -> Job | None:
-    """The job, if it runs under a lease of this owner."""
+    """Return the job if it runs under a lease of this owner."""
     row = _one(connection, "held", id=job_id, owner=owner)
     return None if row is None else _job(row)
 

@@ -1,8 +1,11 @@
-"""What keeps jobs: a table of leases, so that whoever dies loses a little time and no work.
+"""The store of jobs: a table of leases, so that a runner that dies loses a little time and no work.
 
-A runner claims a job and gets a lease with it, renews the lease with every heartbeat and every finished chunk, and is
-told in return whether the job is still its own. When it dies, even by SIGKILL, its lease runs out and another runner
-goes on with the chunks that are missing.
+A runner claims a job and gets a lease with it. Every heartbeat and every finished chunk renews the lease and says
+whether the runner still holds it. When a runner dies, even by SIGKILL, its lease runs out and another runner continues
+with the missing chunks.
+
+A job's change and the event that reports it to clients are one transaction: `chunk` for a kept chunk, `progress` for a
+heartbeat with news, and exactly one of `done`, `failed` and `cancelled` when the job ends.
 """
 
 from __future__ import annotations
@@ -23,95 +26,86 @@ RETRY_AFTER_SECONDS = 10.0
 PRUNE_AT_ONCE = 500
 
 LOST = "lost with its runner"
-"""The error of a job whose lease has run out; the owner's name follows it, which is for the log and not for clients."""
+"""The error of a job whose lease has run out. The owner's name follows it, which clients do not see."""
 
-REQUEST_FIELDS = (
-    "operation",
-    "model",
-    "version",
-    "parameters",
-    "max_attempts",
-    "unique_key",
-    "idempotency_key",
-    "mutex",
-)
-"""Of a JobRequest, as they are kept."""
+KEPT_FIELDS = ("operation", "model", "version", "parameters", "max_attempts", "unique_key", "idempotency_key", "mutex")
+"""The fields of a JobRequest that are kept as they are."""
 
 
 class JobStore(Protocol):
     """Shared by all processes, and with Redis by all instances. Every method raises StoreUnavailable."""
 
     async def submit(self, request: JobRequest) -> Submitted:
-        """Queue a job, or find the one that a key or the mutex of the request belongs to. Raises QueueFull."""
+        """Queue a job, or find the job that holds a key or the mutex of the request. Raises QueueFull."""
         ...
 
     async def claim(self, owner: str, lease_seconds: float, operations: Sequence[str]) -> Job | None:
-        """The job of these operations that has been due for longest, now running and leased to `owner`.
+        """Lease to `owner` the job of these operations that has been due longest, if there is one; it runs then.
 
-        Jobs whose lease has run out are queued again first; one that has done so without a new chunk in all of its
-        attempts has failed. Not safe to be repeated: a claim whose answer is lost runs out by itself.
+        Before that, jobs whose lease has run out are queued again; those that have used up their attempts without a
+        new chunk fail. A claim must not be repeated: when its answer is lost, the lease runs out by itself.
         """
         ...
 
     async def heartbeat(self, job_id: str, owner: str, lease_seconds: float, progress: float = 0.0) -> Lease:
-        """Renew the lease; the job's progress never goes back."""
+        """Renew the lease and raise the job's progress, which never goes back."""
         ...
 
     async def checkpoint(self, job_id: str, owner: str, lease_seconds: float, chunk: int, result: bytes) -> Lease:
         """Keep a chunk's result and renew the lease, in one step.
 
-        The first result of a chunk is the one that is kept. Nothing is kept for an owner that has lost the lease.
+        Only the first result of a chunk is kept, and none of an owner that has lost the lease.
         Raises ValueError if the job has no such chunk.
         """
         ...
 
     async def finish(self, job_id: str, owner: str) -> Job | None:
-        """The job is done, even if it was cancelled meanwhile; None if the lease was lost.
+        """Mark the job as done, even if it was cancelled meanwhile; None if the lease was lost.
 
         Raises ValueError while chunks are missing.
         """
         ...
 
     async def fail(self, job_id: str, owner: str, error: str, *, permanent: bool = False) -> Job | None:
-        """The attempt failed: the job is queued again for later, or has failed for good; None if the lease was lost."""
+        """End a failed attempt: the job is queued for a retry or fails for good; None if the lease was lost."""
         ...
 
     async def release(self, job_id: str, owner: str) -> Job | None:
-        """Give a job back, finished chunks and all, for another runner to go on with; None if the lease was lost.
+        """Give the job back so that another runner can continue it; None if the lease was lost.
 
-        A job that is being cancelled is cancelled by this.
+        If the job is being cancelled, this cancels it.
         """
         ...
 
     async def cancel(self, job_id: str) -> Job:
-        """Cancel a queued job at once, a running one with its owner's next heartbeat. Raises JobNotFound.
+        """Cancel a queued job at once, and a running job with its owner's next heartbeat. Raises JobNotFound.
 
-        A running job keeps its mutex until its owner has let go of it.
+        A running job keeps its mutex until its owner releases it.
         """
         ...
 
     async def get(self, job_id: str) -> Job:
-        """Raises JobNotFound."""
+        """Return the job. Raises JobNotFound."""
         ...
 
     async def input(self, job_id: str, chunk: int) -> bytes:
-        """The input of one chunk; there is none any more when the job is finished. Raises JobNotFound."""
+        """Return the input of one chunk, which is kept until the job has ended. Raises JobNotFound."""
         ...
 
     async def missing(self, job_id: str) -> list[int]:
-        """The chunks without a result, in order. Raises JobNotFound."""
+        """Return the numbers of the chunks without a result, in order. Raises JobNotFound."""
         ...
 
     async def result(self, job_id: str, chunk: int) -> bytes | None:
-        """The result of one chunk, or None."""
+        """Return the result of one chunk, or None."""
         ...
 
     async def counts(self) -> Counts:
-        """For metrics."""
+        """Count the jobs by state, for metrics."""
         ...
 
     async def probe(self) -> None:
-        """Raises StoreUnavailable if no job could be submitted now, also where jobs can still be read."""
+        """Raise StoreUnavailable if no job could be submitted now, even if jobs can be read."""
         ...
 
     async def schedules(self) -> Mapping[str, ScheduleRecord]:
@@ -127,9 +121,9 @@ class JobStore(Protocol):
         ...
 
     async def prune(self, older_than: float, keep: int) -> int:
-        """Remove finished jobs that ended more than `older_than` seconds ago, and all but the `keep` last ones.
+        """Remove jobs that ended more than `older_than` seconds ago, and all but the last `keep` that have ended.
 
-        Returns how many, at most 500 at a time so that nobody waits for long.
+        Returns how many were removed: at most PRUNE_AT_ONCE, so that other calls do not wait long.
         """
         ...
 
@@ -139,7 +133,7 @@ class JobStore(Protocol):
 
 
 async def results(store: JobStore, job: Job) -> AsyncIterator[bytes]:
-    """The results of a job's chunks in order, one at a time in memory, up to the first that is missing."""
+    """Yield the results of a job's chunks in order, one in memory at a time, up to the first missing one."""
     for chunk in range(job.chunks):
         result = await store.result(job.id, chunk)
         if result is None:
@@ -148,16 +142,16 @@ async def results(store: JobStore, job: Job) -> AsyncIterator[bytes]:
 
 
 def end_event(job: Job) -> bytes:
-    """The data of the event that says how a job has ended."""
+    """Return the data of the event that says how a job has ended."""
     error = public_error(job) if job.state == "failed" else ""
     return msgspec.json.encode({"state": job.state, "error": error})
 
 
 def public_error(job: Job) -> str:
-    """The job's error as clients see it: without the name of a lease owner."""
+    """Return the job's error as clients see it: without the name of a lease owner."""
     return LOST if job.error.startswith(LOST) else job.error
 
 
 def new_owner() -> str:
-    """A lease owner that no process has been or will be again: `host:pid:milliseconds:random`."""
+    """Return the name of a lease owner, `host:pid:milliseconds:random`, which no other process ever has."""
     return f"{socket.gethostname()}:{os.getpid()}:{int(time.time() * 1000)}:{secrets.token_hex(8)}"

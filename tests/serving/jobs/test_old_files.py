@@ -79,9 +79,7 @@ async def test_the_log_names_the_file_that_was_taken_over_once(tmp_path: Path) -
         await first[1].read(None, 0, 10)
         await first[0].counts()
         await jobs.open().counts()
-    assert [(line["event"], line["file"], line["events"]) for line in lines] == [
-        ("Old events taken over", "events.db", 7)
-    ]
+    assert [(line["event"], line["file"], line["events"]) for line in lines] == [("Events taken over", "events.db", 7)]
     await jobs.close()
 
 
