@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from sqlite3 import Connection, Row
-from typing import Any, TypeVar
+from typing import Any
 
 from serving.entities.record import Judged, Outcome, Record
-from serving.storage.sqlite import Database
+from serving.storage.sqlite import Database, reads, writes
 from serving.storage.statements import statements
 
 STATEMENTS = Path(__file__).with_name("sqlite.sql")
 
 JSON_COLUMNS = ("instance", "outcome", "prediction")
-
-T = TypeVar("T")
 
 
 class SQLiteEntityStore:
@@ -25,69 +23,55 @@ class SQLiteEntityStore:
 
     state = "disabled"
 
-    def __init__(
-        self,
-        directory: Path,
-        *,
-        keep_records: int,
-        keep_outcomes: int,
-        keep_in_all: int = 1_000_000,
-        busy_seconds: float = 5.0,
-    ) -> None:
+    def __init__(self, directory: Path, *, keep_records: int, keep_outcomes: int, keep_in_all: int = 1_000_000) -> None:
         """Keep `keep_records` of each entity and `keep_outcomes` of each model.
 
         Clients can create any number of entities, so of all records together only the last `keep_in_all` stored are
         kept, and up to one in a hundred more.
         """
-        migrations = (_sql("schema_1"), _sql("schema_2"))
-        self._database = Database(directory / "data.db", migrations, busy_seconds=busy_seconds)
+        self._database = Database(directory / "data.db", (_sql("schema_1"), _sql("schema_2")))
         self._keep_records = keep_records
         self._keep_outcomes = keep_outcomes
         self._keep_in_all = keep_in_all
         self._step = max(1, keep_in_all // 100)
 
-    async def add_records(self, records: Sequence[Record]) -> int:
-        def work(connection: Connection) -> int:
-            last = _last_number(connection)
-            added = connection.executemany(_sql("add_record"), map(_record_row, records)).rowcount if records else 0
-            for entity in {record.entity for record in records}:
-                connection.execute(_sql("drop_oldest_records_of_entity"), (entity, self._keep_records))
-            # numbers have gaps, so rows are counted; which takes too long to be done for every record
-            if _last_number(connection) // self._step > last // self._step:
-                connection.execute(_sql("drop_first_records"), (self._keep_in_all,))
-            return added
+    @writes
+    def add_records(self, connection: Connection, records: Sequence[Record]) -> int:
+        last = _last_number(connection)
+        added = connection.executemany(_sql("add_record"), map(_record_row, records)).rowcount if records else 0
+        for entity in {record.entity for record in records}:
+            connection.execute(_sql("drop_oldest_records_of_entity"), (entity, self._keep_records))
+        # numbers have gaps, so rows are counted; which takes too long to be done for every record
+        if _last_number(connection) // self._step > last // self._step:
+            connection.execute(_sql("drop_first_records"), (self._keep_in_all,))
+        return added
 
-        return await self._database.write(work)
+    @reads
+    def newest(self, connection: Connection, entity: str, limit: int) -> list[Record]:
+        return [_record(row) for row in connection.execute(_sql("newest_records"), (entity, limit))]
 
-    async def newest(self, entity: str, limit: int) -> list[Record]:
-        return await self._select("newest_records", (entity, limit), _record)
+    @writes
+    def add_outcomes(self, connection: Connection, outcomes: Sequence[Outcome]) -> int:
+        added = connection.executemany(_sql("add_outcome"), map(_outcome_row, outcomes)).rowcount if outcomes else 0
+        for model in {outcome.model for outcome in outcomes}:
+            connection.execute(_sql("drop_oldest_outcomes_of_model"), (model, self._keep_outcomes))
+        return added
 
-    async def add_outcomes(self, outcomes: Sequence[Outcome]) -> int:
-        def work(connection: Connection) -> int:
-            added = connection.executemany(_sql("add_outcome"), map(_outcome_row, outcomes)).rowcount if outcomes else 0
-            for model in {outcome.model for outcome in outcomes}:
-                connection.execute(_sql("drop_oldest_outcomes_of_model"), (model, self._keep_outcomes))
-            return added
+    @reads
+    def outcomes(self, connection: Connection, model: str, limit: int) -> list[Outcome]:
+        return [_outcome(row) for row in connection.execute(_sql("last_outcomes"), (model, limit))]
 
-        return await self._database.write(work)
+    @reads
+    def judged(self, connection: Connection, model: str, version: str, limit: int) -> list[Judged]:
+        rows = connection.execute(_sql("judged_outcomes"), (model, version, limit))
+        return [Judged(*map(json.loads, row)) for row in rows]
 
-    async def outcomes(self, model: str, limit: int) -> list[Outcome]:
-        return await self._select("last_outcomes", (model, limit), _outcome)
-
-    async def judged(self, model: str, version: str, limit: int) -> list[Judged]:
-        return await self._select("judged_outcomes", (model, version, limit), _judged)
-
-    async def probe(self) -> None:
-        await self._database.write(lambda _connection: None)
+    @writes
+    def probe(self, connection: Connection) -> None:
+        pass  # a transaction that can write is begun, which is all that is asked
 
     async def close(self) -> None:
         await self._database.close()
-
-    async def _select(self, name: str, parameters: tuple[str | int, ...], read: Callable[[Row], T]) -> list[T]:
-        def work(connection: Connection) -> list[T]:
-            return [read(row) for row in connection.execute(_sql(name), parameters)]
-
-        return await self._database.read(work)
 
 
 def _sql(name: str) -> str:
@@ -118,7 +102,3 @@ def _outcome(row: Row) -> Outcome:
     values: dict[str, Any] = {name: json.loads(row[name]) for name in JSON_COLUMNS}
     time = datetime.fromisoformat(row["time"])
     return Outcome(model=row["model"], version=row["version"], id=row["id"], time=time, **values)
-
-
-def _judged(row: Row) -> Judged:
-    return Judged(*map(json.loads, row))
