@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from harness.service import ROOT
 from serving.jobs.job import Counts
 from serving.process.kernel import Memory
 from serving.shared.book import Book
-from serving.shared.metrics import STREAMS, Metrics
+from serving.shared.metrics import BATCHES, BREAKERS, CACHE, EXECUTORS, OUTCOMES_QUEUED, STREAMS, Metrics
 from serving.shared.pressure import Reading
 from serving.status.json import summarize
 from serving.status.prometheus import expose
@@ -22,6 +24,8 @@ from serving.status.snapshot import Process, Snapshot
 def snapshot() -> Snapshot:
     """Of a master and two workers: this process, which has answered three requests, and one that has not."""
     metrics = Metrics(Book(2))
+    for families in (CACHE, BATCHES, EXECUTORS, BREAKERS, OUTCOMES_QUEUED):
+        metrics.follow(families, lambda: ())
     metrics.follow(STREAMS, lambda: [7])
     wine = metrics.model("wine", "predict")
     metrics.book.enter_alone()
@@ -106,3 +110,10 @@ def test_jobs_are_missing_while_their_store_is_unavailable(snapshot: Snapshot) -
     without = replace(snapshot, jobs=None)
     assert summarize(without)["jobs"] is None
     assert [name for name in samples(without) if name.startswith("forkserve_jobs")] == []
+
+
+def test_every_metric_is_in_deployment_md(snapshot: Snapshot) -> None:
+    exposed = {line.split()[2] for line in expose(snapshot).decode().splitlines() if line.startswith("# TYPE")}
+    explained = set(re.findall(r"`(forkserve_\w+)", (ROOT / "DEPLOYMENT.md").read_text()))
+    assert len(exposed) > 30
+    assert (exposed - explained, explained - exposed) == (set(), set())
