@@ -1,4 +1,4 @@
-"""What a demo model is made of."""
+"""A demo model: its data, its estimator, and how it is split."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Table = tuple[pd.DataFrame, "pd.Series[Any]"]
 class Demo:
     """One demo model.
 
-    `named_columns`: fit on a DataFrame, so that the estimator looks its columns up by name. `gap`: the rows are in the
-    order of time, and the last quarter is held out, after so many rows that are left out, so that what a row is to
-    foresee has not begun when the last row that was learnt from ends. `entities`: asked about the records of entities.
+    `named_columns`: fit on a DataFrame, so that the estimator looks its columns up by name. `gap`: the rows are ordered
+    by time, the last quarter is held out, and this many rows before it are left out, so that no row for fitting looks
+    ahead into the held-out ones. `entities`: predict from the records of entities.
     """
 
     name: str

