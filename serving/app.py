@@ -147,7 +147,7 @@ def build(settings: Settings, alerts: Alerts) -> Application:
 
 
 def renew(app: Application) -> tuple[Application, tuple[str, ...]]:
-    """A new app over what is in the model directory now, in the master; and which versions were refused, and why."""
+    """A new app over the model directory as it is now, and the versions that were refused, each with its reason."""
     settings, service = app.settings, app.service
     load = functools.partial(load_version, settings.model_dir, options=settings.load_options)
     renewal = renew_registry(
@@ -359,12 +359,12 @@ def build_timetable(settings: Settings, shared: Shared) -> Timetable:
 
 
 def read_schedules(settings: Settings) -> tuple[Schedule, ...]:
-    """What SCHEDULES says. Raises InvalidSetting naming the entry that is wrong."""
+    """The entries of SCHEDULES. Raises InvalidSetting naming the first invalid one."""
     return parse_schedules(settings.schedules, schedule_actions(settings), grace=settings.schedule_grace_seconds)
 
 
 def schedule_actions(settings: Settings) -> Mapping[str, Action]:
-    """What schedules can do, by name: functions from the words that follow it to a job."""
+    """The actions of schedules by name; each makes a job from the words after its name."""
 
     def reload() -> JobRequest:
         return JobRequest(operation=RELOAD, inputs=[b""])

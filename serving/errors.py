@@ -19,7 +19,7 @@ class ServingError(Exception):
     """The root of this tree; the client sees the message."""
 
     retry_after: float | None = None
-    """Seconds after which the same request may succeed; None if nobody knows."""
+    """Seconds after which the same request may succeed; None if that is unknown."""
 
 
 class InvalidSetting(ServingError):
@@ -31,7 +31,7 @@ class CannotServe(ServingError):
 
 
 class NotJSON(ServingError):
-    """The body or a header cannot be read at all."""
+    """The body or a header is not even syntactically valid."""
 
 
 class InvalidRequest(ServingError):

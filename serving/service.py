@@ -1,4 +1,4 @@
-"""What runs in the processes of the service and what they share: opened in order, closed in reverse."""
+"""The parts that run in the processes of the service, and those that they share: opened in order, closed in reverse."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Service:
     access_log: bool
 
     def prepare(self) -> None:
-        """Measure and compute before the fork what is needed once, and register the metrics that parts count."""
+        """Do before the fork everything that is needed once, and register the metrics that parts count themselves."""
         self.inference.prepare()
         for families, figures in (
             (CACHE, self.cache.stats.figures),

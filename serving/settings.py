@@ -232,7 +232,7 @@ def warn_of_misspelt(environ: Iterable[str]) -> None:
 
 
 def _check(settings: Settings) -> None:
-    """What a single variable's type does not say. Raises InvalidSetting."""
+    """Check everything that the type of a single variable cannot express. Raises InvalidSetting."""
     if settings.supabase_url and not settings.supabase_key:
         raise InvalidSetting("SUPABASE_SERVICE_KEY or SUPABASE_SERVICE_ROLE_KEY must be set beside SUPABASE_URL")
     if not settings.roles or not ROLES.issuperset(settings.roles):

@@ -1,4 +1,4 @@
-"""Picks SQLite, Redis or Supabase for what is kept; building a store opens nothing. Imports no models."""
+"""Picks SQLite, Redis or Supabase for each store; building one opens nothing, and needs neither models nor numpy."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def make_api(service: Service, streams: Streams, authorize: Authorize | None, li
     api = _API(
         title="forkserve",
         version=importlib.metadata.version("forkserve"),
-        summary="Predictions of scikit-learn models, and what they are made of",
+        summary="Predictions of scikit-learn models and their explanations",
         lifespan=lifespan,
         # the pages of FastAPI load scripts from other sites; the document itself is at /openapi.json
         docs_url=None,

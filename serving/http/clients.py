@@ -61,7 +61,7 @@ def packed(address: str) -> bytes | None:
 
 
 def network_of(scope: Scope) -> bytes:
-    """What counts as one client: an IPv4 address, or a /64 of IPv6, which one line usually has for itself.
+    """The network that counts as one client: an IPv4 address, or a /64 of IPv6, which one household usually has.
 
     All clients without an address, as over a Unix socket, count as one.
     """
