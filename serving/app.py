@@ -35,7 +35,7 @@ from serving.jobs.attempt import AttemptFailed, Handler, Report
 from serving.jobs.job import Job, JobRequest
 from serving.jobs.requests import Background, JobReader
 from serving.jobs.rows import OPERATIONS, Backend, LocalBackend, RowHandler, make_row_operations
-from serving.jobs.runner import Runner
+from serving.jobs.runner import JobLimits, Runner
 from serving.jobs.store import JobStore
 from serving.monitoring.quality import LiveQuality
 from serving.predict.batcher import Batcher
@@ -304,11 +304,9 @@ def build_trainer(
         shared.events,
         {**(handlers or {}), TRAIN: handler},
         (*executors, trainer),
-        backend or LocalBackend(trainer),
-        figures=metrics.jobs,
-        lease_seconds=settings.job_lease_seconds,
-        keep_seconds=settings.job_keep_seconds,
-        keep_jobs=settings.job_keep,
+        JobLimits(settings.job_lease_seconds, settings.job_keep_seconds, settings.job_keep),
+        counters=metrics.jobs,
+        backend=backend,
     )
 
 

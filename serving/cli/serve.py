@@ -39,7 +39,7 @@ def worker(arguments: argparse.Namespace, settings: Settings) -> int:
     """Run jobs and schedules without serving, as ROLES says; with --once jobs until none is due, in this process."""
     from serving.app import build, build_alerts
     from serving.errors import CannotServe
-    from serving.jobs.runner import at_once
+    from serving.jobs.runner import immediately
     from serving.master import prefork
     from serving.master.children import supervise
     from serving.telemetry import logs
@@ -59,7 +59,7 @@ def worker(arguments: argparse.Namespace, settings: Settings) -> int:
         say(f"forkserve: {error}", file=sys.stderr)
         return 1
     if arguments.once:
-        app.service.runner.run(until=at_once)
+        app.service.runner.run(until=immediately)
     elif not kinds:
         say("forkserve: ROLES names the scheduler alone, and SCHEDULES is empty", file=sys.stderr)
         return 1

@@ -1,1 +1,1 @@
-"""Background jobs that survive the death of whoever runs them."""
+"""Background jobs that survive the death of the process that runs them."""

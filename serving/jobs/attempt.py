@@ -1,4 +1,4 @@
-"""One attempt at a job: its missing chunks, while heartbeats renew the lease and hear of a cancellation."""
+"""One attempt at a job: works on its missing chunks, while heartbeats renew the lease and learn of a cancellation."""
 
 from __future__ import annotations
 
@@ -19,29 +19,30 @@ log = structlog.get_logger(__name__)
 AttemptOutcome = Literal["done", "failed", "queued", "cancelled", "released", "lost"]
 
 Report = Callable[[float], None]
-"""Told how much of the chunk is done, from 0 to 1."""
+"""Called with the share of the chunk that is done, from 0 to 1."""
 
 Handler = Callable[[Job, int, bytes, Report], Awaitable[bytes]]
-"""A job, the number of a chunk and its input -> its result. May be cancelled at any time."""
+"""Takes a job, the number of a chunk and its input, and returns its result. May be cancelled at any time."""
 
 HEARTBEAT_SECONDS = 1.0
-"""At most: a cancellation is heard of within this."""
+"""Longest time between heartbeats, and so until a cancellation takes effect."""
 
 RETRY_SECONDS = 0.5
+"""Between calls to a store that is unavailable."""
 
 T = TypeVar("T")
 
 
 class JobFailed(Exception):
-    """The job cannot be done; trying again would not help. The message is for the client."""
+    """The job has failed, and a retry would not help. The message is for the client."""
 
 
 class AttemptFailed(Exception):
-    """The job was not done this time. The message is for the client."""
+    """The attempt has failed, and may be retried. The message is for the client."""
 
 
 class Attempt:
-    """A claimed job in the hands of its owner."""
+    """A claimed job and the owner of its lease."""
 
     def __init__(self, store: JobStore, job: Job, *, owner: str, lease: float, chunks_at_once: int = 1) -> None:
         self._store = store
@@ -71,7 +72,7 @@ class Attempt:
         return await self._let_go(lease)
 
     async def _work(self, handler: Handler) -> Lease:
-        """All that is missing, so many chunks at once; the first of them that goes wrong stops the others."""
+        """Work on all missing chunks, several at once; the first one to fail stops the others."""
         missing = await self._patiently(partial(self._store.missing, self._job.id))
         self._done = self._job.chunks - len(missing)
         todo = iter(missing)
@@ -87,7 +88,7 @@ class Attempt:
         return "held"
 
     async def _lane(self, handler: Handler, todo: Iterator[int]) -> Lease:
-        """One chunk after the other, of those that no other lane has taken."""
+        """Work on one chunk after the other, of those that no other lane has taken."""
         job = self._job
         for chunk in todo:
             data = await self._patiently(partial(self._store.input, job.id, chunk))
@@ -101,12 +102,12 @@ class Attempt:
         return "held"
 
     def _report(self, chunk: int, share: float) -> None:
-        """A share of a chunk is done, besides those that are done altogether."""
+        """Note how much of a chunk is done."""
         self._shares[chunk] = share
         self._progress = (self._done + sum(self._shares.values())) / self._job.chunks
 
     async def _beat(self) -> Lease:
-        """Renew the lease until it is not held any more."""
+        """Renew the lease until it is no longer held."""
         while True:
             await asyncio.sleep(min(HEARTBEAT_SECONDS, self._lease / 4))
             try:
@@ -118,19 +119,19 @@ class Attempt:
                 return lease
 
     async def _conclude(self, working: asyncio.Task[Lease]) -> AttemptOutcome:
-        """What became of work that has come to its end."""
+        """Finish the job, or record its failure, once the work has ended."""
         try:
             lease = await working
         except JobFailed as error:
             return await self._fail(str(error), permanent=True)
         except AttemptFailed as error:
             return await self._fail(str(error), permanent=False)
-        except ServingError:  # the runner's own trouble, not the job's
+        except ServingError:  # a fault of the runner or the store, not of the job
             raise
         except Exception:
-            # whatever a handler raises, the job is to fail, not the runner
-            log.exception("Job broke", job=self._job.id)
-            return await self._fail("an internal error; the log knows more", permanent=False)
+            # whatever a handler raises, the job fails and not the runner
+            log.exception("Job handler failed", job=self._job.id)
+            return await self._fail("internal error; see the log", permanent=False)
         if lease != "held":
             return await self._let_go(lease)
         job = await self._patiently(partial(self._store.finish, self._job.id, self._owner))
@@ -147,11 +148,11 @@ class Attempt:
         return "released" if job is not None and job.state == "queued" else _outcome(job)
 
     async def release(self) -> Job | None:
-        """Give the job back, for another runner to go on with."""
+        """Give the job back, for another runner to continue."""
         return await self._store.release(self._job.id, self._owner)
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Its answer, asked for again while the store is away and the lease may still be ours."""
+        """Call the store; retry while it is unavailable and the lease may still be held."""
         deadline = asyncio.get_running_loop().time() + self._lease
         while asyncio.get_running_loop().time() < deadline:
             with suppress(StoreUnavailable):

@@ -1,9 +1,9 @@
-"""Calls computed by the workers of a Dask cluster; what the cluster cannot do is computed here.
+"""Calls computed by the workers of a Dask cluster, or by the runner where the cluster fails.
 
-Context: a runner computes on one core; some have many machines. Decision: the parts of a chunk that a runner would ask
-its own executor for go to a Dask scheduler instead, several chunks at once; leases, checkpoints and retries of jobs
-stay as they are. Consequence: a call on a worker cannot be killed as one here can. So whatever fails in a way that
-might be the cluster's fault, a worker lost three times over one call included, is done again here, where it can.
+Context: a runner computes on one core; some users have many machines. Decision: the calls that a runner would send
+to its own executor go to a Dask scheduler instead, several chunks at once; leases, checkpoints and retries of jobs stay
+the same. Consequence: a call on a worker cannot be killed. So a call that fails for a reason that may be the cluster's,
+such as three workers lost over it, is repeated by the runner, in a process that can be killed.
 """
 
 from __future__ import annotations
@@ -40,39 +40,39 @@ log = structlog.get_logger(__name__)
 
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 20.0
-"""A scheduler that is silent for so long, however busy, is taken for gone."""
+"""A scheduler that does not answer within this, however busy, counts as unavailable."""
 
-LOOK_SECONDS = 1.0
-"""Between looks whether a cluster that has not answered yet has any worker left."""
+CHECK_SECONDS = 1.0
+"""Between checks whether a cluster that has not answered yet has any worker left."""
 
-REST_SECONDS = 30.0
-"""After the cluster has failed, before it is tried again."""
+PAUSE_SECONDS = 30.0
+"""After the cluster has failed, until it is tried again."""
 
 RETRIES = 2
 
 
 LIBRARIES = ("forkserve", "numpy", "scipy", "pandas", "scikit-learn", "numba", "shap", "xgboost", "lightgbm")
-"""What the bits of an answer depend on."""
+"""The libraries on whose version the bits of an answer depend."""
 
 
 class ClusterFailed(Exception):
-    """The cluster did not do a call; the message says why."""
+    """The cluster failed to compute a call; the message says why."""
 
 
-class ClusterAway(ClusterFailed):
-    """Nor would it do the next one."""
+class ClusterUnavailable(ClusterFailed):
+    """The cluster would fail at the next call, too."""
 
 
-class CallLost(ClusterAway):
-    """It has forgotten the call, perhaps because the last worker that had the version is gone."""
+class CallLost(ClusterUnavailable):
+    """The cluster has lost the call, perhaps with the last worker that had the version."""
 
 
 class Unfit(Exception):
-    """A machine cannot answer as the sender would; the message says why."""
+    """A machine would not give the same answers as the sender; the message says why."""
 
 
 def platform_of_answers() -> dict[str, str]:
-    """The machine's kind, Python and the libraries that are installed, with their versions."""
+    """The architecture of this machine, and the versions of Python and of the installed libraries."""
     found = {"machine": platform.machine(), "python": ".".join(platform.python_version_tuple()[:2])}
     for name in LIBRARIES:
         for distribution in (name, f"{name}-cpu"):  # the same library, by another name
@@ -84,9 +84,9 @@ def platform_of_answers() -> dict[str, str]:
 
 
 class Parcel:
-    """One version: manifest, artefact, and what the sender's answers depend on.
+    """A version on its way to other machines: manifest, artefact, and the platform that its answers depend on.
 
-    Only bytes travel, for compiled models cannot be pickled; each process that has it loads it once.
+    Compiled models cannot be pickled, so bytes are sent; each process that receives them loads the version once.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Parcel:
         self.__dict__.update(state, _lock=threading.Lock())
 
     def __dask_tokenize__(self) -> bytes:
-        """Equal for equal versions, so that a cluster keeps each once."""
+        """Equal for equal versions, so that a cluster stores each once."""
         return self.content_hash
 
     def model(self) -> LoadedModel:
@@ -130,12 +130,12 @@ class Parcel:
                 (directory / name).write_bytes(content)
             model = load_version(Path(root), directory, self._options)
         if model.compiled != self._options.compiled or model.content_hash != self.content_hash:
-            raise Unfit(f"{'/'.join(self._place)} is not what the runner has once it is loaded there")
+            raise Unfit(f"{'/'.join(self._place)} differs from the runner's after it was loaded there")
         return model
 
 
 def pack_version(root: Path, model: LoadedModel, *, evaluations: int) -> Parcel:
-    """The version as it was loaded from below `root`. Raises VersionRefused when its files have changed since."""
+    """The version as it was loaded from below `root`. Raises VersionRefused if its files have changed since."""
     directory = root / model.name / model.version
     if read_manifest(directory) != model.manifest:
         raise VersionRefused(directory / FILENAME, "is not what was loaded")
@@ -148,7 +148,7 @@ def pack_version(root: Path, model: LoadedModel, *, evaluations: int) -> Parcel:
 
 
 def answer(parcel: Parcel, verb: Verb, payload: bytes) -> tuple[CallOutcome, bytes]:
-    """What the version answers to a payload of `encode_rows`, or how it broke: a retry elsewhere would change nothing.
+    """Compute a call on a worker: the outcome, be it the model's error, and the answers to a payload of `encode_rows`.
 
     Raises Unfit, VersionRefused.
     """
@@ -156,12 +156,12 @@ def answer(parcel: Parcel, verb: Verb, payload: bytes) -> tuple[CallOutcome, byt
 
 
 class Cluster:
-    """A Backend that sends calls to a Dask cluster; connects on the runner's event loop when it is first asked."""
+    """A Backend that sends calls to a Dask cluster; it connects with the first call."""
 
     def __init__(
         self, address: str, local: Backend, pack_version: Callable[[LoadedModel], Parcel], *, at_once: int
     ) -> None:
-        """`local` computes what the cluster at `address` does not; `pack_version` may raise RegistryError."""
+        """`local` computes the calls that the cluster at `address` does not; `pack_version` may raise RegistryError."""
         self.at_once = at_once
         self._address = address
         self._local = local
@@ -171,22 +171,22 @@ class Cluster:
         self._preparing = asyncio.Lock()
         self._turn = asyncio.Lock()
         self._next_try = 0.0
-        # its lines would have another form than all others
+        # its lines would have a format of their own
         logging.getLogger("distributed").handlers = [logs.json_handler()]
 
     async def run(self, operation: Operation, payload: bytes, *, timeout: float) -> bytes:
-        """As Backend says; on the cluster, if that can do it."""
+        """See Backend; on the cluster if possible."""
         if time.monotonic() >= self._next_try and not operation.model.fallback:
             try:
                 try:
                     return await self._run(operation, payload, timeout)
                 except CallLost:
-                    self._sent.pop(operation.model.content_hash, None)  # to be sent again
+                    self._sent.pop(operation.model.content_hash, None)  # to send it again
                     return await self._run(operation, payload, timeout)
-            except ClusterAway as error:
+            except ClusterUnavailable as error:
                 await self._rest(str(error))
             except ClusterFailed as error:
-                log.warning("Cluster failed at a call, done here", operation=operation.name, error=str(error))
+                log.warning("Call failed on the cluster, computed here", operation=operation.name, error=str(error))
         async with self._turn:
             return await self._local.run(operation, payload, timeout=timeout)
 
@@ -198,9 +198,9 @@ class Cluster:
             await client.close()
 
     async def _rest(self, reason: str) -> None:
-        if time.monotonic() >= self._next_try:  # no other call has found out before
-            self._next_try = time.monotonic() + REST_SECONDS
-            log.warning("Cluster is out of reach, computing here", error=reason)
+        if time.monotonic() >= self._next_try:  # no other call has noticed before
+            self._next_try = time.monotonic() + PAUSE_SECONDS
+            log.warning("Cluster unavailable, computing here", error=reason)
             await self.close()
 
     async def _run(self, operation: Operation, payload: bytes, timeout: float) -> bytes:
@@ -211,15 +211,15 @@ class Cluster:
         try:
             outcome, result = await _outcome(client, future, timeout)
         finally:
-            future.release()  # what waits is dropped; what runs there comes to its end and is forgotten
+            future.release()  # a waiting call is dropped; a running one ends on its worker and is forgotten
         raise_failure(outcome)
         return result
 
     async def _connect(self) -> distributed.Client:
         if self._client is not None:
             return self._client
-        if time.monotonic() < self._next_try:  # a call that has waited for its turn
-            raise ClusterAway("it has just failed")
+        if time.monotonic() < self._next_try:  # another call has failed while this one waited
+            raise ClusterUnavailable("it has just failed")
         client = distributed.Client(
             self._address, asynchronous=True, timeout=CONNECT_SECONDS, set_as_default=False, name="forkserve"
         )
@@ -228,15 +228,15 @@ class Cluster:
             workers = await _count_workers(client)
         except BaseException as error:
             await client.close()
-            if isinstance(error, Exception) and not isinstance(error, ClusterAway):
-                raise ClusterAway(_describe(error)) from error
+            if isinstance(error, Exception) and not isinstance(error, ClusterUnavailable):
+                raise ClusterUnavailable(_describe(error)) from error
             raise
-        log.info("Cluster is within reach", workers=workers)
+        log.info("Cluster connected", workers=workers)
         self._client = client
         return client
 
     async def _send(self, client: distributed.Client, model: LoadedModel) -> distributed.Future[Any]:
-        """The version on the cluster: on every worker that there is now; others get it from these."""
+        """Send the version to every present worker, from which later ones get it."""
         sent = self._sent.get(model.content_hash)
         if sent is None:
             try:
@@ -246,8 +246,8 @@ class Cluster:
             try:
                 sent = await client.scatter(parcel, broadcast=True, timeout=ANSWER_SECONDS)
             except Exception as error:
-                # whatever it is, it is the cluster's: no worker, no connection, no module of ours
-                raise ClusterAway(_describe(error)) from error
+                # whatever it is, it is the cluster's fault: no worker, no connection, no module of ours
+                raise ClusterUnavailable(_describe(error)) from error
             self._sent[model.content_hash] = sent
         return sent
 
@@ -255,12 +255,12 @@ class Cluster:
 async def _outcome(
     client: distributed.Client, future: distributed.Future[Any], timeout: float
 ) -> tuple[CallOutcome, bytes]:
-    """Raises DeadlineExceeded, ClusterFailed."""
-    # a task of its own: Dask cancels what it has lost, which is not to be taken for a cancellation of ours
+    """Wait for a call. Raises DeadlineExceeded, ClusterFailed."""
+    # a task of its own: Dask cancels calls that it has lost, which must not look like our own cancellation
     waiting = asyncio.ensure_future(_result(future))
     deadline = time.monotonic() + timeout
     try:
-        while not (await asyncio.wait({waiting}, timeout=min(LOOK_SECONDS, timeout)))[0]:
+        while not (await asyncio.wait({waiting}, timeout=min(CHECK_SECONDS, timeout)))[0]:
             if time.monotonic() >= deadline:
                 raise DeadlineExceeded(f"the computation took longer than {timeout:g} s")
             await _count_workers(client)
@@ -272,7 +272,7 @@ async def _outcome(
     if isinstance(error, KilledWorker):
         raise ClusterFailed(_describe(error)) from error
     if error is not None:
-        raise ClusterAway(_describe(error)) from error
+        raise ClusterUnavailable(_describe(error)) from error
     return waiting.result()
 
 
@@ -282,14 +282,14 @@ async def _result(future: distributed.Future[Any]) -> tuple[CallOutcome, bytes]:
 
 
 async def _count_workers(client: distributed.Client) -> int:
-    """Raises ClusterAway when there is none."""
+    """The number of workers. Raises ClusterUnavailable if there are none."""
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
             workers = len(await client.nthreads())
     except Exception as error:
-        raise ClusterAway(_describe(error)) from error
+        raise ClusterUnavailable(_describe(error)) from error
     if not workers:
-        raise ClusterAway("it has no workers")
+        raise ClusterUnavailable("it has no workers")
     return workers
 
 

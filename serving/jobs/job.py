@@ -1,4 +1,4 @@
-"""What a job is: the request for it, its state, and how it is tried again."""
+"""Jobs as values: the request for one, its state, its retries, and the firings of schedules that submit them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import msgspec
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 Lease = Literal["held", "cancelled", "lost"]
-"""What the owner of a lease is told: go on; stop and release the job; or leave it, it is another's now."""
+"""The state of a lease: continue; stop and release the job; or drop it, because another owner has it now."""
 
-LONGEST_ERROR = 2000
+MAX_ERROR_CHARACTERS = 2000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A job as it was when it was read. Times are in seconds since the epoch, by the store's clock."""
+    """A snapshot of a job. Times are in seconds since the epoch, by the store's clock."""
 
     id: str
     operation: str
@@ -31,21 +31,21 @@ class Job:
     max_attempts: int
     created: float
     due: float
-    """Not claimed before."""
+    """Runners do not claim the job before this."""
     progress: float = 0.0
     chunks_done: int = 0
     attempts: int = 0
-    """How often it was claimed."""
+    """Number of times it was claimed."""
     stalled: int = 0
-    """The attempts since its last new chunk, at least the present one; `max_attempts` bounds these."""
+    """Attempts since its last new chunk, including the present one; at most `max_attempts`."""
     started: float | None = None
     finished: float | None = None
     cancelling: bool = False
-    """Cancelled while running: its owner learns it with the next heartbeat."""
+    """Cancelled while running: the lease owner learns it with the next heartbeat."""
     owner: str = ""
-    """Of the last lease."""
+    """The owner of the last lease."""
     error: str = ""
-    """Of the last failed attempt."""
+    """The error of the last failed attempt."""
     unique_key: str = ""
     idempotency_key: str = ""
     mutex: str = ""
@@ -57,11 +57,11 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRequest:
-    """A job that somebody wants. An empty key or mutex is none.
+    """A request for a job. Keys and mutex may be empty.
 
-    There is never more than one queued or running job with the same `unique_key`, nor with the same `mutex`, and never
-    more than one job at all with the same `idempotency_key`: who asks for another is given that one. `parameters` are
-    the operation's own affair; of `inputs` a runner reads only the chunk that it works on.
+    At most one queued or running job has a given `unique_key`, or a given `mutex`, and at most one job at all has a
+    given `idempotency_key`: a request for another returns that one. Only the operation reads `parameters`; of `inputs`
+    a runner reads only the chunk that it works on.
     """
 
     operation: str
@@ -77,12 +77,12 @@ class JobRequest:
 
     def __post_init__(self) -> None:
         if not self.operation or not self.inputs or self.max_attempts < 1:
-            raise ValueError("a job has an operation, at least one chunk and at least one attempt")
+            raise ValueError("a job needs an operation, at least one chunk and at least one attempt")
 
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """The job that will answer a request; `is_new` is False when it was there before."""
+    """The job that will answer a request; `is_new` is False if it existed before."""
 
     job: Job
     is_new: bool
@@ -90,7 +90,7 @@ class Submitted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """Jobs by state, and for how many seconds the oldest one that could be run has been waiting."""
+    """Jobs by state, and how many seconds ago the oldest queued job was due."""
 
     queued: int = 0
     running: int = 0
@@ -143,25 +143,25 @@ class Firing:
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Seconds between attempts: doubling, bounded, and cut by up to half at random so that retries spread."""
+    """Seconds between attempts: doubled each time up to a limit, and cut by up to half at random to spread retries."""
 
     first: float = 1.0
     longest: float = 60.0
 
     def delay(self, stalled: int, share: float) -> float:
-        """Before the attempt after `stalled` ones in vain; `share` is a random number from 0 to 1."""
+        """Seconds before the attempt after `stalled` failed ones; `share` is a random number from 0 to 1."""
         return float(min(self.longest, self.first * 2 ** (stalled - 1))) * (1 - share / 2)
 
 
 def new_id() -> str:
-    """144 random bits in 24 characters that need no escaping in a URL: who does not know an id cannot guess it."""
+    """144 random bits in 24 characters that need no escaping in a URL, so that ids cannot be guessed."""
     return secrets.token_urlsafe(18)
 
 
 def content_key(operation: str, content_hash: str, parameters: bytes, inputs: Sequence[bytes]) -> str:
-    """The `unique_key` of a deterministic operation: equal for equal work, whoever asks for it.
+    """The `unique_key` of a deterministic operation: equal for equal work.
 
-    `content_hash` is the model's. Each part is hashed with its length, so that no two lists of parts look the same.
+    `content_hash` is the model's. Each part is hashed with its length, so that different parts never look the same.
     """
     digest = hashlib.sha256()
     for part in (operation.encode(), content_hash.encode(), parameters, *inputs):
@@ -171,15 +171,15 @@ def content_key(operation: str, content_hash: str, parameters: bytes, inputs: Se
 
 
 def job_from(fields: Mapping[str, Any]) -> Job:
-    """A job from a store's columns; numbers may be text, columns that a job does not have are left out."""
+    """A job from a store's columns, of which unknown ones are ignored; numbers may be text."""
     return msgspec.convert(fields, Job, strict=False)
 
 
 def record_from(fields: Mapping[str, Any]) -> ScheduleRecord:
-    """The record of a schedule from a store's columns, of which others are ignored; numbers may be text."""
+    """The record of a schedule from a store's columns, of which unknown ones are ignored; numbers may be text."""
     return msgspec.convert({**fields, "counts": fields}, ScheduleRecord, strict=False)
 
 
 def printable(error: str) -> str:
-    """An error text as it is kept: not too long, and something that UTF-8 can say."""
-    return error.encode("utf-8", "replace").decode()[:LONGEST_ERROR]
+    """An error message as it is stored: cut to a maximum length, and valid UTF-8."""
+    return error.encode("utf-8", "replace").decode()[:MAX_ERROR_CHARACTERS]

@@ -1,4 +1,4 @@
-"""The result of a job, as one JSON document, or if it is over rows as a table, chunk by chunk."""
+"""The result of a job, streamed chunk by chunk: as one JSON document, or as a CSV if the job is over rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from serving.predict.operation import ANSWERS, begin_answer
 
 
 async def json_result(store: JobStore, job: Job) -> AsyncIterator[bytes]:
-    """What a request would have been answered, in pieces."""
+    """The JSON that a request would have returned."""
     yield b'%s,"%s":[' % (begin_answer(job.model, job.version), ANSWERS[job.operation].encode())
     separator = b""
     async for chunk in _whole(store, job):
@@ -28,36 +28,36 @@ async def json_result(store: JobStore, job: Job) -> AsyncIterator[bytes]:
 
 
 async def plain_result(store: JobStore, job: Job) -> AsyncIterator[bytes]:
-    """Of a job that is not over rows: its only chunk is its result, as JSON."""
+    """The JSON of a job that is not over rows: its only chunk."""
     async for chunk in _whole(store, job):
         yield chunk
 
 
 async def csv_result(store: JobStore, job: Job) -> AsyncIterator[bytes]:
-    """A header, then a line for each prediction, or for each instance and class that is explained."""
+    """A header, then a line for each prediction, or for each instance and class explained."""
     parameters = parameters_of(job)
     columns, lines = _table(job.operation, parameters)
     yield _csv([columns])
     instance = 0
     async for chunk in _whole(store, job):
         answers = msgspec.json.decode(b"[" + chunk + b"]")
-        # a few milliseconds, which the event loop should not spend in one piece
+        # it takes a few milliseconds, for which the event loop should not stop
         yield await asyncio.to_thread(_csv, _numbered(answers, instance, lines))
         instance += len(answers)
 
 
 async def _whole(store: JobStore, job: Job) -> AsyncIterator[bytes]:
-    """Every chunk. Raises JobNotFound where the job was pruned meanwhile: half a result must not look like one."""
+    """Every chunk. Raises JobNotFound if the job was pruned meanwhile, so that half a result does not look complete."""
     seen = 0
     async for chunk in results(store, job):
         yield chunk
         seen += 1
     if seen < job.chunks:
-        raise JobNotFound("the result is gone")
+        raise JobNotFound("the result has been deleted")
 
 
 Lines = Callable[[Any], Iterator[list[Any]]]
-"""From one answer to what comes after its number in each of its lines."""
+"""Turns one answer into its lines, without the number of its instance."""
 
 
 def _table(operation: str, parameters: RowParameters) -> tuple[list[str], Lines]:
@@ -72,7 +72,7 @@ def _table(operation: str, parameters: RowParameters) -> tuple[list[str], Lines]
 
 
 def _plain(answer: Any) -> Iterator[list[Any]]:
-    """A regressor's number, or the label of a cluster."""
+    """The number of a regressor, or the label of a cluster."""
     yield [answer["label"] if isinstance(answer, dict) else answer]
 
 

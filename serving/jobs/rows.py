@@ -1,7 +1,7 @@
-"""Jobs over rows: the rows of one model version kept chunk by chunk, what computes them, and the handler that asks it.
+"""Jobs over rows: how rows are stored chunk by chunk, which backend computes them, and the handler that calls it.
 
-A chunk is kept as the bytes of its float64 rows, little endian, one row after the other: what was validated when the
-job was submitted needs no second look, and a value keeps every bit. A runner itself never calls a model: a call that
+A chunk is stored as the bytes of its float64 rows, little endian, one row after the other: what was validated when the
+job was submitted is not validated again, and a value keeps every bit. A runner itself never calls a model: a call that
 hangs, crashes or eats memory takes down an executor process, which is forked anew in milliseconds, while the runner
 goes on with its heartbeats.
 """
@@ -33,22 +33,23 @@ from serving.process.executor import Executor
 log = structlog.get_logger(__name__)
 
 OPERATIONS = VERBS
+"""The operations of jobs over rows."""
 
 SLOW_CHUNK_ROWS = 20
-"""Of explainers that take seconds a row: little is done twice when a runner is replaced."""
+"""Rows in a chunk where an explainer takes seconds a row, so that little is lost when a runner is replaced."""
 
 MAX_ATTEMPTS = 5
-"""Without a new chunk in between. Rows cannot kill a runner, only the process that is asked: a runner dies of others'
-troubles, which may come three in a row."""
+"""Attempts without a new chunk. Rows cannot kill a runner, only its executor process: a runner dies for other reasons,
+and may do so several times in a row."""
 
 CALL_SECONDS = 1.0
-"""Of one call to a model: so that there is progress to tell, and little to do again."""
+"""Intended duration of one call to a model: short, so that there is progress to report and little to repeat."""
 
 
 class RowParameters(msgspec.Struct, frozen=True):
-    """What a job over rows is, besides its rows.
+    """The parameters of a job over rows.
 
-    The names are kept so that a result can be shown as a table when the version is no longer loaded.
+    They include names, so that a result can be rendered as a table when the version is no longer loaded.
     """
 
     content_hash: str
@@ -60,27 +61,27 @@ class RowParameters(msgspec.Struct, frozen=True):
     top: int | None
 
     def selection(self) -> Selection:
-        """What an explanation shows."""
+        """The parts of explanations to include."""
         return msgspec.convert({"classes": self.classes, "top": self.top}, Selection)
 
     def explained_columns(self) -> tuple[str, ...]:
-        """The features, and what stands for those that are not shown."""
+        """The columns of explanations as a table: the features, and one for those that are not included."""
         return self.features if self.top is None else tuple(dict.fromkeys((*self.features, OTHER)))
 
 
 def parameters_of(job: Job) -> RowParameters:
-    """What the request said."""
+    """The parameters of a job that `row_job` has made."""
     return msgspec.json.decode(job.parameters, type=RowParameters)
 
 
 def chunk_rows(model: LoadedModel, verb: Verb, most: int) -> int:
-    """How many rows are one chunk of a job."""
+    """How many rows make a chunk of a job."""
     slow = verb == "explain" and model.explainer is not None and model.explainer.jobs_only
     return min(most, SLOW_CHUNK_ROWS) if slow else most
 
 
 def check_explained(model: LoadedModel, verb: Verb, selection: Selection) -> None:
-    """Raises NotExplained, InvalidSelection. Explainers that are too slow for a request are welcome here."""
+    """Raises NotExplained, InvalidSelection; explainers that are too slow for a request are allowed."""
     if verb == "explain":
         if model.explainer is None:
             raise NotExplained(f"{model.name}/{model.version} has no explainer")
@@ -88,12 +89,12 @@ def check_explained(model: LoadedModel, verb: Verb, selection: Selection) -> Non
 
 
 def pack(rows: Rows) -> bytes:
-    """Rows of shape (rows, features) as they are kept."""
+    """Rows of shape (rows, features) as they are stored."""
     return np.ascontiguousarray(rows, "<f8").tobytes()
 
 
 def unpack(data: bytes, features: int) -> Rows:
-    """The rows of a chunk, shape (rows, features). Raises ValueError if they are not of so many features."""
+    """The rows of a chunk, shape (rows, features). Raises ValueError if the size does not fit."""
     return np.frombuffer(data, "<f8").reshape(-1, features)
 
 
@@ -102,7 +103,7 @@ def row_job(
 ) -> JobRequest:
     """The request for a job over `rows` rows in chunks of `size`; `key` is the client's idempotency key, or empty.
 
-    Takes a while for many rows: all of them are hashed.
+    Takes a while for many rows, because all of them are hashed.
     """
     parameters = msgspec.json.encode(
         RowParameters(
@@ -123,7 +124,7 @@ def row_job(
         inputs=chunks,
         max_attempts=MAX_ATTEMPTS,
         unique_key=content_key(verb, model.content_hash.hex(), parameters, chunks),
-        # hashed, so that whatever a client sends is short and printable
+        # hashed, so that a client's key becomes short and printable
         idempotency_key=hashlib.sha256(key.encode()).hexdigest() if key else "",
     )
 
@@ -132,7 +133,7 @@ class Backend(Protocol):
     """Runs operations for one runner, on its event loop."""
 
     at_once: int
-    """Chunks of a job that it is to be given at the same time."""
+    """Chunks of a job to work on at the same time."""
 
     async def run(self, operation: Operation, payload: bytes, /, *, timeout: float) -> bytes:
         """The JSON array of one answer a row, for a payload of `encode_rows`, within `timeout` seconds.
@@ -142,17 +143,17 @@ class Backend(Protocol):
         ...
 
     async def close(self) -> None:
-        """Disconnect from whatever it is connected to."""
+        """Disconnect."""
         ...
 
 
 class LocalBackend:
-    """One call after the other, in the executor processes of the runner."""
+    """Runs one call after the other in the runner's executor processes."""
 
     at_once = 1
 
     def __init__(self, executor: Executor) -> None:
-        """`executor` can run all operations that it will be asked for, under their names; the runner starts it."""
+        """`executor` has all operations under their names; the runner starts it."""
         self._executor = executor
 
     async def run(self, operation: Operation, payload: bytes, *, timeout: float) -> bytes:
@@ -162,7 +163,7 @@ class LocalBackend:
 
 
 def make_row_operations(registry: Registry) -> list[Operation]:
-    """All that jobs may ask of models."""
+    """All operations that jobs may call."""
     return [
         Operation(model, verb)
         for model in registry
@@ -175,14 +176,14 @@ class RowHandler:
     """Answers chunks of rows with the JSON of one answer a row, in order, with commas between them."""
 
     def __init__(self, registry: Registry, backend: Backend, *, timeout: float) -> None:
-        """`backend` can run all of `make_row_operations`; a call may take `timeout` seconds."""
+        """`backend` runs all of `make_row_operations`; a call may take `timeout` seconds."""
         self._registry = registry
         self._backend = backend
         self._timeout = timeout
         self._costs: dict[str, Cost] = {}
 
     async def __call__(self, job: Job, chunk: int, data: bytes, report: Report) -> bytes:
-        """Raises JobFailed, AttemptFailed, ExecutorGone."""
+        """Work on a chunk. Raises JobFailed, AttemptFailed, ExecutorGone."""
         parameters = parameters_of(job)
         operation = self._operation(job, parameters)
         rows = unpack(data, len(parameters.features))
@@ -206,7 +207,7 @@ class RowHandler:
             # a runner of another instance, or this one after a reload, may have it
             raise AttemptFailed(f"{job.model}/{job.version} is not loaded") from None
         if model.content_hash.hex() != parameters.content_hash:
-            raise JobFailed(f"{job.model}/{job.version} is not what it was when the job was sent")
+            raise JobFailed(f"{job.model}/{job.version} has changed since the job was submitted")
         return Operation(model, cast("Verb", job.operation))
 
 
@@ -220,8 +221,8 @@ class _Call:
     async def answer(self, rows: Rows, first: int) -> bytes:
         """The answers to rows, of which the first is instance `first` of the job.
 
-        Rows that break the model, or are too many for its memory, are halved until those are left that do. So the
-        message names the first one, and one that breaks nothing has its answer.
+        Rows that break the model, or need too much memory together, are halved and retried. So an error names the
+        first bad instance, and good ones are answered.
         """
         try:
             payload = encode_rows(rows, self.selection)
@@ -238,5 +239,5 @@ class _Call:
 
 
 def _blame(error: Exception, instance: int) -> str:
-    what = "needs more memory than it may" if isinstance(error, MemoryExceeded) else "failed"
+    what = "needs more memory than is allowed" if isinstance(error, MemoryExceeded) else "failed"
     return f"the model {what} on instance {instance}"

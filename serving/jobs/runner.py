@@ -1,4 +1,4 @@
-"""A runner: a process that claims jobs and works on them, one at a time, until it is told to stop."""
+"""A runner: a process that claims jobs and works on them, one at a time, until it is stopped."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 
 import structlog
@@ -25,20 +26,30 @@ from serving.shared.metrics import JobCounters
 log = structlog.get_logger(__name__)
 
 POLL_SECONDS = 0.25
-"""Between looks for a job; one costs 0.3 ms."""
+"""Between attempts to claim a job; one costs 0.3 ms."""
 
-AWAY_SECONDS = 2.0
-"""Between looks while the store is away."""
+RETRY_SECONDS = 2.0
+"""Between attempts to claim a job while the store is unavailable."""
 
 PRUNE_SECONDS = 60.0
-
+"""Between removals of old jobs and events."""
 
 Until = Callable[[], Awaitable[bool]]
 
 
-async def at_once() -> bool:
-    """For a runner that ends as soon as no job is due."""
+async def immediately() -> bool:
+    """Lets a runner end as soon as no job is due."""
     return True
+
+
+@dataclass(frozen=True, slots=True)
+class JobLimits:
+    """How long leases last, and how long and how many finished jobs are kept."""
+
+    lease_seconds: float
+    keep_seconds: float
+    """Events are kept as long."""
+    keep_jobs: int
 
 
 class Runner:
@@ -50,32 +61,26 @@ class Runner:
         events: EventLog,
         handlers: Mapping[str, Handler],
         executors: Sequence[Executor],
-        backend: Backend,
+        limits: JobLimits,
         *,
-        figures: JobCounters,
-        lease_seconds: float,
-        keep_seconds: float,
-        keep_jobs: int,
+        counters: JobCounters,
+        backend: Backend | None = None,
     ) -> None:
-        """`handlers` by operation: no other jobs are claimed. `executors` are theirs; the runner starts and stops them.
-        `backend` is where rows are computed, an executor or beyond; the runner closes it.
-
-        Finished jobs and events are forgotten after `keep_seconds`, and all but the last `keep_jobs` jobs.
+        """`handlers` by operation; other jobs are not claimed. The runner starts and stops their `executors`, and
+        closes the `backend` of rows, if it has one.
         """
         self._store = store
         self._events = events
         self._handlers = handlers
         self._executors = tuple(executors)
-        self._figures = figures
+        self._limits = limits
+        self._counters = counters
         self._backend = backend
-        self._lease_seconds = lease_seconds
-        self._keep_seconds = keep_seconds
-        self._keep_jobs = keep_jobs
         self._next_prune = 0.0
-        self._is_away = False
+        self._is_unavailable = False
 
     def run(self, *, until: Until | None = None) -> None:
-        """Work until SIGTERM or SIGINT, or until no job is due and `until` says that this is enough.
+        """Work until SIGTERM or SIGINT, or until no job is due and `until` returns True.
 
         The process must have one thread.
         """
@@ -92,7 +97,7 @@ class Runner:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
         owner = new_owner()
-        log.info("Runner works", pid=os.getpid(), owner=owner)
+        log.info("Runner started", pid=os.getpid(), owner=owner)
         while not stopping.is_set() and all(executor.reason_to_replace() is None for executor in self._executors):
             job = await self._claim(owner)
             if job is not None:
@@ -101,52 +106,48 @@ class Runner:
                 break
             else:
                 await self._rest(stopping)
-        await self._backend.close()
+        if self._backend is not None:
+            await self._backend.close()
         await self._store.close()
         await self._events.close()
-        log.info("Runner ends", pid=os.getpid())
+        log.info("Runner stopped", pid=os.getpid())
 
     async def _claim(self, owner: str) -> Job | None:
-        """The next job, if there is one; old ones are pruned now and then. An outage is said once."""
+        """The next job, if one is due, after old jobs were pruned from time to time. An outage is logged once."""
         try:
             if time.monotonic() >= self._next_prune:
                 await self._prune()
-            job = await self._store.claim(owner, self._lease_seconds, list(self._handlers))
+            job = await self._store.claim(owner, self._limits.lease_seconds, list(self._handlers))
         except StoreUnavailable as error:
-            if not self._is_away:
-                log.warning("Jobs are out of reach", error=str(error))
-            self._is_away = True
+            if not self._is_unavailable:
+                log.warning("Job store unavailable", error=str(error))
+            self._is_unavailable = True
             return None
-        if self._is_away:
-            log.info("Jobs are within reach again")
-        self._is_away = False
+        if self._is_unavailable:
+            log.info("Job store available again")
+        self._is_unavailable = False
         return job
 
     async def _prune(self) -> None:
         self._next_prune = time.monotonic() + PRUNE_SECONDS
         jobs = 0
-        while removed := await self._store.prune(self._keep_seconds, self._keep_jobs):
+        while removed := await self._store.prune(self._limits.keep_seconds, self._limits.keep_jobs):
             jobs += removed
-        events = await self._events.prune(self._keep_seconds)
+        events = await self._events.prune(self._limits.keep_seconds)
         if jobs or events:
-            log.info("Old jobs and events are gone", jobs=jobs, events=events)
+            log.info("Old jobs and events removed", jobs=jobs, events=events)
 
     async def _rest(self, stopping: asyncio.Event) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(AWAY_SECONDS if self._is_away else POLL_SECONDS):
+            async with asyncio.timeout(RETRY_SECONDS if self._is_unavailable else POLL_SECONDS):
                 await stopping.wait()
 
     async def _work(self, job: Job, owner: str, stopping: asyncio.Event) -> None:
-        said = partial(log.info, job=job.id, operation=job.operation, model=job.model, version=job.version)
+        say = partial(log.info, job=job.id, operation=job.operation, model=job.model, version=job.version)
         before, started = _private_bytes(), time.monotonic()
-        said("Job begins", attempt=job.attempts, chunks=job.chunks, chunks_done=job.chunks_done, private_bytes=before)
-        attempt = Attempt(
-            self._store,
-            job,
-            owner=owner,
-            lease=self._lease_seconds,
-            chunks_at_once=self._backend.at_once,
-        )
+        say("Job started", attempt=job.attempts, chunks=job.chunks, chunks_done=job.chunks_done, private_bytes=before)
+        at_once = 1 if self._backend is None else self._backend.at_once
+        attempt = Attempt(self._store, job, owner=owner, lease=self._limits.lease_seconds, chunks_at_once=at_once)
         outcome: AttemptOutcome | str
         try:
             outcome = await attempt.run(self._handlers[job.operation], stopping)
@@ -155,16 +156,16 @@ class Runner:
             with suppress(StoreUnavailable):
                 await attempt.release()
         except ServingError as error:
-            # the store is away, or the job's rows are gone: the lease runs out by itself
+            # the store is unavailable, or the job was removed: the lease expires by itself
             outcome = f"left: {error}"
         seconds = time.monotonic() - started
         replacements = sum(executor.replacements for executor in self._executors)
-        self._figures.ended(outcome.partition(":")[0], replacements)
-        said(f"Job {outcome} after {seconds:.3f}s", private_bytes=_private_bytes(), private_bytes_before=before)
+        self._counters.ended(outcome.partition(":")[0], replacements)
+        say(f"Job {outcome} after {seconds:.3f}s", private_bytes=_private_bytes(), private_bytes_before=before)
 
 
 def _private_bytes() -> int | None:
-    """Of this process and those that it has forked; None where the kernel does not tell."""
+    """Private memory of this process and its descendants; None where the kernel does not say."""
     total, pids = 0, [os.getpid()]
     try:
         while pids:

@@ -66,14 +66,14 @@ class Scheduler:
         stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-        log.info("Scheduler works", pid=os.getpid(), schedules=[schedule.name for schedule in self._schedules])
+        log.info("Scheduler started", pid=os.getpid(), schedules=[schedule.name for schedule in self._schedules])
         while not stopping.is_set():
             next_time = await self.attempt()
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(max(0.0, next_time - self._clock()), MAX_SLEEP_SECONDS)):
                     await stopping.wait()
         await self._store.close()
-        log.info("Scheduler ends", pid=os.getpid())
+        log.info("Scheduler stopped", pid=os.getpid())
 
     async def attempt(self) -> float:
         """Fire all that is due, or log once why that has to wait; the time of the next attempt."""

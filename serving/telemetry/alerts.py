@@ -27,7 +27,7 @@ Form = Literal["discord", "slack"]
 
 ALERTED: Mapping[str, str] = {
     "Redis is unavailable; continuing without it": "redis",
-    "Jobs are out of reach": "jobs",
+    "Job store unavailable": "jobs",
     "Events cannot be read": "events",
     "Supabase is unavailable": "records",
     "Outcomes lost": "outcomes",

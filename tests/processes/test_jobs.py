@@ -232,7 +232,7 @@ def test_rows_that_need_much_memory_together_are_taken_apart(busy: Service) -> N
     job = ended(busy, send(busy, "predict", "greedy", [[60], [60], [60], [60]]))
     assert (job["state"], job["attempts"]) == ("done", 1)
     job = ended(busy, send(busy, "predict", "greedy", [[60], [60], [60], [600]]))
-    assert job["error"] == "the model needs more memory than it may on instance 3"
+    assert job["error"] == "the model needs more memory than is allowed on instance 3"
 
 
 def test_a_running_job_is_cancelled_within_its_chunk(busy: Service) -> None:

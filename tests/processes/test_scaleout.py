@@ -35,7 +35,7 @@ def scaled(models: Path, cluster: DaskCluster) -> Iterator[Service]:
     environ = {"MODEL_DIR": str(models), "DASK_SCHEDULER": cluster.address, "SHAP_MAX_BATCH_SIZE": "7"}
     with Service(ENVIRON | environ) as service:
         yield service
-    assert service.events("Runner ends")
+    assert service.events("Runner stopped")
     assert service.events("Runner died") == []
     assert "Traceback" not in service.log()
 
@@ -74,7 +74,7 @@ def check_both_operations(service: Service, model: str) -> None:
 @pytest.mark.parametrize("model", ["mortgage", "wine"])
 def test_jobs_on_a_cluster_give_what_requests_give(scaled: Service, model: str) -> None:
     check_both_operations(scaled, model)
-    assert scaled.events("Cluster is within reach")
+    assert scaled.events("Cluster connected")
     assert scaled.events("Cluster is out") == scaled.events("Cluster failed") == []
 
 
@@ -108,6 +108,6 @@ def test_a_cluster_that_is_not_there_leaves_jobs_to_the_runner(models: Path) -> 
     environ = {"MODEL_DIR": str(models), "DASK_SCHEDULER": f"tcp://127.0.0.1:{free_port()}", "SHAP_MAX_BATCH_SIZE": "7"}
     with Service(ENVIRON | environ) as service:
         check_both_operations(service, "wine")
-        assert service.events("Cluster is out of reach, computing here")
+        assert service.events("Cluster unavailable, computing here")
         status = service.stop()
     assert status == 0

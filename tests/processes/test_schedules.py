@@ -25,11 +25,11 @@ POLLED = "often: every 1s grace 30: poll days"
 
 
 def _has_begun(service: Service) -> bool:
-    return len(service.events("Scheduler works")) == 1
+    return len(service.events("Scheduler started")) == 1
 
 
 def _works_again(service: Service) -> bool:
-    return len(service.events("Scheduler works")) == 2
+    return len(service.events("Scheduler started")) == 2
 
 
 @pytest.fixture(params=["sqlite", "redis"])

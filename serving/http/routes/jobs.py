@@ -1,4 +1,4 @@
-"""`/v1/jobs`: send in many rows, look how they are getting on, fetch the answers, cancel."""
+"""`/v1/jobs`: submit many rows, follow the job, fetch the answers, cancel."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def jobs_router(service: Service, streams: Streams) -> APIRouter:
     async def submit(request: Request) -> Response:
         return submitted(await _submit(store, await _read(request, reader, limits)))
 
-    @router.get("/{job_id}", summary="How a job is getting on")
+    @router.get("/{job_id}", summary="The state of a job")
     async def show(job_id: str) -> Response:
         return answer_json(job_view(await store.get(job_id)))
 
-    @router.get("/{job_id}/result", summary="The answers, as JSON, or as CSV for who accepts that")
+    @router.get("/{job_id}/result", summary="The answers, as JSON, or as CSV if the client accepts that")
     async def result(job_id: str, request: Request) -> Response:
         job = await store.get(job_id)
         if job.state != "done":
@@ -99,12 +99,12 @@ def _result(store: JobStore, job: Job, accept: str) -> Response:
 async def _submit(store: JobStore, request: JobRequest) -> Job:
     job = (await store.submit(request)).job
     if request.idempotency_key == job.idempotency_key != "" and job.unique_key != request.unique_key:
-        raise InvalidRequest("this Idempotency-Key has come with another request before")
+        raise InvalidRequest("this Idempotency-Key was used for another request")
     return job
 
 
 def _query(request: Request) -> dict[str, Any]:
-    """The query by name; a name that comes twice is a list."""
+    """The query by name; a name that appears twice has a list."""
     query: dict[str, Any] = {}
     for name in request.query_params:
         values = request.query_params.getlist(name)
@@ -113,12 +113,12 @@ def _query(request: Request) -> dict[str, Any]:
 
 
 def submitted(job: Job) -> Response:
-    """The answer to who has asked for a job."""
+    """The response to a request for a job."""
     return answer_json(job_view(job), 202, {"Location": f"/v1/jobs/{job.id}"})
 
 
 def job_view(job: Job) -> dict[str, Any]:
-    """What a client may know of a job."""
+    """A job as clients see it."""
     view: dict[str, Any] = {
         "id": job.id,
         "operation": job.operation,

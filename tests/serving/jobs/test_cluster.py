@@ -80,14 +80,14 @@ async def test_a_call_that_kills_its_worker_is_made_here_and_the_next_one_there(
     assert await run(cluster, model, 0.5) == b"[0.5]"
     with capture_logs() as lines:
         assert await run(cluster, model, 2.0) == b"here"
-    assert [line["event"] for line in lines] == ["Cluster failed at a call, done here"]
+    assert [line["event"] for line in lines] == ["Call failed on the cluster, computed here"]
     assert await run(cluster, model, 0.25) == b"[0.25]"
 
 
 async def test_a_version_that_was_lost_with_its_only_worker_is_sent_again(
     root: Path, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.jobs.cluster.REST_SECONDS", 0.1)
+    monkeypatch.setattr("serving.jobs.cluster.PAUSE_SECONDS", 0.1)
     with DaskCluster(1) as single:
         backend = Cluster(single.address, Here(), partial(pack_version, root, evaluations=500), at_once=8)
         assert await run(backend, model, 0.5) == b"[0.5]"
@@ -121,7 +121,7 @@ async def test_a_worker_of_other_libraries_is_not_asked(
     backend = Cluster(fragile_cluster.address, Here(), pack, at_once=8)
     with capture_logs() as lines:
         assert await run(backend, model, 0.5) == b"here"
-    assert lines[-1]["event"] == "Cluster is out of reach, computing here"
+    assert lines[-1]["event"] == "Cluster unavailable, computing here"
     assert f"it has {library} {platform_of_answers()[library]}, the runner 0.0" in lines[-1]["error"]
     await backend.close()
 
@@ -132,7 +132,7 @@ async def test_a_cluster_without_workers_is_said_once(root: Path, model: LoadedM
         answers = await asyncio.gather(*[run(backend, model, 0.5) for _ in range(5)])
         await backend.close()
     assert answers == [b"here"] * 5
-    assert [line["event"] for line in lines].count("Cluster is out of reach, computing here") == 1
+    assert [line["event"] for line in lines].count("Cluster unavailable, computing here") == 1
 
 
 def test_a_version_whose_files_have_changed_is_not_sent(tmp_path: Path) -> None:

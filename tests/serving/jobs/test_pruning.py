@@ -7,10 +7,8 @@ import structlog
 
 from serving.errors import JobNotFound
 from serving.events.log import EventLog
-from serving.jobs.rows import LocalBackend
-from serving.jobs.runner import Runner
+from serving.jobs.runner import JobLimits, Runner
 from serving.jobs.store import JobStore
-from serving.process.executor import Executor
 from serving.shared.book import Book
 from serving.shared.metrics import Metrics
 from tests.serving.jobs.conftest import Jobs, claimed, complete, job_request
@@ -20,18 +18,7 @@ pytestmark = pytest.mark.anyio
 
 def runner(store: JobStore, events: EventLog, *, keep_seconds: float, keep_jobs: int) -> Runner:
     """It has nothing to do but to prune."""
-    executor = Executor({})
-    return Runner(
-        store,
-        events,
-        {},
-        [executor],
-        LocalBackend(executor),
-        figures=Metrics(Book(1)).jobs,
-        lease_seconds=60,
-        keep_seconds=keep_seconds,
-        keep_jobs=keep_jobs,
-    )
+    return Runner(store, events, {}, [], JobLimits(60, keep_seconds, keep_jobs), counters=Metrics(Book(1)).jobs)
 
 
 async def finish(store: JobStore, jobs: Jobs) -> str:

@@ -69,7 +69,7 @@ async def test_a_line_of_the_log_is_an_alert() -> None:
     async with serving(lambda *_: reply(204)) as stub, telling(stub, "discord") as alerts:
         line = {"event": "Runner died", "pid": 7, "code": -9}
         assert alerts.watch(None, "warning", dict(line)) == line
-        alerts.watch(None, "warning", {"event": "Runner works"})
+        alerts.watch(None, "warning", {"event": "Runner started"})
         alerts.watch(None, "info", {"event": "Reload refused"})
         alerts.start()
         (message,) = await heard(stub, 1)
