@@ -354,7 +354,7 @@ def test_gunicorn_without_the_web_role_says_what_to_run(odd: Path) -> None:
     service = Service({"MODEL_DIR": str(odd), "ROLES": "worker"})
     assert service.process.wait(30) != 0
     service.stop()
-    assert "forkserve: ROLES names no web; run `forkserve worker` instead of gunicorn" in service.log()
+    assert "forkserve: ROLES does not include web; run `forkserve worker` instead of gunicorn" in service.log()
 
 
 def test_forkserve_worker_replaces_its_runners_and_ends_with_them(odd: Path, tmp_path: Path) -> None:
