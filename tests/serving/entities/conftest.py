@@ -1,4 +1,4 @@
-"""Sources of both kinds over the same rows."""
+"""Stores of both kinds over the same rows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(params=["sqlite", "supabase"])
-async def open_source(request: pytest.FixtureRequest, tmp_path: Path, patient: None) -> AsyncIterator[Open]:
+async def open_store(request: pytest.FixtureRequest, tmp_path: Path, patient: None) -> AsyncIterator[Open]:
     """Each call opens what another process would."""
     opened: list[EntityStore] = []
     if request.param == "supabase":
@@ -38,22 +38,22 @@ async def open_source(request: pytest.FixtureRequest, tmp_path: Path, patient: N
         server.empty()
 
     def open_one() -> EntityStore:
-        source: EntityStore
+        store: EntityStore
         if request.param == "supabase":
-            source = SupabaseEntityStore(server.url, server.key, keep_records=KEEP, keep_outcomes=KEEP)
+            store = SupabaseEntityStore(server.url, server.key, keep_records=KEEP, keep_outcomes=KEEP)
         else:
-            source = SQLiteEntityStore(tmp_path, keep_records=KEEP, keep_outcomes=KEEP)
-        opened.append(source)
-        return source
+            store = SQLiteEntityStore(tmp_path, keep_records=KEEP, keep_outcomes=KEEP)
+        opened.append(store)
+        return store
 
     yield open_one
-    for source in opened:
-        await source.close()
+    for store in opened:
+        await store.close()
 
 
 @pytest.fixture
-def source(open_source: Open) -> EntityStore:
-    return open_source()
+def store(open_store: Open) -> EntityStore:
+    return open_store()
 
 
 def day(number: int) -> datetime:

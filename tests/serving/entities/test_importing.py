@@ -38,13 +38,13 @@ def test_cells_become_what_they_look_like(tmp_path: Path) -> None:
 @pytest.mark.anyio
 async def test_a_file_may_be_imported_again_and_is_of_any_size(tmp_path: Path) -> None:
     lines = b"".join(b"%s,2024-01-01T00:00:%02d,%d\n" % (b"ab"[n % 2 : n % 2 + 1], n % 60, n) for n in range(BATCH + 3))
-    source = SQLiteEntityStore(tmp_path, keep_records=10_000, keep_outcomes=1)
+    store = SQLiteEntityStore(tmp_path, keep_records=10_000, keep_outcomes=1)
     file = write(tmp_path, HEADER + lines)
     for new in (BATCH + 3, 0):
-        done = await import_records(source, read_records_csv(file))
+        done = await import_records(store, read_records_csv(file))
         assert (done.records, done.new) == (BATCH + 3, new)
-    assert len(await source.newest("a", 10_000)) == (BATCH + 4) // 2
-    await source.close()
+    assert len(await store.newest("a", 10_000)) == (BATCH + 4) // 2
+    await store.close()
 
 
 BAD: dict[bytes, str] = {
@@ -75,8 +75,8 @@ def test_a_file_that_cannot_be_names_its_line(tmp_path: Path, content: bytes) ->
 @pytest.mark.anyio
 async def test_what_came_before_a_bad_line_is_kept_and_counted(tmp_path: Path) -> None:
     lines = b"".join(b"a,2024-01-01,%d\n" % number for number in range(BATCH))
-    source = SQLiteEntityStore(tmp_path, keep_records=10_000, keep_outcomes=1)
+    store = SQLiteEntityStore(tmp_path, keep_records=10_000, keep_outcomes=1)
     with pytest.raises(InvalidRequest, match=f"line {BATCH + 2}: .*; the {BATCH} records before are imported"):
-        await import_records(source, read_records_csv(write(tmp_path, HEADER + lines + b"a,never,1\n")))
-    assert len(await source.newest("a", 10_000)) == BATCH
-    await source.close()
+        await import_records(store, read_records_csv(write(tmp_path, HEADER + lines + b"a,never,1\n")))
+    assert len(await store.newest("a", 10_000)) == BATCH
+    await store.close()

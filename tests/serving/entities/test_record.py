@@ -1,4 +1,4 @@
-"""What a record may hold, and what becomes of it."""
+"""The rules for the values of a record."""
 
 from __future__ import annotations
 

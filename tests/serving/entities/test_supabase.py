@@ -1,4 +1,4 @@
-"""Supabase when it is not well, without HTTP in front: what calls cost, and that they leave nothing behind."""
+"""Supabase under faults, without HTTP in front: calls end in time and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -25,61 +25,59 @@ def clock() -> WallClock:
 
 
 @pytest.fixture
-async def source(own_supabase: SupabaseServer, clock: WallClock) -> AsyncIterator[SupabaseEntityStore]:
+async def store(own_supabase: SupabaseServer, clock: WallClock) -> AsyncIterator[SupabaseEntityStore]:
     breaker = Breaker(clock=clock)
-    source = SupabaseEntityStore(
-        own_supabase.url, own_supabase.key, keep_records=5, keep_outcomes=5000, breaker=breaker
-    )
-    yield source
+    store = SupabaseEntityStore(own_supabase.url, own_supabase.key, keep_records=5, keep_outcomes=5000, breaker=breaker)
+    yield store
     own_supabase.resume()
-    await source.close()
+    await store.close()
 
 
-async def answers(source: SupabaseEntityStore, clock: WallClock) -> bool:
+async def answers(store: SupabaseEntityStore, clock: WallClock) -> bool:
     """Whether it does, once its breaker lets anybody ask."""
     clock.now += 60
     try:
-        await source.newest("a", 1)
+        await store.newest("a", 1)
     except StoreUnavailable:
         return False
     return True
 
 
 @pytest.mark.usefixtures("patient")
-async def test_cancelled_calls_give_their_connections_back(source: SupabaseEntityStore, clock: WallClock) -> None:
-    await source.add_records([record(1)])
+async def test_cancelled_calls_give_their_connections_back(store: SupabaseEntityStore, clock: WallClock) -> None:
+    await store.add_records([record(1)])
     moments = Random(1)
     for _ in range(30):
-        calls = [asyncio.create_task(source.newest("a", 1)) for _ in range(3 * CALLS_AT_ONCE)]
+        calls = [asyncio.create_task(store.newest("a", 1)) for _ in range(3 * CALLS_AT_ONCE)]
         # at another moment each time: connecting, sent, answered
         await asyncio.wait(calls, timeout=moments.uniform(0, 0.05))
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
-    await until(lambda: answers(source, clock))
-    found = await asyncio.gather(*(source.newest("a", 1) for _ in range(CALLS_AT_ONCE)))
+    await until(lambda: answers(store, clock))
+    found = await asyncio.gather(*(store.newest("a", 1) for _ in range(CALLS_AT_ONCE)))
     assert found == [[record(1)]] * CALLS_AT_ONCE
 
 
 async def test_a_hung_server_is_given_up_and_then_left_alone(
-    source: SupabaseEntityStore, own_supabase: SupabaseServer, clock: WallClock
+    store: SupabaseEntityStore, own_supabase: SupabaseServer, clock: WallClock
 ) -> None:
-    await until(lambda: answers(source, clock))
+    await until(lambda: answers(store, clock))
     own_supabase.pause()
-    found = await asyncio.gather(*(source.newest("a", 1) for _ in range(3)), return_exceptions=True)
+    found = await asyncio.gather(*(store.newest("a", 1) for _ in range(3)), return_exceptions=True)
     assert [str(error) for error in found] == ["Supabase is unavailable: ReadTimeout"] * 3
-    assert source.state == "open"
+    assert store.state == "open"
     with pytest.raises(StoreUnavailable, match=r"^Supabase is unavailable$"):  # and not of what it would have died
-        await source.newest("a", 1)
+        await store.newest("a", 1)
     own_supabase.resume()
-    await until(lambda: answers(source, clock))
-    assert source.state == "closed"
+    await until(lambda: answers(store, clock))
+    assert store.state == "closed"
 
 
-async def test_a_dead_server_is_seen_at_once(source: SupabaseEntityStore, own_supabase: SupabaseServer) -> None:
+async def test_a_dead_server_is_seen_at_once(store: SupabaseEntityStore, own_supabase: SupabaseServer) -> None:
     own_supabase.kill()
     with pytest.raises(StoreUnavailable, match=r"^Supabase is unavailable: ConnectError$"):
-        await source.newest("a", 1)
+        await store.newest("a", 1)
     own_supabase.start()
 
 
@@ -98,38 +96,38 @@ async def test_answers_that_are_none_are_failures() -> None:
     babbled = answers + answers
     server = await asyncio.start_server(babble, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    source = SupabaseEntityStore(url, "key", keep_records=1, keep_outcomes=1, breaker=Breaker(failures=100))
+    store = SupabaseEntityStore(url, "key", keep_records=1, keep_outcomes=1, breaker=Breaker(failures=100))
     for _ in answers:
         with pytest.raises(StoreUnavailable):
-            await source.newest("a", 1)
+            await store.newest("a", 1)
         with pytest.raises(StoreUnavailable):
-            await source.outcomes("m", 1)
-    await source.close()
+            await store.outcomes("m", 1)
+    await store.close()
     server.close()
     await server.wait_closed()
 
 
 @pytest.mark.usefixtures("patient")
-async def test_more_outcomes_than_one_answer_holds_are_read(source: SupabaseEntityStore) -> None:
+async def test_more_outcomes_than_one_answer_holds_are_read(store: SupabaseEntityStore) -> None:
     outcomes = [outcome(number, time=record(0).time) for number in range(2100)]
     for start in range(0, len(outcomes), 700):
-        await source.add_outcomes(outcomes[start : start + 700])
-    found = await source.outcomes("m", 2050)
+        await store.add_outcomes(outcomes[start : start + 700])
+    found = await store.outcomes("m", 2050)
     assert [one.id for one in found] == [str(number) for number in range(2099, 49, -1)]
 
 
 @pytest.mark.usefixtures("patient")
 async def test_more_calls_than_connections_do_not_make_a_server_look_dead(
-    source: SupabaseEntityStore, own_supabase: SupabaseServer
+    store: SupabaseEntityStore, own_supabase: SupabaseServer
 ) -> None:
-    await source.newest("a", 1)
+    await store.newest("a", 1)
     own_supabase.pause()
-    calls = [asyncio.create_task(source.newest("a", 1)) for _ in range(30)]
+    calls = [asyncio.create_task(store.newest("a", 1)) for _ in range(30)]
     done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
     assert {str(call.exception()) for call in done} == {"Supabase is busy"}
-    assert source.state == "closed"
+    assert store.state == "closed"
     own_supabase.resume()
     await asyncio.gather(*calls, return_exceptions=True)
     assert sum(call.exception() is None for call in calls) == CALLS_AT_ONCE
-    found = await asyncio.gather(*(source.newest("a", 1) for _ in range(CALLS_AT_ONCE)))
+    found = await asyncio.gather(*(store.newest("a", 1) for _ in range(CALLS_AT_ONCE)))
     assert found == [[]] * CALLS_AT_ONCE

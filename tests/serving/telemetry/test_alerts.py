@@ -1,4 +1,4 @@
-"""Alerts: told once, sent by whoever is free, never waited for, and never with the webhook's address."""
+"""Alerts: sent once, by any free worker, never waited for, and never with the URL of the webhook."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Feeds, polled from a server in this process: good ones, bad ones, and those that are not there."""
+"""Feeds: the setting, and polls of a server in this process that has good documents, bad ones, or none."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness.stub import Stub, reply, serving
-from serving.entities.feeds import Feed, Polled, Poller, poll_request
+from serving.entities.feeds import Feed, Polled, Poller, parse_feeds, poll_request
 from serving.entities.record import Record, make_record
 from serving.errors import InvalidRequest, OutboundFailed, StoreUnavailable
 from serving.jobs.attempt import AttemptFailed, JobFailed
@@ -40,12 +40,12 @@ class Store:
 
     def __init__(self) -> None:
         self.kept: dict[tuple[str, str], Record] = {}
-        self.away = False
+        self.unavailable = False
         self.batches: list[int] = []
 
     async def add_records(self, records: Sequence[Record]) -> int:
-        if self.away:
-            raise StoreUnavailable("away")
+        if self.unavailable:
+            raise StoreUnavailable("unavailable")
         self.batches.append(len(records))
         before = len(self.kept)
         for record in records:
@@ -134,10 +134,10 @@ async def test_what_has_not_changed_is_not_sent_again_once_it_is_kept(outbound: 
     store = Store()
     async with serving(answer) as stub:
         feeds = poller(outbound, stub, store)
-        store.away = True
+        store.unavailable = True
         with pytest.raises(StoreUnavailable):
             await feeds.fetch("prices")
-        store.away = False
+        store.unavailable = False
         assert (await feeds.fetch("prices")).new == 1, "what was not kept is asked for again"
         assert (await feeds.fetch("prices")).unchanged
 
@@ -185,3 +185,39 @@ async def test_a_feed_that_fails_is_logged_and_fails_its_job(
     said = capsys.readouterr().out + str(failed.value)
     assert "Feed failed" in said
     assert "secret-path" not in said
+
+
+PRICES = '{"name": "prices", "url": "https://example.org/prices.csv?key=secret", "format": "csv", "entity": "ticker"}'
+
+
+def test_feeds_are_read() -> None:
+    assert parse_feeds("") == ()
+    (feed,) = parse_feeds(f"[{PRICES}]")
+    assert feed == Feed(name="prices", url="https://example.org/prices.csv?key=secret", format="csv", entity="ticker")
+
+
+def test_the_address_stays_out_of_what_is_printed() -> None:
+    assert "secret" not in repr(parse_feeds(f"[{PRICES}]"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x",
+        "{}",
+        "[1]",
+        f"[{PRICES}, {PRICES}]",
+        PRICES,
+        f"[{PRICES}]".replace("https", "file"),
+        f"[{PRICES}]".replace("https://example.org", "https://"),
+        f"[{PRICES}]".replace("https://example.org", "https://["),
+        f"[{PRICES}]".replace('"csv"', '"xml"'),
+        f"[{PRICES}]".replace('"prices"', '"../prices"'),
+        f"[{PRICES}]".replace('"entity"', '"entities"'),
+        f"[{PRICES}]".replace('"entity": "ticker"', '"max_rows": 0'),
+    ],
+)
+def test_what_is_no_feed_is_refused_without_being_quoted(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^must ") as refusal:
+        parse_feeds(text)
+    assert "secret" not in str(refusal.value)

@@ -1,4 +1,4 @@
-"""What goes on while the source is away: remembered records, and outcomes that wait."""
+"""While the store is unavailable: remembered records answer, and outcomes wait."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tests.serving.entities.conftest import outcome, record
 pytestmark = pytest.mark.anyio
 
 
-class FlakySource:
-    """A source in memory that is away when told to be."""
+class FlakyStore:
+    """A store in memory whose calls fail while it is `unavailable`."""
 
     state = "disabled"
 
     def __init__(self) -> None:
-        self.away = False
+        self.unavailable = False
         self.records: list[Record] = []
         self.kept: list[Outcome] = []
         self.refused = 0
@@ -48,38 +48,38 @@ class FlakySource:
         raise NotImplementedError
 
     async def probe(self) -> None:
-        if self.away:
+        if self.unavailable:
             self.refused += 1
-            raise StoreUnavailable("away")
+            raise StoreUnavailable("unavailable")
 
     async def close(self) -> None: ...
 
 
 @pytest.fixture
-def source() -> FlakySource:
-    return FlakySource()
+def store() -> FlakyStore:
+    return FlakyStore()
 
 
-async def test_records_that_were_read_are_remembered(source: FlakySource) -> None:
-    source.records = [record(2), record(1), record(0)]
-    reader = RecordReader(source, 2)
+async def test_records_that_were_read_are_remembered(store: FlakyStore) -> None:
+    store.records = [record(2), record(1), record(0)]
+    reader = RecordReader(store, 2)
     assert await reader.newest("a", 1) == ([record(2)], False)
-    source.away = True
+    store.unavailable = True
     assert await reader.newest("a", 5) == ([record(2), record(1)], True)
     with pytest.raises(StoreUnavailable):
         await reader.newest("b", 1)
-    source.away = False
+    store.unavailable = False
     assert await reader.newest("a", 1) == ([record(2)], False)
 
 
-async def test_what_is_remembered_is_bounded(source: FlakySource) -> None:
-    source.records = [record(number, f"entity-{number}") for number in range(300)]
-    reader = RecordReader(source, 2, max_bytes=20_000)
-    for one in source.records:
+async def test_what_is_remembered_is_bounded(store: FlakyStore) -> None:
+    store.records = [record(number, f"entity-{number}") for number in range(300)]
+    reader = RecordReader(store, 2, max_bytes=20_000)
+    for one in store.records:
         await reader.newest(one.entity, 1)
-    source.away = True
+    store.unavailable = True
     found = 0
-    for one in source.records:
+    for one in store.records:
         try:
             found += len((await reader.newest(one.entity, 1))[0])
         except StoreUnavailable:
@@ -87,32 +87,32 @@ async def test_what_is_remembered_is_bounded(source: FlakySource) -> None:
     assert 0 < found < 60
 
 
-async def test_outcomes_that_may_be_late_are_written_soon(source: FlakySource) -> None:
-    writer = OutcomeWriter(source)
+async def test_outcomes_that_may_be_late_are_written_soon(store: FlakyStore) -> None:
+    writer = OutcomeWriter(store)
     writer.add([outcome(1), outcome(2)])
-    assert source.kept == []
+    assert store.kept == []
     await writer.close()
-    assert source.kept == [outcome(1), outcome(2)]
+    assert store.kept == [outcome(1), outcome(2)]
 
 
-async def test_outcomes_wait_until_the_source_is_back(source: FlakySource, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_outcomes_wait_until_the_store_is_back(store: FlakyStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outcomes, "RETRY_SECONDS", 0.005)
-    source.away = True
-    writer = OutcomeWriter(source)
+    store.unavailable = True
+    writer = OutcomeWriter(store)
     writer.add([outcome(1)])
-    await until(lambda: _now(source.refused > 2))
+    await until(lambda: _now(store.refused > 2))
     writer.add([outcome(2)])
-    source.away = False
+    store.unavailable = False
     await until(lambda: _now(not writer.queued))
-    assert source.kept == [outcome(1), outcome(2)]
+    assert store.kept == [outcome(1), outcome(2)]
     await writer.close()
 
 
-async def test_no_more_outcomes_wait_than_may(source: FlakySource, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_more_outcomes_wait_than_may(store: FlakyStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outcomes, "MAX_QUEUED", 2)
     monkeypatch.setattr(outcomes, "CLOSING_SECONDS", 0.01)
-    source.away = True
-    writer = OutcomeWriter(source)
+    store.unavailable = True
+    writer = OutcomeWriter(store)
     writer.add([outcome(1)])
     with pytest.raises(DataQueueFull):
         writer.add([outcome(2), outcome(3)])
