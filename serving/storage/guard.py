@@ -13,8 +13,9 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar
 
 import structlog
@@ -193,7 +194,7 @@ class Guard:
 
     def call(self) -> AbstractAsyncContextManager[None]:
         """Guard the body of an `async with`, which is cancelled at the deadline. Raises NotTried, ServerUnavailable."""
-        return self._guarded(self._begin())
+        return _GuardedCall(self._begin(), self._deadline, self._end)
 
     async def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Return what `work` returns; for a client that loses a connection when a call is cancelled.
@@ -222,51 +223,60 @@ class Guard:
             raise NotTried
         return period
 
-    @asynccontextmanager
-    async def _guarded(self, period: int) -> AsyncIterator[None]:
-        try:
-            with _cancellable():
-                async with asyncio.timeout(self._deadline):
-                    yield
-        except self._refused:
-            self._succeeded(period)
-            raise
-        except self._unwell as error:
+    async def _watch(self, period: int, working: asyncio.Task[T]) -> T:
+        working.add_done_callback(_look_at)
+        async with _GuardedCall(period, self._deadline, self._end):
+            await asyncio.wait({working})
+            return working.result()
+
+    def _end(self, period: int, error: BaseException | None) -> None:
+        """Report the end of a call to the breaker. Raises ServerUnavailable."""
+        if error is None or isinstance(error, self._refused):
+            if (self._breaker.succeeded(period) or self._unlogged) and self._events:
+                self._unlogged = False
+                log.info(self._events[1])
+        elif isinstance(error, self._unwell):
             reason = "no answer in time" if isinstance(error, TimeoutError) else self._reason(error)
             if self._breaker.failed(period) and self._events:
                 log.warning(self._events[0], reason=reason)
             raise ServerUnavailable(reason) from error
-        except BaseException:
+        else:
             self._breaker.abandoned(period)
-            raise
-        self._succeeded(period)
 
-    async def _watch(self, period: int, working: asyncio.Task[T]) -> T:
-        working.add_done_callback(_look_at)
-        async with self._guarded(period):
-            await asyncio.wait({working})
-            return working.result()
 
-    def _succeeded(self, period: int) -> None:
-        if (self._breaker.succeeded(period) or self._unlogged) and self._events:
-            self._unlogged = False
-            log.info(self._events[1])
+class _GuardedCall:
+    """One call as a context; a class, because a generator would cost 3 us more."""
+
+    __slots__ = ("_before", "_deadline", "_end", "_period", "_task", "_timeout")
+
+    def __init__(self, period: int, deadline: float, end: Callable[[int, BaseException | None], None]) -> None:
+        self._period = period
+        self._deadline = deadline
+        self._end = end
+
+    async def __aenter__(self) -> None:
+        self._task = asyncio.current_task()
+        self._before = self._cancellations()
+        self._timeout = asyncio.timeout(self._deadline)
+        await self._timeout.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._timeout.__aexit__(kind, error, trace)
+        except TimeoutError as late:
+            error = late
+        lost = self._cancellations() > self._before  # under Python 3.11 redis-py may swallow a cancellation
+        self._end(self._period, asyncio.CancelledError() if lost else error)
+        if lost:
+            raise asyncio.CancelledError
+
+    def _cancellations(self) -> int:
+        return self._task.cancelling() if self._task is not None else 0
 
 
 def _look_at(task: asyncio.Task[Any]) -> None:
     """Retrieve the exception of a task that perhaps nobody waits for any more: asyncio logs it otherwise."""
     if not task.cancelled():
         task.exception()
-
-
-@contextmanager
-def _cancellable() -> Iterator[None]:
-    """Cancel the block when its task is cancelled: under Python 3.11 redis-py may swallow the cancellation."""
-    task = asyncio.current_task()
-    assert task is not None
-    before = task.cancelling()
-    try:
-        yield
-    finally:
-        if task.cancelling() > before:
-            raise asyncio.CancelledError
