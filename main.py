@@ -1,26 +1,21 @@
 """The entry to everything; importing it does nothing. Read this file first, then `serving/app.py`.
 
-`gunicorn -c serving/master/gunicorn_conf.py main:app` serves, `uvicorn main:app --reload` is for development.
-Imports stand inside functions where they are heavy: the number of numeric threads has to be set before numpy is
-first imported, and `forkserve --help` should not wait for scikit-learn.
+`forkserve serve` and `gunicorn -c serving/master/gunicorn_conf.py main:app` serve, `uvicorn main:app --reload` is for
+development. Imports are inside functions: the path and the number of numeric threads have to be set first, and
+`forkserve --help` should not wait for scikit-learn.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from serving.cli.parser import parser
-from serving.cli.serve import serve
-from serving.cli.terminal import say
-from serving.errors import CannotServe, InvalidSetting, ServingError
-from serving.process.child import limit_numeric_threads
-from serving.settings import Settings, warn_of_misspelt
 
 if TYPE_CHECKING:
     from serving.app import Application
+
+INTERRUPTED = 128 + 2
+"""The exit status of a command that Ctrl-C has ended, as shells give it."""
 
 
 def __getattr__(name: str) -> Any:
@@ -32,9 +27,11 @@ def __getattr__(name: str) -> Any:
 
 def web() -> Application:
     """The app; gunicorn asks for it once, in the master, before it forks."""
-    limit_numeric_threads(os.environ)
+    _prepare()
     from registry.errors import RegistryError
     from serving.app import build, build_alerts
+    from serving.errors import CannotServe, InvalidSetting
+    from serving.settings import Settings, warn_of_misspelt
     from serving.storage.redis import InvalidRedisUrl
     from serving.telemetry import logs
 
@@ -50,27 +47,46 @@ def web() -> Application:
 
 def run() -> int:
     """The `forkserve` command."""
-    limit_numeric_threads(os.environ)
-    sys.path.insert(0, str(Path.cwd()))  # as gunicorn does: artefacts may need modules of the project they serve
+    _prepare()
+    from serving.cli.command import fail
+    from serving.cli.parser import parser
+    from serving.errors import InvalidSetting, ServingError
+    from serving.settings import Settings
+
     arguments = parser().parse_args()
+    arguments.load = web
     try:
         settings = Settings.from_env(os.environ)
     except InvalidSetting as error:
-        say(f"forkserve: {error}", file=sys.stderr)
-        return 1
-    if arguments.command is serve:
-        serve(arguments, settings)
+        return fail(error)
     from registry.errors import RegistryError
     from serving.storage.redis import InvalidRedisUrl
     from serving.telemetry import logs
 
     logs.configure("warning")
     try:
-        status: int = arguments.command(arguments, settings)
+        status: int = arguments.command.run(arguments, settings)
     except (RegistryError, InvalidRedisUrl, ServingError) as error:
-        say(f"forkserve: {error}", file=sys.stderr)
-        return 1
+        return fail(error)
+    except KeyboardInterrupt:
+        fail("interrupted")
+        return INTERRUPTED
     return status
+
+
+def _prepare() -> None:
+    """Let our own modules win over those of the start directory, and limit numeric threads before numpy is imported.
+
+    The start directory comes last on the path: artefacts may need modules of the project that they are part of.
+    """
+    own, start = os.path.dirname(os.path.abspath(__file__)), os.getcwd()  # noqa: PTH100, PTH109, PTH120 - before imports
+    if own not in sys.path:
+        sys.path.insert(0, own)
+    if own != start:
+        sys.path[:] = [*(entry for entry in sys.path if entry not in ("", start)), start]
+    from serving.process.child import limit_numeric_threads
+
+    limit_numeric_threads(os.environ)
 
 
 if __name__ == "__main__":

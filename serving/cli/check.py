@@ -1,33 +1,63 @@
-"""What `forkserve check` looks at before a deploy: the settings' modules, and every version, tried as at a reload."""
+"""`forkserve check`: finds before a deploy whatever would keep the service from starting or answering."""
 
 from __future__ import annotations
 
+import argparse
+import os
+from collections.abc import Iterator
 from functools import partial
 
-from registry.errors import VersionRefused
-from registry.registry import select_versions
-from registry.store.directory import model_directories, version_directories
-from registry.store.loader import load_version
-from serving.errors import CannotServe
-from serving.master import prefork
-from serving.process.trial import try_version
-from serving.settings import Settings
+from serving.cli.command import command, fail, say
+from serving.settings import Settings, find_misspelt
 
 
-def find_faults(settings: Settings) -> list[str]:
-    """One line for everything that would keep this service from starting or answering."""
+@command()
+def check(_arguments: argparse.Namespace, settings: Settings) -> int:
+    """Check settings, models and the fork before a deploy; prints a line per fault."""
+    faults = [*_misspelt_settings(), *_unusable_parts(settings), *_unfit_versions(settings)]
+    if faults:
+        return fail(*faults)
+    say("ready to serve")
+    return 0
+
+
+def _misspelt_settings() -> Iterator[str]:
+    for name, similar in find_misspelt(os.environ).items():
+        yield f"{name} is not a setting; did you mean {similar}?"
+
+
+def _unusable_parts(settings: Settings) -> Iterator[str]:
+    from serving.app import build_alerts, build_shared, read_schedules
+    from serving.errors import CannotServe, InvalidSetting
+    from serving.storage.redis import InvalidRedisUrl
+
+    try:
+        build_shared(settings, build_alerts(settings))
+        read_schedules(settings)
+    except (InvalidSetting, InvalidRedisUrl, CannotServe) as error:
+        yield str(error)
+
+
+def _unfit_versions(settings: Settings) -> Iterator[str]:
+    """Every version is tried as at a reload; a module to preload that starts a thread is a fault, too."""
+    from registry.errors import VersionRefused
+    from registry.registry import select_versions
+    from registry.store.directory import model_directories, version_directories
+    from registry.store.loader import load_version
+    from serving.errors import CannotServe
+    from serving.master import prefork
+    from serving.process.trial import try_version
+
     root = settings.model_dir
     load = partial(load_version, root, options=settings.load_options, fallback=settings.model_fallback)
-    faults: list[str] = []
     try:
         prefork.import_modules(settings.preload_modules)
         prefork.check_single_thread()
         for directory in version_directories(root):
             reason = try_version(load, directory, seconds=settings.reload_timeout_seconds)
             if reason is not None:
-                faults.append(f"{directory}: {reason}")
+                yield f"{directory}: {reason}"
         for directory in model_directories(root):
             select_versions(directory, settings.serve_versions)
     except (VersionRefused, CannotServe) as error:
-        faults.append(str(error))
-    return faults
+        yield str(error)

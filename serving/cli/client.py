@@ -1,4 +1,4 @@
-"""An HTTP/1.1 client that counts every lost request: many keep-alive connections, no retries, few cycles."""
+"""Asks a running service from outside: RemoteService one request at a time, `send` as many as it can answer."""
 
 from __future__ import annotations
 
@@ -10,15 +10,95 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import cycle
 from time import perf_counter
-from typing import cast
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 import httptools
 
+from serving.settings import Settings
+
+if TYPE_CHECKING:
+    import httpx
+
+REQUEST_SECONDS = 60.0
+
+
+class Unreachable(Exception):
+    """No service answers at the address, or something else does."""
+
+
+class RemoteService:
+    """A context manager over one connection: the same worker answers every request for as long as it lives."""
+
+    def __init__(self, address: str, admin_token: str = "") -> None:
+        """`address`: `http://host:port` or `https://host`. Without a token, metrics cannot be read."""
+        import httpx  # here, or `forkserve --help` would wait for it
+
+        self.address = address.rstrip("/")
+        self._token = admin_token
+        self._client = httpx.Client(
+            base_url=self.address,
+            timeout=REQUEST_SECONDS,
+            limits=httpx.Limits(max_connections=1),
+            # HTTP_PROXY is not meant for a service on this box
+            trust_env=False,
+        )
+
+    @classmethod
+    def of(cls, url: str | None, settings: Settings) -> RemoteService:
+        """The service at `url`; by default the one of these settings on this machine."""
+        return cls(url or f"http://127.0.0.1:{settings.port}", settings.admin_token)
+
+    def __enter__(self) -> RemoteService:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._client.close()
+
+    def ask(self, method: str, path: str, *, admin: bool = False, **options: Any) -> httpx.Response:
+        """Send any request. Raises Unreachable."""
+        import httpx
+
+        headers = dict(options.pop("headers", {}))
+        if admin:
+            headers["Authorization"] = f"Bearer {self._token}"
+        try:
+            return self._client.request(method, path, headers=headers, **options)
+        except httpx.HTTPError as error:
+            raise Unreachable(f"{self.address}{path}: {error or type(error).__name__}") from error
+
+    def get(self, path: str, *, admin: bool = False) -> Any:
+        """The JSON at a path that answers 200. Raises Unreachable."""
+        answer = self.ask("GET", path, admin=admin)
+        if answer.status_code != 200:
+            raise Unreachable(f"{self.address}{path} answers {answer.status_code}")
+        return json_of(answer, path)
+
+    def models(self) -> list[dict[str, Any]]:
+        """The description of each model's live version. Raises Unreachable."""
+        return [self.get(f"/v1/models/{model['name']}") for model in self.get("/v1/models")["models"]]
+
+    @property
+    def may_read_metrics(self) -> bool:
+        return bool(self._token)
+
+    def memory(self) -> int:
+        """PSS of all processes in bytes. Raises Unreachable."""
+        return int(self.get("/api/admin/metrics", admin=True)["pss_bytes"])
+
+
+def json_of(answer: httpx.Response, path: str) -> Any:
+    """The content of a response. Raises Unreachable if it is not JSON: something else answers there."""
+    try:
+        return answer.json()
+    except ValueError as error:
+        raise Unreachable(f"{path} answers something that is not JSON") from error
+
 
 @dataclass
 class Tally:
-    """What became of the requests: statuses and failures by kind, seconds of each that was answered."""
+    """The outcome of requests: statuses and failures by kind, and the seconds that each answer took."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
@@ -32,22 +112,22 @@ class Tally:
 
     @property
     def failed(self) -> int:
-        """Requests without an answer, or with another than 200."""
+        """Requests that were not answered with 200."""
         return self.lost + sum(count for status, count in self.statuses.items() if status != 200)
 
     @property
     def answered(self) -> int:
-        """Requests with an answer, whatever it says."""
+        """Requests with an answer of any status."""
         return sum(self.statuses.values())
 
     def quantile(self, share: float) -> float:
-        """Seconds within which that share of the answers came."""
+        """Seconds within which this share of the answers arrived."""
         ordered = sorted(self.seconds)
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
 
 
 class Connection(asyncio.Protocol):
-    """One connection, one request at a time."""
+    """A connection that carries one request at a time."""
 
     def __init__(self) -> None:
         self._parser: httptools.HttpResponseParser | None = None
@@ -58,7 +138,7 @@ class Connection(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", transport)
 
     def request(self, message: bytes) -> asyncio.Future[int]:
-        """Send; the future gives the status."""
+        """Send a request; the future gives the status."""
         self._parser = httptools.HttpResponseParser(self)
         self._answer = asyncio.get_running_loop().create_future()
         self.transport.write(message)
@@ -82,7 +162,7 @@ class Connection(asyncio.Protocol):
 
 
 def post(url: str, body: bytes) -> bytes:
-    """A POST of JSON as it goes over the wire."""
+    """The bytes of a POST request with a JSON body."""
     parts = urlsplit(url)
     return (
         f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
@@ -91,14 +171,14 @@ def post(url: str, body: bytes) -> bytes:
 
 
 def unique_bodies(example: dict[str, object], feature: str, low: float, high: float, count: int) -> list[bytes]:
-    """Bodies of one instance each that differ in one feature, so that no cache can know them."""
+    """Bodies of one instance each that differ in one feature, so that no cache can answer them."""
     step = (high - low) / count
     return [json.dumps({"instances": [example | {feature: low + step * i}]}).encode() for i in range(count)]
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where to connect to."""
+    """An address to connect to."""
 
     host: str
     port: int
@@ -112,14 +192,14 @@ class Place:
         return cls(parts.hostname or "127.0.0.1", parts.port or (443 if tls else 80), tls)
 
     async def connect(self) -> Connection:
-        """A new connection. Raises OSError."""
+        """Open a connection. Raises OSError."""
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_connection(Connection, self.host, self.port, ssl=self.tls)
         return connection
 
 
 async def hammer(address: str, messages: list[bytes], *, requests: int, connections: int, pause: float = 0.0) -> Tally:
-    """Send `requests` requests over `connections` keep-alive connections, each with `pause` seconds between two."""
+    """Send `requests` requests over `connections` keep-alive connections, with `pause` seconds between two on each."""
     tally = Tally()
     await send(Place.of(address), cycle(messages), iter(range(requests)), tally, connections=connections, pause=pause)
     return tally
@@ -128,10 +208,10 @@ async def hammer(address: str, messages: list[bytes], *, requests: int, connecti
 async def send(
     place: Place, messages: Iterator[bytes], todo: Iterator[int], tally: Tally, *, connections: int, pause: float = 0.0
 ) -> None:
-    """Send the next message for each that is still to do, and count into `tally` what becomes of it.
+    """Send a message for each number in `todo`, and count the outcome in `tally`; nothing is retried.
 
-    A connection that the server has closed, or said to close, is opened anew; a request that was sent and not
-    answered is lost and counted.
+    A connection that the server has closed, or announced to close, is opened again; a request that was sent and not
+    answered counts as lost.
     """
     await asyncio.gather(*(_client(place, messages, todo, tally, pause) for _ in range(connections)))
 

@@ -1,44 +1,45 @@
-"""A load test of a running service: how many requests, how quickly, how many in vain, and what memory they take."""
+"""`forkserve load-test`: how many requests a running service answers, how fast, and how much memory that takes."""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import itertools
 import json
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from serving.cli.client import Place, Tally, post, send
-from serving.cli.errors import Unreachable
-from serving.cli.remote import RemoteService
+from serving.cli.client import Place, RemoteService, Tally, Unreachable, post, send
+from serving.cli.command import argument, command, count, fail, positive, progress, say, share
+from serving.settings import Settings
 
-MESSAGES = 20_000
-"""Made before the first is sent, so that making them takes nothing from sending them."""
+MAX_MESSAGES = 20_000
+"""Requests made before the first is sent, so that making them does not slow down sending; then they are repeated."""
 
 PROGRESS_SECONDS = 1.0
 
 PATIENCE_SECONDS = 30.0
-"""For the last answers."""
+"""How long the last answers are waited for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is sent, for how long. Of the requests, `explained` are explanations and `repeated` were sent before."""
+    """Requests to send: the shares of explanations and of repeated requests, and for how long."""
 
     seconds: float
     connections: int
     explained: float
     repeated: float
     models: tuple[str, ...] = ()
-    """All if empty."""
+    """Names; empty for all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What came of it; memory of all processes in bytes before and after, if the figures may be seen."""
+    """The outcome; `memory` is that of all processes before and after, in bytes, or None without the admin token."""
 
     tally: Tally
     seconds: float
@@ -46,12 +47,12 @@ class Report:
 
     @property
     def success(self) -> float:
-        """The share of requests that was answered 200."""
+        """The share of requests answered with 200."""
         sent = self.tally.answered + self.tally.lost
         return 1 - self.tally.failed / sent if sent else 0.0
 
     def lines(self) -> Iterator[str]:
-        """For the terminal."""
+        """The report, line by line."""
         statuses = ", ".join(f"{count:,} x {status}" for status, count in sorted(self.tally.statuses.items()))
         yield f"requests     {self.tally.answered + self.tally.lost:,} in {self.seconds:.1f} s"
         yield f"rate         {self.tally.answered / self.seconds:,.0f} answers/s"
@@ -64,21 +65,50 @@ class Report:
             yield f"memory       {before:.0f} MB before, {after:.0f} MB after, all processes"
 
 
-def run(service: RemoteService, plan: Plan, progress: Callable[[str], None]) -> Report:
-    """`progress` is given a line every second. Raises Unreachable."""
-    models = [model for model in service.models() if not plan.models or model["name"] in plan.models]
-    if not models:
-        raise Unreachable("none of these models is served there")
-    messages = _messages(service.address, models, plan)
-    before = _memory(service)
+@command(
+    argument("url", nargs="?", help="https://... of the service; default: this machine, port PORT"),
+    argument("--seconds", type=positive, default=10.0, help="default: 10"),
+    argument("--connections", type=count, default=20, help="default: 20"),
+    argument("--explained", type=share, default=0.1, help="share of explanations; default: 0.1"),
+    argument("--repeated", type=share, default=0.2, help="share of requests sent before; default: 0.2"),
+    argument("--models", default="", help="names, separated by commas; default: all"),
+)
+def load_test(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Send a running service as many requests as it answers, and report how it went."""
+    plan = Plan(
+        seconds=arguments.seconds,
+        connections=arguments.connections,
+        explained=arguments.explained,
+        repeated=arguments.repeated,
+        models=tuple(filter(None, arguments.models.split(","))),
+    )
+    try:
+        with RemoteService.of(arguments.url, settings) as service:
+            report = _load(service, plan)
+    except Unreachable as error:
+        return fail(error)
+    progress("")
+    for line in report.lines():
+        say(line)
+    return 0 if report.tally.failed == 0 else 1
+
+
+def _load(service: RemoteService, plan: Plan) -> Report:
+    """Carry out a plan. Raises Unreachable."""
+    served = service.models()
+    if unknown := set(plan.models) - {model["name"] for model in served}:
+        raise Unreachable(f"the service has no model {', '.join(sorted(unknown))}")
+    messages = _messages(
+        service.address, [model for model in served if not plan.models or model["name"] in plan.models], plan
+    )
+    before = service.memory() if service.may_read_metrics else 0
     started = time.monotonic()
-    tally = asyncio.run(_run(service.address, messages, plan, progress))
+    tally = asyncio.run(_send(service.address, messages, plan))
     seconds = time.monotonic() - started
-    after = _memory(service)
-    return Report(tally, seconds, (before, after) if before is not None and after is not None else None)
+    return Report(tally, seconds, (before, service.memory()) if service.may_read_metrics else None)
 
 
-async def _run(address: str, messages: list[bytes], plan: Plan, progress: Callable[[str], None]) -> Tally:
+async def _send(address: str, messages: list[bytes], plan: Plan) -> Tally:
     tally, started = Tally(), time.monotonic()
 
     def until_the_end() -> Iterator[int]:
@@ -96,7 +126,7 @@ async def _run(address: str, messages: list[bytes], plan: Plan, progress: Callab
     try:
         async with asyncio.timeout(plan.seconds + PATIENCE_SECONDS):
             await send(Place.of(address), turns, until_the_end(), tally, connections=plan.connections)
-    except TimeoutError:  # counted by those who waited
+    except TimeoutError:  # the connections that still waited have counted it
         pass
     finally:
         reporting.cancel()
@@ -112,32 +142,26 @@ def _line(tally: Tally, seconds: float, of: float) -> str:
 
 
 def _messages(address: str, models: list[dict[str, Any]], plan: Plan) -> list[bytes]:
-    """Requests in turn for all models, each with rows of its own but for those that are repeated."""
-    chance = random.Random(0)  # noqa: S311 - the same requests every time are wanted
+    """Requests for all models in turn, each with a row of its own except those that are repeated."""
+    chance = random.Random(0)  # noqa: S311 - the same requests every time
     made: list[bytes] = []
-    for model, number in zip(itertools.cycle(models), range(MESSAGES), strict=False):
+    for model, number in zip(itertools.cycle(models), range(MAX_MESSAGES), strict=False):
         if made and chance.random() < plan.repeated:
             made.append(chance.choice(made[:100]))
             continue
         explainer = model["explainer"]
         explains = explainer is not None and not explainer["jobs_only"] and chance.random() < plan.explained
         path = f"/v1/models/{model['name']}:{'explain' if explains else 'predict'}"
-        body = json.dumps({"instances": [_vary(model, number / MESSAGES)]}).encode()
+        body = json.dumps({"instances": [_vary(model, number / MAX_MESSAGES)]}).encode()
         made.append(post(address + path, body))
     return made
 
 
 def _vary(model: dict[str, Any], share: float) -> dict[str, Any]:
-    """The model's example with another value, within its bounds, of its first number that may vary."""
+    """The model's example with another value, within bounds, of the first number that may vary."""
     example = dict(model["example"])
     for name, schema in model["schema"]["properties"].items():
         low, high = schema.get("minimum"), schema.get("maximum")
         if low is not None and high is not None and low < high and schema.get("type") != "integer":
             return example | {name: low + (high - low) * share}
     return example
-
-
-def _memory(service: RemoteService) -> int | None:
-    if not service.may_see_figures:
-        return None
-    return int(service.get("/api/admin/metrics", admin=True)["pss_bytes"])

@@ -1,19 +1,22 @@
-"""Commands about the versions of models: list, add, explain, say which is live."""
+"""Commands on the versions of models: list, add, explain, promote and roll back."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
+from pathlib import Path
 
-from serving.cli.terminal import say
+from serving.cli.command import argument, command, fail, say
 from serving.settings import Settings
 
 MARGINS = {"seen": 0.0, "wide": 1.0, "none": None}
 
+MODEL = argument("model", help="name of the model")
 
+
+@command()
 def models(_arguments: argparse.Namespace, settings: Settings) -> int:
-    """List what is in the model directory."""
+    """List the versions in the model directory."""
     from registry.registry import load_registry
 
     registry = load_registry(settings.model_dir, settings.load_options, fallback=settings.model_fallback)
@@ -25,8 +28,25 @@ def models(_arguments: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
+@command(
+    argument("artefact", type=Path, help="joblib file with a fitted estimator; loading it runs its code"),
+    argument("--name", required=True, help="name of the model"),
+    argument("--data", required=True, type=Path, help="CSV of the model's input, one column per feature"),
+    argument("--version", help="default: the number after the newest version"),
+    argument("--target", help="column of the CSV that the model predicts; its metrics are measured"),
+    argument("--labels", help="names of the classes, separated by commas, in the order of classes_"),
+    argument("--train", type=Path, help="train.py that retrains the model; a retraining runs its code"),
+    argument("--entities", action="store_true", help="also predict for the records of entities"),
+    argument("--source", default="", help="origin and licence of the data"),
+    argument(
+        "--bounds",
+        choices=tuple(MARGINS),
+        default="wide",
+        help="numbers to accept: only the range seen; as far outside as it is wide (default); all that fit",
+    ),
+)
 def add(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Make a new version from a joblib file and a table."""
+    """Add a version, from a joblib file and a CSV table."""
     from registry.store.add import add_trained, read_estimator, read_table
     from registry.training.script import Trained, read_script, record_script, write_script
 
@@ -50,11 +70,19 @@ def add(arguments: argparse.Namespace, settings: Settings) -> int:
     if script is not None:
         write_script(settings.model_dir / model.name, script)
     say(f"added {model.name} version {model.version} in {settings.model_dir / model.name / model.version}")
+    say(taken_over(settings))
     return 0
 
 
+@command(
+    MODEL,
+    argument("--row", required=True, type=Path, help="JSON file with one row: an object, or an array of values"),
+    argument("--version", help="default: the live version"),
+    argument("--top", type=int, help="show this many features, and the sum of the others"),
+    argument("--plot", type=Path, help="draw a waterfall into this file: .png, .svg or .pdf"),
+)
 def explain(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Explain one row, as JSON and as a picture."""
+    """Explain the prediction for one row, as JSON and as a picture."""
     from registry.errors import InvalidRows
     from registry.explain.explanation import Selection
     from registry.registry import load_one
@@ -62,15 +90,12 @@ def explain(arguments: argparse.Namespace, settings: Settings) -> int:
     try:
         instance = json.loads(arguments.row.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        say(f"forkserve: {arguments.row}: {error}", file=sys.stderr)
-        return 1
+        return fail(f"{arguments.row}: {error}")
     model = load_one(settings.model_dir, arguments.model, arguments.version, settings.load_options)
     try:
         rows = model.schema.rows([instance])
     except InvalidRows as error:
-        for fault in error.faults:
-            say(f"forkserve: {arguments.row}: {fault.feature or 'the row'} {fault.reason}", file=sys.stderr)
-        return 1
+        return fail(*(f"{arguments.row}: {fault.feature or 'the row'} {fault.reason}" for fault in error.faults))
     (explanation,) = model.explain(rows, Selection(top=arguments.top))
     say(json.dumps(explanation, indent=1))
     if arguments.plot:
@@ -80,19 +105,22 @@ def explain(arguments: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
+@command(MODEL, argument("version", help="version to make live"))
 def promote(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Make a version live, once it has been loaded and verified; a service that runs takes it over when it reloads."""
+    """Make a version live, after loading and verifying it; a running service takes it over."""
     from registry.registry import load_one
     from registry.store import aliases
 
     model = load_one(settings.model_dir, arguments.model, arguments.version, settings.load_options)
     after = aliases.promote(settings.model_dir / model.name, model.version)
     say(f"{model.name}: version {after.live} is live, the previous one is {after.previous or 'none'}")
+    say(taken_over(settings))
     return 0
 
 
+@command(MODEL)
 def rollback(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Make the previous version live again, once it has been loaded and verified."""
+    """Make the previous version live again, after loading and verifying it."""
     from registry.registry import load_one
     from registry.store import aliases
     from registry.store.directory import find_model
@@ -103,4 +131,12 @@ def rollback(arguments: argparse.Namespace, settings: Settings) -> int:
         load_one(settings.model_dir, arguments.model, before.previous, settings.load_options)
     after = aliases.rollback(directory)
     say(f"{arguments.model}: version {after.live} is live, the previous one is {after.previous or 'none'}")
+    say(taken_over(settings))
     return 0
+
+
+def taken_over(settings: Settings) -> str:
+    """When a running service will serve what has just changed in the model directory."""
+    if settings.watch_models:
+        return "a running service takes it over within a few seconds"
+    return "WATCH_MODELS is false: a running service takes it over when you reload it (POST /api/admin/models:reload)"

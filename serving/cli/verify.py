@@ -1,31 +1,34 @@
-"""Whether a deployed service does what it is there for: each thing asked once, as a client would.
+"""`forkserve verify`: checks a deployed service by asking it once for everything it offers, as a client would.
 
-Nothing is left behind but one finished job, and two requests a model in its figures.
+It leaves behind one finished job, and two requests per model in the metrics.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
+from serving.cli.client import RemoteService, Unreachable, json_of
+from serving.cli.command import argument, command, fail, say
+from serving.settings import Settings
 
-from serving.cli.errors import Unreachable
-from serving.cli.remote import RemoteService, json_of
+if TYPE_CHECKING:
+    import httpx
 
 POLL_SECONDS = 0.5
 JOB_SECONDS = 60.0
 TOLERANCE = 1e-6
-"""How far a base value and its contributions may be from the output, relative to it; XGBoost's are in float32."""
+"""Largest relative difference between an output and the sum of its contributions; XGBoost computes in float32."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was looked at and what came of it; `fault` is empty when all is well."""
+    """The result of one check; `fault` is empty if there is none."""
 
     subject: str
     fault: str = ""
@@ -33,11 +36,32 @@ class Finding:
 
 
 class _Fault(Exception):
-    """What is wrong, in words for the operator."""
+    """A fault, in words for the operator."""
 
 
-def verify(service: RemoteService, *, wait_seconds: float = 0.0, max_memory_mb: float = math.inf) -> Iterator[Finding]:
-    """One finding after the other. A service that is only starting is waited for."""
+@command(
+    argument("url", nargs="?", help="https://... of the service; default: this machine, port PORT"),
+    argument("--wait", type=float, default=0.0, metavar="SECONDS", help="how long it may take to become ready"),
+    argument("--max-memory-mb", type=float, default=math.inf, help="MB that all of its processes together may use"),
+)
+def verify(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Check a running service after a deploy by asking it for everything it offers; prints a line per finding."""
+    faults = 0
+    with RemoteService.of(arguments.url, settings) as service:
+        for finding in findings(service, wait_seconds=arguments.wait, max_memory_mb=arguments.max_memory_mb):
+            verdict, text = ("FAULT", finding.fault) if finding.fault else ("ok", finding.note)
+            say(f"{verdict:5}  {finding.subject:32} {text}".rstrip())
+            faults += bool(finding.fault)
+    if faults:
+        return fail(f"{faults} faults")
+    say("all is well")
+    return 0
+
+
+def findings(
+    service: RemoteService, *, wait_seconds: float = 0.0, max_memory_mb: float = math.inf
+) -> Iterator[Finding]:
+    """Check one thing after the other. A service that is starting is given `wait_seconds` to become ready."""
     ready = _finding("readiness", partial(_await_ready, service, wait_seconds))
     yield ready
     if ready.fault:
@@ -48,7 +72,7 @@ def verify(service: RemoteService, *, wait_seconds: float = 0.0, max_memory_mb: 
     except Unreachable as error:
         yield Finding("models", str(error))
         return
-    yield Finding("models", "" if models else "there are none", str(len(models)))
+    yield Finding("models", "" if models else "the service has none", str(len(models)))
     for model in models:
         yield _finding(f"predict {model['name']}", partial(_predict, service, model))
         if model["explainer"] is not None and not model["explainer"]["jobs_only"]:
@@ -59,7 +83,7 @@ def verify(service: RemoteService, *, wait_seconds: float = 0.0, max_memory_mb: 
         yield _finding("job", partial(_job, service, models[0]))
     yield _finding("refusals", partial(_refusals, service))
     yield _finding("admin is closed", partial(_closed, service))
-    if service.may_see_figures:
+    if service.may_read_metrics:
         yield _finding("metrics", partial(_metrics, service, max_memory_mb))
 
 
@@ -69,7 +93,7 @@ def _finding(subject: str, look: Callable[[], str]) -> Finding:
     except (_Fault, Unreachable) as error:
         return Finding(subject, str(error))
     except (KeyError, IndexError, TypeError) as error:
-        return Finding(subject, f"the answer has another form than it should: {type(error).__name__} {error}")
+        return Finding(subject, f"unexpected form of the answer: {type(error).__name__} {error}")
 
 
 def _await_ready(service: RemoteService, seconds: float) -> str:
@@ -79,7 +103,7 @@ def _await_ready(service: RemoteService, seconds: float) -> str:
             answer = service.ask("GET", "/health/ready")
             if answer.status_code == 200:
                 return ""
-            reason = f"/health/ready is answered {answer.status_code}"
+            reason = f"/health/ready answers {answer.status_code}"
         except Unreachable as error:
             reason = str(error)
         if time.monotonic() >= deadline:
@@ -90,7 +114,7 @@ def _await_ready(service: RemoteService, seconds: float) -> str:
 def _health(service: RemoteService) -> str:
     health = service.get("/health")
     if health["status"] != "ok":
-        raise _Fault(f"the service says that it is {health['status']}: {health}")
+        raise _Fault(f"the service reports {health['status']}: {health}")
     return "ok"
 
 
@@ -98,9 +122,9 @@ def _infer(service: RemoteService, model: dict[str, Any], verb: str) -> httpx.Re
     path = f"/v1/models/{model['name']}:{verb}"
     answer = service.ask("POST", path, json={"instances": [model["example"]]})
     if answer.status_code != 200:
-        raise _Fault(f"{path} is answered {answer.status_code}: {answer.text[:500]}")
+        raise _Fault(f"{path} answers {answer.status_code}: {answer.text[:500]}")
     if answer.headers.get("X-Model-Fallback") == "true":
-        raise _Fault(f"{path} is answered by a fallback model")
+        raise _Fault(f"a fallback model answers {path}")
     return answer
 
 
@@ -126,12 +150,12 @@ def _explain(service: RemoteService, model: dict[str, Any]) -> str:
 
 
 def _cache(service: RemoteService, model: dict[str, Any]) -> str:
-    """The example has been asked for before; twice more, because a worker may be replaced at any time."""
+    """The example was predicted before; ask twice more, because a worker may be replaced at any time."""
     for _ in range(2):
         source = _infer(service, model, "predict").headers.get("X-Cache", "nothing")
         if source.startswith("hit"):
             return str(source)
-    raise _Fault(f"the same request a third time is answered with X-Cache: {source}")
+    raise _Fault(f"X-Cache is {source} when the same request is sent for the third time")
 
 
 def _stream(service: RemoteService, model: dict[str, Any]) -> str:
@@ -143,33 +167,33 @@ def _stream(service: RemoteService, model: dict[str, Any]) -> str:
     )
     events = [line.partition(":")[2].strip() for line in answer.text.splitlines() if line.startswith("event:")]
     if events != ["prediction", "prediction", "done"]:
-        raise _Fault(f"two predictions and their end were expected, {events} came with status {answer.status_code}")
+        raise _Fault(f"expected two predictions and `done`, got {events} with status {answer.status_code}")
     return ""
 
 
 def _job(service: RemoteService, model: dict[str, Any]) -> str:
-    """Submitted, worked on by a runner, and answered as `:predict` answers."""
+    """Submit a job, wait for a runner, and compare the result with that of `:predict`."""
     request = {"operation": "predict", "model": model["name"], "instances": [model["example"]]}
     answer = service.ask("POST", "/v1/jobs", json=request)
     if answer.status_code != 202:
-        raise _Fault(f"/v1/jobs is answered {answer.status_code}: {answer.text[:500]}")
+        raise _Fault(f"/v1/jobs answers {answer.status_code}: {answer.text[:500]}")
     place, deadline = answer.headers["Location"], time.monotonic() + JOB_SECONDS
     while (job := service.get(place))["state"] in ("queued", "running"):
         if time.monotonic() >= deadline:
-            raise _Fault(f"the job is {job['state']} after {JOB_SECONDS:g} s; does anybody run jobs?")
+            raise _Fault(f"the job is {job['state']} after {JOB_SECONDS:g} s; is a runner running?")
         time.sleep(POLL_SECONDS)
     if job["state"] != "done":
         raise _Fault(f"the job is {job['state']}: {job.get('error')}")
     direct = json_of(_infer(service, model, "predict"), "predict")["predictions"]
     if service.get(f"{place}/result")["predictions"] != direct:
-        raise _Fault("the job's answer is not what a direct request is answered")
+        raise _Fault("the job and a direct request have different results")
     return ""
 
 
 def _refusals(service: RemoteService) -> str:
     answer = service.ask("POST", "/v1/models/no-such-model:predict", json={"instances": [{}]})
     if answer.status_code != 404 or answer.headers.get("Content-Type") != "application/problem+json":
-        raise _Fault(f"an unknown model is answered {answer.status_code} {answer.headers.get('Content-Type')}")
+        raise _Fault(f"an unknown model answers {answer.status_code} {answer.headers.get('Content-Type')}")
     return ""
 
 
@@ -177,12 +201,12 @@ def _closed(service: RemoteService) -> str:
     for path in ("/api/admin/metrics", "/metrics"):
         status = service.ask("GET", path).status_code
         if status not in (401, 404):
-            raise _Fault(f"{path} without a token is answered {status}")
+            raise _Fault(f"{path} without a token answers {status}")
     return ""
 
 
 def _metrics(service: RemoteService, max_memory_mb: float) -> str:
-    megabytes = service.get("/api/admin/metrics", admin=True)["pss_bytes"] / 2**20
+    megabytes = service.memory() / 2**20
     if megabytes > max_memory_mb:
-        raise _Fault(f"all processes take {megabytes:.0f} MB, more than {max_memory_mb:g}")
+        raise _Fault(f"all processes use {megabytes:.0f} MB, more than {max_memory_mb:g}")
     return f"{megabytes:.0f} MB"

@@ -11,16 +11,20 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import structlog
 
-from serving.master.memory import MemoryWatch
-from serving.master.reload import ModelWatch
+from serving.app import Application, build, build_scheduler, build_shared
+from serving.master import prefork
+from serving.master.memory import MB, MemoryWatch
+from serving.master.reload import ModelWatch, reload
 from serving.process.child import IGNORED, be_early_out_of_memory, fork, isolate
 from serving.process.kernel import MESSENGER, RUNNER, SCHEDULER
+from serving.settings import Settings
 from serving.shared.book import Book
+from serving.telemetry.alerts import Alerts
 
 log = structlog.get_logger(__name__)
 
@@ -154,33 +158,90 @@ class Runners:
         self._work()
 
 
-def supervise(
-    kinds: Sequence[Runners],
-    memory: MemoryWatch,
-    watch: ModelWatch | None = None,
-    reload: Callable[[], None] | None = None,
-) -> None:
-    """Look after runners, their memory and their models where there is no gunicorn to do it, until SIGTERM or SIGINT.
+class RunnerMaster:
+    """The master of `forkserve worker`: looks after runners, the scheduler and alerts where there is no gunicorn."""
 
-    `reload` is called at SIGHUP and when `watch` sees a change; then all runners are replaced.
-    """
-    waited = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
-    signal.pthread_sigmask(signal.SIG_BLOCK, waited)
-    arrived = 0
-    while arrived not in (signal.SIGTERM, signal.SIGINT):
-        for runners in kinds:
-            runners.tend()
-        memory.look({}, {pid: leaving for runners in kinds for pid, leaving in runners.leaving.items()})
-        if reload is not None and (arrived == signal.SIGHUP or (watch is not None and watch.changed())):
-            if watch is not None:
-                watch.note()
-            reload()
-            memory.measure_master()
-            for runners in kinds:
-                runners.replace()
-        received = signal.sigtimedwait(waited, FORK_SECONDS)
-        arrived = 0 if received is None else received.si_signo
-    for runners in kinds:
-        runners.begin_stop()
-    for runners in kinds:
-        runners.stop()
+    def __init__(self, settings: Settings, alerts: Alerts) -> None:
+        """Loads the models, unless ROLES includes only the scheduler; forks nothing yet.
+
+        Raises RegistryError, InvalidSetting, InvalidRedisUrl, CannotServe.
+        """
+        self._watch = ModelWatch(settings.model_dir) if settings.watch_models else None
+        self._app: Application | None = None
+        if "worker" in settings.roles or "scheduler" not in settings.roles:
+            self._app = build(settings, alerts)
+            shared, self._scheduler = self._app.service.shared, self._app.service.scheduler
+        else:
+            shared = build_shared(settings, alerts)
+            self._scheduler = build_scheduler(settings, shared)
+        self._settings = settings
+        self._shared = shared
+        self.kinds = tuple(self._make_kinds())
+        """Empty if there is nothing to do."""
+
+    def _make_kinds(self) -> Iterator[Runners]:
+        """The processes that ROLES asks for, and one that sends alerts, as web workers do elsewhere."""
+        settings, book, alerts = self._settings, self._shared.book, self._shared.alerts
+        fires = "scheduler" in settings.roles and bool(settings.schedules)
+        if self._app is not None:
+            yield Runners(self._run_jobs, settings.job_runners, book, keep=alerts.descriptor)
+        if fires:
+            yield Runners(self._fire_schedules, 1, book, name=SCHEDULER, keep=alerts.descriptor)
+        if (fires or self._app is not None) and alerts.outlet is not None:
+            yield Runners(alerts.run, 1, book, name=MESSENGER, keep=alerts.outlet)
+
+    def _run_jobs(self) -> None:
+        assert self._app is not None
+        self._app.service.runner.run()
+
+    def _fire_schedules(self) -> None:
+        self._scheduler.run()
+
+    def run(self) -> None:
+        """Look after all of them until SIGTERM or SIGINT. SIGHUP, or a change in the model directory, is a reload."""
+        waited = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
+        signal.pthread_sigmask(signal.SIG_BLOCK, waited)
+        self._shared.reloads.open()
+        memory = self._watch_memory()
+        arrived = 0
+        while arrived not in (signal.SIGTERM, signal.SIGINT):
+            if arrived == signal.SIGHUP or (self._watch is not None and self._watch.changed()):
+                self._reload(memory)
+            for runners in self.kinds:
+                runners.tend()
+            memory.look({}, {pid: leaving for runners in self.kinds for pid, leaving in runners.leaving.items()})
+            received = signal.sigtimedwait(waited, FORK_SECONDS)
+            arrived = 0 if received is None else received.si_signo
+        for runners in self.kinds:
+            runners.begin_stop()
+        for runners in self.kinds:
+            runners.stop()
+        log.info("Worker process stopped", signal=signal.Signals(arrived).name)
+
+    def _reload(self, memory: MemoryWatch) -> None:
+        if self._app is None:
+            return
+        if self._watch is not None:
+            self._watch.note()
+        self._app = reload(self._app)
+        self._scheduler = self._app.service.scheduler
+        prefork.settle()
+        memory.measure_master()
+        for runners in self.kinds:
+            runners.replace()
+
+    def _watch_memory(self) -> MemoryWatch:
+        settings = self._settings
+
+        def replace(pid: int) -> None:
+            for runners in self.kinds:
+                runners.replace_one(pid)
+
+        return MemoryWatch(
+            self._shared.pressure,
+            limit=settings.max_memory_mb * MB,
+            share=settings.max_worker_memory_mb * MB,
+            processes=settings.job_runners,
+            replace=replace,
+            alert=self._shared.alerts.alert,
+        )

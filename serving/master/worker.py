@@ -1,11 +1,11 @@
 """A uvicorn worker for gunicorn that ends without losing a request.
 
-To end (its requests are served, SIGTERM, the master gone), it stops accepting: the master holds the listening socket,
-so new connections go to the others. It tells the master, which forks a replacement at once. It finishes what is in
-flight, and says `Connection: close` in every answer from then on. Event streams have no end that could be waited for:
-they are ended, and their clients resume at another worker. A client between two requests gets a last chance to send
-one; only then are idle connections closed. A client that sends at that very moment may still lose its request:
-HTTP/1.1 has no way to tell an idle client that the server is leaving.
+When it ends (after its last request, at SIGTERM, or because the master is gone), it stops accepting: the master holds
+the listening socket, so new connections go to the other workers. It notifies the master, which forks a replacement at
+once. It finishes the requests in flight and sends `Connection: close` with every answer from then on. Event streams
+would not end by themselves: they are ended, and their clients resume at another worker. A client between two requests
+gets a last chance to send one; only then are idle connections closed. A client that sends at that very moment may still
+lose its request: HTTP/1.1 cannot tell an idle client that the server is leaving.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import socket
 import sys
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import structlog
 from gunicorn.arbiter import Arbiter
@@ -36,7 +36,7 @@ TICKS_A_SWEEP = 10
 
 
 class DrainingServer(Server):
-    """Uvicorn's server with a drain between serving and shutdown."""
+    """Uvicorn's server, which drains between serving and shutdown."""
 
     def __init__(self, config: Config, *, worker: DrainingWorker) -> None:
         super().__init__(config)
@@ -45,13 +45,18 @@ class DrainingServer(Server):
         self._quiet_ticks = 0
         self._told_to_end = False
         self._hurried = False
+        self._interrupted = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature is uvicorn's
-        """SIGTERM drains; SIGINT and SIGQUIT finish only what is in flight; a second one drops that, too."""
+        """SIGTERM drains; SIGINT and SIGQUIT only finish requests in flight; a second SIGINT drops those as well.
+
+        A single Ctrl-C reaches a worker twice: as SIGINT from the terminal, and as SIGQUIT from its master.
+        """
         if sig in (signal.SIGINT, signal.SIGQUIT):
-            self.force_exit = self._hurried
+            self.force_exit = sig == signal.SIGINT and self._interrupted
+            self._interrupted = self._interrupted or sig == signal.SIGINT
             self._hurried = True
-        # not `should_exit`: whom that reaches while it starts ends without a drain
+        # not `should_exit`: it would end a worker that is still starting without a drain
         self._told_to_end = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -79,17 +84,17 @@ class DrainingServer(Server):
 
     def _reason_to_leave(self, leaving: bool) -> str | None:  # noqa: FBT001
         if self._told_to_end:
-            return "asked to"
+            return "told to end"
         if leaving:
-            return "served its requests"
+            return "it has served its requests"
         if os.getppid() != self._worker.ppid:
-            return "master is gone"
+            return "the master is gone"
         reason_to_replace: str | None = self._worker.wsgi.reason_to_replace()
         return reason_to_replace
 
     def _begin_drain(self, reason: str) -> None:
         log.info("Worker drains", pid=os.getpid(), reason=reason, connections=len(self.server_state.connections))
-        self.limit_max_requests = None  # said once is enough
+        self.limit_max_requests = None  # uvicorn would log it again and again
         for server in self.servers:
             server.close()
         close = (b"connection", b"close")
@@ -112,28 +117,28 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc]
         "lifespan": "on",
         "access_log": False,
         "server_header": False,
-        # X-Forwarded-For is believed only by those who count the proxies
+        # X-Forwarded-For is evaluated by `clients`, which counts the proxies
         "proxy_headers": False,
     }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # At info it says what gunicorn and the drain say already
+        # at info it repeats what gunicorn and the drain log
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         self.read_timeout = 20.0
         self.drain_seconds = min(self.cfg.keepalive + 0.5, self.cfg.graceful_timeout / 2)
         self.config.timeout_graceful_shutdown = max(1, int(self.cfg.graceful_timeout - self.drain_seconds - 1))
-        # One byte that master and worker both see
+        # one byte that master and worker share
         self._retiring = mmap.mmap(-1, 1)
 
     def init_signals(self) -> None:
-        """Let in what ends a worker: the master has kept it back since before the fork. So far, it does so at once."""
+        """Unblock the signals that end a worker, which the master has blocked; for now they end it at once."""
         super().init_signals()
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     @property
     def retiring(self) -> bool:
-        """True in both processes once the worker has begun to end."""
+        """Whether the worker has begun to end; true in both processes."""
         return self._retiring[0] != 0
 
     @retiring.setter
@@ -141,18 +146,22 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc]
         self._retiring[0] = value
 
     def announce_end(self) -> None:
-        """Tell the master, and wake it: SIGCHLD makes it look after its workers."""
+        """Notify the master and wake it: at SIGCHLD it looks after its workers."""
         self.retiring = True
         if os.getppid() == self.ppid:
             os.kill(self.ppid, signal.SIGCHLD)
 
     def run(self) -> None:
-        """Serve, then leave without the interpreter's own end.
-
-        That would take every object apart, and so copy every page that is still shared: workers that end together
-        would need the memory of as many separate ones. And it would wait for threads that are stuck.
-        """
+        """Serve, then exit."""
         super().run()
+        self._exit()
+
+    def _exit(self) -> NoReturn:
+        """Exit without the interpreter's own end.
+
+        That would take every object apart and so copy every page that is still shared: workers that end together would
+        need as much memory as if they shared nothing. It would also wait for threads that are stuck.
+        """
         log.info("Worker ends", pid=self.pid)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -164,7 +173,9 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc]
         server = DrainingServer(self.config, worker=self)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGQUIT, server.handle_exit, signal.SIGQUIT, None)
-        # the plain sockets: gunicorn's wrapper complains when uvloop has closed them first
+        # the plain sockets: gunicorn's wrapper logs an error when uvloop has closed them first
         await server.serve(sockets=[listener.sock for listener in self.sockets])
         if not server.started:
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
+        if server.force_exit:
+            self._exit()  # a lifespan that was not shut down would be cancelled, and log a traceback

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
-from harness.processes import DIABETES, PATIENCE
-from harness.service import ROOT, Service
+import pytest
+
+from harness.processes import DIABETES, PATIENCE, eventually
+from harness.service import FORKSERVE, ROOT, Service
 from serving.cli.client import post
 
 
@@ -62,3 +65,112 @@ def test_uvicorn_alone_serves_for_development(models: Path) -> None:
     finally:
         process.terminate()
         process.communicate(timeout=PATIENCE)
+
+
+OURS = ("main", "cache", "registry", "serving", "harness", "forkserve")
+"""Modules that a project may have, too; some are ours, some will be."""
+
+ESTIMATOR = """
+import os, time
+import numpy as np
+from sklearn.base import BaseEstimator, RegressorMixin
+
+if "SLOWLY" in os.environ:
+    print("importing", flush=True)
+    time.sleep(float(os.environ["SLOWLY"]))
+
+class Sum(RegressorMixin, BaseEstimator):
+    def fit(self, rows, y=None):
+        self.n_features_in_ = 2
+        return self
+
+    def predict(self, rows):
+        return np.asarray(rows).sum(axis=1)
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A user's directory: modules with our names that break whoever imports them, and one that an artefact needs."""
+    for name in OURS:
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a module of the start directory was imported')")
+    (tmp_path / "my_estimators.py").write_text(ESTIMATOR)
+    (tmp_path / "table.csv").write_text("a,b\n1,2\n3,4\n5,6\n")
+    dump = "import joblib, my_estimators; joblib.dump(my_estimators.Sum().fit([]), 'sum.joblib')"
+    subprocess.run([sys.executable, "-c", dump], cwd=tmp_path, env=os.environ | {"PYTHONPATH": ""}, check=True)
+    done = forkserve(tmp_path, "add", "sum.joblib", "--name", "sum", "--data", "table.csv")
+    assert "added sum version 1" in done.stdout, done.stderr
+    return tmp_path
+
+
+def environment(project: Path) -> dict[str, str]:
+    return {"MODEL_DIR": str(project / "models"), "DATA_DIR": str(project / "data"), "PORT": "0"}
+
+
+def forkserve(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environ = os.environ | environment(project)
+    return subprocess.run(
+        [FORKSERVE, *arguments], cwd=project, env=environ, capture_output=True, text=True, check=False
+    )
+
+
+def test_commands_work_in_a_directory_with_modules_of_the_same_names(project: Path) -> None:
+    for arguments, said in ((["models"], "sum "), (["check"], "ready to serve"), (["worker", "--once"], "initialized")):
+        done = forkserve(project, *arguments)
+        assert (done.returncode, said in done.stdout) == (0, True), done.stderr
+
+
+@pytest.mark.parametrize("command", [(str(FORKSERVE),), (sys.executable, str(ROOT / "main.py"))])
+def test_the_service_starts_and_reloads_in_such_a_directory(project: Path, command: tuple[str, ...]) -> None:
+    with Service(environment(project) | {"ROLES": "web"}, (*command, "serve"), project) as service:
+        (model,) = service.get("/v1/models")["models"]
+        assert model["name"] == "sum"
+        os.kill(service.master, signal.SIGHUP)
+        assert eventually(lambda: len(service.events("Models reloaded")) == 1)
+        assert eventually(lambda: len(service.events("Worker serves")) == 4)
+        assert service.get("/health")["status"] == "ok"
+
+
+def test_python_m_works_beside_modules_of_other_names(project: Path) -> None:
+    (project / "main.py").unlink()  # that one would be what was asked for
+    command = [sys.executable, "-m", "main", "models"]
+    environ = os.environ | environment(project)
+    done = subprocess.run(command, cwd=project, env=environ, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()[:2]) == (0, ["sum", "1"]), done.stderr
+
+
+def test_gunicorn_cmd_args_override_the_settings(models: Path) -> None:
+    environ = {"MODEL_DIR": str(models), "GUNICORN_CMD_ARGS": "--workers 1 --bind 127.0.0.1:0", "PORT": "1"}
+    with Service(environ | {"WEB_CONCURRENCY": "1", "ROLES": "web"}, (str(FORKSERVE), "serve")) as service:
+        assert len(service.workers) == 1
+        assert service.address.startswith("http://127.0.0.1:")
+
+
+def test_usr2_starts_a_second_master_that_takes_over(project: Path) -> None:
+    with Service(environment(project) | {"ROLES": "web"}, (str(FORKSERVE), "serve"), project) as service:
+        os.kill(service.master, signal.SIGUSR2)
+        assert eventually(lambda: len(service.events("Worker serves")) == 4)
+        os.kill(service.master, signal.SIGTERM)
+        assert service.process.wait(PATIENCE) == 0
+        assert service.get("/health")["status"] == "ok"
+        assert eventually(lambda: bool(service.events("Master has been promoted")))
+        second = int(re.findall(r"Listening at: \S+ \((\d+)\)", service.log())[-1])
+        os.kill(second, signal.SIGTERM)
+        assert eventually(lambda: service.log().count("forkserve stopped") == 2)
+
+
+def test_ctrl_c_while_models_are_loaded_is_one_line(project: Path) -> None:
+    process = subprocess.Popen(
+        [FORKSERVE, "serve"],
+        cwd=project,
+        env=os.environ | environment(project) | {"ADMIN_TOKEN": "x" * 16, "SLOWLY": "60"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert any("importing" in line for line in process.stdout)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, said) == (130, "forkserve: interrupted\n")

@@ -20,6 +20,8 @@ from harness.service import ROOT
 from registry.store.add import add_version, read_estimator, read_table
 from tests.conftest import Run
 
+SOON = "a running service takes it over within a few seconds\n"
+
 
 @pytest.fixture
 def churn(tmp_path: Path) -> Path:
@@ -90,9 +92,11 @@ def two_versions(churn: Path) -> Path:
 @pytest.mark.usefixtures("two_versions")
 def test_promote_and_rollback_change_what_is_live(run: Run) -> None:
     promoted = run("promote", "churn", "1")
-    assert (promoted.returncode, promoted.stdout) == (0, "churn: version 1 is live, the previous one is 2\n")
+    assert (promoted.returncode, promoted.stdout) == (0, f"churn: version 1 is live, the previous one is 2\n{SOON}")
     assert [line.split()[1:3] for line in run("models").stdout.splitlines()] == [["1", "live"], ["2", "classification"]]
-    assert run("rollback", "churn").stdout == "churn: version 2 is live, the previous one is 1\n"
+    assert run("rollback", "churn").stdout == f"churn: version 2 is live, the previous one is 1\n{SOON}"
+    asked = run("promote", "churn", "1", WATCH_MODELS="false").stdout
+    assert "WATCH_MODELS is false: a running service takes it over when you reload it" in asked
 
 
 @pytest.mark.parametrize(

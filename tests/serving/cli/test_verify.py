@@ -19,8 +19,8 @@ import pytest
 from harness.processes import eventually
 from harness.servers import http_server
 from harness.service import ADMIN_TOKEN, FORKSERVE, Service
-from serving.cli.remote import RemoteService
-from serving.cli.verify import verify
+from serving.cli.client import RemoteService
+from serving.cli.verify import findings
 
 Tamper = Callable[[str, dict[str, Any]], None]
 
@@ -75,7 +75,7 @@ def tampered(service: Service, tamper: Tamper) -> AbstractContextManager[str]:
 
 def faults(address: str) -> dict[str, str]:
     with RemoteService(address, ADMIN_TOKEN) as remote:
-        return {finding.subject: finding.fault for finding in verify(remote) if finding.fault}
+        return {finding.subject: finding.fault for finding in findings(remote) if finding.fault}
 
 
 def test_verify_finds_nothing_wrong_with_a_service_that_works(service: Service) -> None:
@@ -165,7 +165,7 @@ def test_load_test_counts_what_is_lost(service: Service) -> None:
             raise ConnectionAbortedError  # the connection is closed without an answer
 
     with tampered(service, damage) as address:
-        done = forkserve("load-test", address, "--seconds", "1", "--connections", "2", "--models", "wine")
+        done = forkserve("load-test", "--seconds", "1", "--connections", "2", "--models", "wine", address)
     assert done.returncode == 1
     lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
     assert not lines["answers"].endswith(" 0 lost"), done.stdout
@@ -174,4 +174,22 @@ def test_load_test_counts_what_is_lost(service: Service) -> None:
 
 def test_load_test_of_a_model_that_is_not_served_says_so(service: Service) -> None:
     done = forkserve("load-test", service.address, "--models", "none")
-    assert (done.returncode, done.stderr) == (1, "forkserve: none of these models is served there\n")
+    assert (done.returncode, done.stderr) == (1, "forkserve: the service has no model none\n")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "reason"),
+    [
+        ("--seconds", "-5", "must be more than 0: -5"),
+        ("--seconds", "nan", "must be more than 0: nan"),
+        ("--connections", "0", "must be at least 1: 0"),
+        ("--explained", "2", "must be from 0 to 1: 2"),
+        ("--repeated", "some", "invalid share value: 'some'"),
+    ],
+)
+def test_load_test_refuses_options_out_of_range(option: str, value: str, reason: str) -> None:
+    done = forkserve("load-test", option, value)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (
+        2,
+        f"forkserve load-test: error: argument {option}: {reason}",
+    )
