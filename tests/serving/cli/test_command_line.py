@@ -105,8 +105,8 @@ def test_promote_and_rollback_change_what_is_live(run: Run) -> None:
         (["promote", "churn", "3"], "model 'churn' has no version '3'"),
         (["promote", "gone", "1"], "there is no model 'gone'"),
         (["rollback", "../churn"], "there is no model '../churn'"),
-        (["promote", "churn", "1"], "churn/1: model.joblib has sha256"),
-        (["rollback", "churn"], "churn/1: model.joblib has sha256"),
+        (["promote", "churn", "1"], "churn/1/model.joblib: has sha256"),
+        (["rollback", "churn"], "churn/1/model.joblib: has sha256"),
     ],
 )
 def test_nothing_goes_live_that_does_not_load(run: Run, two_versions: Path, arguments: list[str], reason: str) -> None:
@@ -289,6 +289,13 @@ def test_check_finds_a_model_that_fails_only_after_the_fork(
 def test_a_wrong_setting_is_named(run: Run) -> None:
     refused = run("models", PORT="-1")
     assert (refused.returncode, refused.stderr) == (1, "forkserve: PORT must be at least 0\n")
+
+
+@pytest.mark.usefixtures("two_versions")
+def test_check_names_a_variable_that_is_almost_a_setting(run: Run) -> None:
+    checked = run("check", MAX_REQEUSTS="7")
+    assert checked.returncode == 1
+    assert checked.stderr == "forkserve: MAX_REQEUSTS is not a setting; did you mean MAX_REQUESTS?\n"
 
 
 def test_check_without_models_says_what_to_do(run: Run) -> None:
