@@ -13,7 +13,6 @@ import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
@@ -24,7 +23,7 @@ from cache.memory import Stats
 from cache.redis import RedisTier, seal
 from cache.tiered import build_cache
 from harness.servers import RedisServer, redis_server
-from serving.storage.redis import InvalidRedisUrl, RedisClient
+from serving.storage.redis import InvalidRedisUrl
 from tests.cache.conftest import PATIENCE, listening
 
 pytestmark = pytest.mark.anyio
@@ -306,23 +305,3 @@ async def test_cache_with_a_url_fills_both_tiers(shared_server: RedisServer, raw
     assert await other.get_or_compute([b"a"], compute) == [(b"A", "hit-memory")]
     assert (other.stats.hits_redis, other.stats.items, other.redis_state) == (1, 1, "closed")
     await other.close()
-
-
-@pytest.mark.parametrize("interval", [0, 17.0])
-async def test_health_check_interval_reaches_the_connections(shared_server: RedisServer, interval: float) -> None:
-    client = RedisClient(shared_server.url, timeout=PATIENCE, max_value_bytes=1000, health_check_interval=interval)
-    pool: Any = client.get().connection_pool
-    assert pool.make_connection().health_check_interval == interval
-    await client.close()
-
-
-async def test_connections_never_wait_long_and_never_retry() -> None:
-    client = RedisClient("rediss://somewhere:7000/1", timeout=0.1, max_value_bytes=1000)
-    pool: Any = client.get().connection_pool
-    settings = pool.connection_kwargs
-    assert settings["retry"].get_retries() == 0
-    assert [settings["socket_timeout"], settings["socket_connect_timeout"], pool.timeout] == [0.1, 0.1, 0.05]
-    assert pool.max_connections == 16
-    assert settings["socket_keepalive"]
-    assert (settings["host"], settings["port"], settings["db"]) == ("somewhere", 7000, 1)
-    await client.close()

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing
+from typing import Any
 
 import pytest
 import redis
@@ -15,7 +16,7 @@ from serving.errors import JobNotFound, StoreUnavailable
 from serving.events.follow import Hub
 from serving.events.redis import RedisEventLog
 from serving.jobs.redis import RedisJobStore
-from serving.storage.redis import InvalidRedisUrl
+from serving.storage.redis import InvalidRedisUrl, RedisClient
 from tests.cache.conftest import listening
 from tests.serving.conftest import PATIENCE, until
 from tests.serving.jobs.conftest import LEASE, claim, claimed, complete, job_request
@@ -248,3 +249,23 @@ async def test_hub_takes_a_few_connections_however_many_listen(shared_server: Re
         return int(raw.info("clients")["connected_clients"]) <= int(before)
 
     await until(gone)
+
+
+@pytest.mark.parametrize("interval", [0, 17.0])
+async def test_health_check_interval_reaches_the_connections(shared_server: RedisServer, interval: float) -> None:
+    client = RedisClient(shared_server.url, timeout=PATIENCE, max_value_bytes=1000, health_check_interval=interval)
+    pool: Any = client.get().connection_pool
+    assert pool.make_connection().health_check_interval == interval
+    await client.close()
+
+
+async def test_connections_never_wait_long_and_never_retry() -> None:
+    client = RedisClient("rediss://somewhere:7000/1", timeout=0.1, max_value_bytes=1000)
+    pool: Any = client.get().connection_pool
+    settings = pool.connection_kwargs
+    assert settings["retry"].get_retries() == 0
+    assert [settings["socket_timeout"], settings["socket_connect_timeout"], pool.timeout] == [0.1, 0.1, 0.05]
+    assert pool.max_connections == 16
+    assert settings["socket_keepalive"]
+    assert (settings["host"], settings["port"], settings["db"]) == ("somewhere", 7000, 1)
+    await client.close()

@@ -1,4 +1,4 @@
-"""Values as they travel: whatever is not exactly what was sealed is nothing."""
+"""The form of values in Redis: a value that is not exactly what was sealed is none."""
 
 from __future__ import annotations
 
