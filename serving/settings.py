@@ -69,7 +69,7 @@ class Settings:
     max_body_bytes: int = setting(4 * 1024 * 1024, "largest request body; a larger one gets 413", low=1)
     max_instances: int = setting(1000, "instances in one request; more get 413", low=1)
     trusted_proxy_count: int = setting(
-        0, "proxies in front of the service that append the client's address to `X-Forwarded-For`", low=0
+        0, "proxies in front that append the client's address to `X-Forwarded-For`", low=0
     )
     rate_limit: str = setting("", "requests allowed per client address, such as `600/minute`; empty for no limit")
     rate_limit_burst: int = setting(0, "how many of them may come at once; 0 for all", low=0)
@@ -81,9 +81,7 @@ class Settings:
     inference_threads: int = setting(2, "threads per worker that run models", low=1)
     queue_seconds: float = setting(0.1, "seconds a request may wait for a thread; a longer wait gets 503", low=0)
     shap_max_batch_size: int = setting(500, "instances in one request for explanations; more get 413", low=1)
-    shap_max_evals: int = setting(
-        500, "coalitions of features to evaluate per explanation of a model that only sampling can explain", low=1
-    )
+    shap_max_evals: int = setting(500, "coalitions of features to evaluate per explanation by sampling", low=1)
     executor_processes: int = setting(1, "processes per worker for explanations that must not run in a thread", low=1)
     executor_memory_bytes: int = setting(256 * 1024 * 1024, "memory that each of them may allocate", low=1)
     cache_max_items: int = setting(10_000, "predictions that each worker caches in memory; 0 for none", low=0)
@@ -91,20 +89,18 @@ class Settings:
     cache_ttl_seconds: float = setting(300, "seconds a prediction stays cached, in memory and in Redis", low=0.001)
     redis_url: str = setting(
         "",
-        "Redis for a shared cache, jobs, events and schedules, `redis://` or `rediss://`; empty for one box alone",
+        "Redis for cache, jobs, events and schedules, `redis://` or `rediss://`; empty for one box alone",
         secret=True,
     )
     redis_health_check_interval: float = setting(
-        30, "seconds a Redis connection may be idle before it is checked and used again", low=0
+        30, "seconds after which an idle Redis connection is checked before use", low=0
     )
     data_dir: Path = setting(
         Path("data"),
         "directory of jobs, events and schedules without `REDIS_URL`, of records and outcomes without `SUPABASE_URL`",
     )
     supabase_url: str = setting(
-        "",
-        "Supabase project that stores records and outcomes; empty for a file in `DATA_DIR`",
-        schemes=("https://", "http://"),
+        "", "Supabase project for records and outcomes; empty for a file in `DATA_DIR`", schemes=("https://", "http://")
     )
     supabase_service_key: str = setting("", "its service role key", secret=True)
     supabase_service_role_key: str = setting("", "another name for `SUPABASE_SERVICE_KEY`", secret=True)
@@ -124,7 +120,7 @@ class Settings:
     job_max_rows: int = setting(100_000, "rows in one job; more get 413", low=1)
     job_max_body_bytes: int = setting(64 * 1024 * 1024, "largest CSV of a job; a larger one gets 413", low=1)
     job_lease_seconds: float = setting(
-        30, "seconds without a sign of life from a runner after which another one takes over its job", low=0.5
+        30, "seconds without a heartbeat after which another runner takes over a job", low=0.5
     )
     job_timeout_seconds: float = setting(120, "seconds one call of a job to its model may take", low=0.01)
     job_memory_bytes: int = setting(512 * 1024 * 1024, "memory that such a call may allocate", low=1)
@@ -132,7 +128,7 @@ class Settings:
     job_keep: int = setting(1000, "finished jobs to keep", low=0)
     schedules: str = setting("", "scheduled actions, `name: 0 3 * * *: action`, separated by semicolons; see GUIDE.md")
     schedule_grace_seconds: float = setting(
-        60, "seconds a firing may be late before it is skipped, unless its schedule says otherwise", low=1, high=604_800
+        60, "seconds a firing may be late; a later one is skipped", low=1, high=604_800
     )
     dask_scheduler: str = setting(
         "", "Dask cluster that computes jobs, `tcp://` or `tls://`; empty for none", schemes=("tcp://", "tls://")
@@ -141,43 +137,30 @@ class Settings:
     train_timeout_seconds: float = setting(3600, "seconds a training may take", low=0.01)
     train_memory_bytes: int = setting(1024 * 1024 * 1024, "memory that a training may allocate", low=1)
     train_tolerance: float = setting(
-        0.02, "how much worse a retrained version may be: a score by this amount, an error by this share", low=0
+        0.02, "how much worse a retrained version may be: by amount for a score, by share for an error", low=0
     )
     model_dir: Path = setting(Path("models"), "directory of the models, `{name}/{version}/`")
-    compile: bool = setting(
-        True, "use compiled models where their answers are bit-identical; `false` only for comparison"
-    )
-    serve_versions: Literal["all", "live"] = setting(
-        "all", "versions to load: `all`, or `live` for the live and previous ones"
-    )
-    watch_models: bool = setting(
-        True,
-        "reload when a version is added, promoted, rolled back or removed",
-    )
+    compile: bool = setting(True, "use compiled models, which answer bit by bit the same; `false` only for comparison")
+    serve_versions: Literal["all", "live"] = setting("all", "versions to load: `all`, or `live` and previous ones")
+    watch_models: bool = setting(True, "reload when a version is added, promoted, rolled back or removed")
     reload_timeout_seconds: float = setting(60, "seconds a version may take to load at a reload", low=1)
     model_fallback: bool = setting(False, "serve a minimal model in place of one that does not load")
     max_memory_mb: int = setting(0, "MB that all processes together may use; 0 for the limit of the cgroup", low=0)
-    max_worker_memory_mb: int = setting(
-        0, "MB of private memory per worker; 0 for an equal share of what the models leave", low=0
-    )
+    max_worker_memory_mb: int = setting(0, "MB of private memory per worker; 0 for an equal share", low=0)
     admin_token: str = setting(
-        "",
-        "token for `/api/admin/` and `/metrics`, at least 16 characters; without one these routes do not exist",
-        secret=True,
+        "", "token for `/api/admin/` and `/metrics`, at least 16 characters; empty closes them", secret=True
     )
-    admin_token_in_query: bool = setting(
-        False, "accept the token as `?admin_token=` too; proxies may write it into their logs"
-    )
+    admin_token_in_query: bool = setting(False, "accept `?admin_token=` too, which proxies may log")
     alert_webhook_url: str = setting(
-        "", "webhook for alerts that need somebody's attention at once", secret=True, schemes=HTTP_SCHEMES
+        "", "webhook for alerts that need attention at once", secret=True, schemes=HTTP_SCHEMES
     )
     alert_form: Literal["auto", "discord", "slack"] = setting(
-        "auto", "format of its messages: `discord`, `slack`, or `auto` to tell by the URL"
+        "auto", "format of alerts: `discord`, `slack`, or `auto` to tell by the URL"
     )
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "`debug`, `info`, `warning` or `error`")
     access_log: bool = setting(True, "log every request and prediction")
     otel_exporter_otlp_endpoint: str = setting(
-        "", "OpenTelemetry collector, such as `http://host:4318`; empty for no traces"
+        "", "OpenTelemetry collector, such as `http://host:4318`; empty for none"
     )
     otel_service_name: str = setting("forkserve", "name of this service in traces")
     greeting: bool = setting(False, "print the address and a curl command when ready; `forkserve serve` sets it")

@@ -7,10 +7,11 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import structlog
+from msgspec import Meta
 
 from registry.errors import Fault, InvalidRows, ModelFailed
 from registry.model import LoadedModel
@@ -44,11 +45,11 @@ log = structlog.get_logger(__name__)
 class OutcomesBody(msgspec.Struct, forbid_unknown_fields=True):
     """The body of a request: instances as they were sent for predictions, and the outcome of each."""
 
-    instances: list[Any]
-    outcomes: list[Any]
-    version: str | None = None
-    time: str | None = None
-    request_id: str | None = None
+    instances: Annotated[list[Any], Meta(description="Instances as they are sent for predictions")]
+    outcomes: Annotated[list[Any], Meta(description="The label or the number of each instance")]
+    version: Annotated[str | None, Meta(description="The version whose quality they measure; default live")] = None
+    time: Annotated[str | None, Meta(description="When they happened, ISO 8601; default now")] = None
+    request_id: Annotated[str | None, Meta(description="Of the prediction; sent twice, they are stored once")] = None
 
 
 _body = msgspec.json.Decoder(OutcomesBody)

@@ -34,6 +34,12 @@ def answer_json(content: Any, status: int = 200, headers: Mapping[str, str] | No
     return Response(msgspec.json.encode(content), status, headers, "application/json")
 
 
+def describe_body(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """The OpenAPI extra of a route that reads `kind` as JSON; the document itself holds the schema."""
+    schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
 def check_json(headers: HeaderMap) -> None:
     """Raise UnsupportedBody unless the body is declared as plain UTF-8 JSON."""
     if headers.get(b"content-type") != b"application/json" and body_type(headers) != b"application/json":

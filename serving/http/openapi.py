@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from registry.model import LoadedModel
 from registry.registry import Registry
+from serving.entities.outcomes import OutcomesBody
+from serving.http.routes.entities import RecordsBody
 from serving.http.routes.predict import is_for_jobs
 from serving.predict.operation import ANSWERS, Verb
 
@@ -26,6 +29,9 @@ REFUSALS = {
     "429": "Too many requests from this address, or too many jobs",
     "504": "The deadline passed",
 }
+
+BODIES = (RecordsBody, OutcomesBody)
+"""The bodies that routes name with `describe_body`."""
 
 TIMEOUT_HEADER = {
     "name": "X-Request-Timeout",
@@ -53,7 +59,8 @@ PROBLEM = _object(
 def document(app: FastAPI, registry: Registry, *, background: bool) -> Schema:
     """The whole OpenAPI 3.1 document; with `background`, requests that take too long become jobs."""
     openapi = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
-    openapi.setdefault("components", {}).setdefault("schemas", {})["Problem"] = PROBLEM
+    _, bodies = msgspec.json.schema_components(BODIES, ref_template="#/components/schemas/{name}")
+    openapi.setdefault("components", {}).setdefault("schemas", {}).update(Problem=PROBLEM, **bodies)
     for model in registry.live():
         openapi["paths"] |= _operations(model, "", "", background=background)
     for model in registry:

@@ -10,12 +10,13 @@ from typing import Annotated, Any
 import msgspec
 import structlog
 from fastapi import APIRouter, Header, Query, Request, Response
+from msgspec import Meta
 
 from serving.entities.notifier import topic_of
 from serving.entities.predictor import EntityAnswer, check_entity
 from serving.entities.record import Record, make_record
 from serving.errors import InvalidRequest, TooManyInstances
-from serving.http.body import answer_json, read_json
+from serving.http.body import answer_json, describe_body, read_json
 from serving.http.clients import network_of
 from serving.http.routes.predict import parse_timeout
 from serving.http.sse import EventStream, LastEventId, Streams
@@ -32,56 +33,39 @@ RECORDS_AT_ONCE = 25
 
 USAGE = 'send an object: {"values": {...}}, or {"records": [...]} for several'
 
-RECORD: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "values": {
-            "type": "object",
-            "additionalProperties": {"type": ["number", "string", "boolean", "null"]},
-            "description": "Columns; each model takes its features from them",
-        },
-        "time": {"type": "string", "description": "ISO 8601; default now"},
-        "id": {"type": "string", "description": "A record that is sent twice with the same id is stored once"},
-    },
-    "required": ["values"],
-    "additionalProperties": False,
-}
-SEVERAL: dict[str, Any] = {
-    "type": "object",
-    "properties": {"records": {"type": "array", "minItems": 1, "items": RECORD}},
-    "required": ["records"],
-    "additionalProperties": False,
-}
+VALUES = "Columns: numbers, strings, booleans or null; each model takes its features from them"
+TIME = "ISO 8601; default now"
+ID = "A record that is sent twice with the same id is stored once"
+
+
+class RecordBody(msgspec.Struct, forbid_unknown_fields=True):
+    """One record of several."""
+
+    values: Annotated[dict[str, Any], Meta(description=VALUES)]
+    time: Annotated[str | None, Meta(description=TIME)] = None
+    id: Annotated[str | None, Meta(description=ID)] = None
+
+
+class RecordsBody(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a request: one record, or several."""
+
+    values: Annotated[dict[str, Any] | None, Meta(description=VALUES)] = None
+    time: Annotated[str | None, Meta(description=TIME)] = None
+    id: Annotated[str | None, Meta(description=ID)] = None
+    records: Annotated[list[RecordBody] | None, Meta(description="Several records, instead of one")] = None
+
+
 ADD_RECORDS: dict[str, Any] = {
     "summary": "Store one record or several",
     "status_code": 201,
     "responses": {200: {"description": "All of them had been stored before"}},
-    "openapi_extra": {
-        "requestBody": {"required": True, "content": {"application/json": {"schema": {"oneOf": [RECORD, SEVERAL]}}}}
-    },
+    "openapi_extra": describe_body(RecordsBody),
 }
 FOLLOW: dict[str, Any] = {
     "summary": "Predictions for each record that arrives, as server-sent events",
     "response_class": Response,
     "responses": {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
 }
-
-
-class RecordBody(msgspec.Struct, forbid_unknown_fields=True):
-    """One record of several."""
-
-    values: dict[str, Any]
-    time: str | None = None
-    id: str | None = None
-
-
-class RecordsBody(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of a request: one record, or several."""
-
-    values: dict[str, Any] | None = None
-    time: str | None = None
-    id: str | None = None
-    records: list[RecordBody] | None = None
 
 
 _body = msgspec.json.Decoder(RecordsBody)

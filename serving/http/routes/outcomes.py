@@ -7,27 +7,12 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from serving.http.body import answer_json, read_json
+from serving.entities.outcomes import OutcomesBody
+from serving.http.body import answer_json, describe_body, read_json
 from serving.service import Service
 
 RESPOND_ASYNC = "respond-async"
 """The preference (RFC 7240) of a client that does not wait until its outcomes are stored."""
-
-BODY: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "instances": {"type": "array", "minItems": 1, "description": "Instances as they are sent for predictions"},
-        "outcomes": {"type": "array", "description": "The label or the number of each instance"},
-        "version": {"type": "string", "description": "The version whose quality it measures; default the live one"},
-        "time": {"type": "string", "description": "When it happened, ISO 8601; default now"},
-        "request_id": {
-            "type": "string",
-            "description": "The prediction request; what is sent twice with it is stored once",
-        },
-    },
-    "required": ["instances", "outcomes"],
-    "additionalProperties": False,
-}
 
 
 def outcomes_router(service: Service) -> APIRouter:
@@ -42,7 +27,7 @@ def outcomes_router(service: Service) -> APIRouter:
             200: {"description": "All of them had been stored before"},
             202: {"description": "They will be stored soon (`Prefer: respond-async`)"},
         },
-        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": BODY}}}},
+        openapi_extra=describe_body(OutcomesBody),
     )
     async def add_outcomes(model: str, request: Request) -> Response:
         body = await read_json(request, service.limits.max_body_bytes)
