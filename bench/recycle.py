@@ -79,7 +79,7 @@ def measure(table: Table, models: Path, who: str, command: tuple[str, ...], scen
     }
     with Service(environ, command) as service:
         tally = uvloop.run(play(scene, service, requests))
-        forks = len(service.events("Worker serves"))
+        forks = len(service.events("Worker started"))
     lost = ", ".join(f"{count} {kind}" for kind, count in tally.failures.items())
     table.add(scene.name, who, requests, forks, tally.connections, tally.failed, lost or "-")
     return tally.failed

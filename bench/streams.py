@@ -126,7 +126,7 @@ async def measure(table: Table, name: str, where: str, models: Path, options: ar
             told = dict(zip(topics, await asyncio.gather(*telling), strict=True))
             async with asyncio.timeout(60):
                 heard = await asyncio.gather(*hearing)
-        replaced = len(service.events("Worker drains"))
+        replaced = len(service.events("Worker draining"))
         answers = sum(line["path"].endswith("/events") for line in service.events("Request completed"))
     gaps = sum(one.gaps(told[topics[n % len(topics)]]) for n, one in enumerate(heard))
     repeats, disorder = sum(one.repeats for one in heard), sum(one.disorder for one in heard)

@@ -65,7 +65,7 @@ class Service:
         for line in follow(self, START_SECONDS):
             if found := LISTENING.search(line):
                 address, self.master = found[1], int(found[2])
-            missing -= '"event":"Worker serves"' in line
+            missing -= '"event":"Worker started"' in line
             if address and not missing:
                 self._wait_for_runners()
                 return address

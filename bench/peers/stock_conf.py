@@ -21,4 +21,4 @@ logger_class = GunicornLogger
 def post_worker_init(_worker: object) -> None:
     """Have the name that our own worker has, and say what it says, so that the benchmark finds it."""
     rename(WEB)
-    print('{"event":"Worker serves"}', flush=True)
+    print('{"event":"Worker started"}', flush=True)

@@ -201,7 +201,8 @@ class RunnerMaster:
         """Look after all of them until SIGTERM or SIGINT. SIGHUP, or a change in the model directory, is a reload."""
         waited = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
         signal.pthread_sigmask(signal.SIG_BLOCK, waited)
-        self._shared.reloads.open()
+        if self._app is not None:
+            self._shared.reloads.open()
         memory = self._watch_memory()
         arrived = 0
         while arrived not in (signal.SIGTERM, signal.SIGINT):
@@ -216,7 +217,7 @@ class RunnerMaster:
             runners.begin_stop()
         for runners in self.kinds:
             runners.stop()
-        log.info("Worker process stopped", signal=signal.Signals(arrived).name)
+        log.info("Runner master stopped", signal=signal.Signals(arrived).name)
 
     def _reload(self, memory: MemoryWatch) -> None:
         if self._app is None:

@@ -61,7 +61,7 @@ class DrainingServer(Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        log.info("Worker serves", pid=os.getpid())
+        log.info("Worker started", pid=os.getpid())
 
     async def on_tick(self, counter: int) -> bool:
         """True when it is time to shut down."""
@@ -93,7 +93,7 @@ class DrainingServer(Server):
         return reason_to_replace
 
     def _begin_drain(self, reason: str) -> None:
-        log.info("Worker drains", pid=os.getpid(), reason=reason, connections=len(self.server_state.connections))
+        log.info("Worker draining", pid=os.getpid(), reason=reason, connections=len(self.server_state.connections))
         self.limit_max_requests = None  # uvicorn would log it again and again
         for server in self.servers:
             server.close()
@@ -162,7 +162,7 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc]
         That would take every object apart and so copy every page that is still shared: workers that end together would
         need as much memory as if they shared nothing. It would also wait for threads that are stuck.
         """
-        log.info("Worker ends", pid=self.pid)
+        log.info("Worker stopped", pid=self.pid)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)

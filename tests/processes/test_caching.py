@@ -164,8 +164,8 @@ def test_a_worker_whose_threads_are_all_stuck_is_replaced(sleeper: Path) -> None
         url = f"{service.address}/v1/models/sleeper:predict"
         headers = {"Content-Type": "application/json"}
         assert httpx.post(url, content=sleep_body(600), headers=headers).status_code == 504
-        assert eventually(lambda: len(service.events("Worker serves")) == 2)
-        assert "stuck" in service.events("Worker drains")[0]["reason"]
+        assert eventually(lambda: len(service.events("Worker started")) == 2)
+        assert "stuck" in service.events("Worker draining")[0]["reason"]
         assert eventually(lambda: old not in service.workers)
         assert httpx.post(url, content=sleep_body(0), headers=headers).status_code == 200
 

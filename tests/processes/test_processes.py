@@ -117,7 +117,7 @@ def test_recycling_loses_no_request(models: Path) -> None:
     with Service({"MODEL_DIR": str(models), "MAX_REQUESTS": "50", "MAX_REQUESTS_JITTER": "10"}) as service:
         tally = load(service, requests=4000, connections=16, pause=0.001)
         assert (tally.failed, tally.statuses[200]) == (0, 4000)
-        assert len(service.events("Worker serves")) > 4
+        assert len(service.events("Worker started")) > 4
         assert len(service.events("Model registry initialized")) == 1
         assert eventually(lambda: len(service.workers) == 2)
 
@@ -131,7 +131,7 @@ def test_a_draining_worker_is_replaced_before_it_ends_and_says_goodbye_to_idle_c
         idle = connect(service)
         assert "connection: close" not in idle.ask()
         load(service, requests=5, connections=1)
-        assert eventually(lambda: len(service.events("Worker serves")) == 2)
+        assert eventually(lambda: len(service.events("Worker started")) == 2)
         assert old in service.workers, "the old worker still waits for its idle client"
         last = idle.ask()
         assert "200 OK" in last

@@ -150,4 +150,4 @@ def test_a_schedule_that_cannot_be_refuses_the_start_by_name(sleeper: Path) -> N
 
 def test_a_scheduler_without_schedules_says_so(sleeper: Path) -> None:
     said = refused("worker", MODEL_DIR=str(sleeper), ROLES="scheduler")
-    assert said == "forkserve: ROLES names the scheduler alone, and SCHEDULES is empty\n"
+    assert said == "forkserve: ROLES includes only the scheduler, and SCHEDULES is empty\n"

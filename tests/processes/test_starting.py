@@ -127,7 +127,7 @@ def test_the_service_starts_and_reloads_in_such_a_directory(project: Path, comma
         assert model["name"] == "sum"
         os.kill(service.master, signal.SIGHUP)
         assert eventually(lambda: len(service.events("Models reloaded")) == 1)
-        assert eventually(lambda: len(service.events("Worker serves")) == 4)
+        assert eventually(lambda: len(service.events("Worker started")) == 4)
         assert service.get("/health")["status"] == "ok"
 
 
@@ -149,7 +149,7 @@ def test_gunicorn_cmd_args_override_the_settings(models: Path) -> None:
 def test_usr2_starts_a_second_master_that_takes_over(project: Path) -> None:
     with Service(environment(project) | {"ROLES": "web"}, (str(FORKSERVE), "serve"), project) as service:
         os.kill(service.master, signal.SIGUSR2)
-        assert eventually(lambda: len(service.events("Worker serves")) == 4)
+        assert eventually(lambda: len(service.events("Worker started")) == 4)
         os.kill(service.master, signal.SIGTERM)
         assert service.process.wait(PATIENCE) == 0
         assert service.get("/health")["status"] == "ok"

@@ -80,7 +80,7 @@ def test_a_second_ctrl_c_drops_what_is_in_flight_and_is_quiet_too(served: Servic
         busy.sendall(post(f"{served.address}/v1/models/sleeper:predict", sleep_body(60.0)))
         assert eventually(lambda: was_read(busy))
         os.killpg(served.process.pid, signal.SIGINT)
-        assert eventually(lambda: len(served.events("Worker drains")) == 2)
+        assert eventually(lambda: len(served.events("Worker draining")) == 2)
         started = time.monotonic()
         end_group_again(served)
         assert time.monotonic() - started < PATIENCE / 3
@@ -105,7 +105,7 @@ def test_forkserve_worker_ends_quietly(sleeper: Path, tmp_path: Path, how: signa
         start_new_session=True,
     )
     assert process.stdout is not None
-    missing = {"Runner works", "Scheduler works"}
+    missing = {"Runner started", "Scheduler started"}
     for line in process.stdout:
         missing -= {event for event in missing if event in line}
         if not missing:
@@ -115,4 +115,4 @@ def test_forkserve_worker_ends_quietly(sleeper: Path, tmp_path: Path, how: signa
     rest, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
     assert "Traceback" not in rest
-    assert '"event":"Worker process stopped"' in rest.splitlines()[-1]
+    assert '"event":"Runner master stopped"' in rest.splitlines()[-1]

@@ -101,7 +101,7 @@ async def test_nothing_is_missed_and_nothing_twice_while_workers_come_and_go(bac
         disturbing = asyncio.create_task(disturb())
         async with asyncio.timeout(2 * PATIENCE):
             number = 0
-            while number < count or len(service.events("Worker ends")) < 4:
+            while number < count or len(service.events("Worker stopped")) < 4:
                 await backstage.tell(job, 1, start=number)
                 number += 1
             over.set()
@@ -121,7 +121,7 @@ async def test_another_worker_goes_on_where_the_client_left_off(sqlite: Backstag
             os.kill(old, signal.SIGKILL)
             assert await rest(stream) == []
             assert not stream.complete
-        assert eventually(lambda: len(service.events("Worker serves")) == 2)
+        assert eventually(lambda: len(service.events("Worker started")) == 2)
         ids += await sqlite.tell(job, 2, start=3)
         for headers, query in (({"last-event-id": str(ids[2])}, ""), ({}, f"?last_event_id={ids[2]}")):
             async with Stream(service.address, path_of(job) + query, headers=headers) as stream:
