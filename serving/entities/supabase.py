@@ -61,7 +61,7 @@ class _Connection:
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """One of the calls at once. Raises StoreUnavailable: the calls that run show whether the server is well."""
+        """Take one of the CALLS_AT_ONCE places, or raise StoreUnavailable, which says nothing about the server."""
         try:
             async with asyncio.timeout(BUSY_SECONDS):
                 await self.places.acquire()

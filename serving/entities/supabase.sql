@@ -1,5 +1,5 @@
--- Tables and functions that forkserve needs in Supabase: run it once in the SQL editor, or with psql. It may be run again.
--- Row-level security is on and no policy lets anybody in: only the service role, whose key forkserve holds, passes it.
+-- Tables and functions that forkserve needs in Supabase: run this once, in the SQL editor or with psql. It may be run again.
+-- Row-level security is on and no policy grants access: only the service role, whose key forkserve holds, bypasses it.
 
 create table if not exists public.entity_records (
     number bigint generated always as identity primary key,
@@ -31,7 +31,7 @@ alter table public.model_outcomes enable row level security;
 revoke all on public.entity_records, public.model_outcomes from public, anon, authenticated;
 grant select, insert, delete on public.entity_records, public.model_outcomes to service_role;
 
--- Keeps records, a JSON array as text, and gives how many were not there before; of each of their entities the newest `keep` stay.
+-- Stores records, a JSON array as text, and returns how many are new; of each of their entities the newest `keep` stay.
 create or replace function public.add_entity_records(records text, keep integer) returns integer
 language plpgsql set search_path = '' as $$
 declare
@@ -54,7 +54,7 @@ begin
     return added;
 end $$;
 
--- The same of outcomes: of each of their models the last `keep` that came stay.
+-- Stores outcomes, a JSON array as text, and returns how many are new; of each of their models the last `keep` stay.
 create or replace function public.add_model_outcomes(outcomes text, keep integer) returns integer
 language plpgsql set search_path = '' as $$
 declare
