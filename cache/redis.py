@@ -32,8 +32,9 @@ T = TypeVar("T")
 class RedisTier:
     """One MGET a lookup, one pipeline of SETs a write, nothing at all while the breaker is open.
 
-    Nothing is connected before the first call, so it may be built before the fork. A value of more than
-    `max_value_bytes` is neither written nor read.
+    No method raises because Redis is unavailable. A value under a key never changes its meaning, so nothing is ever
+    invalidated, only forgotten; a value of more than `max_value_bytes` is neither written nor read. Nothing is
+    connected before the first call, so it may be built before the fork.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The remote tier as requests use it: lookups that coincide share a round trip, and writes wait for nobody.
+"""The Redis tier as requests use it: lookups that coincide share a round trip, and nobody waits for writes.
 
 A round trip to Redis costs the event loop more than a compiled prediction.
 """
@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
 
 from cache.memory import Stats
+from cache.redis import RedisTier
 from serving.storage.background import BackgroundTask
 from serving.storage.guard import BreakerState
 
@@ -33,31 +33,6 @@ WRITE_BATCH = 100
 CLOSING_SECONDS = 1.0
 
 
-class RemoteTier(Protocol):
-    """Bytes kept under keys for a while, behind a network.
-
-    None always means "not here", whatever the reason; no method raises because a server is unavailable. A value under a
-    key never changes its meaning, so nothing is ever invalidated, only forgotten.
-    """
-
-    async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return one value per key, in the order of the keys."""
-        ...
-
-    async def put_many(self, items: Mapping[bytes, bytes]) -> None:
-        """Keep the items if there is room; nothing is promised."""
-        ...
-
-    async def close(self) -> None:
-        """Disconnect. The tier may be used again after it."""
-        ...
-
-    @property
-    def state(self) -> BreakerState:
-        """State of its breaker; "closed" is the good one."""
-        ...
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Lookup:
     """The keys of one request, and the future of their values."""
@@ -74,17 +49,17 @@ class _Lookup:
 
 
 class BackgroundTier:
-    """A remote tier behind a queue of lookups and a queue of writes. Belongs to one event loop."""
+    """The Redis tier behind a queue of lookups and a queue of writes. Belongs to one event loop."""
 
     def __init__(
         self,
-        remote: RemoteTier,
+        redis: RedisTier,
         *,
         stats: Stats | None = None,
         max_unwritten_bytes: int = MAX_UNWRITTEN_BYTES,
         closing_seconds: float = CLOSING_SECONDS,
     ) -> None:
-        self._remote = remote
+        self._redis = redis
         self._stats = stats or Stats()
         self._lookups: deque[_Lookup] = deque()
         self._round_trips: set[asyncio.Task[None]] = set()
@@ -97,8 +72,8 @@ class BackgroundTier:
 
     @property
     def state(self) -> BreakerState:
-        """State of the remote tier's breaker."""
-        return self._remote.state
+        """State of the breaker in front of Redis."""
+        return self._redis.state
 
     async def find(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return one value per key, None where there is none or it does not arrive within PATIENCE_SECONDS."""
@@ -139,7 +114,7 @@ class BackgroundTier:
         self._stats.write_dropped += len(self._unwritten)
         self._unwritten.clear()
         self._unwritten_bytes = 0
-        await self._remote.close()
+        await self._redis.close()
 
     async def _write(self) -> None:
         while self._unwritten:
@@ -148,7 +123,7 @@ class BackgroundTier:
                 del self._unwritten[key]
                 self._unwritten_bytes -= len(key) + len(value)
             try:
-                await self._remote.put_many(batch)
+                await self._redis.put_many(batch)
             except BaseException:
                 self._stats.write_dropped += len(batch)
                 raise
@@ -176,7 +151,7 @@ class BackgroundTier:
 
     async def _look_up(self, taken: list[_Lookup]) -> None:
         try:
-            values = await self._remote.get_many([key for lookup in taken for key in lookup.keys])
+            values = await self._redis.get_many([key for lookup in taken for key in lookup.keys])
         except Exception as error:  # noqa: BLE001 - it belongs to the requests, not to this task
             for lookup in taken:
                 if not lookup.found.done():

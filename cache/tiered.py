@@ -10,7 +10,7 @@ import structlog
 from cache.flight import Answer, Flights, Lead
 from cache.memory import MemoryTier, Stats
 from cache.redis import RedisTier
-from cache.remote import BackgroundTier, RemoteTier
+from cache.remote import BackgroundTier
 from serving.storage.guard import BreakerState
 from serving.storage.redis import HEALTH_CHECK_INTERVAL
 
@@ -51,7 +51,7 @@ def build_cache(
 class TieredCache:
     """Memory alone, or memory in front of a remote tier. A value from the remote starts a new life in memory."""
 
-    def __init__(self, memory: MemoryTier, remote: RemoteTier | None = None, *, stats: Stats | None = None) -> None:
+    def __init__(self, memory: MemoryTier, remote: RedisTier | None = None, *, stats: Stats | None = None) -> None:
         self.stats = stats or Stats()
         self._memory = memory
         self._remote = None if remote is None else BackgroundTier(remote, stats=self.stats)

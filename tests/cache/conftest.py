@@ -31,8 +31,8 @@ class Clock:
         self.now += seconds
 
 
-class DictTier:
-    """A remote tier in a dictionary. While its gate is shut, calls wait."""
+class DictTier(RedisTier):
+    """A dictionary in place of Redis. While its gate is shut, calls wait."""
 
     state: BreakerState = "closed"
 
