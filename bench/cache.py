@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 import structlog
 
+from cache.flight import Flights
 from cache.keys import Rows, key_prefix, row_key, row_keys
 from cache.memory import MemoryTier
 from cache.redis import RedisTier
@@ -96,21 +97,20 @@ async def measure_tiers(server: RedisServer) -> None:
     remote = RedisTier(server.url, ttl_seconds=300)
     cache = TieredCache(MemoryTier(max_items=1000, max_bytes=1 << 20, ttl_seconds=300), remote)
 
-    async def compute(positions: list[int]) -> list[bytes]:
-        return [b"value" for _ in positions]
-
     cache.keep(items)
     for count in (1, 100):
         lookup = keys[:count]
-        report(
-            f"whole cache: hit in memory, {count} rows",
-            *await percentiles(partial(cache.get_or_compute, lookup, compute), 3000),
-        )
-    alone = TieredCache(MemoryTier(max_items=1000, max_bytes=1 << 20, ttl_seconds=300))
-    report(
-        "whole cache: miss without Redis, 1 row",
-        *await percentiles(lambda: alone.get_or_compute([os.urandom(24)], compute), 3000),
-    )
+        report(f"both tiers: hit in memory, {count} rows", per_item(partial(cache.find, lookup), count))
+    flights = Flights()
+
+    async def miss() -> None:
+        key = os.urandom(24)
+        assert cache.find([key]) == [None]
+        with flights.board([key]) as flight:
+            cache.keep({key: b"value"})
+        await flight.follow()
+
+    report("both tiers: miss, flight and put, 1 row", *await percentiles(miss, 3000))
     await remote.put_many(items)
     for count in (1, 100):
         lookup = keys[:count]

@@ -29,8 +29,8 @@ from registry.registry import Registry, load_registry
 from registry.rows.features import Rows
 from registry.store.add import add_version
 from serving.jobs.cluster import Cluster, pack_version
-from serving.jobs.rows import Backend, LocalBackend, make_row_operations
-from serving.predict.operation import Operation, encode_rows
+from serving.jobs.rows import Backend, LocalBackend
+from serving.predict.operation import Operation, encode_rows, make_operations
 from serving.process.executor import Executor
 from serving.telemetry import logs
 
@@ -125,7 +125,7 @@ def main() -> None:
         models = Path(directory)
         add_models(models)
         registry = load_registry(models)
-        functions = {operation.name: operation.answer_call for operation in make_row_operations(registry)}
+        functions = {operation.name: operation.answer_call for operation in make_operations(registry)}
         executor = Executor(functions, processes=1)
         executor.start()
         local = LocalBackend(executor)

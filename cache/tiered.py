@@ -1,21 +1,18 @@
-"""The cache that requests see: memory first, then Redis, then one computation for all requests that ask at once."""
+"""The cache that requests see: memory first, then Redis."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Literal, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import structlog
 
-from cache.flight import Answer, Flights, Lead
+from cache.flight import Answer
 from cache.memory import MemoryTier, Stats
 from cache.redis import RedisTier
 from cache.remote import BackgroundTier
 from serving.storage.guard import BreakerState
 from serving.storage.redis import HEALTH_CHECK_INTERVAL
-
-Compute: TypeAlias = Callable[[list[int]], Awaitable[Sequence[bytes]]]
-"""From positions in the keys that were asked for to one value each, in that order."""
 
 log = structlog.get_logger(__name__)
 
@@ -55,7 +52,6 @@ class TieredCache:
         self.stats = stats or Stats()
         self._memory = memory
         self._remote = None if remote is None else BackgroundTier(remote, stats=self.stats)
-        self._flights = Flights()
 
     @property
     def is_local(self) -> bool:
@@ -67,34 +63,20 @@ class TieredCache:
         """State of the breaker in front of Redis, for the health check."""
         return "disabled" if self._remote is None else self._remote.state
 
-    async def get_or_compute(self, keys: Sequence[bytes], compute: Compute) -> list[Answer]:
-        """Return a value for each key, and its source.
+    def find(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the values in memory, None for each that is not there."""
+        return [self._memory.get(key) for key in keys]
 
-        `compute` is called once, for all keys that neither tier has and that no other caller is computing; of equal
-        keys only the first is computed. Its errors are raised here and in those who wait for the same keys.
-        """
-        found = [self._memory.get(key) for key in keys]
-        if None not in found:
-            self.stats.hits_memory += len(found)
-            return [(value, "hit-memory") for value in found if value is not None]
-        missing: dict[bytes, int] = {}
-        for position, (key, value) in enumerate(zip(keys, found, strict=True)):
-            if value is None:
-                missing.setdefault(key, position)
-        shared = await self._flights.share(missing, self._leading(missing, compute))
-        if len(missing) == len(keys):
-            answers = [shared[key] for key in keys]
-        else:
-            answers = []
-            for position, (key, value) in enumerate(zip(keys, found, strict=True)):
-                if value is not None:
-                    answers.append((value, "hit-memory"))
-                elif missing[key] == position:
-                    answers.append(shared[key])
-                else:
-                    answers.append((shared[key][0], "coalesced"))
-        self._count(answers)
-        return answers
+    async def find_remotely(self, keys: Sequence[bytes]) -> dict[bytes, Answer]:
+        """Return the values in Redis, by key; they are in memory from then on."""
+        found: dict[bytes, Answer] = {}
+        if self._remote is None:
+            return found
+        for key, value in zip(keys, await self._remote.find(keys), strict=True):
+            if value is not None:
+                self._memory.put(key, value)
+                found[key] = (value, "hit-redis")
+        return found
 
     def keep(self, items: Mapping[bytes, bytes]) -> None:
         """Keep values in memory at once, remotely soon."""
@@ -109,29 +91,8 @@ class TieredCache:
             await self._remote.close()
         self._memory.clear()
 
-    def _leading(self, positions: Mapping[bytes, int], compute: Compute) -> Lead:
-        async def lead(keys: list[bytes]) -> dict[bytes, Answer]:
-            answers = {} if self._remote is None else await self._find(self._remote, keys)
-            unknown = [key for key in keys if key not in answers] if answers else keys
-            if unknown:
-                values = await compute([positions[key] for key in unknown])
-                computed = dict(zip(unknown, values, strict=True))
-                self.keep(computed)
-                for key, value in computed.items():
-                    answers[key] = (value, "miss")
-            return answers
-
-        return lead
-
-    async def _find(self, remote: BackgroundTier, keys: Sequence[bytes]) -> dict[bytes, Answer]:
-        found: dict[bytes, Answer] = {}
-        for key, value in zip(keys, await remote.find(keys), strict=True):
-            if value is not None:
-                self._memory.put(key, value)
-                found[key] = (value, "hit-redis")
-        return found
-
-    def _count(self, answers: Sequence[Answer]) -> None:
+    def count(self, answers: Sequence[Answer]) -> None:
+        """Count the sources of a request's answers."""
         if len(answers) == 1 and answers[0][1] == "miss":
             self.stats.misses += 1
             return

@@ -34,12 +34,13 @@ from serving.http.sse import Streams
 from serving.jobs.attempt import AttemptFailed, Handler, Report
 from serving.jobs.job import Job, JobRequest
 from serving.jobs.requests import Background, JobReader
-from serving.jobs.rows import OPERATIONS, Backend, LocalBackend, RowHandler, make_row_operations
+from serving.jobs.rows import OPERATIONS, Backend, LocalBackend, RowHandler
 from serving.jobs.runner import JobLimits, Runner
 from serving.jobs.store import JobStore
 from serving.monitoring.quality import LiveQuality
 from serving.predict.batcher import Batcher
-from serving.predict.inference import Inference, isolated_functions, make_operations
+from serving.predict.inference import Inference
+from serving.predict.operation import make_operations
 from serving.process.executor import Executor
 from serving.process.trial import try_first
 from serving.schedules.parse import Action, Schedule, parse_schedules
@@ -190,13 +191,11 @@ def build_service(settings: Settings, registry: Registry, shared: Shared) -> Ser
         redis_url=settings.redis_url,
         redis_health_check_interval=settings.redis_health_check_interval,
     )
-    operations = make_operations(registry)
     batcher = Batcher(threads=settings.inference_threads, queue_seconds=settings.queue_seconds)
-    executor = Executor(
-        isolated_functions(operations), processes=settings.executor_processes, memory=settings.executor_memory_bytes
-    )
+    isolated = {one.name: one.answer_call for one in make_operations(registry) if one.is_isolated}
+    executor = Executor(isolated, processes=settings.executor_processes, memory=settings.executor_memory_bytes)
     inference = Inference(
-        operations, batcher=batcher, executor=executor, cache=cache, timeout=settings.inference_timeout_seconds
+        registry, batcher=batcher, executor=executor, cache=cache, timeout=settings.inference_timeout_seconds
     )
     reader = JobReader(registry, max_rows=settings.job_max_rows, chunk_rows=settings.shap_max_batch_size)
     records = RecordReader(shared.entities, settings.max_limit_checkins)
@@ -263,7 +262,7 @@ def build_tracing(settings: Settings) -> Tracing | None:
 
 def build_runner(settings: Settings, shared: Shared, registry: Registry, metrics: Metrics) -> Runner:
     """Works on all jobs. Raises InvalidSetting."""
-    functions = {operation.name: operation.answer_call for operation in make_row_operations(registry)}
+    functions = {operation.name: operation.answer_call for operation in make_operations(registry)}
     executor = Executor(functions, memory=settings.job_memory_bytes, background=True)
     backend = build_backend(settings, executor)
     handlers: dict[str, Handler] = {

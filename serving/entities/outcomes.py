@@ -28,7 +28,7 @@ from serving.errors import (
     StoreUnavailable,
     TooManyInstances,
 )
-from serving.predict.inference import Inference, Timing
+from serving.predict.inference import Inference
 from serving.predict.request_body import decode
 from serving.storage.background import BackgroundTask
 
@@ -100,7 +100,7 @@ class OutcomeReader:
     async def _predict(self, model: LoadedModel, rows: Rows) -> Sequence[str | float | None]:
         """The label or the number for each row; None for all if the model fails now: the outcomes are kept anyway."""
         try:
-            answers = await self._inference.answer(model, "predict", rows, timing=Timing())
+            answers = await self._inference.answer(model, "predict", rows)
         except (ModelFailed, CallFailed, Overloaded, DeadlineExceeded) as error:
             log.warning("Outcomes stored without predictions", model=model.name, reason=str(error))
             return [None] * len(rows)

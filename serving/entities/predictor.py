@@ -18,7 +18,7 @@ from registry.rows.features import Rows
 from serving.entities.record import ENTITY, Record
 from serving.entities.store import EntityStore
 from serving.errors import DeadlineExceeded, EntityNotFound, InvalidRequest, StoreUnavailable
-from serving.predict.inference import Inference, Timing
+from serving.predict.inference import Inference
 from serving.predict.operation import VERBS, Verb, encode_answer
 from serving.shared.metrics import Metrics
 
@@ -169,7 +169,7 @@ class EntityPredictor:
     async def _answer(self, model: LoadedModel, verb: Verb, rows: Rows, timeout: float | None) -> list[Answer]:
         counters, started = self._metrics.model(model.name, verb), time.perf_counter()
         try:
-            answers = await self._inference.answer(model, verb, rows, timing=Timing(), timeout=timeout)
+            answers = await self._inference.answer(model, verb, rows, timeout=timeout)
         except Exception as error:
             counters.refused(self._status_of(error))
             raise

@@ -162,21 +162,11 @@ class LocalBackend:
     async def close(self) -> None: ...
 
 
-def make_row_operations(registry: Registry) -> list[Operation]:
-    """All operations that jobs may call."""
-    return [
-        Operation(model, verb)
-        for model in registry
-        for verb in VERBS
-        if verb == "predict" or model.explainer is not None
-    ]
-
-
 class RowHandler:
     """Answers chunks of rows with the JSON of one answer a row, in order, with commas between them."""
 
     def __init__(self, registry: Registry, backend: Backend, *, timeout: float) -> None:
-        """`backend` runs all of `make_row_operations`; a call may take `timeout` seconds."""
+        """`backend` runs all of `make_operations`; a call may take `timeout` seconds."""
         self._registry = registry
         self._backend = backend
         self._timeout = timeout

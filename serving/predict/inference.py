@@ -1,17 +1,16 @@
-"""The way of one request for predictions or explanations: cache, single flight, computation, all within a deadline."""
+"""The way of a request through the hot path: find in the cache, join the flights of equal rows, run the rest, keep."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
 
 import msgspec
 import structlog
 
-from cache.flight import Answer
+from cache.flight import Answer, Flights
 from cache.keys import key_prefix, row_keys
 from cache.tiered import TieredCache
 from registry.errors import NotExplained
@@ -22,8 +21,8 @@ from registry.rows.features import Rows
 from serving.errors import DeadlineExceeded
 from serving.predict.batcher import Batcher
 from serving.predict.cost import Cost, measure_inline_rows
-from serving.predict.operation import EVERYTHING, VERBS, Operation, Verb, encode_rows
-from serving.process.executor import Executor, Function
+from serving.predict.operation import EVERYTHING, Operation, Verb, encode_rows, make_operations
+from serving.process.executor import Executor
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +30,7 @@ ANSWER_FORMAT = "1"
 """Part of every key: to be changed with the form of an answer, because caches outlive a deploy."""
 
 CALL_SECONDS = 0.1
-"""Of one call to another process: so that requests take turns, and a deadline is not missed by much."""
+"""What one call to an executor should take, so that requests take turns and a deadline is not exceeded by much."""
 
 MAX_CALL_ROWS = 100
 
@@ -44,7 +43,7 @@ class Timing:
     model: float = 0.0
 
     def header(self, started: float, decoded: float, ended: float) -> bytes:
-        """Server-Timing, in milliseconds; what is left of the whole was spent on the cache."""
+        """Server-Timing, in milliseconds; the rest of the total was spent on the cache."""
         cache = ended - decoded - self.queue - self.model
         spans = (decoded - started, cache, self.queue, self.model, ended - started)
         return b"decode;dur=%.3f, cache;dur=%.3f, queue;dur=%.3f, model;dur=%.3f, total;dur=%.3f" % tuple(
@@ -52,42 +51,57 @@ class Timing:
         )
 
 
-def make_operations(registry: Registry) -> dict[tuple[LoadedModel, Verb], Operation]:
-    """All that can be asked for."""
-    return {(model, verb): Operation(model, verb) for model in registry for verb in VERBS}
+@dataclass(frozen=True, eq=False, slots=True)
+class _Lane:
+    """An operation, and what is the same for all requests for it."""
+
+    operation: Operation
+    key_prefix: bytes
+    call_cost: Cost = field(default_factory=Cost)
 
 
-def isolated_functions(operations: Mapping[tuple[LoadedModel, Verb], Operation]) -> dict[str, Function]:
-    """What processes that can be killed have to be able to do."""
-    return {operation.name: operation.answer_call for operation in operations.values() if operation.is_isolated}
+@dataclass(frozen=True, eq=False, slots=True)
+class _Request:
+    lane: _Lane
+    rows: Rows
+    keys: Sequence[bytes]
+    """Of the cache, one a row."""
+    selection: Selection
+    seconds: float
+    """Until the deadline, from the start."""
+    timing: Timing
+
+    def part(self, start: int, end: int) -> _Request:
+        return _Request(
+            self.lane, self.rows[start:end], self.keys[start:end], self.selection, self.seconds, self.timing
+        )
+
+    def is_late(self) -> DeadlineExceeded:
+        """Log that the deadline has passed; the error to raise."""
+        log.warning(f"Prediction timeout after {self.seconds:g}s", operation=self.lane.operation.name)
+        return DeadlineExceeded(f"the request took longer than {self.seconds:g} s")
 
 
 class Inference:
     """Answers rows with ready JSON. Built before the fork, started after it."""
 
     def __init__(
-        self,
-        operations: Mapping[tuple[LoadedModel, Verb], Operation],
-        *,
-        batcher: Batcher,
-        executor: Executor,
-        cache: TieredCache,
-        timeout: float,
+        self, registry: Registry, *, batcher: Batcher, executor: Executor, cache: TieredCache, timeout: float
     ) -> None:
-        self._operations = operations
+        """A request may take `timeout` seconds. `executor` can run all isolated operations, under their names."""
+        self._registry = registry
         self._batcher = batcher
         self._executor = executor
         self._cache = cache
+        self._flights = Flights()
         self._timeout = timeout
-        self._prefixes: dict[Operation, bytes] = {}
-        self._call_costs: dict[Operation, Cost] = {}
+        self._lanes: dict[tuple[LoadedModel, Verb], _Lane] = {}
 
     def prepare(self) -> None:
-        """Measure, and compute what is the same for every request."""
-        for operation in self._operations.values():
-            self._prefixes[operation] = _prefix(operation)
-            self._call_costs[operation] = Cost()
-            if operation.verb == "predict" or operation.model.explainer is not None:
+        """Measure the operations, and compute what is the same for every request."""
+        for operation in make_operations(self._registry):
+            self._lanes[operation.model, operation.verb] = _Lane(operation, _key_prefix(operation))
+            if not operation.is_isolated:
                 self._batcher.prepare(operation, measure_inline_rows(operation))
 
     async def answer(
@@ -96,38 +110,23 @@ class Inference:
         verb: Verb,
         rows: Rows,
         *,
-        timing: Timing,
-        timeout: float | None = None,
         selection: Selection = EVERYTHING,
+        timeout: float | None = None,
+        timing: Timing | None = None,
     ) -> list[Answer]:
-        """One answer a row, as JSON, and where it is from.
+        """One answer a row, as JSON, and its source.
 
         `timeout`, in seconds, may shorten the deadline, never lengthen it; `selection` is what explanations show.
         Raises DeadlineExceeded, Overloaded, ModelFailed, NotExplained, InvalidSelection, CallFailed, MemoryExceeded.
         """
-        operation = self._operations[model, verb]
-        keys = self._keys(operation, rows, selection)
-        seconds = self._timeout if timeout is None else min(timeout, self._timeout)
-
-        async def compute(positions: list[int]) -> list[bytes]:
-            asked = time.perf_counter()
-            wanted = rows if len(positions) == len(rows) else rows[positions]
-            if verb == "predict":
-                ran = await self._batcher.run(operation, wanted, selection)
-                answers, timing.model = ran.answers, ran.seconds
-            else:
-                answers = await self._explain(operation, wanted, selection, timing, seconds)
-            timing.queue = time.perf_counter() - asked - timing.model
-            return answers
-
-        if self._cache.is_local and not operation.is_isolated and self._batcher.is_quick(operation, len(rows)):
-            # answered within this turn of the loop or the next: a timer would cost more than it could save
-            return await self._cache.get_or_compute(keys, compute)
+        request = self._request(model, verb, rows, selection, timeout, timing)
+        if self._is_immediate(request):
+            return await self._answer(request)
         try:
-            async with asyncio.timeout(seconds):
-                return await self._cache.get_or_compute(keys, compute)
+            async with asyncio.timeout(request.seconds):
+                return await self._answer(request)
         except TimeoutError:
-            raise _late(operation, seconds) from None
+            raise request.is_late() from None
 
     async def answer_by_parts(
         self,
@@ -135,114 +134,134 @@ class Inference:
         verb: Verb,
         rows: Rows,
         *,
-        timeout: float | None = None,
         selection: Selection = EVERYTHING,
+        timeout: float | None = None,
     ) -> AsyncGenerator[list[Answer], None]:
-        """The same answers, those of some rows after the other: as many at once as leave others their turn.
+        """Like `answer`, some rows after the other: as many at once as leave other requests their turn.
 
-        The deadline is that of the last part. Raises as `answer` does, before the first part or between two.
+        The deadline is that of the last part. An error may be raised before the first part or between two.
         """
-        operation = self._operations[model, verb]
-        keys = self._keys(operation, rows, selection)
-        seconds = self._timeout if timeout is None else min(timeout, self._timeout)
-        deadline = asyncio.get_running_loop().time() + seconds
-        timing, start = Timing(), 0
+        request = self._request(model, verb, rows, selection, timeout, None)
+        deadline = asyncio.get_running_loop().time() + request.seconds
+        start = 0
         while start < len(rows):
-            end = start + self._rows_at_once(operation)
-            compute = partial(self._compute_part, operation, rows[start:end], selection, timing, seconds)
+            end = start + self._part_rows(request)
             try:
                 # not around the loop: between two parts it is the client's time that passes, in another task
                 async with asyncio.timeout_at(deadline):
-                    answers = await self._cache.get_or_compute(keys[start:end], compute)
+                    answers = await self._answer(request.part(start, end))
             except TimeoutError:
-                raise _late(operation, seconds) from None
+                raise request.is_late() from None
             yield answers
             start = end
 
-    async def _compute_part(
+    def _request(
         self,
-        operation: Operation,
-        part: Rows,
-        selection: Selection,
-        timing: Timing,
-        seconds: float,
-        positions: list[int],
-    ) -> list[bytes]:
-        wanted, admitted = part[positions], timing.model > 0
-        if operation.verb == "explain":
-            return await self._explain(operation, wanted, selection, timing, seconds, admitted=admitted)
-        ran = await self._batcher.run(operation, wanted, selection, admitted=admitted)
-        timing.model += ran.seconds
-        return ran.answers
-
-    def _rows_at_once(self, operation: Operation) -> int:
-        return self._rows_a_call(operation) if operation.is_isolated else self._batcher.part_rows(operation)
-
-    def _keys(self, operation: Operation, rows: Rows, selection: Selection) -> list[bytes]:
-        """A cache key for each row. Raises NotExplained, InvalidSelection."""
-        model, prefix = operation.model, self._prefixes[operation]
-        if operation.verb == "explain":
-            _check_explained(model)
-            selection.check(model.manifest.classes)
-            prefix = key_prefix(prefix, msgspec.json.encode(selection))
-        return row_keys(
-            prefix,
-            rows,
-            merge_zeros=model.ignores_sign_of_zero,
-            merge_nans=model.schema.takes_missing,
-        )
-
-    async def _explain(
-        self,
-        operation: Operation,
+        model: LoadedModel,
+        verb: Verb,
         rows: Rows,
         selection: Selection,
-        timing: Timing,
-        seconds: float,
-        *,
-        admitted: bool = False,
-    ) -> list[bytes]:
+        timeout: float | None,
+        timing: Timing | None,
+    ) -> _Request:
+        if verb == "explain":
+            _check_explained(model)
+            selection.check(model.manifest.classes)
+        lane = self._lanes[model, verb]
+        prefix = lane.key_prefix
+        if verb == "explain":
+            prefix = key_prefix(prefix, msgspec.json.encode(selection))
+        zeros, nans = model.ignores_sign_of_zero, model.schema.takes_missing
+        keys = row_keys(prefix, rows, merge_zeros=zeros, merge_nans=nans)
+        seconds = self._timeout if timeout is None else min(timeout, self._timeout)
+        return _Request(lane, rows, keys, selection, seconds, Timing() if timing is None else timing)
+
+    def _is_immediate(self, request: _Request) -> bool:
+        """Whether it is answered in this turn of the loop or the next: a timer would cost more than it could save."""
+        operation = request.lane.operation
+        return (
+            self._cache.is_local and not operation.is_isolated and self._batcher.is_quick(operation, len(request.rows))
+        )
+
+    async def _answer(self, request: _Request) -> list[Answer]:
+        """Find the rows in memory, follow other requests that are making the same ones, make the rest."""
+        keys = request.keys
+        found = self._cache.find(keys)
+        places: dict[bytes, int] = {}
+        for place, (key, value) in enumerate(zip(keys, found, strict=True)):
+            if value is None:
+                places.setdefault(key, place)
+        made: dict[bytes, Answer] = {}
+        missing = list(places)
+        while missing:
+            with self._flights.board(missing) as flight:
+                if flight.led:
+                    flight.answers = await self._make(request, flight.led, places)
+            made.update(flight.answers)
+            followed, missing = await flight.follow()
+            made.update(followed)
+        answers: list[Answer] = []
+        for place, (key, value) in enumerate(zip(keys, found, strict=True)):
+            if value is not None:
+                answers.append((value, "hit-memory"))
+            else:
+                answers.append(made[key] if places[key] == place else (made[key][0], "coalesced"))
+        self._cache.count(answers)
+        return answers
+
+    async def _make(self, request: _Request, keys: list[bytes], places: dict[bytes, int]) -> dict[bytes, Answer]:
+        """Find the rows of these keys in Redis, run the model on the others, and keep what it answers."""
+        answers = {} if self._cache.is_local else await self._cache.find_remotely(keys)
+        unknown = [key for key in keys if key not in answers] if answers else keys
+        if unknown:
+            rows = request.rows
+            if len(unknown) < len(rows):
+                rows = rows[[places[key] for key in unknown]]
+            computed = dict(zip(unknown, await self._run(request, rows), strict=True))
+            self._cache.keep(computed)
+            for key, value in computed.items():
+                answers[key] = (value, "miss")
+        return answers
+
+    async def _run(self, request: _Request, rows: Rows) -> list[bytes]:
+        """Run the model: predictions at once, explanations in parts, so that others have their turn in between."""
+        started, timing = time.perf_counter(), request.timing
+        model_before = timing.model
+        operation = request.lane.operation
+        if operation.verb == "predict":
+            answers = await self._run_part(request, rows)
+        else:
+            answers = []
+            while len(answers) < len(rows):
+                part = rows[len(answers) : len(answers) + self._part_rows(request)]
+                answers += await (self._call if operation.is_isolated else self._run_part)(request, part)
+        timing.queue += time.perf_counter() - started - (timing.model - model_before)
+        return answers
+
+    def _part_rows(self, request: _Request) -> int:
+        operation = request.lane.operation
         if operation.is_isolated:
-            return await self._call(operation, rows, selection, timing, seconds)
-        return await self._run_by_parts(operation, rows, selection, timing, admitted=admitted)
+            return request.lane.call_cost.part_rows(CALL_SECONDS, MAX_CALL_ROWS)
+        return self._batcher.part_rows(operation)
 
-    async def _run_by_parts(
-        self, operation: Operation, rows: Rows, selection: Selection, timing: Timing, *, admitted: bool
-    ) -> list[bytes]:
-        """Explanations take long: others have their turn in between, and a thread is not kept past the deadline."""
-        answers: list[bytes] = []
-        while len(answers) < len(rows):
-            part = rows[len(answers) : len(answers) + self._batcher.part_rows(operation)]
-            ran = await self._batcher.run(operation, part, selection, admitted=admitted or bool(answers))
-            answers += ran.answers
-            timing.model += ran.seconds
-        return answers
+    async def _run_part(self, request: _Request, rows: Rows) -> list[bytes]:
+        admitted = request.timing.model > 0
+        ran = await self._batcher.run(request.lane.operation, rows, request.selection, admitted=admitted)
+        request.timing.model += ran.seconds
+        return ran.answers
 
-    async def _call(
-        self, operation: Operation, rows: Rows, selection: Selection, timing: Timing, seconds: float
-    ) -> list[bytes]:
-        """The same in a process that is killed at the deadline."""
-        answers: list[bytes] = []
-        while len(answers) < len(rows):
-            part = rows[len(answers) : len(answers) + self._rows_a_call(operation)]
-            started = time.perf_counter()
-            result = await self._executor.run(operation.name, encode_rows(part, selection), timeout=seconds)
-            took = time.perf_counter() - started
-            self._call_costs[operation].learn(len(part), took)
-            timing.model += took
-            answers += map(bytes, msgspec.json.decode(result, type=list[msgspec.Raw]))
-        return answers
-
-    def _rows_a_call(self, operation: Operation) -> int:
-        return self._call_costs[operation].part_rows(CALL_SECONDS, MAX_CALL_ROWS)
+    async def _call(self, request: _Request, rows: Rows) -> list[bytes]:
+        """Run the model in a process that is killed at the deadline."""
+        started = time.perf_counter()
+        payload = encode_rows(rows, request.selection)
+        result = await self._executor.run(request.lane.operation.name, payload, timeout=request.seconds)
+        seconds = time.perf_counter() - started
+        request.lane.call_cost.learn(len(rows), seconds)
+        request.timing.model += seconds
+        return [bytes(answer) for answer in msgspec.json.decode(result, type=list[msgspec.Raw])]
 
 
-def _late(operation: Operation, seconds: float) -> DeadlineExceeded:
-    log.warning(f"Prediction timeout after {seconds:g}s", operation=operation.name)
-    return DeadlineExceeded(f"the request took longer than {seconds:g} s")
-
-
-def _prefix(operation: Operation) -> bytes:
+def _key_prefix(operation: Operation) -> bytes:
     model = operation.model
     parts = [operation.verb, ANSWER_FORMAT, "fallback" if model.fallback else "model", model.content_hash]
     if operation.verb == "explain" and model.explainer is not None:

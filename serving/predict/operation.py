@@ -12,6 +12,7 @@ import numpy as np
 from registry.errors import ModelFailed
 from registry.explain.explanation import Selection
 from registry.model import LoadedModel
+from registry.registry import Registry
 from registry.rows.features import Rows
 
 Verb = Literal["predict", "explain"]
@@ -81,6 +82,16 @@ class Operation:
     def _answer(self, rows: Rows, selection: Selection) -> list[bytes]:
         answers = self.model.predict(rows) if self.verb == "predict" else self.model.explain(rows, selection)
         return [_encode(one) for one in answers]
+
+
+def make_operations(registry: Registry) -> list[Operation]:
+    """All that the models can be asked for."""
+    return [
+        Operation(model, verb)
+        for model in registry
+        for verb in VERBS
+        if verb == "predict" or model.explainer is not None
+    ]
 
 
 def encode_rows(rows: Rows, selection: Selection) -> bytes:

@@ -290,18 +290,15 @@ async def test_cache_without_a_url_is_memory_alone_and_says_so() -> None:
 
 @pytest.mark.usefixtures("patient")
 async def test_cache_with_a_url_fills_both_tiers(shared_server: RedisServer, raw: redis.Redis) -> None:
-    async def compute(positions: list[int]) -> list[bytes]:
-        return [b"A" for _ in positions]
-
     one, other = [
         build_cache(
             max_items=10, max_bytes=1 << 20, ttl_seconds=60, redis_url=shared_server.url, redis_timeout=PATIENCE
         )
         for _ in range(2)
     ]
-    assert await one.get_or_compute([b"a"], compute) == [(b"A", "miss")]
+    one.keep({b"a": b"A"})
     await one.close()
-    assert await other.get_or_compute([b"a"], compute) == [(b"A", "hit-redis")]
-    assert await other.get_or_compute([b"a"], compute) == [(b"A", "hit-memory")]
-    assert (other.stats.hits_redis, other.stats.items, other.redis_state) == (1, 1, "closed")
+    assert await other.find_remotely([b"a"]) == {b"a": (b"A", "hit-redis")}
+    assert other.find([b"a"]) == [b"A"]
+    assert (other.stats.items, other.redis_state) == (1, "closed")
     await other.close()

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import tracemalloc
+from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from cache.memory import MemoryTier
-from cache.tiered import TieredCache
 from serving.events.follow import Hub
 from serving.events.sqlite import SQLiteEventLog
 from serving.jobs.attempt import Attempt, JobFailed, Report
@@ -20,6 +19,7 @@ from serving.jobs.sqlite import SQLiteJobStore, jobs_database
 from serving.shared.book import Book
 from serving.shared.metrics import Metrics
 from serving.shared.pressure import Pressure, Trimmer
+from tests.serving.predict.letters import Letters
 
 pytestmark = pytest.mark.anyio
 
@@ -57,35 +57,28 @@ async def test_the_detector_finds_a_leak() -> None:
 
 
 @pytest.fixture
-def cache() -> TieredCache:
-    return TieredCache(MemoryTier(max_items=20, max_bytes=100_000, ttl_seconds=300))
+async def letters(models: Path) -> Letters:
+    letters = Letters(models, max_items=20)
+    letters.batcher.asked = deque(maxlen=1)
+    return letters
 
 
-async def test_the_cache_keeps_no_more_than_it_may(cache: TieredCache) -> None:
-    async def compute(positions: list[int]) -> list[bytes]:
-        await asyncio.sleep(0)
-        return [b"x" * 100 for _ in positions]
-
+async def test_requests_leave_no_more_than_the_cache_may_keep(letters: Letters) -> None:
     async def cycle(number: int) -> None:
-        keys = [b"%d" % (number * 7 + index) for index in range(10)]
-        await asyncio.gather(cache.get_or_compute(keys, compute), cache.get_or_compute(keys[5:], compute))
+        rows = "".join(chr(1000 + number * 7 + index) for index in range(10))
+        await asyncio.gather(letters.ask(rows), letters.ask(rows[5:]))
 
     assert await leaked(cycle) < ALLOWED_BYTES
 
 
-async def test_requests_that_fail_or_are_given_up_leave_nothing_in_the_cache(cache: TieredCache) -> None:
-    async def compute(positions: list[int]) -> list[bytes]:
-        await asyncio.sleep(0)
-        if len(positions) == 1:
-            raise RuntimeError("as planned")
-        await asyncio.sleep(60)
-        return []
-
+async def test_requests_that_fail_or_are_given_up_leave_nothing(letters: Letters) -> None:
     async def cycle(number: int) -> None:
-        waiting = asyncio.create_task(cache.get_or_compute([b"%d" % number, b"%d." % number], compute))
-        failing = asyncio.create_task(cache.get_or_compute([b"%d-" % number], compute))
-        await asyncio.wait([failing])
+        letters.batcher.error = RuntimeError("as planned")
+        letters.batcher.gate.clear()
+        waiting, failing = letters.start(chr(1000 + number)), letters.start("ab")
+        await asyncio.sleep(0)
         waiting.cancel()
+        letters.batcher.gate.set()
         await asyncio.gather(waiting, failing, return_exceptions=True)
 
     assert await leaked(cycle) < ALLOWED_BYTES
