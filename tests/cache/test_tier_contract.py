@@ -15,17 +15,11 @@ from tests.cache.conftest import PATIENCE, DictTier
 pytestmark = pytest.mark.anyio
 
 
-def make_tier(kind: str, url: str) -> RedisTier:
-    return RedisTier(url, ttl_seconds=60, timeout=PATIENCE) if kind == "Redis" else DictTier()
-
-
 @pytest.fixture(params=["Redis", "dictionary"])
-async def tier(
-    request: pytest.FixtureRequest, shared_server: RedisServer, raw: redis.Redis
-) -> AsyncIterator[RedisTier]:
-    tier = make_tier(request.param, shared_server.url)
-    yield tier
-    await tier.close()
+async def any_tier(request: pytest.FixtureRequest, tier: RedisTier) -> AsyncIterator[RedisTier]:
+    chosen = tier if request.param == "Redis" else DictTier()
+    yield chosen
+    await chosen.close()
 
 
 async def test_what_was_never_put_is_not_there(any_tier: RedisTier) -> None:
