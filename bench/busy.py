@@ -27,8 +27,8 @@ from bench.pace import Pace, quantile
 from bench.table import Table
 from bench.wrk import Shot
 from harness.jobs import call, send, until
+from harness.processes import hammer
 from harness.service import Service
-from serving.cli.client import hammer
 
 FOREST, SLOW = "forest", "slow"
 CONNECTIONS = 8

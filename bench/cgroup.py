@@ -21,9 +21,10 @@ from pathlib import Path
 import uvloop
 
 from bench.table import Table
+from harness.processes import hammer
 from harness.service import COMMAND, Service, demo_models
 from registry.registry import load_registry
-from serving.cli.client import Tally, hammer, post
+from serving.cli.client import Tally, post
 
 MB = 1024 * 1024
 LIMIT = 512 * MB

@@ -16,9 +16,10 @@ from statistics import mean
 import uvloop
 
 from bench.table import Table
+from harness.processes import hammer
 from harness.service import Service, demo_models
 from registry.registry import load_registry
-from serving.cli.client import hammer, post
+from serving.cli.client import post
 from serving.process.kernel import read_memory
 
 MB = 1024 * 1024

@@ -20,8 +20,9 @@ import uvloop
 from bench.models import add_slow
 from bench.pace import Pace, quantile
 from bench.table import Table
+from harness.processes import hammer
 from harness.service import Service
-from serving.cli.client import hammer, post
+from serving.cli.client import post
 
 
 def unique_messages(url: str) -> Iterator[bytes]:

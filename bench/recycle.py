@@ -20,8 +20,9 @@ from pathlib import Path
 import uvloop
 
 from bench.table import Table
+from harness.processes import hammer
 from harness.service import COMMAND, Service, demo_models
-from serving.cli.client import Tally, hammer, post
+from serving.cli.client import Tally, post
 
 STOCK = (sys.executable, "-m", "gunicorn", "-c", "bench/peers/stock_conf.py", "main:app")
 BODY = json.dumps({"instances": [[59.0, 2.0, 32.1, 101.0, 157.0, 93.2, 38.0, 4.0, 4.8598, 87.0]]}).encode()

@@ -21,8 +21,9 @@ import uvloop
 
 from bench.recycle import BODY
 from bench.table import Table
+from harness.processes import hammer
 from harness.service import Service, demo_models
-from serving.cli.client import Tally, hammer, post
+from serving.cli.client import Tally, post
 from serving.process.kernel import read_memory
 
 MB = 1024 * 1024

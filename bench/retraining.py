@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from bench.table import Table
+from harness.processes import hammer
 from harness.servers import redis_server
 from harness.service import ADMIN_TOKEN, Service
 from harness.training import MODE, add_small, trigger
 from registry.errors import VersionRefused
 from registry.store.aliases import current
 from registry.store.loader import load_version
-from serving.cli.client import hammer, post
+from serving.cli.client import post
 from serving.process.kernel import child_pids, name_of
 
 BODY = b'{"instances": [[0.5, 0.25]]}'

@@ -20,10 +20,11 @@ from pathlib import Path
 from statistics import median
 
 from bench.table import Table
+from harness.processes import hammer
 from harness.servers import redis_server
 from harness.service import Service, demo_models
 from harness.sse import Stream, follow
-from serving.cli.client import hammer, post
+from serving.cli.client import post
 from serving.events.log import EventLog
 from serving.events.redis import RedisEventLog
 from serving.events.sqlite import SQLiteEventLog

@@ -7,12 +7,12 @@ import json
 import select
 import time
 from collections.abc import Callable, Iterator
-from itertools import repeat
+from itertools import cycle, repeat
 from pathlib import Path
 from typing import TypeVar
 
 from harness.service import Service
-from serving.cli.client import Place, Tally, hammer, post, send
+from serving.cli.client import Tally, post, send
 
 DIABETES = json.dumps({"instances": [[59.0, 2.0, 32.1, 101.0, 157.0, 93.2, 38.0, 4.0, 4.8598, 87.0]]}).encode()
 PATIENCE = 30.0
@@ -42,6 +42,13 @@ def is_running(pid: int) -> bool:
         return False
 
 
+async def hammer(address: str, messages: list[bytes], *, requests: int, connections: int, pause: float = 0.0) -> Tally:
+    """Send `requests` requests over `connections` keep-alive connections, with `pause` seconds between two on each."""
+    tally = Tally()
+    await send(address, cycle(messages), iter(range(requests)), tally, connections=connections, pause=pause)
+    return tally
+
+
 def load(service: Service, requests: int, connections: int, *, pause: float = 0.0) -> Tally:
     messages = [post(f"{service.address}/v1/models/diabetes:predict", DIABETES)]
     return asyncio.run(hammer(service.address, messages, requests=requests, connections=connections, pause=pause))
@@ -68,7 +75,7 @@ async def hammer_while(
             yield 0
 
     tally, messages = Tally(), repeat(post(f"{service.address}/v1/models/{model}:predict", body))
-    await send(Place.of(service.address), messages, todo(), tally, connections=16, pause=0.005)
+    await send(service.address, messages, todo(), tally, connections=16, pause=0.005)
     assert tally.statuses[200] > 0, "nobody was there to be disturbed"
     return tally, await disturbing
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import ssl
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
-from itertools import cycle
+from functools import partial
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -79,13 +78,9 @@ class RemoteService:
         """The description of each model's live version. Raises Unreachable."""
         return [self.get(f"/v1/models/{model['name']}") for model in self.get("/v1/models")["models"]]
 
-    @property
-    def may_read_metrics(self) -> bool:
-        return bool(self._token)
-
-    def memory(self) -> int:
-        """PSS of all processes in bytes. Raises Unreachable."""
-        return int(self.get("/api/admin/metrics", admin=True)["pss_bytes"])
+    def memory(self) -> int | None:
+        """PSS of all processes in bytes; None without the admin token. Raises Unreachable."""
+        return int(self.get("/api/admin/metrics", admin=True)["pss_bytes"]) if self._token else None
 
 
 def json_of(answer: httpx.Response, path: str) -> Any:
@@ -161,6 +156,9 @@ class Connection(asyncio.Protocol):
             self._answer.set_exception(error or ConnectionResetError("closed without an answer"))
 
 
+Connect: TypeAlias = Callable[[], Coroutine[Any, Any, tuple[asyncio.BaseTransport, Connection]]]
+
+
 def post(url: str, body: bytes) -> bytes:
     """The bytes of a POST request with a JSON body."""
     parts = urlsplit(url)
@@ -170,53 +168,27 @@ def post(url: str, body: bytes) -> bytes:
     ).encode() + body
 
 
-def unique_bodies(example: dict[str, object], feature: str, low: float, high: float, count: int) -> list[bytes]:
-    """Bodies of one instance each that differ in one feature, so that no cache can answer them."""
-    step = (high - low) / count
-    return [json.dumps({"instances": [example | {feature: low + step * i}]}).encode() for i in range(count)]
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """An address to connect to."""
-
-    host: str
-    port: int
-    tls: ssl.SSLContext | None
-
-    @classmethod
-    def of(cls, address: str) -> Place:
-        """`http://host:port` or `https://host`."""
-        parts = urlsplit(address)
-        tls = ssl.create_default_context() if parts.scheme == "https" else None
-        return cls(parts.hostname or "127.0.0.1", parts.port or (443 if tls else 80), tls)
-
-    async def connect(self) -> Connection:
-        """Open a connection. Raises OSError."""
-        loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(Connection, self.host, self.port, ssl=self.tls)
-        return connection
-
-
-async def hammer(address: str, messages: list[bytes], *, requests: int, connections: int, pause: float = 0.0) -> Tally:
-    """Send `requests` requests over `connections` keep-alive connections, with `pause` seconds between two on each."""
-    tally = Tally()
-    await send(Place.of(address), cycle(messages), iter(range(requests)), tally, connections=connections, pause=pause)
-    return tally
-
-
 async def send(
-    place: Place, messages: Iterator[bytes], todo: Iterator[int], tally: Tally, *, connections: int, pause: float = 0.0
+    address: str, messages: Iterator[bytes], todo: Iterator[int], tally: Tally, *, connections: int, pause: float = 0.0
 ) -> None:
     """Send a message for each number in `todo`, and count the outcome in `tally`; nothing is retried.
 
-    A connection that the server has closed, or announced to close, is opened again; a request that was sent and not
-    answered counts as lost.
+    `address` is `http://host:port` or `https://host`. A connection that the server has closed, or announced to close,
+    is opened again; a request that was sent and not answered counts as lost.
     """
-    await asyncio.gather(*(_client(place, messages, todo, tally, pause) for _ in range(connections)))
+    parts = urlsplit(address)
+    tls = ssl.create_default_context() if parts.scheme == "https" else None
+    connect = partial(
+        asyncio.get_running_loop().create_connection,
+        Connection,
+        parts.hostname or "127.0.0.1",
+        parts.port or (443 if tls else 80),
+        ssl=tls,
+    )
+    await asyncio.gather(*(_client(connect, messages, todo, tally, pause) for _ in range(connections)))
 
 
-async def _client(place: Place, messages: Iterator[bytes], todo: Iterator[int], tally: Tally, pause: float) -> None:
+async def _client(connect: Connect, messages: Iterator[bytes], todo: Iterator[int], tally: Tally, pause: float) -> None:
     connection: Connection | None = None
     for _ in todo:
         started = perf_counter()
@@ -225,7 +197,7 @@ async def _client(place: Place, messages: Iterator[bytes], todo: Iterator[int], 
                 if connection is not None:
                     connection.transport.close()
                 connection = None
-                connection = await place.connect()
+                _, connection = await connect()
                 tally.connections += 1
             tally.statuses[await connection.request(next(messages))] += 1
             tally.seconds.append(perf_counter() - started)

@@ -46,28 +46,17 @@ def command(*arguments: Argument) -> Callable[[Run], Command]:
     return lambda run: Command(run, arguments)
 
 
-def positive(text: str) -> float:
-    """The type of an argument: a finite number above zero."""
-    number = float(text)
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"must be more than 0: {text}")
-    return number
+def number(kind: type[float], low: float, high: float = math.inf) -> Callable[[str], float]:
+    """The type of an argument: an int or a finite float from `low` to `high`."""
 
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not low <= value <= high or value == math.inf:
+            raise argparse.ArgumentTypeError(f"must be at least {low:g}{f' and at most {high:g}' * (high < math.inf)}")
+        return value
 
-def count(text: str) -> int:
-    """The type of an argument: a whole number above zero."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1: {text}")
-    return number
-
-
-def share(text: str) -> float:
-    """The type of an argument: a number from 0 to 1."""
-    number = float(text)
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"must be from 0 to 1: {text}")
-    return number
+    parse.__name__ = kind.__name__
+    return parse
 
 
 def say(text: str, *, file: Any = None) -> None:
@@ -80,10 +69,3 @@ def fail(*reasons: object) -> int:
     for reason in reasons:
         say(f"forkserve: {reason}", file=sys.stderr)
     return 1
-
-
-def progress(line: str) -> None:
-    """Show progress: on one line of a terminal, elsewhere line by line."""
-    terminal = sys.stderr.isatty()
-    sys.stderr.write(f"\r{line}\x1b[K" if terminal else f"{line}\n")
-    sys.stderr.flush()

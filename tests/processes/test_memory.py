@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 
 from harness.estimators import LeakingRegressor
-from harness.processes import eventually
+from harness.processes import eventually, hammer
 from harness.service import Service
 from registry.store.add import add_version
-from serving.cli.client import Tally, hammer, post
+from serving.cli.client import Tally, post
 from serving.process.kernel import child_pids, read_memory
 
 MB = 1024 * 1024

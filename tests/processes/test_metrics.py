@@ -17,10 +17,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from harness.admin import admin_figures
 from harness.entities import ask as ask_entity
 from harness.entities import columns, send_record
-from harness.processes import DIABETES, eventually, load
+from harness.processes import DIABETES, eventually, hammer, load
 from harness.service import ADMIN_TOKEN, Service
 from harness.wire import Connection, ask, check_refusal, request
-from serving.cli.client import hammer, post
+from serving.cli.client import post
 from tests.conftest import DEMO_MODELS
 
 QUERY_TOKEN = "a-token-that-is-in-no-log"

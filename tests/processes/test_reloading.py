@@ -19,12 +19,12 @@ from examples.train import DEMOS
 from harness.admin import ask_admin
 from harness.estimators import CrashingRegressor, EndingRegressor, HangingRegressor, HarmfulRegressor, ThreadedRegressor
 from harness.jobs import call
-from harness.processes import DIABETES, PATIENCE, eventually, gone, hammer_while
+from harness.processes import DIABETES, PATIENCE, eventually, gone, hammer, hammer_while
 from harness.reloading import add_copy, live, settles_on
 from harness.service import ADMIN_TOKEN, Service
 from registry.store.add import add_version
 from registry.store.aliases import Aliases, current
-from serving.cli.client import hammer, post
+from serving.cli.client import post
 from serving.process.kernel import read_memory, thread_names
 from tests.conftest import DEMO_MODELS
 
@@ -44,6 +44,7 @@ def running(models_of_our_own: Path) -> Iterator[Service]:
         "MODEL_DIR": str(models_of_our_own),
         "MAX_REQUESTS": "0",
         "ADMIN_TOKEN": ADMIN_TOKEN,
+        "WATCH_MODELS": "false",  # a reload is what is asked for here
     }
     with Service(environ) as service:
         yield service

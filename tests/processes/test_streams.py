@@ -15,12 +15,12 @@ import pytest
 
 from harness.backstage import Backstage, path_of, rest, take
 from harness.jobs import call, send, varied
-from harness.processes import DIABETES, PATIENCE, eventually, gone
+from harness.processes import DIABETES, PATIENCE, eventually, gone, hammer
 from harness.servers import RedisServer
 from harness.service import Service
 from harness.sse import Stream, follow
 from harness.wire import ask, check_refusal, request
-from serving.cli.client import hammer, post
+from serving.cli.client import post
 from serving.events.redis import RedisEventLog
 from serving.events.sqlite import SQLiteEventLog
 from serving.jobs.redis import RedisJobStore

@@ -82,14 +82,14 @@ def test_verify_finds_nothing_wrong_with_a_service_that_works(service: Service) 
     done = forkserve("verify", service.address)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     subjects = [line.split(maxsplit=1)[1] for line in done.stdout.splitlines() if line.startswith("ok")]
-    for expected in ("predict wine", "explain mortgage", "cache", "stream", "job", "admin is closed", "metrics"):
+    for expected in ("predict wine", "explain mortgage", "cache", "stream", "job", "admin is closed", "memory"):
         assert any(subject.startswith(expected) for subject in subjects), done.stdout
 
 
 def test_verify_finds_more_memory_than_allowed(service: Service) -> None:
     done = forkserve("verify", service.address, "--max-memory-mb", "10")
     assert done.returncode == 1
-    assert "FAULT  metrics" in done.stdout
+    assert "FAULT  memory" in done.stdout
 
 
 def test_verify_says_that_nobody_answers() -> None:
@@ -180,11 +180,12 @@ def test_load_test_of_a_model_that_is_not_served_says_so(service: Service) -> No
 @pytest.mark.parametrize(
     ("option", "value", "reason"),
     [
-        ("--seconds", "-5", "must be more than 0: -5"),
-        ("--seconds", "nan", "must be more than 0: nan"),
-        ("--connections", "0", "must be at least 1: 0"),
-        ("--explained", "2", "must be from 0 to 1: 2"),
-        ("--repeated", "some", "invalid share value: 'some'"),
+        ("--seconds", "-5", "must be at least 0.1"),
+        ("--seconds", "nan", "must be at least 0.1"),
+        ("--seconds", "inf", "must be at least 0.1"),
+        ("--connections", "0", "must be at least 1"),
+        ("--explained", "2", "must be at least 0 and at most 1"),
+        ("--repeated", "some", "invalid float value: 'some'"),
     ],
 )
 def test_load_test_refuses_options_out_of_range(option: str, value: str, reason: str) -> None:
