@@ -18,8 +18,8 @@ import ctypes
 import gc
 import importlib
 import os
+import re
 from collections.abc import Awaitable, Coroutine, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ WARMED_PATHS = ("/health", "/v1/models", "/openapi.json")
 
 MADV_DONTNEED = 4
 SMAPS = Path("/proc/self/smaps")
+MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (\S+) \S+ \S+ \S+ *(.*)$", re.MULTILINE)
+FIELD = re.compile(r"^(\w+): +(\d+) kB$", re.MULTILINE)
 
 
 def import_modules(names: Iterable[str] = ()) -> None:
@@ -119,56 +121,25 @@ def check_single_thread() -> None:
         raise CannotServe(f"{len(names)} threads at the fork, there may be one: {', '.join(sorted(names))}")
 
 
-@dataclass(slots=True)
-class Mapping:
-    """A part of the address space of this process; sizes in bytes."""
-
-    start: int
-    size: int
-    permissions: str
-    path: str
-    resident: int = 0
-    changed: int = 0
-    """Pages that differ from the file's: relocated, or written to."""
-
-    @property
-    def is_unchanged_file(self) -> bool:
-        return self.path.startswith("/") and "w" not in self.permissions and not self.changed and self.resident > 0
-
-
 def unmap_unchanged() -> int:
     """Unmap file pages that nobody has written to; bytes unmapped. Linux only; requires a single thread."""
     if not SMAPS.exists():
         return 0
     madvise = ctypes.CDLL(None, use_errno=True).madvise
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    unmapped = 0
-    for mapping in list(mappings(SMAPS.read_text().splitlines())):
-        # for locked pages the kernel refuses, and they stay
-        if mapping.is_unchanged_file and madvise(mapping.start, mapping.size, MADV_DONTNEED) == 0:
-            unmapped += mapping.resident
-    return unmapped
+    # for locked pages the kernel refuses, and they stay
+    return sum(
+        resident
+        for start, size, resident in list(unchanged_files(SMAPS.read_text()))
+        if madvise(start, size, MADV_DONTNEED) == 0
+    )
 
 
-def mappings(lines: Iterable[str]) -> Iterator[Mapping]:
-    """The mappings that the lines of an `smaps` file describe."""
-    mapping: Mapping | None = None
-    for line in lines:
-        first, _, rest = line.partition(" ")
-        if not first.endswith(":"):
-            if mapping is not None:
-                yield mapping
-            start, _, end = first.partition("-")
-            permissions, _, _, _, *path = rest.split(maxsplit=4)
-            name = path[0] if path else ""
-            mapping = Mapping(int(start, 16), int(end, 16) - int(start, 16), permissions, name)
-        elif mapping is not None and first == "Rss:":
-            mapping.resident = _bytes(rest)
-        elif mapping is not None and first in ("Anonymous:", "Private_Dirty:", "Shared_Dirty:"):
-            mapping.changed += _bytes(rest)
-    if mapping is not None:
-        yield mapping
-
-
-def _bytes(field: str) -> int:
-    return int(field.split(maxsplit=1)[0]) * 1024
+def unchanged_files(smaps: str) -> Iterator[tuple[int, int, int]]:
+    """Start, size and resident bytes of each mapping in an `smaps` file that nobody has written to."""
+    parts = iter(MAPPING.split(smaps)[1:])
+    for start, end, permissions, path, details in zip(parts, parts, parts, parts, parts, strict=True):
+        kilobytes = {name: int(value) for name, value in FIELD.findall(details)}
+        changed = any(kilobytes.get(name) for name in ("Anonymous", "Private_Dirty", "Shared_Dirty"))
+        if path.startswith("/") and "w" not in permissions and not changed and kilobytes.get("Rss"):
+            yield int(start, 16), int(end, 16) - int(start, 16), kilobytes["Rss"] * 1024

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from harness.service import ROOT
-from serving.master.prefork import mappings
+from serving.master.prefork import unchanged_files
 
 SMAPS = """\
 7f0000000000-7f0000002000 r-xp 00001000 08:01 1234    /usr/lib/lib of blanks.so
@@ -63,12 +63,15 @@ def run(code: str, *arguments: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_mappings_tell_what_is_as_it_is_in_its_file() -> None:
-    library, relocated, heap = mappings(SMAPS.splitlines())
-    assert (library.start, library.size, library.path) == (0x7F0000000000, 8192, "/usr/lib/lib of blanks.so")
-    assert (library.resident, library.changed, library.is_unchanged_file) == (8192, 0, True)
-    assert (relocated.changed, relocated.is_unchanged_file) == (8192, False)
-    assert (heap.path, heap.is_unchanged_file) == ("", False)
+def test_only_a_mapping_that_is_as_it_is_in_its_file_is_found() -> None:
+    assert list(unchanged_files(SMAPS)) == [(0x7F0000000000, 8192, 8192)]
+    for change in ("Private_Dirty:         4 kB", "Shared_Dirty:          4 kB", "Anonymous:             4 kB"):
+        touched = SMAPS.replace("Private_Clean:         8 kB", change, 1).replace(
+            "Private_Dirty:         0 kB\n", "", 1
+        )
+        assert list(unchanged_files(touched.replace("Anonymous:             0 kB\n", "", 1))) == []
+    assert list(unchanged_files(SMAPS.replace("r-xp", "rwxp"))) == []
+    assert list(unchanged_files(SMAPS.replace("/usr/lib/lib of", "[stack] of"))) == []
 
 
 def test_code_that_was_unmapped_comes_back_when_it_is_called() -> None:
