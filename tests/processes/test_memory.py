@@ -98,5 +98,5 @@ def test_a_worker_past_its_share_is_replaced_while_the_box_has_enough(leaking: P
         assert tally.failed == 0
         assert eventually(lambda: old not in service.workers and len(service.workers) == 1)
         (event,) = service.events("Process replaced to free memory")
-        assert (event["pid"], event["reason"]) == (old, "it has grown past its share")
+        assert (event["pid"], event["reason"]) == (old, "it exceeds its share")
         assert [alert["kind"] for alert in service.events("Alert")] == ["memory-share"]
