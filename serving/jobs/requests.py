@@ -12,15 +12,15 @@ from typing import Any
 import msgspec
 import structlog
 
-from registry.errors import Fault, InvalidRows
+from registry.errors import Fault, InvalidRows, NotExplained
 from registry.explain.explanation import Selection
 from registry.model import LoadedModel
 from registry.registry import Registry
 from registry.rows.features import Rows
 from serving.errors import DeadlineExceeded, InvalidRequest, NotJSON, QueueFull, StoreUnavailable, TooManyInstances
 from serving.jobs.csv_reader import FeatureReader
-from serving.jobs.job import Job, JobRequest
-from serving.jobs.rows import check_explained, chunk_rows, pack, row_job
+from serving.jobs.job import Job, JobRequest, content_key
+from serving.jobs.rows import RowParameters, pack
 from serving.jobs.store import JobStore
 from serving.predict.operation import EVERYTHING, Verb
 from serving.predict.request_body import Parameters, Reader, decode
@@ -31,6 +31,13 @@ USAGE = 'send an object: {"operation": "predict" or "explain", "model": "...", "
 
 INSTANCES_AT_ONCE = 200
 """Instances decoded without yielding to the event loop: about a millisecond."""
+
+SLOW_CHUNK_ROWS = 20
+"""Rows in a chunk where an explainer takes seconds a row, so that little is lost when a runner is replaced."""
+
+MAX_ATTEMPTS = 5
+"""Attempts without a new chunk. Rows cannot kill a runner, only its executor process: a runner dies for other reasons,
+and may do so several times in a row."""
 
 KEY = re.compile(r"[!-~]{1,255}")
 
@@ -101,14 +108,14 @@ class JobReader:
 
     async def take(self, model: LoadedModel, verb: Verb, rows: Rows, selection: Selection) -> JobRequest:
         """The job of rows that were read for a request. Raises NotExplained, InvalidSelection."""
-        draft = _Draft(model, verb, selection, chunk_rows(model, verb, self._chunk_rows))
+        draft = _Draft(model, verb, selection, self._chunk_rows)
         draft.add(rows)
         return await draft.request("")
 
     def _draft(self, verb: Verb, name: str, version: str | None, parameters: Parameters) -> _Draft:
         model = self._registry.get(name, version)
         selection = parameters.selection() if verb == "explain" else EVERYTHING
-        return _Draft(model, verb, selection, chunk_rows(model, verb, self._chunk_rows))
+        return _Draft(model, verb, selection, self._chunk_rows)
 
 
 def idempotency_key(header: str | None) -> str:
@@ -131,14 +138,19 @@ def _read_some(reader: Reader, raws: Sequence[msgspec.Raw], first: int) -> Rows:
 class _Draft:
     """A job whose rows are being read."""
 
-    def __init__(self, model: LoadedModel, verb: Verb, selection: Selection, size: int) -> None:
-        """`size` rows make a chunk. Raises NotExplained, InvalidSelection."""
-        check_explained(model, verb, selection)
+    def __init__(self, model: LoadedModel, verb: Verb, selection: Selection, most: int) -> None:
+        """A chunk has `most` rows, or fewer where an explainer is slow. Raises NotExplained, InvalidSelection."""
         self.model = model
         self._verb = verb
         self._selection = selection
-        self._size = size
-        self._chunk_bytes = size * 8 * len(model.schema)
+        self._size = most
+        if verb == "explain":
+            if model.explainer is None:
+                raise NotExplained(f"{model.name}/{model.version} has no explainer")
+            selection.check(model.manifest.classes)
+            if model.explainer.jobs_only:
+                self._size = min(most, SLOW_CHUNK_ROWS)
+        self._chunk_bytes = self._size * 8 * len(model.schema)
         self._chunks: list[bytes] = []
         self._rest = b""
         self._rows = 0
@@ -153,17 +165,32 @@ class _Draft:
             self._rest = self._rest[self._chunk_bytes :]
 
     async def request(self, key: str) -> JobRequest:
-        """Built on a thread, because hashing megabytes takes a while and releases the GIL."""
-        chunks = [*self._chunks, self._rest] if self._rest else self._chunks
-        return await asyncio.to_thread(
-            row_job,
-            self.model,
-            self._verb,
-            chunks,
-            rows=self._rows,
-            size=self._size,
-            selection=self._selection,
-            key=key,
+        """Made on a thread, because hashing megabytes takes a while and releases the GIL."""
+        return await asyncio.to_thread(self._request, key)
+
+    def _request(self, key: str) -> JobRequest:
+        model, chunks = self.model, [*self._chunks, self._rest] if self._rest else self._chunks
+        parameters = msgspec.json.encode(
+            RowParameters(
+                content_hash=model.content_hash.hex(),
+                rows=self._rows,
+                chunk_rows=self._size,
+                features=model.schema.names,
+                labels=tuple(model.manifest.classes),
+                classes=self._selection.classes,
+                top=self._selection.top,
+            )
+        )
+        return JobRequest(
+            operation=self._verb,
+            model=model.name,
+            version=model.version,
+            parameters=parameters,
+            inputs=chunks,
+            max_attempts=MAX_ATTEMPTS,
+            unique_key=content_key(self._verb, model.content_hash.hex(), parameters, chunks),
+            # hashed, so that a client's key becomes short and printable
+            idempotency_key=hashlib.sha256(key.encode()).hexdigest() if key else "",
         )
 
 

@@ -61,36 +61,28 @@ Lines = Callable[[Any], Iterator[list[Any]]]
 
 
 def _table(operation: str, parameters: RowParameters) -> tuple[list[str], Lines]:
+    """The columns of a result, and what makes its lines."""
     labels = list(parameters.labels)
-    if operation == "explain":
-        features = parameters.explained_columns()
-        head = ["class"] if labels else []
-        return ["instance", *head, "output", "base_value", *features], _explained(features, has_classes=bool(labels))
-    if labels:
-        return ["instance", "label", *[f"probability of {label}" for label in labels]], _classified(labels)
-    return ["instance", "prediction"], _plain
+    features = parameters.explained_columns()
 
+    def explained(answer: Any) -> Iterator[list[Any]]:
+        for label, item in answer.get("classes", {answer.get("label"): answer}).items():
+            values = [item["values"].get(feature) for feature in features]
+            yield [*([label] if labels else []), item["output"], item["base_value"], *values]
 
-def _plain(answer: Any) -> Iterator[list[Any]]:
-    """The number of a regressor, or the label of a cluster."""
-    yield [answer["label"] if isinstance(answer, dict) else answer]
-
-
-def _classified(labels: list[str]) -> Lines:
-    def lines(answer: Any) -> Iterator[list[Any]]:
+    def classified(answer: Any) -> Iterator[list[Any]]:
         probabilities = answer.get("probabilities", {})
         yield [answer["label"], *[probabilities.get(label) for label in labels]]
 
-    return lines
+    def plain(answer: Any) -> Iterator[list[Any]]:  # the number of a regressor, or the label of a cluster
+        yield [answer["label"] if isinstance(answer, dict) else answer]
 
-
-def _explained(features: Iterable[str], *, has_classes: bool) -> Lines:
-    def lines(answer: Any) -> Iterator[list[Any]]:
-        for label, item in answer.get("classes", {answer.get("label"): answer}).items():
-            values = [item["values"].get(feature) for feature in features]
-            yield [*([label] if has_classes else []), item["output"], item["base_value"], *values]
-
-    return lines
+    if operation == "explain":
+        head = ["class"] if labels else []
+        return ["instance", *head, "output", "base_value", *features], explained
+    if labels:
+        return ["instance", "label", *[f"probability of {label}" for label in labels]], classified
+    return ["instance", "prediction"], plain
 
 
 def _numbered(answers: list[Any], first: int, lines: Lines) -> Iterator[list[Any]]:

@@ -8,9 +8,7 @@ goes on with its heartbeats.
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -18,14 +16,13 @@ import msgspec
 import numpy as np
 import structlog
 
-from registry.errors import ModelNotFound, NotExplained, VersionNotFound
+from registry.errors import ModelNotFound, VersionNotFound
 from registry.explain.explanation import OTHER, Selection
-from registry.model import LoadedModel
 from registry.registry import Registry
 from registry.rows.features import Rows
 from serving.errors import CallFailed, DeadlineExceeded, MemoryExceeded
 from serving.jobs.attempt import AttemptFailed, JobFailed, Report
-from serving.jobs.job import Job, JobRequest, content_key
+from serving.jobs.job import Job
 from serving.predict.cost import Cost
 from serving.predict.operation import VERBS, Operation, Verb, encode_rows
 from serving.process.executor import Executor
@@ -34,13 +31,6 @@ log = structlog.get_logger(__name__)
 
 OPERATIONS = VERBS
 """The operations of jobs over rows."""
-
-SLOW_CHUNK_ROWS = 20
-"""Rows in a chunk where an explainer takes seconds a row, so that little is lost when a runner is replaced."""
-
-MAX_ATTEMPTS = 5
-"""Attempts without a new chunk. Rows cannot kill a runner, only its executor process: a runner dies for other reasons,
-and may do so several times in a row."""
 
 CALL_SECONDS = 1.0
 """Intended duration of one call to a model: short, so that there is progress to report and little to repeat."""
@@ -70,22 +60,8 @@ class RowParameters(msgspec.Struct, frozen=True):
 
 
 def parameters_of(job: Job) -> RowParameters:
-    """The parameters of a job that `row_job` has made."""
+    """The parameters of a job over rows."""
     return msgspec.json.decode(job.parameters, type=RowParameters)
-
-
-def chunk_rows(model: LoadedModel, verb: Verb, most: int) -> int:
-    """How many rows make a chunk of a job."""
-    slow = verb == "explain" and model.explainer is not None and model.explainer.jobs_only
-    return min(most, SLOW_CHUNK_ROWS) if slow else most
-
-
-def check_explained(model: LoadedModel, verb: Verb, selection: Selection) -> None:
-    """Raises NotExplained, InvalidSelection; explainers that are too slow for a request are allowed."""
-    if verb == "explain":
-        if model.explainer is None:
-            raise NotExplained(f"{model.name}/{model.version} has no explainer")
-        selection.check(model.manifest.classes)
 
 
 def pack(rows: Rows) -> bytes:
@@ -96,37 +72,6 @@ def pack(rows: Rows) -> bytes:
 def unpack(data: bytes, features: int) -> Rows:
     """The rows of a chunk, shape (rows, features). Raises ValueError if the size does not fit."""
     return np.frombuffer(data, "<f8").reshape(-1, features)
-
-
-def row_job(
-    model: LoadedModel, verb: Verb, chunks: Sequence[bytes], *, rows: int, size: int, selection: Selection, key: str
-) -> JobRequest:
-    """The request for a job over `rows` rows in chunks of `size`; `key` is the client's idempotency key, or empty.
-
-    Takes a while for many rows, because all of them are hashed.
-    """
-    parameters = msgspec.json.encode(
-        RowParameters(
-            content_hash=model.content_hash.hex(),
-            rows=rows,
-            chunk_rows=size,
-            features=model.schema.names,
-            labels=tuple(model.manifest.classes),
-            classes=selection.classes,
-            top=selection.top,
-        )
-    )
-    return JobRequest(
-        operation=verb,
-        model=model.name,
-        version=model.version,
-        parameters=parameters,
-        inputs=chunks,
-        max_attempts=MAX_ATTEMPTS,
-        unique_key=content_key(verb, model.content_hash.hex(), parameters, chunks),
-        # hashed, so that a client's key becomes short and printable
-        idempotency_key=hashlib.sha256(key.encode()).hexdigest() if key else "",
-    )
 
 
 class Backend(Protocol):
