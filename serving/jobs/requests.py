@@ -198,7 +198,7 @@ class Background:
     """Turns requests that take too long into jobs: the same rows, the same answer, fetched later.
 
     Context: a request that reaches its deadline has cost its worker a whole deadline, and its client has nothing.
-    Decision: with USE_BACKGROUND_INFERENCE its rows become a job, and the client is told where. Consequence: the job
+    Decision: with USE_BACKGROUND_INFERENCE its rows become a job, and the client gets its URL. Consequence: the job
     starts anew, in a runner, with the longer limits of jobs; equal requests share one job for as long as it is kept,
     done or not; where the queue is full, the request is answered as it would have been without.
     """

@@ -39,5 +39,5 @@ def test_equal_work_has_an_equal_key_and_other_work_another() -> None:
 @pytest.mark.parametrize("changes", [{"operation": ""}, {"inputs": ()}, {"max_attempts": 0}])
 def test_request_that_is_no_job_is_refused(changes: dict[str, object]) -> None:
     fields: dict[str, object] = {"operation": "explain", "inputs": (b"",)}
-    with pytest.raises(ValueError, match="a job has"):
+    with pytest.raises(ValueError, match="a job needs"):
         JobRequest(**(fields | changes))  # type: ignore[arg-type]
