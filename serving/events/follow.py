@@ -1,8 +1,9 @@
 """Follows the event log once for all clients of a worker. The log is the queue: a client is a position in it.
 
 A client reads its topic from its own position and waits when there is nothing more. One task of the worker follows the
-whole log and wakes the clients whose topic has news; clients at the same position share one read. So nothing is queued
-for a client however slow it is, and a client learns by a RESET event what the log has forgotten.
+whole log and wakes the clients whose topic has news. Clients that are up to date find the news on the page that this
+task has read last; others read from the log, and those at the same position share one read. So nothing is queued for a
+client however slow it is, and a RESET event tells it if the log has forgotten what it has not seen.
 """
 
 from __future__ import annotations
@@ -29,6 +30,13 @@ RETRY_SECONDS = 1.0
 """Between attempts to read a log that is unavailable."""
 
 
+class _News(asyncio.Event):
+    """Set when a client's topic has news."""
+
+    since = 0
+    """The position up to which there was none since the client has last read."""
+
+
 class Hub:
     """The clients of one worker. Belongs to one event loop; building it starts nothing, so it may be forked."""
 
@@ -50,7 +58,8 @@ class Hub:
         self._max_streams_per_address = max_streams_per_address
         self._idle_seconds = idle_seconds
         self._by_address: Counter[str] = Counter()
-        self._waiting: dict[str | None, set[asyncio.Event]] = {}
+        self._waiting: dict[str | None, set[_News]] = {}
+        self._recent: Page | None = None
         self._reads: dict[tuple[str | None, int], asyncio.Task[Page]] = {}
         self._turns = asyncio.Semaphore(READS_AT_ONCE)
         self._follower: asyncio.Task[None] | None = None
@@ -59,7 +68,7 @@ class Hub:
         self.open_streams = 0
 
     async def latest(self) -> int:
-        """The position of a client that wants only what happens from now on. Raises StoreUnavailable."""
+        """Return the position of a client that wants only what happens from now on. Raises StoreUnavailable."""
         async with self._turns:
             return (await self._events.read(None, 0, 0)).latest
 
@@ -67,11 +76,11 @@ class Hub:
     async def subscribe(
         self, topic: str | None, *, after: int, address: str = "", follow: bool = True
     ) -> AsyncIterator[AsyncGenerator[Event, None]]:
-        """The events of a topic, or of all, with an id above `after`. Raises TooManyStreams.
+        """Stream the events of a topic, or of all topics, with an id above `after`. Raises TooManyStreams.
 
-        Streams with the same `address` are counted together; an empty one is not counted. Without `follow` the stream
-        ends with what the log holds now. It raises StoreUnavailable if the log cannot be read at the beginning; later
-        it waits for the log.
+        Streams with the same `address` count together; those with an empty one do not count. Without `follow` the
+        stream ends with the last event that is in the log now. It raises StoreUnavailable if the log cannot be read at
+        the beginning; later it waits for the log.
         """
         self._check_limits(address)
         self.open_streams += 1
@@ -90,7 +99,7 @@ class Hub:
                 del self._by_address[address]
             if not self.open_streams and self._follower is not None:
                 self._follower.cancel()
-                self._follower, self._following = None, asyncio.Event()
+                self._follower, self._following, self._recent = None, asyncio.Event(), None
 
     def close(self) -> None:
         """End all streams, and those to come, when the worker ends. Their clients resume at another worker."""
@@ -106,14 +115,15 @@ class Hub:
     async def _stream(
         self, topic: str | None, position: int, follower: asyncio.Task[None], *, follow: bool
     ) -> AsyncGenerator[Event, None]:
-        news, has_read = asyncio.Event(), False
+        news, has_read = _News(), False
         self._waiting.setdefault(topic, set()).add(news)
         try:
             while not (self._closed or follower.done()):
                 news.clear()  # before the read: whatever happens from here on wakes us
                 wake = news if self._following.is_set() else self._following
                 try:
-                    page = await self._shared_read(topic, position)
+                    page = self._recent_page(topic, position) if has_read else None
+                    page = page or await self._shared_read(topic, position)
                 except StoreUnavailable:
                     if not has_read:
                         raise
@@ -125,19 +135,29 @@ class Hub:
                     yield Event(position, topic or "", RESET, b"")
                     continue
                 for event in page.events:
-                    position = event.id
                     yield event
                     if self._closed or follower.done():
                         return
-                if not page.events and not (follow and await _wait(wake, self._idle_seconds)):
-                    return
+                position = page.events[-1].id if len(page.events) == PAGE_EVENTS else max(position, page.latest)
+                if not page.events:
+                    if not (follow and await _wait(wake, self._idle_seconds)):
+                        return
+                    position = max(position, news.since if wake is news else 0)
         finally:
             self._waiting[topic].discard(news)
             if not self._waiting[topic]:
                 del self._waiting[topic]
 
+    def _recent_page(self, topic: str | None, position: int) -> Page | None:
+        """Return the topic's events on the page that the follower has read last, unless the page begins too late."""
+        recent = self._recent
+        if recent is None or position < recent.floor:
+            return None
+        events = [event for event in recent.events if event.id > position and topic in (None, event.topic)]
+        return Page(events, recent.floor, max(position, recent.latest))
+
     async def _shared_read(self, topic: str | None, after: int) -> Page:
-        """One read for all clients at the same place that ask for it before it begins."""
+        """Read one page for all clients at the same position that ask for it before the read begins."""
         key = topic, after
         if key not in self._reads:
             self._reads[key] = asyncio.create_task(self._begin_read(topic, after))
@@ -154,15 +174,10 @@ class Hub:
         while True:
             try:
                 if not following.is_set():
-                    position = (await self._events.read(None, 0, 0)).latest
+                    position = await self.latest()
                     following.set()
                 page = await self._events.read(None, position, PAGE_EVENTS)
-                if page.is_gap(position):
-                    position = page.floor
-                    self._wake_all()
-                for event in page.events:
-                    position = event.id
-                    self._wake(event.topic)
+                position = self._take(page, position)
                 if len(page.events) < PAGE_EVENTS:
                     await self._events.wait(position)
                 unavailable = False
@@ -172,19 +187,30 @@ class Hub:
                 unavailable = True
                 await asyncio.sleep(RETRY_SECONDS)
 
+    def _take(self, page: Page, position: int) -> int:
+        """Wake the clients whose topics are on a page that was read after `position`; return the next position."""
+        if page.is_gap(position):
+            self._recent, position = None, page.floor
+            self._wake_all()
+        if not page.events:
+            return position
+        last = page.events[-1].id
+        self._recent = Page(page.events, position, last)
+        for topic in {None, *(event.topic for event in page.events)}:
+            for news in self._waiting.get(topic, ()):
+                if not news.is_set():
+                    news.since = position
+                    news.set()
+        return last
+
     def _note_end(self, follower: asyncio.Task[None]) -> None:
-        """It never ends by itself; should it fail, its streams end and the next client starts another."""
+        """End all streams if the follower has failed; the next client starts another follower."""
         if follower.cancelled():
             return
         log.error("Event reader failed", exc_info=follower.exception())
         self._wake_all()
         if self._follower is follower:
-            self._follower, self._following = None, asyncio.Event()
-
-    def _wake(self, topic: str) -> None:
-        for followed in (topic, None):
-            for news in self._waiting.get(followed, ()):
-                news.set()
+            self._follower, self._following, self._recent = None, asyncio.Event(), None
 
     def _wake_all(self) -> None:
         self._following.set()
@@ -194,7 +220,7 @@ class Hub:
 
 
 async def _wait(news: asyncio.Event, seconds: float) -> bool:
-    """Whether it was set within that time."""
+    """Return whether the event was set within that time."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             return await news.wait()

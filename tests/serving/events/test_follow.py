@@ -163,9 +163,13 @@ async def test_client_whose_events_were_forgotten_is_told(logs: Logs, hubs: Hubs
 
 
 async def test_client_with_an_id_of_the_future_is_told_and_gets_what_there_is(log: EventLog, hubs: Hubs) -> None:
-    ids = await append_many(log, 2)
-    async with hubs.make().subscribe("t", after=ids[-1] + (1 << 40)) as stream:
-        assert [event.kind for event in await take(stream, 3)] == [RESET, "tick", "tick"]
+    hub = hubs.make()
+    async with hub.subscribe("t", after=await hub.latest()) as up_to_date:
+        waiting = asyncio.create_task(take(up_to_date, 2))
+        ids = await append_many(log, 2)
+        await waiting
+        async with hub.subscribe("t", after=ids[-1] + (1 << 40)) as stream:
+            assert [event.kind for event in await take(stream, 3)] == [RESET, "tick", "tick"]
 
 
 async def test_client_that_does_not_read_keeps_its_place_and_holds_up_nobody(log: EventLog, hubs: Hubs) -> None:
@@ -269,15 +273,17 @@ async def test_cancelled_client_leaves_nothing_behind(hubs: Hubs) -> None:
 
 
 class FailingLog:
-    """A log that fails when told to, for all reads or only those of all topics."""
+    """A log that fails when told to, for the reads of which topics it is told."""
 
     def __init__(self, log: EventLog) -> None:
         self._log = log
         self.error: Exception | None = None
-        self.only_all = False
+        self.topics: tuple[str | None, ...] = (None, "t")
+        self.failures = 0
 
     async def read(self, topic: str | None, after: int, limit: int) -> Page:
-        if self.error is not None and (topic is None or not self.only_all):
+        if self.error is not None and topic in self.topics:
+            self.failures += 1
             raise self.error
         return await self._log.read(topic, after, limit)
 
@@ -303,6 +309,21 @@ async def test_streams_go_on_when_the_log_comes_back(logs: Logs, monkeypatch: py
     assert [line["event"] for line in lines] == ["Events cannot be read"]
 
 
+async def test_stream_that_is_behind_tries_again_until_it_can_read_on(
+    logs: Logs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow_module, "RETRY_SECONDS", 0.001)
+    failing = FailingLog(logs.open())
+    ids = await append_many(logs.open(), 60)
+    async with Hub(failing).subscribe("t", after=0) as stream:
+        assert len(await take(stream, 50)) == 50
+        failing.error, failing.topics = StoreUnavailable("unavailable"), ("t",)
+        waiting = asyncio.create_task(take(stream, 10))
+        await until(lambda: _is(lambda: failing.failures > 1))
+        failing.error = None
+        assert [event.id for event in await waiting] == ids[50:]
+
+
 async def test_client_that_comes_while_the_log_is_unavailable_is_refused(logs: Logs) -> None:
     failing = FailingLog(logs.open())
     failing.error = StoreUnavailable("unavailable")
@@ -325,7 +346,7 @@ async def test_follower_that_fails_ends_its_streams_and_the_next_client_starts_a
             waiting = asyncio.create_task(ended(stream))
             await until(lambda: _is(hub._following.is_set))
             failing.error = RuntimeError("a fault of ours")
-            failing.only_all = True
+            failing.topics = (None,)
             await log.append("other", "tick", b"")
             assert await waiting
         assert hub.open_streams == 0
@@ -392,3 +413,34 @@ async def test_a_thousand_idle_streams_take_little(tmp_path: Path) -> None:
     assert await asyncio.gather(*waiting) == [True] * 1000
     await log.close()
     assert used / 1000 < 8000
+
+
+async def test_clients_that_are_up_to_date_do_not_read_the_log(logs: Logs) -> None:
+    log, writer = CountingLog(logs.open()), logs.open()
+    hub = Hub(log)
+    async with hub.subscribe("t", after=0) as one, hub.subscribe("t", after=0) as two:
+        ids = await append_many(writer, 1)
+        assert [(await take(stream, 1))[0].id for stream in (one, two)] == ids * 2
+        waiting = [asyncio.create_task(take(stream, 30)) for stream in (one, two)]
+        await until(lambda: _is(lambda: hub._following.is_set() and not hub._reads))
+        reads = log.reads
+        for number in range(30):
+            ids += await append_many(writer, 1)
+            await append_many(writer, 1, topic=f"other {number}")
+        assert [[event.id for event in await task] for task in waiting] == [ids[1:]] * 2
+    assert log.reads - reads <= 4, "one more look for each, and what came while the follower began"
+
+
+async def test_client_of_a_quiet_topic_is_not_told_that_others_events_were_forgotten(logs: Logs) -> None:
+    log = logs.open(max_events=100)
+    hub = Hub(logs.open(max_events=100))
+    seen = (await append_many(log, 1))[0]
+    async with hub.subscribe("t", after=0) as quiet, hub.subscribe("noise", after=0) as noise:
+        await take(quiet, 1)
+        waiting = asyncio.create_task(take(quiet, 1))
+        for _ in range(330):
+            await append_many(log, 1, topic="noise")
+            await take(noise, 1)
+        assert (await log.read(None, 0, 0)).is_gap(seen)
+        ids = await append_many(log, 1)
+        assert [(event.kind, event.id) for event in await waiting] == [("tick", ids[0])]
