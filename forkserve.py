@@ -28,3 +28,9 @@ def __getattr__(name: str) -> Any:
     if name not in HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(HOMES[name]), name)
+
+
+if __name__ == "__main__":  # `python -m forkserve` is the command of that name
+    import runpy
+
+    runpy.run_path(f"{__file__.rpartition('/')[0]}/main.py", run_name="__main__")

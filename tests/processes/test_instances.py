@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -11,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from harness.admin import ask_admin
+from harness.jobs import call, ended, forkserve_worker, send
 from harness.processes import eventually, hammer_while
 from harness.reloading import add_copy, live, settles_on
 from harness.service import ADMIN_TOKEN, Service
 from registry.store import aliases
+from serving.process.kernel import child_pids
 
 RELOADED, CHANGED = "Models reloaded", "Model directory changed"
 
@@ -103,3 +106,18 @@ def test_watch_models_false_leaves_it_to_the_operator(shared_models: Path) -> No
         assert (live(one, "wine"), reloads(one)) == ("1", 0)
         assert ask_admin(one, "models:reload")[0] == 200
         assert settles_on(one, "wine", "2")
+
+
+def test_the_runners_of_forkserve_worker_take_over_a_new_version(shared_models: Path, tmp_path: Path) -> None:
+    environ = {"MODEL_DIR": str(shared_models), "DATA_DIR": str(tmp_path / "data"), "ROLES": "worker"}
+    with start(shared_models, DATA_DIR=environ["DATA_DIR"]) as web, forkserve_worker(environ) as worker:
+        assert eventually(lambda: len(child_pids(worker.pid)) == 1)
+        before = child_pids(worker.pid)
+        add_copy(shared_models, "wine", "2")
+        assert settles_on(web, "wine", "2")
+        assert eventually(lambda: len(now := child_pids(worker.pid)) == 1 and now != before)
+        row = web.get("/v1/models/wine")["example"]
+        job = ended(web, send(web, "predict", "wine", [row]))
+        assert (job["state"], job["version"]) == ("done", "2")
+        direct = call(web, "POST", "/v1/models/wine:predict", json.dumps({"instances": [row]}).encode())
+        assert call(web, "GET", job["result"]).json["predictions"] == direct.json["predictions"]

@@ -131,9 +131,10 @@ def test_the_service_starts_and_reloads_in_such_a_directory(project: Path, comma
         assert service.get("/health")["status"] == "ok"
 
 
-def test_python_m_works_beside_modules_of_other_names(project: Path) -> None:
-    (project / "main.py").unlink()  # that one would be what was asked for
-    command = [sys.executable, "-m", "main", "models"]
+@pytest.mark.parametrize("module", ["main", "forkserve"])
+def test_python_m_works_beside_modules_of_other_names(project: Path, module: str) -> None:
+    (project / f"{module}.py").unlink()  # that one would be what was asked for
+    command = [sys.executable, "-m", module, "models"]
     environ = os.environ | environment(project)
     done = subprocess.run(command, cwd=project, env=environ, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.split()[:2]) == (0, ["sum", "1"]), done.stderr
