@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 REQUEST_SECONDS = 60.0
 
 
-class Unreachable(Exception):
-    """No service answers at the address, or something else does."""
+class RemoteFault(Exception):
+    """The service cannot be reached, or does not answer as it should; in words for the operator."""
 
 
 class RemoteService:
@@ -56,7 +56,7 @@ class RemoteService:
         self._client.close()
 
     def ask(self, method: str, path: str, *, admin: bool = False, **options: Any) -> httpx.Response:
-        """Send any request. Raises Unreachable."""
+        """Send any request. Raises RemoteFault."""
         import httpx
 
         headers = dict(options.pop("headers", {}))
@@ -65,30 +65,34 @@ class RemoteService:
         try:
             return self._client.request(method, path, headers=headers, **options)
         except httpx.HTTPError as error:
-            raise Unreachable(f"{self.address}{path}: {error or type(error).__name__}") from error
+            raise RemoteFault(f"{self.address}{path}: {error or type(error).__name__}") from error
+
+    def expect(self, status: int, method: str, path: str, **options: Any) -> httpx.Response:
+        """Send a request that should be answered with `status`. Raises RemoteFault."""
+        answer = self.ask(method, path, **options)
+        if answer.status_code != status:
+            raise RemoteFault(f"{path} answers {answer.status_code}: {answer.text[:500]}")
+        return answer
 
     def get(self, path: str, *, admin: bool = False) -> Any:
-        """The JSON at a path that answers 200. Raises Unreachable."""
-        answer = self.ask("GET", path, admin=admin)
-        if answer.status_code != 200:
-            raise Unreachable(f"{self.address}{path} answers {answer.status_code}")
-        return json_of(answer, path)
+        """The JSON at a path. Raises RemoteFault."""
+        return json_of(self.expect(200, "GET", path, admin=admin))
 
     def models(self) -> list[dict[str, Any]]:
-        """The description of each model's live version. Raises Unreachable."""
+        """The description of each model's live version. Raises RemoteFault."""
         return [self.get(f"/v1/models/{model['name']}") for model in self.get("/v1/models")["models"]]
 
     def memory(self) -> int | None:
-        """PSS of all processes in bytes; None without the admin token. Raises Unreachable."""
+        """PSS of all processes in bytes; None without the admin token. Raises RemoteFault."""
         return int(self.get("/api/admin/metrics", admin=True)["pss_bytes"]) if self._token else None
 
 
-def json_of(answer: httpx.Response, path: str) -> Any:
-    """The content of a response. Raises Unreachable if it is not JSON: something else answers there."""
+def json_of(answer: httpx.Response) -> Any:
+    """The content of a response. Raises RemoteFault if it is not JSON: something else answers there."""
     try:
         return answer.json()
     except ValueError as error:
-        raise Unreachable(f"{path} answers something that is not JSON") from error
+        raise RemoteFault(f"{answer.url.path} answers something that is not JSON") from error
 
 
 @dataclass

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from serving.cli.client import RemoteService, Tally, Unreachable, post, send
+from serving.cli.client import RemoteFault, RemoteService, Tally, post, send
 from serving.cli.command import argument, command, fail, number, say
 from serving.settings import Settings
 
@@ -43,7 +43,7 @@ def load_test(arguments: argparse.Namespace, settings: Settings) -> int:
             tally = asyncio.run(_send(service.address, messages, arguments.seconds, arguments.connections))
             seconds = time.monotonic() - started
             after = service.memory()
-    except Unreachable as error:
+    except RemoteFault as error:
         return fail(error)
     _progress("")
     for line in _report(tally, seconds):
@@ -57,7 +57,7 @@ def _selected(service: RemoteService, names: str) -> list[dict[str, Any]]:
     served = {model["name"]: model for model in service.models()}
     wanted = [name for name in names.split(",") if name] or list(served)
     if unknown := [name for name in wanted if name not in served]:
-        raise Unreachable(f"the service has no model {', '.join(unknown)}")
+        raise RemoteFault(f"the service has no model {', '.join(unknown)}")
     return [served[name] for name in wanted]
 
 

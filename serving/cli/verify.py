@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from serving.cli.client import RemoteService, Unreachable, json_of
+from serving.cli.client import RemoteFault, RemoteService, json_of
 from serving.cli.command import argument, command, fail, say
 from serving.settings import Settings
 
@@ -33,10 +33,6 @@ class Finding:
     subject: str
     fault: str = ""
     note: str = ""
-
-
-class _Fault(Exception):
-    """A fault, in words for the operator."""
 
 
 @command(
@@ -69,7 +65,7 @@ def findings(
     yield _finding("health", partial(_health, service))
     try:
         models = service.models()
-    except Unreachable as error:
+    except RemoteFault as error:
         yield Finding("models", str(error))
         return
     yield Finding("models", "" if models else "the service has none", str(len(models)))
@@ -89,7 +85,7 @@ def findings(
 def _finding(subject: str, look: Callable[[], str]) -> Finding:
     try:
         return Finding(subject, note=look())
-    except (_Fault, Unreachable) as error:
+    except RemoteFault as error:
         return Finding(subject, str(error))
     except (KeyError, IndexError, TypeError) as error:
         return Finding(subject, f"unexpected form of the answer: {type(error).__name__} {error}")
@@ -99,52 +95,48 @@ def _await_ready(service: RemoteService, seconds: float) -> str:
     deadline = time.monotonic() + seconds
     while True:
         try:
-            answer = service.ask("GET", "/health/ready")
-            if answer.status_code == 200:
-                return ""
-            reason = f"/health/ready answers {answer.status_code}"
-        except Unreachable as error:
-            reason = str(error)
-        if time.monotonic() >= deadline:
-            raise _Fault(reason)
+            service.expect(200, "GET", "/health/ready")
+        except RemoteFault:
+            if time.monotonic() >= deadline:
+                raise
+        else:
+            return ""
         time.sleep(POLL_SECONDS)
 
 
 def _health(service: RemoteService) -> str:
     health = service.get("/health")
     if health["status"] != "ok":
-        raise _Fault(f"the service reports {health['status']}: {health}")
+        raise RemoteFault(f"the service reports {health['status']}: {health}")
     return "ok"
 
 
 def _infer(service: RemoteService, model: dict[str, Any], verb: str) -> httpx.Response:
     path = f"/v1/models/{model['name']}:{verb}"
-    answer = service.ask("POST", path, json={"instances": [model["example"]]})
-    if answer.status_code != 200:
-        raise _Fault(f"{path} answers {answer.status_code}: {answer.text[:500]}")
+    answer = service.expect(200, "POST", path, json={"instances": [model["example"]]})
     if answer.headers.get("X-Model-Fallback") == "true":
-        raise _Fault(f"a fallback model answers {path}")
+        raise RemoteFault(f"a fallback model answers {path}")
     return answer
 
 
 def _predict(service: RemoteService, model: dict[str, Any]) -> str:
-    (prediction,) = json_of(_infer(service, model, "predict"), "predict")["predictions"]
+    (prediction,) = json_of(_infer(service, model, "predict"))["predictions"]
     if isinstance(prediction, dict):
         if prediction.get("probabilities") and not math.isclose(
             sum(prediction["probabilities"].values()), 1.0, abs_tol=TOLERANCE
         ):
-            raise _Fault(f"the probabilities do not add up to 1: {prediction}")
+            raise RemoteFault(f"the probabilities do not add up to 1: {prediction}")
         return str(prediction.get("label", prediction))
     if not math.isfinite(prediction):
-        raise _Fault(f"the prediction is {prediction}")
+        raise RemoteFault(f"the prediction is {prediction}")
     return f"{prediction:.6g}"
 
 
 def _explain(service: RemoteService, model: dict[str, Any]) -> str:
-    (explanation,) = json_of(_infer(service, model, "explain"), "explain")["explanations"]
+    (explanation,) = json_of(_infer(service, model, "explain"))["explanations"]
     total = explanation["base_value"] + math.fsum(explanation["values"].values())
     if not math.isclose(total, explanation["output"], rel_tol=TOLERANCE, abs_tol=TOLERANCE):
-        raise _Fault(f"base value and contributions add up to {total}, the output is {explanation['output']}")
+        raise RemoteFault(f"base value and contributions add up to {total}, the output is {explanation['output']}")
     return str(explanation["method"])
 
 
@@ -154,7 +146,7 @@ def _cache(service: RemoteService, model: dict[str, Any]) -> str:
         source = _infer(service, model, "predict").headers.get("X-Cache", "nothing")
         if source.startswith("hit"):
             return str(source)
-    raise _Fault(f"X-Cache is {source} when the same request is sent for the third time")
+    raise RemoteFault(f"X-Cache is {source} when the same request is sent for the third time")
 
 
 def _stream(service: RemoteService, model: dict[str, Any]) -> str:
@@ -166,33 +158,31 @@ def _stream(service: RemoteService, model: dict[str, Any]) -> str:
     )
     events = [line.partition(":")[2].strip() for line in answer.text.splitlines() if line.startswith("event:")]
     if events != ["prediction", "prediction", "done"]:
-        raise _Fault(f"expected two predictions and `done`, got {events} with status {answer.status_code}")
+        raise RemoteFault(f"expected two predictions and `done`, got {events} with status {answer.status_code}")
     return ""
 
 
 def _job(service: RemoteService, model: dict[str, Any]) -> str:
     """Submit a job, wait for a runner, and compare the result with that of `:predict`."""
     request = {"operation": "predict", "model": model["name"], "instances": [model["example"]]}
-    answer = service.ask("POST", "/v1/jobs", json=request)
-    if answer.status_code != 202:
-        raise _Fault(f"/v1/jobs answers {answer.status_code}: {answer.text[:500]}")
-    place, deadline = answer.headers["Location"], time.monotonic() + JOB_SECONDS
+    place = service.expect(202, "POST", "/v1/jobs", json=request).headers["Location"]
+    deadline = time.monotonic() + JOB_SECONDS
     while (job := service.get(place))["state"] in ("queued", "running"):
         if time.monotonic() >= deadline:
-            raise _Fault(f"the job is {job['state']} after {JOB_SECONDS:g} s; is a runner running?")
+            raise RemoteFault(f"the job is {job['state']} after {JOB_SECONDS:g} s; is a runner running?")
         time.sleep(POLL_SECONDS)
     if job["state"] != "done":
-        raise _Fault(f"the job is {job['state']}: {job.get('error')}")
-    direct = json_of(_infer(service, model, "predict"), "predict")["predictions"]
+        raise RemoteFault(f"the job is {job['state']}: {job.get('error')}")
+    direct = json_of(_infer(service, model, "predict"))["predictions"]
     if service.get(f"{place}/result")["predictions"] != direct:
-        raise _Fault("the job and a direct request have different results")
+        raise RemoteFault("the job and a direct request have different results")
     return ""
 
 
 def _refusals(service: RemoteService) -> str:
-    answer = service.ask("POST", "/v1/models/no-such-model:predict", json={"instances": [{}]})
-    if answer.status_code != 404 or answer.headers.get("Content-Type") != "application/problem+json":
-        raise _Fault(f"an unknown model answers {answer.status_code} {answer.headers.get('Content-Type')}")
+    answer = service.expect(404, "POST", "/v1/models/no-such-model:predict", json={"instances": [{}]})
+    if answer.headers.get("Content-Type") != "application/problem+json":
+        raise RemoteFault(f"the Content-Type of an unknown model is {answer.headers.get('Content-Type')}")
     return ""
 
 
@@ -200,7 +190,7 @@ def _closed(service: RemoteService) -> str:
     for path in ("/api/admin/metrics", "/metrics"):
         status = service.ask("GET", path).status_code
         if status not in (401, 404):
-            raise _Fault(f"{path} without a token answers {status}")
+            raise RemoteFault(f"{path} without a token answers {status}")
     return ""
 
 
@@ -208,8 +198,8 @@ def _memory(service: RemoteService, max_memory_mb: float) -> str:
     used = service.memory()
     if used is None:
         if max_memory_mb < math.inf:
-            raise _Fault("--max-memory-mb needs ADMIN_TOKEN")
+            raise RemoteFault("--max-memory-mb needs ADMIN_TOKEN")
         return "unknown without ADMIN_TOKEN"
     if used > max_memory_mb * 2**20:
-        raise _Fault(f"all processes use {used / 2**20:.0f} MB, more than {max_memory_mb:g}")
+        raise RemoteFault(f"all processes use {used / 2**20:.0f} MB, more than {max_memory_mb:g}")
     return f"{used / 2**20:.0f} MB"
