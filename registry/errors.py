@@ -73,7 +73,7 @@ class CannotDraw(RegistryError):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is wrong with one value: `instance` counts from 0; `feature` is None when the whole instance is meant."""
+    """One invalid value: `instance` counts from 0; `feature` is None when the whole instance is meant."""
 
     instance: int
     feature: str | None

@@ -79,7 +79,7 @@ class LoadedModel:
         return present_contributions(found, self.explainer, self.schema.names, self.manifest.classes, labels, selection)
 
     def contributions(self, rows: Rows) -> Contributions:
-        """What each feature of each row contributes, verified to add up. Raises NotExplained, ModelFailed."""
+        """The SHAP values of rows, verified to add up to the outputs. Raises NotExplained, ModelFailed."""
         if self.explainer is None:
             raise NotExplained(f"{self.name}/{self.version} has no explainer")
         found = self.explainer.explain(rows)

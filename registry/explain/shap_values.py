@@ -15,7 +15,7 @@ from registry.rows.features import Rows
 Method = Literal["tree-path-dependent", "linear", "exact", "permutation", "native"]
 
 Space = Literal["probability", "margin", "value"]
-"""What is explained: probabilities, margins (before the link: log-odds, logarithms), or a regressor's own values."""
+"""The outputs that are explained: probabilities, margins (before the link: log-odds, logarithms), or a regressor's own values."""
 
 
 class CannotExplain(Exception):
@@ -50,7 +50,7 @@ class Explainer:
     method: Method
     space: Space
     explain: Callable[[Rows], Contributions]
-    """What each feature of rows, shape (rows, features), contributes. A row gives the same bits alone as in a batch."""
+    """Explains rows, shape (rows, features). A row gives the same bits alone as in a batch."""
     tolerance: float = 1e-9
     """The largest `gap` that rounding explains; more is an error."""
     in_process: bool = True

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """What a start, a reload, the verdict on a retraining and `check` must do alike."""
+    """How versions are loaded, alike at a start, at a reload, for the verdict on a retraining and by `check`."""
 
     compiled: bool = True
     """Serve a compiled form where one answers bit for bit as the estimator does."""

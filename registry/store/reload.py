@@ -77,6 +77,6 @@ def renew_registry(old: Registry, root: Path, load: Load, *, selected: Selected 
 
 
 def _line(root: Path, error: VersionRefused) -> str:
-    """What is wrong with which file, without the model directory's path: not only the operator may read it."""
+    """One line about a refused file, without the model directory's path: not only the operator may read it."""
     place = error.path.relative_to(root) if error.path.is_relative_to(root) else Path(error.path.name)
     return f"{place}: {error.reason}"

@@ -34,7 +34,7 @@ OUTCOME, TIME = "outcome", "time"
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What is known when a model is retrained.
+    """The data for retraining a model.
 
     `live` is the manifest of the version that answers now: features, classes, metrics. `outcomes` has a row for each
     recorded outcome: the model's features in the user's own terms (None for a missing value), then OUTCOME, the true
