@@ -15,7 +15,7 @@ from registry.rows.features import Rows
 Method = Literal["tree-path-dependent", "linear", "exact", "permutation", "native"]
 
 Space = Literal["probability", "margin", "value"]
-"""Outputs that are explained: probabilities, margins (before the link: log-odds, logarithms), or a regressor's values."""
+"""Outputs that are explained: probabilities, margins (before the link: log-odds, logarithms), or regressors' values."""
 
 
 class CannotExplain(Exception):
