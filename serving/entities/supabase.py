@@ -29,8 +29,6 @@ from serving.errors import StoreUnavailable
 from serving.storage.guard import Breaker, Guard, NotTried, PerProcess, ServerUnavailable
 
 RECORDS, OUTCOMES = "entity_records", "model_outcomes"
-COLUMNS = ("model", "version", "id", "time", "instance", "outcome", "prediction")
-"""Columns of OUTCOMES that are fields of an Outcome."""
 
 TIMEOUT = httpx.Timeout(2.0, connect=0.5, pool=0.25)
 CALLS_AT_ONCE = 10
