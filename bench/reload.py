@@ -92,6 +92,7 @@ def main() -> None:
             "MAX_REQUESTS": "0",
             "ACCESS_LOG": "false",
             "ADMIN_TOKEN": TOKEN,
+            "WATCH_MODELS": "false",  # each reload is asked for
         }
         with Service(environ) as service:
             for corrupt in (False, True):
