@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ from registry.store.manifest import Manifest
 from serving.errors import StoreUnavailable, TrainingBusy
 from serving.jobs.job import Job, JobRequest
 from serving.jobs.store import JobStore
+from serving.storage.recent import Recent
 
 if TYPE_CHECKING:
     from serving.jobs.runner import Runner
@@ -130,13 +130,12 @@ class LastTrainings:
     def __init__(self, root: Path, names: Iterable[str]) -> None:
         self._root = root
         self._names = tuple(names)
-        self._read_at = -CACHE_SECONDS
-        self._last: dict[str, LastTraining] = {}
+        self._recent = Recent(self._read, CACHE_SECONDS)
 
-    def by_model(self) -> dict[str, LastTraining]:
+    async def by_model(self) -> dict[str, LastTraining]:
         """Last trainings by the model's name; models that were never trained here are left out."""
-        if time.monotonic() - self._read_at >= CACHE_SECONDS:
-            self._read_at = time.monotonic()
-            found = {name: read_last(self._root / name) for name in self._names}
-            self._last = {name: last for name, last in found.items() if last is not None}
-        return self._last
+        return await self._recent.get()
+
+    async def _read(self) -> dict[str, LastTraining]:
+        found = {name: read_last(self._root / name) for name in self._names}
+        return {name: last for name, last in found.items() if last is not None}
