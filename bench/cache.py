@@ -106,9 +106,8 @@ async def measure_tiers(server: RedisServer) -> None:
     async def miss() -> None:
         key = os.urandom(24)
         assert cache.find([key]) == [None]
-        with flights.board([key]) as flight:
+        with flights.board([key]):
             cache.keep({key: b"value"})
-        await flight.follow()
 
     report("both tiers: miss, flight and put, 1 row", *await percentiles(miss, 3000))
     await remote.put_many(items)

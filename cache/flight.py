@@ -36,14 +36,16 @@ class Flight:
     could wait for each other.
     """
 
+    __slots__ = ("_flying", "_landing", "answers", "followed", "led")
+
     def __init__(self, flying: dict[bytes, Landing], keys: Iterable[bytes]) -> None:
         self._flying = flying
-        self._followed: dict[bytes, Landing] = {}
+        self.followed: dict[bytes, Landing] = {}
         self.led: list[bytes] = []
         self.answers: Mapping[bytes, Answer] = {}
         for key in keys:
             if key in flying:
-                self._followed[key] = flying[key]
+                self.followed[key] = flying[key]
             else:
                 self.led.append(key)
 
@@ -62,18 +64,15 @@ class Flight:
             failure = error if isinstance(error, Exception) else None
             self._landing.set_result(self.answers if error is None else failure)
 
-    async def follow(self) -> tuple[dict[bytes, Answer], list[bytes]]:
-        """Wait for the keys that others lead: their answers, and the keys whose leader was cancelled.
+    async def follow(self, answers: dict[bytes, Answer]) -> list[bytes]:
+        """Wait for the keys that others lead and add their answers; return the keys whose leader was cancelled.
 
         Raises a leader's error.
         """
-        if not self._followed:
-            return {}, []
         # wait() and not `await`: cancelling this caller must not cancel the flight of another
-        await asyncio.wait(set(self._followed.values()))
-        answers: dict[bytes, Answer] = {}
+        await asyncio.wait(set(self.followed.values()))
         abandoned: list[bytes] = []
-        for key, landing in self._followed.items():
+        for key, landing in self.followed.items():
             landed = landing.result()
             if isinstance(landed, Exception):
                 raise landed
@@ -81,4 +80,4 @@ class Flight:
                 abandoned.append(key)
             else:
                 answers[key] = (landed[key][0], "coalesced")
-        return answers, abandoned
+        return abandoned

@@ -93,10 +93,13 @@ class TieredCache:
 
     def count(self, answers: Sequence[Answer]) -> None:
         """Count the sources of a request's answers."""
-        if len(answers) == 1 and answers[0][1] == "miss":
+        sources = [source for _, source in answers]
+        if sources == ["miss"]:
             self.stats.misses += 1
             return
-        sources = [source for _, source in answers]
+        if sources == ["hit-memory"]:
+            self.stats.hits_memory += 1
+            return
         self.stats.hits_memory += sources.count("hit-memory")
         self.stats.hits_redis += sources.count("hit-redis")
         self.stats.misses += sources.count("miss")

@@ -60,8 +60,10 @@ class _Lane:
     call_cost: Cost = field(default_factory=Cost)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class _Request:
+    """Never changed after it is built; `frozen` would cost a microsecond."""
+
     lane: _Lane
     rows: Rows
     keys: Sequence[bytes]
@@ -187,6 +189,10 @@ class Inference:
         """Find the rows in memory, follow other requests that are making the same ones, make the rest."""
         keys = request.keys
         found = self._cache.find(keys)
+        if None not in found:
+            hits: list[Answer] = [(value, "hit-memory") for value in found if value is not None]
+            self._cache.count(hits)
+            return hits
         places: dict[bytes, int] = {}
         for place, (key, value) in enumerate(zip(keys, found, strict=True)):
             if value is None:
@@ -198,8 +204,7 @@ class Inference:
                 if flight.led:
                     flight.answers = await self._make(request, flight.led, places)
             made.update(flight.answers)
-            followed, missing = await flight.follow()
-            made.update(followed)
+            missing = await flight.follow(made) if flight.followed else []
         answers: list[Answer] = []
         for place, (key, value) in enumerate(zip(keys, found, strict=True)):
             if value is not None:

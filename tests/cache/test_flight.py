@@ -45,8 +45,7 @@ async def share(flights: Flights, keys: list[bytes], kitchen: Kitchen) -> dict[b
             if flight.led:
                 flight.answers = await kitchen.make(flight.led)
         answers.update(flight.answers)
-        followed, missing = await flight.follow()
-        answers.update(followed)
+        missing = await flight.follow(answers) if flight.followed else []
     return answers
 
 
