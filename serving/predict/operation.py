@@ -1,4 +1,4 @@
-"""What a model can be asked to do with rows; the answers are ready JSON, as they are cached and sent."""
+"""The operations of a model on rows; the answers are ready JSON, as they are cached and sent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ANSWERS: Mapping[str, str] = {"predict": "predictions", "explain": "explanations
 """The member of an answer that holds the list, one item per instance."""
 
 EVERYTHING = Selection()
-"""What an explanation shows when nothing is said of it."""
+"""What an explanation shows by default."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -48,12 +48,12 @@ class Operation:
 
     @property
     def name(self) -> str:
-        """Of model, version and verb."""
+        """Model, version and verb."""
         return f"{self.model.name}/{self.model.version}:{self.verb}"
 
     @property
     def is_isolated(self) -> bool:
-        """Whether it holds the GIL or may take very long, and belongs in a process that can be killed."""
+        """Whether it holds the GIL or may take very long, and must run in a process that can be killed."""
         explainer = self.model.explainer
         return self.verb == "explain" and explainer is not None and not explainer.in_process
 
@@ -61,7 +61,7 @@ class Operation:
     def may_run_inline(self) -> bool:
         """Whether its time depends on the number of rows alone, so that it can be measured beforehand.
 
-        What an estimator does with another row, nobody knows.
+        An estimator may take any time for another row.
         """
         return self.model.compiled if self.verb == "predict" else not self.is_isolated
 
@@ -72,7 +72,7 @@ class Operation:
         except ModelFailed:
             raise
         except Exception as error:
-            # whatever a model raises on rows that fit its schema is its own fault, not the client's
+            # an error on rows that fit the schema is the model's fault, not the client's
             raise ModelFailed(f"{self.name}: {type(error).__name__}: {error}") from error
 
     def answer_call(self, payload: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Reads the rows of a request out of its body: quickly if all is well, else again with an eye for what is wrong."""
+"""Reads the rows of a request from its body: fast for a valid one, a second time to explain what is wrong."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ USAGE = 'send an object: {"instances": [...]}'
 
 
 class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a request may say besides its instances. Explanations obey it; predictions show every class anyway."""
+    """Options of a request besides its instances. They shape explanations; predictions show every class anyway."""
 
     classes: str | tuple[str, ...] = "predicted"
     top: int | None = None
@@ -33,7 +33,7 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Body(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of a request, before anything is known of its instances."""
+    """The body of a request whose instances are not checked yet."""
 
     instances: list[Any]
     parameters: Parameters = Parameters()
@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 
 class Reader:
-    """Reads the rows of one model out of bodies."""
+    """Reads the rows of one model from bodies."""
 
     def __init__(self, model: LoadedModel, max_instances: int) -> None:
         self._schema = model.schema
@@ -76,7 +76,7 @@ class Reader:
         return self._look_at(body) if rows is None else (rows, decoded.parameters)
 
     def _look_at(self, body: bytes) -> tuple[Rows, Parameters]:
-        """The slow way, which knows what to say of whatever is wrong."""
+        """Read the body the slow way, which can explain what is wrong."""
         decoded = decode(_any, body, USAGE)
         if len(decoded.instances) > self._max_instances:
             raise TooManyInstances(f"a request may have {self._max_instances} instances; send more as several requests")
@@ -84,7 +84,7 @@ class Reader:
 
 
 def decode(decoder: msgspec.json.Decoder[T], body: bytes, usage: str) -> T:
-    """A body as what the decoder knows; `usage` is said of what is nothing like it. Raises NotJSON, InvalidRequest."""
+    """Decode a body; `usage` is the message for one of another shape. Raises NotJSON, InvalidRequest."""
     try:
         return decoder.decode(body)
     except RecursionError:
@@ -98,7 +98,7 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes, usage: str) -> T:
 
 
 def _misfit(body: bytes, error: msgspec.ValidationError, usage: str) -> NotJSON | InvalidRequest:
-    """What to say of JSON that is no such request; numbers that no machine number holds are no JSON for us."""
+    """The error for JSON of another shape; a number that fits no machine type counts as invalid JSON."""
     reason = str(error)
     if len(reason) > 160 or not reason.isprintable():
         reason = usage  # it quotes the name of an unknown field, which is the client's own text

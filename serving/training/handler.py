@@ -1,7 +1,7 @@
-"""What a job of retraining does: fit, judge, promote, and have the new version served.
+"""The job of a retraining: fit a candidate, judge it, make it live.
 
-The job may be killed at any moment and is then taken up by another runner. What has been done is seen on the disk by
-the job's id: a whole candidate is judged and not made again, a version that was taken in is not taken in twice.
+The job may be killed at any moment and is then taken up by another runner. The disk shows by
+the job's id what is done: a complete candidate is judged and not made again, a version is added only once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from serving.training.steps import Fitted, StepOrder, Verdict
 log = structlog.get_logger(__name__)
 
 FITTED, JUDGED = 0.8, 0.95
-"""How far the job is."""
+"""The job's progress after each step."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class TrainHandler:
         return msgspec.json.encode(result)
 
     async def _resume(self, job: Job, directory: Path) -> TrainingResult | None:
-        """What is left to do when an earlier attempt has got as far as to take its version in."""
+        """Finish a job whose earlier attempt has added its version; None if there is no such version."""
         version = find_trained(directory, job.id)
         if version is None:
             return None
@@ -145,7 +145,7 @@ class TrainHandler:
         try:
             take_in(candidate, directory, instead_of=live)
         except Superseded as error:
-            raise AttemptFailed(str(error)) from error  # the candidate is held against what is live then
+            raise AttemptFailed(str(error)) from error  # the candidate is compared with what is live then
         except CannotAdd as error:
             remove_candidates(self.root)
             raise AttemptFailed(str(error)) from error
@@ -155,7 +155,7 @@ class TrainHandler:
 
 
 def _reason(error: Exception) -> str:
-    """What a client may read: not where the model directory is."""
+    """The error for the client, without the place of the model directory."""
     if isinstance(error, ModelNotFound):
         return "the model is gone"
     return f"{error.path.name} {error.reason}" if isinstance(error, VersionRefused) else str(error)
@@ -171,7 +171,7 @@ def _facts(result: TrainingResult) -> dict[str, Any]:
 
 
 def _resumed(job: Job, version: Manifest, before: Manifest | None, *reasons: str) -> TrainingResult:
-    """What is still known of a version that was judged in an earlier attempt."""
+    """The result for a version that was judged in an earlier attempt."""
     return TrainingResult(
         model=job.model,
         version=version.version,

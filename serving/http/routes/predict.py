@@ -32,14 +32,14 @@ from serving.shared.metrics import ModelCounters
 log = structlog.get_logger(__name__)
 
 PATH = re.compile(r"/v1/models/(?P<model>[^/]*)(?:/versions/(?P<version>[^/]*))?:(?P<verb>predict|explain)")
-"""Names are keys of the registry and nothing else, so any text will do: what is no key is not found."""
+"""Names are only looked up in the registry, so any text is allowed here."""
 TIMEOUT = re.compile(rb"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 DONE: Mapping[Verb, str] = {"predict": "Prediction", "explain": "Explanation"}
 
 
 class InferenceRoute:
-    """The ASGI app of predictions and explanations; whoever calls it has left the groups of PATH in `path_params`."""
+    """The ASGI app of predictions and explanations; its caller puts the groups of PATH into `path_params`."""
 
     def __init__(self, service: Service, streams: Streams) -> None:
         registry = service.registry
@@ -116,7 +116,7 @@ class InferenceRoute:
             self._log(model, verb, len(rows), source.decode(), ended - started)
 
     async def _frames(self, model: LoadedModel, verb: Verb, parts: AsyncGenerator[list[Answer], None]) -> Frames:
-        """An event for each instance, whose id is its place in the request; those of a part go out together."""
+        """One event for each instance, with its place in the request as id; the events of a part are sent together."""
         started, kind, position = time.perf_counter(), ANSWERS[verb].removesuffix("s"), 0
         sources: list[str] = []
         async with aclosing(parts):
@@ -146,19 +146,19 @@ def is_for_jobs(model: LoadedModel) -> bool:
 
 
 async def _accept(send: Send, job: Job) -> None:
-    """The answer is a job's result; this says where."""
+    """Answer 202 with the job whose result will be the answer."""
     location = (b"location", f"/v1/jobs/{job.id}".encode())
     await respond(send, 202, b"application/json", msgspec.json.encode(job_view(job)), [location])
 
 
 def _source(sources: Sequence[str]) -> bytes:
-    """Where the answers are from, if all are from the same place."""
+    """The source of the answers, or `mixed`."""
     first = sources[0]
     return first.encode() if sources.count(first) == len(sources) else b"mixed"
 
 
 def parse_timeout(given: bytes) -> float:
-    """What X-Request-Timeout says, in seconds. Raises NotJSON."""
+    """Parse X-Request-Timeout, in seconds. Raises NotJSON."""
     if not TIMEOUT.fullmatch(given) or not math.isfinite(seconds := float(given)) or seconds <= 0:
         raise NotJSON("X-Request-Timeout is a number of seconds")
     return seconds
