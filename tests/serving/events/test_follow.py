@@ -166,8 +166,10 @@ async def test_client_with_an_id_of_the_future_is_told_and_gets_what_there_is(lo
     hub = hubs.make()
     async with hub.subscribe("t", after=await hub.latest()) as up_to_date:
         waiting = asyncio.create_task(take(up_to_date, 2))
+        await until(lambda: _is(hub._following.is_set))
         ids = await append_many(log, 2)
         await waiting
+        await until(lambda: _is(lambda: hub._recent is not None))
         async with hub.subscribe("t", after=ids[-1] + (1 << 40)) as stream:
             assert [event.kind for event in await take(stream, 3)] == [RESET, "tick", "tick"]
 
