@@ -17,12 +17,14 @@ from typing import Any
 
 import pytest
 
+from harness.house import House
 from harness.service import FORKSERVE, ROOT, Service
 from serving.settings import Settings
 from serving.telemetry.alerts import ALERTED
 
 README = (ROOT / "README.md").read_text()
 DEPLOYMENT = (ROOT / "DEPLOYMENT.md").read_text()
+DEVELOPMENT = (ROOT / "DEVELOPMENT.md").read_text()
 MAKE_RUN = ("make", "--no-print-directory", f"VENV={sys.prefix}", "run")
 
 
@@ -110,6 +112,20 @@ def test_links_between_the_documents_lead_somewhere() -> None:
     links = {link for path in ROOT.glob("*.md") for link in re.findall(r"\]\(([^):]+)\)", path.read_text())}
     assert {"GUIDE.md", "DEPLOYMENT.md"} <= links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_development_md_shows_the_house_as_it_is() -> None:
+    shown = [line[4:] for line in DEVELOPMENT.splitlines() if line.startswith("    ")]
+    tree = list(House(ROOT).tree())
+    start = shown.index(tree[0])
+    assert shown[start : start + len(tree)] == tree
+
+
+def test_the_files_that_the_documents_name_are_there() -> None:
+    text = "\n".join(path.read_text() for path in ROOT.glob("*.md") if path.name != "CHANGELOG.md")
+    named = set(re.findall(r"(?<![\w/])(?:bench|cache|examples|harness|registry|serving|tests)/[\w/.-]*\.\w+", text))
+    assert len(named) > 40
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 
 def test_the_two_commands_of_the_readme_are_make_run_and_make_test() -> None:
