@@ -119,5 +119,6 @@ def test_the_runners_of_forkserve_worker_take_over_a_new_version(shared_models: 
         row = web.get("/v1/models/wine")["example"]
         job = ended(web, send(web, "predict", "wine", [row]))
         assert (job["state"], job["version"]) == ("done", "2")
-        direct = call(web, "POST", "/v1/models/wine:predict", json.dumps({"instances": [row]}).encode())
+        body = json.dumps({"instances": [row]}).encode()
+        direct = call(web, "POST", "/v1/models/wine:predict", body, Content_Type="application/json")
         assert call(web, "GET", job["result"]).json["predictions"] == direct.json["predictions"]
