@@ -85,7 +85,7 @@ def environment(models: Path, where: str) -> dict[str, str]:
 
 async def submit(jobs: JobStore, count: int) -> list[str]:
     """Jobs that nobody runs."""
-    return [(await jobs.submit(JobRequest(operation=OPERATION, inputs=[b""]))).job.id for _ in range(count)]
+    return [(await jobs.submit(JobRequest(operation=OPERATION, inputs=[b""]))).id for _ in range(count)]
 
 
 async def hear(service: Service, job: str) -> Heard:

@@ -23,7 +23,7 @@ class Backstage:
         self.environ = environ | {"ROLES": "web", "MAX_STREAMS_PER_ADDRESS": "0"}
 
     async def submit(self) -> str:
-        return (await self.jobs.submit(JobRequest(operation=OPERATION, inputs=[b""]))).job.id
+        return (await self.jobs.submit(JobRequest(operation=OPERATION, inputs=[b""]))).id
 
     async def tell(self, job: str, count: int, start: int = 0) -> list[int]:
         """Events whose data are their numbers; gives their ids."""

@@ -34,17 +34,17 @@ from serving.http.sse import Streams
 from serving.jobs.attempt import AttemptFailed, Handler, Report
 from serving.jobs.job import Job, JobRequest
 from serving.jobs.requests import Background, JobReader
-from serving.jobs.rows import OPERATIONS, Backend, LocalBackend, RowHandler
+from serving.jobs.rows import Backend, LocalBackend, RowHandler
 from serving.jobs.runner import JobLimits, Runner
 from serving.jobs.store import JobStore
 from serving.monitoring.quality import LiveQuality
 from serving.predict.batcher import Batcher
 from serving.predict.inference import Inference
-from serving.predict.operation import make_operations
+from serving.predict.operation import VERBS, make_operations
 from serving.process.executor import Executor
 from serving.process.trial import try_first
 from serving.schedules.parse import Action, Schedule, parse_schedules
-from serving.schedules.scheduler import Scheduler, Timetable
+from serving.schedules.scheduler import Scheduler
 from serving.schedules.takeover import take_over
 from serving.service import Limits, Service, Shared
 from serving.settings import Settings
@@ -213,7 +213,6 @@ def build_service(settings: Settings, registry: Registry, shared: Shared) -> Ser
         background=Background(shared.jobs, reader) if settings.use_background_inference else None,
         runner=build_runner(settings, shared, registry, metrics),
         scheduler=build_scheduler(settings, shared),
-        timetable=build_timetable(settings, shared),
         hub=Hub(
             shared.events,
             max_streams=settings.max_streams,
@@ -266,7 +265,7 @@ def build_runner(settings: Settings, shared: Shared, registry: Registry, metrics
     executor = Executor(functions, memory=settings.job_memory_bytes, background=True)
     backend = build_backend(settings, executor)
     handlers: dict[str, Handler] = {
-        **dict.fromkeys(OPERATIONS, RowHandler(registry, backend, timeout=settings.job_timeout_seconds)),
+        **dict.fromkeys(VERBS, RowHandler(registry, backend, timeout=settings.job_timeout_seconds)),
         POLL: Poller(parse_feeds(settings.feeds), shared.alerts.outbound, shared.entities),
         RELOAD: build_reload_handler(shared),
     }
@@ -345,14 +344,9 @@ def build_reload_handler(shared: Shared) -> Handler:
 
 
 def build_scheduler(settings: Settings, shared: Shared) -> Scheduler:
-    """Fires schedules. Raises InvalidSetting."""
+    """Fires and shows schedules. Raises InvalidSetting."""
     old = functools.partial(take_over, directory=settings.data_dir, redis_url=settings.redis_url)
     return Scheduler(read_schedules(settings), shared.jobs, take_over=old)
-
-
-def build_timetable(settings: Settings, shared: Shared) -> Timetable:
-    """Shows schedules. Raises InvalidSetting."""
-    return Timetable(read_schedules(settings), shared.jobs)
 
 
 def read_schedules(settings: Settings) -> tuple[Schedule, ...]:

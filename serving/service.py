@@ -21,7 +21,7 @@ from serving.monitoring.quality import LiveQuality
 from serving.predict.batcher import Batcher
 from serving.predict.inference import Inference
 from serving.process.executor import Executor
-from serving.schedules.scheduler import Scheduler, Timetable
+from serving.schedules.scheduler import Scheduler
 from serving.shared.book import Book
 from serving.shared.metrics import BATCHES, BREAKERS, CACHE, EXECUTORS, OUTCOMES_QUEUED, STREAMS, Metrics
 from serving.shared.pressure import Pressure
@@ -73,8 +73,7 @@ class Service:
     runner: Runner
     """For a process that works on jobs."""
     scheduler: Scheduler
-    """For a process that fires schedules."""
-    timetable: Timetable
+    """For a process that fires schedules; all may ask it for the timetable."""
     hub: Hub
     predictor: EntityPredictor
     notifier: EntityNotifier

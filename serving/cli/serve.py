@@ -82,14 +82,14 @@ def _settle(settings: Settings) -> None:
 @command()
 def schedules(_arguments: argparse.Namespace, settings: Settings) -> int:
     """List the schedules: when each fires, fired last and fires next, and how often it did."""
-    from serving.app import build_alerts, build_shared, build_timetable
+    from serving.app import build_alerts, build_scheduler, build_shared
 
     shared = build_shared(settings, build_alerts(settings))
-    timetable = build_timetable(settings, shared)
+    scheduler = build_scheduler(settings, shared)
 
     async def read() -> list[dict[str, Any]]:
         try:
-            return await timetable.rows()
+            return await scheduler.timetable()
         finally:
             await shared.jobs.close()
 

@@ -12,39 +12,39 @@ from serving.events.log import MAX_EVENTS, Event, Page
 from serving.storage.redis import BLOCK_SECONDS, ScriptedRedis
 from serving.storage.statements import statements
 
-PREFIX = "forkserve:{events}:"
+KEYS = ["forkserve:{events}:stream", "forkserve:{events}:first"]
+"""The stream, and the first id that was not forgotten."""
+
 COUNT_BITS = 20
 SCRIPTS = Path(__file__).with_name("redis.lua")
 
 
 class RedisEventLog:
-    """An EventLog under `prefix` of about `max_events` events: Redis forgets a hundred at a time."""
+    """An EventLog of about `max_events` events: Redis forgets a hundred at a time."""
 
     def __init__(
         self,
         url: str,
         *,
-        prefix: str = PREFIX,
         max_events: int = MAX_EVENTS,
         timeout: float = 1.0,
         health_check_interval: float = 30.0,
     ) -> None:
         """Connecting, writing and reading may each take `timeout` seconds. Raises InvalidRedisUrl."""
         self._redis = ScriptedRedis(url, timeout=timeout, health_check_interval=health_check_interval)
-        self._keys = event_keys(prefix)
         self._max_events = max_events
 
     async def append(self, topic: str, kind: str, data: bytes) -> int:
         # appended twice if the connection breaks before the answer: better than never
         script = _lua("appending") + _lua("append")
-        return _number(await self._redis.run(script, self._keys, self._max_events, topic, kind, data))
+        return _number(await self._redis.run(script, KEYS, self._max_events, topic, kind, data))
 
     async def read(self, topic: str | None, after: int, limit: int) -> Page:
         events: list[Event] = []
         position = _text(after)
         while True:
             arguments = (topic or "", position, limit - len(events))
-            first, latest, found, further = await self._redis.run(_lua("latest") + _lua("read"), self._keys, *arguments)
+            first, latest, found, further = await self._redis.run(_lua("latest") + _lua("read"), KEYS, *arguments)
             events += [Event(_number(entry[0]), entry[1].decode(), entry[2].decode(), entry[3]) for entry in found]
             if further is None or first is None:
                 return Page(events, 0 if first is None else _number(first) - 1, _number(latest))
@@ -52,24 +52,14 @@ class RedisEventLog:
 
     async def wait(self, after: int) -> None:
         block = int(BLOCK_SECONDS * 1000)
-        await self._redis.wait("XREAD", "COUNT", 1, "BLOCK", block, "STREAMS", self._keys[0], _text(after))
+        await self._redis.wait("XREAD", "COUNT", 1, "BLOCK", block, "STREAMS", KEYS[0], _text(after))
 
     async def prune(self, older_than: float) -> int:
-        gone: int = await self._redis.run(_lua("latest") + _lua("prune"), self._keys, older_than)
+        gone: int = await self._redis.run(_lua("latest") + _lua("prune"), KEYS, older_than)
         return gone
 
     async def close(self) -> None:
         await self._redis.close()
-
-
-def event_keys(prefix: str) -> list[str]:
-    """Return the keys of a log: its stream, and the first id that was not forgotten."""
-    return [prefix + "stream", prefix + "first"]
-
-
-def appending() -> str:
-    """Return `append_event(stream, first, max_events, topic, kind, data)` in Lua, for scripts that change jobs."""
-    return _lua("appending")
 
 
 def _lua(name: str) -> str:

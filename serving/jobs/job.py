@@ -80,14 +80,6 @@ class JobRequest:
             raise ValueError("a job needs an operation, at least one chunk and at least one attempt")
 
 
-@dataclass(frozen=True, slots=True)
-class Submitted:
-    """The job that will answer a request; `is_new` is False if it existed before."""
-
-    job: Job
-    is_new: bool
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
     """Jobs by state, and how many seconds ago the oldest queued job was due."""

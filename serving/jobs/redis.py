@@ -11,8 +11,8 @@ from typing import Any, cast
 
 from serving.errors import JobNotFound, QueueFull
 from serving.events.log import MAX_EVENTS
-from serving.events.redis import PREFIX as EVENTS_PREFIX
-from serving.events.redis import appending, event_keys
+from serving.events.redis import KEYS as EVENT_KEYS
+from serving.events.redis import SCRIPTS as EVENT_SCRIPTS
 from serving.jobs.job import (
     Backoff,
     Counts,
@@ -21,7 +21,6 @@ from serving.jobs.job import (
     JobRequest,
     Lease,
     ScheduleRecord,
-    Submitted,
     job_from,
     new_id,
     printable,
@@ -32,39 +31,32 @@ from serving.storage.redis import ScriptedRedis
 from serving.storage.statements import statements
 
 SCRIPTS = Path(__file__).with_name("redis.lua")
+KEYS = ["forkserve:{jobs}:", *EVENT_KEYS]
 REFUSED_WHEN_FULL = ("submit", "fire", "probe")
 
 
 class RedisJobStore:
-    """A JobStore under `prefix`, with its events in the log under `events_prefix`."""
+    """A JobStore of all instances; its events are in the RedisEventLog of the same server."""
 
     def __init__(
         self,
         url: str,
         *,
-        prefix: str = "forkserve:{jobs}:",
-        events_prefix: str = EVENTS_PREFIX,
         max_queued: int = MAX_QUEUED,
-        retry_after: float = RETRY_AFTER_SECONDS,
         backoff: Backoff | None = None,
         timeout: float = 1.0,
         health_check_interval: float = 30.0,
     ) -> None:
-        """At most `max_queued` jobs wait; clients may retry a refused one after `retry_after` seconds.
-
-        Connecting, writing and reading may each take `timeout` seconds. Raises InvalidRedisUrl.
-        """
+        """Connecting, writing and reading may each take `timeout` seconds. Raises InvalidRedisUrl."""
         self._redis = ScriptedRedis(url, timeout=timeout, health_check_interval=health_check_interval)
-        self._keys = [prefix, *event_keys(events_prefix)]
         self._max_queued = max_queued
-        self._retry_after = retry_after
         self._backoff = backoff or Backoff()
 
-    async def submit(self, request: JobRequest) -> Submitted:
+    async def submit(self, request: JobRequest) -> Job:
         outcome, found = await self._run("submit", *self._request(request))
         if outcome < 0:
-            raise QueueFull(self._retry_after)
-        return Submitted(_job(found), is_new=outcome == 1)
+            raise QueueFull(RETRY_AFTER_SECONDS)
+        return _job(found)
 
     def _request(self, request: JobRequest) -> list[Any]:
         """Return it as arguments of a script; the id is made here, so that a repeated submission is one job."""
@@ -143,14 +135,14 @@ class RedisJobStore:
         head = [firing.schedule, seen, firing.upto, request.idempotency_key if request else "", len(counts), *counts]
         answer = await self._run("fire", *head, *(self._request(request) if request else ()))
         if isinstance(answer, int):
-            raise QueueFull(self._retry_after)
+            raise QueueFull(RETRY_AFTER_SECONDS)
         return None if answer is None else _record(answer)
 
     async def close(self) -> None:
         await self._redis.close()
 
     async def _run(self, name: str, *arguments: bytes | str | float, safe: bool = True) -> Any:
-        return await self._redis.run(_script(name), self._keys, *arguments, safe=safe)
+        return await self._redis.run(_script(name), KEYS, *arguments, safe=safe)
 
 
 @cache
@@ -158,7 +150,7 @@ def _script(name: str) -> str:
     flags = "" if name in REFUSED_WHEN_FULL else "#!lua flags=allow-oom\n"
     constants = f"local max_events, lost = {MAX_EVENTS}, '{LOST}'\n"
     scripts = statements(SCRIPTS)
-    return flags + constants + appending() + scripts["common"] + scripts[name]
+    return flags + constants + statements(EVENT_SCRIPTS)["appending"] + scripts["common"] + scripts[name]
 
 
 def _pairs(flat: Sequence[Any]) -> list[tuple[Any, Any]]:

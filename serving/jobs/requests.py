@@ -212,10 +212,10 @@ class Background:
         request = await self._reader.take(model, verb, rows, selection)
         # with a space, so that no client can have taken it
         key = hashlib.sha256(f"background {request.unique_key}".encode()).hexdigest()
-        job = (await self._store.submit(dataclasses.replace(request, idempotency_key=key))).job
+        job = await self._store.submit(dataclasses.replace(request, idempotency_key=key))
         if job.state in ("failed", "cancelled"):
             # that was then; an equal job that waits or runs is still found
-            job = (await self._store.submit(request)).job
+            job = await self._store.submit(request)
         log.info(f"{verb} of {model.name} continues as a job", version=model.version, rows=len(rows), job=job.id)
         return job
 

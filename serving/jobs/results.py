@@ -13,7 +13,7 @@ import msgspec
 from serving.errors import JobNotFound
 from serving.jobs.job import Job
 from serving.jobs.rows import RowParameters, parameters_of
-from serving.jobs.store import JobStore, results
+from serving.jobs.store import JobStore
 from serving.predict.operation import ANSWERS, begin_answer
 
 
@@ -21,16 +21,10 @@ async def json_result(store: JobStore, job: Job) -> AsyncIterator[bytes]:
     """The JSON that a request would have returned."""
     yield b'%s,"%s":[' % (begin_answer(job.model, job.version), ANSWERS[job.operation].encode())
     separator = b""
-    async for chunk in _whole(store, job):
+    async for chunk in whole_result(store, job):
         yield separator + chunk
         separator = b","
     yield b"]}"
-
-
-async def plain_result(store: JobStore, job: Job) -> AsyncIterator[bytes]:
-    """The JSON of a job that is not over rows: its only chunk."""
-    async for chunk in _whole(store, job):
-        yield chunk
 
 
 async def csv_result(store: JobStore, job: Job) -> AsyncIterator[bytes]:
@@ -39,21 +33,23 @@ async def csv_result(store: JobStore, job: Job) -> AsyncIterator[bytes]:
     columns, lines = _table(job.operation, parameters)
     yield _csv([columns])
     instance = 0
-    async for chunk in _whole(store, job):
+    async for chunk in whole_result(store, job):
         answers = msgspec.json.decode(b"[" + chunk + b"]")
         # it takes a few milliseconds, for which the event loop should not stop
         yield await asyncio.to_thread(_csv, _numbered(answers, instance, lines))
         instance += len(answers)
 
 
-async def _whole(store: JobStore, job: Job) -> AsyncIterator[bytes]:
-    """Every chunk. Raises JobNotFound if the job was pruned meanwhile, so that half a result does not look complete."""
-    seen = 0
-    async for chunk in results(store, job):
+async def whole_result(store: JobStore, job: Job) -> AsyncIterator[bytes]:
+    """The results of all chunks in order, one in memory at a time.
+
+    Raises JobNotFound if the job was pruned meanwhile, so that half a result does not look complete.
+    """
+    for number in range(job.chunks):
+        chunk = await store.result(job.id, number)
+        if chunk is None:
+            raise JobNotFound("the result has been deleted")
         yield chunk
-        seen += 1
-    if seen < job.chunks:
-        raise JobNotFound("the result has been deleted")
 
 
 Lines = Callable[[Any], Iterator[list[Any]]]

@@ -24,13 +24,10 @@ from serving.errors import CallFailed, DeadlineExceeded, MemoryExceeded
 from serving.jobs.attempt import AttemptFailed, JobFailed, Report
 from serving.jobs.job import Job
 from serving.predict.cost import Cost
-from serving.predict.operation import VERBS, Operation, Verb, encode_rows
+from serving.predict.operation import Operation, Verb, encode_rows
 from serving.process.executor import Executor
 
 log = structlog.get_logger(__name__)
-
-OPERATIONS = VERBS
-"""The operations of jobs over rows."""
 
 CALL_SECONDS = 1.0
 """Intended duration of one call to a model: short, so that there is progress to report and little to repeat."""
@@ -67,11 +64,6 @@ def parameters_of(job: Job) -> RowParameters:
 def pack(rows: Rows) -> bytes:
     """Rows of shape (rows, features) as they are stored."""
     return np.ascontiguousarray(rows, "<f8").tobytes()
-
-
-def unpack(data: bytes, features: int) -> Rows:
-    """The rows of a chunk, shape (rows, features). Raises ValueError if the size does not fit."""
-    return np.frombuffer(data, "<f8").reshape(-1, features)
 
 
 class Backend(Protocol):
@@ -121,7 +113,7 @@ class RowHandler:
         """Work on a chunk. Raises JobFailed, AttemptFailed, ExecutorGone."""
         parameters = parameters_of(job)
         operation = self._operation(job, parameters)
-        rows = unpack(data, len(parameters.features))
+        rows = np.frombuffer(data, "<f8").reshape(-1, len(parameters.features))
         call = _Call(self._backend, operation, parameters.selection(), self._timeout)
         cost = self._costs.setdefault(operation.name, Cost())
         answers: list[bytes] = []

@@ -25,7 +25,6 @@ from serving.jobs.job import (
     Lease,
     ScheduleCounts,
     ScheduleRecord,
-    Submitted,
     job_from,
     new_id,
     printable,
@@ -52,34 +51,31 @@ class SQLiteJobStore:
         directory: Path,
         *,
         max_queued: int = MAX_QUEUED,
-        retry_after: float = RETRY_AFTER_SECONDS,
         backoff: Backoff | None = None,
         busy_seconds: float = 5.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """At most `max_queued` jobs wait; clients may retry a refused one after `retry_after` seconds."""
         self._database = jobs_database(directory, busy_seconds=busy_seconds)
         self._max_queued = max_queued
-        self._retry_after = retry_after
         self._backoff = backoff or Backoff()
         self._clock = clock
 
     @writes
-    def submit(self, connection: Connection, request: JobRequest) -> Submitted:
+    def submit(self, connection: Connection, request: JobRequest) -> Job:
         return self._submit(connection, request)
 
-    def _submit(self, connection: Connection, request: JobRequest) -> Submitted:
+    def _submit(self, connection: Connection, request: JobRequest) -> Job:
         now, values = self._clock(), {name: getattr(request, name) for name in KEPT_FIELDS}
         values |= {"id": new_id(), "chunks": len(request.inputs), "created": now, "due": now + request.delay}
         same = _one(connection, "same_job", **values)
         if same is not None:
-            return Submitted(_job(same), is_new=False)
+            return _job(same)
         if _one(connection, "count_queued")["queued"] >= self._max_queued:
-            raise QueueFull(self._retry_after)
+            raise QueueFull(RETRY_AFTER_SECONDS)
         job = _job(_one(connection, "insert", **values))
         chunks = ((job.id, chunk, data) for chunk, data in enumerate(request.inputs))
         connection.executemany(_sql("insert_input"), chunks)
-        return Submitted(job, is_new=True)
+        return job
 
     @writes
     def claim(self, connection: Connection, owner: str, lease_seconds: float, operations: Sequence[str]) -> Job | None:
@@ -213,7 +209,7 @@ class SQLiteJobStore:
         """Submit the job; the schedule's latest job, and what to add to its counts."""
         if firing.request is None:
             return before, firing.counts
-        job = self._submit(connection, firing.request).job
+        job = self._submit(connection, firing.request)
         if job.idempotency_key != firing.request.idempotency_key:
             return before, replace(firing.counts, overlaps_prevented=1)
         last = None if before == job.id else _one(connection, "job", id=before)

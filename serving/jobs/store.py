@@ -14,15 +14,16 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import msgspec
 
-from serving.jobs.job import Counts, Firing, Job, JobRequest, Lease, ScheduleRecord, Submitted
+from serving.jobs.job import Counts, Firing, Job, JobRequest, Lease, ScheduleRecord
 
 MAX_QUEUED = 1000
 RETRY_AFTER_SECONDS = 10.0
+"""When a client whose job was refused may try again."""
 PRUNE_AT_ONCE = 500
 
 LOST = "lost with its runner"
@@ -35,8 +36,8 @@ KEPT_FIELDS = ("operation", "model", "version", "parameters", "max_attempts", "u
 class JobStore(Protocol):
     """Shared by all processes, and with Redis by all instances. Every method raises StoreUnavailable."""
 
-    async def submit(self, request: JobRequest) -> Submitted:
-        """Queue a job, or find the job that holds a key or the mutex of the request. Raises QueueFull."""
+    async def submit(self, request: JobRequest) -> Job:
+        """Queue a job and return it, or find the job that holds a key or the mutex of the request. Raises QueueFull."""
         ...
 
     async def claim(self, owner: str, lease_seconds: float, operations: Sequence[str]) -> Job | None:
@@ -130,15 +131,6 @@ class JobStore(Protocol):
     async def close(self) -> None:
         """Disconnect; the next call connects again."""
         ...
-
-
-async def results(store: JobStore, job: Job) -> AsyncIterator[bytes]:
-    """Yield the results of a job's chunks in order, one in memory at a time, up to the first missing one."""
-    for chunk in range(job.chunks):
-        result = await store.result(job.id, chunk)
-        if result is None:
-            return
-        yield result
 
 
 def end_event(job: Job) -> bytes:

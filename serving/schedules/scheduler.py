@@ -37,18 +37,15 @@ MAX_CLOCK_SKEW_SECONDS = 60.0
 """A last firing further in the future comes from a wrong clock and is forgotten."""
 
 
-TakeOver = Callable[[JobStore], Awaitable[None]]
-
-
 class Scheduler:
-    """Built before the fork; `run` is all that its process does."""
+    """Built before the fork; `run` is all that its process does, and any process may ask for the timetable."""
 
     def __init__(
         self,
         schedules: Sequence[Schedule],
         store: JobStore,
         *,
-        take_over: TakeOver | None = None,
+        take_over: Callable[[JobStore], Awaitable[None]] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`take_over` copies into the store, before the first turn, what an earlier version has left."""
@@ -124,6 +121,16 @@ class Scheduler:
             log.warning("Last firing of a schedule is in the future", schedule=schedule.name, last=record.last)
         await self._store.fire(Firing(schedule.name, None if record is None else record.last, now))
 
+    async def timetable(self) -> list[dict[str, Any]]:
+        """A JSON object for each schedule; without last firing and counts while the store is unavailable."""
+        if not self._schedules:
+            return []
+        try:
+            records = await self._store.schedules()
+        except StoreUnavailable:
+            records = {}
+        return [_row(schedule, records.get(schedule.name), self._clock()) for schedule in self._schedules]
+
 
 def _with_job(firing: Firing, schedule: Schedule) -> Firing:
     """The firing with its job, or counted as failed where none can be made."""
@@ -149,36 +156,16 @@ def _log(schedule: Schedule, due: Due, before: ScheduleRecord, after: ScheduleRe
         log.error("Schedule overlaps", schedule=schedule.name)
 
 
-class Timetable:
-    """Shows the operator when each schedule fires next, when it last did, and how often."""
-
-    def __init__(
-        self, schedules: Sequence[Schedule], store: JobStore, *, clock: Callable[[], float] = time.time
-    ) -> None:
-        self._schedules = schedules
-        self._store = store
-        self._clock = clock
-
-    async def rows(self) -> list[dict[str, Any]]:
-        """A JSON object for each schedule; without last firing and counts while the store is unavailable."""
-        if not self._schedules:
-            return []
-        try:
-            records = await self._store.schedules()
-        except StoreUnavailable:
-            records = {}
-        return [self._row(schedule, records.get(schedule.name)) for schedule in self._schedules]
-
-    def _row(self, schedule: Schedule, record: ScheduleRecord | None) -> dict[str, Any]:
-        return {
-            "name": schedule.name,
-            "when": str(schedule.when),
-            "action": schedule.text,
-            "grace_seconds": schedule.grace,
-            "next": _iso(schedule.when.after(self._clock())),
-            "last": None if record is None else _iso(record.last),
-            **({} if record is None else asdict(record.counts)),
-        }
+def _row(schedule: Schedule, record: ScheduleRecord | None, now: float) -> dict[str, Any]:
+    return {
+        "name": schedule.name,
+        "when": str(schedule.when),
+        "action": schedule.text,
+        "grace_seconds": schedule.grace,
+        "next": _iso(schedule.when.after(now)),
+        "last": None if record is None else _iso(record.last),
+        **({} if record is None else asdict(record.counts)),
+    }
 
 
 def _iso(seconds: float) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import TypeAlias
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
@@ -20,14 +20,6 @@ MAX_COUNTED_FIRINGS = 10_000
 """Missed firings that are counted one by one."""
 
 
-class When(Protocol):
-    """Times in whole seconds since the epoch, the same in every process."""
-
-    def after(self, moment: float) -> float:
-        """The first time later than `moment`; NEVER if there is none."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Cron:
     """Five fields as in Debian's cron, which also defines what happens when the clocks change.
@@ -40,6 +32,7 @@ class Cron:
     zone: ZoneInfo
 
     def after(self, moment: float) -> float:
+        """The first firing later than `moment`, in whole seconds since the epoch; NEVER if there is none."""
         try:
             times = (at.timestamp() for at in CronSim(self.expression, datetime.fromtimestamp(moment, self.zone)))
             # in the second of two equal hours CronSim still gives the first one's times
@@ -58,10 +51,14 @@ class Every:
     seconds: int
 
     def after(self, moment: float) -> float:
+        """The first firing later than `moment`, in whole seconds since the epoch."""
         return (moment // self.seconds + 1) * self.seconds
 
     def __str__(self) -> str:
         return f"every {self.seconds}s"
+
+
+When: TypeAlias = Cron | Every
 
 
 @dataclass(frozen=True, slots=True)

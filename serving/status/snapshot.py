@@ -86,7 +86,7 @@ class Snapshots:
             reloads=shared.reloads.finished,
             refused=len(shared.reloads.last().refused),
             pressure=shared.pressure.read(),
-            schedules=await service.timetable.rows(),
+            schedules=await service.scheduler.timetable(),
             versions=tuple((model.name, model.version) for model in service.registry),
         )
 

@@ -59,7 +59,7 @@ async def submit_training(store: JobStore, live: Manifest) -> Job:
     Raises CannotTrain for a model without a training function, TrainingBusy while another model is trained, QueueFull,
     StoreUnavailable.
     """
-    job = (await store.submit(training_request(live))).job
+    job = await store.submit(training_request(live))
     if job.model != live.name:
         raise TrainingBusy(f"{job.model} is being trained, by job {job.id}; one model is trained at a time")
     return job

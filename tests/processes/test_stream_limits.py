@@ -170,7 +170,7 @@ async def test_an_unknown_job_is_not_found_and_other_methods_are_refused(small: 
 
 async def test_streams_are_refused_when_their_store_is_away_and_predictions_go_on(models: Path, tmp_path: Path) -> None:
     jobs = SQLiteJobStore(tmp_path)
-    job = (await jobs.submit(JobRequest(operation=OPERATION, inputs=[b""]))).job.id
+    job = (await jobs.submit(JobRequest(operation=OPERATION, inputs=[b""]))).id
     await jobs.close()
     (tmp_path / "jobs.db").write_bytes(b"this is no database" * 100)
     with Service({"MODEL_DIR": str(models), "DATA_DIR": str(tmp_path), "ROLES": "web"}) as service:

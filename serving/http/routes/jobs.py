@@ -15,9 +15,9 @@ from serving.http.clients import network_of
 from serving.http.sse import EventStream, LastEventId, Streams
 from serving.jobs.job import Job, JobRequest
 from serving.jobs.requests import JobReader, idempotency_key
-from serving.jobs.results import csv_result, json_result, plain_result
-from serving.jobs.rows import OPERATIONS
+from serving.jobs.results import csv_result, json_result, whole_result
 from serving.jobs.store import JobStore, public_error
+from serving.predict.operation import VERBS
 from serving.service import Limits, Service
 
 LAST_EVENTS = frozenset({"done", "failed", "cancelled"})
@@ -89,15 +89,15 @@ async def _has_more(events: EventLog, job_id: str, after: int) -> bool:
 
 
 def _result(store: JobStore, job: Job, accept: str) -> Response:
-    if job.operation not in OPERATIONS:
-        return StreamingResponse(plain_result(store, job), media_type="application/json")
+    if job.operation not in VERBS:
+        return StreamingResponse(whole_result(store, job), media_type="application/json")
     if "text/csv" in accept:
         return StreamingResponse(csv_result(store, job), media_type="text/csv; charset=utf-8")
     return StreamingResponse(json_result(store, job), media_type="application/json")
 
 
 async def _submit(store: JobStore, request: JobRequest) -> Job:
-    job = (await store.submit(request)).job
+    job = await store.submit(request)
     if request.idempotency_key == job.idempotency_key != "" and job.unique_key != request.unique_key:
         raise InvalidRequest("this Idempotency-Key was used for another request")
     return job

@@ -71,6 +71,18 @@ def events(jobs: Jobs) -> EventLog:
     return jobs.open_events()
 
 
+async def adds_a_job(store: JobStore, request: JobRequest) -> bool:
+    """Submit it, and see whether there is a job more."""
+    before = await _count(store)
+    await store.submit(request)
+    return await _count(store) == before + 1
+
+
+async def _count(store: JobStore) -> int:
+    counts = await store.counts()
+    return counts.queued + counts.running + counts.done + counts.failed + counts.cancelled
+
+
 async def claim(store: JobStore, owner: str = "a", lease_seconds: float = LEASE) -> Job | None:
     return await store.claim(owner, lease_seconds, OPERATIONS)
 

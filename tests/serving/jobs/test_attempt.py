@@ -9,7 +9,8 @@ import pytest
 
 from serving.jobs.attempt import Attempt, AttemptOutcome, Handler, JobFailed, Report
 from serving.jobs.job import Job
-from serving.jobs.store import JobStore, results
+from serving.jobs.results import whole_result
+from serving.jobs.store import JobStore
 from tests.serving.conftest import until
 from tests.serving.jobs.conftest import LEASE, claimed, job_request
 
@@ -52,7 +53,7 @@ async def test_so_many_chunks_are_in_flight_and_each_is_done_once(store: JobStor
     job, outcome = await attempt(store, tmp_path, crowd, 3)
     assert (outcome, job.chunks_done, crowd.most) == ("done", 9, 3)
     assert sorted(crowd.seen) == list(range(9))
-    assert [result async for result in results(store, job)] == [data * 2 for data in INPUTS]
+    assert [result async for result in whole_result(store, job)] == [data * 2 for data in INPUTS]
 
 
 async def test_one_at_a_time_is_the_rule(store: JobStore, tmp_path: Path) -> None:

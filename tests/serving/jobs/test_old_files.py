@@ -12,7 +12,8 @@ import redis
 import structlog
 
 from serving.events.log import EventLog
-from serving.jobs.store import JobStore, results
+from serving.jobs.results import whole_result
+from serving.jobs.store import JobStore
 from tests.serving.conftest import until
 from tests.serving.jobs.conftest import Jobs, claim, complete, job_request
 
@@ -43,10 +44,10 @@ async def test_old_jobs_are_there_and_those_that_waited_or_ran_are_finished(old:
     store = old.open()
     states = {name: (await store.get(name)).state for name in ("done", "failed", "cancelled", "running", "queued")}
     assert states == {name: name for name in states}
-    assert [result async for result in results(store, await store.get("done"))] == [b"[0]", b"[1]"]
+    assert [result async for result in whole_result(store, await store.get("done"))] == [b"[0]", b"[1]"]
     assert (await store.get("failed")).error == "the model failed"
-    assert (await store.submit(job_request(idempotency_key="key-of-done"))).job.id == "done"
-    assert (await store.submit(job_request(mutex="mutex-of-queued"))).job.id == "queued"
+    assert (await store.submit(job_request(idempotency_key="key-of-done"))).id == "done"
+    assert (await store.submit(job_request(mutex="mutex-of-queued"))).id == "queued"
     for _ in range(2):
         job = await until(lambda: claim(store, "new"))
         await complete(store, job, "new")

@@ -16,7 +16,7 @@ import pytest
 
 from harness.servers import free_port
 from harness.service import ROOT
-from serving.jobs.store import results
+from serving.jobs.results import whole_result
 from tests.serving.conftest import until
 from tests.serving.jobs.conftest import Jobs, job_request
 
@@ -114,7 +114,7 @@ async def outputs(processes: list[Process]) -> list[str]:
 async def test_processes_that_claim_at_once_never_get_the_same_job(jobs: Jobs) -> None:
     """They also open the same file at once; it is there, but three of four have never opened it."""
     store = jobs.open()
-    submitted = [(await store.submit(job_request(operation="toy"))).job.id for _ in range(60)]
+    submitted = [(await store.submit(job_request(operation="toy"))).id for _ in range(60)]
     async with (
         runner(jobs, lease=60, most=1000) as one,
         runner(jobs, lease=60, most=1000) as two,
@@ -127,7 +127,7 @@ async def test_processes_that_claim_at_once_never_get_the_same_job(jobs: Jobs) -
 
 async def test_killed_runner_leaves_a_consistent_store_and_its_job_is_finished_by_another(jobs: Jobs) -> None:
     store = jobs.open()
-    job = (await store.submit(job_request(operation="toy", inputs=[b"%d" % n for n in range(8)]))).job
+    job = await store.submit(job_request(operation="toy", inputs=[b"%d" % n for n in range(8)]))
     for done in (2, 4):
         async with runner(jobs, lease=0.2, hang_at=done) as process:
             await until(_is_at(jobs, job.id, "running", done))
@@ -142,7 +142,7 @@ async def test_killed_runner_leaves_a_consistent_store_and_its_job_is_finished_b
     async with runner(jobs, lease=60):
         await until(_is_at(jobs, job.id, "done", 8))
     finished = await store.get(job.id)
-    kept = [result async for result in results(store, finished)]
+    kept = [result async for result in whole_result(store, finished)]
     assert [result.split()[0] for result in kept] == [b"%d" % n for n in range(8)]
     owners = {result.split()[-1] for result in kept}
     assert (finished.attempts, len(owners)) == (3, 3)

@@ -23,7 +23,7 @@ def runner(store: JobStore, events: EventLog, *, keep_seconds: float, keep_jobs:
 
 async def finish(store: JobStore, jobs: Jobs) -> str:
     """A job that is done, with two events: its chunk and its end."""
-    job = (await store.submit(job_request(inputs=(b"",)))).job
+    job = await store.submit(job_request(inputs=(b"",)))
     await complete(store, await claimed(store))
     jobs.let_pass(1)
     return job.id
@@ -33,7 +33,7 @@ async def test_all_but_the_last_finished_jobs_go_and_waiting_ones_stay(
     jobs: Jobs, store: JobStore, events: EventLog
 ) -> None:
     ids = [await finish(store, jobs) for _ in range(4)]
-    waiting = (await store.submit(job_request())).job.id
+    waiting = (await store.submit(job_request())).id
     with structlog.testing.capture_logs() as lines:
         assert await runner(store, events, keep_seconds=3600, keep_jobs=1)._claim("me") is None
     for gone in ids[:3]:

@@ -13,18 +13,17 @@ import pytest
 from serving.errors import JobNotFound, QueueFull
 from serving.events.log import EventLog
 from serving.jobs.job import Backoff, Counts, Job
-from serving.jobs.store import JobStore, results
+from serving.jobs.results import whole_result
+from serving.jobs.store import RETRY_AFTER_SECONDS, JobStore
 from tests.serving.conftest import until
-from tests.serving.jobs.conftest import LEASE, Jobs, claim, claimed, complete, job_request
+from tests.serving.jobs.conftest import LEASE, Jobs, adds_a_job, claim, claimed, complete, job_request
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_submitted_job_is_found_as_it_was_requested(store: JobStore) -> None:
     request = job_request(parameters=b"\x00\xff", unique_key="u", idempotency_key="i", mutex="x", max_attempts=5)
-    submitted = await store.submit(request)
-    job = submitted.job
-    assert submitted.is_new
+    job = await store.submit(request)
     assert await store.get(job.id) == job
     assert (job.state, job.progress, job.attempts, job.chunks, job.chunks_done) == ("queued", 0.0, 0, 3, 0)
     assert (job.started, job.finished, job.error, job.owner, job.cancelling) == (None, None, "", "", False)
@@ -35,13 +34,13 @@ async def test_submitted_job_is_found_as_it_was_requested(store: JobStore) -> No
 
 
 async def test_ids_are_long_random_and_need_no_escaping(store: JobStore) -> None:
-    ids = {(await store.submit(job_request())).job.id for _ in range(20)}
+    ids = {(await store.submit(job_request())).id for _ in range(20)}
     assert len(ids) == 20
     assert all(len(job_id) == 24 and job_id.replace("-", "").replace("_", "").isalnum() for job_id in ids)
 
 
 async def test_job_runs_chunk_by_chunk_to_its_end(store: JobStore) -> None:
-    submitted = (await store.submit(job_request())).job
+    submitted = await store.submit(job_request())
     job = await claimed(store)
     assert (job.id, job.state, job.owner, job.attempts) == (submitted.id, "running", "a", 1)
     assert job.started is not None
@@ -55,7 +54,7 @@ async def test_job_runs_chunk_by_chunk_to_its_end(store: JobStore) -> None:
     assert (finished.state, finished.progress, finished.chunks_done) == ("done", 1.0, 3)
     assert finished.finished is not None
     assert finished.is_finished
-    assert [result async for result in results(store, finished)] == [b"result 0", b"result 1", b"result 2"]
+    assert [result async for result in whole_result(store, finished)] == [b"result 0", b"result 1", b"result 2"]
     with pytest.raises(JobNotFound):
         await store.input(job.id, 0)
 
@@ -75,7 +74,10 @@ async def test_results_end_at_the_first_that_is_missing(store: JobStore) -> None
     job = await claimed(store)
     for chunk in (0, 2):
         await store.checkpoint(job.id, "a", LEASE, chunk, b"%d" % chunk)
-    assert [result async for result in results(store, job)] == [b"0"]
+    found = whole_result(store, job)
+    assert await anext(found) == b"0"
+    with pytest.raises(JobNotFound):
+        await anext(found)
     assert await store.missing(job.id) == [1]
     with pytest.raises(ValueError, match="missing"):
         await store.finish(job.id, "a")
@@ -110,9 +112,9 @@ async def test_any_bytes_come_back_as_they_were(store: JobStore, data: bytes) ->
 
 
 async def test_jobs_are_claimed_in_the_order_in_which_they_are_due(store: JobStore, jobs: Jobs) -> None:
-    late = (await store.submit(job_request(delay=0.02))).job
+    late = await store.submit(job_request(delay=0.02))
     jobs.let_pass(0.001)
-    soon = [(await store.submit(job_request(operation=operation))).job for operation in ("explain", "predict") * 2]
+    soon = [await store.submit(job_request(operation=operation)) for operation in ("explain", "predict") * 2]
     jobs.let_pass(0.02)
     # Redis has its own clock: on a busy machine the late one may have its turn before the last of the others
     in_turn = sorted([*soon, late], key=lambda job: job.due)
@@ -134,7 +136,7 @@ async def test_only_operations_that_were_asked_for_are_claimed(store: JobStore) 
 
 async def test_claims_at_once_never_give_one_job_twice(jobs: Jobs) -> None:
     stores = [jobs.open() for _ in range(4)]
-    submitted = {(await stores[0].submit(job_request())).job.id for _ in range(20)}
+    submitted = {(await stores[0].submit(job_request())).id for _ in range(20)}
     got = await asyncio.gather(*[claim(store, str(n)) for n in range(10) for store in stores])
     assert sorted(job.id for job in got if job is not None) == sorted(submitted)
 
@@ -158,7 +160,7 @@ async def test_job_whose_lease_has_run_out_is_gone_on_with_by_another(store: Job
     await complete(store, again, "b")
     done = await store.get(job.id)
     assert (done.state, done.error) == ("done", "")
-    assert [result async for result in results(store, done)] == [b"result 0", b"by a", b"result 2"]
+    assert [result async for result in whole_result(store, done)] == [b"result 0", b"by a", b"result 2"]
 
 
 async def test_stale_owner_is_refused_everything(store: JobStore, jobs: Jobs) -> None:
@@ -222,7 +224,7 @@ async def test_failed_attempt_is_tried_again_later_up_to_its_limit(jobs: Jobs) -
 @pytest.mark.parametrize(("stalled", "low", "high"), [(1, 500, 1000), (2, 1000, 2000), (4, 1500, 3000)])
 async def test_attempts_are_further_and_further_apart(jobs: Jobs, stalled: int, low: float, high: float) -> None:
     store = jobs.open(backoff=Backoff(first=1000.0, longest=3000.0))
-    job = (await store.submit(job_request(max_attempts=10))).job
+    job = await store.submit(job_request(max_attempts=10))
     for _ in range(stalled - 1):
         await until(lambda: claim(store, "dies", 0.001))
         jobs.let_pass(0.01)
@@ -289,28 +291,27 @@ async def test_released_job_is_claimable_at_once_and_the_attempt_does_not_count(
 async def test_equal_requests_are_one_job_until_it_has_ended(jobs: Jobs) -> None:
     one, two = jobs.open(), jobs.open()
     first = await one.submit(job_request(unique_key="u"))
-    assert await two.submit(job_request(unique_key="u")) == dataclasses.replace(first, is_new=False)
+    assert await two.submit(job_request(unique_key="u")) == first
     job = await claimed(one)
-    assert (await two.submit(job_request(unique_key="u"))).job.id == job.id
+    assert (await two.submit(job_request(unique_key="u"))).id == job.id
     await one.fail(job.id, "a", "why", permanent=True)
-    assert (await two.submit(job_request(unique_key="u"))).is_new
-    assert (await two.submit(job_request(unique_key="other"))).is_new
+    assert await adds_a_job(two, job_request(unique_key="u"))
+    assert await adds_a_job(two, job_request(unique_key="other"))
 
 
 async def test_idempotency_key_is_answered_with_the_same_job_even_when_it_has_ended(jobs: Jobs) -> None:
     one, two = jobs.open(), jobs.open()
-    first = (await one.submit(job_request(inputs=(b"",), idempotency_key="k"))).job
+    first = await one.submit(job_request(inputs=(b"",), idempotency_key="k"))
     await complete(one, await claimed(one))
     again = await two.submit(job_request(idempotency_key="k", unique_key="u", mutex="x"))
-    assert (again.is_new, again.job.id, again.job.state) == (False, first.id, "done")
+    assert (again.id, again.state) == (first.id, "done")
 
 
 async def test_ten_triggers_at_two_instances_are_one_job(jobs: Jobs) -> None:
     instances = jobs.open(), jobs.open()
     requests = [job_request(mutex="training", version=str(n)) for n in range(10)]
     answers = await asyncio.gather(*[instances[n % 2].submit(request) for n, request in enumerate(requests)])
-    assert sum(answer.is_new for answer in answers) == 1
-    assert len({answer.job.id for answer in answers}) == 1
+    assert len({answer.id for answer in answers}) == 1
     assert (await instances[0].counts()).queued == 1
 
 
@@ -318,19 +319,19 @@ async def test_mutex_is_held_while_the_job_waits_to_be_tried_again(store: JobSto
     await store.submit(job_request(mutex="x"))
     job = await claimed(store)
     await store.fail(job.id, "a", "why")
-    assert not (await store.submit(job_request(mutex="x"))).is_new
+    assert not await adds_a_job(store, job_request(mutex="x"))
 
 
 async def test_full_queue_refuses_new_jobs_and_says_when_to_come_back(jobs: Jobs) -> None:
-    store = jobs.open(max_queued=2, retry_after=7.0)
+    store = jobs.open(max_queued=2)
     same = await store.submit(job_request(unique_key="u"))
     await store.submit(job_request())
     with pytest.raises(QueueFull) as caught:
         await store.submit(job_request())
-    assert caught.value.retry_after == 7.0
-    assert (await store.submit(job_request(unique_key="u"))).job == same.job
+    assert caught.value.retry_after == RETRY_AFTER_SECONDS
+    assert await store.submit(job_request(unique_key="u")) == same
     await claimed(store)
-    assert (await store.submit(job_request())).is_new
+    assert await adds_a_job(store, job_request())
 
 
 async def test_counts_tell_states_and_the_longest_wait(store: JobStore, jobs: Jobs) -> None:
@@ -352,9 +353,9 @@ async def test_counts_tell_states_and_the_longest_wait(store: JobStore, jobs: Jo
 
 
 async def test_old_finished_jobs_are_pruned_with_all_they_had(store: JobStore, jobs: Jobs) -> None:
-    old = (await store.submit(job_request(inputs=(b"",), idempotency_key="k"))).job
+    old = await store.submit(job_request(inputs=(b"",), idempotency_key="k"))
     await complete(store, await claimed(store))
-    waiting = (await store.submit(job_request())).job
+    waiting = await store.submit(job_request())
     assert await store.prune(3600, 100) == 0
     jobs.let_pass(0.02)
 
@@ -367,13 +368,13 @@ async def test_old_finished_jobs_are_pruned_with_all_they_had(store: JobStore, j
     assert await store.result(old.id, 0) is None
     assert (await store.get(waiting.id)).state == "queued"
     assert (await store.counts()).done == 0
-    assert (await store.submit(job_request(idempotency_key="k"))).is_new
+    assert await adds_a_job(store, job_request(idempotency_key="k"))
 
 
 async def test_only_so_many_finished_jobs_are_kept(store: JobStore, jobs: Jobs) -> None:
     finished: list[Job] = []
     for _ in range(5):
-        finished.append((await store.submit(job_request(inputs=(b"",)))).job)
+        finished.append(await store.submit(job_request(inputs=(b"",))))
         await complete(store, await claimed(store))
         jobs.let_pass(0.001)
     assert await store.prune(3600, 2) == 3
@@ -391,7 +392,7 @@ async def test_probe_leaves_no_job(store: JobStore) -> None:
 
 async def test_jobs_are_there_for_the_next_process(jobs: Jobs) -> None:
     store = jobs.open()
-    job = (await store.submit(job_request())).job
+    job = await store.submit(job_request())
     await store.close()
     await store.close()
     assert await jobs.open().get(job.id) == job
@@ -399,12 +400,12 @@ async def test_jobs_are_there_for_the_next_process(jobs: Jobs) -> None:
 
 
 async def test_queued_job_is_cancelled_at_once(store: JobStore) -> None:
-    job = (await store.submit(job_request(mutex="x"))).job
+    job = await store.submit(job_request(mutex="x"))
     cancelled = await store.cancel(job.id)
     assert cancelled.state == "cancelled"
     assert cancelled.finished is not None
     assert await claim(store) is None
-    assert (await store.submit(job_request(mutex="x"))).is_new
+    assert await adds_a_job(store, job_request(mutex="x"))
 
 
 async def test_running_job_learns_that_it_is_cancelled_and_keeps_its_mutex_until_it_lets_go(store: JobStore) -> None:
@@ -414,11 +415,11 @@ async def test_running_job_learns_that_it_is_cancelled_and_keeps_its_mutex_until
     assert (asked.state, asked.cancelling) == ("running", True)
     assert await store.heartbeat(job.id, "a", LEASE) == "cancelled"
     assert await store.checkpoint(job.id, "a", LEASE, 0, b"") == "cancelled"
-    assert not (await store.submit(job_request(mutex="x"))).is_new
+    assert not await adds_a_job(store, job_request(mutex="x"))
     released = await store.release(job.id, "a")
     assert released is not None
     assert released.state == "cancelled"
-    assert (await store.submit(job_request(mutex="x"))).is_new
+    assert await adds_a_job(store, job_request(mutex="x"))
 
 
 async def test_cancelled_job_that_fails_is_cancelled_and_one_that_finishes_is_done(store: JobStore) -> None:
@@ -450,7 +451,7 @@ async def test_cancelled_job_whose_runner_died_is_cancelled(store: JobStore, job
 async def test_finished_job_is_not_cancelled(store: JobStore) -> None:
     await store.submit(job_request(inputs=(b"",)))
     await complete(store, await claimed(store))
-    job = await store.get((await store.submit(job_request(idempotency_key="k"))).job.id)
+    job = await store.get((await store.submit(job_request(idempotency_key="k"))).id)
     assert (await store.cancel(job.id)).state == "cancelled"
     assert (await store.cancel(job.id)).state == "cancelled"
     assert (await store.counts()) == Counts(done=1, cancelled=1)
@@ -497,7 +498,7 @@ async def test_what_did_not_happen_is_no_event(store: JobStore, events: EventLog
 async def test_attempts_that_are_tried_again_are_no_event_and_the_last_failure_is(
     store: JobStore, jobs: Jobs, events: EventLog
 ) -> None:
-    job = (await store.submit(job_request(max_attempts=2))).job
+    job = await store.submit(job_request(max_attempts=2))
     for reason in ("first", 'a/"b" \ud800'):
         await until(lambda: claim(store))
         await store.fail(job.id, "a", reason)
@@ -509,7 +510,7 @@ async def test_cancelled_jobs_are_told_of_when_they_have_ended(store: JobStore, 
     for _ in range(2):
         await store.submit(job_request())
     running, failing = await claimed(store), await claimed(store)
-    queued = (await store.submit(job_request())).job
+    queued = await store.submit(job_request())
     for job in (running, failing, queued, queued):
         await store.cancel(job.id)
     assert await told(events, running) == []
@@ -523,7 +524,7 @@ async def test_cancelled_jobs_are_told_of_when_they_have_ended(store: JobStore, 
 async def test_end_of_a_job_whose_runner_died_is_an_event_without_the_owner(
     store: JobStore, jobs: Jobs, events: EventLog, state: str
 ) -> None:
-    job = (await store.submit(job_request(max_attempts=1))).job
+    job = await store.submit(job_request(max_attempts=1))
     await claimed(store, "secret-host", 0.05)
     if state == "cancelled":
         await store.cancel(job.id)
@@ -539,13 +540,13 @@ async def test_end_of_a_job_whose_runner_died_is_an_event_without_the_owner(
 
 async def test_request_whose_mutex_is_held_is_given_the_holder_although_its_key_is_new(store: JobStore) -> None:
     """A firing of a schedule is a job under its own idempotency key, and the mutex prevents overlaps."""
-    first = (await store.submit(job_request(idempotency_key="backup@1", mutex="schedule:backup"))).job
-    assert not (await store.submit(job_request(idempotency_key="backup@1", mutex="schedule:backup"))).is_new
+    first = await store.submit(job_request(idempotency_key="backup@1", mutex="schedule:backup"))
+    assert not await adds_a_job(store, job_request(idempotency_key="backup@1", mutex="schedule:backup"))
     for _ in range(2):
         second = await store.submit(job_request(idempotency_key="backup@2", mutex="schedule:backup"))
-        assert (second.is_new, second.job.id, second.job.idempotency_key) == (False, first.id, "backup@1")
+        assert (second.id, second.idempotency_key) == (first.id, "backup@1")
         await claim(store)
     await store.fail(first.id, "a", "why", permanent=True)
     again = await store.submit(job_request(idempotency_key="backup@1", mutex="schedule:backup"))
-    assert (again.is_new, again.job.id, again.job.state) == (False, first.id, "failed")
-    assert (await store.submit(job_request(idempotency_key="backup@2", mutex="schedule:backup"))).is_new
+    assert (again.id, again.state) == (first.id, "failed")
+    assert await adds_a_job(store, job_request(idempotency_key="backup@2", mutex="schedule:backup"))

@@ -12,7 +12,7 @@ from serving.errors import JobNotFound, QueueFull, StoreUnavailable
 from serving.jobs.job import Firing, Job, JobRequest, ScheduleCounts, ScheduleRecord
 from serving.jobs.store import JobStore
 from serving.schedules.parse import Action, Schedule
-from serving.schedules.scheduler import MAX_CLOCK_SKEW_SECONDS, Scheduler, Timetable
+from serving.schedules.scheduler import MAX_CLOCK_SKEW_SECONDS, Scheduler
 from tests.serving.conftest import WallClock
 from tests.serving.schedules.conftest import Instances, schedule, toy_job
 
@@ -175,7 +175,7 @@ async def test_a_scheduler_that_was_slow_to_submit_does_nothing(box: Box) -> Non
 @pytest.mark.parametrize("max_queued", [1, 1000])
 async def test_a_firing_waits_for_room_in_the_queue(box: Box, max_queued: int) -> None:
     await box.turn(OFTEN)
-    waiting = (await box.jobs.submit(toy_job())).job
+    waiting = await box.jobs.submit(toy_job())
     box.clock.now += 10
     scheduler = box.scheduler(OFTEN, max_queued=max_queued)
     if max_queued == 1:
@@ -269,7 +269,8 @@ async def test_a_timetable_shows_the_next_and_the_last_time_and_counts(
     await box.turn(OFTEN)
     box.clock.now += 10
     await box.turn(OFTEN)
-    often, yearly = await Timetable(entries, box.jobs, clock=box.clock).rows()
+    scheduler = Scheduler(entries, box.jobs, clock=box.clock)
+    often, yearly = await scheduler.timetable()
     assert (often["next"], often["last"]) == ("2023-11-14T22:13:40+00:00", "2023-11-14T22:13:30+00:00")
     assert (often["fired"], often["missed"], often["grace_seconds"]) == (1, 0, 60.0)
     assert (yearly["when"], yearly["next"]) == ("0 3 1 1 * in Europe/Berlin", "2024-01-01T02:00:00+00:00")
@@ -279,4 +280,4 @@ async def test_a_timetable_shows_the_next_and_the_last_time_and_counts(
         raise StoreUnavailable("away")
 
     monkeypatch.setattr(box.jobs, "schedules", unavailable)
-    assert "fired" not in (await Timetable(entries, box.jobs, clock=box.clock).rows())[0]
+    assert "fired" not in (await scheduler.timetable())[0]

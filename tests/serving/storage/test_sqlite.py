@@ -40,11 +40,11 @@ from serving.jobs.sqlite import SQLiteJobStore
 async def main(directory):
     store = SQLiteJobStore(Path(directory))
     request = JobRequest(operation="toy", inputs=(b"x" * 1_000_000,))
-    kept = [(await store.submit(request)).job.id]
+    kept = [(await store.submit(request)).id]
     resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, resource.RLIM_INFINITY))
     try:
         while True:
-            kept.append((await store.submit(request)).job.id)
+            kept.append((await store.submit(request)).id)
     except StoreUnavailable as error:
         print(error)
     assert 1 <= len(kept) <= 4
