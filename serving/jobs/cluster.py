@@ -32,8 +32,7 @@ from registry.store.options import LoadOptions
 from serving.errors import DeadlineExceeded
 from serving.jobs.rows import Backend
 from serving.predict.operation import Operation, Verb
-from serving.process.executor import raise_failure, run_call
-from serving.process.wire import CallOutcome
+from serving.process.executor import CallOutcome, run_call
 from serving.telemetry import logs
 
 log = structlog.get_logger(__name__)
@@ -147,8 +146,8 @@ def pack_version(root: Path, model: LoadedModel, *, evaluations: int) -> Parcel:
     return Parcel(model, files, platform_of_answers(), evaluations=evaluations)
 
 
-def answer(parcel: Parcel, verb: Verb, payload: bytes) -> tuple[CallOutcome, bytes]:
-    """Compute a call on a worker: the outcome, be it the model's error, and the answers to a payload of `encode_rows`.
+def answer(parcel: Parcel, verb: Verb, payload: bytes) -> CallOutcome:
+    """Compute a call on a worker: the answers to a payload of `encode_rows`, or the model's error.
 
     Raises Unfit, VersionRefused.
     """
@@ -209,11 +208,10 @@ class Cluster:
             parcel = await self._send(client, operation.model)
         future = client.submit(answer, parcel, operation.verb, payload, retries=RETRIES, pure=False)
         try:
-            outcome, result = await _outcome(client, future, timeout)
+            outcome = await _outcome(client, future, timeout)
         finally:
             future.release()  # a waiting call is dropped; a running one ends on its worker and is forgotten
-        raise_failure(outcome)
-        return result
+        return outcome.result()
 
     async def _connect(self) -> distributed.Client:
         if self._client is not None:
@@ -252,9 +250,7 @@ class Cluster:
         return sent
 
 
-async def _outcome(
-    client: distributed.Client, future: distributed.Future[Any], timeout: float
-) -> tuple[CallOutcome, bytes]:
+async def _outcome(client: distributed.Client, future: distributed.Future[Any], timeout: float) -> CallOutcome:
     """Wait for a call. Raises DeadlineExceeded, ClusterFailed."""
     # a task of its own: Dask cancels calls that it has lost, which must not look like our own cancellation
     waiting = asyncio.ensure_future(_result(future))
@@ -276,8 +272,8 @@ async def _outcome(
     return waiting.result()
 
 
-async def _result(future: distributed.Future[Any]) -> tuple[CallOutcome, bytes]:
-    outcome: tuple[CallOutcome, bytes] = await future.result()
+async def _result(future: distributed.Future[Any]) -> CallOutcome:
+    outcome: CallOutcome = await future.result()
     return outcome
 
 

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TypeAlias
+from typing import IO, Any, Literal, TypeAlias
 
+import msgspec
 import structlog
 
 from serving.errors import CallFailed, DeadlineExceeded, ExecutorGone, MemoryExceeded, Overloaded
-from serving.process import wire
 from serving.process.child import be_early_out_of_memory, give_way, limit_memory
-from serving.process.wire import CallOutcome
 from serving.process.zygote import Child, Zygote
 
 log = structlog.get_logger(__name__)
@@ -35,6 +35,28 @@ MAX_RESULT_BYTES = 256 * 1024 * 1024
 """The worker has to hold the whole result."""
 
 MAX_TRACEBACK_CHARACTERS = 8 * 1024
+
+SIZE = struct.Struct("<Q")
+"""Bytes of the MessagePack that follows: a call (name, payload), or its CallOutcome. Never pickle."""
+
+
+class CallOutcome(msgspec.Struct, frozen=True):
+    """How a call ended."""
+
+    status: Literal["done", "failed", "out of memory"]
+    value: bytes = b""
+    error: str = ""
+    traceback: str = ""
+
+    def result(self) -> bytes:
+        """What the function returned. Raises CallFailed, MemoryExceeded."""
+        if self.status == "failed":
+            error = CallFailed(self.error)
+            error.add_note(self.traceback)
+            raise error
+        if self.status == "out of memory":
+            raise MemoryExceeded
+        return self.value
 
 
 class Executor:
@@ -106,17 +128,17 @@ class Executor:
         self._calls += 1
         try:
             async with asyncio.timeout(timeout), self._turns:
-                return await self._run(name, wire.pack_call(name, payload))
+                return await self._run(name, _pack((name, payload)))
         except TimeoutError:
             raise DeadlineExceeded(f"the computation took longer than {timeout:g} s") from None
         finally:
             self._calls -= 1
 
-    async def _run(self, name: str, frame: bytes) -> bytes:
+    async def _run(self, name: str, frame: bytearray) -> bytes:
         child = self._take()
         reusable = False
         try:
-            outcome, result = await self._ask(child, frame)
+            outcome = await self._ask(child, frame)
             reusable = self._reuse and outcome.status != "out of memory"  # it may still hold what it allocated
         finally:
             if reusable:
@@ -126,8 +148,7 @@ class Executor:
                     log.info("Executor process is replaced", key=name)
                     self.replacements += 1
                 self._zygote.kill(child)
-        raise_failure(outcome)
-        return result
+        return outcome.result()
 
     def _take(self) -> Child:
         while self._idle:
@@ -137,17 +158,38 @@ class Executor:
             child.socket.close()
         return self._zygote.fork()
 
-    async def _ask(self, child: Child, frame: bytes) -> tuple[CallOutcome, bytes]:
+    async def _ask(self, child: Child, frame: bytearray) -> CallOutcome:
         try:
-            outcome, size = await wire.send_call(child.socket, frame)
+            await asyncio.get_running_loop().sock_sendall(child.socket, frame)
+            (size,) = SIZE.unpack(await _receive(child.socket, SIZE.size))
             if size > MAX_RESULT_BYTES:
                 raise CallFailed(f"a result of {size} bytes is too large")
-            return outcome, bytes(await wire.receive(child.socket, size))
+            return msgspec.msgpack.decode(await _receive(child.socket, size), type=CallOutcome)
         except (EOFError, OSError):
             how = await child.ended
             if self._zygote.is_gone():
                 raise ExecutorGone from None
             raise CallFailed(f"the process that ran the call {how}") from None
+
+
+async def _receive(sock: socket.socket, size: int) -> bytearray:
+    """Receive exactly `size` bytes on the event loop. Raises EOFError."""
+    loop = asyncio.get_running_loop()
+    data = bytearray(size)
+    rest = memoryview(data)
+    while rest:
+        count = await loop.sock_recv_into(sock, rest)
+        if not count:
+            raise EOFError
+        rest = rest[count:]
+    return data
+
+
+def _pack(message: Any) -> bytearray:
+    frame = bytearray(SIZE.size)
+    msgspec.msgpack.Encoder().encode_into(message, frame, SIZE.size)
+    SIZE.pack_into(frame, 0, len(frame) - SIZE.size)
+    return frame
 
 
 def answer_calls(sock: socket.socket, functions: Mapping[str, Function], memory: int, *, background: bool) -> None:
@@ -156,32 +198,31 @@ def answer_calls(sock: socket.socket, functions: Mapping[str, Function], memory:
     if background:
         give_way()
     limit_memory(memory)
+    calls = sock.makefile("rb")
     while True:
         try:
-            name, payload = wire.receive_call(sock)
+            (size,) = SIZE.unpack(_read(calls, SIZE.size))
+            name, payload = msgspec.msgpack.decode(_read(calls, size), type=tuple[str, bytes])
         except EOFError:
             return
-        sock.sendall(wire.pack_outcome(*run_call(functions[name], payload)))
+        sock.sendall(_pack(run_call(functions[name], payload)))
 
 
-def run_call(function: Function, payload: bytes) -> tuple[CallOutcome, bytes]:
+def _read(file: IO[bytes], size: int) -> bytes:
+    data = file.read(size)
+    if len(data) < size:
+        raise EOFError
+    return data
+
+
+def run_call(function: Function, payload: bytes) -> CallOutcome:
     """Call the function; its errors become the outcome."""
     try:
-        return CallOutcome("done"), function(payload)
+        return CallOutcome("done", function(payload))
     except MemoryError:
         pass  # the error holds on to what was allocated, and answering takes memory: let go of it first
     except BaseException as error:  # noqa: BLE001 - the edge of the process: whatever it is, the caller is told
         text = traceback.format_exception_only(error)[-1].strip()
         trace = "".join(traceback.format_exception(error))
-        return CallOutcome("failed", text, trace[-MAX_TRACEBACK_CHARACTERS:]), b""
-    return CallOutcome("out of memory"), b""
-
-
-def raise_failure(outcome: CallOutcome) -> None:
-    """Raise CallFailed or MemoryExceeded in the caller, unless the call is done."""
-    if outcome.status == "failed":
-        error = CallFailed(outcome.error)
-        error.add_note(outcome.traceback)
-        raise error
-    if outcome.status == "out of memory":
-        raise MemoryExceeded
+        return CallOutcome("failed", error=text, traceback=trace[-MAX_TRACEBACK_CHARACTERS:])
+    return CallOutcome("out of memory")
