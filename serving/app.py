@@ -58,7 +58,7 @@ from serving.stores import build_entity_store, build_event_log, build_job_store
 from serving.telemetry.alerts import Alerts, form_of
 from serving.training.handler import TrainHandler
 from serving.training.job import OPERATION as TRAIN
-from serving.training.job import LastTrainings, training_request
+from serving.training.job import last_trainings, training_request
 from serving.training.steps import Steps
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ def build_service(settings: Settings, registry: Registry, shared: Shared) -> Ser
         outcome_reader=OutcomeReader(registry, inference, max_instances=settings.max_instances),
         outcome_writer=OutcomeWriter(shared.entities),
         quality=LiveQuality(registry, shared.entities),
-        trainings=LastTrainings(settings.model_dir, (model.name for model in registry.live())),
+        trainings=last_trainings(settings.model_dir, [model.name for model in registry.live()]),
         tracing=build_tracing(settings),
         limits=Limits(
             max_body_bytes=settings.max_body_bytes,

@@ -26,9 +26,10 @@ from serving.shared.book import Book
 from serving.shared.metrics import BATCHES, BREAKERS, CACHE, EXECUTORS, OUTCOMES_QUEUED, STREAMS, Metrics
 from serving.shared.pressure import Pressure
 from serving.shared.reloads import Reloads
+from serving.storage.recent import Recent
 from serving.telemetry.alerts import Alerts
 from serving.telemetry.tracing import Tracing
-from serving.training.job import LastTrainings
+from serving.training.job import LastTraining
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +81,7 @@ class Service:
     outcome_reader: OutcomeReader
     outcome_writer: OutcomeWriter
     quality: LiveQuality
-    trainings: LastTrainings
+    trainings: Recent[dict[str, LastTraining]]
     tracing: Tracing | None
     limits: Limits
     access_log: bool

@@ -29,11 +29,8 @@ class LiveQuality:
         self._registry = registry
         self._store = store
         self._metrics: dict[str, Any] = {}
-        self._recent = Recent(self._read, FRESH_SECONDS)
-
-    async def take(self) -> dict[str, Any]:
+        self.take = Recent(self._read, FRESH_SECONDS).get
         """The metrics by model; those last read while the store is unavailable."""
-        return await self._recent.get()
 
     async def _read(self) -> dict[str, Any]:
         await asyncio.gather(*map(self._refresh, self._registry.live()))

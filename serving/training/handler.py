@@ -23,8 +23,8 @@ from serving.events.log import EventLog, tell
 from serving.jobs.attempt import AttemptFailed, JobFailed, Report
 from serving.jobs.job import Job
 from serving.process.executor import Executor
-from serving.training.job import TrainingResult, write_last
-from serving.training.steps import Fitted, StepOrder, Verdict
+from serving.training.job import Ending, TrainingResult, write_last
+from serving.training.steps import Fitted
 
 log = structlog.get_logger(__name__)
 
@@ -56,9 +56,10 @@ class TrainHandler:
         except (JobFailed, RegistryError) as error:
             write_last(directory, "failed", "")
             raise JobFailed(_reason(error)) from error
-        if result.promoted:
-            await self._tell(job, "promoted", **_facts(result))
-        write_last(directory, "promoted" if result.promoted else "refused", result.version)
+        ending: Ending = "promoted" if result.promoted else "refused"
+        shown = ("version", "metrics", "live", "live_metrics", *(("reasons",) if result.reasons else ()))
+        await self._tell(job, ending, **{name: getattr(result, name) for name in shown})
+        write_last(directory, ending, result.version)
         log.info(
             "Model trained",
             job=job.id,
@@ -91,32 +92,16 @@ class TrainHandler:
             candidate = await self._fit(job)
         report(FITTED)
         await self._tell(job, "verifying", version=candidate.directory.name)
-        verdict = await self._judge(job)
+        answer = await self._call("judge", "the verification", job, self.judging)
+        result = msgspec.json.decode(answer, type=TrainingResult)
         report(JUDGED)
-        result = TrainingResult(
-            model=job.model,
-            version=verdict.version,
-            promoted=not verdict.reasons,
-            reasons=verdict.reasons,
-            metrics=verdict.metrics,
-            live=verdict.live,
-            live_metrics=verdict.live_metrics,
-            held_out_rows=verdict.held_out_rows,
-        )
         if result.promoted:
-            self._take_in(candidate, directory, verdict.live)
-        else:
-            await self._tell(job, "refused", **_facts(result), reasons=result.reasons)
+            self._take_in(candidate, directory, result.live)
         remove_candidates(self.root)
         return result
 
     async def _fit(self, job: Job) -> Candidate:
-        try:
-            answer = await self._call("fit", job, self.timeout)
-        except DeadlineExceeded:
-            raise JobFailed(f"the training took longer than {self.timeout:g} s") from None
-        except MemoryExceeded:
-            raise JobFailed("the training needs more memory than it may") from None
+        answer = await self._call("fit", "the training", job, self.timeout)
         fitted = msgspec.json.decode(answer, type=Fitted)
         if fitted.error:
             log.warning("Training failed", job=job.id, model=job.model, traceback=fitted.traceback)
@@ -126,20 +111,15 @@ class TrainHandler:
             raise AttemptFailed("the new version is gone")
         return candidate
 
-    async def _judge(self, job: Job) -> Verdict:
+    async def _call(self, step: str, what: str, job: Job, timeout: float) -> bytes:
         try:
-            return msgspec.json.decode(await self._call("judge", job, self.judging), type=Verdict)
-        except DeadlineExceeded:
-            raise JobFailed(f"the new version took longer than {self.judging:g} s to be verified") from None
-        except MemoryExceeded:
-            raise JobFailed("the new version needs more memory than it may to be verified") from None
-
-    async def _call(self, step: str, job: Job, timeout: float) -> bytes:
-        order = msgspec.json.encode(StepOrder(job.model, job.id, job.attempts))
-        try:
-            return await self.executor.run(step, order, timeout=timeout)
+            return await self.executor.run(step, msgspec.json.encode(job), timeout=timeout)
         except CallFailed as error:
             raise AttemptFailed(f"{step}: {error}") from error
+        except DeadlineExceeded:
+            raise JobFailed(f"{what} took longer than {timeout:g} s") from None
+        except MemoryExceeded:
+            raise JobFailed(f"{what} needs more memory than it may") from None
 
     def _take_in(self, candidate: Candidate, directory: Path, live: str) -> None:
         try:
@@ -159,15 +139,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, ModelNotFound):
         return "the model is gone"
     return f"{error.path.name} {error.reason}" if isinstance(error, VersionRefused) else str(error)
-
-
-def _facts(result: TrainingResult) -> dict[str, Any]:
-    return {
-        "version": result.version,
-        "metrics": result.metrics,
-        "live": result.live,
-        "live_metrics": result.live_metrics,
-    }
 
 
 def _resumed(job: Job, version: Manifest, before: Manifest | None, *reasons: str) -> TrainingResult:

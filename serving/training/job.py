@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Collection
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import msgspec
 
@@ -22,8 +22,12 @@ from serving.storage.recent import Recent
 if TYPE_CHECKING:
     from serving.jobs.runner import Runner
 
+T = TypeVar("T")
+
 OPERATION = "train"
 """Also the mutex: one training at a time over all instances that share a job store, as it takes a whole machine."""
+
+Ending = Literal["promoted", "refused", "failed"]
 
 LAST_FILENAME = "last-training.json"
 
@@ -70,7 +74,7 @@ def train_once(store: JobStore, runner: Runner, live: Manifest) -> tuple[Job, Tr
 
     The process must have one thread. Raises CannotTrain, TrainingBusy, QueueFull, StoreUnavailable, JobNotFound.
     """
-    job = asyncio.run(_submit(store, live))
+    job = asyncio.run(_once(store, submit_training(store, live)))
 
     async def has_ended() -> bool:
         try:
@@ -78,24 +82,21 @@ def train_once(store: JobStore, runner: Runner, live: Manifest) -> tuple[Job, Tr
         except StoreUnavailable:
             return False
 
+    async def read() -> tuple[Job, TrainingResult | None]:
+        ended = await store.get(job.id)
+        result = await store.result(job.id, 0) if ended.state == "done" else None
+        return ended, None if result is None else msgspec.json.decode(result, type=TrainingResult)
+
     runner.run(until=has_ended)
-    return asyncio.run(_read_result(store, job.id))
+    return asyncio.run(_once(store, read()))
 
 
-async def _submit(store: JobStore, live: Manifest) -> Job:
+async def _once(store: JobStore, call: Awaitable[T]) -> T:
+    """Use the store in an event loop that ends with this call."""
     try:
-        return await submit_training(store, live)
+        return await call
     finally:
         await store.close()
-
-
-async def _read_result(store: JobStore, job_id: str) -> tuple[Job, TrainingResult | None]:
-    try:
-        job = await store.get(job_id)
-        result = await store.result(job_id, 0) if job.state == "done" else None
-    finally:
-        await store.close()
-    return job, None if result is None else msgspec.json.decode(result, type=TrainingResult)
 
 
 class LastTraining(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,12 +105,12 @@ class LastTraining(msgspec.Struct, frozen=True, kw_only=True):
     `version` is the one that was made, empty if none was.
     """
 
-    outcome: Literal["promoted", "refused", "failed"]
+    outcome: Ending
     version: str
     finished: str
 
 
-def write_last(directory: Path, outcome: Literal["promoted", "refused", "failed"], version: str) -> None:
+def write_last(directory: Path, outcome: Ending, version: str) -> None:
     """Write it into the directory of a model. A failure to write is ignored: the job has its result."""
     last = LastTraining(outcome=outcome, version=version, finished=datetime.now(UTC).isoformat(timespec="seconds"))
     with suppress(OSError):
@@ -124,18 +125,10 @@ def read_last(directory: Path) -> LastTraining | None:
         return None
 
 
-class LastTrainings:
-    """The last training of every model, read again at most every CACHE_SECONDS."""
+def last_trainings(root: Path, names: Collection[str]) -> Recent[dict[str, LastTraining]]:
+    """The last trainings by the model's name; models that were never trained here are left out."""
 
-    def __init__(self, root: Path, names: Iterable[str]) -> None:
-        self._root = root
-        self._names = tuple(names)
-        self._recent = Recent(self._read, CACHE_SECONDS)
+    async def read() -> dict[str, LastTraining]:
+        return {name: last for name in names if (last := read_last(root / name)) is not None}
 
-    async def by_model(self) -> dict[str, LastTraining]:
-        """Last trainings by the model's name; models that were never trained here are left out."""
-        return await self._recent.get()
-
-    async def _read(self) -> dict[str, LastTraining]:
-        found = {name: read_last(self._root / name) for name in self._names}
-        return {name: last for name, last in found.items() if last is not None}
+    return Recent(read, CACHE_SECONDS)

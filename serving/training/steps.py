@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,22 +23,15 @@ from registry.store.options import LoadOptions
 from registry.training.candidates import Candidate, candidate_root, find_candidate, read_held_out, write_held_out
 from registry.training.promotion import Measured, by_manifests, find_breaches, find_decline, find_losses, measure_both
 from registry.training.script import OUTCOME, TIME, TrainingData, checked, live_manifest, read_train_function
-from serving.entities.record import Outcome
 from serving.entities.store import EntityStore
+from serving.jobs.job import Job
 from serving.process.child import mute
 from serving.process.executor import Function
 from serving.process.trial import try_version
+from serving.training.job import TrainingResult
 
 MAX_ERROR_CHARACTERS = 500
 MAX_TRACEBACK_CHARACTERS = 4000
-
-
-class StepOrder(msgspec.Struct, frozen=True):
-    """What to do: the payload of a call."""
-
-    model: str
-    job: str
-    attempt: int
 
 
 class Fitted(msgspec.Struct, frozen=True):
@@ -47,18 +39,6 @@ class Fitted(msgspec.Struct, frozen=True):
 
     error: str = ""
     traceback: str = ""
-
-
-class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of `judge`: the candidate may become live if there is no reason against it."""
-
-    version: str
-    live: str
-    metrics: dict[str, float] = {}
-    live_metrics: dict[str, float] = {}
-    held_out_rows: int = 0
-    """How many rows both were measured on; 0 if only their manifests could be compared."""
-    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,13 +57,13 @@ class Steps:
     seconds: float
 
     def functions(self) -> dict[str, Function]:
-        """For an executor that does not use a process twice."""
+        """For an executor that does not use a process twice; a payload is the Job as JSON."""
         return {"fit": self._fit, "judge": self._judge}
 
     def _fit(self, payload: bytes) -> bytes:
         mute()
         try:
-            self._write_candidate(msgspec.json.decode(payload, type=StepOrder))
+            self._write_candidate(msgspec.json.decode(payload, type=Job))
         except MemoryError:
             raise
         except BaseException as error:  # noqa: BLE001 - train.py may raise anything, SystemExit included
@@ -91,45 +71,47 @@ class Steps:
             return msgspec.json.encode(Fitted(_describe(error), text[-MAX_TRACEBACK_CHARACTERS:]))
         return msgspec.json.encode(Fitted())
 
-    def _write_candidate(self, order: StepOrder) -> None:
-        directory = self.root / order.model
+    def _write_candidate(self, job: Job) -> None:
+        directory = self.root / job.model
         live = live_manifest(directory)
         if live.training is None:
             raise CannotTrain(f"version {live.version} names no training function")
         train = read_train_function(self.root, directory, live.training)
         outcomes = asyncio.run(self.read_outcomes(live))
-        trained = checked(train(TrainingData(order.model, live, outcomes)))
-        aside = candidate_root(self.root, order.job, order.attempt)
+        trained = checked(train(TrainingData(job.model, live, outcomes)))
+        aside = candidate_root(self.root, job.id, job.attempts)
         model = add_trained(
             aside,
-            order.model,
+            job.model,
             trained,
             version=next_version(directory),
             training=live.training,
-            trained_by=order.job,
+            trained_by=job.id,
             accepting=live.features,
             entities=live.entities,
         )
         write_held_out(aside, model, trained)
 
     async def read_outcomes(self, live: Manifest) -> pd.DataFrame:
-        """The last outcomes of a model as the table that its train.py is given. Raises StoreUnavailable.
+        """The last outcomes of a model, oldest first, as the table that its train.py is given. Raises StoreUnavailable.
 
         It may be called in a forked process, in an event loop of its own, and leaves nothing open there.
         """
         try:
-            table = outcome_table(await self.source.outcomes(live.name, self.max_outcomes))
+            outcomes = await self.source.outcomes(live.name, self.max_outcomes)
         finally:
             await self.source.close()
+        outcomes = sorted(outcomes, key=lambda outcome: outcome.time)
+        table = pd.DataFrame([{**one.instance, OUTCOME: one.outcome, TIME: one.time} for one in outcomes])
         return table.reindex(columns=[*(feature.name for feature in live.features), OUTCOME, TIME])
 
     def _judge(self, payload: bytes) -> bytes:
         mute()
-        order = msgspec.json.decode(payload, type=StepOrder)
-        candidate = find_candidate(self.root, order.job, order.model)
+        job = msgspec.json.decode(payload, type=Job)
+        candidate = find_candidate(self.root, job.id, job.model)
         if candidate is None:
             raise CannotTrain("the candidate is gone")
-        live = live_manifest(self.root / order.model)
+        live = live_manifest(self.root / job.model)
         try:
             reasons, measured = self._compare(candidate, live)
         except MemoryError:
@@ -137,13 +119,15 @@ class Steps:
         except Exception as error:  # noqa: BLE001 - whatever the new version raises, it is not fit to serve
             reasons, measured = [_describe(error)], _by_live_alone(live)
         return msgspec.json.encode(
-            Verdict(
+            TrainingResult(
+                model=job.model,
                 version=candidate.directory.name,
-                live=live.version,
+                promoted=not reasons,
+                reasons=tuple(reasons),
                 metrics=measured.new,
+                live=live.version,
                 live_metrics=measured.live,
                 held_out_rows=measured.rows,
-                reasons=tuple(reasons),
             )
         )
 
@@ -167,12 +151,6 @@ class Steps:
 def _by_live_alone(live: Manifest) -> Measured:
     """What is known when the new version cannot be measured."""
     return Measured({}, dict(live.metrics), 0)
-
-
-def outcome_table(outcomes: Sequence[Outcome]) -> pd.DataFrame:
-    """A row for each outcome, in the order of their times; without outcomes it has no columns."""
-    ordered = sorted(outcomes, key=lambda outcome: outcome.time)
-    return pd.DataFrame([{**one.instance, OUTCOME: one.outcome, TIME: one.time} for one in ordered])
 
 
 def _describe(error: BaseException) -> str:

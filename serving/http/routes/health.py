@@ -44,7 +44,7 @@ def health_router(service: Service) -> APIRouter:
             "refused": refused,
             "redis": service.cache.redis_state,
             **stores,
-            "last_training": msgspec.to_builtins(await service.trainings.by_model()),
+            "last_training": msgspec.to_builtins(await service.trainings.get()),
             "breakers": breakers,
             "memory": {
                 "used_bytes": memory.used or None,

@@ -21,12 +21,20 @@ from serving.jobs.sqlite import jobs_database
 from serving.process.executor import Executor
 from serving.training.handler import TrainHandler
 from serving.training.job import TrainingResult, read_last
-from serving.training.steps import Fitted, Verdict
+from serving.training.steps import Fitted
 from tests.registry.test_promotion import add_plane
 
 pytestmark = pytest.mark.anyio
 
-GOOD = Verdict(version="2", live="1", metrics={"r2": 0.9}, live_metrics={"r2": 0.8}, held_out_rows=10)
+GOOD = TrainingResult(
+    model="plane",
+    version="2",
+    promoted=True,
+    metrics={"r2": 0.9},
+    live="1",
+    live_metrics={"r2": 0.8},
+    held_out_rows=10,
+)
 
 
 def make_candidate(root: Path) -> None:
@@ -156,7 +164,7 @@ async def test_candidate_is_judged_again_when_another_version_has_become_live(tr
 async def test_refused_candidate_is_removed_and_the_reasons_are_told(
     training: Training, events: SQLiteEventLog
 ) -> None:
-    training.processes.answers["judge"] = msgspec.structs.replace(GOOD, reasons=("r2 is 0.1",))
+    training.processes.answers["judge"] = msgspec.structs.replace(GOOD, promoted=False, reasons=("r2 is 0.1",))
     result = await training.run()
     assert (result.promoted, result.reasons) == (False, ("r2 is 0.1",))
     assert [path.name for path in directories(training.directory)] == ["1"]
@@ -171,7 +179,7 @@ async def test_refused_candidate_is_removed_and_the_reasons_are_told(
         ("fit", Fitted("ValueError: no"), JobFailed, "the training failed: ValueError: no"),
         ("fit", DeadlineExceeded("late"), JobFailed, "the training took longer than 60 s"),
         ("fit", CallFailed("was killed"), AttemptFailed, "fit: was killed"),
-        ("judge", DeadlineExceeded("late"), JobFailed, "the new version took longer than 60 s to be verified"),
+        ("judge", DeadlineExceeded("late"), JobFailed, "the verification took longer than 60 s"),
         ("judge", CallFailed("was killed"), AttemptFailed, "judge: was killed"),
     ],
 )
