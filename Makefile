@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Four processes for two cores: tests of services wait much
+ARGS ?= -n 4 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check lock clean
@@ -13,8 +15,8 @@ run: $(VENV)/.installed  ## train the demo models if there is none, then serve o
 	@test -n "$$(ls -A "$${MODEL_DIR:-models}" 2>/dev/null)" || $(BIN)/forkserve train
 	@exec $(BIN)/forkserve serve
 
-test: $(VENV)/.installed-dev  ## run all tests
-	$(BIN)/pytest $(ARGS)
+test: $(VENV)/.installed-dev  ## run all tests, or those that ARGS names
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest $(ARGS)
 
 check: $(VENV)/.installed-dev  ## lint and type check
 	$(BIN)/ruff check .

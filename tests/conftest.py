@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,7 +24,12 @@ from harness.service import ADMIN_TOKEN, FORKSERVE, Service
 from harness.supabase import Postgres, SupabaseServer, postgres_server, supabase_server
 from registry.store.add import add_version
 
+TESTS = Path(__file__).parent
+SLOW = {"processes", "attacks"}
+"""Directories of tests over real services."""
+
 DEMO_MODELS = sorted(demo.name for demo in DEMOS)
+FEW_MODELS = ["diabetes", "wine"]
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -35,12 +43,42 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep each file in one process of `--dist loadgroup`, which starts its services once, and begin with the slow."""
+    items.sort(key=lambda item: not SLOW & set(item.path.relative_to(TESTS).parts))
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(TESTS))))
+
+
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the demo models; not to be written to."""
-    directory = tmp_path_factory.mktemp("models")
-    for _ in train_all(directory):
-        pass
+def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of this test run, shared by its processes."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def models(run_directory: Path) -> Path:
+    """A directory with the demo models, trained once in a test run; not to be written to."""
+    directory = run_directory / "demo-models"
+    with (run_directory / "demo-models.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not directory.exists():
+            unfinished = Path(tempfile.mkdtemp(dir=run_directory))
+            for _ in train_all(unfinished):
+                pass
+            unfinished.rename(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def few_models(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with two of them, which a service loads in less time; not to be written to."""
+    directory = tmp_path_factory.mktemp("few-models")
+    for name in FEW_MODELS:
+        shutil.copytree(models / name, directory / name)
     return directory
 
 

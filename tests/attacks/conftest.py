@@ -30,10 +30,10 @@ def target(service: Service) -> Iterator[Service]:
 
 
 @pytest.fixture(scope="session")
-def impatient(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def impatient(few_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """Waits a second for a request and two for the next; two of its models misbehave, and it has no admin."""
     directory = tmp_path_factory.mktemp("odd") / "models"
-    shutil.copytree(models, directory)
+    shutil.copytree(few_models, directory)
     sample = pd.DataFrame({"value": np.linspace(0.0, 1.0, 5)})
     for name, estimator in (("sleepy", SleepingRegressor()), ("fragile", FragileRegressor())):
         add_version(directory, name, estimator.fit(sample.to_numpy() * 0, None), sample * 0.01, margin=None)

@@ -20,10 +20,10 @@ BASE = {"MAX_REQUESTS": "0", "WEB_CONCURRENCY": "3", "ROLES": "web"}
 
 
 @pytest.fixture(scope="module")
-def behind_proxy(models: Path) -> Iterator[Service]:
+def behind_proxy(few_models: Path) -> Iterator[Service]:
     """One proxy in front, which the tests play."""
     limits = {"RATE_LIMIT": f"{LIMIT}/hour", "TRUSTED_PROXY_COUNT": "1", "MAX_STREAMS_PER_ADDRESS": "1"}
-    with Service({"MODEL_DIR": str(models)} | BASE | limits) as service:
+    with Service({"MODEL_DIR": str(few_models)} | BASE | limits) as service:
         yield service
 
 
@@ -84,14 +84,14 @@ def test_the_log_names_the_client_and_not_the_proxy(behind_proxy: Service) -> No
     assert not {"6.6.6.6", "127.0.0.1"} & clients
 
 
-def test_without_proxies_the_header_changes_nothing(models: Path) -> None:
-    with Service({"MODEL_DIR": str(models), "RATE_LIMIT": "5/hour"} | BASE) as service:
+def test_without_proxies_the_header_changes_nothing(few_models: Path) -> None:
+    with Service({"MODEL_DIR": str(few_models), "RATE_LIMIT": "5/hour"} | BASE) as service:
         statuses = [predict(service, f"198.51.100.{number}").status for number in range(8)]
         assert Counter(statuses) == {200: 5, 429: 3}
 
 
-def test_instances_count_together_through_redis_and_alone_without_it(models: Path, own_server: RedisServer) -> None:
-    environ = {"MODEL_DIR": str(models), "REDIS_URL": own_server.url, "RATE_LIMIT": "30/hour"} | BASE
+def test_instances_count_together_through_redis_and_alone_without_it(few_models: Path, own_server: RedisServer) -> None:
+    environ = {"MODEL_DIR": str(few_models), "REDIS_URL": own_server.url, "RATE_LIMIT": "30/hour"} | BASE
     with Service(environ) as first, Service(environ) as second:
         statuses = [ask((first, second)[number % 2], GOOD).status for number in range(36)]
         assert Counter(statuses) == {200: 30, 429: 6}
@@ -101,9 +101,9 @@ def test_instances_count_together_through_redis_and_alone_without_it(models: Pat
         assert first.events("Rate limits are not shared")
 
 
-def test_a_reload_keeps_the_service_limited(models: Path) -> None:
+def test_a_reload_keeps_the_service_limited(few_models: Path) -> None:
     token = "a-token-only-for-tests"
-    environ = {"MODEL_DIR": str(models), "RATE_LIMIT": "5/hour", "ADMIN_TOKEN": token} | BASE
+    environ = {"MODEL_DIR": str(few_models), "RATE_LIMIT": "5/hour", "ADMIN_TOKEN": token} | BASE
     with Service(environ) as service:
         answer = ask(service, request("/api/admin/models:reload", authorization=f"Bearer {token}"))
         assert json.loads(answer.body)["added"] == []

@@ -28,9 +28,9 @@ JOB = "/v1/jobs"
 
 
 @pytest.fixture(scope="module")
-def open_to_site(models: Path) -> Iterator[Service]:
+def open_to_site(few_models: Path) -> Iterator[Service]:
     environ = {"CORS_ORIGINS": f"{SITE}, http://localhost:5173", "RATE_LIMIT": "1000/hour", "MAX_REQUESTS": "0"}
-    with Service({"MODEL_DIR": str(models)} | environ) as service:
+    with Service({"MODEL_DIR": str(few_models)} | environ) as service:
         yield service
 
 

@@ -43,9 +43,9 @@ def lose_a_runner(service: Service, number: int) -> None:
     assert eventually(lambda: len(service.events("Runner died")) == number)
 
 
-def test_a_lost_runner_and_a_refused_reload_are_told_once(models: Path, tmp_path: Path) -> None:
+def test_a_lost_runner_and_a_refused_reload_are_told_once(few_models: Path, tmp_path: Path) -> None:
     directory = tmp_path / "models"
-    shutil.copytree(models, directory)
+    shutil.copytree(few_models, directory)
     messages: list[str] = []
     with webhook(messages) as url:
         environ = {"MODEL_DIR": str(directory), "WEB_CONCURRENCY": "3", "ALERT_WEBHOOK_URL": url, "MAX_REQUESTS": "0"}
@@ -65,10 +65,10 @@ def test_a_lost_runner_and_a_refused_reload_are_told_once(models: Path, tmp_path
     assert SECRET not in log
 
 
-def test_want_of_memory_is_told(models: Path) -> None:
+def test_want_of_memory_is_told(few_models: Path) -> None:
     messages: list[str] = []
     with webhook(messages) as url:
-        environ = {"MODEL_DIR": str(models), "WEB_CONCURRENCY": "1", "ALERT_WEBHOOK_URL": url, "ROLES": "web"}
+        environ = {"MODEL_DIR": str(few_models), "WEB_CONCURRENCY": "1", "ALERT_WEBHOOK_URL": url, "ROLES": "web"}
         with Service(environ | {"MAX_MEMORY_MB": "20"}) as service:
             assert eventually(lambda: len(messages) == 2)
             assert {alert["kind"] for alert in service.events("Alert")} == {"memory-high", "memory-futile"}

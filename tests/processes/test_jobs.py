@@ -65,8 +65,8 @@ def small_chunks(models: Path) -> Iterator[Service]:
 
 
 @pytest.fixture
-def over_redis(models: Path, own_server: RedisServer) -> Iterator[Service]:
-    with Service({"MODEL_DIR": str(models), "REDIS_URL": own_server.url} | CHUNK) as service:
+def over_redis(few_models: Path, own_server: RedisServer) -> Iterator[Service]:
+    with Service({"MODEL_DIR": str(few_models), "REDIS_URL": own_server.url} | CHUNK) as service:
         yield service
 
 
@@ -321,10 +321,10 @@ def test_a_job_goes_on_where_it_was_when_the_whole_service_was_killed(odd: Path,
         assert call(service, "GET", job["result"]).json["predictions"] == [0.3] * 12
 
 
-def test_a_store_that_cannot_be_written_costs_jobs_only(models: Path, tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_written_costs_jobs_only(few_models: Path, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("no directory")
-    with Service({"MODEL_DIR": str(models), "DATA_DIR": str(file)}) as service:
+    with Service({"MODEL_DIR": str(few_models), "DATA_DIR": str(file)}) as service:
         health = service.get("/health")
         assert (health["status"], health["jobs"]) == ("degraded", "unavailable")
         example = service.get("/v1/models/wine")["example"]

@@ -188,9 +188,9 @@ def test_metrics_need_the_token(measured: Service) -> None:
     check_refusal(ask(measured, request("/metrics", method="GET", authorization="Bearer \xff\xfe")), 401)
 
 
-def test_a_token_in_the_query_works_where_it_is_allowed_and_is_never_logged(models: Path) -> None:
+def test_a_token_in_the_query_works_where_it_is_allowed_and_is_never_logged(few_models: Path) -> None:
     environ = {
-        "MODEL_DIR": str(models),
+        "MODEL_DIR": str(few_models),
         "WEB_CONCURRENCY": "1",
         "ADMIN_TOKEN": QUERY_TOKEN,
         "ADMIN_TOKEN_IN_QUERY": "true",

@@ -113,8 +113,8 @@ def test_workers_are_the_first_victims_of_the_kernel(three_workers: Service) -> 
     assert Path(f"/proc/{three_workers.master}/oom_score_adj").read_text().strip() != "500"
 
 
-def test_recycling_loses_no_request(models: Path) -> None:
-    with Service({"MODEL_DIR": str(models), "MAX_REQUESTS": "50", "MAX_REQUESTS_JITTER": "10"}) as service:
+def test_recycling_loses_no_request(few_models: Path) -> None:
+    with Service({"MODEL_DIR": str(few_models), "MAX_REQUESTS": "50", "MAX_REQUESTS_JITTER": "10"}) as service:
         tally = load(service, requests=4000, connections=16, pause=0.001)
         assert (tally.failed, tally.statuses[200]) == (0, 4000)
         assert len(service.events("Worker started")) > 4
@@ -123,9 +123,9 @@ def test_recycling_loses_no_request(models: Path) -> None:
 
 
 def test_a_draining_worker_is_replaced_before_it_ends_and_says_goodbye_to_idle_clients(
-    models: Path, connect: Connect
+    few_models: Path, connect: Connect
 ) -> None:
-    environ = {"MODEL_DIR": str(models), "WEB_CONCURRENCY": "1", "MAX_REQUESTS": "5", "MAX_REQUESTS_JITTER": "0"}
+    environ = {"MODEL_DIR": str(few_models), "WEB_CONCURRENCY": "1", "MAX_REQUESTS": "5", "MAX_REQUESTS_JITTER": "0"}
     with Service(environ) as service:
         (old,) = service.workers
         idle = connect(service)
@@ -139,8 +139,8 @@ def test_a_draining_worker_is_replaced_before_it_ends_and_says_goodbye_to_idle_c
         assert gone([old])
 
 
-def test_a_worker_that_is_told_to_end_loses_no_request(models: Path) -> None:
-    with Service({"MODEL_DIR": str(models), "MAX_REQUESTS": "0"}) as service:
+def test_a_worker_that_is_told_to_end_loses_no_request(few_models: Path) -> None:
+    with Service({"MODEL_DIR": str(few_models), "MAX_REQUESTS": "0"}) as service:
         old = service.workers[0]
         tally = asyncio.run(load_while(service, lambda: os.kill(old, signal.SIGTERM)))
         assert tally.failed == 0
@@ -148,8 +148,8 @@ def test_a_worker_that_is_told_to_end_loses_no_request(models: Path) -> None:
         assert eventually(lambda: len(service.workers) == 2)
 
 
-def test_a_reload_replaces_every_worker_and_loses_no_request(models: Path) -> None:
-    with Service({"MODEL_DIR": str(models), "MAX_REQUESTS": "0"}) as service:
+def test_a_reload_replaces_every_worker_and_loses_no_request(few_models: Path) -> None:
+    with Service({"MODEL_DIR": str(few_models), "MAX_REQUESTS": "0"}) as service:
         old = service.workers
         tally = asyncio.run(load_while(service, lambda: service.process.send_signal(signal.SIGHUP), requests=3000))
         assert tally.failed == 0
@@ -158,16 +158,16 @@ def test_a_reload_replaces_every_worker_and_loses_no_request(models: Path) -> No
         assert len(service.events("Model registry initialized")) == 1
 
 
-def test_a_worker_that_is_killed_is_replaced(models: Path) -> None:
-    with Service({"MODEL_DIR": str(models)}) as service:
+def test_a_worker_that_is_killed_is_replaced(few_models: Path) -> None:
+    with Service({"MODEL_DIR": str(few_models)}) as service:
         killed = service.workers[0]
         os.kill(killed, signal.SIGKILL)
         assert eventually(lambda: len(service.workers) == 2 and killed not in service.workers)
         assert load(service, requests=20, connections=4).failed == 0
 
 
-def test_workers_end_when_the_master_is_gone(models: Path) -> None:
-    with Service({"MODEL_DIR": str(models)}) as service:
+def test_workers_end_when_the_master_is_gone(few_models: Path) -> None:
+    with Service({"MODEL_DIR": str(few_models)}) as service:
         workers = service.workers
         service.stop(signal.SIGKILL)
         assert gone(workers)
@@ -191,8 +191,8 @@ def assert_busy(service: Service) -> None:
     assert eventually(lambda: len(thread_names(worker)) > 1)
 
 
-def test_an_interrupt_does_not_wait_for_idle_clients(models: Path, connect: Connect) -> None:
-    with Service({"MODEL_DIR": str(models), "GRACEFUL_TIMEOUT_SECONDS": "60"}) as service:
+def test_an_interrupt_does_not_wait_for_idle_clients(few_models: Path, connect: Connect) -> None:
+    with Service({"MODEL_DIR": str(few_models), "GRACEFUL_TIMEOUT_SECONDS": "60"}) as service:
         idle = connect(service)
         idle.ask()
         started = time.monotonic()
@@ -255,8 +255,8 @@ def test_a_client_may_shorten_the_deadline_but_not_lengthen_it(sleeper: Path, co
         ]
 
 
-def test_nothing_is_left_when_the_service_has_ended(models: Path) -> None:
-    with Service({"MODEL_DIR": str(models)}) as service:
+def test_nothing_is_left_when_the_service_has_ended(few_models: Path) -> None:
+    with Service({"MODEL_DIR": str(few_models)}) as service:
         pids = [service.master, *service.workers]
         port = int(service.address.rpartition(":")[2])
         assert service.stop() == 0

@@ -15,7 +15,6 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from examples.train import DEMOS
 from harness.admin import ask_admin
 from harness.estimators import CrashingRegressor, EndingRegressor, HangingRegressor, HarmfulRegressor, ThreadedRegressor
 from harness.jobs import call
@@ -26,30 +25,53 @@ from registry.store.add import add_version
 from registry.store.aliases import Aliases, current
 from serving.cli.client import post
 from serving.process.kernel import read_memory, thread_names
-from tests.conftest import DEMO_MODELS
+from tests.conftest import FEW_MODELS
 
 MB = 1024 * 1024
 
 
+def start(models: Path) -> Service:
+    """Two workers; reloads happen only when they are asked for."""
+    return Service({"MODEL_DIR": str(models), "MAX_REQUESTS": "0", "ADMIN_TOKEN": ADMIN_TOKEN, "WATCH_MODELS": "false"})
+
+
+def check_that_it_serves(service: Service) -> None:
+    assert service.get("/v1/models/diabetes")["name"] == "diabetes"
+    assert len(thread_names(service.master)) == 1
+
+
 @pytest.fixture
-def models_of_our_own(models: Path, tmp_path: Path) -> Path:
-    """A copy of the demo models that may be changed."""
-    return Path(shutil.copytree(models, tmp_path / "models"))
+def models_of_our_own(few_models: Path, tmp_path: Path) -> Path:
+    """A copy of some demo models that may be changed."""
+    return Path(shutil.copytree(few_models, tmp_path / "models"))
 
 
 @pytest.fixture
 def running(models_of_our_own: Path) -> Iterator[Service]:
-    """Two workers over `models_of_our_own`, and whatever else happens they predict in the end."""
-    environ = {
-        "MODEL_DIR": str(models_of_our_own),
-        "MAX_REQUESTS": "0",
-        "ADMIN_TOKEN": ADMIN_TOKEN,
-        "WATCH_MODELS": "false",  # a reload is what is asked for here
-    }
-    with Service(environ) as service:
+    """A service over `models_of_our_own`; whatever else happens, it predicts in the end."""
+    with start(models_of_our_own) as service:
         yield service
-        assert service.get("/v1/models/diabetes")["name"] == "diabetes"
-        assert len(thread_names(service.master)) == 1
+        check_that_it_serves(service)
+
+
+@pytest.fixture(scope="module")
+def lasting(few_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Path]]:
+    models = Path(shutil.copytree(few_models, tmp_path_factory.mktemp("lasting") / "models"))
+    with start(models) as service:
+        yield service, models
+
+
+@pytest.fixture
+def unchanged(lasting: tuple[Service, Path]) -> Iterator[tuple[Service, Path]]:
+    """A service and its model directory, for tests after which it serves what it served before."""
+    service, models = lasting
+    before = set(models.rglob("*"))
+    assert settles_on(service, "wine", "1")
+    yield service, models
+    check_that_it_serves(service)
+    for path in sorted(set(models.rglob("*")) - before, reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    models.with_name("trigger").unlink(missing_ok=True)
 
 
 def add_corrupt_copy(models: Path, name: str, version: str) -> Path:
@@ -73,7 +95,7 @@ def refusal_of(service: Service, models: Path, estimator: type[HarmfulRegressor]
     trigger.touch()
     status, problem = ask_admin(service, "models:reload")
     assert (status, problem["detail"][:7]) == (409, "odd/1: ")
-    assert [model["name"] for model in service.get("/v1/models")["models"]] == DEMO_MODELS
+    assert [model["name"] for model in service.get("/v1/models")["models"]] == FEW_MODELS
     return str(problem["detail"])
 
 
@@ -86,18 +108,25 @@ def test_reload_brings_a_new_version_into_service_and_loses_no_request(
     tally, (status, answer) = asyncio.run(hammer_while(running, reload))
     assert tally.failed == 0
     assert (status, answer["status"], answer["added"]) == (200, "reloaded", ["diabetes/2"])
-    assert answer["live"] == dict.fromkeys(DEMO_MODELS, "1") | {"diabetes": "2"}
+    assert answer["live"] == dict.fromkeys(FEW_MODELS, "1") | {"diabetes": "2"}
     assert gone(old)
     assert running.get("/v1/models/diabetes")["previous"] == "1"
     assert running.get("/health")["status"] == "ok"
     assert [line["added"] for line in running.events("Models reloaded")] == [["diabetes/2"]]
 
 
-def test_memory_stays_shared_after_reloads(running: Service, models_of_our_own: Path) -> None:
+def test_memory_stays_shared_after_reloads(models: Path, tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(models, tmp_path / "models"))
+    with start(directory) as service:
+        check_memory_after_reloads(service, directory)
+        check_that_it_serves(service)
+
+
+def check_memory_after_reloads(running: Service, models: Path) -> None:
     before = read_memory(running.master).rss
     for _ in range(3):
         for version in ("2", "3"):
-            path = add_copy(models_of_our_own, "mortgage", version)
+            path = add_copy(models, "mortgage", version)
             old = running.workers
             assert ask_admin(running, "models:reload")[1]["added"] == [f"mortgage/{version}"]
             assert gone(old)
@@ -115,16 +144,16 @@ def test_hup_by_hand_reloads_too(running: Service, models_of_our_own: Path) -> N
     assert settles_on(running, "wine", "2")
 
 
-def test_a_service_that_is_told_to_end_while_new_workers_begin_ends(models: Path) -> None:
+def test_a_service_that_is_told_to_end_while_new_workers_begin_ends(few_models: Path) -> None:
     # longer than a test waits for the end
-    environ = {"MODEL_DIR": str(models), "ADMIN_TOKEN": ADMIN_TOKEN, "GRACEFUL_TIMEOUT_SECONDS": "100"}
+    environ = {"MODEL_DIR": str(few_models), "ADMIN_TOKEN": ADMIN_TOKEN, "GRACEFUL_TIMEOUT_SECONDS": "100"}
     with Service(environ) as service:
         assert ask_admin(service, "models:reload")[0] == 200
         assert service.stop() == 0
 
 
-def test_versions_that_have_not_changed_are_not_loaded_again(running: Service) -> None:
-    status, answer = ask_admin(running, "models:reload")
+def test_versions_that_have_not_changed_are_not_loaded_again(unchanged: tuple[Service, Path]) -> None:
+    status, answer = ask_admin(unchanged[0], "models:reload")
     assert (status, answer["added"], answer["removed"], answer["refused"]) == (200, [], [], [])
     assert 0 < answer["seconds"] < PATIENCE
 
@@ -175,9 +204,9 @@ def test_corrupt_version_leaves_the_old_in_service_and_is_named_everywhere(
     ],
 )
 def test_version_that_harms_its_process_harms_only_a_trial(
-    running: Service, models_of_our_own: Path, estimator: type[HarmfulRegressor], reason: str
+    unchanged: tuple[Service, Path], estimator: type[HarmfulRegressor], reason: str
 ) -> None:
-    assert reason in refusal_of(running, models_of_our_own, estimator)
+    assert reason in refusal_of(*unchanged, estimator)
 
 
 def test_version_that_hangs_is_refused_when_its_time_is_over(models_of_our_own: Path) -> None:
@@ -197,48 +226,53 @@ def test_rollback_makes_the_previous_version_live_again(running: Service, models
     assert current(models_of_our_own / "diabetes") == Aliases("1", "2")
 
 
-def test_rollback_without_a_previous_version_is_not_found(running: Service, models_of_our_own: Path) -> None:
-    workers = running.workers
+def test_rollback_without_a_previous_version_is_not_found(unchanged: tuple[Service, Path]) -> None:
+    service, models = unchanged
+    workers = service.workers
     names = ("none", "diabetes", "..", "diabetes%2F..")
-    assert [ask_admin(running, f"models/{name}:rollback")[0] for name in names] == [404] * 4
-    assert running.workers == workers
-    assert list(models_of_our_own.rglob("aliases.json")) == []
+    assert [ask_admin(service, f"models/{name}:rollback")[0] for name in names] == [404] * 4
+    assert service.workers == workers
+    assert list(models.rglob("aliases.json")) == []
 
 
 def test_damaged_aliases_refuse_the_start_and_leave_a_running_service_as_it_is(
-    running: Service, models_of_our_own: Path
+    unchanged: tuple[Service, Path],
 ) -> None:
-    (models_of_our_own / "wine" / "aliases.json").write_text('{"live": "7"}')
+    service, models = unchanged
+    (models / "wine" / "aliases.json").write_text('{"live": "7"}')
     for path in ("models:reload", "models/wine:rollback"):
-        status, problem = ask_admin(running, path)
+        status, problem = ask_admin(service, path)
         assert (status, problem["detail"]) == (
             409,
             "wine/aliases.json: says that version '7' is live, which does not exist",
         )
-    assert live(running, "wine") == "1"
-    second = Service({"MODEL_DIR": str(models_of_our_own)})
+    assert live(service, "wine") == "1"
+    second = Service({"MODEL_DIR": str(models)})
     with pytest.raises(RuntimeError, match=r"wine/aliases\.json: says that version '7' is live"):
         second.__enter__()
 
 
-def test_empty_model_directory_leaves_everything_in_service(running: Service, models_of_our_own: Path) -> None:
-    models_of_our_own.rename(models_of_our_own.with_name("away"))
-    status, problem = ask_admin(running, "models:reload")
+def test_empty_model_directory_leaves_everything_in_service(unchanged: tuple[Service, Path]) -> None:
+    service, models = unchanged
+    away = models.rename(models.with_name("away"))
+    status, problem = ask_admin(service, "models:reload")
+    away.rename(models)
     assert (status, "contains no model" in problem["detail"]) == (409, True)
-    assert len(running.get("/v1/models")["models"]) == len(DEMOS)
+    assert len(service.get("/v1/models")["models"]) == len(FEW_MODELS)
 
 
-def test_reload_and_rollback_need_the_admin(running: Service) -> None:
-    workers = running.workers
+def test_reload_and_rollback_need_the_admin(unchanged: tuple[Service, Path]) -> None:
+    service, _ = unchanged
+    workers = service.workers
     for path in ("models:reload", "models/wine:rollback"):
-        assert call(running, "POST", f"/api/admin/{path}", b"").status == 401
-    assert running.workers == workers
+        assert call(service, "POST", f"/api/admin/{path}", b"").status == 401
+    assert service.workers == workers
 
 
 def test_service_without_preload_says_that_it_cannot_reload(models_of_our_own: Path) -> None:
     environ = {"MODEL_DIR": str(models_of_our_own), "ADMIN_TOKEN": ADMIN_TOKEN, "PRELOAD": "false"}
     with Service(environ | {"WEB_CONCURRENCY": "1"}) as service:
         status, problem = ask_admin(service, "models:reload")
-        assert (status, "restart the service" in problem["detail"]) == (501, True)
+        assert (status, "restart it instead" in problem["detail"]) == (501, True)
         loaded = "Model registry initialized"
         assert eventually(lambda: len(service.events(loaded)) == len(service.workers) + len(service.runners) == 2)

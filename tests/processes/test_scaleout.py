@@ -104,8 +104,12 @@ def test_a_call_that_takes_too_long_on_a_cluster_fails_the_attempt(odd_models: P
         assert call(service, "DELETE", location).json["state"] == "cancelled"
 
 
-def test_a_cluster_that_is_not_there_leaves_jobs_to_the_runner(models: Path) -> None:
-    environ = {"MODEL_DIR": str(models), "DASK_SCHEDULER": f"tcp://127.0.0.1:{free_port()}", "SHAP_MAX_BATCH_SIZE": "7"}
+def test_a_cluster_that_is_not_there_leaves_jobs_to_the_runner(few_models: Path) -> None:
+    environ = {
+        "MODEL_DIR": str(few_models),
+        "DASK_SCHEDULER": f"tcp://127.0.0.1:{free_port()}",
+        "SHAP_MAX_BATCH_SIZE": "7",
+    }
     with Service(ENVIRON | environ) as service:
         check_both_operations(service, "wine")
         assert service.events("Cluster unavailable, computing here")

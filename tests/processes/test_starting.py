@@ -17,18 +17,18 @@ from harness.service import FORKSERVE, ROOT, Service
 from serving.cli.client import post
 
 
-def test_a_library_that_starts_a_thread_before_the_fork_is_found_out(models: Path) -> None:
-    refused = refusal({"MODEL_DIR": str(models), "PRELOAD_MODULES": "tests.processes.thread_at_import"})
+def test_a_library_that_starts_a_thread_before_the_fork_is_found_out(few_models: Path) -> None:
+    refused = refusal({"MODEL_DIR": str(few_models), "PRELOAD_MODULES": "tests.processes.thread_at_import"})
     assert "forkserve: 2 threads at the fork, there may be one" in refused
 
 
-def test_a_module_that_is_not_there_refuses_the_start(models: Path) -> None:
-    refused = refusal({"MODEL_DIR": str(models), "PRELOAD_MODULES": "no_such_module"})
+def test_a_module_that_is_not_there_refuses_the_start(few_models: Path) -> None:
+    refused = refusal({"MODEL_DIR": str(few_models), "PRELOAD_MODULES": "no_such_module"})
     assert "forkserve: cannot import no_such_module" in refused
 
 
-def test_a_wrong_setting_refuses_the_start_and_names_the_variable(models: Path) -> None:
-    assert refusal({"MODEL_DIR": str(models), "MAX_REQUESTS": "many"}) == (
+def test_a_wrong_setting_refuses_the_start_and_names_the_variable(few_models: Path) -> None:
+    assert refusal({"MODEL_DIR": str(few_models), "MAX_REQUESTS": "many"}) == (
         "forkserve: MAX_REQUESTS must be a whole number"
     )
 
@@ -49,8 +49,8 @@ def refusal(environ: dict[str, str]) -> str:
     return service.log().strip().splitlines()[-1]
 
 
-def test_uvicorn_alone_serves_for_development(models: Path) -> None:
-    environ = os.environ | {"MODEL_DIR": str(models), "PYTHONUNBUFFERED": "1"}
+def test_uvicorn_alone_serves_for_development(few_models: Path) -> None:
+    environ = os.environ | {"MODEL_DIR": str(few_models), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "uvicorn", "main:app", "--port", "0", "--log-level", "info"]
     process = subprocess.Popen(
         command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -140,8 +140,8 @@ def test_python_m_works_beside_modules_of_other_names(project: Path, module: str
     assert (done.returncode, done.stdout.split()[:2]) == (0, ["sum", "1"]), done.stderr
 
 
-def test_gunicorn_cmd_args_override_the_settings(models: Path) -> None:
-    environ = {"MODEL_DIR": str(models), "GUNICORN_CMD_ARGS": "--workers 1 --bind 127.0.0.1:0", "PORT": "1"}
+def test_gunicorn_cmd_args_override_the_settings(few_models: Path) -> None:
+    environ = {"MODEL_DIR": str(few_models), "GUNICORN_CMD_ARGS": "--workers 1 --bind 127.0.0.1:0", "PORT": "1"}
     with Service(environ | {"WEB_CONCURRENCY": "1", "ROLES": "web"}, (str(FORKSERVE), "serve")) as service:
         assert len(service.workers) == 1
         assert service.address.startswith("http://127.0.0.1:")

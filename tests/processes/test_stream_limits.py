@@ -26,11 +26,11 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture(scope="module")
-def limited(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Path]]:
+def limited(few_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Path]]:
     """One worker that allows five streams, three from one address, each with ten heartbeats a second."""
     directory = tmp_path_factory.mktemp("data")
     environ = {
-        "MODEL_DIR": str(models),
+        "MODEL_DIR": str(few_models),
         "DATA_DIR": str(directory),
         "ROLES": "web",
         "WEB_CONCURRENCY": "1",
@@ -168,12 +168,14 @@ async def test_an_unknown_job_is_not_found_and_other_methods_are_refused(small: 
         assert connection.answer() is not None
 
 
-async def test_streams_are_refused_when_their_store_is_away_and_predictions_go_on(models: Path, tmp_path: Path) -> None:
+async def test_streams_are_refused_when_their_store_is_away_and_predictions_go_on(
+    few_models: Path, tmp_path: Path
+) -> None:
     jobs = SQLiteJobStore(tmp_path)
     job = (await jobs.submit(JobRequest(operation=OPERATION, inputs=[b""]))).id
     await jobs.close()
     (tmp_path / "jobs.db").write_bytes(b"this is no database" * 100)
-    with Service({"MODEL_DIR": str(models), "DATA_DIR": str(tmp_path), "ROLES": "web"}) as service:
+    with Service({"MODEL_DIR": str(few_models), "DATA_DIR": str(tmp_path), "ROLES": "web"}) as service:
         for path in (path_of(job), "/v1/entities/one/events"):
             answer = ask(service, request(path, method="GET"))
             check_refusal(answer, 503)

@@ -30,8 +30,8 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-async def sqlite(models: Path, tmp_path: Path) -> AsyncIterator[Backstage]:
-    environ = {"MODEL_DIR": str(models), "DATA_DIR": str(tmp_path), "MAX_REQUESTS": "0"}
+async def sqlite(few_models: Path, tmp_path: Path) -> AsyncIterator[Backstage]:
+    environ = {"MODEL_DIR": str(few_models), "DATA_DIR": str(tmp_path), "MAX_REQUESTS": "0"}
     backstage = Backstage(SQLiteJobStore(tmp_path), SQLiteEventLog(jobs_database(tmp_path)), environ)
     yield backstage
     await backstage.close()
@@ -206,9 +206,16 @@ async def test_a_finished_job_tells_all_and_then_that_it_is_over(sqlite: Backsta
 
 
 @pytest.fixture(params=["sqlite", "redis"])
-def running(request: pytest.FixtureRequest, models: Path, tmp_path: Path, own_server: RedisServer) -> Iterator[Service]:
+def running(
+    request: pytest.FixtureRequest, few_models: Path, tmp_path: Path, own_server: RedisServer
+) -> Iterator[Service]:
     where = {"REDIS_URL": own_server.url} if request.param == "redis" else {}
-    environ = {"MODEL_DIR": str(models), "DATA_DIR": str(tmp_path), "MAX_REQUESTS": "0", "MAX_STREAMS_PER_ADDRESS": "0"}
+    environ = {
+        "MODEL_DIR": str(few_models),
+        "DATA_DIR": str(tmp_path),
+        "MAX_REQUESTS": "0",
+        "MAX_STREAMS_PER_ADDRESS": "0",
+    }
     with Service(environ | where) as service:
         yield service
 

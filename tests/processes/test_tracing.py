@@ -69,10 +69,10 @@ def attributes(span: Any) -> dict[str, Any]:
 
 
 def test_spans_of_requests_reach_the_collector_when_the_worker_ends_at_the_latest(
-    models: Path, collector: Collector
+    few_models: Path, collector: Collector
 ) -> None:
     environ = {
-        "MODEL_DIR": str(models),
+        "MODEL_DIR": str(few_models),
         "WEB_CONCURRENCY": "1",
         "OTEL_EXPORTER_OTLP_ENDPOINT": collector.address,
         "OTEL_BSP_SCHEDULE_DELAY": "600000",  # nothing is sent before the end
@@ -94,10 +94,10 @@ def test_spans_of_requests_reach_the_collector_when_the_worker_ends_at_the_lates
     assert not any("nothing-of-ours" in str(attributes(span)) + span.name for span in collector.spans)
 
 
-def test_a_collector_that_hangs_slows_neither_requests_nor_the_end(models: Path) -> None:
+def test_a_collector_that_hangs_slows_neither_requests_nor_the_end(few_models: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         environ = {
-            "MODEL_DIR": str(models),
+            "MODEL_DIR": str(few_models),
             "WEB_CONCURRENCY": "1",
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}",
             "OTEL_BSP_SCHEDULE_DELAY": "10",
@@ -121,9 +121,9 @@ def test_without_the_extra_an_endpoint_refuses_the_start(monkeypatch: pytest.Mon
         build_tracing(Settings(otel_exporter_otlp_endpoint="http://127.0.0.1:4318"))
 
 
-def test_no_exporter_is_imported_without_an_endpoint(models: Path) -> None:
+def test_no_exporter_is_imported_without_an_endpoint(few_models: Path) -> None:
     code = "import sys, main; main.web(); print('opentelemetry.exporter' in sys.modules)"
-    environ = os.environ | {"MODEL_DIR": str(models), "LOG_LEVEL": "error"}
+    environ = os.environ | {"MODEL_DIR": str(few_models), "LOG_LEVEL": "error"}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True, check=True
     )
