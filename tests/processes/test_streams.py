@@ -17,7 +17,7 @@ from harness.backstage import Backstage, path_of, rest, take
 from harness.jobs import call, send, varied
 from harness.processes import DIABETES, PATIENCE, eventually, gone, hammer
 from harness.servers import RedisServer
-from harness.service import Service
+from harness.service import ADMIN_TOKEN, Service
 from harness.sse import Stream, follow
 from harness.wire import ask, check_refusal, request
 from serving.cli.client import post
@@ -34,6 +34,26 @@ async def sqlite(few_models: Path, tmp_path: Path) -> AsyncIterator[Backstage]:
     environ = {"MODEL_DIR": str(few_models), "DATA_DIR": str(tmp_path), "MAX_REQUESTS": "0"}
     backstage = Backstage(SQLiteJobStore(tmp_path), SQLiteEventLog(jobs_database(tmp_path)), environ)
     yield backstage
+    await backstage.close()
+
+
+@pytest.fixture(scope="module")
+def one_worker(few_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Path]]:
+    """A service of one worker, and where it keeps its jobs and events."""
+    directory = tmp_path_factory.mktemp("data")
+    environ = {"MODEL_DIR": str(few_models), "DATA_DIR": str(directory), "ROLES": "web", "WEB_CONCURRENCY": "1"}
+    limits = {"MAX_REQUESTS": "0", "MAX_STREAMS_PER_ADDRESS": "0", "GRACEFUL_TIMEOUT_SECONDS": "60"}
+    with Service(environ | limits | {"ADMIN_TOKEN": ADMIN_TOKEN}) as service:
+        yield service, directory
+
+
+@pytest.fixture
+async def shared(one_worker: tuple[Service, Path]) -> AsyncIterator[tuple[Service, Backstage]]:
+    """That service, whose worker may be ended by any test, and what is behind it."""
+    service, directory = one_worker
+    assert eventually(lambda: len(service.workers) == 1)
+    backstage = Backstage(SQLiteJobStore(directory), SQLiteEventLog(jobs_database(directory)), {})
+    yield service, backstage
     await backstage.close()
 
 
@@ -111,37 +131,39 @@ async def test_nothing_is_missed_and_nothing_twice_while_workers_come_and_go(bac
                 assert heard == [f"chunk {n}" for n in range(number)]
 
 
-async def test_another_worker_goes_on_where_the_client_left_off(sqlite: Backstage) -> None:
-    with Service(sqlite.environ | {"WEB_CONCURRENCY": "1"}) as service:
-        (old,) = service.workers
-        job = await sqlite.submit()
-        ids = await sqlite.tell(job, 3)
-        async with Stream(service.address, path_of(job)) as stream:
-            await take(aiter(stream), 3)
-            os.kill(old, signal.SIGKILL)
-            assert await rest(stream) == []
-            assert not stream.complete
-        assert eventually(lambda: len(service.events("Worker started")) == 2)
-        ids += await sqlite.tell(job, 2, start=3)
-        for headers, query in (({"last-event-id": str(ids[2])}, ""), ({}, f"?last_event_id={ids[2]}")):
-            async with Stream(service.address, path_of(job) + query, headers=headers) as stream:
-                assert [frame["data"] for frame in await take(aiter(stream), 2)] == ["3", "4"]
-        both = Stream(service.address, f"{path_of(job)}?last_event_id=0", headers={"last-event-id": str(ids[3])})
-        async with both as stream:
-            assert [frame["data"] for frame in await take(aiter(stream), 1)] == ["4"]
+async def test_another_worker_goes_on_where_the_client_left_off(shared: tuple[Service, Backstage]) -> None:
+    service, backstage = shared
+    (old,) = service.workers
+    started = len(service.events("Worker started"))
+    job = await backstage.submit()
+    ids = await backstage.tell(job, 3)
+    async with Stream(service.address, path_of(job)) as stream:
+        await take(aiter(stream), 3)
+        os.kill(old, signal.SIGKILL)
+        assert await rest(stream) == []
+        assert not stream.complete
+    assert eventually(lambda: len(service.events("Worker started")) == started + 1)
+    ids += await backstage.tell(job, 2, start=3)
+    for headers, query in (({"last-event-id": str(ids[2])}, ""), ({}, f"?last_event_id={ids[2]}")):
+        async with Stream(service.address, path_of(job) + query, headers=headers) as stream:
+            assert [frame["data"] for frame in await take(aiter(stream), 2)] == ["3", "4"]
+    both = Stream(service.address, f"{path_of(job)}?last_event_id=0", headers={"last-event-id": str(ids[3])})
+    async with both as stream:
+        assert [frame["data"] for frame in await take(aiter(stream), 1)] == ["4"]
 
 
-async def test_who_missed_what_the_log_has_forgotten_is_told_so(sqlite: Backstage) -> None:
-    with Service(sqlite.environ | {"WEB_CONCURRENCY": "1"}) as service:
-        job = await sqlite.submit()
-        (seen,) = await sqlite.tell(job, 1)
-        (forgotten,) = await sqlite.tell(job, 1, start=1)
-        assert await sqlite.events.prune(-60) == 2
-        (kept,) = await sqlite.tell(job, 1, start=2)
-        async with Stream(service.address, path_of(job), headers={"last-event-id": str(seen)}) as stream:
-            reset, event = await take(aiter(stream), 2)
-            assert (reset["event"], reset["id"], reset["data"]) == ("reset", str(forgotten), "")
-            assert (event["event"], event["id"]) == ("chunk", str(kept))
+async def test_who_missed_what_the_log_has_forgotten_is_told_so(shared: tuple[Service, Backstage]) -> None:
+    service, backstage = shared
+    await backstage.events.prune(-60)  # what other tests have left
+    job = await backstage.submit()
+    (seen,) = await backstage.tell(job, 1)
+    (forgotten,) = await backstage.tell(job, 1, start=1)
+    assert await backstage.events.prune(-60) == 2
+    (kept,) = await backstage.tell(job, 1, start=2)
+    async with Stream(service.address, path_of(job), headers={"last-event-id": str(seen)}) as stream:
+        reset, event = await take(aiter(stream), 2)
+        assert (reset["event"], reset["id"], reset["data"]) == ("reset", str(forgotten), "")
+        assert (event["event"], event["id"]) == ("chunk", str(kept))
 
 
 async def test_a_drain_does_not_wait_for_streams(sqlite: Backstage) -> None:
@@ -172,37 +194,35 @@ async def test_the_service_ends_at_once_with_streams_open(sqlite: Backstage) -> 
             assert stream.complete
 
 
-async def test_admin_sees_figures_again_and_again_until_the_worker_drains(sqlite: Backstage) -> None:
-    token = "a-token-only-for-this-test"
-    environ = {"ADMIN_TOKEN": token, "WEB_CONCURRENCY": "1", "GRACEFUL_TIMEOUT_SECONDS": "60"}
-    with Service(sqlite.environ | environ) as service:
-        (old,) = service.workers
-        check_refusal(ask(service, request("/api/admin/events", method="GET")), 401)
-        async with Stream(service.address, "/api/admin/events", headers={"x-admin-token": token}) as stream:
-            for frame in await take(aiter(stream), 2):
-                assert frame["event"] == "metrics"
-                assert [worker["pid"] for worker in json.loads(frame["data"])["workers"]] == [old]
-            started = time.monotonic()
-            os.kill(old, signal.SIGTERM)
-            await rest(stream)
-            assert stream.complete
-            assert gone([old])
-            assert time.monotonic() - started < 10
+async def test_admin_sees_figures_again_and_again_until_the_worker_drains(shared: tuple[Service, Backstage]) -> None:
+    service, _ = shared
+    (old,) = service.workers
+    check_refusal(ask(service, request("/api/admin/events", method="GET")), 401)
+    async with Stream(service.address, "/api/admin/events", headers={"x-admin-token": ADMIN_TOKEN}) as stream:
+        for frame in await take(aiter(stream), 2):
+            assert frame["event"] == "metrics"
+            assert [worker["pid"] for worker in json.loads(frame["data"])["workers"]] == [old]
+        started = time.monotonic()
+        os.kill(old, signal.SIGTERM)
+        await rest(stream)
+        assert stream.complete
+        assert gone([old])
+        assert time.monotonic() - started < 10
 
 
-async def test_a_finished_job_tells_all_and_then_that_it_is_over(sqlite: Backstage) -> None:
-    with Service(sqlite.environ) as service:
-        job = await sqlite.submit()
-        ids = await sqlite.tell(job, 60)
-        await sqlite.jobs.cancel(job)
-        async with Stream(service.address, path_of(job)) as stream:
-            *told, last = await rest(stream)
-            assert [frame["id"] for frame in told] == [str(number) for number in ids]
-            assert (last["event"], json.loads(last["data"])) == ("cancelled", {"state": "cancelled", "error": ""})
-            assert int(last["id"]) > ids[-1]
-            assert stream.complete
-        async with Stream(service.address, path_of(job), headers={"last-event-id": last["id"]}) as stream:
-            assert stream.status == 204
+async def test_a_finished_job_tells_all_and_then_that_it_is_over(shared: tuple[Service, Backstage]) -> None:
+    service, backstage = shared
+    job = await backstage.submit()
+    ids = await backstage.tell(job, 60)
+    await backstage.jobs.cancel(job)
+    async with Stream(service.address, path_of(job)) as stream:
+        *told, last = await rest(stream)
+        assert [frame["id"] for frame in told] == [str(number) for number in ids]
+        assert (last["event"], json.loads(last["data"])) == ("cancelled", {"state": "cancelled", "error": ""})
+        assert int(last["id"]) > ids[-1]
+        assert stream.complete
+    async with Stream(service.address, path_of(job), headers={"last-event-id": last["id"]}) as stream:
+        assert stream.status == 204
 
 
 @pytest.fixture(params=["sqlite", "redis"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from structlog.testing import capture_logs
 
 from serving.errors import InvalidSetting
 from serving.settings import Settings, find_misspelt, warn_of_misspelt
+from tests.cases import cases
 
 SECRET = "a-secret-of-enough-characters"
 FIELDS = dataclasses.fields(Settings)
@@ -41,27 +43,28 @@ def test_every_variable_sets_its_field() -> None:
     assert (settings.preload_modules, settings.admin_token) == (("json", "shap"), SECRET)
 
 
-@pytest.mark.parametrize(
-    "field", [field for field in FIELDS if field.type in ("int", "float")], ids=lambda field: field.name
-)
-@pytest.mark.parametrize("value", ["", "x", "-1", "nan", "inf", "1e999", "0x10", "1,5", "9" * 5000])
-def test_number_that_cannot_be_is_refused_by_name(field: dataclasses.Field[object], value: str) -> None:
-    with pytest.raises(InvalidSetting, match=f"^{field.name.upper()} must be ") as refusal:
-        Settings.from_env({field.name.upper(): value})
-    assert len(str(refusal.value)) < 100
+def check_refusals(kinds: set[str], values: list[str], reason: str) -> None:
+    """Check that every setting of these kinds refuses each of the values by its name and in few words."""
+    names = [field.name.upper() for field in FIELDS if field.type in kinds]
+    assert len(names) > 3
+    with cases() as case:
+        for name, value in product(names, values):
+            with case((name, value)):
+                with pytest.raises(InvalidSetting, match=f"^{name} must be {reason}") as refusal:
+                    Settings.from_env({name: value})
+                assert len(str(refusal.value)) < 100
 
 
-@pytest.mark.parametrize("field", [field for field in FIELDS if field.type == "int"], ids=lambda field: field.name)
-def test_fraction_is_no_whole_number(field: dataclasses.Field[object]) -> None:
-    with pytest.raises(InvalidSetting, match=f"^{field.name.upper()} must be a whole number"):
-        Settings.from_env({field.name.upper(): "1.5"})
+def test_number_that_cannot_be_is_refused_by_name() -> None:
+    check_refusals({"int", "float"}, ["", "x", "-1", "nan", "inf", "1e999", "0x10", "1,5", "9" * 5000], "")
 
 
-@pytest.mark.parametrize("field", [field for field in FIELDS if field.type == "bool"], ids=lambda field: field.name)
-@pytest.mark.parametrize("value", ["maybe", "2", "tru", "yes please"])
-def test_truth_that_is_none_is_refused_by_name(field: dataclasses.Field[object], value: str) -> None:
-    with pytest.raises(InvalidSetting, match=f"^{field.name.upper()} must be true or false"):
-        Settings.from_env({field.name.upper(): value})
+def test_fraction_is_no_whole_number() -> None:
+    check_refusals({"int"}, ["1.5"], "a whole number")
+
+
+def test_truth_that_is_none_is_refused_by_name() -> None:
+    check_refusals({"bool"}, ["maybe", "2", "tru", "yes please"], "true or false")
 
 
 @pytest.mark.parametrize(
