@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Four processes for two cores: tests of services wait much
-ARGS ?= -n 4 --dist loadgroup --no-loadscope-reorder
+# Four processes for two cores, because tests of services wait much; a file stays in one, so that its services start once
+ARGS ?= -n 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check lock clean

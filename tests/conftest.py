@@ -43,13 +43,9 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep each file in one process of `--dist loadgroup`, which starts its services once, and begin with the slow."""
+    """Begin with the files that take long, so that several processes end at about the same time."""
     items.sort(key=lambda item: not SLOW & set(item.path.relative_to(TESTS).parts))
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(TESTS))))
 
 
 @pytest.fixture(scope="session")

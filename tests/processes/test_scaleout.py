@@ -19,8 +19,6 @@ from harness.servers import free_port
 from harness.service import Service
 from registry.store.add import add_version
 
-pytestmark = pytest.mark.xdist_group("dask")  # one cluster is enough
-
 ENVIRON = {"WEB_CONCURRENCY": "1", "MAX_REQUESTS": "0", "JOB_LEASE_SECONDS": "5"}
 
 

@@ -27,7 +27,7 @@ from serving.process.executor import Executor
 from serving.settings import Settings
 from tests.serving.conftest import until
 
-pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("dask")]
+pytestmark = pytest.mark.anyio
 
 TIMEOUT = 60.0
 
