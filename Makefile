@@ -1,4 +1,4 @@
-# Set-up is done by the targets that need it. PYTHON picks the interpreter, VENV the place.
+# Targets set up the environment that they need. PYTHON is the interpreter, VENV the environment's directory.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -11,7 +11,7 @@ ARGS ?= -n 4 --dist loadfile --no-loadscope-reorder
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
 
-run: $(VENV)/.installed  ## train the demo models if there is none, then serve on $PORT (8000)
+run: $(VENV)/.installed  ## train the demo models if there are no models, then serve on $PORT (8000)
 	@test -n "$$(ls -A "$${MODEL_DIR:-models}" 2>/dev/null)" || $(BIN)/forkserve train
 	@exec $(BIN)/forkserve serve
 
@@ -23,7 +23,7 @@ check: $(VENV)/.installed-dev  ## lint and type check
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-lock: $(VENV)/.installed-dev  ## resolve the requirements anew, for Python 3.11 to 3.14
+lock: $(VENV)/.installed-dev  ## resolve and lock the requirements again, for Python 3.11 to 3.14
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--custom-compile-command "make lock" --extra build --extra demo pyproject.toml -o requirements.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

@@ -118,7 +118,7 @@ def check_single_thread() -> None:
     """Only the forking thread survives in a child; locks held by others stay locked for ever. Raises CannotServe."""
     names = thread_names(os.getpid())
     if len(names) != 1:
-        raise CannotServe(f"{len(names)} threads at the fork, there may be one: {', '.join(sorted(names))}")
+        raise CannotServe(f"{len(names)} threads at the fork, expected one: {', '.join(sorted(names))}")
 
 
 def unmap_unchanged() -> int:

@@ -19,7 +19,7 @@ from serving.cli.client import post
 
 def test_a_library_that_starts_a_thread_before_the_fork_is_found_out(few_models: Path) -> None:
     refused = refusal({"MODEL_DIR": str(few_models), "PRELOAD_MODULES": "tests.processes.thread_at_import"})
-    assert "forkserve: 2 threads at the fork, there may be one" in refused
+    assert "forkserve: 2 threads at the fork, expected one" in refused
 
 
 def test_a_module_that_is_not_there_refuses_the_start(few_models: Path) -> None:
