@@ -13,28 +13,25 @@ import time
 
 from bench.table import Table
 from harness.servers import redis_server
-from serving.http.rate_limit import Limiter, RedisLimiter
+from serving.http.rate_limit import Limiter
 from serving.process.kernel import read_rss
 from serving.shared.rate_table import Rate, RateTable, RateVerdict
 
 RATE = Rate(600, 60.0, 600)
 
 
-class Dictionary:
+class Dictionary(RateTable):
     """The control: the time until which each client has paid, for ever."""
 
     def __init__(self, rate: Rate) -> None:
-        self.rate = rate
+        super().__init__(rate, buckets=1)
         self._paid: dict[str, float] = {}
 
-    async def take(self, client: bytes) -> RateVerdict:
+    def count(self, client: bytes) -> RateVerdict:
         now, key = time.monotonic(), client.hex()
         paid = max(self._paid.get(key, now), now) + self.rate.interval
         self._paid[key] = paid
         return RateVerdict(allowed=True, debt=paid - now)
-
-    async def close(self) -> None:
-        """Nothing is open."""
 
 
 async def count(limiter: Limiter, clients: int) -> float:
@@ -61,11 +58,11 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=300_000)
     clients = parser.parse_args().clients
     table = Table("counted in", "clients", "us CPU a request", "MB")
-    table.add("shared table", clients, *measure(RateTable(RATE), clients))
-    table.add("dictionary", clients, *measure(Dictionary(RATE), clients))
+    table.add("shared table", clients, *measure(Limiter(RateTable(RATE)), clients))
+    table.add("dictionary", clients, *measure(Limiter(Dictionary(RATE)), clients))
     with redis_server() as server:
         few = clients // 100
-        table.add("Redis", few, *measure(RedisLimiter(server.url, RateTable(RATE), patience=5.0, timeout=5.0), few))
+        table.add("Redis", few, *measure(Limiter(RateTable(RATE), server.url, patience=5.0), few))
     print(table)
 
 

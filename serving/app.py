@@ -23,11 +23,10 @@ from serving.entities.predictor import EntityPredictor, RecordReader
 from serving.errors import CannotReload, InvalidSetting
 from serving.events.follow import Hub
 from serving.http.api import make_api
-from serving.http.clients import Clients
 from serving.http.cors import Origins
-from serving.http.edge import Admission, Edge
+from serving.http.edge import Edge
 from serving.http.problems import render, status_of
-from serving.http.rate_limit import Limiter, RedisLimiter
+from serving.http.rate_limit import Limiter
 from serving.http.routes.admin import make_authorize
 from serving.http.routes.predict import PATH, InferenceRoute
 from serving.http.sse import Streams
@@ -105,17 +104,11 @@ class Application:
             dispatch,
             responses=service.metrics.responses,
             access_log=settings.access_log,
-            admission=self._build_admission(),
+            trusted_proxies=settings.trusted_proxy_count,
+            origins=Origins(settings.cors_origins) if settings.cors_origins else None,
+            limiter=self.limiter,
         )
         return edge if service.tracing is None else service.tracing.wrap(edge)
-
-    def _build_admission(self) -> Admission | None:
-        """None if no setting asks for one."""
-        settings = self.settings
-        if not (settings.trusted_proxy_count or settings.rate_limit or settings.cors_origins):
-            return None
-        origins = Origins(settings.cors_origins) if settings.cors_origins else None
-        return Admission(Clients(settings.trusted_proxy_count), self.limiter, origins)
 
     @asynccontextmanager
     async def _running(self) -> AsyncIterator[None]:
@@ -242,9 +235,7 @@ def build_limiter(settings: Settings) -> Limiter | None:
     if not settings.rate_limit:
         return None
     table = RateTable(parse_rate(settings.rate_limit, settings.rate_limit_burst))
-    if not settings.redis_url:
-        return table
-    return RedisLimiter(settings.redis_url, table, health_check_interval=settings.redis_health_check_interval)
+    return Limiter(table, settings.redis_url, health_check_interval=settings.redis_health_check_interval)
 
 
 def build_tracing(settings: Settings) -> Tracing | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from functools import cache
 
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
@@ -41,7 +41,8 @@ def make_api(service: Service, streams: Streams, authorize: Authorize | None, li
         # a redirect would go to any host that the client names
         redirect_slashes=False,
     )
-    api.service = service
+    background = service.background is not None
+    api.openapi = cache(lambda: document(api, service.registry, background=background))  # type: ignore[method-assign]
     for router in (
         models_router(service.registry),
         health_router(service),
@@ -59,17 +60,8 @@ def make_api(service: Service, streams: Streams, authorize: Authorize | None, li
 class _API(FastAPI):
     """FastAPI without its own answers to exceptions: the edge around it answers them all."""
 
-    service: Service
-
     def build_middleware_stack(self) -> ASGIApp:
         return ExceptionMiddleware(AsyncExitStackMiddleware(self.router), handlers=self.exception_handlers)
-
-    def openapi(self) -> dict[str, Any]:
-        """The OpenAPI document, made when it is first asked for."""
-        if self.openapi_schema is None:
-            background = self.service.background is not None
-            self.openapi_schema = document(self, self.service.registry, background=background)
-        return self.openapi_schema
 
 
 async def _problem(request: Request, error: Exception) -> Response:

@@ -11,26 +11,19 @@ MAPPED = bytes(10) + b"\xff\xff"
 """The first bytes of an IPv4 address written as IPv6."""
 
 
-class Clients:
-    """Finds the client's address behind a number of proxies, each of which appends the address of its peer.
+def identify(scope: Scope, proxies: int) -> None:
+    """Write the client's address into the scope, where ASGI keeps it, as found behind a number of proxies.
 
-    The client's address is therefore the one that the outermost proxy has appended, counted from the right; the client
-    may have written anything before it. If X-Forwarded-For has fewer addresses, or nonsense, the request has not come
-    through all proxies, and the peer of the connection counts.
+    Each appends the address of its peer. The client's address is therefore the one that the outermost proxy has
+    appended, counted from the right; the client may have written anything before it. If X-Forwarded-For has fewer
+    addresses, or nonsense, the request has not come through all proxies, and the peer of the connection counts.
     """
-
-    def __init__(self, trusted_proxies: int) -> None:
-        self._proxies = trusted_proxies
-
-    def identify(self, scope: Scope) -> None:
-        """Write the client's address into the scope, where ASGI keeps it."""
-        if self._proxies:
-            given = forwarded_address(scope["headers"], self._proxies)
-            if given is not None:
-                scope["client"] = (given, 0)
+    given = _forwarded_address(scope["headers"], proxies) if proxies else None
+    if given is not None:
+        scope["client"] = (given, 0)
 
 
-def forwarded_address(headers: Iterable[tuple[bytes, bytes]], proxies: int) -> str | None:
+def _forwarded_address(headers: Iterable[tuple[bytes, bytes]], proxies: int) -> str | None:
     """The address at place `proxies` from the right of X-Forwarded-For; None if there is none."""
     lines = [value for name, value in headers if name == b"x-forwarded-for"]
     if not lines:

@@ -1,7 +1,7 @@
 """Cross-origin requests (CORS, https://fetch.spec.whatwg.org): which sites' pages may call this service.
 
-Nothing here depends on cookies, so pages are never allowed to send any. Starlette's CORSMiddleware cannot be used: the
-edge stands around all middleware, and its own refusals need the headers as well.
+Nothing here depends on cookies, so pages are never allowed to send any. Starlette's CORSMiddleware is not used: it
+answers a foreign preflight 400 instead of 405, and sends no Vary with answers to other origins.
 """
 
 from __future__ import annotations
@@ -23,10 +23,15 @@ EXPOSED_HEADERS = (
     b"Location, RateLimit, RateLimit-Policy, Retry-After, Server-Timing, X-Cache, X-Model-Fallback, X-Records, "
     b"X-Request-ID"
 )
-MAX_AGE_SECONDS = b"600"
-"""How long a browser may remember the answer to a preflight."""
-
 VARY = (b"vary", b"Origin")
+"""On every answer: it tells caches that the answer depends on the origin."""
+
+PREFLIGHT: Headers = [
+    (b"access-control-allow-methods", b"GET, POST, DELETE"),
+    (b"access-control-allow-headers", ALLOWED_HEADERS),
+    (b"access-control-max-age", b"600"),
+]
+"""The answer to a browser's preflight, which the browser may remember for so many seconds."""
 
 
 def is_origin(text: str) -> bool:
@@ -40,33 +45,16 @@ class Origins:
     def __init__(self, allowed: Iterable[str]) -> None:
         self._allowed = frozenset(origin.encode() for origin in allowed)
 
-    def headers(self, scope: Scope) -> Headers:
-        """The headers of every answer; Vary tells caches that the answer depends on the origin."""
-        origin = self._allowed_origin(scope)
-        if origin is None:
-            return [VARY]
-        return [
+    def headers(self, scope: Scope) -> tuple[Headers, Headers | None]:
+        """The headers of every answer, and those that alone answer a preflight; None for any other request."""
+        sent = dict(scope["headers"])
+        origin = sent.get(b"origin")
+        if origin is None or origin not in self._allowed:
+            return [VARY], None
+        allowed = [
             VARY,
             (b"access-control-allow-origin", origin),
             (b"access-control-expose-headers", EXPOSED_HEADERS),
         ]
-
-    def preflight(self, scope: Scope) -> Headers | None:
-        """The headers that answer a browser's preflight; None for any other request, or from a foreign origin."""
-        if scope["method"] != "OPTIONS" or _header(scope, b"access-control-request-method") is None:
-            return None
-        if self._allowed_origin(scope) is None:
-            return None
-        return [
-            (b"access-control-allow-methods", b"GET, POST, DELETE"),
-            (b"access-control-allow-headers", ALLOWED_HEADERS),
-            (b"access-control-max-age", MAX_AGE_SECONDS),
-        ]
-
-    def _allowed_origin(self, scope: Scope) -> bytes | None:
-        origin = _header(scope, b"origin")
-        return origin if origin in self._allowed else None
-
-
-def _header(scope: Scope, wanted: bytes) -> bytes | None:
-    return next((value for name, value in scope["headers"] if name == wanted), None)
+        is_preflight = scope["method"] == "OPTIONS" and b"access-control-request-method" in sent
+        return allowed, PREFLIGHT if is_preflight else None

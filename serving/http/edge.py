@@ -15,9 +15,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving.errors import TooManyRequests
 from serving.http import problems
 from serving.http.body import ClientGone, Headers
-from serving.http.clients import Clients, network_of
+from serving.http.clients import identify, network_of
 from serving.http.cors import Origins
-from serving.http.rate_limit import Limiter, RateHeaders
+from serving.http.rate_limit import Limiter
 from serving.shared.metrics import ResponseCounter
 from serving.telemetry.logs import CURRENT_REQUEST
 
@@ -35,51 +35,27 @@ async def respond(send: Send, status: int, content_type: bytes, body: bytes, hea
     await send({"type": "http.response.body", "body": body})
 
 
-class Admission:
-    """Looks at a request before the app does: its client, its origin and its rate. Made before the fork."""
-
-    def __init__(self, clients: Clients, limiter: Limiter | None, origins: Origins | None) -> None:
-        self._clients = clients
-        self._limiter = limiter
-        self._rate_headers = RateHeaders(limiter.rate) if limiter is not None else None
-        self._origins = origins
-
-    async def admit(self, scope: Scope, headers: Headers) -> Headers | None:
-        """Correct the client's address in `scope`, and add to `headers` what every answer to this request has to say.
-
-        Returns more headers if they are the whole answer, to a browser's preflight. Raises TooManyRequests.
-        """
-        self._clients.identify(scope)
-        if self._origins is not None:
-            headers += self._origins.headers(scope)
-            preflight = self._origins.preflight(scope)
-            if preflight is not None:
-                return preflight
-        if self._limiter is None or self._rate_headers is None or _is_exempt(scope):
-            return None
-        verdict = await self._limiter.take(network_of(scope))
-        headers += self._rate_headers.of(verdict)
-        if not verdict.allowed:
-            raise TooManyRequests(self._rate_headers.retry_after(verdict))
-        return None
-
-
-def _is_exempt(scope: Scope) -> bool:
-    """Platforms ask for the health often; the master warms the app up before it forks."""
-    path = scope["path"]
-    return path == "/health" or path.startswith("/health/") or "warmup" in scope["state"]
-
-
 class Edge:
     """Around the whole app: gives every request an id, turns every error into a problem, counts and logs answers."""
 
     def __init__(
-        self, app: ASGIApp, *, responses: ResponseCounter, access_log: bool, admission: Admission | None = None
+        self,
+        app: ASGIApp,
+        *,
+        responses: ResponseCounter,
+        access_log: bool,
+        trusted_proxies: int,
+        origins: Origins | None,
+        limiter: Limiter | None,
     ) -> None:
+        """`trusted_proxies` stand before the service; pages of `origins` may call; `limiter` outlives reloads."""
         self._app = app
         self._responses = responses
         self._access_log = access_log
-        self._admission = admission
+        self._trusted_proxies = trusted_proxies
+        self._origins = origins
+        self._limiter = limiter
+        self._admits_all = not (trusted_proxies or origins or limiter)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -88,7 +64,7 @@ class Edge:
         exchange = Exchange(scope, send)
         CURRENT_REQUEST.set(exchange.request_id)
         try:
-            preflight = None if self._admission is None else await self._admission.admit(scope, exchange.headers)
+            preflight = None if self._admits_all else await self._admit(scope, exchange.headers)
             if preflight is not None:
                 await exchange.send({"type": "http.response.start", "status": 204, "headers": preflight})
                 await exchange.send({"type": "http.response.body", "body": b""})
@@ -102,6 +78,31 @@ class Edge:
             self._responses.answered(exchange.status)
             if self._access_log and "warmup" not in scope["state"]:
                 exchange.log()
+
+    async def _admit(self, scope: Scope, headers: Headers) -> Headers | None:
+        """Correct the client's address in `scope`, and add to `headers` what every answer to this request has to say.
+
+        Returns more headers if they are the whole answer, to a browser's preflight. Raises TooManyRequests.
+        """
+        identify(scope, self._trusted_proxies)
+        if self._origins is not None:
+            for_every_answer, preflight = self._origins.headers(scope)
+            headers += for_every_answer
+            if preflight is not None:
+                return preflight
+        if self._limiter is None or _is_exempt(scope):
+            return None
+        verdict = await self._limiter.take(network_of(scope))
+        headers += self._limiter.headers(verdict)
+        if not verdict.allowed:
+            raise TooManyRequests(self._limiter.retry_after(verdict))
+        return None
+
+
+def _is_exempt(scope: Scope) -> bool:
+    """Platforms ask for the health often; the master warms the app up before it forks."""
+    path = scope["path"]
+    return path == "/health" or path.startswith("/health/") or "warmup" in scope["state"]
 
 
 def unanswered_status(scope: Scope) -> int:

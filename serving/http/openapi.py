@@ -11,6 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from registry.model import LoadedModel
 from registry.registry import Registry
 from serving.entities.outcomes import OutcomesBody
+from serving.http.problems import Problem
 from serving.http.routes.entities import RecordsBody
 from serving.http.routes.predict import is_for_jobs
 from serving.predict.operation import ANSWERS, Verb
@@ -30,8 +31,8 @@ REFUSALS = {
     "504": "The deadline passed",
 }
 
-BODIES = (RecordsBody, OutcomesBody)
-"""The bodies that routes name with `describe_body`."""
+BODIES = (RecordsBody, OutcomesBody, Problem)
+"""The bodies that operations refer to: those that routes name with `describe_body`, and that of refusals."""
 
 TIMEOUT_HEADER = {
     "name": "X-Request-Timeout",
@@ -45,22 +46,11 @@ def _object(properties: Schema, required: list[str], **more: Any) -> Schema:
     return {"type": "object", "properties": properties, "required": required, **more}
 
 
-FAULT = _object({"instance": {"type": "integer"}, "feature": {"type": ["string", "null"]}, "reason": STRING}, [])
-PROBLEM = _object(
-    {
-        **dict.fromkeys(("type", "title", "detail", "request_id"), STRING),
-        "status": {"type": "integer"},
-        "errors": {"type": "array", "maxItems": 20, "items": FAULT},
-    },
-    ["type", "title", "status", "detail", "request_id"],
-)
-
-
 def document(app: FastAPI, registry: Registry, *, background: bool) -> Schema:
     """The whole OpenAPI 3.1 document; with `background`, requests that take too long become jobs."""
     openapi = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
     _, bodies = msgspec.json.schema_components(BODIES, ref_template="#/components/schemas/{name}")
-    openapi.setdefault("components", {}).setdefault("schemas", {}).update(Problem=PROBLEM, **bodies)
+    openapi.setdefault("components", {}).setdefault("schemas", {}).update(bodies)
     for model in registry.live():
         openapi["paths"] |= _operations(model, "", "", background=background)
     for model in registry:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated
 
 import msgspec
+from msgspec import UNSET, Meta, UnsetType
 
 from registry import errors as model_errors
 from serving import errors
@@ -68,6 +70,17 @@ DETAIL: dict[type[Exception], str] = {
 """Shown in place of messages that may hold input, paths or other people's words."""
 
 
+class Problem(msgspec.Struct):
+    """An error as RFC 9457 writes it; `errors` are the invalid values of a request."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    errors: Annotated[Sequence[model_errors.Fault], Meta(max_length=20)] | UnsetType = UNSET
+
+
 def status_of(error: Exception) -> HTTPStatus:
     """The status of the answer to an error: 500 unless the table has another."""
     return STATUS.get(type(error), HTTPStatus.INTERNAL_SERVER_ERROR)
@@ -87,22 +100,13 @@ def render(error: Exception, request_id: str) -> tuple[HTTPStatus, list[tuple[by
     if isinstance(error, errors.ServingError) and error.retry_after is not None:
         headers.append((b"retry-after", b"%d" % math.ceil(error.retry_after)))
     faults = error.faults if isinstance(error, model_errors.InvalidRows) else ()
-    listed = [{"instance": fault.instance, "feature": fault.feature, "reason": fault.reason} for fault in faults]
-    return status, headers, body(status, detail, request_id, listed)
+    return status, headers, body(status, detail, request_id, faults)
 
 
-def body(status: int, detail: str, request_id: str, faults: list[dict[str, Any]] | None = None) -> bytes:
+def body(status: int, detail: str, request_id: str, faults: Sequence[model_errors.Fault] = ()) -> bytes:
     """A problem document of at most MAX_PROBLEM_BYTES; the last `faults` are left out if there are too many."""
-    problem: dict[str, Any] = {
-        "type": "about:blank",
-        "title": HTTPStatus(status).phrase,
-        "status": int(status),
-        "detail": detail,
-        "request_id": request_id,
-    }
-    if faults:
-        problem["errors"] = faults
-    content = msgspec.json.encode(problem)
+    title = HTTPStatus(status).phrase
+    content = msgspec.json.encode(Problem("about:blank", title, int(status), detail, request_id, faults or UNSET))
     if len(content) > MAX_PROBLEM_BYTES and faults:
         return body(status, detail, request_id, faults[: len(faults) // 2])
     return content

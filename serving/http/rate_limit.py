@@ -11,10 +11,10 @@ from __future__ import annotations
 import asyncio
 import math
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from serving.http.body import Headers
-from serving.shared.rate_table import Rate, RateTable, RateVerdict
+from serving.shared.rate_table import RateTable, RateVerdict
 from serving.storage.guard import Guard, NotTried, ServerUnavailable
 from serving.storage.redis import HEALTH_CHECK_INTERVAL, REFUSED, UNWELL, RedisClient
 
@@ -29,47 +29,41 @@ PATIENCE_SECONDS = 0.02
 """Seconds that a request waits for the verdict of Redis; after that this box decides. The call itself goes on."""
 
 
-class Limiter(Protocol):
-    """Counts requests by client. Belongs to the processes that share it; connects to nothing before its first use."""
+class Limiter:
+    """Counts requests by client: in the table of this box, and in Redis for all instances, with one script per request.
 
-    rate: Rate
-
-    async def take(self, client: bytes) -> RateVerdict:
-        """Charge `client` for one request, unless it is refused."""
-        ...
-
-    async def close(self) -> None:
-        """Disconnect."""
-        ...
-
-
-class RedisLimiter:
-    """A Limiter that counts the clients of all instances in Redis, with one script per request.
-
-    Only requests that the table of this box allows reach Redis: too many for one box are too many for all, so a flood
-    costs Redis no more than the rate. While Redis is unavailable the table decides, which has counted along.
+    Only requests that the table allows reach Redis: too many for one box are too many for all, so a flood costs Redis
+    no more than the rate. While Redis is unavailable the table decides, which has counted along. Belongs to the
+    processes that share the table; connects to nothing before its first use.
     """
 
     def __init__(
         self,
-        url: str,
         table: RateTable,
+        redis_url: str = "",
         *,
         patience: float = PATIENCE_SECONDS,
-        timeout: float = 0.1,
         health_check_interval: float = HEALTH_CHECK_INTERVAL,
     ) -> None:
-        """A request waits for `patience` seconds; a whole call, connecting included, may take `timeout`.
+        """Without `redis_url` this box counts alone. A request waits for Redis for `patience` seconds.
 
-        Raises InvalidRedisUrl.
+        A whole call, connecting included, may take five times as long. Raises InvalidRedisUrl.
         """
-        self.rate: Rate = table.rate
+        rate = table.rate
         self._table = table
         self._patience = patience
-        self._arguments = (round(self.rate.interval * 1e6), self.rate.burst)
-        self._client = RedisClient(
-            url, timeout=timeout, max_value_bytes=MAX_ANSWER_BYTES, health_check_interval=health_check_interval
-        )
+        self._arguments = (round(rate.interval * 1e6), rate.burst)
+        window = math.ceil(rate.burst * rate.interval)
+        self._policy = (b"ratelimit-policy", b'"default";q=%d;w=%d' % (rate.burst, window))
+        timeout = 5 * patience
+        self._client: RedisClient | None = None
+        if redis_url:
+            self._client = RedisClient(
+                redis_url,
+                timeout=timeout,
+                max_value_bytes=MAX_ANSWER_BYTES,
+                health_check_interval=health_check_interval,
+            )
         self._guard = Guard(
             timeout,
             unwell=UNWELL,
@@ -79,11 +73,11 @@ class RedisLimiter:
         self._asking: set[asyncio.Task[RateVerdict | None]] = set()
 
     async def take(self, client: bytes) -> RateVerdict:
-        """Charge `client` here and in Redis, unless it is refused."""
+        """Charge `client` for one request, unless it is refused."""
         here = self._table.count(client)
-        if not here.allowed or self._guard.state == "open":
+        if self._client is None or not here.allowed or self._guard.state == "open":
             return here
-        asking = asyncio.get_running_loop().create_task(self._ask(client))
+        asking = asyncio.get_running_loop().create_task(self._ask(self._client, client))
         # never cancelled: a client must be charged for what it sent, and the guard must learn whether Redis answers
         self._asking.add(asking)
         asking.add_done_callback(self._asking.discard)
@@ -93,40 +87,27 @@ class RedisLimiter:
     async def close(self) -> None:
         """Wait for calls that are running, then disconnect."""
         await asyncio.gather(*self._asking, return_exceptions=True)
-        await self._client.close()
+        if self._client is not None:
+            await self._client.close()
 
-    async def _ask(self, client: bytes) -> RateVerdict | None:
-        """Return the verdict of Redis; None if it gives none."""
-        try:
-            async with self._guard.call():
-                allowed, debt = await self._run(PREFIX + client.hex().encode())
-        except (NotTried, ServerUnavailable, *REFUSED):
-            return None
-        return RateVerdict(allowed=bool(allowed), debt=debt / 1e6)
-
-    async def _run(self, key: bytes) -> tuple[int, int]:
-        answer: Any = await self._client.get().register_script(TAKE)([key], self._arguments)
-        if not (isinstance(answer, list) and [type(number) for number in answer] == [int, int]):
-            raise ValueError("the answer of the script is not two numbers")
-        return answer[0], answer[1]
-
-
-class RateHeaders:
-    """The headers that tell a client about its rate: draft-ietf-httpapi-ratelimit-headers-10, in whole seconds."""
-
-    def __init__(self, rate: Rate) -> None:
-        self._burst = rate.burst
-        self._interval = rate.interval
-        window = math.ceil(rate.burst * rate.interval)
-        self._policy = (b"ratelimit-policy", b'"default";q=%d;w=%d' % (rate.burst, window))
-
-    def of(self, verdict: RateVerdict) -> Headers:
-        """Return the headers: `r` requests are left now, and all of them after `t` seconds."""
+    def headers(self, verdict: RateVerdict) -> Headers:
+        """Say that `r` requests are left, and all after `t` whole seconds: draft-ietf-httpapi-ratelimit-headers-10."""
         debt = verdict.debt
-        left = self._burst - debt / self._interval + 1e-6 if verdict.allowed else 0.0
+        left = self._table.rate.burst - debt / self._table.rate.interval + 1e-6 if verdict.allowed else 0.0
         # %d rounds down; seconds are rounded up
         return [self._policy, (b"ratelimit", b'"default";r=%d;t=%d' % (left, debt + 0.999999))]
 
     def retry_after(self, verdict: RateVerdict) -> float:
         """Seconds until the next request of a refused client is allowed."""
-        return max(0.0, verdict.debt - (self._burst - 1) * self._interval)
+        return max(0.0, verdict.debt - (self._table.rate.burst - 1) * self._table.rate.interval)
+
+    async def _ask(self, redis: RedisClient, client: bytes) -> RateVerdict | None:
+        """Return the verdict of Redis; None if it gives none."""
+        try:
+            async with self._guard.call():
+                answer: Any = await redis.get().register_script(TAKE)([PREFIX + client.hex().encode()], self._arguments)
+                if not (isinstance(answer, list) and [type(number) for number in answer] == [int, int]):
+                    raise ValueError("the answer of the script is not two numbers")
+        except (NotTried, ServerUnavailable, *REFUSED):
+            return None
+        return RateVerdict(allowed=bool(answer[0]), debt=answer[1] / 1e6)

@@ -136,6 +136,8 @@ class Streams:
 class EventStream(Response):
     """Frames as the answer of a FastAPI route."""
 
+    media_type = CONTENT_TYPE.decode()
+
     def __init__(self, streams: Streams, frames: Frames) -> None:
         super().__init__()
         self._streams = streams

@@ -74,7 +74,7 @@ class RateVerdict(msgspec.Struct, frozen=True, gc=False):
 
 
 class RateTable:
-    """A Limiter in memory, to be made before the fork."""
+    """Counts the requests of clients; to be made before the fork."""
 
     def __init__(self, rate: Rate, *, buckets: int = BUCKETS, clock: Callable[[], float] = time.monotonic) -> None:
         """`buckets` is a power of two. `clock` is the same for all processes, as CLOCK_MONOTONIC is."""
@@ -87,10 +87,6 @@ class RateTable:
         self._started = clock()
         # clients must not be able to choose their bucket; the hash of bytes is the same in all forked processes
         self._salt = os.urandom(16)
-
-    async def take(self, client: bytes) -> RateVerdict:
-        """See Limiter."""
-        return self.count(client)
 
     def count(self, client: bytes) -> RateVerdict:
         """Charge a client for one request, unless it is refused.
@@ -113,6 +109,3 @@ class RateTable:
         debt = debt + self._interval if debt > 0 else self._interval
         self._words[first + place] = (now + debt) << FINGERPRINT_BITS | mark
         return RateVerdict(True, debt / TICKS_PER_SECOND)  # noqa: FBT003
-
-    async def close(self) -> None:
-        """Nothing is open."""

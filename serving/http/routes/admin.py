@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeAlias
 
 import msgspec
 from fastapi import APIRouter, Depends, Header, Request, Response
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from registry.errors import VersionNotFound, VersionRefused
 from registry.registry import Registry
@@ -38,27 +39,18 @@ MAX_REASON_CHARACTERS = 4000
 METRICS_SECONDS = 2.0
 """Between two events of the stream of metrics."""
 
-PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
-
-REFUSED = {"description": "Something on disk is not fit to serve; the previous versions stay in service"}
-RELOAD: dict[str, Any] = {
-    "summary": "Load what is new in the model directory",
-    "responses": {202: {"description": "It takes longer; see /health"}, 409: REFUSED},
+RELOAD_ANSWERS: dict[int | str, dict[str, Any]] = {
+    202: {"description": "It takes longer; see /health"},
+    409: {"description": "Something on disk is not fit to serve; the previous versions stay in service"},
 }
-ROLLBACK: dict[str, Any] = RELOAD | {"summary": "Make the previous version of a model live again"}
-TRAIN: dict[str, Any] = {
-    "summary": "Retrain a model; the new version becomes live if it is no worse than the live one",
-    "status_code": 202,
-    "response_class": Response,
-    "responses": {
-        202: {
-            "description": "The job that trains it, which may have been there before",
-            "headers": {"Location": {"schema": {"type": "string"}}},
-            "content": {"application/json": {"schema": {"type": "object"}}},
-        },
-        409: {"description": "The model has no training function, or another model is being trained"},
-        429: {"description": "Too many jobs are waiting"},
+TRAIN_ANSWERS: dict[int | str, dict[str, Any]] = {
+    202: {
+        "description": "The job that trains it, which may have been there before",
+        "headers": {"Location": {"schema": {"type": "string"}}},
+        "content": {"application/json": {"schema": {"type": "object"}}},
     },
+    409: {"description": "The model has no training function, or another model is being trained"},
+    429: {"description": "Too many jobs are waiting"},
 }
 
 
@@ -99,14 +91,20 @@ def admin_router(service: Service, streams: Streams, authorize: Authorize) -> AP
 def _add_models(router: APIRouter, service: Service) -> None:
     registry, reloads = service.registry, service.shared.reloads
 
-    @router.post("/api/admin/models:reload", **RELOAD)
+    @router.post(
+        "/api/admin/models:reload", summary="Load what is new in the model directory", responses=RELOAD_ANSWERS
+    )
     async def reload(response: Response) -> dict[str, Any]:
         outcome = await reloads.ask(RELOAD_SECONDS)
         if outcome is not None and outcome.refused:
             raise ReloadRefused(_reasons(outcome))
         return _reloaded(outcome, response)
 
-    @router.post("/api/admin/models/{model}:rollback", **ROLLBACK)
+    @router.post(
+        "/api/admin/models/{model}:rollback",
+        summary="Make the previous version of a model live again",
+        responses=RELOAD_ANSWERS,
+    )
     async def rollback(model: str, response: Response) -> dict[str, Any]:
         after = await asyncio.to_thread(_roll_back, registry, model, service.model_dir)
         outcome = await reloads.ask(RELOAD_SECONDS)
@@ -114,7 +112,13 @@ def _add_models(router: APIRouter, service: Service) -> None:
             raise ReloadRefused(_reasons(outcome))
         return _reloaded(outcome, response)
 
-    @router.post("/api/admin/models/{model}:train", **TRAIN)
+    @router.post(
+        "/api/admin/models/{model}:train",
+        summary="Retrain a model; the new version becomes live if it is no worse than the live one",
+        status_code=202,
+        response_class=Response,
+        responses=TRAIN_ANSWERS,
+    )
     async def train(model: str) -> Response:
         return submitted(await submit_training(service.shared.jobs, registry.get(model).manifest))
 
@@ -137,13 +141,17 @@ def _add_metrics(router: APIRouter, service: Service, streams: Streams) -> None:
     async def metrics() -> dict[str, Any]:
         return await take()
 
-    @router.get("/api/admin/events", summary="The metrics of all processes, again and again, as server-sent events")
+    @router.get(
+        "/api/admin/events",
+        summary="The metrics of all processes, again and again, as server-sent events",
+        response_class=EventStream,
+    )
     async def events() -> Response:
         return EventStream(streams, frames())
 
     @router.get("/metrics", summary="The metrics of all processes, for Prometheus", response_class=Response)
     async def prometheus() -> Response:
-        return Response(expose(await snapshots.take()), headers={"content-type": PROMETHEUS})
+        return Response(expose(await snapshots.take()), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
 def _reloaded(outcome: ReloadOutcome | None, response: Response) -> dict[str, Any]:

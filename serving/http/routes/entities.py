@@ -55,19 +55,6 @@ class RecordsBody(msgspec.Struct, forbid_unknown_fields=True):
     records: Annotated[list[RecordBody] | None, Meta(description="Several records, instead of one")] = None
 
 
-ADD_RECORDS: dict[str, Any] = {
-    "summary": "Store one record or several",
-    "status_code": 201,
-    "responses": {200: {"description": "All of them had been stored before"}},
-    "openapi_extra": describe_body(RecordsBody),
-}
-FOLLOW: dict[str, Any] = {
-    "summary": "Predictions for each record that arrives, as server-sent events",
-    "response_class": Response,
-    "responses": {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
-}
-
-
 _body = msgspec.json.Decoder(RecordsBody)
 
 
@@ -98,7 +85,13 @@ def entities_router(service: Service, streams: Streams) -> APIRouter:
     router = APIRouter(prefix="/v1/entities", tags=["entities"])
     limits = service.limits
 
-    @router.post("/{entity}/records", **ADD_RECORDS)
+    @router.post(
+        "/{entity}/records",
+        status_code=201,
+        summary="Store one record or several",
+        responses={200: {"description": "All of them had been stored before"}},
+        openapi_extra=describe_body(RecordsBody),
+    )
     async def add_records(entity: str, request: Request) -> Response:
         check_entity(entity)
         body = await read_json(request, limits.max_body_bytes)
@@ -135,7 +128,11 @@ def entities_router(service: Service, streams: Streams) -> APIRouter:
             log.info(said, entity=entity, records=len(answer.records), stale=answer.stale)
         return Response(answer.content(), headers=_headers(answer, seconds), media_type="application/json")
 
-    @router.get("/{entity}/events", **FOLLOW)
+    @router.get(
+        "/{entity}/events",
+        summary="Predictions for each record that arrives, as server-sent events",
+        response_class=EventStream,
+    )
     async def follow(entity: str, request: Request, after: LastEventId) -> Response:
         check_entity(entity)
         return EventStream(streams, streams.follow(topic_of(entity), after, network_of(request.scope).hex()))

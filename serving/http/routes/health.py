@@ -46,11 +46,7 @@ def health_router(service: Service) -> APIRouter:
             **stores,
             "last_training": msgspec.to_builtins(await service.trainings.get()),
             "breakers": breakers,
-            "memory": {
-                "used_bytes": memory.used or None,
-                "limit_bytes": memory.limit or None,
-                "stage": memory.stage,
-            },
+            "memory": {"used_bytes": memory.used or None, "limit_bytes": memory.limit or None, "stage": memory.stage},
             "worker": {
                 "pid": os.getpid(),
                 "age_seconds": round(read_age(os.getpid()), 1),
@@ -59,11 +55,8 @@ def health_router(service: Service) -> APIRouter:
         }
 
     @router.get("/live", summary="The process answers")
-    async def live() -> dict[str, str]:
-        return {"status": "ok"}
-
     @router.get("/ready", summary="The models are loaded")
-    async def ready() -> dict[str, str]:
+    async def answer() -> dict[str, str]:
         return {"status": "ok"}
 
     return router

@@ -51,11 +51,8 @@ def jobs_router(service: Service, streams: Streams) -> APIRouter:
     @router.get(
         "/{job_id}/events",
         summary="What happens to a job, as server-sent events",
-        response_class=Response,
-        responses={
-            200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
-            204: {"description": "The job is finished and has no further events; do not come back"},
-        },
+        response_class=EventStream,
+        responses={204: {"description": "The job is finished and has no further events; do not come back"}},
     )
     async def follow(job_id: str, request: Request, last_event_id: LastEventId) -> Response:
         job = await store.get(job_id)
@@ -105,11 +102,8 @@ async def _submit(store: JobStore, request: JobRequest) -> Job:
 
 def _query(request: Request) -> dict[str, Any]:
     """The query by name; a name that appears twice has a list."""
-    query: dict[str, Any] = {}
-    for name in request.query_params:
-        values = request.query_params.getlist(name)
-        query[name] = values[0] if len(values) == 1 else values
-    return query
+    lists = {name: request.query_params.getlist(name) for name in request.query_params}
+    return {name: values[0] if len(values) == 1 else values for name, values in lists.items()}
 
 
 def submitted(job: Job) -> Response:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from serving.http.clients import Clients, network_of, packed
+from serving.http.clients import identify, network_of, packed
 
 PEER = ("10.0.0.9", 50_000)
 
 
 def client_of(proxies: int, *lines: bytes) -> str:
     scope = {"client": PEER, "headers": [(b"host", b"x"), *((b"x-forwarded-for", line) for line in lines)]}
-    Clients(proxies).identify(scope)
+    identify(scope, proxies)
     client = scope["client"]
     assert isinstance(client, tuple)
     return str(client[0])

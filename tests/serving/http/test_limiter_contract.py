@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from harness.servers import RedisServer
-from serving.http.rate_limit import Limiter, RedisLimiter
+from serving.http.rate_limit import Limiter
 from serving.shared.rate_table import Rate, RateTable
 
 pytestmark = pytest.mark.anyio
@@ -23,11 +23,11 @@ async def slow(request: pytest.FixtureRequest) -> AsyncIterator[Limiter]:
     """Five at once, then one every twelve minutes: nothing comes back while a test runs."""
     table = RateTable(Rate(5, HOUR, 5), buckets=64)
     if request.param == "memory":
-        yield table
+        yield Limiter(table)
         return
     server: RedisServer = request.getfixturevalue("shared_server")
     request.getfixturevalue("raw")
-    limiter = RedisLimiter(server.url, table, patience=PATIENCE, timeout=PATIENCE)
+    limiter = Limiter(table, server.url, patience=PATIENCE)
     yield limiter
     await limiter.close()
 
@@ -57,9 +57,9 @@ async def test_what_is_refused_is_not_charged() -> None:
 
 
 async def test_redis_gives_back_with_its_own_clock(shared_server: RedisServer, raw: redis.Redis) -> None:
-    limiter = RedisLimiter(shared_server.url, RateTable(Rate(1, 30.0, 1)), patience=PATIENCE, timeout=PATIENCE)
+    limiter = Limiter(RateTable(Rate(1, 30.0, 1)), shared_server.url, patience=PATIENCE)
     assert (await limiter.take(b"aaaa")).allowed
-    other = RedisLimiter(shared_server.url, RateTable(limiter.rate), patience=PATIENCE, timeout=PATIENCE)
+    other = Limiter(RateTable(Rate(1, 30.0, 1)), shared_server.url, patience=PATIENCE)
     refused = await other.take(b"aaaa")
     await other.close()
     assert not refused.allowed
@@ -70,10 +70,7 @@ async def test_redis_gives_back_with_its_own_clock(shared_server: RedisServer, r
 
 
 async def test_boxes_share_what_redis_counts(shared_server: RedisServer, raw: redis.Redis) -> None:
-    boxes = [
-        RedisLimiter(shared_server.url, RateTable(Rate(5, HOUR, 5)), patience=PATIENCE, timeout=PATIENCE)
-        for _ in range(3)
-    ]
+    boxes = [Limiter(RateTable(Rate(5, HOUR, 5)), shared_server.url, patience=PATIENCE) for _ in range(3)]
     verdicts = await asyncio.gather(*(boxes[number % 3].take(b"aaaa") for number in range(9)))
     assert sum(verdict.allowed for verdict in verdicts) == 5
     for box in boxes:
@@ -85,7 +82,7 @@ async def test_nonsense_in_redis_locks_nobody_out_for_longer_than_a_burst(
     shared_server: RedisServer, raw: redis.Redis, planted: bytes
 ) -> None:
     raw.set("forkserve:limit:61616161", planted)
-    limiter = RedisLimiter(shared_server.url, RateTable(Rate(5, 1.0, 5)), patience=PATIENCE, timeout=PATIENCE)
+    limiter = Limiter(RateTable(Rate(5, 1.0, 5)), shared_server.url, patience=PATIENCE)
     assert (await limiter.take(b"aaaa")).debt <= 1.0
     raw.delete("forkserve:limit:61616161")
     raw.rpush("forkserve:limit:61616161", "of another type")
@@ -94,7 +91,7 @@ async def test_nonsense_in_redis_locks_nobody_out_for_longer_than_a_burst(
 
 
 async def test_without_redis_the_box_decides_and_soon_without_asking(own_server: RedisServer) -> None:
-    limiter = RedisLimiter(own_server.url, RateTable(Rate(5, HOUR, 5)))
+    limiter = Limiter(RateTable(Rate(5, HOUR, 5)), own_server.url)
     assert (await limiter.take(b"aaaa")).allowed
     own_server.pause()
     loop = asyncio.get_running_loop()
@@ -110,7 +107,7 @@ async def test_without_redis_the_box_decides_and_soon_without_asking(own_server:
 
 
 async def test_a_flood_does_not_reach_redis(shared_server: RedisServer, raw: redis.Redis) -> None:
-    limiter = RedisLimiter(shared_server.url, RateTable(Rate(5, HOUR, 5)), patience=PATIENCE, timeout=PATIENCE)
+    limiter = Limiter(RateTable(Rate(5, HOUR, 5)), shared_server.url, patience=PATIENCE)
     before = _calls(raw)
     for _ in range(200):
         await limiter.take(b"aaaa")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from serving.http.rate_limit import RateHeaders
-from serving.shared.rate_table import Rate, RateVerdict, parse_rate
+from serving.http.rate_limit import Limiter
+from serving.shared.rate_table import Rate, RateTable, RateVerdict, parse_rate
 
 
 def test_a_rate_is_read_and_bursts_as_a_whole_unless_told_otherwise() -> None:
@@ -35,10 +35,10 @@ def test_a_debt_of_more_than_a_year_is_refused() -> None:
 
 
 def test_headers_say_what_is_left_and_when_all_is_back() -> None:
-    headers = RateHeaders(parse_rate("60/minute", 10))
+    limiter = Limiter(RateTable(parse_rate("60/minute", 10), buckets=1))
     policy = (b"ratelimit-policy", b'"default";q=10;w=10')
-    assert headers.of(RateVerdict(allowed=True, debt=1.0)) == [policy, (b"ratelimit", b'"default";r=9;t=1')]
-    assert headers.of(RateVerdict(allowed=True, debt=10.0)) == [policy, (b"ratelimit", b'"default";r=0;t=10')]
+    assert limiter.headers(RateVerdict(allowed=True, debt=1.0)) == [policy, (b"ratelimit", b'"default";r=9;t=1')]
+    assert limiter.headers(RateVerdict(allowed=True, debt=10.0)) == [policy, (b"ratelimit", b'"default";r=0;t=10')]
     refused = RateVerdict(allowed=False, debt=9.25)
-    assert headers.of(refused) == [policy, (b"ratelimit", b'"default";r=0;t=10')]
-    assert headers.retry_after(refused) == pytest.approx(0.25)
+    assert limiter.headers(refused) == [policy, (b"ratelimit", b'"default";r=0;t=10')]
+    assert limiter.retry_after(refused) == pytest.approx(0.25)
