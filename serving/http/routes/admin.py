@@ -144,6 +144,7 @@ def _add_metrics(router: APIRouter, service: Service, streams: Streams) -> None:
     @router.get(
         "/api/admin/events",
         summary="The metrics of all processes, again and again, as server-sent events",
+        status_code=200,
         response_class=EventStream,
     )
     async def events() -> Response:

@@ -131,6 +131,7 @@ def entities_router(service: Service, streams: Streams) -> APIRouter:
     @router.get(
         "/{entity}/events",
         summary="Predictions for each record that arrives, as server-sent events",
+        status_code=200,
         response_class=EventStream,
     )
     async def follow(entity: str, request: Request, after: LastEventId) -> Response:

@@ -51,6 +51,7 @@ def jobs_router(service: Service, streams: Streams) -> APIRouter:
     @router.get(
         "/{job_id}/events",
         summary="What happens to a job, as server-sent events",
+        status_code=200,
         response_class=EventStream,
         responses={204: {"description": "The job is finished and has no further events; do not come back"}},
     )
