@@ -242,9 +242,10 @@ def build_tracing(settings: Settings) -> Tracing | None:
     """Sends traces to a collector; None without one. Raises InvalidSetting without the extra `otel`."""
     if not settings.otel_exporter_otlp_endpoint:
         return None
-    from serving.telemetry.tracing import Tracing
-
     try:
+        # before the fork, so that the workers share its libraries
+        from serving.telemetry.tracing import Tracing
+
         return Tracing(settings.otel_exporter_otlp_endpoint, settings.otel_service_name)
     except ImportError:
         raise InvalidSetting("OTEL_EXPORTER_OTLP_ENDPOINT needs `pip install forkserve[otel]`") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cache.tiered import TieredCache
 from registry.registry import Registry
@@ -28,8 +29,10 @@ from serving.shared.pressure import Pressure
 from serving.shared.reloads import Reloads
 from serving.storage.recent import Recent
 from serving.telemetry.alerts import Alerts
-from serving.telemetry.tracing import Tracing
 from serving.training.job import LastTraining
+
+if TYPE_CHECKING:
+    from serving.telemetry.tracing import Tracing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

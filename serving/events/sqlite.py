@@ -55,7 +55,7 @@ class SQLiteEventLog:
 
     async def wait(self, after: int) -> None:
         deadline = time.monotonic() + WAIT_SECONDS
-        while await self._latest() <= after and time.monotonic() < deadline:  # noqa: ASYNC110 - other processes write
+        while (await self.read(None, after, 0)).latest <= after and time.monotonic() < deadline:  # noqa: ASYNC110 - other processes write
             await asyncio.sleep(self._poll_seconds)
 
     @writes
@@ -66,11 +66,6 @@ class SQLiteEventLog:
 
     async def close(self) -> None:
         await self._database.close()
-
-    @reads
-    def _latest(self, connection: Connection) -> int:
-        span = connection.execute(_sql("span")).fetchone()
-        return 0 if span is None else int(span["latest"])
 
 
 def append_event(

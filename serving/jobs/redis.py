@@ -127,7 +127,7 @@ class RedisJobStore:
         return removed
 
     async def schedules(self) -> Mapping[str, ScheduleRecord]:
-        return {name.decode(): _record(fields) for name, fields in _pairs(await self._run("schedules"))}
+        return records_from(await self._run("schedules"))
 
     async def fire(self, firing: Firing) -> ScheduleRecord | None:
         seen, request = "" if firing.seen is None else firing.seen, firing.request
@@ -162,6 +162,11 @@ def _job(flat: Sequence[bytes]) -> Job:
     for name, value in _pairs(flat):
         fields[name.decode()] = value if name == b"parameters" else value.decode()
     return job_from(fields)
+
+
+def records_from(flat: Sequence[Any]) -> Mapping[str, ScheduleRecord]:
+    """The records of schedules by name, from what a script returns: name, fields, name, fields, ..."""
+    return {name.decode(): _record(fields) for name, fields in _pairs(flat)}
 
 
 def _record(flat: Sequence[bytes]) -> ScheduleRecord:

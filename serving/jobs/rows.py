@@ -160,11 +160,7 @@ class _Call:
         except (CallFailed, MemoryExceeded) as error:
             if len(rows) == 1:
                 log.warning("Row failed", operation=self.operation.name, instance=first, error=str(error))
-                raise JobFailed(_blame(error, first)) from error
+                what = "needs more memory than is allowed" if isinstance(error, MemoryExceeded) else "failed"
+                raise JobFailed(f"the model {what} on instance {first}") from error
         half = len(rows) // 2
         return b",".join([await self.answer(rows[:half], first), await self.answer(rows[half:], first + half)])
-
-
-def _blame(error: Exception, instance: int) -> str:
-    what = "needs more memory than is allowed" if isinstance(error, MemoryExceeded) else "failed"
-    return f"the model {what} on instance {instance}"

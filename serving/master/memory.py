@@ -114,7 +114,7 @@ class Watchdog:
         now = self._clock()
         if self._stage != "calm" and now >= self._next_trim:
             self._next_trim = now + TRIM_SECONDS
-            self._pressure.ask_to_trim()
+            self._pressure.trims += 1
         if now < self._next_replacement:
             return
         if self._stage == "critical":

@@ -10,6 +10,7 @@ from pathlib import Path
 import structlog
 
 from serving.jobs.job import Firing, ScheduleRecord, record_from
+from serving.jobs.redis import records_from
 from serving.jobs.store import JobStore
 from serving.storage.redis import ScriptedRedis
 
@@ -55,8 +56,4 @@ async def _read_redis(url: str) -> Mapping[str, ScheduleRecord]:
         flat = await redis.run(READ_ALL, [OLD_PREFIX])
     finally:
         await redis.close()
-    return {name.decode(): _record(fields) for name, fields in zip(flat[::2], flat[1::2], strict=True)}
-
-
-def _record(flat: list[bytes]) -> ScheduleRecord:
-    return record_from({name.decode(): value.decode() for name, value in zip(flat[::2], flat[1::2], strict=True)})
+    return records_from(flat)

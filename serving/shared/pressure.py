@@ -43,10 +43,6 @@ class Pressure(Numbers):
         self._used, self._limit, self._share = reading.used, reading.limit, reading.share
         self._stage = STAGES.index(reading.stage)
 
-    def ask_to_trim(self) -> None:
-        """Have every process give back memory that it does not need."""
-        self.trims += 1
-
 
 class Trimmer:
     """Collects garbage and trims the heap, once each time the master asks for it."""

@@ -72,21 +72,16 @@ class Reloads(Numbers):
         start = number % 2 * SLOT_BYTES
         return self._slots[start : start + SLOT_BYTES]
 
-    @property
-    def has_master(self) -> bool:
-        """Whether the parent of this process is a master that can be asked."""
-        return self._master == os.getppid()
-
     def request(self) -> int:
         """Have the master reload; gives the number of the reload that takes in every change made so far.
 
         A reload that has begun already does not count: it may have missed the latest change. Raises CannotReload when
         the parent of this process is not a master.
         """
-        if not self.has_master:
+        if self._master != os.getppid():
             raise CannotReload
         number = self._begun + 1
-        os.kill(os.getppid(), signal.SIGHUP)
+        os.kill(self._master, signal.SIGHUP)
         return number
 
     async def ask(self, seconds: float) -> ReloadOutcome | None:

@@ -6,8 +6,8 @@ with the largest of each kind; `/api/admin/metrics` lists them one by one.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -25,7 +25,6 @@ METRICS: dict[Kind, Callable[..., Metric]] = {
     "gauge": GaugeMetricFamily,
     "histogram": HistogramMetricFamily,
 }
-JOB_STATES = ("queued", "running", "done", "failed", "cancelled")
 
 
 def expose(snapshot: Snapshot) -> bytes:
@@ -97,16 +96,14 @@ def _of_processes(snapshot: Snapshot) -> Iterator[Metric]:
 
 def _of_jobs(snapshot: Snapshot) -> Iterator[Metric]:
     """Without numbers while the job store is unavailable: a gap says more than a zero."""
-    jobs = snapshot.jobs
-    states = {state: getattr(jobs, state) for state in JOB_STATES} if jobs else {}
+    states = asdict(snapshot.jobs) if snapshot.jobs else {}
+    age = states.pop("oldest_queued_seconds", None)
     yield _gauge("jobs", "Jobs in the store, by state", "state", states)
-    age = jobs.oldest_queued_seconds if jobs else None
     yield GaugeMetricFamily(PREFIX + "jobs_oldest_queued_seconds", "Age of the oldest queued job", value=age)
 
 
 def _of_service(snapshot: Snapshot) -> Iterator[Metric]:
-    loaded = Counter(model for model, _ in snapshot.versions)
-    yield _gauge("model_versions", "Versions loaded", "model", loaded)
+    yield _gauge("model_versions", "Versions loaded", "model", snapshot.versions)
     yield CounterMetricFamily(PREFIX + "reloads", "Reloads of the models", value=snapshot.reloads)
     pressure = snapshot.pressure
     for name, meaning, number in (

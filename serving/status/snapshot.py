@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -51,8 +53,8 @@ class Snapshot:
     refused: int
     pressure: Reading
     schedules: list[dict[str, Any]]
-    versions: tuple[tuple[str, str], ...]
-    """Names and versions of the loaded models."""
+    versions: Mapping[str, int]
+    """How many versions of each model are loaded."""
 
     def of(self, kind: str) -> list[Process]:
         """The processes of one of KINDS."""
@@ -87,7 +89,7 @@ class Snapshots:
             refused=len(shared.reloads.last().refused),
             pressure=shared.pressure.read(),
             schedules=await service.scheduler.timetable(),
-            versions=tuple((model.name, model.version) for model in service.registry),
+            versions=Counter(model.name for model in service.registry),
         )
 
 

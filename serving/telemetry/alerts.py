@@ -68,7 +68,10 @@ class Alerts:
         self._outlet: socket.socket | None = None
         self._inlet: socket.socket | None = None
         if url:
-            self._outlet, self._inlet = _pair()
+            # datagrams: workers that read at once get whole messages, and one that finds the queue full is dropped
+            self._outlet, self._inlet = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+            for end in (self._outlet, self._inlet):
+                end.setblocking(False)  # noqa: FBT003 - the socket module's own signature
         self._sending: asyncio.Task[None] | None = None
 
     @property
@@ -155,14 +158,3 @@ def form_of(url: str, asked: str) -> Form:
     host = urlsplit(url).hostname or ""
     known = ("discord.com", "discordapp.com")
     return "discord" if host in known or host.endswith(tuple(f".{name}" for name in known)) else "slack"
-
-
-def _pair() -> tuple[socket.socket, socket.socket]:
-    """The socket where alerts come out, and the one where they go in.
-
-    Datagrams, so workers that read at once get whole messages, and a message that finds the queue full is dropped.
-    """
-    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    for end in pair:
-        end.setblocking(False)  # noqa: FBT003 - the socket module's own signature
-    return pair

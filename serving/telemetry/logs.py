@@ -20,14 +20,6 @@ CURRENT_REQUEST: ContextVar[str] = ContextVar("request_id")
 _encode = msgspec.json.Encoder(enc_hook=repr).encode
 
 
-def _to_json(event: Any, **_options: Any) -> bytes:
-    return _encode(event)
-
-
-def _to_json_text(event: Any, **_options: Any) -> str:
-    return _encode(event).decode()
-
-
 def _add_request_id(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     request_id = CURRENT_REQUEST.get(None)
     if request_id is not None:
@@ -51,7 +43,7 @@ def configure(level: str, watch: Callable[..., Any] | None = None) -> None:
     least = LEVELS[level]
     watched = [watch, _only_from(least)] if watch else []
     structlog.configure(
-        processors=[*watched, *SHARED, structlog.processors.JSONRenderer(serializer=_to_json)],
+        processors=[*watched, *SHARED, lambda _logger, _method, event: _encode(event)],
         wrapper_class=structlog.make_filtering_bound_logger(min(least, logging.WARNING) if watch else least),
         logger_factory=structlog.BytesLoggerFactory(sys.stdout.buffer),
         cache_logger_on_first_use=True,
@@ -75,7 +67,7 @@ def json_handler() -> logging.Handler:
             foreign_pre_chain=[*SHARED, structlog.stdlib.add_logger_name],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.JSONRenderer(serializer=_to_json_text),
+                lambda _logger, _method, event: _encode(event).decode(),
             ],
         )
     )

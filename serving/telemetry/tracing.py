@@ -1,7 +1,8 @@
 """OpenTelemetry spans of requests, sent to a collector if one is configured.
 
 Built before the fork, so that its libraries are shared; the thread that sends begins in each worker, and drops spans
-that it cannot send: no request waits for a collector. Without an endpoint no exporter is imported.
+that it cannot send: no request waits for a collector. This module needs the extra `otel`, and is imported only if there
+is an endpoint.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.trace import Span, Tracer
 
 FLUSH_SECONDS = 2.0
 """A worker that ends waits so long for its last spans to be sent."""
@@ -30,10 +33,6 @@ class Tracing:
     """The spans of one worker."""
 
     def __init__(self, endpoint: str, service: str) -> None:
-        """Raises ImportError without the extra `otel`."""
-        import opentelemetry.exporter.otlp.proto.http.trace_exporter
-        import opentelemetry.sdk.trace.export  # noqa: F401 - imported here so that workers share them
-
         self._endpoint = endpoint.rstrip("/") + "/v1/traces"
         self._service = service
         self._provider: TracerProvider | None = None
@@ -41,11 +40,6 @@ class Tracing:
 
     def start(self) -> None:
         """In the worker, since it starts a thread; OpenTelemetry's own variables configure the sampler and the rest."""
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
         resource = Resource.create({"service.name": self._service})
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=self._endpoint)))
@@ -88,9 +82,6 @@ class Tracing:
         """A span for the request; None if it is not recorded."""
         if scope["type"] != "http" or self._tracer is None:
             return None
-        from opentelemetry.trace import SpanKind
-        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
         carrier = {
             name.decode(): value.decode("latin-1") for name, value in scope["headers"] if name in CONTEXT_HEADERS
         }
@@ -101,8 +92,6 @@ class Tracing:
 
 
 def _note_response(span: Span, message: Message) -> None:
-    from opentelemetry.trace import StatusCode
-
     span.set_attribute("http.response.status_code", int(message["status"]))
     if message["status"] >= 500:
         span.set_status(StatusCode.ERROR)
@@ -124,11 +113,8 @@ def _note_request(span: Span, scope: Scope) -> None:
 
 def _route(scope: Scope) -> str | None:
     found: Any = scope.get("route")
-    if found is not None:
-        path: str = found.path
-        return path
     parameters = scope.get("path_params") or {}
-    if "verb" not in parameters:
-        return None
+    if found is not None or "verb" not in parameters:
+        return found and str(found.path)
     version = "/versions/{version}" if parameters["version"] is not None else ""
     return f"/v1/models/{{model}}{version}:{parameters['verb']}"

@@ -116,7 +116,7 @@ def test_a_collector_that_hangs_slows_neither_requests_nor_the_end(few_models: P
 
 def test_without_the_extra_an_endpoint_refuses_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace.export", None)
-    monkeypatch.delitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", raising=False)
+    monkeypatch.delitem(sys.modules, "serving.telemetry.tracing", raising=False)
     with pytest.raises(InvalidSetting, match=r"^OTEL_EXPORTER_OTLP_ENDPOINT needs"):
         build_tracing(Settings(otel_exporter_otlp_endpoint="http://127.0.0.1:4318"))
 

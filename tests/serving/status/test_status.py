@@ -49,7 +49,7 @@ def snapshot() -> Snapshot:
         refused=0,
         pressure=Reading(used=10, limit=20, share=5, stage="high"),
         schedules=[],
-        versions=(("wine", "1"), ("wine", "2")),
+        versions={"wine": 2},
     )
 
 
