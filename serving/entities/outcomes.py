@@ -42,10 +42,13 @@ CLOSING_SECONDS = 2.0
 log = structlog.get_logger(__name__)
 
 
+INSTANCES = Meta(description="Instances as they are sent for predictions", extra_json_schema={"minItems": 1})
+
+
 class OutcomesBody(msgspec.Struct, forbid_unknown_fields=True):
     """The body of a request: instances as they were sent for predictions, and the outcome of each."""
 
-    instances: Annotated[list[Any], Meta(description="Instances as they are sent for predictions")]
+    instances: Annotated[list[Any], INSTANCES]
     outcomes: Annotated[list[Any], Meta(description="The label or the number of each instance")]
     version: Annotated[str | None, Meta(description="The version whose quality they measure; default live")] = None
     time: Annotated[str | None, Meta(description="When they happened, ISO 8601; default now")] = None

@@ -34,9 +34,9 @@ def answer_json(content: Any, status: int = 200, headers: Mapping[str, str] | No
     return Response(msgspec.json.encode(content), status, headers, "application/json")
 
 
-def describe_body(kind: type[msgspec.Struct]) -> dict[str, Any]:
-    """The OpenAPI extra of a route that reads `kind` as JSON; the document itself holds the schema."""
-    schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
+def describe_body(kind: type[msgspec.Struct], **further: Any) -> dict[str, Any]:
+    """The OpenAPI extra of a route that reads `kind` as JSON, with `further` keywords beside its schema."""
+    schema = {"$ref": f"#/components/schemas/{kind.__name__}", **further}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 

@@ -33,26 +33,37 @@ RECORDS_AT_ONCE = 25
 
 USAGE = 'send an object: {"values": {...}}, or {"records": [...]} for several'
 
-VALUES = "Columns: numbers, strings, booleans or null; each model takes its features from them"
 TIME = "ISO 8601; default now"
 ID = "A record that is sent twice with the same id is stored once"
+
+
+Values = Annotated[
+    dict[str, Any],
+    Meta(
+        description="Columns: numbers, strings, booleans or null; each model takes its features from them",
+        extra_json_schema={"additionalProperties": {"type": ["number", "string", "boolean", "null"]}},
+    ),
+]
 
 
 class RecordBody(msgspec.Struct, forbid_unknown_fields=True):
     """One record of several."""
 
-    values: Annotated[dict[str, Any], Meta(description=VALUES)]
+    values: Values
     time: Annotated[str | None, Meta(description=TIME)] = None
     id: Annotated[str | None, Meta(description=ID)] = None
+
+
+SEVERAL = Meta(description="Several records, instead of one", extra_json_schema={"minItems": 1})
 
 
 class RecordsBody(msgspec.Struct, forbid_unknown_fields=True):
     """The body of a request: one record, or several."""
 
-    values: Annotated[dict[str, Any] | None, Meta(description=VALUES)] = None
+    values: Values | None = None
     time: Annotated[str | None, Meta(description=TIME)] = None
     id: Annotated[str | None, Meta(description=ID)] = None
-    records: Annotated[list[RecordBody] | None, Meta(description="Several records, instead of one")] = None
+    records: Annotated[list[RecordBody], SEVERAL] | None = None
 
 
 _body = msgspec.json.Decoder(RecordsBody)
@@ -90,9 +101,9 @@ def entities_router(service: Service, streams: Streams) -> APIRouter:
         status_code=201,
         summary="Store one record or several",
         responses={200: {"description": "All of them had been stored before"}},
-        openapi_extra=describe_body(RecordsBody),
+        openapi_extra=describe_body(RecordsBody, oneOf=[{"required": ["values"]}, {"required": ["records"]}]),
     )
-    async def add_records(entity: str, request: Request) -> Response:
+    async def store(entity: str, request: Request) -> Response:
         check_entity(entity)
         body = await read_json(request, limits.max_body_bytes)
         records = await read_records(entity, body, limits.max_instances)

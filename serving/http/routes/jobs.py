@@ -55,7 +55,7 @@ def jobs_router(service: Service, streams: Streams) -> APIRouter:
         response_class=EventStream,
         responses={204: {"description": "The job is finished and has no further events; do not come back"}},
     )
-    async def follow(job_id: str, request: Request, last_event_id: LastEventId) -> Response:
+    async def follow_job(job_id: str, request: Request, last_event_id: LastEventId) -> Response:
         job = await store.get(job_id)
         after = last_event_id or 0
         if job.is_finished and not await _has_more(events, job_id, after):

@@ -29,7 +29,7 @@ def outcomes_router(service: Service) -> APIRouter:
         },
         openapi_extra=describe_body(OutcomesBody),
     )
-    async def add_outcomes(model: str, request: Request) -> Response:
+    async def store(model: str, request: Request) -> Response:
         body = await read_json(request, service.limits.max_body_bytes)
         outcomes = await service.outcome_reader.read(model, body)
         said: dict[str, Any] = {"model": outcomes[0].model, "version": outcomes[0].version}

@@ -51,6 +51,59 @@ def test_document_is_openapi_3_1(document: dict[str, Any]) -> None:
     assert len(set(identities)) == len(identities)
 
 
+def test_names_that_generated_clients_use_stay(document: dict[str, Any]) -> None:
+    identities = {
+        operation["operationId"]
+        for path, _, operation in operations(document)
+        if not re.search(r":(predict|explain)\b", path)
+    }
+    assert identities == {
+        "cancel_v1_jobs__job_id__delete",
+        "events_api_admin_events_get",
+        "follow_job_v1_jobs__job_id__events_get",
+        "follow_v1_entities__entity__events_get",
+        "health_health_get",
+        "list_models_v1_models_get",
+        "live_health_live_get",
+        "metrics_api_admin_metrics_get",
+        "predict_v1_entities__entity__predictions_get",
+        "prometheus_metrics_get",
+        "ready_health_ready_get",
+        "reload_api_admin_models_reload_post",
+        "result_v1_jobs__job_id__result_get",
+        "rollback_api_admin_models__model__rollback_post",
+        "show_model_v1_models__model__get",
+        "show_v1_jobs__job_id__get",
+        "show_version_v1_models__model__versions__version__get",
+        "store_v1_entities__entity__records_post",
+        "store_v1_models__model__outcomes_post",
+        "submit_v1_jobs_post",
+        "train_api_admin_models__model__train_post",
+    }
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"values": {"a": []}},
+        {"records": []},
+        {"values": {}, "records": [{"values": {}}]},
+        {"records": [{"values": {"a": {}}}]},
+        {"records": [{}]},
+    ],
+)
+def test_records_that_the_schema_refuses_the_service_refuses_too(
+    client: httpx.Client, document: dict[str, Any], body: dict[str, Any]
+) -> None:
+    operation = document["paths"]["/v1/entities/{entity}/records"]["post"]
+    schema = resolved(document, operation["requestBody"]["content"]["application/json"]["schema"])
+    assert Draft202012Validator(schema).is_valid({"values": {"a": 1.5, "b": None}})
+    assert Draft202012Validator(schema).is_valid({"records": [{"values": {"a": True}, "id": "x"}]})
+    assert not Draft202012Validator(schema).is_valid(body)
+    assert client.post("/v1/entities/e/records", json=body).status_code == 422
+
+
 def test_every_schema_is_a_json_schema_and_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
     found = 0
 
