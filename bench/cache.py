@@ -15,9 +15,9 @@ from functools import partial
 import numpy as np
 import structlog
 
-from cache.flight import Flights
+from cache.flight import Flight, Flights
 from cache.keys import Rows, key_prefix, row_key, row_keys
-from cache.memory import MemoryTier
+from cache.memory import MemoryTier, Stats
 from cache.redis import RedisTier
 from cache.tiered import TieredCache
 from harness.servers import RedisServer, redis_server
@@ -95,18 +95,18 @@ async def measure_tiers(server: RedisServer) -> None:
     items = random_items(100)
     keys = list(items)
     remote = RedisTier(server.url, ttl_seconds=300)
-    cache = TieredCache(MemoryTier(max_items=1000, max_bytes=1 << 20, ttl_seconds=300), remote)
+    cache = TieredCache(MemoryTier(max_items=1000, max_bytes=1 << 20, ttl_seconds=300), remote, stats=Stats())
 
     cache.keep(items)
     for count in (1, 100):
         lookup = keys[:count]
         report(f"both tiers: hit in memory, {count} rows", per_item(partial(cache.find, lookup), count))
-    flights = Flights()
+    flights: Flights = {}
 
     async def miss() -> None:
         key = os.urandom(24)
         assert cache.find([key]) == [None]
-        with flights.board([key]):
+        with Flight(flights, [key]):
             cache.keep({key: b"value"})
 
     report("both tiers: miss, flight and put, 1 row", *await percentiles(miss, 3000))

@@ -16,20 +16,12 @@ Landing: TypeAlias = "asyncio.Future[Mapping[bytes, Answer] | Exception | None]"
 The error is a result here, not the future's exception: without followers, it would never be retrieved.
 """
 
-
-class Flights:
-    """The keys whose values are being made in this process, each by one caller, its leader."""
-
-    def __init__(self) -> None:
-        self._flying: dict[bytes, Landing] = {}
-
-    def board(self, keys: Iterable[bytes]) -> Flight:
-        """Lead the keys that have no leader, follow the leaders of all others."""
-        return Flight(self._flying, keys)
+Flights: TypeAlias = dict[bytes, Landing]
+"""The keys whose values are being made in this process, each by one caller, its leader."""
 
 
 class Flight:
-    """One caller's keys. To be used as a context, within which the caller makes the values of `led`.
+    """One caller's keys: it leads those that have no leader, and makes their values within this context.
 
     The keys that one caller leads land together, when it leaves the context: with what it has put into `answers`, or
     with its error. Followers of a cancelled leader are told to board again. Make first, then follow: else two callers
@@ -38,7 +30,7 @@ class Flight:
 
     __slots__ = ("_flying", "_landing", "answers", "followed", "led")
 
-    def __init__(self, flying: dict[bytes, Landing], keys: Iterable[bytes]) -> None:
+    def __init__(self, flying: Flights, keys: Iterable[bytes]) -> None:
         self._flying = flying
         self.followed: dict[bytes, Landing] = {}
         self.led: list[bytes] = []

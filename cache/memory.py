@@ -9,7 +9,6 @@ Consequence: an expired entry goes when it is looked up or when its place is nee
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,10 +47,6 @@ class Stats:
     """Values in memory now."""
     bytes: int = 0
     """Bytes of the values in memory, overhead included."""
-
-    def figures(self) -> tuple[int, ...]:
-        """Return all counters, in this order."""
-        return dataclasses.astuple(self)
 
 
 class MemoryTier:

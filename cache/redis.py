@@ -33,8 +33,8 @@ class RedisTier:
     """One MGET a lookup, one pipeline of SETs a write, nothing at all while the breaker is open.
 
     No method raises because Redis is unavailable. A value under a key never changes its meaning, so nothing is ever
-    invalidated, only forgotten; a value of more than `max_value_bytes` is neither written nor read. Nothing is
-    connected before the first call, so it may be built before the fork.
+    invalidated, only forgotten; a value of more than MAX_VALUE_BYTES is neither written nor read. Nothing is connected
+    before the first call, so it may be built before the fork.
     """
 
     def __init__(
@@ -44,7 +44,6 @@ class RedisTier:
         ttl_seconds: float,
         timeout: float = 0.1,
         health_check_interval: float = HEALTH_CHECK_INTERVAL,
-        max_value_bytes: int = MAX_VALUE_BYTES,
         breaker: Breaker | None = None,
         stats: Stats | None = None,
     ) -> None:
@@ -52,7 +51,7 @@ class RedisTier:
         self._client = RedisClient(
             url,
             timeout=timeout,
-            max_value_bytes=max_value_bytes + HEADER_BYTES,
+            max_value_bytes=MAX_VALUE_BYTES + HEADER_BYTES,
             health_check_interval=health_check_interval,
         )
         self._guard = Guard(
@@ -64,7 +63,6 @@ class RedisTier:
             log_first_success=True,
         )
         self._ttl = max(1, round(ttl_seconds * 1000))
-        self._max_value_bytes = max_value_bytes
         self._stats = stats or Stats()
 
     @property
@@ -74,16 +72,14 @@ class RedisTier:
 
     async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return one value per key, None where Redis has none, is unavailable or holds something else."""
-        if not keys:
-            return []
-        found = await self._call(lambda redis: _fetch(redis, keys))
+        found = await self._call(lambda redis: _fetch(redis, keys)) if keys else []
         if found is None:
             return [None] * len(keys)
         return [self._unseal(key, sealed) for key, sealed in zip(keys, found, strict=True)]
 
     async def put_many(self, items: Mapping[bytes, bytes]) -> None:
         """Write the items if Redis takes them; the others are counted as dropped."""
-        fitting = {key: value for key, value in items.items() if len(value) <= self._max_value_bytes}
+        fitting = {key: value for key, value in items.items() if len(value) <= MAX_VALUE_BYTES}
         replies = await self._call(lambda redis: self._send(redis, fitting)) if fitting else []
         kept = 0 if replies is None else sum(not isinstance(reply, Exception) for reply in replies)
         self._stats.write_dropped += len(items) - kept

@@ -8,13 +8,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 
 from cache.memory import Stats
 from cache.redis import RedisTier
 from serving.storage.background import BackgroundTask
-from serving.storage.guard import BreakerState
 
 MAX_LOOKUPS = 4
 """Round trips that run at once. Keys that arrive meanwhile share the next one, so round trips grow with the load."""
@@ -32,67 +30,40 @@ WRITE_BATCH = 100
 
 CLOSING_SECONDS = 1.0
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Lookup:
-    """The keys of one request, and the future of their values."""
-
-    keys: Sequence[bytes]
-    found: asyncio.Future[list[bytes | None]]
-
-    def answer(self, values: list[bytes | None]) -> None:
-        if not self.found.done():
-            self.found.set_result(values)
-
-    def give_up(self) -> None:
-        self.answer([None] * len(self.keys))
+Lookup = tuple[Sequence[bytes], asyncio.Future[list[bytes | None]]]
+"""The keys of one request, and the future of their values; it is done early when the request waits no more."""
 
 
 class BackgroundTier:
     """The Redis tier behind a queue of lookups and a queue of writes. Belongs to one event loop."""
 
-    def __init__(
-        self,
-        redis: RedisTier,
-        *,
-        stats: Stats | None = None,
-        max_unwritten_bytes: int = MAX_UNWRITTEN_BYTES,
-        closing_seconds: float = CLOSING_SECONDS,
-    ) -> None:
+    def __init__(self, redis: RedisTier, stats: Stats) -> None:
         self._redis = redis
-        self._stats = stats or Stats()
-        self._lookups: deque[_Lookup] = deque()
+        self._stats = stats
+        self._lookups: deque[Lookup] = deque()
         self._round_trips: set[asyncio.Task[None]] = set()
         self._full_since = 0.0
         self._scheduled = False
         self._unwritten: dict[bytes, bytes] = {}
         self._unwritten_bytes = 0
-        self._max_unwritten_bytes = max_unwritten_bytes
-        self._writing = BackgroundTask(self._write, closing_seconds=closing_seconds)
-
-    @property
-    def state(self) -> BreakerState:
-        """State of the breaker in front of Redis."""
-        return self._redis.state
+        self._writing = BackgroundTask(self._write, closing_seconds=CLOSING_SECONDS)
 
     async def find(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return one value per key, None where there is none or it does not arrive within PATIENCE_SECONDS."""
-        if not keys:
-            return []
         loop = asyncio.get_running_loop()
         full = len(self._round_trips) >= MAX_LOOKUPS
         if full and loop.time() - self._full_since > PATIENCE_SECONDS:
             return [None] * len(keys)
-        lookup = _Lookup(keys, loop.create_future())
-        self._lookups.append(lookup)
+        found: asyncio.Future[list[bytes | None]] = loop.create_future()
+        self._lookups.append((keys, found))
         if not full and not self._scheduled:
             self._scheduled = True
             loop.call_soon(self._start)
-        patience = loop.call_later(PATIENCE_SECONDS, lookup.give_up)
         try:
-            return await lookup.found
-        finally:
-            patience.cancel()
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                return await found
+        except TimeoutError:
+            return [None] * len(keys)
 
     def keep(self, items: Mapping[bytes, bytes]) -> None:
         """Write the items soon; drop and count those for which there is no room."""
@@ -100,11 +71,11 @@ class BackgroundTier:
             size = len(key) + len(value)
             if key in self._unwritten:
                 continue
-            if self._unwritten_bytes + size > self._max_unwritten_bytes:
+            if self._unwritten_bytes + size > MAX_UNWRITTEN_BYTES:
                 self._stats.write_dropped += 1
-                continue
-            self._unwritten[key] = value
-            self._unwritten_bytes += size
+            else:
+                self._unwritten[key] = value
+                self._unwritten_bytes += size
         if self._unwritten:
             self._writing.wake()
 
@@ -131,36 +102,34 @@ class BackgroundTier:
     def _start(self) -> None:
         self._scheduled = False
         loop = asyncio.get_running_loop()
-        while self._lookups and len(self._round_trips) < MAX_LOOKUPS:
-            taken = self._take()
-            if taken:
-                round_trip = loop.create_task(self._look_up(taken))
-                self._round_trips.add(round_trip)
-                self._full_since = loop.time()
-                round_trip.add_done_callback(self._finish)
+        while len(self._round_trips) < MAX_LOOKUPS and (taken := self._take()):
+            round_trip = loop.create_task(self._look_up(taken))
+            self._round_trips.add(round_trip)
+            self._full_since = loop.time()
+            round_trip.add_done_callback(self._finish)
 
-    def _take(self) -> list[_Lookup]:
-        taken: list[_Lookup] = []
+    def _take(self) -> list[Lookup]:
+        taken: list[Lookup] = []
         count = 0
-        while self._lookups and (not taken or count + len(self._lookups[0].keys) <= MAX_KEYS):
-            lookup = self._lookups.popleft()
-            if not lookup.found.done():  # its request still waits
-                taken.append(lookup)
-                count += len(lookup.keys)
+        while self._lookups and (not taken or count + len(self._lookups[0][0]) <= MAX_KEYS):
+            keys, found = self._lookups.popleft()
+            if not found.done():
+                taken.append((keys, found))
+                count += len(keys)
         return taken
 
-    async def _look_up(self, taken: list[_Lookup]) -> None:
+    async def _look_up(self, taken: list[Lookup]) -> None:
         try:
-            values = await self._redis.get_many([key for lookup in taken for key in lookup.keys])
+            values = iter(await self._redis.get_many([key for keys, _ in taken for key in keys]))
         except Exception as error:  # noqa: BLE001 - it belongs to the requests, not to this task
-            for lookup in taken:
-                if not lookup.found.done():
-                    lookup.found.set_exception(error)
+            for _, found in taken:
+                if not found.done():
+                    found.set_exception(error)
             return
-        start = 0
-        for lookup in taken:
-            lookup.answer(values[start : start + len(lookup.keys)])
-            start += len(lookup.keys)
+        for keys, found in taken:
+            own = list(islice(values, len(keys)))
+            if not found.done():
+                found.set_result(own)
 
     def _finish(self, round_trip: asyncio.Task[None]) -> None:
         self._round_trips.discard(round_trip)

@@ -23,7 +23,6 @@ def build_cache(
     max_bytes: int,
     ttl_seconds: float,
     redis_url: str = "",
-    redis_timeout: float = 0.1,
     redis_health_check_interval: float = HEALTH_CHECK_INTERVAL,
 ) -> TieredCache:
     """Build memory in front of Redis, or memory alone without a `redis_url`; connects to nothing.
@@ -36,11 +35,7 @@ def build_cache(
         log.info("Redis caching disabled")
         return TieredCache(memory, stats=stats)
     remote = RedisTier(
-        redis_url,
-        ttl_seconds=ttl_seconds,
-        timeout=redis_timeout,
-        health_check_interval=redis_health_check_interval,
-        stats=stats,
+        redis_url, ttl_seconds=ttl_seconds, health_check_interval=redis_health_check_interval, stats=stats
     )
     return TieredCache(memory, remote, stats=stats)
 
@@ -48,10 +43,11 @@ def build_cache(
 class TieredCache:
     """Memory alone, or memory in front of a remote tier. A value from the remote starts a new life in memory."""
 
-    def __init__(self, memory: MemoryTier, remote: RedisTier | None = None, *, stats: Stats | None = None) -> None:
-        self.stats = stats or Stats()
+    def __init__(self, memory: MemoryTier, remote: RedisTier | None = None, *, stats: Stats) -> None:
+        self.stats = stats
         self._memory = memory
-        self._remote = None if remote is None else BackgroundTier(remote, stats=self.stats)
+        self._redis = remote
+        self._remote = None if remote is None else BackgroundTier(remote, stats)
 
     @property
     def is_local(self) -> bool:
@@ -61,7 +57,7 @@ class TieredCache:
     @property
     def redis_state(self) -> BreakerState | Literal["disabled"]:
         """State of the breaker in front of Redis, for the health check."""
-        return "disabled" if self._remote is None else self._remote.state
+        return "disabled" if self._redis is None else self._redis.state
 
     def find(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the values in memory, None for each that is not there."""
@@ -70,7 +66,7 @@ class TieredCache:
     async def find_remotely(self, keys: Sequence[bytes]) -> dict[bytes, Answer]:
         """Return the values in Redis, by key; they are in memory from then on."""
         found: dict[bytes, Answer] = {}
-        if self._remote is None:
+        if self._remote is None or not keys:
             return found
         for key, value in zip(keys, await self._remote.find(keys), strict=True):
             if value is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,7 +93,7 @@ class Service:
         """Do before the fork everything that is needed once, and register the metrics that parts count themselves."""
         self.inference.prepare()
         for families, figures in (
-            (CACHE, self.cache.stats.figures),
+            (CACHE, lambda: astuple(self.cache.stats)),
             (BATCHES, self.batcher.figures),
             (EXECUTORS, lambda: (self.executor.replacements,)),
             (OUTCOMES_QUEUED, lambda: (self.outcome_writer.queued,)),

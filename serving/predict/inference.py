@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import msgspec
 import structlog
 
-from cache.flight import Answer, Flights
+from cache.flight import Answer, Flight, Flights
 from cache.keys import key_prefix, row_keys
 from cache.tiered import TieredCache
 from registry.errors import NotExplained
@@ -95,7 +95,7 @@ class Inference:
         self._batcher = batcher
         self._executor = executor
         self._cache = cache
-        self._flights = Flights()
+        self._flights: Flights = {}
         self._timeout = timeout
         self._lanes: dict[tuple[LoadedModel, Verb], _Lane] = {}
 
@@ -200,7 +200,7 @@ class Inference:
         made: dict[bytes, Answer] = {}
         missing = list(places)
         while missing:
-            with self._flights.board(missing) as flight:
+            with Flight(self._flights, missing) as flight:
                 if flight.led:
                     flight.answers = await self._make(request, flight.led, places)
             made.update(flight.answers)

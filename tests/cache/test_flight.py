@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cache.flight import Answer, Flights
+from cache.flight import Answer, Flight, Flights
 from tests.cache.conftest import turns
 
 pytestmark = pytest.mark.anyio
@@ -41,7 +41,7 @@ async def share(flights: Flights, keys: list[bytes], kitchen: Kitchen) -> dict[b
     answers: dict[bytes, Answer] = {}
     missing = keys
     while missing:
-        with flights.board(missing) as flight:
+        with Flight(flights, missing) as flight:
             if flight.led:
                 flight.answers = await kitchen.make(flight.led)
         answers.update(flight.answers)
@@ -58,7 +58,7 @@ async def start(flights: Flights, kitchen: Kitchen, *wishes: list[bytes]) -> lis
 
 
 async def test_equal_keys_in_flight_are_made_once(kitchen: Kitchen) -> None:
-    first, *others = await start(Flights(), kitchen, *[[b"a"]] * 100)
+    first, *others = await start({}, kitchen, *[[b"a"]] * 100)
     kitchen.gate.set()
     assert await first == {b"a": (b"A", "miss")}
     assert await asyncio.gather(*others) == [{b"a": (b"A", "coalesced")}] * 99
@@ -66,7 +66,7 @@ async def test_equal_keys_in_flight_are_made_once(kitchen: Kitchen) -> None:
 
 
 async def test_batch_makes_only_what_nobody_else_is_making(kitchen: Kitchen) -> None:
-    tasks = await start(Flights(), kitchen, [b"a", b"b"], [b"b", b"c"], [b"c", b"a", b"d"])
+    tasks = await start({}, kitchen, [b"a", b"b"], [b"b", b"c"], [b"c", b"a", b"d"])
     kitchen.gate.set()
     assert await asyncio.gather(*tasks) == [
         {b"a": (b"A", "miss"), b"b": (b"B", "miss")},
@@ -78,13 +78,13 @@ async def test_batch_makes_only_what_nobody_else_is_making(kitchen: Kitchen) -> 
 
 async def test_after_the_landing_the_key_is_made_again(kitchen: Kitchen) -> None:
     kitchen.gate.set()
-    flights = Flights()
+    flights: Flights = {}
     assert await share(flights, [b"a"], kitchen) == await share(flights, [b"a"], kitchen)
     assert len(kitchen.orders) == 2
 
 
 async def test_followers_of_a_failed_leader_get_its_error(kitchen: Kitchen) -> None:
-    flights = Flights()
+    flights: Flights = {}
     tasks = await start(flights, kitchen, [b"a"], [b"a"], [b"a"])
     kitchen.error = KeyError("the model broke")
     kitchen.gate.set()
@@ -95,7 +95,7 @@ async def test_followers_of_a_failed_leader_get_its_error(kitchen: Kitchen) -> N
 
 
 async def test_follower_of_a_cancelled_leader_takes_over(kitchen: Kitchen) -> None:
-    leader, *followers = await start(Flights(), kitchen, [b"a"], [b"a"], [b"a"], [b"a"])
+    leader, *followers = await start({}, kitchen, [b"a"], [b"a"], [b"a"], [b"a"])
     leader.cancel()
     await turns()
     assert leader.cancelled()
@@ -106,7 +106,7 @@ async def test_follower_of_a_cancelled_leader_takes_over(kitchen: Kitchen) -> No
 
 
 async def test_every_leader_may_be_cancelled_in_turn(kitchen: Kitchen) -> None:
-    tasks = await start(Flights(), kitchen, *[[b"a", b"b"]] * 10)
+    tasks = await start({}, kitchen, *[[b"a", b"b"]] * 10)
     *leaders, last = tasks
     for count, leader in enumerate(leaders, start=1):
         leader.cancel()
@@ -117,7 +117,7 @@ async def test_every_leader_may_be_cancelled_in_turn(kitchen: Kitchen) -> None:
 
 
 async def test_cancelled_follower_disturbs_nobody(kitchen: Kitchen) -> None:
-    leader, follower, other = await start(Flights(), kitchen, [b"a"], [b"a"], [b"a"])
+    leader, follower, other = await start({}, kitchen, [b"a"], [b"a"], [b"a"])
     follower.cancel()
     await turns()
     assert follower.cancelled()
@@ -126,7 +126,7 @@ async def test_cancelled_follower_disturbs_nobody(kitchen: Kitchen) -> None:
 
 
 async def test_callers_who_want_what_the_other_makes_do_not_wait_for_ever(kitchen: Kitchen) -> None:
-    flights = Flights()
+    flights: Flights = {}
     one, two = await start(flights, kitchen, [b"a"], [b"b"])
     three, four = await start(flights, kitchen, [b"a", b"b", b"c"], [b"c", b"d", b"a"])
     one.cancel()
@@ -143,7 +143,7 @@ async def test_failure_that_nobody_follows_leaves_no_complaint(kitchen: Kitchen)
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     kitchen.error = ValueError("bad")
     kitchen.gate.set()
-    flights = Flights()
+    flights: Flights = {}
     for _ in range(3):
         with pytest.raises(ValueError, match="bad"):
             await share(flights, [b"a"], kitchen)
@@ -156,7 +156,7 @@ async def test_failure_that_nobody_follows_leaves_no_complaint(kitchen: Kitchen)
 
 
 async def test_storm_of_cancellations_leaves_nothing_in_flight() -> None:
-    flights = Flights()
+    flights: Flights = {}
     alphabet = [bytes([65 + number]) for number in range(6)]
 
     class SlowKitchen(Kitchen):
@@ -176,4 +176,4 @@ async def test_storm_of_cancellations_leaves_nothing_in_flight() -> None:
         async with asyncio.timeout(10):
             results = await asyncio.gather(*tasks, return_exceptions=True)
         assert sum(isinstance(result, dict) for result in results) >= 8
-    assert flights._flying == {}
+    assert flights == {}

@@ -12,6 +12,7 @@ import ssl
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -63,9 +64,7 @@ async def test_concurrent_lookups_share_at_most_sixteen_connections(tier: RedisT
 
 async def test_nothing_is_connected_before_the_first_call(shared_server: RedisServer, raw: redis.Redis) -> None:
     before = len(raw.client_list())
-    cache = build_cache(
-        max_items=10, max_bytes=1 << 20, ttl_seconds=60, redis_url=shared_server.url, redis_timeout=PATIENCE
-    )
+    cache = build_cache(max_items=10, max_bytes=1 << 20, ttl_seconds=60, redis_url=shared_server.url)
     assert len(raw.client_list()) == before
     await cache.close()
 
@@ -106,9 +105,12 @@ async def test_key_of_another_type_is_a_miss_and_healed_by_the_next_write(tier: 
     assert await tier.get_many([b"key"]) == [b"value"]
 
 
-async def test_huge_value_is_not_even_read(shared_server: RedisServer, raw: redis.Redis) -> None:
+async def test_huge_value_is_not_even_read(
+    shared_server: RedisServer, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cache.redis.MAX_VALUE_BYTES", 1000)
     stats = Stats()
-    tier = RedisTier(shared_server.url, ttl_seconds=60, timeout=PATIENCE, max_value_bytes=1000, stats=stats)
+    tier = RedisTier(shared_server.url, ttl_seconds=60, timeout=PATIENCE, stats=stats)
     raw.setrange(PREFIX + b"key", 256 << 20, b"x")
     raw.config_resetstat()
     for _ in range(5):
@@ -119,9 +121,12 @@ async def test_huge_value_is_not_even_read(shared_server: RedisServer, raw: redi
     await tier.close()
 
 
-async def test_value_longer_than_is_read_is_not_written(shared_server: RedisServer, raw: redis.Redis) -> None:
+async def test_value_longer_than_is_read_is_not_written(
+    shared_server: RedisServer, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cache.redis.MAX_VALUE_BYTES", 1000)
     stats = Stats()
-    tier = RedisTier(shared_server.url, ttl_seconds=60, timeout=PATIENCE, max_value_bytes=1000, stats=stats)
+    tier = RedisTier(shared_server.url, ttl_seconds=60, timeout=PATIENCE, stats=stats)
     await tier.put_many({b"long": bytes(1001), b"short": bytes(1000)})
     assert await tier.get_many([b"long", b"short"]) == [None, bytes(1000)]
     assert stats.write_dropped == 1
@@ -289,12 +294,12 @@ async def test_cache_without_a_url_is_memory_alone_and_says_so() -> None:
 
 
 @pytest.mark.usefixtures("patient")
-async def test_cache_with_a_url_fills_both_tiers(shared_server: RedisServer, raw: redis.Redis) -> None:
+async def test_cache_with_a_url_fills_both_tiers(
+    shared_server: RedisServer, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cache.tiered.RedisTier", partial(RedisTier, timeout=PATIENCE))
     one, other = [
-        build_cache(
-            max_items=10, max_bytes=1 << 20, ttl_seconds=60, redis_url=shared_server.url, redis_timeout=PATIENCE
-        )
-        for _ in range(2)
+        build_cache(max_items=10, max_bytes=1 << 20, ttl_seconds=60, redis_url=shared_server.url) for _ in range(2)
     ]
     one.keep({b"a": b"A"})
     await one.close()

@@ -23,7 +23,7 @@ async def remote() -> DictTier:
 
 @pytest.fixture
 async def tier(remote: DictTier, patient: None) -> BackgroundTier:
-    return BackgroundTier(remote)
+    return BackgroundTier(remote, Stats())
 
 
 async def test_requests_of_one_turn_share_a_round_trip(tier: BackgroundTier, remote: DictTier) -> None:
@@ -99,7 +99,7 @@ async def test_nobody_waits_long_for_round_trips_that_hang(
 
 
 async def test_items_of_many_requests_are_sent_together(remote: DictTier) -> None:
-    tier = BackgroundTier(remote)
+    tier = BackgroundTier(remote, Stats())
     for number in range(WRITE_BATCH + 1):
         tier.keep({b"%d" % number: b"v"})
     await tier.close()
@@ -107,10 +107,11 @@ async def test_items_of_many_requests_are_sent_together(remote: DictTier) -> Non
     assert len(remote.kept) == 2 + WRITE_BATCH + 1, "and the two that were there"
 
 
-async def test_what_does_not_fit_is_dropped_and_counted(remote: DictTier) -> None:
+async def test_what_does_not_fit_is_dropped_and_counted(remote: DictTier, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cache.remote.MAX_UNWRITTEN_BYTES", 100)
     stats = Stats()
     remote.gate.clear()
-    tier = BackgroundTier(remote, max_unwritten_bytes=100, stats=stats)
+    tier = BackgroundTier(remote, stats)
     tier.keep({b"sent": b"at once"})
     await turns()
     tier.keep({b"%02d" % number: bytes(18) for number in range(20)})
@@ -123,9 +124,10 @@ async def test_what_does_not_fit_is_dropped_and_counted(remote: DictTier) -> Non
     assert b"again" in remote.kept
 
 
-async def test_nothing_is_sent_twice_while_it_waits(remote: DictTier) -> None:
+async def test_nothing_is_sent_twice_while_it_waits(remote: DictTier, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cache.remote.MAX_UNWRITTEN_BYTES", 10)
     stats = Stats()
-    tier = BackgroundTier(remote, max_unwritten_bytes=10, stats=stats)
+    tier = BackgroundTier(remote, stats)
     for _ in range(100):
         tier.keep({b"key": b"value"})
     await tier.close()
@@ -135,18 +137,19 @@ async def test_nothing_is_sent_twice_while_it_waits(remote: DictTier) -> None:
 
 async def test_idle_tier_has_no_task(remote: DictTier) -> None:
     before = asyncio.all_tasks()
-    tier = BackgroundTier(remote)
+    tier = BackgroundTier(remote, Stats())
     tier.keep({b"a": b"1"})
     assert asyncio.all_tasks() != before
     await turns()
     assert asyncio.all_tasks() == before
 
 
-async def test_closing_does_not_wait_for_a_tier_that_hangs(remote: DictTier) -> None:
+async def test_closing_does_not_wait_for_a_tier_that_hangs(remote: DictTier, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cache.remote.CLOSING_SECONDS", 0.01)
     stats = Stats()
     remote.gate.clear()
     before = asyncio.all_tasks()
-    tier = BackgroundTier(remote, closing_seconds=0.01, stats=stats)
+    tier = BackgroundTier(remote, stats)
     tier.keep({b"%d" % number: b"v" for number in range(WRITE_BATCH + 5)})
     async with asyncio.timeout(5):
         await tier.close()
