@@ -81,7 +81,7 @@ def models() -> Iterator[tuple[str, Compute, Compute, Rows]]:
         compiled = compile_estimator(estimator, schema, frame=demo.named_columns)
         cells = table.to_dict("split")["data"]
         rows = schema.rows([[None if pd.isna(cell) else cell for cell in row] for row in cells])
-        if compiled is None or not verify(compiled, reference, probe_rows(schema, rows[:100])):
+        if not verify(compiled, reference, probe_rows(schema, rows[:100])):
             raise SystemExit(f"{demo.name} is not compiled")
         yield demo.name, reference, compiled, np.resize(rows, (2000, len(schema)))
 

@@ -22,7 +22,6 @@ from registry.kernels.linear import LINEAR
 from registry.rows.features import Rows
 from registry.rows.schema import Schema
 from registry.store.manifest import Manifest
-from registry.store.options import DEFAULT_OPTIONS
 
 log = structlog.get_logger(__name__)
 
@@ -96,15 +95,14 @@ class Subject:
 
 
 def choose_explainer(
-    manifest: Manifest, estimator: Any, compute: Compute, evaluations: int = DEFAULT_OPTIONS.shap_evaluations
+    manifest: Manifest, estimator: Any, compute: Compute, background: Rows, evaluations: int
 ) -> Explainer | None:
     """The explainer that the manifest names, or if it names none the first that fits; None if none does.
 
     Whatever is wrong with an explainer, the model can predict without it; the log says why there is none.
     """
-    schema = Schema(manifest.features)
-    background = schema.rows([list(row) for row in manifest.background])
-    subject = Subject(estimator, compute, schema, manifest.input == "frame", background, evaluations)
+    frame = manifest.input == "frame"
+    subject = Subject(estimator, compute, Schema(manifest.features), frame, background, evaluations)
     recorded = manifest.explainer.method if manifest.explainer else None
     reasons = []
     for build in BUILDERS[recorded]:

@@ -13,12 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
-from numba import types
 from numpy.typing import NDArray
 
-from registry.kernels.kernel import Kernel, Unsupported, part_of_kernel, read_only, writable
+from registry.kernels.kernel import MATRIX, NUMBERS, OUT, Kernel, Unsupported, part_of_kernel, records
 from registry.rows.features import Rows
 
 SUBTRACT, DIVIDE, MULTIPLY, ADD, RAISE_TO, CUT_TO, FILL, IS_MISSING = range(8)
@@ -103,15 +101,7 @@ def _build(rows: Any, columns: Any, steps: Any, searched: Any, tables: Any, out:
             out[r, c] = math.nan if column.stop > column.start and math.isinf(value) else value
 
 
-BUILD = Kernel(
-    _build,
-    read_only(types.float64, 2),
-    read_only(numba.from_dtype(COLUMN), 1),
-    read_only(numba.from_dtype(STEP), 1),
-    read_only(types.float64, 1),
-    read_only(types.float64, 1),
-    writable(types.float64, 2),
-)
+BUILD = Kernel(_build, MATRIX, records(COLUMN), records(STEP), NUMBERS, NUMBERS, OUT)
 
 
 def builder(plan: Plan) -> Callable[[Rows], Rows]:
@@ -155,6 +145,11 @@ def _packed(plan: Plan) -> tuple[NDArray[Any], NDArray[Any], Rows, Rows]:
 def straight(plan: Plan, features: int) -> bool:
     """Whether the matrix equals the rows."""
     return plan == [Computed(source) for source in range(features)]
+
+
+def bits_of(words: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """The bits of 32-bit words, the lowest first: which codes are in a set of categories."""
+    return np.unpackbits(words.astype("<u4").view(np.uint8), bitorder="little").astype(bool)
 
 
 class Splits:

@@ -37,16 +37,19 @@ MAX_CATEGORIES = 64
 """Categories of a feature that are tried; the others are looked up in the same table."""
 
 
-def compile_estimator(estimator: Any, schema: Schema, *, frame: bool) -> Compute | None:
-    """A function that answers rows as `estimator_compute` does, bit for bit; None for an unsupported estimator.
+def compile_estimator(estimator: Any, schema: Schema, *, frame: bool) -> Compute:
+    """A function that answers rows as `estimator_compute` does, bit for bit. Raises Unsupported.
 
     It holds arrays and no reference to the estimator. A row that the estimator would refuse (a missing value that it
     does not accept) is answered NaN. Several threads may call it at once.
     """
-    try:
-        return _compile(estimator, schema, frame=frame)
-    except Unsupported:
-        return None
+    parts = take_apart(estimator, schema, frame=frame)
+    if parts.trees is not None:
+        ensemble, link = parts.trees
+        return parts.behind_matrix(ensemble.compute(link))
+    if type(parts.last) in LINEAR:
+        return parts.behind_matrix(linear_compute(parts.last, sparse=parts.sparse))
+    raise Unsupported(type(parts.last).__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +92,6 @@ def take_apart(estimator: Any, schema: Schema, *, frame: bool) -> Parts:
     # either may add columns to the plan
     trees = booster.booster_ensemble(last, plan) if booster else sklearn_ensemble(last, plan, sparse=matrix.sparse)
     return Parts(last, plan, matrix.sparse, len(schema), trees)
-
-
-def _compile(estimator: Any, schema: Schema, *, frame: bool) -> Compute:
-    parts = take_apart(estimator, schema, frame=frame)
-    if parts.trees is not None:
-        ensemble, link = parts.trees
-        return parts.behind_matrix(ensemble.compute(link))
-    if type(parts.last) in LINEAR:
-        return parts.behind_matrix(linear_compute(parts.last, sparse=parts.sparse))
-    raise Unsupported(type(parts.last).__name__)
 
 
 def _steps(estimator: Any) -> tuple[list[Any], Any]:

@@ -18,7 +18,7 @@ from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from sklearn.utils import get_tags
 
 from registry.estimator import Compute
-from registry.kernels.columns import Plan, Splits
+from registry.kernels.columns import Plan, Splits, bits_of
 from registry.kernels.forest import SUMS, WALK, WALK_IN_SINGLE, Forest, Tree, flatten, widen_thresholds
 from registry.kernels.kernel import Unsupported
 from registry.kernels.links import Link, binary, exponential, softmax
@@ -148,8 +148,8 @@ def _histogram_tree(member: Any, splits: Splits) -> Tree:
     player = feature.copy()
     missing_left = nodes["missing_go_to_left"].astype(bool)
     for index in np.flatnonzero(nodes["is_categorical"].astype(bool) & ~leaf):
-        bits = _bitset_members(member.raw_left_cat_bitsets[nodes["bitset_idx"][index]])
-        feature[index] = splits.add(feature[index], _goes_left(bits, missing_left=bool(missing_left[index])))
+        codes = bits_of(member.raw_left_cat_bitsets[nodes["bitset_idx"][index]])
+        feature[index] = splits.add(feature[index], _goes_left(codes, missing_left=bool(missing_left[index])))
         threshold[index] = Splits.THRESHOLD
     return Tree(
         left=np.where(leaf, -1, nodes["left"].astype(np.int64)),
@@ -161,12 +161,6 @@ def _histogram_tree(member: Any, splits: Splits) -> Tree:
         cover=nodes["count"].astype(np.float64),
         player=player,
     )
-
-
-def _bitset_members(bitset: NDArray[np.uint32]) -> NDArray[np.bool_]:
-    """Which of the codes 0 to 255 are in a set of eight 32-bit words."""
-    members: NDArray[np.bool_] = (bitset[:, None] >> np.arange(32, dtype=np.uint32) & 1).astype(bool).ravel()
-    return members
 
 
 def _goes_left(left: NDArray[np.bool_], *, missing_left: bool) -> Callable[[float], bool]:

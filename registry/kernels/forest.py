@@ -19,12 +19,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from registry.kernels.kernel import Kernel, Unsupported, part_of_kernel, read_only, writable
+from registry.kernels.kernel import MATRIX, Kernel, Unsupported, part_of_kernel, read_only, records, writable
 
 NODE = np.dtype([("threshold", "f8"), ("child", "i4"), ("feature", "u2"), ("missing_right", "u1")], align=True)
 SUMS = np.dtype([("divisor", "f8"), ("limit", "f8"), ("refuses_missing", "u1")], align=True)
@@ -169,16 +168,8 @@ def _walk(rows: Any, nodes: Any, roots: Any, values: Any, start: Any, sums: Any,
 
 def _kernel(number: Any) -> Kernel:
     """The walk whose leaves and sums are of this type."""
-    return Kernel(
-        _walk,
-        read_only(types.float64, 2),
-        read_only(numba.from_dtype(NODE), 1),
-        read_only(types.int32, 1),
-        read_only(number, 2),
-        read_only(number, 1),
-        read_only(numba.from_dtype(SUMS), 1),
-        writable(number, 2),
-    )
+    roots, values, start = read_only(types.int32, 1), read_only(number, 2), read_only(number, 1)
+    return Kernel(_walk, MATRIX, records(NODE), roots, values, start, records(SUMS), writable(number, 2))
 
 
 WALK = _kernel(types.float64)

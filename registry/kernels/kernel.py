@@ -46,6 +46,15 @@ def writable(dtype: Any, dimensions: int) -> Any:
     return types.Array(dtype, dimensions, "C")
 
 
+def records(dtype: Any) -> Any:
+    """The type of an array of numpy's records that a kernel only reads."""
+    return read_only(numba.from_dtype(dtype), 1)
+
+
+NUMBERS, MATRIX, OUT = read_only(types.float64, 1), read_only(types.float64, 2), writable(types.float64, 2)
+"""Types of float64 arrays: of one and two dimensions to read, of two to fill."""
+
+
 class Kernel:
     """A function of arrays, and the one signature that it is compiled for."""
 
@@ -57,17 +66,13 @@ class Kernel:
     def load(self) -> Callable[..., None]:
         """The compiled function; the first call compiles it or reads it from the cache."""
         if self._compiled is None:
-            self._compiled = self._compile()
+            try:
+                self._compiled = self._jit(cache=True)
+            except Exception as error:  # noqa: BLE001 - a broken cache may raise anything; a broken kernel raises again
+                reason = f"{type(error).__name__}: {error}"
+                log.warning("Kernel cache not used", kernel=self.function.__name__, reason=reason)
+                self._compiled = self._jit(cache=False)
         return self._compiled
-
-    def _compile(self) -> Callable[..., None]:
-        try:
-            return self._jit(cache=True)
-        except Exception as error:  # noqa: BLE001 - a broken cache may raise anything; a broken kernel raises again below
-            log.warning(
-                "Kernel cache not used", kernel=self.function.__name__, reason=f"{type(error).__name__}: {error}"
-            )
-            return self._jit(cache=False)
 
     def _jit(self, *, cache: bool) -> Callable[..., None]:
         compiled: Callable[..., None] = numba.njit(self.signature, nogil=True, cache=cache)(self.function)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from registry.kernels import links
-from registry.kernels.columns import Plan, Splits
+from registry.kernels.columns import Plan, Splits, bits_of
 from registry.kernels.ensembles import Ensemble
 from registry.kernels.forest import Tree, flatten
 from registry.kernels.kernel import Unsupported
@@ -124,8 +124,7 @@ def _sets(tree: Text) -> list[frozenset[int]]:
     """The sets of categories that go left, written as words of 32 bits one after the other."""
     bounds = _numbers(tree, "cat_boundaries", np.int64)
     words = _numbers(tree, "cat_threshold", np.uint32)
-    members = [words[start:stop, None] >> np.arange(32, dtype=np.uint32) & 1 for start, stop in pairwise(bounds)]
-    return [frozenset(np.flatnonzero(bits.ravel()).tolist()) for bits in members]
+    return [frozenset(np.flatnonzero(bits_of(words[start:stop])).tolist()) for start, stop in pairwise(bounds)]
 
 
 def _goes_left(members: frozenset[int]) -> Any:

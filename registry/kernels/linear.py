@@ -15,12 +15,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import types
 from sklearn import linear_model
 from sklearn.svm import LinearSVC
 
 from registry.estimator import Compute
-from registry.kernels.kernel import Kernel, Unsupported, read_only, writable
+from registry.kernels.kernel import MATRIX, OUT, Kernel, Unsupported
 from registry.kernels.links import Link, binary, identity, label_by_argmax, label_by_sign, softmax
 from registry.rows.features import Rows
 
@@ -49,9 +48,7 @@ def _multiply_entries(matrix: Any, weights: Any, out: Any) -> None:
                     out[r, k] += value * weights[c, k]
 
 
-MULTIPLY_ENTRIES = Kernel(
-    _multiply_entries, read_only(types.float64, 2), read_only(types.float64, 2), writable(types.float64, 2)
-)
+MULTIPLY_ENTRIES = Kernel(_multiply_entries, MATRIX, MATRIX, OUT)
 
 
 def linear_compute(estimator: Any, *, sparse: bool) -> Compute:

@@ -19,7 +19,7 @@ import numpy as np
 from numba import types
 
 from registry.estimator import Outputs
-from registry.kernels.kernel import Kernel, read_only, writable
+from registry.kernels.kernel import MATRIX, NUMBERS, OUT, Kernel, read_only, writable
 from registry.rows.features import Rows
 
 Link = Callable[[Rows], Outputs]
@@ -50,18 +50,8 @@ def _before_softmax(margins: Any, intercept: Any, out: Any) -> None:
         out[r, classes] = label
 
 
-BINARY = Kernel(
-    _binary,
-    read_only(types.float64, 2),
-    read_only(types.float64, 1),
-    types.float64,
-    types.boolean,
-    writable(types.float64, 2),
-)
-
-BEFORE_SOFTMAX = Kernel(
-    _before_softmax, writable(types.float64, 2), read_only(types.float64, 1), writable(types.float64, 2)
-)
+BINARY = Kernel(_binary, MATRIX, NUMBERS, types.float64, types.boolean, OUT)
+BEFORE_SOFTMAX = Kernel(_before_softmax, OUT, NUMBERS, OUT)
 
 
 def _filled(kernel: Kernel, *arguments: Any, width: int | None = None) -> Link:
@@ -154,7 +144,7 @@ def _booster_exponential(margins: Any, out: Any) -> None:
 
 def _in_both_precisions(function: Callable[..., None], margins: Callable[..., Any], *others: Any) -> dict[Any, Kernel]:
     return {
-        np.dtype(str(number)): Kernel(function, margins(number, 2), *others, writable(types.float64, 2))
+        np.dtype(str(number)): Kernel(function, margins(number, 2), *others, OUT)
         for number in (types.float32, types.float64)
     }
 

@@ -27,7 +27,6 @@ import math
 import operator
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
@@ -35,7 +34,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 from numpy.typing import NDArray
 
-from registry.kernels.kernel import Kernel, Unsupported, part_of_kernel, read_only, writable
+from registry.kernels.kernel import MATRIX, Kernel, Unsupported, part_of_kernel, read_only, records, writable
 from registry.kernels.paths import SPLIT, TREE
 
 BLOCK = 8
@@ -225,16 +224,10 @@ def _tree_shap(rows: Any, splits: Any, leaves: Any, values: Any, slots: Any, tre
                         out[r, slots[tree.slot + slot], tree.output + k] += integral
 
 
+INDICES = read_only(types.int32, 1)
+
 TREE_SHAP = Kernel(
-    _tree_shap,
-    read_only(types.float64, 2),
-    read_only(numba.from_dtype(SPLIT), 1),
-    read_only(types.int32, 1),
-    read_only(types.float64, 2),
-    read_only(types.int32, 1),
-    read_only(numba.from_dtype(TREE), 1),
-    read_only(types.float64, 2),
-    writable(types.float64, 3),
+    _tree_shap, MATRIX, records(SPLIT), INDICES, MATRIX, INDICES, records(TREE), MATRIX, writable(types.float64, 3)
 )
 
 

@@ -43,6 +43,7 @@ from registry.rows.schema import Schema
 from registry.store.directory import NAME, directories, version_order
 from registry.store.loader import load_version, unpickle
 from registry.store.manifest import ExplainerRecord, Manifest, TrainingRecord, write_manifest
+from registry.store.options import DEFAULT_OPTIONS
 from registry.training.metrics import measure
 from registry.training.script import Trained
 
@@ -286,7 +287,7 @@ def _baseline(task: Task, outputs: Outputs, classes: int) -> tuple[float, ...]:
 
 
 def _record_explainer(manifest: Manifest, estimator: Any, compute: Compute, background: Rows) -> ExplainerRecord | None:
-    explainer = choose_explainer(manifest, estimator, compute)
+    explainer = choose_explainer(manifest, estimator, compute, background, DEFAULT_OPTIONS.shap_evaluations)
     if explainer is None:
         return None
     try:
@@ -294,13 +295,8 @@ def _record_explainer(manifest: Manifest, estimator: Any, compute: Compute, back
     except Exception as error:  # noqa: BLE001 - an estimator that breaks on rows mixed from others still predicts
         log.warning("Explainer not recorded", model=manifest.name, reason=f"{type(error).__name__}: {error}")
         return None
-    names = (feature.name for feature in manifest.features)
-    return ExplainerRecord(
-        method=explainer.method,
-        space=explainer.space,
-        importance=dict(zip(names, importance, strict=True)),
-        importance_rows=count,
-    )
+    by_name = {feature.name: share for feature, share in zip(manifest.features, importance, strict=True)}
+    return ExplainerRecord(method=explainer.method, space=explainer.space, importance=by_name, importance_rows=count)
 
 
 def _describe(estimator: Any) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from registry.estimator import Compute, estimator_compute, keep_to_one_thread, t
 from registry.explain.choose import choose_explainer
 from registry.kernels import compile_estimator, probe_rows, verify
 from registry.model import LoadedModel
+from registry.rows.features import Rows
 from registry.rows.schema import Schema
 from registry.store.manifest import Manifest, read_manifest
 from registry.store.options import DEFAULT_OPTIONS, LoadOptions
@@ -46,15 +46,17 @@ def load_version(
         estimator = unpickle(path, verified_bytes(root, path, manifest.sha256))
         _check_kind(path, estimator, manifest)
         keep_to_one_thread(estimator)
-        compute = estimator_compute(estimator, Schema(manifest.features), frame=manifest.input == "frame")
-        _verify_answers(path, manifest, compute)
+        schema = Schema(manifest.features)
+        compute = estimator_compute(estimator, schema, frame=manifest.input == "frame")
+        background = _verify_answers(path, manifest, schema, compute)
     except VersionRefused as error:
         if not fallback:
             raise
         log.error("Fallback model in use", model=manifest.name, version=manifest.version, reason=str(error))
-        return LoadedModel(manifest, _mean_of_the_sample(manifest), fallback=True)
-    quick = _compile(manifest, estimator, compute) if options.compiled else None
-    explainer = choose_explainer(manifest, estimator, quick or compute, options.shap_evaluations)
+        mean = np.array(manifest.baseline)
+        return LoadedModel(manifest, lambda rows: np.tile(mean, (len(rows), 1)), fallback=True)
+    quick = _compile(manifest, estimator, schema, compute, background) if options.compiled else None
+    explainer = choose_explainer(manifest, estimator, quick or compute, background, options.shap_evaluations)
     return LoadedModel(manifest, quick or compute, compiled=quick is not None, explainer=explainer)
 
 
@@ -101,37 +103,29 @@ def _check_kind(path: Path, estimator: Any, manifest: Manifest) -> None:
         raise VersionRefused(path, f"has {len(estimator.classes_)} classes, its manifest {len(manifest.classes)}")
 
 
-def _verify_answers(path: Path, manifest: Manifest, compute: Compute) -> None:
-    """Check that the estimator answers as it did when it was added; this also warms it."""
+def _verify_answers(path: Path, manifest: Manifest, schema: Schema, compute: Compute) -> Rows:
+    """Check that the estimator answers as it did when it was added, and return the background rows; this warms it."""
     expected = np.array(manifest.expected)
     try:
-        rows = Schema(manifest.features).rows([list(row) for row in manifest.background[: len(expected)]])
-        answers = compute(rows)
+        background = schema.rows([list(row) for row in manifest.background])
+        answers = compute(background[: len(expected)])
     except MemoryError:
         raise
     except Exception as error:
         raise VersionRefused(path, f"does not predict: {type(error).__name__}: {error}") from error
     if answers.shape != expected.shape or not np.allclose(answers, expected, rtol=CLOSE_ENOUGH, atol=CLOSE_ENOUGH):
         raise VersionRefused(path, "does not answer as it did when it was added")
+    return background
 
 
-def _compile(manifest: Manifest, estimator: Any, compute: Compute) -> Compute | None:
+def _compile(manifest: Manifest, estimator: Any, schema: Schema, compute: Compute, background: Rows) -> Compute | None:
     """The estimator's compiled form, if it has one that answers probe rows with equal bits."""
-    schema = Schema(manifest.features)
+    reason = "it does not answer as its estimator does"
     try:
         compiled = compile_estimator(estimator, schema, frame=manifest.input == "frame")
-        if compiled is None:
-            reason = "its kind is not supported"
-        elif verify(compiled, compute, probe_rows(schema, schema.rows([list(row) for row in manifest.background]))):
+        if verify(compiled, compute, probe_rows(schema, background)):
             return compiled
-        else:
-            reason = "it does not answer as its estimator does"
     except Exception as error:  # noqa: BLE001 - private attributes of estimators, which another release may lack
         reason = f"{type(error).__name__}: {error}"
     log.info("Model not compiled", model=manifest.name, version=manifest.version, reason=reason)
     return None
-
-
-def _mean_of_the_sample(manifest: Manifest) -> Callable[[Any], Any]:
-    answer = np.array(manifest.baseline)
-    return lambda rows: np.tile(answer, (len(rows), 1))

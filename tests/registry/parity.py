@@ -93,7 +93,6 @@ def pair(estimator: Any, table: pd.DataFrame, y: Any, *, frame: bool = False, ma
     estimator.fit(table if frame else table.to_numpy(), y)
     schema = Schema(infer_features(table, margin))
     compiled = compile_estimator(estimator, schema, frame=frame)
-    assert compiled is not None
     return Pair(estimator, schema, estimator_compute(estimator, schema, frame=frame), compiled)
 
 
