@@ -1,18 +1,12 @@
 """Errors about models and the rows that are sent to them.
 
 RegistryError
-├── ModelNotFound       there is no model of that name
-├── VersionNotFound     the model has no such version
-├── VersionRefused      a version on disk is not fit to serve; names the file
-├── CannotAdd           an estimator and a table do not make a version
-├── CannotTrain         a model has no usable training function
-├── Superseded          another version has become live meanwhile
-├── ModelFailed         a model broke on rows that fit its features
-├── NotExplained        a model has no explainer
-├── InvalidSelection    an explanation does not have the selected part
-├── CannotDraw          an explanation cannot be drawn
-└── InvalidRows         instances do not fit the model's features
-    └── NestedTooDeep   instances are nested too deep to be instances
+├── ModelNotFound, VersionNotFound                 nothing of that name is there
+├── VersionRefused                                 a version on disk is not fit to serve; names the file
+├── CannotAdd, CannotTrain, Superseded             there is no new version
+├── ModelFailed                                    a model broke on rows that fit its features
+├── NotExplained, InvalidSelection, CannotDraw     there is no explanation, or none like that
+└── InvalidRows ── NestedTooDeep                   instances do not fit the model's features
 """
 
 from __future__ import annotations

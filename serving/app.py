@@ -143,15 +143,10 @@ def build(settings: Settings, alerts: Alerts) -> Application:
 def renew(app: Application) -> tuple[Application, tuple[str, ...]]:
     """A new app over the model directory as it is now, and the versions that were refused, each with its reason."""
     settings, service = app.settings, app.service
-    load = functools.partial(load_version, settings.model_dir, options=settings.load_options)
-    renewal = renew_registry(
-        service.registry,
-        settings.model_dir,
-        try_first(load, seconds=settings.reload_timeout_seconds),
-        selected=settings.serve_versions,
-    )
-    successor = build_service(settings, renewal.registry, service.shared)
-    return Application(successor, settings, app.limiter), renewal.refused
+    plain = functools.partial(load_version, settings.model_dir, options=settings.load_options)
+    load = try_first(plain, seconds=settings.reload_timeout_seconds)
+    registry, refused = renew_registry(service.registry, settings.model_dir, load, selected=settings.serve_versions)
+    return Application(build_service(settings, registry, service.shared), settings, app.limiter), refused
 
 
 def build_alerts(settings: Settings) -> Alerts:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from registry.errors import CannotAdd
-from registry.rows.features import Feature
+from registry.rows.features import Feature, Kind
 
 
 def infer_features(frame: pd.DataFrame, margin: float | None) -> tuple[Feature, ...]:
@@ -28,31 +29,21 @@ def _infer_feature(name: str, column: pd.Series[Any], margin: float | None) -> F
     values = column.dropna()
     if values.empty:
         raise CannotAdd(f"column {name!r} has no values")
-    nullable = bool(column.isna().any())
-    dtype = str(column.dtype)
+    feature = partial(Feature, name=name, dtype=str(column.dtype), nullable=bool(column.isna().any()))
     if isinstance(column.dtype, pd.CategoricalDtype):
-        categories = _categories(name, column.cat.categories)
-        return Feature(name=name, kind="category", dtype="category", nullable=nullable, categories=categories)
+        return feature(kind="category", categories=_categories(name, column.cat.categories))
     if pd.api.types.is_bool_dtype(values.infer_objects()):
-        return Feature(name=name, kind="boolean", dtype=dtype, nullable=nullable)
+        return feature(kind="boolean")
     if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_complex_dtype(column):
         low, high = float(values.min()), float(values.max())
         if not (math.isfinite(low) and math.isfinite(high)):
             raise CannotAdd(f"column {name!r} contains infinite values")
         minimum, maximum = _accepted(low, high, margin, _limits(column.dtype))
-        return Feature(
-            name=name,
-            kind="integer" if pd.api.types.is_integer_dtype(column) else "number",
-            dtype=dtype,
-            nullable=nullable,
-            seen=(low, high),
-            minimum=minimum,
-            maximum=maximum,
-        )
+        kind: Kind = "integer" if pd.api.types.is_integer_dtype(column) else "number"
+        return feature(kind=kind, seen=(low, high), minimum=minimum, maximum=maximum)
     if pd.api.types.is_string_dtype(values):
-        categories = _categories(name, sorted(values.unique()))
-        return Feature(name=name, kind="category", dtype=dtype, nullable=nullable, categories=categories)
-    raise CannotAdd(f"column {name!r} has the unsupported type {dtype}")
+        return feature(kind="category", categories=_categories(name, sorted(values.unique())))
+    raise CannotAdd(f"column {name!r} has the unsupported type {column.dtype}")
 
 
 def _limits(dtype: Any) -> tuple[float, float]:

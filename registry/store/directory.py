@@ -24,7 +24,10 @@ def version_order(version: str) -> tuple[tuple[int, int, str], ...]:
 
 
 def directories(path: Path) -> list[Path]:
-    """The directories inside `path` whose names a model or a version may have, in the order of versions."""
+    """The directories inside `path` whose names a model or a version may have, in the order of versions.
+
+    Others (`.git`, a half-written `.new-...`) are ignored.
+    """
     if not path.is_dir():
         return []
     inside = [inner for inner in path.iterdir() if NAME.fullmatch(inner.name) and inner.is_dir()]
@@ -37,15 +40,6 @@ def model_directories(root: Path) -> list[Path]:
     if not found:
         raise VersionRefused(root, "contains no model; create one with `forkserve train` or `forkserve add`")
     return found
-
-
-def version_directories(root: Path) -> list[Path]:
-    """Every `{name}/{version}` directory below `root`, in order.
-
-    Directories with other names (`.git`, a half-written `.new-...`) are ignored. Raises VersionRefused when none is
-    left.
-    """
-    return [version for model in model_directories(root) for version in directories(model)]
 
 
 def find_model(root: Path, name: str) -> Path:

@@ -7,7 +7,6 @@ before, its model stays as it was altogether. So a broken file never stops what 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from registry.errors import VersionRefused
@@ -21,18 +20,10 @@ Load = Callable[[Path], LoadedModel]
 """Loads the version kept in a directory. Raises VersionRefused."""
 
 
-@dataclass(frozen=True)
-class Renewal:
-    """The new registry, and a line for every file that was not fit to serve."""
+def renew_registry(old: Registry, root: Path, load: Load, *, selected: Selected) -> tuple[Registry, tuple[str, ...]]:
+    """The models below `root`, and a line for every file that was not fit to serve. Never raises.
 
-    registry: Registry
-    refused: tuple[str, ...]
-
-
-def renew_registry(old: Registry, root: Path, load: Load, *, selected: Selected = "all") -> Renewal:
-    """The models below `root`; those of `old` whose manifests are equal are not loaded again. Never raises.
-
-    `load` is called for one version at a time.
+    Models of `old` whose manifests are equal are not loaded again. `load` is called for one version at a time.
     """
     models: list[LoadedModel] = []
     aliases: dict[str, Aliases] = {}
@@ -70,10 +61,10 @@ def renew_registry(old: Registry, root: Path, load: Load, *, selected: Selected 
     try:
         names = model_directories(root)
     except VersionRefused as error:
-        return Renewal(old, (_line(root, error),))
+        return old, (_line(root, error),)
     for directory in names:
         model(directory)
-    return Renewal(Registry(models, aliases), tuple(refused))
+    return Registry(models, aliases), tuple(refused)
 
 
 def _line(root: Path, error: VersionRefused) -> str:

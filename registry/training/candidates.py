@@ -38,35 +38,32 @@ class HeldOut:
     truth: NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A complete candidate: the directory of the version, in a model directory of its own."""
-
-    root: Path
-    directory: Path
-
-
 def candidate_root(root: Path, job: str, attempt: int) -> Path:
     """Where an attempt of a job writes its candidate. Job ids need no escaping."""
     return root / f"{PREFIX}{job}.{attempt}"
 
 
-def find_candidate(root: Path, job: str, model: str) -> Candidate | None:
-    """The candidate that an attempt of the job has completed, if there is one."""
+def find_candidate(root: Path, job: str, model: str) -> Path | None:
+    """The directory of the version that an attempt of the job has completed, if there is one."""
     for path in sorted(root.glob(f"{PREFIX}{job}.*")):
         versions = directories(path / model)
         if versions and (path / HELD_OUT).exists():
-            return Candidate(path, versions[-1])
+            return versions[-1]
     return None
 
 
-def remove_candidates(root: Path, *, but: Candidate | None = None) -> None:
+def root_of(candidate: Path) -> Path:
+    """The model directory that a candidate has of its own."""
+    return candidate.parent.parent
+
+
+def remove_candidates(root: Path, *, but: Path | None = None) -> None:
     """Remove all candidates `but` one, left-overs of killed trainings included.
 
     Only for a caller that knows that no other training runs. Directories that resist are left for the next time.
     """
     for path in root.glob(f"{PREFIX}*"):
-        if but is None or path != but.root:
+        if but is None or path != root_of(but):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -85,9 +82,9 @@ def write_held_out(path: Path, model: LoadedModel, trained: Trained) -> None:
     write_whole(path / HELD_OUT, content.getvalue())
 
 
-def read_held_out(candidate: Candidate) -> HeldOut:
+def read_held_out(candidate: Path) -> HeldOut:
     """The held-out rows of a candidate."""
-    with np.load(candidate.root / HELD_OUT, allow_pickle=False) as arrays:
+    with np.load(root_of(candidate) / HELD_OUT, allow_pickle=False) as arrays:
         return HeldOut(arrays["rows"], arrays["truth"])
 
 
@@ -103,13 +100,13 @@ def find_trained(directory: Path, job: str) -> Manifest | None:
     return None
 
 
-def take_in(candidate: Candidate, directory: Path, *, instead_of: str) -> Aliases:
+def take_in(candidate: Path, directory: Path, *, instead_of: str) -> Aliases:
     """Move a verified candidate into the model's `directory` and make it live, if `instead_of` is still live.
 
     If the process is killed, one of the two versions is live, complete: the aliases are written before the new version
     exists, and changed by one rename. Raises Superseded, CannotAdd when the version exists already, VersionRefused.
     """
-    version = candidate.directory.name
+    version = candidate.name
     with alone(directory):
         before = current(directory)
         if before.live != instead_of:
@@ -117,7 +114,7 @@ def take_in(candidate: Candidate, directory: Path, *, instead_of: str) -> Aliase
         if (directory / version).exists():
             raise CannotAdd(f"a version {version} was added meanwhile")
         write_aliases(directory, before)
-        candidate.directory.rename(directory / version)
+        candidate.rename(directory / version)
         sync_directory(directory)
         after = Aliases(version, before.live)
         write_aliases(directory, after)

@@ -42,7 +42,7 @@ def _unfit_versions(settings: Settings) -> Iterator[str]:
     """Every version is tried as at a reload; a module to preload that starts a thread is a fault, too."""
     from registry.errors import VersionRefused
     from registry.registry import select_versions
-    from registry.store.directory import model_directories, version_directories
+    from registry.store.directory import directories, model_directories
     from registry.store.loader import load_version
     from serving.errors import CannotServe
     from serving.master import prefork
@@ -53,11 +53,12 @@ def _unfit_versions(settings: Settings) -> Iterator[str]:
     try:
         prefork.import_modules(settings.preload_modules)
         prefork.check_single_thread()
-        for directory in version_directories(root):
+        models = model_directories(root)
+        for directory in (version for model in models for version in directories(model)):
             reason = try_version(load, directory, seconds=settings.reload_timeout_seconds)
             if reason is not None:
                 yield f"{directory}: {reason}"
-        for directory in model_directories(root):
-            select_versions(directory, settings.serve_versions)
+        for model in models:
+            select_versions(model, settings.serve_versions)
     except (VersionRefused, CannotServe) as error:
         yield str(error)

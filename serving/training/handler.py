@@ -17,7 +17,7 @@ from registry.errors import CannotAdd, ModelNotFound, RegistryError, Superseded,
 from registry.store import aliases
 from registry.store.directory import find_model
 from registry.store.manifest import Manifest, read_manifest
-from registry.training.candidates import Candidate, find_candidate, find_trained, remove_candidates, take_in
+from registry.training.candidates import find_candidate, find_trained, remove_candidates, take_in
 from serving.errors import CallFailed, DeadlineExceeded, MemoryExceeded
 from serving.events.log import EventLog, tell
 from serving.jobs.attempt import AttemptFailed, JobFailed, Report
@@ -91,7 +91,7 @@ class TrainHandler:
             await self._tell(job, "training")
             candidate = await self._fit(job)
         report(FITTED)
-        await self._tell(job, "verifying", version=candidate.directory.name)
+        await self._tell(job, "verifying", version=candidate.name)
         answer = await self._call("judge", "the verification", job, self.judging)
         result = msgspec.json.decode(answer, type=TrainingResult)
         report(JUDGED)
@@ -100,7 +100,7 @@ class TrainHandler:
         remove_candidates(self.root)
         return result
 
-    async def _fit(self, job: Job) -> Candidate:
+    async def _fit(self, job: Job) -> Path:
         answer = await self._call("fit", "the training", job, self.timeout)
         fitted = msgspec.json.decode(answer, type=Fitted)
         if fitted.error:
@@ -121,7 +121,7 @@ class TrainHandler:
         except MemoryExceeded:
             raise JobFailed(f"{what} needs more memory than it may") from None
 
-    def _take_in(self, candidate: Candidate, directory: Path, live: str) -> None:
+    def _take_in(self, candidate: Path, directory: Path, live: str) -> None:
         try:
             take_in(candidate, directory, instead_of=live)
         except Superseded as error:

@@ -20,7 +20,7 @@ from registry.store.add import add_trained, next_version
 from registry.store.loader import load_version
 from registry.store.manifest import Manifest
 from registry.store.options import LoadOptions
-from registry.training.candidates import Candidate, candidate_root, find_candidate, read_held_out, write_held_out
+from registry.training.candidates import candidate_root, find_candidate, read_held_out, root_of, write_held_out
 from registry.training.promotion import Measured, by_manifests, find_breaches, find_decline, find_losses, measure_both
 from registry.training.script import OUTCOME, TIME, TrainingData, checked, live_manifest, read_train_function
 from serving.entities.store import EntityStore
@@ -121,7 +121,7 @@ class Steps:
         return msgspec.json.encode(
             TrainingResult(
                 model=job.model,
-                version=candidate.directory.name,
+                version=candidate.name,
                 promoted=not reasons,
                 reasons=tuple(reasons),
                 metrics=measured.new,
@@ -131,12 +131,12 @@ class Steps:
             )
         )
 
-    def _compare(self, candidate: Candidate, before: Manifest) -> tuple[list[str], Measured]:
+    def _compare(self, candidate: Path, before: Manifest) -> tuple[list[str], Measured]:
         """The reasons against a candidate, and the metrics of both versions."""
-        load = partial(load_version, candidate.root, options=self.options)
-        if reason := try_version(load, candidate.directory, seconds=self.seconds):
+        load = partial(load_version, root_of(candidate), options=self.options)
+        if reason := try_version(load, candidate, seconds=self.seconds):
             return [reason], _by_live_alone(before)
-        new = load(candidate.directory)
+        new = load(candidate)
         if breaches := find_breaches(before, new.manifest):
             return breaches, by_manifests(before, new.manifest)
         try:

@@ -13,11 +13,11 @@ from registry.store.aliases import Aliases, current
 from registry.training import candidates
 from registry.training.candidates import (
     HELD_OUT,
-    Candidate,
     candidate_root,
     find_candidate,
     find_trained,
     remove_candidates,
+    root_of,
     take_in,
 )
 from tests.registry.test_promotion import add_plane
@@ -31,7 +31,7 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def candidate(root: Path) -> Candidate:
+def candidate(root: Path) -> Path:
     """A whole candidate for its second version, trained by the job `j`."""
     aside = candidate_root(root, "j", 1)
     add_plane(aside, version="2", trained_by="j")
@@ -41,25 +41,25 @@ def candidate(root: Path) -> Candidate:
     return found
 
 
-def test_candidate_is_neither_a_model_nor_live(root: Path, candidate: Candidate) -> None:
+def test_candidate_is_neither_a_model_nor_live(root: Path, candidate: Path) -> None:
     assert [f"{model.name}/{model.version}" for model in load_registry(root)] == ["plane/1"]
-    assert candidate.directory.name == "2"
+    assert candidate.name == "2"
 
 
-def test_candidate_without_its_held_out_rows_is_a_left_over(root: Path, candidate: Candidate) -> None:
-    (candidate.root / HELD_OUT).unlink()
+def test_candidate_without_its_held_out_rows_is_a_left_over(root: Path, candidate: Path) -> None:
+    (root_of(candidate) / HELD_OUT).unlink()
     assert find_candidate(root, "j", "plane") is None
 
 
-def test_left_overs_of_other_jobs_are_removed_and_the_own_is_kept(root: Path, candidate: Candidate) -> None:
+def test_left_overs_of_other_jobs_are_removed_and_the_own_is_kept(root: Path, candidate: Path) -> None:
     candidate_root(root, "killed", 2).mkdir()
     remove_candidates(root, but=candidate)
-    assert [path.name for path in root.glob(".*")] == [candidate.root.name]
+    assert [path.name for path in root.glob(".*")] == [root_of(candidate).name]
     remove_candidates(root)
     assert list(root.glob(".*")) == []
 
 
-def test_candidate_that_is_taken_in_is_live_and_known_by_its_job(root: Path, candidate: Candidate) -> None:
+def test_candidate_that_is_taken_in_is_live_and_known_by_its_job(root: Path, candidate: Path) -> None:
     assert take_in(candidate, root / "plane", instead_of="1") == current(root / "plane") == Aliases("2", "1")
     trained = find_trained(root / "plane", "j")
     assert trained is not None
@@ -67,13 +67,13 @@ def test_candidate_that_is_taken_in_is_live_and_known_by_its_job(root: Path, can
     assert find_trained(root / "plane", "k") is None
 
 
-def test_candidate_does_not_take_the_place_of_another_live_version(root: Path, candidate: Candidate) -> None:
+def test_candidate_does_not_take_the_place_of_another_live_version(root: Path, candidate: Path) -> None:
     with pytest.raises(Superseded, match="version 1 has become live"):
         take_in(candidate, root / "plane", instead_of="7")
     assert find_candidate(root, "j", "plane") == candidate
 
 
-def test_candidate_does_not_replace_a_version_of_its_name(root: Path, candidate: Candidate) -> None:
+def test_candidate_does_not_replace_a_version_of_its_name(root: Path, candidate: Path) -> None:
     add_plane(root)
     with pytest.raises(CannotAdd, match="version 2 was added meanwhile"):
         take_in(candidate, root / "plane", instead_of="2")
@@ -81,7 +81,7 @@ def test_candidate_does_not_replace_a_version_of_its_name(root: Path, candidate:
 
 @pytest.mark.parametrize("step", ["write_aliases", "sync_directory"])
 def test_live_version_stays_live_when_the_process_ends_half_way(
-    root: Path, candidate: Candidate, monkeypatch: pytest.MonkeyPatch, step: str
+    root: Path, candidate: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     """Also without a file of aliases, where the newest version is live."""
 

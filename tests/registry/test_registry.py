@@ -10,7 +10,7 @@ import pytest
 from registry.errors import ModelNotFound, VersionNotFound, VersionRefused
 from registry.model import LoadedModel
 from registry.registry import Registry, load_registry
-from registry.store.directory import version_directories
+from registry.store.directory import directories, model_directories
 from registry.store.loader import load_version
 from tests.conftest import DEMO_MODELS
 
@@ -72,7 +72,8 @@ def test_directories_whose_names_are_no_names_are_passed_over(tmp_path: Path) ->
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "README.md").touch()
     (tmp_path / "wine" / "notes.txt").touch()
-    assert version_directories(tmp_path) == [tmp_path / "wine" / "2", tmp_path / "wine" / "10"]
+    assert [path.name for path in model_directories(tmp_path)] == ["wine"]
+    assert [path.name for path in directories(tmp_path / "wine")] == ["2", "10"]
 
 
 @pytest.mark.parametrize("root", ["nothing", "empty", "file"])

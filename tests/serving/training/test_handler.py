@@ -131,7 +131,7 @@ async def test_version_that_was_named_but_not_made_live_is_made_live(training: T
     candidate = find_candidate(training.handler.root, "j", "plane")
     assert candidate is not None
     aliases.write_aliases(training.directory, Aliases("1"))
-    candidate.directory.rename(training.directory / "2")
+    candidate.rename(training.directory / "2")
     result = await training.run()
     assert (result.promoted, result.live, training.processes.steps) == (True, "1", [])
     assert current(training.directory) == Aliases("2", "1")
