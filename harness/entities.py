@@ -10,7 +10,7 @@ from typing import Any
 from examples.market import FEATURES, market_records
 from harness.jobs import Answer, call
 from harness.service import Service
-from serving.entities.importing import Imported, import_records
+from serving.entities.importing import import_records
 from serving.entities.record import make_record
 from serving.entities.sqlite import SQLiteEntityStore
 from serving.entities.store import EntityStore
@@ -18,17 +18,17 @@ from serving.entities.store import EntityStore
 MARKET = ["market-direction", "market-range", "market-return", "market-volatility", "market-volume-surge"]
 
 
-def import_market(source: EntityStore) -> Imported:
-    """The records of the demo."""
+def import_market(source: EntityStore) -> None:
+    """Store the records of the demo."""
 
-    async def run() -> Imported:
+    async def run() -> None:
         try:
             records = (make_record(share, values, day) for share, day, values in market_records())
-            return await import_records(source, records)
+            await import_records(source, records)
         finally:
             await source.close()
 
-    return asyncio.run(run())
+    asyncio.run(run())
 
 
 def sqlite_source(directory: Path) -> EntityStore:

@@ -52,9 +52,9 @@ def _import(settings: Settings, records: Iterable[Record]) -> None:
 
     async def run() -> None:
         try:
-            done = await import_records(store, records)
+            count, new = await import_records(store, records)
         finally:
             await store.close()
-        say(f"imported {done.records} records, {done.new} of them new")
+        say(f"imported {count} records, {new} of them new")
 
     asyncio.run(run())

@@ -11,18 +11,17 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 import structlog
 
 from serving.entities.record import Record, make_record, value_of
 from serving.entities.store import BATCH, EntityStore
-from serving.errors import InvalidRequest, ServingError
+from serving.errors import InvalidRequest, OutboundFailed, ServingError
 from serving.jobs.attempt import AttemptFailed, JobFailed, Report
 from serving.jobs.csv_reader import CsvReader
 from serving.jobs.job import Job, JobRequest
-from serving.storage.http import Call, Outbound, Reply
+from serving.storage.http import Call, Outbound, Reply, http_url
 
 log = structlog.get_logger(__name__)
 
@@ -73,19 +72,13 @@ def parse_feeds(text: str) -> tuple[Feed, ...]:
             'must be a JSON array like [{"name": "prices", "url": "https://...", "format": "csv"}]'
         ) from None
     for feed in feeds:
-        _check(feed)
+        try:
+            http_url(feed.url)
+        except OutboundFailed:
+            raise ValueError(f"must give {feed.name} an http or https URL") from None
     if len({feed.name for feed in feeds}) < len(feeds):
         raise ValueError("must not give two feeds the same name")
     return feeds
-
-
-def _check(feed: Feed) -> None:
-    try:
-        parts = urlsplit(feed.url)
-    except ValueError:
-        parts = urlsplit("")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"must give {feed.name} an http or https URL")
 
 
 @dataclass(frozen=True, slots=True)

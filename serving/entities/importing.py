@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -15,30 +14,21 @@ from serving.jobs.csv_reader import CsvReader
 PIECE_BYTES = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Imported:
-    """How many records were read, and how many of them were not stored before."""
+async def import_records(store: EntityStore, records: Iterable[Record]) -> tuple[int, int]:
+    """Store records; return how many there were, and how many of them were new.
 
-    records: int = 0
-    new: int = 0
-
-
-async def import_records(source: EntityStore, records: Iterable[Record]) -> Imported:
-    """Store records. A record that is stored already changes nothing, so an import may be repeated.
-
-    Raises StoreUnavailable. If `records` raise InvalidRequest, those before are stored, and the message says how many.
+    A record that is stored already changes nothing, so an import may be repeated. Raises StoreUnavailable. If `records`
+    raise InvalidRequest, those before are stored, and the message says how many.
     """
-    done = Imported()
+    count = new = 0
     remaining = iter(records)
-    while True:
-        batch: list[Record] = []
-        try:
-            batch.extend(islice(remaining, BATCH))
-        except InvalidRequest as error:
-            raise InvalidRequest(f"{error}; the {done.records} records before are imported") from None
-        if not batch:
-            return done
-        done = Imported(done.records + len(batch), done.new + await source.add_records(batch))
+    try:
+        while batch := list(islice(remaining, BATCH)):
+            new += await store.add_records(batch)
+            count += len(batch)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{error}; the {count} records before are imported") from None
+    return count, new
 
 
 def read_records_csv(path: Path) -> Iterator[Record]:
@@ -51,20 +41,20 @@ def read_records_csv(path: Path) -> Iterator[Record]:
     with path.open("rb") as file:
         try:
             table = reader.rows(iter(lambda: file.read(PIECE_BYTES), b""))
-            names = _checked_header(reader, next(table, []))
+            names = next(table, [])
+            _check_header(reader, names)
             for cells in table:
                 yield _record(reader, names, cells)
         except InvalidRequest as error:
             raise InvalidRequest(f"{path}: {error}") from None
 
 
-def _checked_header(reader: CsvReader, names: list[str]) -> list[str]:
+def _check_header(reader: CsvReader, names: list[str]) -> None:
     for name in ("entity", "time"):
         if name not in names:
             raise reader.error(f"there must be a column {name}")
     if len(set(names)) != len(names):
         raise reader.error("two columns have the same name")
-    return names
 
 
 def _record(reader: CsvReader, names: list[str], cells: list[str]) -> Record:

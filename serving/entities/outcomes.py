@@ -114,15 +114,9 @@ class OutcomeReader:
 def check_outcomes(model: LoadedModel, outcomes: Sequence[Any]) -> list[str | float]:
     """One of the model's labels, or a finite number, for each instance. Raises InvalidRows naming the instance."""
     classes = model.manifest.classes
-    faults = []
-    for index, outcome in enumerate(outcomes):
-        if classes and outcome not in classes:
-            faults.append(Fault(index, None, "the outcome must be one of the model's classes"))
-        elif not classes and not _is_number(outcome):
-            faults.append(Fault(index, None, "the outcome must be a finite number"))
-        if len(faults) == InvalidRows.LIMIT:
-            break
-    if faults:
+    kind = "one of the model's classes" if classes else "a finite number"
+    wrong = (i for i, one in enumerate(outcomes) if (one not in classes if classes else not _is_number(one)))
+    if faults := [Fault(i, None, f"the outcome must be {kind}") for i in islice(wrong, InvalidRows.LIMIT)]:
         raise InvalidRows(faults)
     return [outcome if classes else outcome + 0.0 for outcome in outcomes]
 

@@ -32,10 +32,12 @@ _encode = msgspec.json.Encoder().encode
 class RecordReader:
     """The newest records of entities, for one event loop; remembers them for when the store is unavailable."""
 
-    def __init__(self, store: EntityStore, max_records: int, *, max_bytes: int = REMEMBERED_BYTES) -> None:
-        """At most `max_records` of an entity are read; `max_bytes` are remembered, each record for an hour."""
+    def __init__(self, store: EntityStore, max_records: int) -> None:
+        """At most `max_records` of an entity are read."""
         self._store = store
-        self._remembered = MemoryTier(max_items=max_bytes, max_bytes=max_bytes, ttl_seconds=REMEMBERED_SECONDS)
+        self._remembered = MemoryTier(
+            max_items=REMEMBERED_BYTES, max_bytes=REMEMBERED_BYTES, ttl_seconds=REMEMBERED_SECONDS
+        )
         self.max_records = max_records
 
     async def newest(self, entity: str, limit: int) -> tuple[list[Record], bool]:
@@ -55,16 +57,8 @@ class RecordReader:
         return records[:limit], False
 
 
-@dataclass(frozen=True, slots=True)
-class ModelAnswer:
-    """The answers of one model for each record, by verb."""
-
-    model: LoadedModel
-    answers: dict[Verb, list[Answer]]
-
-    def content(self) -> bytes:
-        """The answers as JSON."""
-        return encode_answer(self.model, {verb: [item for item, _ in found] for verb, found in self.answers.items()})
+ModelAnswer = tuple[LoadedModel, dict[Verb, list[Answer]]]
+"""A model, and its answers for each record by verb."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +73,7 @@ class EntityAnswer:
     @property
     def sources(self) -> set[str]:
         """The sources of the answers."""
-        return {source for one in self.models for answers in one.answers.values() for _, source in answers}
+        return {source for _, by_verb in self.models for answers in by_verb.values() for _, source in answers}
 
     def content(self) -> bytes:
         """The answer as JSON, joined from encoded pieces."""
@@ -88,8 +82,11 @@ class EntityAnswer:
             "stale": self.stale,
             "records": [{"id": record.id, "time": record.time} for record in self.records],
         }
-        models = b",".join(one.content() for one in self.models)
-        return msgspec.json.encode(head)[:-1] + b',"models":[' + models + b"]}"
+        models = (
+            encode_answer(model, {verb: [item for item, _ in answers] for verb, answers in by_verb.items()})
+            for model, by_verb in self.models
+        )
+        return msgspec.json.encode(head)[:-1] + b',"models":[' + b",".join(models) + b"]}"
 
 
 class EntityPredictor:
@@ -164,7 +161,7 @@ class EntityPredictor:
             for verb in verbs
         ]
         answers = iter(await asyncio.gather(*calls))
-        return [ModelAnswer(model, {verb: next(answers) for verb in verbs}) for model in models]
+        return [(model, {verb: next(answers) for verb in verbs}) for model in models]
 
     async def _answer(self, model: LoadedModel, verb: Verb, rows: Rows, timeout: float | None) -> list[Answer]:
         counters, started = self._metrics.model(model.name, verb), time.perf_counter()

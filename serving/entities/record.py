@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import msgspec
 
+from cache.keys import key_prefix
 from serving.errors import InvalidRequest
 
 Value = float | int | str | bool | None
@@ -137,12 +138,9 @@ def value_of(cell: str) -> Value:
 
 def parse_time(text: str) -> datetime:
     """A date or a time in ISO 8601; UTC unless it has a zone. Raises InvalidRequest."""
-    try:
-        moment = datetime.fromisoformat(text) if len(text) <= MAX_TIME_CHARACTERS else None
-        if moment is not None:
-            return in_utc(moment)
-    except (ValueError, OverflowError):
-        pass
+    with suppress(ValueError, OverflowError):
+        if len(text) <= MAX_TIME_CHARACTERS:
+            return in_utc(datetime.fromisoformat(text))
     raise InvalidRequest("a time must be in ISO 8601, such as 2026-05-01 or 2026-05-01T12:30:00Z")
 
 
@@ -164,9 +162,4 @@ def new_id() -> str:
 
 def digest(*parts: str | bytes) -> str:
     """An id that is equal for equal parts."""
-    hashed = hashlib.sha256()
-    for part in parts:
-        content = part.encode() if isinstance(part, str) else part
-        hashed.update(len(content).to_bytes(8, "big"))
-        hashed.update(content)
-    return hashed.hexdigest()[:24]
+    return key_prefix(*parts).hex()[:24]

@@ -13,7 +13,7 @@ from serving.entities.record import Judged, Outcome, Record
 from serving.storage.sqlite import Database, reads, writes
 from serving.storage.statements import statements
 
-STATEMENTS = Path(__file__).with_name("sqlite.sql")
+_sql = statements(__file__, "sqlite.sql")
 
 JSON_COLUMNS = ("instance", "outcome", "prediction")
 
@@ -72,10 +72,6 @@ class SQLiteEntityStore:
 
     async def close(self) -> None:
         await self._database.close()
-
-
-def _sql(name: str) -> str:
-    return statements(STATEMENTS)[name]
 
 
 def _last_number(connection: Connection) -> int:

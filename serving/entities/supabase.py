@@ -126,24 +126,19 @@ class SupabaseEntityStore:
     async def _pages(self, select: Callable[[AsyncClient], Any], limit: int, read: Callable[[Any], T]) -> list[T]:
         """Return the last `limit` rows by their number, the last first."""
         found: list[T] = []
-        before: int | None = None
+        before, page = MAX_INTEGER, 0
+
+        def call(client: AsyncClient) -> Awaitable[Any]:
+            return _result(select(client).lt("number", before).order("number", desc=True).limit(page))
+
         while len(found) < limit:
             page = min(PAGE_ROWS, limit - len(found))
-            numbered = await self._page(select, page, before, read)
+            numbered = await self._ask(call, lambda rows: [(row["number"], read(row)) for row in rows])
             found += [one for _, one in numbered]
             if len(numbered) < page:
                 break
             before, _ = numbered[-1]
         return found
-
-    async def _page(
-        self, select: Callable[[AsyncClient], Any], page: int, before: int | None, read: Callable[[Any], T]
-    ) -> list[tuple[int, T]]:
-        def call(client: AsyncClient) -> Awaitable[Any]:
-            query = select(client) if before is None else select(client).lt("number", before)
-            return _result(query.order("number", desc=True).limit(page))
-
-        return await self._ask(call, lambda rows: [(row["number"], read(row)) for row in rows])
 
     async def probe(self) -> None:
         await self.add_records([])
@@ -172,10 +167,7 @@ class SupabaseEntityStore:
     def _connect(self) -> _Connection:
         http = httpx.AsyncClient(timeout=TIMEOUT, limits=LIMITS, verify=self._certificates)
         options = AsyncClientOptions(
-            httpx_client=http,
-            postgrest_client_retry=False,
-            auto_refresh_token=False,
-            persist_session=False,
+            httpx_client=http, postgrest_client_retry=False, auto_refresh_token=False, persist_session=False
         )
         return _Connection(http, AsyncClient(self._url, self._key, options), asyncio.Semaphore(CALLS_AT_ONCE))
 
@@ -199,11 +191,8 @@ def _records(rows: Any) -> list[Record]:
 
 def _values(data: dict[str, Any]) -> dict[str, Value]:
     """Return values as they were sent: PostgreSQL returns large floats without exponent, so they look like integers."""
-    return {name: float(value) if _is_large(value) else value for name, value in data.items()}
-
-
-def _is_large(value: Any) -> bool:
-    return type(value) is int and abs(value) > MAX_INTEGER
+    large = {name: float(value) for name, value in data.items() if type(value) is int and abs(value) > MAX_INTEGER}
+    return data | large
 
 
 def _outcome(row: Any) -> Outcome:

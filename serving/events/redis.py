@@ -6,8 +6,6 @@ server passes over the others, a thousand events at a time, in about a milliseco
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from serving.events.log import MAX_EVENTS, Event, Page
 from serving.storage.redis import BLOCK_SECONDS, ScriptedRedis
 from serving.storage.statements import statements
@@ -16,7 +14,8 @@ KEYS = ["forkserve:{events}:stream", "forkserve:{events}:first"]
 """The stream, and the first id that was not forgotten."""
 
 COUNT_BITS = 20
-SCRIPTS = Path(__file__).with_name("redis.lua")
+lua = statements(__file__, "redis.lua")
+"""From names to scripts; `appending` is for scripts that change jobs, too."""
 
 
 class RedisEventLog:
@@ -36,7 +35,7 @@ class RedisEventLog:
 
     async def append(self, topic: str, kind: str, data: bytes) -> int:
         # appended twice if the connection breaks before the answer: better than never
-        script = _lua("appending") + _lua("append")
+        script = lua("appending") + lua("append")
         return _number(await self._redis.run(script, KEYS, self._max_events, topic, kind, data))
 
     async def read(self, topic: str | None, after: int, limit: int) -> Page:
@@ -44,7 +43,7 @@ class RedisEventLog:
         position = _text(after)
         while True:
             arguments = (topic or "", position, limit - len(events))
-            first, latest, found, further = await self._redis.run(_lua("latest") + _lua("read"), KEYS, *arguments)
+            first, latest, found, further = await self._redis.run(lua("latest") + lua("read"), KEYS, *arguments)
             events += [Event(_number(entry[0]), entry[1].decode(), entry[2].decode(), entry[3]) for entry in found]
             if further is None or first is None:
                 return Page(events, 0 if first is None else _number(first) - 1, _number(latest))
@@ -55,15 +54,11 @@ class RedisEventLog:
         await self._redis.wait("XREAD", "COUNT", 1, "BLOCK", block, "STREAMS", KEYS[0], _text(after))
 
     async def prune(self, older_than: float) -> int:
-        gone: int = await self._redis.run(_lua("latest") + _lua("prune"), KEYS, older_than)
+        gone: int = await self._redis.run(lua("latest") + lua("prune"), KEYS, older_than)
         return gone
 
     async def close(self) -> None:
         await self._redis.close()
-
-
-def _lua(name: str) -> str:
-    return statements(SCRIPTS)[name]
 
 
 def _number(stream_id: bytes) -> int:

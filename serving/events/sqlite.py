@@ -23,7 +23,7 @@ TRIM_EVERY = 64
 
 WAIT_SECONDS = 2.0
 
-STATEMENTS = Path(__file__).with_name("sqlite.sql")
+_sql = statements(__file__, "sqlite.sql")
 
 
 class SQLiteEventLog:
@@ -102,7 +102,3 @@ def create_tables(connection: Connection, old_file: Path) -> None:
 def _forget(connection: Connection, last: int) -> int:
     connection.execute(_sql("raise_floor"), {"last": last})
     return connection.execute(_sql("forget"), {"last": last}).rowcount
-
-
-def _sql(name: str) -> str:
-    return statements(STATEMENTS)[name]

@@ -6,13 +6,12 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
-from pathlib import Path
 from typing import Any, cast
 
 from serving.errors import JobNotFound, QueueFull
 from serving.events.log import MAX_EVENTS
 from serving.events.redis import KEYS as EVENT_KEYS
-from serving.events.redis import SCRIPTS as EVENT_SCRIPTS
+from serving.events.redis import lua as event_lua
 from serving.jobs.job import (
     Backoff,
     Counts,
@@ -30,7 +29,7 @@ from serving.jobs.store import KEPT_FIELDS, LOST, MAX_QUEUED, PRUNE_AT_ONCE, RET
 from serving.storage.redis import ScriptedRedis
 from serving.storage.statements import statements
 
-SCRIPTS = Path(__file__).with_name("redis.lua")
+_lua = statements(__file__, "redis.lua")
 KEYS = ["forkserve:{jobs}:", *EVENT_KEYS]
 REFUSED_WHEN_FULL = ("submit", "fire", "probe")
 
@@ -149,8 +148,7 @@ class RedisJobStore:
 def _script(name: str) -> str:
     flags = "" if name in REFUSED_WHEN_FULL else "#!lua flags=allow-oom\n"
     constants = f"local max_events, lost = {MAX_EVENTS}, '{LOST}'\n"
-    scripts = statements(SCRIPTS)
-    return flags + constants + statements(EVENT_SCRIPTS)["appending"] + scripts["common"] + scripts[name]
+    return flags + constants + event_lua("appending") + _lua("common") + _lua(name)
 
 
 def _pairs(flat: Sequence[Any]) -> list[tuple[Any, Any]]:

@@ -34,7 +34,7 @@ from serving.jobs.store import KEPT_FIELDS, LOST, MAX_QUEUED, PRUNE_AT_ONCE, RET
 from serving.storage.sqlite import Database, reads, writes
 from serving.storage.statements import statements
 
-STATEMENTS = Path(__file__).with_name("sqlite.sql")
+_sql = statements(__file__, "sqlite.sql")
 
 
 def jobs_database(directory: Path, *, busy_seconds: float = 5.0) -> Database:
@@ -240,10 +240,6 @@ class SQLiteJobStore:
 
     def _tell(self, connection: Connection, job_id: str, kind: str, **data: Any) -> None:
         append_event(connection, job_id, kind, msgspec.json.encode(data), now=self._clock())
-
-
-def _sql(name: str) -> str:
-    return statements(STATEMENTS)[name]
 
 
 def _one(connection: Connection, name: str, /, **values: Any) -> Any:

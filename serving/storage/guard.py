@@ -125,31 +125,23 @@ class PerProcess(Generic[T]):
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
-        self._own: T | None = None
-        self._process = 0
-        self._inherited: list[T] = []
+        self._by_process: dict[int, T] = {}
 
     @property
     def own(self) -> T | None:
         """The object of this process; None before its first use."""
-        return self._own if self._process == os.getpid() else None
+        return self._by_process.get(os.getpid())
 
     def get(self) -> T:
         """Return the object of this process; make it if there is none."""
         process = os.getpid()
-        if self._own is None or self._process != process:
-            if self._own is not None:
-                self._inherited.append(self._own)
-            self._own = self._make()
-            self._process = process
-        return self._own
+        if process not in self._by_process:
+            self._by_process[process] = self._make()
+        return self._by_process[process]
 
     def release(self) -> T | None:
         """Return the object of this process for the caller to close; the next `get` makes a new one."""
-        own = self.own
-        if own is not None:
-            self._own = None
-        return own
+        return self._by_process.pop(os.getpid(), None)
 
 
 class Guard:

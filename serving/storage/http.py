@@ -9,16 +9,17 @@ httpx 0.28 loses a connection of its pool when a call is cancelled, until none i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
+from urllib.parse import urlsplit
 
 import httpx
 import stamina
 
 from serving.errors import OutboundFailed
-from serving.storage.guard import Breaker, Guard, NotTried, PerProcess, ServerUnavailable
+from serving.storage.guard import Guard, NotTried, PerProcess, ServerUnavailable
 
 TEMPORARY_STATUSES = frozenset({429, 500, 502, 503, 504})
 """Statuses after which another attempt may succeed."""
@@ -62,17 +63,14 @@ class Outbound:
         max_connections: int = 10,
         max_calls: int = 50,
         first_wait: float = 0.5,
-        breaker: Callable[[], Breaker] = Breaker,
     ) -> None:
         """Connecting, each write and each read may take `timeout` seconds, one attempt in all `deadline`.
 
-        Three attempts are made, `first_wait` seconds apart at first, then longer, with jitter. `breaker` makes one for
-        each host.
+        Three attempts are made, `first_wait` seconds apart at first, then longer, with jitter.
         """
         self._deadline = deadline
         self._max_calls = max_calls
         self._first_wait = first_wait
-        self._new_breaker = breaker
         self._guards: dict[str, Guard] = {}
         self._client = PerProcess(
             lambda: httpx.AsyncClient(
@@ -85,12 +83,7 @@ class Outbound:
 
     async def fetch(self, call: Call) -> Reply:
         """Return the reply, whatever its status unless that is one of TEMPORARY_STATUSES. Raises OutboundFailed."""
-        try:
-            url = httpx.URL(call.url)
-        except httpx.InvalidURL:
-            raise OutboundFailed("invalid URL") from None
-        if url.scheme not in ("http", "https") or not url.host:
-            raise OutboundFailed("the URL must start with http:// or https:// and a host")
+        url = http_url(call.url)
         try:
             async for attempt in stamina.retry_context(
                 on=ServerUnavailable,
@@ -133,7 +126,6 @@ class Outbound:
                 self._deadline,
                 unwell=(_Temporary, httpx.HTTPError, httpx.StreamError, OSError),
                 refused=(OutboundFailed,),
-                breaker=self._new_breaker(),
                 reason=lambda error: str(error) if isinstance(error, _Temporary) else type(error).__name__,
             )
         return self._guards[host]
@@ -149,6 +141,18 @@ class Outbound:
                 raise OutboundFailed(f"{url.host} sent a compressed body, which was not asked for")
             body = await _read(response, call.max_bytes, ends)
         return Reply(response.status_code, dict(response.headers.items()), body)
+
+
+def http_url(text: str) -> httpx.URL:
+    """A URL that can be called. Raises OutboundFailed."""
+    try:
+        urlsplit(text)  # it refuses brackets that httpx lets through
+        url = httpx.URL(text)
+    except (ValueError, httpx.InvalidURL):
+        raise OutboundFailed("invalid URL") from None
+    if url.scheme not in ("http", "https") or not url.host:
+        raise OutboundFailed("the URL must start with http:// or https:// and a host")
+    return url
 
 
 async def _read(response: httpx.Response, max_bytes: int, ends: float) -> bytes:

@@ -58,7 +58,7 @@ class Database:
         self._path = path
         self._migrations = migrations
         self._busy_seconds = busy_seconds
-        self._file = PerProcess(self._make_file)
+        self._file = PerProcess(lambda: _OpenFile(ThreadPoolExecutor(1, thread_name_prefix=path.stem)))
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` on one consistent state of the file. Raises StoreUnavailable."""
@@ -77,9 +77,6 @@ class Database:
         if file is not None:
             await asyncio.get_running_loop().run_in_executor(file.thread, file.disconnect)
             file.thread.shutdown()
-
-    def _make_file(self) -> _OpenFile:
-        return _OpenFile(ThreadPoolExecutor(1, thread_name_prefix=self._path.stem))
 
     async def _run(self, begin: str, work: Callable[[sqlite3.Connection], T]) -> T:
         file = self._file.get()
@@ -149,26 +146,24 @@ class Store(Protocol):
     _database: Database
 
 
-def reads(
-    work: Callable[Concatenate[S, sqlite3.Connection, P], T],
-) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+Method = Callable[Concatenate[S, sqlite3.Connection, P], T]
+Made = Callable[Concatenate[S, P], Coroutine[Any, Any, T]]
+
+
+def reads(work: Method[S, P, T]) -> Made[S, P, T]:
     """Make a store's coroutine of a method that takes a connection: it runs in `Database.read`."""
-
-    @functools.wraps(work)
-    async def run(self: S, /, *arguments: P.args, **named: P.kwargs) -> T:
-        return await self._database.read(lambda connection: work(self, connection, *arguments, **named))
-
-    return run
+    return _within(Database.read, work)
 
 
-def writes(
-    work: Callable[Concatenate[S, sqlite3.Connection, P], T],
-) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+def writes(work: Method[S, P, T]) -> Made[S, P, T]:
     """Make a store's coroutine of a method that takes a connection: it runs in `Database.write`."""
+    return _within(Database.write, work)
 
+
+def _within(transaction: Callable[..., Coroutine[Any, Any, T]], work: Method[S, P, T]) -> Made[S, P, T]:
     @functools.wraps(work)
     async def run(self: S, /, *arguments: P.args, **named: P.kwargs) -> T:
-        return await self._database.write(lambda connection: work(self, connection, *arguments, **named))
+        return await transaction(self._database, lambda connection: work(self, connection, *arguments, **named))
 
     return run
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 NAME = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
 
 
-@cache
-def statements(path: Path) -> Mapping[str, str]:
-    """The statements of a `.sql` or `.lua` file by name; each follows a line `-- name: NAME`.
+def statements(module: str, file: str) -> Callable[[str], str]:
+    """A function from names to the statements of a `.sql` or `.lua` file, which lies beside the file `module`.
 
-    A file is read once, when a statement of it is first needed. What precedes the first name is for the reader alone.
+    In the file each statement follows a line `-- name: NAME`; what precedes the first name is for the reader alone.
+    The file is read once, when a statement of it is first needed.
     """
-    parts = NAME.split(path.read_text(encoding="utf-8"))
-    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+    @cache
+    def read() -> dict[str, str]:
+        parts = NAME.split(Path(module).with_name(file).read_text(encoding="utf-8"))
+        return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+    return lambda name: read()[name]

@@ -159,7 +159,7 @@ def _headers(answer: EntityAnswer, seconds: float) -> dict[str, str]:
         headers["X-Cache"] = sources.pop() if len(sources) == 1 else "mixed"
     if answer.stale:
         headers["X-Records"] = "stale"
-    if any(one.model.fallback for one in answer.models):
+    if any(model.fallback for model, _ in answer.models):
         headers["X-Model-Fallback"] = "true"
     return headers
 

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from serving.entities.record import make_record
-from serving.entities.sqlite import STATEMENTS, SQLiteEntityStore
+from serving.entities.sqlite import SQLiteEntityStore, _sql
 from serving.entities.store import EntityStore
-from serving.storage.statements import statements
 from tests.serving.entities.conftest import KEEP, Open, outcome, record
 
 pytestmark = pytest.mark.anyio
@@ -163,7 +162,7 @@ async def test_outcomes_of_other_versions_are_not_read_to_judge_one(tmp_path: Pa
     await store.judged("m", "1", 10)
     await store.close()
     with closing(sqlite3.connect(tmp_path / "data.db")) as connection:
-        judged = statements(STATEMENTS)["judged_outcomes"]
+        judged = _sql("judged_outcomes")
         plan = connection.execute(f"explain query plan {judged}", ("m", "1", 10)).fetchall()
     assert [step[3] for step in plan] == ["SEARCH outcomes USING INDEX outcomes_judged (model=? AND version=?)"]
 

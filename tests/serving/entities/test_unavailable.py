@@ -72,9 +72,10 @@ async def test_records_that_were_read_are_remembered(store: FlakyStore) -> None:
     assert await reader.newest("a", 1) == ([record(2)], False)
 
 
-async def test_what_is_remembered_is_bounded(store: FlakyStore) -> None:
+async def test_what_is_remembered_is_bounded(store: FlakyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.entities.predictor.REMEMBERED_BYTES", 20_000)
     store.records = [record(number, f"entity-{number}") for number in range(300)]
-    reader = RecordReader(store, 2, max_bytes=20_000)
+    reader = RecordReader(store, 2)
     for one in store.records:
         await reader.newest(one.entity, 1)
     store.unavailable = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+from functools import partial
 
 import pytest
 
@@ -139,9 +140,10 @@ async def test_only_what_may_be_repeated_is() -> None:
         await outbound.close()
 
 
-async def test_a_host_that_fails_is_left_alone_and_others_are_not() -> None:
+async def test_a_host_that_fails_is_left_alone_and_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.storage.guard.Breaker", partial(Breaker, cool_down=60.0))
     async with serving(lambda _number, _head: reply(500)) as broken, serving(lambda *_: reply(200)) as well:
-        outbound = Outbound(breaker=lambda: Breaker(failures=3, cool_down=60.0))
+        outbound = Outbound()
         for _ in range(10):
             with pytest.raises(OutboundFailed):
                 await outbound.fetch(Call(broken.url))
