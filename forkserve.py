@@ -1,8 +1,8 @@
-"""What your own code imports: `add_version`, and for a `train.py` `Trained` and `TrainingData`.
+"""The module that your own code imports: `add_version`, and `Trained` and `TrainingData` for a `train.py`.
 
     from forkserve import Trained, TrainingData, add_version
 
-Importing this module is cheap; a name brings what it needs when it is first used.
+Importing this module is cheap; each name imports its own module when it is first used.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ Source = Literal["hit-memory", "hit-redis", "miss", "coalesced"]
 Answer: TypeAlias = tuple[bytes, Source]
 
 Landing: TypeAlias = "asyncio.Future[Mapping[bytes, Answer] | Exception | None]"
-"""How a flight ended: with answers, with the error that all its followers get, or without its leader (None).
+"""The end of a flight: answers, the error that all its followers get, or None if its leader is gone.
 
 The error is a result here, not the future's exception: without followers, it would never be retrieved.
 """

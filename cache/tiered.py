@@ -51,7 +51,7 @@ class TieredCache:
 
     @property
     def is_local(self) -> bool:
-        """Whether lookups need no network."""
+        """True if lookups need no network."""
         return self._remote is None
 
     @property

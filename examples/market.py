@@ -96,13 +96,13 @@ def _table_of(name: str, target: Callable[[pd.DataFrame], pd.Series[Any]]) -> Ca
 
 
 def direction(days: pd.DataFrame) -> pd.Series[Any]:
-    """Whether the share closes higher on the next day."""
+    """Label each day `up` if the share closes higher on the next day, else `down`."""
     following = days["return_1d"].shift(-1)
     return _labels(following > 0, following, "up", "down")
 
 
 def volume_surge(days: pd.DataFrame) -> pd.Series[Any]:
-    """Whether the next day's volume is more than one and a half times the mean of the last twenty."""
+    """Label each day `surge` if the next day's volume exceeds 1.5 times the mean of the last twenty, else `usual`."""
     following = days["volume"].shift(-1)
     return _labels(following > 1.5 * days["volume"].rolling(20).mean(), following, "surge", "usual")
 

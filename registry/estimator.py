@@ -1,4 +1,4 @@
-"""Estimators of scikit-learn, XGBoost and LightGBM: what they predict, how they are called, and how long that takes.
+"""Estimators of scikit-learn, XGBoost and LightGBM: their outputs, how to call them, and the time of a call.
 
 XGBoost and LightGBM are never imported here. Unpickling a model of theirs has imported its library, so its class is
 recognised by name.
@@ -24,7 +24,7 @@ from registry.rows.schema import Schema
 Task = Literal["classification", "regression", "clustering", "outlier-detection"]
 
 Outputs = NDArray[np.float64]
-"""What a model gives for rows, shape (rows, width).
+"""The outputs of a model for rows, shape (rows, width).
 
 A classifier's width is one probability a class; where its label is not simply the most probable class (a tuned
 threshold, an SVC) or it has no probabilities, the label's index follows as the last column. Any other model's is 1.

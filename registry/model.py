@@ -32,9 +32,9 @@ class LoadedModel:
     manifest: Manifest
     compute: Compute
     fallback: bool = False
-    """Whether a minimal model replaces the version because it could not be loaded."""
+    """True if a minimal model replaces the version because it could not be loaded."""
     compiled: bool = False
-    """Whether a compiled form, verified bit for bit against the estimator, answers instead of it."""
+    """True if a compiled form, verified bit for bit against the estimator, answers instead of it."""
     explainer: Explainer | None = None
 
     @property
@@ -52,7 +52,7 @@ class LoadedModel:
 
     @cached_property
     def ignores_sign_of_zero(self) -> bool:
-        """Whether 0.0 and -0.0 get the same answer: true for trees alone, which only compare their input."""
+        """True if 0.0 and -0.0 get equal answers, as with trees, which only compare their input."""
         return self.manifest.estimator in TREES
 
     @cached_property

@@ -70,7 +70,7 @@ RELOAD = "reload"
 class Application:
     """The ASGI app: one edge around a dispatcher, which sends predictions their own short way, all else to FastAPI.
 
-    FastAPI's way alone costs 20 us a request, as much as everything else that a prediction needs.
+    FastAPI's own routing costs 20 us a request, as much as everything else that a prediction needs.
     """
 
     def __init__(self, service: Service, settings: Settings, limiter: Limiter | None) -> None:

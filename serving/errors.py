@@ -98,7 +98,7 @@ class TooManyStreams(ServingError):
 
 
 class QueueFull(ServingError):
-    """As many jobs are waiting as are allowed; there may be room after `retry_after` seconds."""
+    """The queue of jobs is full; there may be room after `retry_after` seconds."""
 
     def __init__(self, retry_after: float) -> None:
         super().__init__("too many jobs are waiting")
@@ -106,7 +106,7 @@ class QueueFull(ServingError):
 
 
 class DataQueueFull(ServingError):
-    """As many outcomes are waiting as are allowed. Without `Prefer: respond-async` a client waits for the store."""
+    """The queue of outcomes is full. Without `Prefer: respond-async` a client waits for the store."""
 
     retry_after = 5.0
 

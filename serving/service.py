@@ -51,7 +51,7 @@ class Shared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much one request may ask for."""
+    """The limits of one request."""
 
     max_body_bytes: int
     max_csv_bytes: int
@@ -75,9 +75,9 @@ class Service:
     background: Background | None
     """Turns requests that take too long into jobs; None where they are answered 504."""
     runner: Runner
-    """For a process that works on jobs."""
+    """Runs jobs, in a process of its own."""
     scheduler: Scheduler
-    """For a process that fires schedules; all may ask it for the timetable."""
+    """Fires schedules, in a process of its own; all processes may ask it for the timetable."""
     hub: Hub
     predictor: EntityPredictor
     notifier: EntityNotifier

@@ -181,7 +181,7 @@ class Settings:
 
     @property
     def load_options(self) -> LoadOptions:
-        """How versions are loaded wherever they are loaded."""
+        """The options for loading versions, wherever they are loaded."""
         return LoadOptions(compiled=self.compile, shap_evaluations=self.shap_max_evals)
 
     @property
@@ -191,7 +191,7 @@ class Settings:
 
 
 def find_misspelt(environ: Iterable[str]) -> dict[str, str]:
-    """Variables that are no settings but look like one, each with the setting that it resembles.
+    """Variables that are not settings but look like one, each with the setting that it resembles.
 
     A name resembles a setting if it is almost the same (MAX_REQEST) or lacks its end (CACHE_TTL).
     """

@@ -151,4 +151,4 @@ BUILDERS: dict[str | None, tuple[Callable[[Subject], Explainer], ...]] = {
     "exact": (_sampling,),
     "permutation": (_sampling,),
 }
-"""What is tried for the method that a manifest records."""
+"""The explainers to try for the method that a manifest records."""

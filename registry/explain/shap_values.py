@@ -54,14 +54,14 @@ class Explainer:
     tolerance: float = 1e-9
     """The largest `gap` that rounding explains; more is an error."""
     in_process: bool = True
-    """Whether it holds the GIL no longer than a prediction does, so that a worker's thread may run it.
+    """True if it holds the GIL no longer than a prediction does, so that a worker's thread may run it.
 
     Any other explainer runs in a process of its own, which can be killed.
     """
     jobs_only: bool = False
-    """Whether a row takes too long for a request."""
+    """True if a row takes too long for a request."""
     evaluations: int = 0
-    """How often the model is called for a row, which sampled values depend on; 0 for a formula."""
+    """The number of calls of the model per row, which sampled values depend on; 0 for a formula."""
 
 
 def both_classes(second: Contributions, total: float) -> Contributions:

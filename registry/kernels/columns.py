@@ -143,7 +143,7 @@ def _packed(plan: Plan) -> tuple[NDArray[Any], NDArray[Any], Rows, Rows]:
 
 
 def straight(plan: Plan, features: int) -> bool:
-    """Whether the matrix equals the rows."""
+    """Return whether the matrix equals the rows."""
     return plan == [Computed(source) for source in range(features)]
 
 

@@ -122,7 +122,7 @@ def _plan(steps: list[Any], matrix: Matrix, schema: Schema, *, frame: bool) -> P
 
 
 def verify(compute: Compute, reference: Compute, rows: Rows) -> bool:
-    """Whether `compute` answers every row as `reference` does, in a batch and alone.
+    """Return whether `compute` answers every row as `reference` does, in a batch and alone.
 
     Where the reference answers a row in a batch otherwise than alone, because BLAS sums in another order (see
     `linear.py`), the answer alone counts. A row that the reference refuses must be answered NaN.

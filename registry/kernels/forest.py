@@ -27,7 +27,7 @@ from registry.kernels.kernel import MATRIX, Kernel, Unsupported, part_of_kernel,
 
 NODE = np.dtype([("threshold", "f8"), ("child", "i4"), ("feature", "u2"), ("missing_right", "u1")], align=True)
 SUMS = np.dtype([("divisor", "f8"), ("limit", "f8"), ("refuses_missing", "u1")], align=True)
-"""How sums become outputs: see `_walk`."""
+"""The step from sums to outputs: see `_walk`."""
 
 
 @dataclass(frozen=True, slots=True)

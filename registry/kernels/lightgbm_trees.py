@@ -36,7 +36,7 @@ Text = dict[str, str]
 
 
 def category_codes(estimator: Any, schema: Schema) -> list[CategoryCodes]:
-    """How the booster encodes categories of a DataFrame; [] where it was fitted on none. Raises Unsupported."""
+    """The booster's encoding of a DataFrame's categories; [] if it was fitted on none. Raises Unsupported."""
     lists = estimator.booster_.pandas_categorical
     if not lists:
         return []
@@ -98,7 +98,7 @@ def _tree(tree: Text, splits: Splits) -> Tree:
 
 
 def _cover(tree: Text) -> NDArray[np.float64]:
-    """How many training rows passed each node; a tree of one leaf does not record it."""
+    """The number of training rows that passed each node; a tree of one leaf does not record it."""
     return np.concatenate([_numbers(tree, f"{kind}_count", np.float64) for kind in ("internal", "leaf")])
 
 

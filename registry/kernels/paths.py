@@ -38,7 +38,7 @@ if there is none. `slot` is the player's index among the tree's own."""
 TREE = np.dtype(
     [(name, "i4") for name in ("split", "splits", "leaf", "leaves", "slot", "slots", "players", "output")], align=True
 )
-"""Where a tree's splits, leaves and slots begin and how many there are; the most players on a path; the first output
+"""The first index and the number of a tree's splits, leaves and slots; the most players on a path; the first output
 that the tree adds to."""
 
 Indices = NDArray[np.int64]
@@ -146,7 +146,7 @@ def _follow(forest: Forest, child: Indices, inner: NDArray[np.bool_]) -> _Nodes:
 
 
 def _last_split(here: Indices, player: NDArray[np.int32], parent: Indices) -> Indices:
-    """For each node the nearest one at or above it whose parent splits by the same player, else its root."""
+    """Find, for each node, the nearest one at or above it whose parent splits by the same player, else its root."""
     found = here.copy()
     searching = np.arange(len(here))
     while len(searching):

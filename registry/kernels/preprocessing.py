@@ -1,4 +1,4 @@
-"""What fitted transformers do to each feature, column by column, as arithmetic or as a table.
+"""Fitted transformers as arithmetic or a table for each feature, column by column.
 
 A number's column collects the operations that scikit-learn does, in order. A column of a feature with few values (a
 category, a boolean, a number behind an encoder) collects nothing: once all transformers are known, they are run on

@@ -31,7 +31,7 @@ LOGISTIC = {"binary:logistic", "reg:logistic"}
 
 
 def category_codes(estimator: Any, schema: Schema) -> list[CategoryCodes]:
-    """How the booster encodes categories of a DataFrame; [] where it was fitted on none. Raises Unsupported."""
+    """The booster's encoding of a DataFrame's categories; [] if it was fitted on none. Raises Unsupported."""
     encoders = _parts(estimator)["model"]["cats"]["enc"]
     listed = [_texts(encoder) if encoder.get("values") else None for encoder in encoders]
     if not any(listed):
@@ -83,7 +83,7 @@ def _members(estimator: Any, model: dict[str, Any]) -> tuple[list[dict[str, Any]
 
 
 def _turns(groups: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many trees of its group precede each tree. Raises Unsupported if groups differ in their numbers of trees."""
+    """Count the trees of its group before each tree. Raises Unsupported if groups differ in their numbers of trees."""
     turns = np.zeros(len(groups), np.int64)
     for group in range(groups.max() + 1):
         turns[groups == group] = np.arange((groups == group).sum())
@@ -119,7 +119,7 @@ def _tree(tree: dict[str, Any], weight: np.float32, splits: Splits) -> Tree:
     for index, members in _sets(tree):
         feature[index] = splits.add(int(feature[index]), _goes_left(members, missing_left=bool(missing_left[index])))
         threshold[index] = Splits.THRESHOLD
-    # pruned nodes stay in the arrays, but are nobody's children
+    # pruned nodes stay in the arrays, but are not children of any node
     kept = np.unique(np.concatenate([[0], left[inner], right[inner]]))
     places = np.full(len(left), -1)
     places[kept] = np.arange(len(kept))

@@ -37,7 +37,7 @@ class InstanceDecoder:
 
     @staticmethod
     def fits(features: Sequence[Feature]) -> bool:
-        """Whether there can be one: msgspec supports no name that JSON would have to escape."""
+        """Return whether a decoder is possible: msgspec supports no name that JSON would have to escape."""
         return not any(character in feature.name for feature in features for character in '"\\')
 
     def rows(self, instances: Sequence[Any]) -> Rows | None:

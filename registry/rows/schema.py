@@ -31,7 +31,7 @@ class Schema:
 
     @cached_property
     def takes_missing(self) -> bool:
-        """Whether a row may hold NaN."""
+        """True if a row may contain NaN."""
         return any(feature.nullable for feature in self.features)
 
     def rows(self, instances: Sequence[Any]) -> Rows:

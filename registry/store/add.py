@@ -154,7 +154,7 @@ def next_version(directory: Path) -> str:
 
 
 def _new_directory(root: Path, name: str, version: str | None) -> Path:
-    """Where the version will be. Raises CannotAdd."""
+    """The directory of the new version. Raises CannotAdd."""
     if not NAME.fullmatch(name):
         raise CannotAdd(f"{name!r} is not a model name: use letters, digits, '.', '_' and '-', at most 64")
     version = version or next_version(root / name)
@@ -173,7 +173,7 @@ class _Draft:
     task: Task
     columns: list[str]
     frame: bool
-    """Whether the estimator was fitted on a DataFrame and needs column names."""
+    """Return whether the estimator was fitted on a DataFrame and needs column names."""
     schema: Schema
     compute: Compute
     rows: Rows

@@ -28,7 +28,7 @@ from registry.store.options import DEFAULT_OPTIONS, LoadOptions
 log = structlog.get_logger(__name__)
 
 CLOSE_ENOUGH = 1e-9
-"""How far outputs may be from those recorded when the version was added: other builds of BLAS sum in another order."""
+"""The tolerance between outputs and those recorded with the version: builds of BLAS sum in different orders."""
 
 
 def load_version(

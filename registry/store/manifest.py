@@ -29,7 +29,7 @@ class ExplainerRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the model is retrained: a Python file beside the versions, and the hash that it must have."""
+    """The script that retrains the model: a Python file beside the versions, and the hash that it must have."""
 
     script: str
     sha256: str
@@ -59,7 +59,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     metrics: dict[str, float] = {}
     source: str = ""
     entities: bool = False
-    """Whether it predicts from records of entities; its features are then columns of a record."""
+    """True if the model predicts from records of entities; its features are then columns of a record."""
     explainer: ExplainerRecord | None = None
     """None for a version that was added before explainers were recorded, or where none fits."""
     training: TrainingRecord | None = None

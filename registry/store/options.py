@@ -1,4 +1,4 @@
-"""How versions are loaded; cheap to import, so that settings may hold it."""
+"""The options for loading versions; cheap to import, so that settings may hold them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How versions are loaded, alike at a start, at a reload, for the verdict on a retraining and by `check`."""
+    """The options for loading versions: the start, reloads, retrainings and `check` use the same ones."""
 
     compiled: bool = True
     """Serve a compiled form where one answers bit for bit as the estimator does."""

@@ -39,7 +39,7 @@ class HeldOut:
 
 
 def candidate_root(root: Path, job: str, attempt: int) -> Path:
-    """Where an attempt of a job writes its candidate. Job ids need no escaping."""
+    """The directory into which an attempt of a job writes its candidate. Job ids need no escaping."""
     return root / f"{PREFIX}{job}.{attempt}"
 
 

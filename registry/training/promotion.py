@@ -1,4 +1,4 @@
-"""Whether a new version may replace the live one: every request that worked must work, and no worse than before."""
+"""Decides whether a new version may replace the live one: every request that worked must work, and no worse."""
 
 from __future__ import annotations
 
@@ -111,5 +111,5 @@ def find_decline(task: Task, measured: Measured, tolerance: float) -> list[str]:
 
 
 def _is_as_good(name: str, after: float, before: float, tolerance: float) -> bool:
-    """Whether a metric has not got worse; NaN has."""
+    """Return whether a metric has not become worse; NaN is worse."""
     return after >= before - tolerance if name in SCORES else after <= before * (1 + tolerance)

@@ -1,4 +1,4 @@
-"""A model's `train.py`: what it receives and returns, and how it is read.
+"""A model's `train.py`: its input, its result, and how it is read.
 
 It lies beside the versions of its model and defines `train(data: TrainingData) -> Trained`. Its bytes are executed only
 if they have the hash that the manifest of the live version states.
@@ -48,7 +48,7 @@ class TrainingData:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A fitted estimator, and what is needed to make a version of it.
+    """A fitted estimator, and everything needed to make a version of it.
 
     `sample` is a table of the estimator's input, one column a feature; `held_out` one of the same columns, of rows that
     were not used for fitting. With `target`, the column of true values without gaps, metrics are measured: on
@@ -74,7 +74,7 @@ def read_script(path: Path) -> bytes:
 
 
 def record_script(content: bytes) -> TrainingRecord:
-    """How a manifest names a `train.py`. Raises CannotTrain where it is not Python or defines no `train`."""
+    """The manifest's record of a `train.py`. Raises CannotTrain if it is not Python or defines no `train`."""
     try:
         body = ast.parse(content).body
     except (SyntaxError, ValueError) as error:

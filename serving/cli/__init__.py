@@ -1,1 +1,1 @@
-"""What `forkserve` can do at the terminal."""
+"""The commands of `forkserve`."""

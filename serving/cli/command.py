@@ -1,4 +1,4 @@
-"""How a command declares its arguments beside its function, and how it speaks to the person at the terminal."""
+"""Commands: each declares its arguments beside its function, and prints through `say` and `fail`."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ MAX_MESSAGES = 20_000
 PROGRESS_SECONDS = 1.0
 
 PATIENCE_SECONDS = 30.0
-"""How long the last answers are waited for."""
+"""Seconds to wait for the last answers."""
 
 
 @command(

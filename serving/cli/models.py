@@ -136,7 +136,7 @@ def rollback(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 def taken_over(settings: Settings) -> str:
-    """When a running service will serve what has just changed in the model directory."""
+    """A sentence: when a running service will serve the change that was just made in the model directory."""
     if settings.watch_models:
-        return "a running service takes it over within a few seconds"
-    return "WATCH_MODELS is false: a running service takes it over when you reload it (POST /api/admin/models:reload)"
+        return "a running service will serve it within a few seconds"
+    return "WATCH_MODELS is false: a running service will serve it after a reload (POST /api/admin/models:reload)"

@@ -151,7 +151,7 @@ class OutcomeWriter:
         self._background.wake()
 
     async def close(self) -> None:
-        """Store what is queued, for CLOSING_SECONDS at most; drop the rest and log how many."""
+        """Store queued outcomes for at most CLOSING_SECONDS; drop the rest and log their number."""
         await self._background.close()
         if self._queue:
             log.error("Outcomes lost", outcomes=len(self._queue))

@@ -48,7 +48,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What really happened to an instance that a model was asked about: one of its labels, or a number."""
+    """The true value for an instance that a model was asked about: one of its labels, or a number."""
 
     model: str
     version: str

@@ -40,7 +40,7 @@ class Page:
     latest: int
 
     def is_gap(self, after: int) -> bool:
-        """Whether events after that id may be missing from the log. A client that begins with 0 misses nothing."""
+        """Return whether events after that id may be missing. A client that begins with 0 misses nothing."""
         return after > 0 and not self.floor <= after <= self.latest
 
 

@@ -35,7 +35,7 @@ PREFLIGHT: Headers = [
 
 
 def is_origin(text: str) -> bool:
-    """Whether `text` is an origin as a browser sends it: lower case, no path, and neither `*` nor `null`."""
+    """Return whether `text` is an origin as a browser sends it: lower case, no path, and neither `*` nor `null`."""
     return ORIGIN.fullmatch(text) is not None
 
 

@@ -192,11 +192,11 @@ class LimitedProtocol(HttpToolsProtocol):
                 cycle.message_event.set()
 
     def _is_owing(self) -> bool:
-        """Whether a complete request has no response yet; requests pipelined after it have to wait."""
+        """True if a complete request has no response yet; requests pipelined after it have to wait."""
         return self._active is not None and not self._active.more_body and not self._active.response_complete
 
     def _is_answering(self) -> bool:
-        """Whether the client would take bytes sent now for a part of another response, or for a second response."""
+        """True if the client would take bytes sent now for a part of another response, or for a second response."""
         active = self._active
         return active is not None and active.response_started and (active.more_body or not active.response_complete)
 

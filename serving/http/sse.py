@@ -61,7 +61,7 @@ def opening(position: int | None = None) -> bytes:
 async def last_event_id(
     header: Annotated[str | None, Header(alias="last-event-id", description="The last event that was seen")] = None,
     query: Annotated[
-        str | None, Query(alias="last_event_id", description="The same, for clients that cannot set the header")
+        str | None, Query(alias="last_event_id", description="Last-Event-ID, for clients that cannot set the header")
     ] = None,
 ) -> int | None:
     """The id of the event after which a client resumes; the header wins. Raises InvalidRequest."""
@@ -128,7 +128,7 @@ class Streams:
         await send({"type": "http.response.body", "body": b""})
 
     async def _has_ended(self, *tasks: asyncio.Task[None]) -> bool:
-        """Whether one of the tasks has ended before the next heartbeat is due."""
+        """Return whether one of the tasks has ended before the next heartbeat is due."""
         ended, _ = await asyncio.wait(tasks, timeout=self._heartbeat_seconds, return_when=asyncio.FIRST_COMPLETED)
         return bool(ended)
 

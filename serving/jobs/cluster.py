@@ -137,7 +137,7 @@ def pack_version(root: Path, model: LoadedModel, *, evaluations: int) -> Parcel:
     """The version as it was loaded from below `root`. Raises VersionRefused if its files have changed since."""
     directory = root / model.name / model.version
     if read_manifest(directory) != model.manifest:
-        raise VersionRefused(directory / FILENAME, "is not what was loaded")
+        raise VersionRefused(directory / FILENAME, "has changed since it was loaded")
     names = (FILENAME, model.manifest.artefact)
     try:
         files = {name: (directory / name).read_bytes() for name in names}

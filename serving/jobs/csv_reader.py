@@ -61,7 +61,7 @@ class CsvReader:
             raise self.error("is not CSV: a quote is not closed")
 
     def error(self, reason: str) -> InvalidRequest:
-        """What to raise about the latest row."""
+        """The error to raise about the latest row."""
         return InvalidRequest(f"line {max(self.line, 1)}: {reason}")
 
     def _read(self, line: bytes) -> Iterator[list[str]]:

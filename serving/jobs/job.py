@@ -111,7 +111,7 @@ class ScheduleCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleRecord:
-    """What the store knows of a schedule. Times are in seconds since the epoch."""
+    """A schedule's state in the store. Times are in seconds since the epoch."""
 
     last: float
     """Firings up to this time are settled. For a new schedule, when it was first seen."""

@@ -100,7 +100,7 @@ class RedisJobStore:
     async def input(self, job_id: str, chunk: int) -> bytes:
         data: bytes | None = await self._run("input", job_id, chunk)
         if data is None:
-            raise JobNotFound("there is no such input, or no longer")
+            raise JobNotFound("the input has been deleted")
         return data
 
     async def missing(self, job_id: str) -> list[int]:

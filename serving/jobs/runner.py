@@ -44,7 +44,7 @@ async def immediately() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class JobLimits:
-    """How long leases last, and how long and how many finished jobs are kept."""
+    """The duration of leases, and the age and number of finished jobs to keep."""
 
     lease_seconds: float
     keep_seconds: float

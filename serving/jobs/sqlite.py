@@ -1,4 +1,4 @@
-"""Jobs in a SQLite file, the default without Redis; what it says to SQLite is in `sqlite.sql`."""
+"""Jobs in a SQLite file, the default without Redis; its statements are in `sqlite.sql`."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ class SQLiteJobStore:
     def input(self, connection: Connection, job_id: str, chunk: int) -> bytes:
         row = _one(connection, "input", id=job_id, chunk=chunk)
         if row is None:
-            raise JobNotFound("there is no such input, or no longer")
+            raise JobNotFound("the input has been deleted")
         return bytes(row["data"])
 
     @reads

@@ -50,7 +50,7 @@ class _Place:
     pid: int = 0
     forked: float = -FORK_SECONDS
     leaving: bool = False
-    """Whether it has been asked to end."""
+    """True if it has been asked to end."""
     slot: int = 0
     """Its row in the book of metrics."""
 
@@ -79,7 +79,7 @@ class Runners:
 
     @property
     def leaving(self) -> dict[int, bool]:
-        """Whether each process has been asked to end, by pid."""
+        """By pid, true if the process has been asked to end."""
         return {place.pid: place.leaving for place in self._places if place.pid}
 
     def tend(self) -> None:

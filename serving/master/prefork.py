@@ -1,4 +1,4 @@
-"""What the master does before it forks, so that its workers share as much of its memory as they can.
+"""Prepares the master for the fork, so that its workers share as much of its memory as they can.
 
 A page is shared until somebody writes to it. So whatever workers would import is imported here, their first requests
 are answered here, garbage is returned to the system, and everything else is hidden from the garbage collector, which

@@ -36,7 +36,7 @@ class ModelWatch:
         self._loaded = self._seen = fingerprint(self._root)
 
     def changed(self) -> bool:
-        """Whether the models should be loaded again; looks at most every LOOK_SECONDS."""
+        """Return whether the models should be loaded again; looks at most every LOOK_SECONDS."""
         now = time.monotonic()
         if now < self._next_look:
             return False

@@ -138,7 +138,7 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc]
 
     @property
     def retiring(self) -> bool:
-        """Whether the worker has begun to end; true in both processes."""
+        """True if the worker has begun to end, in the worker and in the master."""
         return self._retiring[0] != 0
 
     @retiring.setter

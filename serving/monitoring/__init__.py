@@ -1,1 +1,1 @@
-"""How well the models are doing."""
+"""The quality of the models' predictions."""

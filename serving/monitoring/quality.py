@@ -1,4 +1,4 @@
-"""How good the predictions of the live versions have been, judged by the latest outcomes."""
+"""The quality of the live versions' predictions, judged by the latest outcomes."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ BATCH_SECONDS = 0.025
 """Rows and time of one batch, so that no request waits for the rows of all others. A request is never divided."""
 
 SWITCH_SECONDS = 0.0005
-"""How long a thread that holds the GIL may keep it from one that waits. With Python's 5 ms the event loop loses as much
-in each of its turns to a model that runs Python code (`python -m bench.turns`); switching costs some microseconds.
+"""Seconds for which a thread may hold the GIL while another waits for it. With Python's 5 ms the event loop loses as
+much in each of its turns to a model that runs Python code (`python -m bench.turns`); switching costs some microseconds.
 """
 
 PATIENT_ROWS = 4
@@ -74,9 +74,9 @@ class Batch:
     jobs: list[BatchJob]
     rows: int
     ends: float = 0.0
-    """When a thread is expected to finish it, by `perf_counter`."""
+    """The time when a thread is expected to finish it, by `perf_counter`."""
     seconds: float = 0.0
-    """How long it took; 0 unless it was answered as a whole."""
+    """Seconds that it took; 0 unless it was answered as a whole."""
 
     def run(self) -> list[BatchOutcome]:
         """One outcome for each job. If the model fails on all of them together, each is tried alone."""
@@ -109,7 +109,7 @@ class Batch:
                 job.done.set_exception(outcome)
 
     def is_cancelled(self) -> bool:
-        """Whether no request waits for it any more."""
+        """True if no request waits for it any more."""
         return all(job.done.done() for job in self.jobs)
 
 
@@ -126,7 +126,7 @@ class BatchQueue:
     large: deque[BatchJob] = field(default_factory=deque)
     large_rows: int = 0
     cost: Cost = field(default_factory=Cost)
-    """Of batches on a thread."""
+    """The cost of batches on a thread."""
 
     def add_large(self, job: BatchJob) -> None:
         self.large.append(job)
@@ -162,7 +162,7 @@ class BatchQueue:
         return Batch(self, taken, rows) if taken else None
 
     def expected_seconds(self) -> float:
-        """How long the threads will be busy with the jobs that wait here."""
+        """Seconds for which the jobs that wait here will occupy the threads."""
         whole, rest = divmod(self.large_rows, MAX_ROWS)
         return whole * self.cost.expect(MAX_ROWS) + (self.cost.expect(rest) if rest else 0.0)
 
@@ -211,11 +211,11 @@ class Batcher:
         return f"all {self._threads} inference threads are stuck"
 
     def is_quick(self, operation: Operation, rows: int) -> bool:
-        """Whether so many rows are run on the event loop, in its next turn."""
+        """Return whether so many rows run on the event loop, in its next turn."""
         return rows <= self._queues[operation].inline_rows
 
     def part_rows(self, operation: Operation) -> int:
-        """How many rows of one request to run before others have their turn."""
+        """The number of rows of one request to run before others have their turn."""
         queue = self._queues[operation]
         with self._lock:
             return max(queue.inline_rows, queue.cost.part_rows(BATCH_SECONDS, MAX_ROWS))

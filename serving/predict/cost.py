@@ -1,4 +1,4 @@
-"""What running a model costs: measured at the start for models that may run on the event loop, else learnt."""
+"""The cost of running a model: measured at the start if it may run on the event loop, else learnt."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ MAX_INLINE_ROWS = 1024
 SAMPLE_ROWS = 64
 
 HAND_OVER_SECONDS = 0.0002
-"""What a batch on a thread costs besides the model's own time."""
+"""The cost of a batch on a thread besides the model's own time."""
 
 ENOUGH = 0.9
 """The share of an endless batch's saving at which further rows would only wait for each other."""
 
 DECAY = 0.95
-"""What a batch still counts when the next one has run."""
+"""The weight that a batch keeps after the next one has run."""
 
 
 @dataclass(slots=True)
@@ -55,13 +55,13 @@ class Cost:
         return fixed + each * rows
 
     def rows_in(self, seconds: float, most: int) -> int:
-        """How many rows fit into `seconds`: 1 at first, at most `most` and twice as many as were tried."""
+        """Return the number of rows for `seconds`: 1 at first, at most `most` and twice as many as were tried."""
         if not self.weight:
             return 1
         return max(1, min(most, 2 * self.largest, self._rows_in(seconds, most)))
 
     def batch_rows(self, seconds: float, most: int) -> int:
-        """How many waiting rows to run together: as many as fit into `seconds` and help, at most `most`.
+        """Return the number of waiting rows to run together: as many as fit into `seconds` and help, at most `most`.
 
         A batch saves the fixed part once for each further row, up to ENOUGH of what an endless batch would save. As
         long as nothing is known, all are run together.
@@ -77,7 +77,7 @@ class Cost:
         return max(1, min(self._rows_in(seconds, most), int(min(most, helpful))))
 
     def part_rows(self, seconds: float, most: int) -> int:
-        """How many rows of one request to run before others have their turn."""
+        """Return the number of rows of one request to run before others have their turn."""
         return min(self.rows_in(seconds, most), self.batch_rows(seconds, most))
 
     def _rows_in(self, seconds: float, most: int) -> int:
@@ -103,7 +103,7 @@ class Cost:
 
 
 def measure_inline_rows(operation: Operation) -> int:
-    """How many rows are answered within INLINE_SECONDS, from the quickest answers to one row and to SAMPLE_ROWS."""
+    """Estimate the number of rows within INLINE_SECONDS, from the quickest answers to one row and to SAMPLE_ROWS."""
     if not operation.may_run_inline:
         return 0
     model = operation.model

@@ -30,14 +30,14 @@ ANSWER_FORMAT = "1"
 """Part of every key: to be changed with the form of an answer, because caches outlive a deploy."""
 
 CALL_SECONDS = 0.1
-"""What one call to an executor should take, so that requests take turns and a deadline is not exceeded by much."""
+"""Seconds that one call to an executor should take: requests take turns, and exceed a deadline by little."""
 
 MAX_CALL_ROWS = 100
 
 
 @dataclass(slots=True)
 class Timing:
-    """Where the time of one request went, in seconds."""
+    """The parts of one request's time, in seconds."""
 
     queue: float = 0.0
     model: float = 0.0
@@ -53,7 +53,7 @@ class Timing:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Lane:
-    """An operation, and what is the same for all requests for it."""
+    """An operation, and the values that all requests for it share."""
 
     operation: Operation
     key_prefix: bytes
@@ -67,7 +67,7 @@ class _Request:
     lane: _Lane
     rows: Rows
     keys: Sequence[bytes]
-    """Of the cache, one a row."""
+    """The keys of the cache, one per row."""
     selection: Selection
     seconds: float
     """Until the deadline, from the start."""
@@ -100,7 +100,7 @@ class Inference:
         self._lanes: dict[tuple[LoadedModel, Verb], _Lane] = {}
 
     def prepare(self) -> None:
-        """Measure the operations, and compute what is the same for every request."""
+        """Measure the operations, and compute the values that all requests share."""
         for operation in make_operations(self._registry):
             self._lanes[operation.model, operation.verb] = _Lane(operation, _key_prefix(operation))
             if not operation.is_isolated:
@@ -179,7 +179,7 @@ class Inference:
         return _Request(lane, rows, keys, selection, seconds, Timing() if timing is None else timing)
 
     def _is_immediate(self, request: _Request) -> bool:
-        """Whether it is answered in this turn of the loop or the next: a timer would cost more than it could save."""
+        """True if it is answered in this turn of the loop or the next: a timer would cost more than it could save."""
         operation = request.lane.operation
         return (
             self._cache.is_local and not operation.is_isolated and self._batcher.is_quick(operation, len(request.rows))

@@ -21,7 +21,7 @@ ANSWERS: Mapping[str, str] = {"predict": "predictions", "explain": "explanations
 """The member of an answer that holds the list, one item per instance."""
 
 EVERYTHING = Selection()
-"""What an explanation shows by default."""
+"""The part of an explanation that is shown by default."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -41,7 +41,7 @@ def encode_answer(model: LoadedModel, answers: Mapping[Verb, Iterable[bytes]]) -
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Operation:
-    """One model, asked to predict rows or to explain what it predicts."""
+    """One model, asked to predict rows or to explain its predictions."""
 
     model: LoadedModel
     verb: Verb
@@ -53,13 +53,13 @@ class Operation:
 
     @property
     def is_isolated(self) -> bool:
-        """Whether it holds the GIL or may take very long, and must run in a process that can be killed."""
+        """True if it holds the GIL or may take very long, and must run in a process that can be killed."""
         explainer = self.model.explainer
         return self.verb == "explain" and explainer is not None and not explainer.in_process
 
     @property
     def may_run_inline(self) -> bool:
-        """Whether its time depends on the number of rows alone, so that it can be measured beforehand.
+        """True if its time depends on the number of rows alone, so that it can be measured beforehand.
 
         An estimator may take any time for another row.
         """
@@ -100,6 +100,6 @@ def encode_rows(rows: Rows, selection: Selection) -> bytes:
 
 
 def decode_rows(payload: bytes) -> tuple[Rows, Selection]:
-    """What `encode_rows` was given; the rows may be written to, which some estimators do."""
+    """Decode the payload of `encode_rows`; the rows are writable, as some estimators require."""
     features, selection, values = msgspec.msgpack.decode(payload, type=tuple[int, Selection, bytearray])
     return np.frombuffer(values, "<f8").reshape(-1, features), selection

@@ -1,4 +1,4 @@
-"""Reads the rows of a request from its body: fast for a valid one, a second time to explain what is wrong."""
+"""Reads the rows of a request from its body: fast if it is valid, a second time to explain its faults."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     top: int | None = None
 
     def selection(self) -> Selection:
-        """What an explanation shows. Raises InvalidSelection."""
+        """The part of an explanation to show. Raises InvalidSelection."""
         if isinstance(self.classes, tuple):
             return Selection(self.classes, self.top)
         if self.classes not in ("predicted", "all"):
@@ -76,7 +76,7 @@ class Reader:
         return self._look_at(body) if rows is None else (rows, decoded.parameters)
 
     def _look_at(self, body: bytes) -> tuple[Rows, Parameters]:
-        """Read the body the slow way, which can explain what is wrong."""
+        """Read the body the slow way, which can explain its faults."""
         decoded = decode(_any, body, USAGE)
         if len(decoded.instances) > self._max_instances:
             raise TooManyInstances(f"a request may have {self._max_instances} instances; send more as several requests")

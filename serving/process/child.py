@@ -1,4 +1,4 @@
-"""Forking a child process: what it gives up, what it may use, and how it ended."""
+"""Forks child processes: clears what they inherit, limits what they use, and describes how they ended."""
 
 from __future__ import annotations
 

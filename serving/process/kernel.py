@@ -1,4 +1,4 @@
-"""What the kernel knows about processes: their memory, age, threads, children and names."""
+"""The kernel's view of processes: their memory, age, threads, children and names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 WEB, RUNNER, SCHEDULER, MESSENGER = "web", "runner", "scheduler", "messenger"
-"""What `ps -o comm` calls the processes that answer requests, run jobs, start schedules and send alerts."""
+"""The names in `ps -o comm` of the processes that answer requests, run jobs, fire schedules and send alerts."""
 
 PR_SET_NAME = 15
 

@@ -39,7 +39,7 @@ def try_first(load: Load, *, seconds: float) -> Load:
 
 
 def try_version(load: Load, directory: Path, *, seconds: float) -> str | None:
-    """None if a version is fit to serve, else why not: what it raises, or how its process ended.
+    """Return None if a version is fit to serve, else the reason: its error, or the end of its process.
 
     It may take `seconds` and the memory that is available. What it prints is dropped. A thread that it leaves running
     is a fault, because a process with two may not fork. Call this from a process with one thread. Linux only.
@@ -65,7 +65,7 @@ def _try(load: Load, directory: Path, writing: int, parent: int) -> None:
 
 
 def _report(step: Callable[[], bytes], writing: int) -> None:
-    """Run a step and write what it returns, or why it failed."""
+    """Run a step and write its result, or the reason why it failed."""
     reason = b"needs more memory than there is"
     try:
         reason = step()

@@ -68,7 +68,7 @@ class Zygote:
         Nursery(control, self._work).serve()
 
     def is_gone(self) -> bool:
-        """Whether the zygote has ended, which it never does by itself. Takes a microsecond."""
+        """True if the zygote has ended, which it never does by itself. Takes a microsecond."""
         if self._control is not None and os.waitpid(self._pid, os.WNOHANG)[0]:
             self._disconnect()
             self._pid = 0

@@ -18,7 +18,7 @@ GRACE_SECONDS = (1.0, 604_800.0)
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """What a schedule may do: `request` makes a job of the words that follow the action's name."""
+    """An action of schedules: `request` makes a job of the words that follow the action's name."""
 
     request: Callable[..., JobRequest]
     known: tuple[str, ...] | None = None

@@ -1,4 +1,4 @@
-"""When a schedule fires, by a cron expression in a time zone or at intervals, and which of its times are due."""
+"""The times of a schedule, by a cron expression in a time zone or at intervals, and those of them that are due."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Due:
     upto: float
     """The time of the latest of them."""
     fires: bool
-    """Whether the latest is within its grace; else it is one of those missed."""
+    """True if the latest firing is within its grace; otherwise it is missed."""
     missed: int = 0
     """Firings later than their grace."""
     coalesced: int = 0
@@ -76,7 +76,7 @@ class Due:
 
 
 def find_due(when: When, last: float, now: float, grace: float) -> Due | None:
-    """What is due after `last`, or None. Of the firings within `grace` seconds only the latest is done.
+    """Return the firings due after `last`, or None. Only the latest of those within `grace` seconds takes place.
 
     Counting stops after MAX_COUNTED_FIRINGS missed ones, so that a long absence delays nothing.
     """
@@ -95,7 +95,7 @@ def find_due(when: When, last: float, now: float, grace: float) -> Due | None:
 
 
 def parse_cron(expression: str, zone: str) -> Cron:
-    """Raises ValueError saying what is wrong with the expression or the zone."""
+    """Raises ValueError, which describes the fault of the expression or the zone."""
     if len(expression.split()) != CRON_FIELDS:
         raise ValueError(f"{expression!r} is not a cron expression of {CRON_FIELDS} fields")
     try:

@@ -50,7 +50,7 @@ class Family:
 
     @property
     def size(self) -> int:
-        """How many numbers it takes."""
+        """The number of numbers that it takes."""
         return BUCKETS + 1 if self.kind == "histogram" else len(self.values)
 
 

@@ -1,4 +1,4 @@
-"""How short of memory the service is: its master measures it, all of its processes read it."""
+"""The memory pressure of the service: its master measures it, all of its processes read it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Pressure(Numbers):
     _share = Number()
     _stage = Number()
     trims = Number()
-    """How often the master has asked every process to give back memory that it does not need."""
+    """The number of times that the master has asked every process to give back memory that it does not need."""
 
     def read(self) -> Reading:
         """The latest measurement."""

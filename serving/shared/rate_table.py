@@ -67,7 +67,7 @@ def parse_rate(text: str, burst: int) -> Rate:
 
 
 class RateVerdict(msgspec.Struct, frozen=True, gc=False):
-    """Whether a request is allowed. `debt` is in seconds: its client owes nothing after so long without requests."""
+    """The verdict on a request. `debt` is in seconds: after so long without requests its client owes nothing."""
 
     allowed: bool
     debt: float

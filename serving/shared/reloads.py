@@ -1,4 +1,4 @@
-"""How workers ask their master to reload the models, and how the master tells them the outcome: in shared memory."""
+"""Requests of workers to reload the models, and the master's answers, in shared memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ POLL_SECONDS = 0.02
 
 
 class ReloadOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What a reload has changed. Versions are written `{model}/{version}`; the reasons of refusals begin with it."""
+    """The changes of a reload. Versions are written `{model}/{version}`; the reasons of refusals begin with it."""
 
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
@@ -28,7 +28,7 @@ class ReloadOutcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reloads(Numbers):
-    """How many reloads have begun and finished, and the outcome of the last one. Only the master writes.
+    """The numbers of reloads that have begun and finished, and the outcome of the last one. Only the master writes.
 
     Outcomes alternate between two slots, and the number of a reload is written last: no reader sees half of one.
     """
@@ -36,7 +36,7 @@ class Reloads(Numbers):
     _master = Number()
     _begun = Number()
     finished = Number()
-    """How many reloads have finished."""
+    """The number of finished reloads."""
 
     def __init__(self) -> None:
         """To be made before the fork."""

@@ -1,1 +1,1 @@
-"""How the service is doing, as JSON and for Prometheus."""
+"""The state of the service, as JSON and for Prometheus."""

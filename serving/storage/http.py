@@ -41,7 +41,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the server answered; header names are lower case."""
+    """A server's answer; header names are lower case."""
 
     status: int
     headers: Mapping[str, str]

@@ -39,7 +39,7 @@ class Recent(Generic[T]):
 
 
 def watch_store(probe: Callable[[], Awaitable[object]]) -> Recent[State]:
-    """Whether a store is writable, for the health check; `probe` raises StoreUnavailable."""
+    """Caches whether a store is writable, for the health check; `probe` raises StoreUnavailable."""
 
     async def state() -> State:
         try:

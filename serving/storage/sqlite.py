@@ -35,7 +35,7 @@ Migration = str | Callable[[sqlite3.Connection], None]
 
 @dataclass(slots=True, eq=False)
 class _OpenFile:
-    """What one process holds: its thread, and the connection that only this thread uses."""
+    """The state of one process: its thread, and the connection that only this thread uses."""
 
     thread: ThreadPoolExecutor
     connection: sqlite3.Connection | None = None
@@ -141,7 +141,7 @@ class Database:
 
 
 class Store(Protocol):
-    """What `reads` and `writes` need of the class whose methods they make."""
+    """The attributes that `reads` and `writes` need of the class whose methods they make."""
 
     _database: Database
 

@@ -145,7 +145,7 @@ class Alerts:
 
 
 def body(form: Form, text: str) -> dict[str, Any]:
-    """The JSON that a webhook takes; whatever the text contains, it mentions nobody."""
+    """The JSON for a webhook; it notifies no user, even if the text contains a mention."""
     if form == "discord":
         return {"content": text, "allowed_mentions": {"parse": []}}
     return {"text": text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")}

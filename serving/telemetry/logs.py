@@ -60,7 +60,7 @@ def _only_from(least: int) -> Callable[..., Any]:
 
 
 def json_handler() -> logging.Handler:
-    """A handler that writes the events of other libraries in the same form."""
+    """A handler that writes the events of other libraries in the service's form."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

@@ -1,4 +1,4 @@
-"""The job that a retraining is: its request, its result, and what is remembered of the last one."""
+"""The job of a retraining: its request, its result, and the file about the last one."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ async def _once(store: JobStore, call: Awaitable[T]) -> T:
 
 
 class LastTraining(msgspec.Struct, frozen=True, kw_only=True):
-    """How the last training of a model ended: a small file beside its versions, which outlives the job.
+    """The end of a model's last training: a small file beside its versions, which outlives the job.
 
     `version` is the one that was made, empty if none was.
     """

@@ -57,7 +57,7 @@ class Steps:
     seconds: float
 
     def functions(self) -> dict[str, Function]:
-        """For an executor that does not use a process twice; a payload is the Job as JSON."""
+        """The functions for an executor that uses each process once; a payload is the Job as JSON."""
         return {"fit": self._fit, "judge": self._judge}
 
     def _fit(self, payload: bytes) -> bytes:

@@ -32,7 +32,7 @@ Authorize: TypeAlias = Callable[..., Awaitable[None]]
 """A dependency of FastAPI's that raises NotAuthorized."""
 
 RELOAD_SECONDS = 20.0
-"""How long a client waits for the outcome of its reload; the reload goes on without it."""
+"""Seconds that a client waits for the outcome of its reload; the reload goes on without it."""
 
 MAX_REASON_CHARACTERS = 4000
 
@@ -55,7 +55,7 @@ TRAIN_ANSWERS: dict[int | str, dict[str, Any]] = {
 
 
 def make_authorize(token: str, *, in_query: bool) -> Authorize | None:
-    """None without a token: then there are no admin routes, so that a forgotten setting opens nothing.
+    """Make the check of the admin token; None without a token: a forgotten setting opens no admin routes.
 
     `in_query` also accepts `?admin_token=`, for clients that cannot set a header. No log line of ours shows the query,
     but those of a proxy may.

@@ -1,4 +1,4 @@
-"""`GET /health`, `/health/live` and `/health/ready`: 200 as long as the process answers, with what is degraded."""
+"""`GET /health`, `/health/live` and `/health/ready`: 200 as long as the process answers, with its degraded parts."""
 
 from __future__ import annotations
 

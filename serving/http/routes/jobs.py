@@ -25,7 +25,7 @@ LAST_EVENTS = frozenset({"done", "failed", "cancelled"})
 
 
 def jobs_router(service: Service, streams: Streams) -> APIRouter:
-    """Nobody can list jobs or guess the id of one. A job's events have its id as topic."""
+    """The routes of jobs, which cannot be listed, nor their ids guessed. A job's events have its id as topic."""
     router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
     store, events, reader, limits = service.shared.jobs, service.shared.events, service.job_reader, service.limits
 
@@ -81,7 +81,7 @@ async def _read(request: Request, reader: JobReader, limits: Limits) -> JobReque
 
 
 async def _has_more(events: EventLog, job_id: str, after: int) -> bool:
-    """Whether a client that has seen the event `after` has more to read, be it only that events are missing."""
+    """Return whether a client that has seen the event `after` has more to read, or has missed events."""
     page = await events.read(job_id, after, 1)
     return bool(page.events) or page.is_gap(after)
 

@@ -141,7 +141,7 @@ class InferenceRoute:
 
 
 def is_for_jobs(model: LoadedModel) -> bool:
-    """Whether one explanation takes longer than a request may."""
+    """Return whether one explanation takes longer than a request may."""
     return model.explainer is not None and model.explainer.jobs_only
 
 

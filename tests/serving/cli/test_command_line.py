@@ -20,7 +20,7 @@ from harness.service import ROOT
 from registry.store.add import add_version, read_estimator, read_table
 from tests.conftest import Run
 
-SOON = "a running service takes it over within a few seconds\n"
+SOON = "a running service will serve it within a few seconds\n"
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_promote_and_rollback_change_what_is_live(run: Run) -> None:
     assert [line.split()[1:3] for line in run("models").stdout.splitlines()] == [["1", "live"], ["2", "classification"]]
     assert run("rollback", "churn").stdout == f"churn: version 2 is live, the previous one is 1\n{SOON}"
     asked = run("promote", "churn", "1", WATCH_MODELS="false").stdout
-    assert "WATCH_MODELS is false: a running service takes it over when you reload it" in asked
+    assert "WATCH_MODELS is false: a running service will serve it after a reload" in asked
 
 
 @pytest.mark.parametrize(

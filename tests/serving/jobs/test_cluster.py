@@ -141,7 +141,7 @@ def test_a_version_whose_files_have_changed_is_not_sent(tmp_path: Path) -> None:
     model = add_version(tmp_path, "deadly", estimator, sample, margin=None)
     (tmp_path / "deadly/1").rename(tmp_path / "before")
     add_version(tmp_path, "deadly", estimator, sample * 2, margin=None)
-    with pytest.raises(VersionRefused, match="is not what was loaded"):
+    with pytest.raises(VersionRefused, match="has changed since it was loaded"):
         pack_version(tmp_path, model, evaluations=500)
 
 
