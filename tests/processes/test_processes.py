@@ -77,6 +77,19 @@ def three_workers(models: Path) -> Iterator[Service]:
         yield service
 
 
+@pytest.fixture(scope="module")
+def lasting(few_models: Path) -> Iterator[Service]:
+    with Service({"MODEL_DIR": str(few_models), "MAX_REQUESTS": "0"}) as service:
+        yield service
+
+
+@pytest.fixture
+def two_workers(lasting: Service) -> Service:
+    """A service whose workers a test may end: it has two again before the next."""
+    assert eventually(lambda: len(lasting.workers) == 2)
+    return lasting
+
+
 def test_models_are_loaded_once_for_all_workers(three_workers: Service) -> None:
     assert len(three_workers.workers) == 3
     assert len(three_workers.events("Model registry initialized with 9 models")) == 1
@@ -139,31 +152,28 @@ def test_a_draining_worker_is_replaced_before_it_ends_and_says_goodbye_to_idle_c
         assert gone([old])
 
 
-def test_a_worker_that_is_told_to_end_loses_no_request(few_models: Path) -> None:
-    with Service({"MODEL_DIR": str(few_models), "MAX_REQUESTS": "0"}) as service:
-        old = service.workers[0]
-        tally = asyncio.run(load_while(service, lambda: os.kill(old, signal.SIGTERM)))
-        assert tally.failed == 0
-        assert gone([old])
-        assert eventually(lambda: len(service.workers) == 2)
+def test_a_worker_that_is_told_to_end_loses_no_request(two_workers: Service) -> None:
+    old = two_workers.workers[0]
+    tally = asyncio.run(load_while(two_workers, lambda: os.kill(old, signal.SIGTERM)))
+    assert tally.failed == 0
+    assert gone([old])
+    assert eventually(lambda: len(two_workers.workers) == 2)
 
 
-def test_a_reload_replaces_every_worker_and_loses_no_request(few_models: Path) -> None:
-    with Service({"MODEL_DIR": str(few_models), "MAX_REQUESTS": "0"}) as service:
-        old = service.workers
-        tally = asyncio.run(load_while(service, lambda: service.process.send_signal(signal.SIGHUP), requests=3000))
-        assert tally.failed == 0
-        assert gone(old)
-        assert eventually(lambda: len(service.workers) == 2)
-        assert len(service.events("Model registry initialized")) == 1
+def test_a_reload_replaces_every_worker_and_loses_no_request(two_workers: Service) -> None:
+    old = two_workers.workers
+    tally = asyncio.run(load_while(two_workers, lambda: two_workers.process.send_signal(signal.SIGHUP), requests=3000))
+    assert tally.failed == 0
+    assert gone(old)
+    assert eventually(lambda: len(two_workers.workers) == 2)
+    assert len(two_workers.events("Model registry initialized")) == 1
 
 
-def test_a_worker_that_is_killed_is_replaced(few_models: Path) -> None:
-    with Service({"MODEL_DIR": str(few_models)}) as service:
-        killed = service.workers[0]
-        os.kill(killed, signal.SIGKILL)
-        assert eventually(lambda: len(service.workers) == 2 and killed not in service.workers)
-        assert load(service, requests=20, connections=4).failed == 0
+def test_a_worker_that_is_killed_is_replaced(two_workers: Service) -> None:
+    killed = two_workers.workers[0]
+    os.kill(killed, signal.SIGKILL)
+    assert eventually(lambda: len(two_workers.workers) == 2 and killed not in two_workers.workers)
+    assert load(two_workers, requests=20, connections=4).failed == 0
 
 
 def test_workers_end_when_the_master_is_gone(few_models: Path) -> None:
