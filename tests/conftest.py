@@ -44,8 +44,17 @@ def anyio_backend() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take long, so that several processes end at about the same time."""
-    items.sort(key=lambda item: not SLOW & set(item.path.relative_to(TESTS).parts))
+    """Begin with the files that take long, so that several processes of pytest end at about the same time.
+
+    The first file has one of them train the demo models, which the next files, for the others, do not need.
+    """
+    needing = [item.path for item in items if "models" in getattr(item, "fixturenames", ())]
+
+    def place(path: Path) -> tuple[bool, bool, bool]:
+        return path not in needing[:1], not SLOW & set(path.relative_to(TESTS).parts), path in needing
+
+    places = {path: place(path) for path in {item.path for item in items}}
+    items.sort(key=lambda item: places[item.path])
 
 
 @pytest.fixture(scope="session")
