@@ -1,1 +1,1 @@
-"""What is measured, and against whom; every command prints a table."""
+"""Benchmarks, beside alternatives; every command prints a table."""

@@ -1,4 +1,4 @@
-"""How long predictions take while jobs run beside them: `python -m bench.busy` prints a table.
+"""Measures predictions while jobs run beside them: `python -m bench.busy` prints a table.
 
 One service, one runner, single new rows of a forest: at random moments, so many as make half of what the service can
 answer, and over 8 connections as quickly as they are answered; alone, while a job predicts with a model of 5 ms a row,

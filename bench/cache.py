@@ -1,4 +1,4 @@
-"""What the cache costs: `python -m bench.cache` prints a table.
+"""Measures the cost of the cache: `python -m bench.cache` prints a table.
 
 The last part stops Redis with SIGSTOP under a steady load and shows what it adds to a lookup, second by second.
 """

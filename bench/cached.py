@@ -1,4 +1,4 @@
-"""What the cache gives, over HTTP: `python -m bench.cached`.
+"""Measures the gain of the cache over HTTP: `python -m bench.cached`.
 
 A forest by its estimator, compiled, from memory and from Redis; batches of which nine rows in ten are known; and Redis
 stopped with SIGSTOP under a steady load, second by second. wrk must be on PATH.
@@ -31,7 +31,7 @@ RATE = 500
 
 
 def compare_hits(models: Path, seconds: float) -> Table:
-    """Where the answer is from, at 64 connections and at one; the hits are of rows that were asked for before."""
+    """Compare the sources of answers, at 64 connections and at one; hits are rows that were requested before."""
     new = shot(models, FOREST)
     known = Shot(new.path, new.body, new.low, new.high, unique=500)
     table = Table("answer from", "requests/s", "p50 ms", "1 connection/s", "p50 ms", "lost")
@@ -62,7 +62,7 @@ def cells(load: Load) -> tuple[str, str]:
 
 
 def batch_seconds(service: Service, model: str, rows: list[dict[str, Any]]) -> float:
-    """How long a request of many rows takes."""
+    """Measure a request of many rows."""
     body = json.dumps({"instances": rows}).encode()
     request = urllib.request.Request(
         f"{service.address}/v1/models/{model}:predict", body, {"Content-Type": "application/json"}

@@ -43,12 +43,12 @@ SECONDS_A_ROW = 0.005
 
 @dataclass(frozen=True)
 class Chaos:
-    """How much of everything."""
+    """The size of a run."""
 
     jobs: int
     chunks: int
     rows: int
-    """Of a chunk."""
+    """Rows of a chunk."""
     runners: int
     kills: int
     executor_kills: int
@@ -110,7 +110,7 @@ class Disturbance:
             self.executor_kills += self._kill(list(_executors(self.service.runners)))
 
     def _kill(self, pids: list[int]) -> bool:
-        """As the kernel would that is short of memory."""
+        """Kill one at random, as the kernel does when memory is short; False if there is none."""
         with suppress(ProcessLookupError):
             if pids:
                 os.kill(random.choice(pids), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What it costs to count the requests of 300,000 clients: `python -m bench.clients`.
+"""Measures the cost of counting the requests of 300,000 clients: `python -m bench.clients`.
 
 The table of a box, the same through a Redis on this machine, and a dictionary, which is what grows for ever.
 """

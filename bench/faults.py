@@ -1,4 +1,4 @@
-"""What the service does while Redis or Supabase is not well: `python -m bench.faults` prints a table, a row a fault.
+"""Measures predictions while Redis or Supabase fails: `python -m bench.faults` prints a table, one row per fault.
 
 Predictions, explanations, job submissions and entity predictions come at their own pace; the fault begins, lasts, and
 ends. Predictions must all be answered, be little later before the breakers open and not later after it, and all must be

@@ -39,7 +39,7 @@ PATIENCE = 120.0
 
 @dataclass
 class Course:
-    """What has happened so far."""
+    """The counts of a run."""
 
     killed: dict[str, int] = field(default_factory=lambda: {"runner": 0, "trainer": 0})
     whole: int = 0
@@ -75,7 +75,7 @@ def wait_for(service: Service, path: str, attempts: int) -> tuple[float, Any]:
 
 
 def is_whole(root: Path) -> bool:
-    """Whether the live version can be read and loaded."""
+    """Return whether the live version can be read and loaded."""
     try:
         load_version(root, root / "small" / current(root / "small").live)
     except VersionRefused:

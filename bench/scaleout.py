@@ -49,7 +49,7 @@ def add_models(root: Path) -> None:
 
 
 def work(registry: Registry) -> list[tuple[str, Operation, list[Rows]]]:
-    """What is asked, and the rows of its chunks."""
+    """The operation, and the rows of its chunks."""
     forest, sleepy = registry.get("forest"), registry.get("sleepy")
     rows = np.random.default_rng(0).normal(size=(CHUNKS * ROWS, len(forest.schema.names)))
     times = SECONDS_A_ROW + 1e-8 * np.arange(CHUNKS * ROWS).reshape(-1, 1)

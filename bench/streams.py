@@ -40,12 +40,12 @@ TARGETS = {"SQLite": 0.100, "Redis": 0.030}
 """Seconds within which half of all events have to arrive."""
 
 IDLE_BYTES, IDLE_SHARE = 60 * 1024, 0.02
-"""What one of 1,000 idle streams may take, and what all of them may take of a core."""
+"""The limits for 1,000 idle streams: memory of one, and share of a core of all."""
 
 
 @dataclass
 class Heard:
-    """What one client has heard: numbers in the order of their coming, and their delays in seconds."""
+    """The events of one client: their numbers in the order of arrival, and their delays in seconds."""
 
     numbers: list[int] = field(default_factory=list)
     delays: list[float] = field(default_factory=list)

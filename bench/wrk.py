@@ -39,7 +39,7 @@ end
 
 @dataclass(frozen=True)
 class Load:
-    """What wrk measured: requests a second, seconds of latency, answers that were no 2xx, and connections lost."""
+    """The results of wrk: requests a second, seconds of latency, answers other than 2xx, and lost connections."""
 
     rate: float
     p50: float
@@ -63,7 +63,7 @@ class Shot:
     unique: int = 50_000
 
     def messages(self, address: str, start: int = 0) -> Iterator[bytes]:
-        """The same requests as they go over the wire, without an end, for a client other than wrk."""
+        """An endless sequence of requests as bytes, for a client other than wrk."""
         for index in count(start + 1):
             value = self.low + (self.high - self.low) * index * 1e-7
             yield post(address + self.path, self.body.replace("@@", repr(value)).encode())

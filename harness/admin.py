@@ -15,7 +15,7 @@ def ask_admin(service: Service, path: str) -> tuple[int, Any]:
 
 
 def admin_figures(service: Service) -> Any:
-    """As they are answered now, which may be half a second old."""
+    """The metrics of the service; they may be half a second old."""
     answer = call(service, "GET", "/api/admin/metrics", Authorization=f"Bearer {ADMIN_TOKEN}")
     assert answer.status == 200
     return answer.json

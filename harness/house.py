@@ -83,7 +83,7 @@ class House:
         return [name for name, count in names.items() if count > 1]
 
     def has_cycle(self) -> bool:
-        """Whether modules import each other in a circle at the top level."""
+        """Return whether modules import each other in a circle at the top level."""
         try:
             TopologicalSorter(
                 {module: set(self._imported(module, top_level=True)) - {module} for module in self.texts}

@@ -39,7 +39,7 @@ def forkserve_worker(environ: Mapping[str, str]) -> Iterator[subprocess.Popen[by
 
 @dataclass(frozen=True)
 class Answer:
-    """What a request was answered."""
+    """The answer to a request."""
 
     status: int
     headers: Any

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def eventually(condition: Callable[[], bool]) -> bool:
-    """Whether it becomes true in time; for what happens in other processes and is not told to this one."""
+    """Poll until it is true, and return whether that was in time; for events in other processes."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > deadline:
@@ -31,7 +31,7 @@ def eventually(condition: Callable[[], bool]) -> bool:
 
 
 def gone(pids: list[int]) -> bool:
-    """Whether all of them have ended; waits for it. A zombie that nobody of ours can reap has ended, too."""
+    """Wait for all of them to end; return whether they did. A zombie that we cannot reap has ended, too."""
     return eventually(lambda: not any(is_running(pid) for pid in pids))
 
 
@@ -67,7 +67,7 @@ async def load_while(service: Service, disturb: Callable[[], None], requests: in
 async def hammer_while(
     service: Service, disturb: Callable[[], T], model: str = "diabetes", body: bytes = DIABETES
 ) -> tuple[Tally, T]:
-    """What became of predictions that were asked for as long as `disturb` took, and what it gave."""
+    """Send predictions while `disturb` runs; return their results and its own."""
     disturbing = asyncio.create_task(asyncio.to_thread(disturb))
 
     def todo() -> Iterator[int]:

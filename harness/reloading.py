@@ -23,5 +23,5 @@ def live(service: Service, name: str) -> str:
 
 
 def settles_on(service: Service, name: str, version: str) -> bool:
-    """Whether only new workers are left, and they say so."""
+    """Return whether only new workers are left, and they say so."""
     return eventually(lambda: len(service.workers) == 2 and live(service, name) == version)

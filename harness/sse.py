@@ -38,7 +38,7 @@ class Stream:
         self.status = 0
         self.headers: dict[str, str] = {}
         self.complete = False
-        """Whether the answer has ended as it should, not with its connection."""
+        """True if the answer has ended regularly, not by a lost connection."""
 
     async def __aenter__(self) -> Stream:
         connection = socket.socket()

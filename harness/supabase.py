@@ -52,7 +52,7 @@ class Postgres:
     port: int
 
     def run(self, database: str, *options: str) -> str:
-        """What psql answers."""
+        """The output of psql."""
         address = ["--host=127.0.0.1", f"--port={self.port}", "--username=postgres", f"--dbname={database}"]
         command: list[str | Path] = [
             self.programs / "psql",

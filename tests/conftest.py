@@ -156,7 +156,7 @@ def raw(shared_server: RedisServer) -> Iterator[redis.Redis]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """What the Supabase servers keep their rows in."""
+    """The database of the Supabase servers."""
     with postgres_server() as server:
         yield server
 

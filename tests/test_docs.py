@@ -1,4 +1,4 @@
-"""The documents say what is so: settings, commands, and nothing about a machine."""
+"""The documents agree with the code: settings, commands, log events; and they contain no path of a machine."""
 
 from __future__ import annotations
 

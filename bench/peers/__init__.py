@@ -1,1 +1,1 @@
-"""What our users would pick instead, to be measured beside us."""
+"""The alternatives to forkserve, to be measured beside it."""

@@ -21,5 +21,5 @@ class Model:
 
     @bentoml.api  # type: ignore[untyped-decorator]
     def predict(self, row: dict[str, Any]) -> dict[str, Any]:
-        """What the model says of a row."""
+        """The model's prediction for a row."""
         return self.artefact.predict(row)

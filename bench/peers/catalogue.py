@@ -55,7 +55,7 @@ def uvicorn_shap(place: Place) -> list[str]:
 
 
 def uvicorn_shap_alone(place: Place) -> list[str]:
-    """The same with one worker."""
+    """FastAPI with shap, in one worker."""
     return _uvicorn(place, "plain_shap", 1)
 
 
@@ -81,7 +81,7 @@ def mlserver(place: Place) -> list[str]:
 
 
 def mlserver_batching(place: Place) -> list[str]:
-    """The same with adaptive batching: half of the connections' rows for each worker."""
+    """The server with adaptive batching: half of the connections' rows for each worker."""
     return _mlserver(place, {"max_batch_size": 32, "max_batch_time": 0.01})
 
 

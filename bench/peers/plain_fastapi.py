@@ -1,4 +1,4 @@
-"""What a careful user writes by hand: FastAPI, a pydantic model, a sync route, the joblib model in every worker.
+"""The app that a careful user writes by hand: FastAPI, a pydantic model, a sync route, the joblib model per worker.
 
 `MODEL=wine MODEL_DIR=models uvicorn bench.peers.plain_fastapi:app --workers 2`.
 """

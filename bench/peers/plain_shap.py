@@ -1,4 +1,4 @@
-"""The same hand-written app, explaining as well: shap.TreeExplainer in every worker, in a sync route.
+"""A hand-written app that explains as well: shap.TreeExplainer in every worker, in a sync route.
 
 `MODEL=breast-cancer MODEL_DIR=models uvicorn bench.peers.plain_shap:app --workers 2`.
 """

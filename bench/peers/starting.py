@@ -29,7 +29,7 @@ Manifest = dict[str, Any]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a peer runs: its interpreter, a directory of its own, the model directory and the model, a free port."""
+    """The place of a peer: its interpreter, a directory of its own, the model directory and the model, a free port."""
 
     python: str
     directory: Path
@@ -134,7 +134,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def ended(process: subprocess.Popen[bytes], family: dict[int, str]) -> bool:
-    """Whether all of them have ended in time; waits for it."""
+    """Wait for all of them to end; return whether they did in time."""
     deadline = time.monotonic() + STOP_SECONDS
     while process.poll() is None or any(True for _ in survivors(family)):
         if time.monotonic() > deadline:
@@ -160,7 +160,7 @@ def descendants(pid: int) -> Iterator[int]:
 
 
 def birth(pid: int) -> str:
-    """When the process started, in ticks; empty when it is gone or a zombie."""
+    """The start time of the process, in ticks; empty if it is gone or a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,4 +1,4 @@
-"""The same app under gunicorn's own master and uvicorn-worker as it comes."""
+"""forkserve's app under gunicorn's own master and the unmodified uvicorn-worker."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ def identify(scope: Scope, proxies: int) -> None:
     """Write the client's address into the scope, where ASGI keeps it, as found behind a number of proxies.
 
     Each appends the address of its peer. The client's address is therefore the one that the outermost proxy has
-    appended, counted from the right; the client may have written anything before it. If X-Forwarded-For has fewer
-    addresses, or nonsense, the request has not come through all proxies, and the peer of the connection counts.
+    appended, counted from the right; the client may have written anything before it. If X-Forwarded-For has too
+    few or invalid addresses, the request has not come through all proxies, and the peer of the connection counts.
     """
     given = _forwarded_address(scope["headers"], proxies) if proxies else None
     if given is not None:

@@ -1,4 +1,4 @@
-"""What clients may write into the log, and what failures may tell the client."""
+"""Clients cannot forge log lines, and failures do not disclose internals to clients."""
 
 from __future__ import annotations
 

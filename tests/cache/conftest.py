@@ -1,4 +1,4 @@
-"""What the tests of the cache share: clocks and tiers that a test holds in its hand."""
+"""Fixtures of the cache's tests: clocks and tiers that a test controls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the cache may not touch."""
+"""Modules that the cache must not import."""
 
 from __future__ import annotations
 

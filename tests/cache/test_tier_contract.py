@@ -1,4 +1,4 @@
-"""What the Redis tier does, and the dictionary that stands for it in other tests."""
+"""The contract of the Redis tier, and of the dictionary that replaces it in other tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What takes too long for a request goes on as a job, on the real service, and gives what the request would have."""
+"""A request that takes too long becomes a job, on the real service, and its result is the request's answer."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ ROWS = TABLE[:40]
 
 @pytest.fixture(scope="module")
 def boosters() -> dict[str, Any]:
-    """As they are saved: fitted with two threads each."""
+    """Estimators as users save them: fitted with two threads each."""
     made = {
         "xgboost": xgboost.XGBClassifier(n_estimators=20, n_jobs=2, enable_categorical=True),
         "lightgbm": lightgbm.LGBMClassifier(n_estimators=20, n_jobs=2, verbose=-1),

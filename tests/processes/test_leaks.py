@@ -1,4 +1,4 @@
-"""What a worker does again and again must not keep memory; a leak that is put in is found by the same detector."""
+"""Repeated work of a worker must not retain memory; the detector finds a leak that a test adds."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def leaking(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def held(service: Service) -> int:
-    """What all processes of a service hold, in bytes."""
+    """The memory of all processes of a service, in bytes."""
     total, pids = 0, [service.master]
     while pids:
         with suppress(OSError):

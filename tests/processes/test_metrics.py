@@ -27,7 +27,7 @@ QUERY_TOKEN = "a-token-that-is-in-no-log"
 
 
 def figures(service: Service) -> Any:
-    """What the admin sees now, whichever worker answers; each keeps what it has seen last for half a second."""
+    """The admin's metrics from any worker; each worker reuses its last snapshot for half a second."""
     now = datetime.now(UTC)
     found: dict[str, Any] = {}
 
@@ -46,7 +46,7 @@ def refusals(service: Service) -> dict[str, int]:
 
 
 def scrape(service: Service) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """What Prometheus sees, read by its own parser: a number for each series."""
+    """The metrics as Prometheus' own parser reads them: a number for each series."""
     answer = ask(service, request("/metrics", method="GET", x_admin_token=ADMIN_TOKEN))
     assert (answer.status, answer.headers["content-type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
     series = {}

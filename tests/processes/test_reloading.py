@@ -81,7 +81,7 @@ def add_corrupt_copy(models: Path, name: str, version: str) -> Path:
 
 
 def ask_and_settle(service: Service, path: str, name: str, version: str) -> tuple[int, Any]:
-    """What the admin was answered, once nothing of the old workers is left."""
+    """The answer to the admin, once no old worker is left."""
     answer = ask_admin(service, path)
     assert settles_on(service, name, version)
     return answer

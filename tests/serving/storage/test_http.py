@@ -1,4 +1,4 @@
-"""Calls to elsewhere, to a server in this process that misbehaves in every way there is."""
+"""Calls to other servers, tested against a server in this process that misbehaves in many ways."""
 
 from __future__ import annotations
 
