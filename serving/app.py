@@ -198,7 +198,9 @@ def build_service(settings: Settings, registry: Registry, shared: Shared) -> Ser
         executor=executor,
         inference=inference,
         job_reader=reader,
-        background=Background(shared.jobs, reader) if settings.use_background_inference else None,
+        background=Background(shared.jobs, chunk_rows=settings.shap_max_batch_size)
+        if settings.use_background_inference
+        else None,
         runner=build_runner(settings, shared, registry, metrics),
         scheduler=build_scheduler(settings, shared),
         hub=Hub(

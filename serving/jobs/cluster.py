@@ -253,7 +253,7 @@ class Cluster:
 async def _outcome(client: distributed.Client, future: distributed.Future[Any], timeout: float) -> CallOutcome:
     """Wait for a call. Raises DeadlineExceeded, ClusterFailed."""
     # a task of its own: Dask cancels calls that it has lost, which must not look like our own cancellation
-    waiting = asyncio.ensure_future(_result(future))
+    waiting: asyncio.Future[CallOutcome] = asyncio.ensure_future(future.result())
     deadline = time.monotonic() + timeout
     try:
         while not (await asyncio.wait({waiting}, timeout=min(CHECK_SECONDS, timeout)))[0]:
@@ -270,11 +270,6 @@ async def _outcome(client: distributed.Client, future: distributed.Future[Any], 
     if error is not None:
         raise ClusterUnavailable(_describe(error)) from error
     return waiting.result()
-
-
-async def _result(future: distributed.Future[Any]) -> CallOutcome:
-    outcome: CallOutcome = await future.result()
-    return outcome
 
 
 async def _count_workers(client: distributed.Client) -> int:

@@ -106,12 +106,6 @@ class JobReader:
         draft.add(table.end())
         return await draft.request(key)
 
-    async def take(self, model: LoadedModel, verb: Verb, rows: Rows, selection: Selection) -> JobRequest:
-        """The job of rows that were read for a request. Raises NotExplained, InvalidSelection."""
-        draft = _Draft(model, verb, selection, self._chunk_rows)
-        draft.add(rows)
-        return await draft.request("")
-
     def _draft(self, verb: Verb, name: str, version: str | None, parameters: Parameters) -> _Draft:
         model = self._registry.get(name, version)
         selection = parameters.selection() if verb == "explain" else EVERYTHING
@@ -203,13 +197,15 @@ class Background:
     done or not; where the queue is full, the request is answered as it would have been without.
     """
 
-    def __init__(self, store: JobStore, reader: JobReader) -> None:
+    def __init__(self, store: JobStore, *, chunk_rows: int) -> None:
         self._store = store
-        self._reader = reader
+        self._chunk_rows = chunk_rows
 
     async def submit(self, model: LoadedModel, verb: Verb, rows: Rows, selection: Selection) -> Job:
         """The job that will answer these rows, or has. Raises QueueFull, StoreUnavailable, InvalidSelection."""
-        request = await self._reader.take(model, verb, rows, selection)
+        draft = _Draft(model, verb, selection, self._chunk_rows)
+        draft.add(rows)
+        request = await draft.request("")
         # with a space, so that no client can have taken it
         key = hashlib.sha256(f"background {request.unique_key}".encode()).hexdigest()
         job = await self._store.submit(dataclasses.replace(request, idempotency_key=key))

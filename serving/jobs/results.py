@@ -36,7 +36,8 @@ async def csv_result(store: JobStore, job: Job) -> AsyncIterator[bytes]:
     async for chunk in whole_result(store, job):
         answers = msgspec.json.decode(b"[" + chunk + b"]")
         # it takes a few milliseconds, for which the event loop should not stop
-        yield await asyncio.to_thread(_csv, _numbered(answers, instance, lines))
+        numbered = enumerate(answers, instance)
+        yield await asyncio.to_thread(_csv, ([number, *line] for number, answer in numbered for line in lines(answer)))
         instance += len(answers)
 
 
@@ -79,12 +80,6 @@ def _table(operation: str, parameters: RowParameters) -> tuple[list[str], Lines]
     if labels:
         return ["instance", "label", *[f"probability of {label}" for label in labels]], classified
     return ["instance", "prediction"], plain
-
-
-def _numbered(answers: list[Any], first: int, lines: Lines) -> Iterator[list[Any]]:
-    for number, answer in enumerate(answers, first):
-        for line in lines(answer):
-            yield [number, *line]
 
 
 def _csv(rows: Iterable[list[Any]]) -> bytes:

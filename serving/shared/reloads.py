@@ -13,7 +13,6 @@ from serving.errors import CannotReload
 from serving.shared.numbers import Number, Numbers
 
 SLOT_BYTES = 32 * 1024
-LENGTH_BYTES = 4
 POLL_SECONDS = 0.02
 
 
@@ -55,17 +54,14 @@ class Reloads(Numbers):
         """In the master: publish the outcome of the reload that has begun."""
         number = self._begun
         content = msgspec.json.encode(outcome)
-        if LENGTH_BYTES + len(content) > SLOT_BYTES:
+        if len(content) > SLOT_BYTES:
             content = msgspec.json.encode(ReloadOutcome(refused=("the outcome is too long; see the log",)))
-        slot = self._slot(number)
-        slot[: LENGTH_BYTES + len(content)] = len(content).to_bytes(LENGTH_BYTES) + content
+        self._slot(number)[:] = content.ljust(SLOT_BYTES, b"\0")
         self.finished = number
 
     def last(self) -> ReloadOutcome:
         """The outcome of the last reload; an empty one if there was none."""
-        slot = self._slot(self.finished)
-        length = int.from_bytes(slot[:LENGTH_BYTES])
-        content = slot[LENGTH_BYTES : LENGTH_BYTES + length]
+        content = bytes(self._slot(self.finished)).rstrip(b"\0")
         return msgspec.json.decode(content, type=ReloadOutcome) if content else ReloadOutcome()
 
     def _slot(self, number: int) -> memoryview:
