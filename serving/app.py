@@ -82,7 +82,7 @@ class Application:
         self._trimmer = Trimmer(service.shared.pressure)
         self._stack = self._build_stack()
         # for the gunicorn worker
-        self.count_refusal = service.metrics.responses.answered
+        self.count_refusal = service.metrics.count_response
         self.end_streams = self.streams.end
         self.reason_to_replace = service.reason_to_replace
 
@@ -102,7 +102,7 @@ class Application:
 
         edge = Edge(
             dispatch,
-            responses=service.metrics.responses,
+            count_response=service.metrics.count_response,
             access_log=settings.access_log,
             trusted_proxies=settings.trusted_proxy_count,
             origins=Origins(settings.cors_origins) if settings.cors_origins else None,
@@ -292,7 +292,7 @@ def build_trainer(
         {**(handlers or {}), TRAIN: handler},
         (*executors, trainer),
         JobLimits(settings.job_lease_seconds, settings.job_keep_seconds, settings.job_keep),
-        counters=metrics.jobs,
+        metrics=metrics,
         backend=backend,
     )
 

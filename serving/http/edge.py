@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any
 
@@ -18,7 +18,6 @@ from serving.http.body import ClientGone, Headers
 from serving.http.clients import identify, network_of
 from serving.http.cors import Origins
 from serving.http.rate_limit import Limiter
-from serving.shared.metrics import ResponseCounter
 from serving.telemetry.logs import CURRENT_REQUEST
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -42,7 +41,7 @@ class Edge:
         self,
         app: ASGIApp,
         *,
-        responses: ResponseCounter,
+        count_response: Callable[[int], None],
         access_log: bool,
         trusted_proxies: int,
         origins: Origins | None,
@@ -50,7 +49,7 @@ class Edge:
     ) -> None:
         """`trusted_proxies` stand before the service; pages of `origins` may call; `limiter` outlives reloads."""
         self._app = app
-        self._responses = responses
+        self._count_response = count_response
         self._access_log = access_log
         self._trusted_proxies = trusted_proxies
         self._origins = origins
@@ -75,7 +74,7 @@ class Edge:
         except Exception as error:  # noqa: BLE001 - the edge of the process: every error gets an answer
             await exchange.refuse(error)
         finally:
-            self._responses.answered(exchange.status)
+            self._count_response(exchange.status)
             if self._access_log and "warmup" not in scope["state"]:
                 exchange.log()
 

@@ -242,7 +242,6 @@ class JoiningTransport:
         self.written_bytes += len(data)
 
     def flush(self) -> None:
-        """Send the held bytes."""
         if self._held:
             data = self._held[0] if len(self._held) == 1 else b"".join(self._held)
             self._held.clear()

@@ -102,7 +102,6 @@ class Attempt:
         return "held"
 
     def _report(self, chunk: int, share: float) -> None:
-        """Note how much of a chunk is done."""
         self._shares[chunk] = share
         self._progress = (self._done + sum(self._shares.values())) / self._job.chunks
 

@@ -20,8 +20,8 @@ from serving.jobs.job import Job
 from serving.jobs.rows import Backend
 from serving.jobs.store import JobStore, new_owner
 from serving.process.executor import Executor
-from serving.process.kernel import child_pids, read_memory
-from serving.shared.metrics import JobCounters
+from serving.process.kernel import descendants, read_memory
+from serving.shared.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
@@ -63,7 +63,7 @@ class Runner:
         executors: Sequence[Executor],
         limits: JobLimits,
         *,
-        counters: JobCounters,
+        metrics: Metrics,
         backend: Backend | None = None,
     ) -> None:
         """`handlers` by operation; other jobs are not claimed. The runner starts and stops their `executors`, and
@@ -74,7 +74,7 @@ class Runner:
         self._handlers = handlers
         self._executors = tuple(executors)
         self._limits = limits
-        self._counters = counters
+        self._metrics = metrics
         self._backend = backend
         self._next_prune = 0.0
         self._is_unavailable = False
@@ -160,18 +160,13 @@ class Runner:
             outcome = f"left: {error}"
         seconds = time.monotonic() - started
         replacements = sum(executor.replacements for executor in self._executors)
-        self._counters.ended(outcome.partition(":")[0], replacements)
+        self._metrics.count_attempt(outcome.partition(":")[0], replacements)
         say(f"Job {outcome} after {seconds:.3f}s", private_bytes=_private_bytes(), private_bytes_before=before)
 
 
 def _private_bytes() -> int | None:
     """Private memory of this process and its descendants; None where the kernel does not say."""
-    total, pids = 0, [os.getpid()]
     try:
-        while pids:
-            pid = pids.pop()
-            total += read_memory(pid).private
-            pids += child_pids(pid)
+        return sum(read_memory(pid).private for pid in (os.getpid(), *descendants(os.getpid())))
     except OSError:
         return None
-    return total

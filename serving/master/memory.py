@@ -22,7 +22,7 @@ from typing import TypeAlias
 
 import structlog
 
-from serving.process.kernel import Memory, child_pids, name_of, read_memory, read_rss
+from serving.process.kernel import Memory, descendants, name_of, read_memory, read_rss
 from serving.shared.pressure import Pressure, Reading, Stage
 
 log = structlog.get_logger(__name__)
@@ -234,7 +234,7 @@ class MemoryWatch:
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + LOOK_SECONDS
-        children = {pid: _descendants(pid) for pid in (*workers, *runners)}
+        children = {pid: descendants(pid) for pid in (*workers, *runners)}
         memories = self._census.measure_all(
             {os.getpid(), *children, *(pid for pids in children.values() for pid in pids)}
         )
@@ -253,16 +253,6 @@ class MemoryWatch:
             with suppress(OSError):
                 return self._cgroup.used()
         return sum(memory.held for memory in memories.values())
-
-
-def _descendants(pid: int) -> list[int]:
-    found, waiting = [], [pid]
-    while waiting:
-        with suppress(OSError):  # it has ended meanwhile, or the system has no /proc
-            below = child_pids(waiting.pop())
-            found += below
-            waiting += below
-    return found
 
 
 def _is_executor(pid: int) -> bool:

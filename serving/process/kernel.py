@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +63,17 @@ def available_memory() -> int:
 def child_pids(pid: int) -> list[int]:
     """The direct children of a process. Raises OSError when it is gone."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def descendants(pid: int) -> list[int]:
+    """The live processes below a process; none where the system has no /proc."""
+    found, waiting = [], [pid]
+    while waiting:
+        with suppress(OSError):  # it has ended meanwhile
+            below = child_pids(waiting.pop())
+            found += below
+            waiting += below
+    return found
 
 
 def rename(name: str) -> None:

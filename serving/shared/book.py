@@ -50,7 +50,6 @@ class Family:
 
     @property
     def size(self) -> int:
-        """The number of numbers that it takes."""
         return BUCKETS + 1 if self.kind == "histogram" else len(self.values)
 
 
@@ -83,7 +82,6 @@ class Sheet:
         return sum(before.size for before in self.families[: self.families.index(family)])
 
     def read(self) -> SheetCopy:
-        """The numbers of all slots, now."""
         return SheetCopy(self, self._rows.copy())
 
     def retire(self, slot: int) -> None:

@@ -63,17 +63,6 @@ BREAKERS = (Family("breakers_open", "gauge", "Workers in which the breaker is no
 Read: TypeAlias = Callable[[], Iterable[float]]
 
 
-class ResponseCounter:
-    """Counts every response of a process by its status."""
-
-    def __init__(self, sheet: Sheet) -> None:
-        self._sheet = sheet
-
-    def answered(self, status: int) -> None:
-        """Count one response."""
-        self._sheet.cells[STATUS_INDEX.get(status, OTHER_STATUS)] += 1.0
-
-
 class ModelCounters:
     """Counts the requests of one model and verb; called for every request, so it takes half a microsecond."""
 
@@ -94,21 +83,7 @@ class ModelCounters:
                 cells[index] += sources.count(source)
 
     def refused(self, status: int) -> None:
-        """Count a request that was not answered."""
         self._sheet.cells[self._refusals + STATUS_INDEX.get(status, OTHER_STATUS)] += 1.0
-
-
-class JobCounters:
-    """Counts how a runner's attempts at jobs end."""
-
-    def __init__(self, sheet: Sheet) -> None:
-        self._sheet = sheet
-        self._replacements = sheet.start(REPLACEMENTS)
-
-    def ended(self, outcome: str, replacements: int) -> None:
-        """Count one attempt; `replacements` is the runner's total of replaced executor processes."""
-        self._sheet.cells[OUTCOMES.index(outcome if outcome in OUTCOMES else "other")] += 1.0
-        self._sheet.cells[self._replacements] = float(replacements)
 
 
 class Metrics:
@@ -116,9 +91,18 @@ class Metrics:
 
     def __init__(self, book: Book) -> None:
         self.book = book
-        self.responses = ResponseCounter(book.sheet(RESPONSES))
-        self.jobs = JobCounters(book.sheet(JOBS))
+        self._responses = book.sheet(RESPONSES)
+        self._jobs = book.sheet(JOBS)
         self._followed: list[tuple[Sheet, Read]] = []
+
+    def count_response(self, status: int) -> None:
+        """Count a response of this process to any request."""
+        self._responses.cells[STATUS_INDEX.get(status, OTHER_STATUS)] += 1.0
+
+    def count_attempt(self, outcome: str, replacements: int) -> None:
+        """Count an attempt at a job; `replacements` is the runner's total of replaced executor processes."""
+        self._jobs.cells[OUTCOMES.index(outcome if outcome in OUTCOMES else "other")] += 1.0
+        self._jobs.cells[self._jobs.start(REPLACEMENTS)] = float(replacements)
 
     def model(self, name: str, verb: str) -> ModelCounters:
         """The counters of a model of the registry."""

@@ -35,11 +35,9 @@ class Pressure(Numbers):
     """The number of times that the master has asked every process to give back memory that it does not need."""
 
     def read(self) -> Reading:
-        """The latest measurement."""
         return Reading(self._used, self._limit, self._share, STAGES[self._stage])
 
     def write(self, reading: Reading) -> None:
-        """Publish a measurement."""
         self._used, self._limit, self._share = reading.used, reading.limit, reading.share
         self._stage = STAGES.index(reading.stage)
 

@@ -61,19 +61,11 @@ class Snapshot:
         return [process for process in self.processes if process.kind == kind]
 
 
-class Snapshots:
-    """Takes snapshots, for one event loop."""
+def recent_snapshot(service: Service) -> Recent[Snapshot]:
+    """Snapshots that are at most FRESH_SECONDS old, for one event loop."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
-        self._recent = Recent(self._take, FRESH_SECONDS)
-
-    async def take(self) -> Snapshot:
-        """A snapshot that is at most FRESH_SECONDS old."""
-        return await self._recent.get()
-
-    async def _take(self) -> Snapshot:
-        service, shared = self._service, self._service.shared
+    async def take() -> Snapshot:
+        shared = service.shared
         now = datetime.now(UTC)
         service.metrics.publish()
         jobs = await _count(shared.jobs)
@@ -91,6 +83,8 @@ class Snapshots:
             schedules=await service.scheduler.timetable(),
             versions=Counter(model.name for model in service.registry),
         )
+
+    return Recent(take, FRESH_SECONDS)
 
 
 async def _count(jobs: JobStore) -> Counts | None:

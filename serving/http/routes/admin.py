@@ -25,7 +25,7 @@ from serving.service import Service
 from serving.shared.reloads import ReloadOutcome
 from serving.status.json import summarize
 from serving.status.prometheus import expose
-from serving.status.snapshot import Snapshots
+from serving.status.snapshot import recent_snapshot
 from serving.training.job import submit_training
 
 Authorize: TypeAlias = Callable[..., Awaitable[None]]
@@ -124,22 +124,19 @@ def _add_models(router: APIRouter, service: Service) -> None:
 
 
 def _add_metrics(router: APIRouter, service: Service, streams: Streams) -> None:
-    snapshots = Snapshots(service)
+    snapshots = recent_snapshot(service)
 
-    async def take() -> dict[str, Any]:
-        return summarize(await snapshots.take()) | {"quality": await service.quality.take()}
+    @router.get("/api/admin/metrics", summary="The metrics of all processes")
+    async def metrics() -> dict[str, Any]:
+        return summarize(await snapshots.get()) | {"quality": await service.quality.take()}
 
     async def frames() -> Frames:
         yield opening()
         while not streams.ending.is_set():
-            yield frame("metrics", msgspec.json.encode(await take()))
+            yield frame("metrics", msgspec.json.encode(await metrics()))
             with suppress(TimeoutError):
                 async with asyncio.timeout(METRICS_SECONDS):
                     await streams.ending.wait()
-
-    @router.get("/api/admin/metrics", summary="The metrics of all processes")
-    async def metrics() -> dict[str, Any]:
-        return await take()
 
     @router.get(
         "/api/admin/events",
@@ -152,7 +149,7 @@ def _add_metrics(router: APIRouter, service: Service, streams: Streams) -> None:
 
     @router.get("/metrics", summary="The metrics of all processes, for Prometheus", response_class=Response)
     async def prometheus() -> Response:
-        return Response(expose(await snapshots.take()), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+        return Response(expose(await snapshots.get()), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
 def _reloaded(outcome: ReloadOutcome | None, response: Response) -> dict[str, Any]:

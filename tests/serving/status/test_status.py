@@ -31,9 +31,9 @@ def snapshot() -> Snapshot:
     metrics.book.enter_alone()
     for seconds in (0.001, 0.002):
         wine.answered(seconds, ["miss", "hit-memory"])
-        metrics.responses.answered(200)
+        metrics.count_response(200)
     wine.refused(504)
-    metrics.responses.answered(418)
+    metrics.count_response(418)
     metrics.publish()
     memory = Memory(rss=9, pss=5, private=3, held=4)
     return Snapshot(
