@@ -100,7 +100,7 @@ class Disturbance:
         self.kills = self.executor_kills = self.restarts = 0
 
     def follow(self, share: float) -> None:
-        """So much of the work is done: do what is due by then."""
+        """Do everything that is due at this share of the work."""
         chaos = self._chaos
         if self.restarts < chaos.restarts and self.restarts + 1 <= share * (chaos.restarts + 1):
             self._restart()
@@ -146,7 +146,7 @@ def wait(disturbance: Disturbance, sent: list[Sent]) -> list[Any]:
 
 
 def right_rows(service: Service, one: Sent, rows: int) -> int:
-    """How many rows of a job's result are, to the last digit, what a request answers, in its place."""
+    """Count the rows of a job's result that equal, to the last digit and in order, the answers to a request."""
     found = call(service, "GET", f"{one.path}/result").json.get(NAMES[one.verb], [])
     wanted: list[Any] = []
     for first in range(0, len(one.instances), rows):

@@ -41,7 +41,7 @@ def main() -> None:
 
 @contextmanager
 def directory() -> Iterator[Path]:
-    """For a file of records."""
+    """A temporary directory for a file of records."""
     with tempfile.TemporaryDirectory(prefix="forkserve-entities-") as name:
         yield Path(name)
 

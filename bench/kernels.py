@@ -36,7 +36,7 @@ from registry.rows.schema import Schema  # noqa: E402
 
 BATCHES = (1, 64, 512)
 SECONDS = 0.3
-"""For one round."""
+"""Seconds of one round."""
 
 COST = """
 import os, sys, time

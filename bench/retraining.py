@@ -84,7 +84,7 @@ def is_whole(root: Path) -> bool:
 
 
 def disturb(service: Service, root: Path, kills: int) -> Course:
-    """So many trainings, each with a kill in its way, and one without."""
+    """Run trainings, each with a kill, until there were `kills`, and one without."""
     course = Course()
     while sum(course.killed.values()) < kills:
         path = trigger(service).headers["Location"]

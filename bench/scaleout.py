@@ -71,7 +71,7 @@ async def compute(backend: Backend, operation: Operation, chunks: Sequence[Rows]
 
 
 async def call_seconds(backend: Backend, operation: Operation, row: Rows) -> float:
-    """Of one row that takes no time, the median."""
+    """The median time of a call with one row that takes no time."""
     seconds = []
     for _ in range(100):
         started = time.perf_counter()

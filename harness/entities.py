@@ -32,7 +32,7 @@ def import_market(source: EntityStore) -> None:
 
 
 def sqlite_source(directory: Path) -> EntityStore:
-    """What a service over this directory of data has."""
+    """The store of a service over this data directory."""
     return SQLiteEntityStore(directory, keep_records=1000, keep_outcomes=1000)
 
 

@@ -10,7 +10,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 TOPS = ("main.py", "forkserve.py", "assembly", "cache", "commands", "registry", "remote", "serving")
-"""What a checkout may have of; some only in earlier versions."""
+"""The places of product code in a checkout; some exist only in earlier versions."""
 
 IN_SERVING = ("assembly", "commands", "remote", "serving")
 SMALL_LINES = 25

@@ -113,7 +113,7 @@ def postgres_server() -> Iterator[Postgres]:
 
 
 def _programs(directory: Path) -> Path:
-    """Of the PostgreSQL on PATH, else in a wheel of the development requirements."""
+    """The directory of PostgreSQL's programs: on PATH, else in a wheel of the development requirements."""
     on_path = shutil.which("postgres")
     if on_path:
         return Path(on_path).resolve().parent

@@ -134,14 +134,14 @@ def run(tmp_path: Path) -> Run:
 
 @pytest.fixture(scope="session")
 def shared_server() -> Iterator[RedisServer]:
-    """For tests that leave it running."""
+    """A Redis server for tests that leave it running."""
     with redis_server() as server:
         yield server
 
 
 @pytest.fixture
 def own_server() -> Iterator[RedisServer]:
-    """For tests that pause or kill it."""
+    """A Redis server for tests that pause or kill it."""
     with redis_server() as server:
         yield server
 
@@ -163,13 +163,13 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture(scope="session")
 def shared_supabase(postgres: Postgres) -> Iterator[SupabaseServer]:
-    """For tests that leave it running; its tables may hold anything."""
+    """A Supabase server for tests that leave it running; its tables may hold anything."""
     with supabase_server(postgres) as server:
         yield server
 
 
 @pytest.fixture
 def own_supabase(postgres: Postgres) -> Iterator[SupabaseServer]:
-    """For tests that pause or kill it."""
+    """A Supabase server for tests that pause or kill it."""
     with supabase_server(postgres) as server:
         yield server

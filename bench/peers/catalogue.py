@@ -81,7 +81,7 @@ def mlserver(place: Place) -> list[str]:
 
 
 def mlserver_batching(place: Place) -> list[str]:
-    """The server with adaptive batching: half of the connections' rows for each worker."""
+    """MLServer with adaptive batching: half of the connections' rows for each worker."""
     return _mlserver(place, {"max_batch_size": 32, "max_batch_time": 0.01})
 
 

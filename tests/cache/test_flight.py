@@ -37,7 +37,7 @@ async def kitchen() -> Kitchen:
 
 
 async def share(flights: Flights, keys: list[bytes], kitchen: Kitchen) -> dict[bytes, Answer]:
-    """As inference goes about it."""
+    """Join flights as inference does."""
     answers: dict[bytes, Answer] = {}
     missing = keys
     while missing:

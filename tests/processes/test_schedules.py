@@ -129,7 +129,7 @@ def test_a_role_starts_what_is_its_own_and_without_schedules_there_is_no_schedul
 
 
 def refused(command: str, **variables: str) -> str:
-    """What a command says that ends with 1."""
+    """The error message of a command that exits with 1."""
     done = subprocess.run(
         [FORKSERVE, command], cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, check=False
     )
