@@ -94,7 +94,6 @@ class MemoryTier:
         stats.bytes += size
 
     def clear(self) -> None:
-        """Forget everything."""
         self._entries.clear()
         self._stats.items = self._stats.bytes = 0
 

@@ -67,7 +67,6 @@ class RedisTier:
 
     @property
     def state(self) -> BreakerState:
-        """State of the breaker: "closed" is the good one."""
         return self._guard.state
 
     async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:

@@ -87,16 +87,13 @@ def asking(estimator: Any) -> Callable[[Any], Outputs]:
         indices = np.searchsorted(estimator.classes_, estimator.predict(table))
         return np.asarray(indices, dtype=np.float64).reshape(len(table), 1)
 
-    def probabilities_and_labels(table: Any) -> Outputs:
-        return np.hstack([probabilities(table), labels(table)])
-
     if task_of(estimator) != "classification":
         return values
     if not hasattr(estimator, "predict_proba"):
         return labels
     kind = type(last_step(estimator))
     most_probable = kind in MOST_PROBABLE or qualified_name(kind) in MOST_PROBABLE_BOOSTERS
-    return probabilities if most_probable else probabilities_and_labels
+    return probabilities if most_probable else lambda table: np.hstack([probabilities(table), labels(table)])
 
 
 def last_step(estimator: Any) -> Any:

@@ -304,11 +304,9 @@ def build_backend(settings: Settings, executor: Executor) -> Backend:
         return local
     try:
         # in the master, so that the 16 MB that this takes are shared
-        from serving.jobs.cluster import Cluster
+        from serving.jobs.cluster import Cluster, pack_version
     except ModuleNotFoundError as error:
         raise InvalidSetting(f"DASK_SCHEDULER needs `pip install forkserve[dask]`: {error}") from error
-    from serving.jobs.cluster import pack_version
-
     pack = functools.partial(pack_version, settings.model_dir, evaluations=settings.shap_max_evals)
     return Cluster(settings.dask_scheduler, local, pack, at_once=settings.dask_chunks)
 

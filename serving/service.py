@@ -126,5 +126,4 @@ class Service:
         closing.push_async_callback(self.notifier.close)
 
     def reason_to_replace(self) -> str | None:
-        """Why this process should be replaced, if it should."""
         return self.batcher.reason_to_replace() or self.executor.reason_to_replace()

@@ -26,7 +26,9 @@ def tree_explainer(parts: Parts) -> Explainer:
     ensemble, link = parts.trees
     classifier = is_classifier(parts.last)
     if classifier and link is None and len(ensemble.start) == 2:
-        ensemble = _second_class(ensemble)
+        # without the first class, whose probability follows from the second's
+        forest = ensemble.forest
+        ensemble = replace(ensemble, forest=replace(forest, values=forest.values[:, 1:]), start=ensemble.start[1:])
     sources = np.array([column.source for column in parts.plan], np.int32)
     on_matrix, base_values = attribution(ensemble, sources, parts.features)
     attribute = parts.behind_matrix(on_matrix)
@@ -50,12 +52,6 @@ def tree_explainer(parts: Parts) -> Explainer:
         explain,
         tolerance=1e-9 if in_double else 1e-5,  # of margins that are summed in float32
     )
-
-
-def _second_class(ensemble: Ensemble) -> Ensemble:
-    """A binary forest without the first class, whose probability follows from the second's."""
-    forest = ensemble.forest
-    return replace(ensemble, forest=replace(forest, values=forest.values[:, 1:]), start=ensemble.start[1:])
 
 
 def attribution(ensemble: Ensemble, sources: Any, features: int) -> tuple[Callable[[Rows], Rows], Rows]:

@@ -142,11 +142,6 @@ def _packed(plan: Plan) -> tuple[NDArray[Any], NDArray[Any], Rows, Rows]:
     )
 
 
-def straight(plan: Plan, features: int) -> bool:
-    """Return whether the matrix equals the rows."""
-    return plan == [Computed(source) for source in range(features)]
-
-
 def bits_of(words: NDArray[np.uint32]) -> NDArray[np.bool_]:
     """The bits of 32-bit words, the lowest first: which codes are in a set of categories."""
     return np.unpackbits(words.astype("<u4").view(np.uint8), bitorder="little").astype(bool)

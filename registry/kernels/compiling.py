@@ -13,7 +13,7 @@ from sklearn.pipeline import Pipeline
 
 from registry.estimator import Compute, Outputs, qualified_name
 from registry.kernels import lightgbm_trees, xgboost_trees
-from registry.kernels.columns import Computed, Plan, builder, straight
+from registry.kernels.columns import Computed, Plan, builder
 from registry.kernels.ensembles import HISTOGRAM, Ensemble, sklearn_ensemble
 from registry.kernels.kernel import Unsupported
 from registry.kernels.linear import LINEAR, linear_compute
@@ -68,7 +68,7 @@ class Parts:
     def behind_matrix(self, answer: Callable[[Rows], Rows]) -> Callable[[Rows], Rows]:
         """A function from rows, shape (rows, features), to the `answer` for their matrix."""
         features = self.features
-        build = None if straight(self.plan, features) else builder(self.plan)
+        build = None if self.plan == [*map(Computed, range(features))] else builder(self.plan)
 
         def checked(rows: Rows) -> Rows:
             rows = np.ascontiguousarray(rows, np.float64)

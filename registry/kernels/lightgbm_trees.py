@@ -84,6 +84,7 @@ def _tree(tree: Text, splits: Splits) -> Tree:
         feature[index] = splits.add(int(feature[index]), _goes_left(sets[int(threshold[index])]))
         threshold[index], missing_left[index] = Splits.THRESHOLD, False
     threshold = np.where(threshold >= 0, np.maximum(threshold, ZERO), np.minimum(threshold, np.nextafter(-ZERO, -1.0)))
+    counts = [_numbers(tree, f"{kind}_count", np.float64) for kind in ("internal", "leaf")]
     no_children, nothing = np.full(len(leaves), -1), np.zeros(len(leaves))
     return Tree(
         left=np.concatenate([_children(tree, "left_child", inner), no_children]),
@@ -92,14 +93,9 @@ def _tree(tree: Text, splits: Splits) -> Tree:
         threshold=np.concatenate([threshold, nothing]),
         missing_left=np.concatenate([missing_left, nothing.astype(bool)]),
         values=np.concatenate([np.zeros(inner), leaves])[:, None],
-        cover=_cover(tree) if inner else None,
+        cover=np.concatenate(counts) if inner else None,  # a tree of one leaf does not record it
         player=np.concatenate([player, nothing.astype(np.int64)]),
     )
-
-
-def _cover(tree: Text) -> NDArray[np.float64]:
-    """The number of training rows that passed each node; a tree of one leaf does not record it."""
-    return np.concatenate([_numbers(tree, f"{kind}_count", np.float64) for kind in ("internal", "leaf")])
 
 
 def _numbers(tree: Text, keyword: str, dtype: Any) -> NDArray[Any]:

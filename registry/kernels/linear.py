@@ -57,7 +57,8 @@ def linear_compute(estimator: Any, *, sparse: bool) -> Compute:
     link = _link(estimator, intercept)
     if sparse:
         return _entry_by_entry(np.ascontiguousarray(weights), link)
-    return _row_by_row(weights, link)
+    outputs = weights.shape[1]
+    return lambda matrix: link(np.matmul(matrix[:, None], weights).reshape(-1, outputs))
 
 
 def coefficients(estimator: Any) -> tuple[Rows, Rows]:
@@ -68,11 +69,6 @@ def coefficients(estimator: Any) -> tuple[Rows, Rows]:
     if given.dtype != np.float64 or (type(estimator) in REGRESSORS and outputs > 1):
         raise Unsupported("coefficients of another shape or precision")
     return weights, np.broadcast_to(np.asarray(estimator.intercept_, np.float64).ravel(), (outputs,)).copy()
-
-
-def _row_by_row(weights: Rows, link: Link) -> Compute:
-    outputs = weights.shape[1]
-    return lambda matrix: link(np.matmul(matrix[:, None], weights).reshape(-1, outputs))
 
 
 def _entry_by_entry(weights: Rows, link: Link) -> Compute:

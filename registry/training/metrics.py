@@ -43,16 +43,13 @@ def _measure_classification(target: pd.Series[Any], outputs: Outputs, classes: A
         return {"accuracy": float(accuracy_score(truth, outputs[:, 0]))}
     probabilities = outputs[:, :count]
     labels = outputs[:, -1] if outputs.shape[1] > count else probabilities.argmax(axis=1)
+    # the sum of a row is not exactly 1 where an estimator computes in float32
+    shares = probabilities / probabilities.sum(axis=1, keepdims=True)
     metrics = {
         "accuracy": float(accuracy_score(truth, labels)),
-        "log_loss": float(log_loss(truth, _adding_up(probabilities), labels=range(count))),
+        "log_loss": float(log_loss(truth, shares, labels=range(count))),
     }
     if len(np.unique(truth)) == count:
         scores = probabilities[:, 1] if count == 2 else probabilities
         metrics["roc_auc"] = float(roc_auc_score(truth, scores, multi_class="ovr"))
     return metrics
-
-
-def _adding_up(probabilities: Outputs) -> Outputs:
-    """Divide each row by its sum, which is not exactly 1 where an estimator computes in float32."""
-    return probabilities / probabilities.sum(axis=1, keepdims=True)

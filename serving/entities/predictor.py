@@ -72,7 +72,6 @@ class EntityAnswer:
 
     @property
     def sources(self) -> set[str]:
-        """The sources of the answers."""
         return {source for _, by_verb in self.models for answers in by_verb.values() for _, source in answers}
 
     def content(self) -> bytes:

@@ -110,7 +110,6 @@ class Breaker:
         return news
 
     def abandoned(self, period: int) -> None:
-        """Report that the call was cancelled."""
         if period == self._period:
             self._probing = False
 
@@ -176,7 +175,6 @@ class Guard:
 
     @property
     def state(self) -> BreakerState:
-        """State of the breaker."""
         return self._breaker.state
 
     @property
