@@ -7,9 +7,9 @@ carry its load, and with all of them draining nobody would accept a connection.
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
+from collections import ChainMap
 from collections.abc import Callable
 from typing import Any
 
@@ -26,8 +26,6 @@ SURGE = 1
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 """Signals that end a worker."""
 
-CONFIGURATION = "serving.master.gunicorn_conf"
-
 
 class ServiceApplication(Application):  # type: ignore[misc]
     """Gunicorn in this process. It is given the app itself, so it looks up no module where it was started.
@@ -42,12 +40,10 @@ class ServiceApplication(Application):  # type: ignore[misc]
 
     def load_config(self) -> None:
         """Called at the start and at every reload."""
-        configuration = vars(importlib.import_module(CONFIGURATION))
-        overridden = vars(self.cfg.parser().parse_args(self.cfg.get_cmd_args_from_env()))
-        for name in self.cfg.settings:
-            for values in (configuration, overridden):
-                if values.get(name) is not None:
-                    self.cfg.set(name, values[name])
+        self.load_config_from_file("python:serving.master.gunicorn_conf")
+        for name, value in vars(self.cfg.parser().parse_args(self.cfg.get_cmd_args_from_env())).items():
+            if name in self.cfg.settings and value is not None:
+                self.cfg.set(name, value)
         os.chdir(self.cfg.chdir)
 
 
@@ -62,11 +58,6 @@ class EarlyReplacingArbiter(Arbiter):  # type: ignore[misc]
     memory: MemoryWatch | None = None
     watch: ModelWatch | None = None
     reloading = False
-
-    @classmethod
-    def adopt(cls, arbiter: Arbiter) -> None:
-        """Turn a stock arbiter into one of these: gunicorn has no setting for its class."""
-        arbiter.__class__ = cls
 
     def reload(self) -> None:
         """Reload as gunicorn does, but without its wait for the old workers, which keeps it from ending them twice.
@@ -94,8 +85,7 @@ class EarlyReplacingArbiter(Arbiter):  # type: ignore[misc]
         self.tend_runners()
         if self.memory is not None:
             web = {pid: worker.retiring for pid, worker in self.WORKERS.items()}
-            others = {pid: leaving for runners in self.runners for pid, leaving in runners.leaving.items()}
-            self.memory.look(web, others)
+            self.memory.look(web, ChainMap(*(runners.leaving for runners in self.runners)))
         if self.watch is not None and self.watch.changed():
             self.SIG_QUEUE.put_nowait(signal.SIGHUP)
 

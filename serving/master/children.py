@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from collections import ChainMap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ import structlog
 
 from serving.app import Application, build, build_scheduler, build_shared
 from serving.master import prefork
-from serving.master.memory import MB, MemoryWatch
+from serving.master.memory import MemoryWatch
 from serving.master.reload import ModelWatch, reload
 from serving.process.child import IGNORED, be_early_out_of_memory, fork, isolate
 from serving.process.kernel import MESSENGER, RUNNER, SCHEDULER
@@ -73,13 +74,8 @@ class Runners:
         self._stopping = False
 
     @property
-    def pids(self) -> list[int]:
-        """Processes that are not known to have ended."""
-        return [place.pid for place in self._places if place.pid]
-
-    @property
     def leaving(self) -> dict[int, bool]:
-        """By pid, true if the process has been asked to end."""
+        """By pid, true if the process has been asked to end; without those that are known to have ended."""
         return {place.pid: place.leaving for place in self._places if place.pid}
 
     def tend(self) -> None:
@@ -110,7 +106,7 @@ class Runners:
         """Stop all processes and wait; kill those that exceed STOP_SECONDS."""
         self.begin_stop()
         deadline = time.monotonic() + STOP_SECONDS
-        while self.pids and time.monotonic() < deadline:
+        while self.leaving and time.monotonic() < deadline:
             self.tend()
             time.sleep(0.01)
         self._signal(signal.SIGKILL)
@@ -203,14 +199,16 @@ class RunnerMaster:
         signal.pthread_sigmask(signal.SIG_BLOCK, waited)
         if self._app is not None:
             self._shared.reloads.open()
-        memory = self._watch_memory()
+        memory = MemoryWatch(
+            self._settings, self._shared, processes=self._settings.job_runners, replace=self._replace_one
+        )
         arrived = 0
         while arrived not in (signal.SIGTERM, signal.SIGINT):
             if arrived == signal.SIGHUP or (self._watch is not None and self._watch.changed()):
                 self._reload(memory)
             for runners in self.kinds:
                 runners.tend()
-            memory.look({}, {pid: leaving for runners in self.kinds for pid, leaving in runners.leaving.items()})
+            memory.look({}, ChainMap(*(runners.leaving for runners in self.kinds)))
             received = signal.sigtimedwait(waited, FORK_SECONDS)
             arrived = 0 if received is None else received.si_signo
         for runners in self.kinds:
@@ -231,18 +229,6 @@ class RunnerMaster:
         for runners in self.kinds:
             runners.replace()
 
-    def _watch_memory(self) -> MemoryWatch:
-        settings = self._settings
-
-        def replace(pid: int) -> None:
-            for runners in self.kinds:
-                runners.replace_one(pid)
-
-        return MemoryWatch(
-            self._shared.pressure,
-            limit=settings.max_memory_mb * MB,
-            share=settings.max_worker_memory_mb * MB,
-            processes=settings.job_runners,
-            replace=replace,
-            alert=self._shared.alerts.alert,
-        )
+    def _replace_one(self, pid: int) -> None:
+        for runners in self.kinds:
+            runners.replace_one(pid)

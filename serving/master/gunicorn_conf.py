@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import resource
@@ -11,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from serving.process.child import limit_numeric_threads
+from serving.process.child import be_early_out_of_memory, limit_numeric_threads
 
 limit_numeric_threads(os.environ)  # first of all: the next imports import numpy
 
@@ -21,7 +20,7 @@ from serving.master import prefork
 from serving.master import reload as reloading  # `reload` alone would be a setting of gunicorn's
 from serving.master.arbiter import EarlyReplacingArbiter
 from serving.master.children import Runners
-from serving.master.memory import MB, MemoryWatch
+from serving.master.memory import MemoryWatch
 from serving.process.kernel import SCHEDULER, WEB, rename
 from serving.settings import Settings
 from serving.shared.book import Book
@@ -58,7 +57,7 @@ _watch = reloading.ModelWatch(_settings.model_dir) if _settings.watch_models and
 
 def on_starting(server: Any) -> None:
     """In the master, before anything is bound."""
-    EarlyReplacingArbiter.adopt(server)
+    server.__class__ = EarlyReplacingArbiter  # gunicorn has no setting for it
     # a slow client costs a descriptor; the soft limit is often 1,024
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -70,24 +69,19 @@ def when_ready(server: Any) -> None:
         _add_runners(server, Book(2 * (_settings.job_runners + 1)), None)
         return
     app = server.app.wsgi()
+    shared = app.service.shared
     try:
         prefork.import_modules(_settings.preload_modules)
         prefork.warm(app)
-        app.service.shared.reloads.open()
+        shared.reloads.open()
         prefork.settle()
         prefork.check_single_thread()
     except CannotServe as error:
         sys.exit(f"forkserve: {error}")
-    _add_runners(server, app.service.shared.book, app.service.shared.alerts.descriptor)
+    _add_runners(server, shared.book, shared.alerts.descriptor)
     server.watch = _watch
-    server.memory = MemoryWatch(
-        app.service.shared.pressure,
-        limit=_settings.max_memory_mb * MB,
-        share=_settings.max_worker_memory_mb * MB,
-        processes=_settings.web_concurrency + ("worker" in _settings.roles) * _settings.job_runners,
-        replace=server.replace,
-        alert=app.service.shared.alerts.alert,
-    )
+    processes = _settings.web_concurrency + ("worker" in _settings.roles) * _settings.job_runners
+    server.memory = MemoryWatch(_settings, shared, processes=processes, replace=server.replace)
     if _settings.greeting:
         host, port = server.LISTENERS[0].getsockname()[:2]
         print(_greeting(f"http://{host}:{port}", app.service.registry), flush=True)  # noqa: T201
@@ -156,15 +150,12 @@ def child_exit(server: Any, worker: Any) -> None:
 def post_fork(server: Any, worker: Any) -> None:
     """In the new worker."""
     rename(WEB)
-    worker.read_timeout = _settings.read_timeout_seconds
     if _settings.preload:
         server.app.wsgi().service.shared.book.enter(worker.slot)
     else:
         prefork.import_modules(_settings.preload_modules)
-    # The kernel's first victim is the largest process; let it be a worker, which comes back, not the master.
-    # Some sandboxes do not let a process say so.
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("500")
+    # The kernel's first victim is the largest process; let it be a worker, which comes back, not the master
+    be_early_out_of_memory(500)
 
 
 def post_worker_init(worker: Any) -> None:

@@ -17,18 +17,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import TypeAlias
 
 import structlog
 
 from serving.process.kernel import Memory, descendants, name_of, read_memory, read_rss
+from serving.service import Shared
+from serving.settings import Settings
 from serving.shared.pressure import Pressure, Reading, Stage
 
 log = structlog.get_logger(__name__)
-
-Alert: TypeAlias = Callable[[str, str], None]
-"""Alerts the operator with a kind, for machines, and a sentence. Must return soon and never raise."""
 
 MB = 1024 * 1024
 
@@ -89,12 +88,13 @@ class Watchdog:
         share: int,
         replace: Callable[[int], None],
         kill: Callable[[int], None],
-        alert: Alert,
+        alert: Callable[[str, str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Bytes: `limit` for all processes, `share` for one (0: no bound).
 
-        `replace` begins to replace a member, `kill` ends an executor.
+        `replace` begins to replace a member, `kill` ends an executor. `alert` takes a kind, for machines, and a
+        sentence; it must return soon and never raise.
         """
         self._pressure = pressure
         self._limit = limit
@@ -177,49 +177,26 @@ class Watchdog:
             self._alert(kind, message)
 
 
-class Census:
-    """The memory of processes. Reading it takes 7 ms, so it is read only when the resident size (0.01 ms) changed."""
-
-    def __init__(self) -> None:
-        self._known: dict[int, tuple[int, float, Memory]] = {}
-
-    def measure(self, pid: int) -> Memory | None:
-        """The memory of a process; None if it has ended."""
-        with suppress(OSError):
-            rss, now = read_rss(pid), time.monotonic()
-            known = self._known.get(pid)
-            if known is None or abs(rss - known[0]) > CHANGED_BYTES or now - known[1] > STALE_SECONDS:
-                self._known[pid] = known = (rss, now, read_memory(pid))
-            return known[2]
-        return None
-
-    def measure_all(self, pids: set[int]) -> dict[int, Memory]:
-        """The memory of those that live; all others are forgotten."""
-        self._known = {pid: known for pid, known in self._known.items() if pid in pids}
-        return {pid: memory for pid in pids if (memory := self.measure(pid)) is not None}
-
-
 class MemoryWatch:
     """Shows the watchdog the processes of one master: workers, runners, and their children."""
 
-    def __init__(
-        self,
-        pressure: Pressure,
-        *,
-        limit: int,
-        share: int,
-        processes: int,
-        replace: Callable[[int], None],
-        alert: Alert,
-    ) -> None:
-        """Bytes: `limit` for all (0: that of the cgroup), `share` for one of `processes` (0: an equal part)."""
+    def __init__(self, settings: Settings, shared: Shared, *, processes: int, replace: Callable[[int], None]) -> None:
+        """Without MAX_MEMORY_MB the limit is that of the cgroup; an equal part of it is each process's share."""
+        limit = settings.max_memory_mb * MB
         self._cgroup = None if limit else find_cgroup()
         self._limit = limit or (self._cgroup.limit if self._cgroup is not None else 0)
-        self._share = share
+        self._share = settings.max_worker_memory_mb * MB
         self._processes = processes
-        self._census = Census()
+        self._known: dict[int, tuple[int, float, Memory]] = {}
         self._next_look = 0.0
-        self._watchdog = Watchdog(pressure, limit=self._limit, share=share, replace=replace, kill=_kill, alert=alert)
+        self._watchdog = Watchdog(
+            shared.pressure,
+            limit=self._limit,
+            share=self._share,
+            replace=replace,
+            kill=_kill,
+            alert=shared.alerts.alert,
+        )
         self.measure_master()
 
     def measure_master(self) -> None:
@@ -235,18 +212,26 @@ class MemoryWatch:
             return
         self._next_look = time.monotonic() + LOOK_SECONDS
         children = {pid: descendants(pid) for pid in (*workers, *runners)}
-        memories = self._census.measure_all(
-            {os.getpid(), *children, *(pid for pids in children.values() for pid in pids)}
-        )
+        memories = self._measure({os.getpid(), *children, *chain(*children.values())})
         members = []
         for pid, leaving in (*workers.items(), *runners.items()):
             if pid in memories:
                 private = {child: memories[child].private for child in children[pid] if child in memories}
-                executors = (
-                    {} if pid in workers else {child: private[child] for child in private if _is_executor(child)}
-                )
+                executors = {child: private[child] for child in private if pid in runners and _is_executor(child)}
                 members.append(Member(pid, memories[pid].private, sum(private.values()), leaving, executors))
         self._watchdog.look(self._used(memories), members)
+
+    def _measure(self, pids: set[int]) -> dict[int, Memory]:
+        """The memory of those that live. It takes 7 ms to read, so only if the resident size (0.01 ms) has changed."""
+        before, self._known = self._known, {}
+        for pid in pids:
+            with suppress(OSError):
+                rss, now = read_rss(pid), time.monotonic()
+                known = before.get(pid)
+                if known is None or abs(rss - known[0]) > CHANGED_BYTES or now - known[1] > STALE_SECONDS:
+                    known = rss, now, read_memory(pid)
+                self._known[pid] = known
+        return {pid: memory for pid, (_, _, memory) in self._known.items()}
 
     def _used(self, memories: Mapping[int, Memory]) -> int:
         if self._cgroup is not None:

@@ -19,7 +19,7 @@ import gc
 import importlib
 import os
 import re
-from collections.abc import Awaitable, Coroutine, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,8 @@ def import_modules(names: Iterable[str] = ()) -> None:
 def warm(app: ASGIApp) -> None:
     """Have the app build everything that it builds lazily. Raises CannotServe."""
     for path in WARMED_PATHS:
-        _answer_once(app, path)
+        # in a context of its own, or the id of this request would stay in the master's log lines for ever
+        contextvars.copy_context().run(_answer_once, app, path)
 
 
 def _answer_once(app: ASGIApp, path: str) -> None:
@@ -87,19 +88,10 @@ def _answer_once(app: ASGIApp, path: str) -> None:
         "server": None,
         "state": {"warmup": True},
     }
-    # in a context of its own, or the id of this request would stay in the master's log lines for ever
-    contextvars.copy_context().run(_run, app(scope, receive, send))
-
-
-def _run(coroutine: Awaitable[None]) -> None:
-    """Run a coroutine that never has to wait."""
-    assert isinstance(coroutine, Coroutine)
-    try:
-        coroutine.send(None)
-    except StopIteration:
-        return
-    coroutine.close()
-    raise CannotServe("a request that warms the app up must not wait for anything")
+    answering = app(scope, receive, send).__await__()
+    for _ in answering:
+        answering.close()
+        raise CannotServe("a request that warms the app up must not wait for anything")
 
 
 def settle() -> None:

@@ -68,8 +68,9 @@ class DrainingServer(Server):
         leaving = await super().on_tick(counter)
         now = asyncio.get_running_loop().time()
         if counter % TICKS_A_SWEEP == 0:
+            read_timeout = self._worker.wsgi.settings.read_timeout_seconds
             for connection in list(self.server_state.connections):
-                connection.sweep(now, self._worker.read_timeout)  # type: ignore[union-attr]
+                connection.sweep(now, read_timeout)  # type: ignore[union-attr]
             self._worker.wsgi.tick()
         if self._draining_since is None:
             reason = self._reason_to_leave(leaving)
@@ -108,7 +109,7 @@ class DrainingServer(Server):
 
 
 class DrainingWorker(UvicornWorker):  # type: ignore[misc]
-    """The gunicorn worker class; `read_timeout` is set by the configuration file after the fork."""
+    """The gunicorn worker class."""
 
     CONFIG_KWARGS: dict[str, Any] = {  # noqa: RUF012 - uvicorn-worker declares it so
         "loop": "uvloop",
@@ -125,7 +126,6 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         # at info it repeats what gunicorn and the drain log
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-        self.read_timeout = 20.0
         self.drain_seconds = min(self.cfg.keepalive + 0.5, self.cfg.graceful_timeout / 2)
         self.config.timeout_graceful_shutdown = max(1, int(self.cfg.graceful_timeout - self.drain_seconds - 1))
         # one byte that master and worker share

@@ -11,6 +11,7 @@ from typing import Any
 from uvicorn.config import Config
 
 from serving.master.worker import DrainingServer
+from serving.settings import Settings
 
 PATIENCE = 30
 
@@ -18,7 +19,7 @@ PATIENCE = 30
 class Worker:
     """As much of one as its server knows; an app that needs nothing."""
 
-    read_timeout = 1.0
+    settings = Settings(read_timeout_seconds=1.0)
     drain_seconds = 0.1
     ppid = os.getppid()
 
