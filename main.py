@@ -65,7 +65,7 @@ def run() -> int:
 
     logs.configure("warning")
     try:
-        status: int = arguments.command.run(arguments, settings)
+        status: int = arguments.run(arguments, settings)
     except (RegistryError, InvalidRedisUrl, ServingError) as error:
         return fail(error)
     except KeyboardInterrupt:

@@ -6,8 +6,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from serving.settings import Settings
 
@@ -22,23 +21,11 @@ def argument(*names: str, **options: Any) -> Argument:
     return names, options
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
-    """A function under its name at the command line; its docstring is the help text."""
+class Command(NamedTuple):
+    """A function, whose name and docstring are those of the command, and its arguments."""
 
     run: Run
     arguments: tuple[Argument, ...]
-
-    @property
-    def name(self) -> str:
-        return self.run.__name__.replace("_", "-")
-
-    def add_to(self, commands: Any) -> None:
-        """Add it to the subparsers of a parser."""
-        parser = commands.add_parser(self.name, help=self.run.__doc__, description=self.run.__doc__)
-        parser.set_defaults(command=self)
-        for names, options in self.arguments:
-            parser.add_argument(*names, **options)
 
 
 def command(*arguments: Argument) -> Callable[[Run], Command]:

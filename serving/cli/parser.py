@@ -31,11 +31,15 @@ COMMANDS = (
 
 
 def parser() -> argparse.ArgumentParser:
-    """Parses a command line; `command` of the result is the Command."""
+    """Parses a command line; `run` of the result is the function of its command."""
     top = argparse.ArgumentParser(
         prog="forkserve", description="Serve scikit-learn models from workers that share them."
     )
     commands = top.add_subparsers(required=True, metavar="command")
     for command in COMMANDS:
-        command.add_to(commands)
+        text = command.run.__doc__
+        own = commands.add_parser(command.run.__name__.replace("_", "-"), help=text, description=text)
+        own.set_defaults(run=command.run)
+        for names, options in command.arguments:
+            own.add_argument(*names, **options)
     return top

@@ -21,7 +21,7 @@ from serving.app import Application, build, build_scheduler, build_shared
 from serving.master import prefork
 from serving.master.memory import MemoryWatch
 from serving.master.reload import ModelWatch, reload
-from serving.process.child import IGNORED, be_early_out_of_memory, fork, isolate
+from serving.process.child import IGNORED, be_early_out_of_memory, fork_isolated
 from serving.process.kernel import MESSENGER, RUNNER, SCHEDULER
 from serving.settings import Settings
 from serving.shared.book import Book
@@ -138,16 +138,15 @@ class Runners:
     def _fork(self, place: _Place) -> None:
         place.forked, place.leaving = time.monotonic(), False
         place.slot = self._book.assign()
-        parent = os.getpid()
+        # before its first job SIGTERM ends it at once
+        ignored = set(IGNORED) - {signal.SIGTERM}
         try:
-            place.pid = fork(lambda: self._live(parent, place.slot))
+            place.pid = fork_isolated(lambda: self._live(place.slot), keep=self._keep, name=self._name, ignored=ignored)
         except OSError as error:
             self._book.release(place.slot, self._name)
             log.warning(f"Cannot fork a {self._name}", error=str(error))
 
-    def _live(self, parent: int, slot: int) -> None:
-        # before its first job SIGTERM ends it at once
-        isolate(parent=parent, keep=self._keep, name=self._name, ignored=set(IGNORED) - {signal.SIGTERM})
+    def _live(self, slot: int) -> None:
         be_early_out_of_memory(OOM_SCORE)
         os.nice(NICE)
         self._book.enter(slot)

@@ -59,22 +59,34 @@ def _become(live: Callable[[], None]) -> NoReturn:
     os._exit(0)
 
 
-def isolate(*, parent: int, keep: int, name: str, ignored: Iterable[signal.Signals] = IGNORED) -> None:
-    """Cut this forked process off from all but its standard output, descriptor `keep` and the life of its parent.
+def fork_isolated(
+    live: Callable[[], None], *, keep: int, name: str, ignored: Iterable[signal.Signals] = IGNORED
+) -> int:
+    """Fork as `fork` does a process that keeps only standard output, descriptor `keep` and the life of its parent.
 
     It is killed when its parent ends (on Linux; elsewhere it notices at its socket). `name`, at most 15 characters, is
     shown by `ps -o comm` and in the kernel's log. Signals that are not `ignored` have their default effect.
     """
+    parent = os.getpid()
+
+    def live_isolated() -> None:
+        _die_with(parent)
+        rename(name)
+        # Of its own group: Ctrl-C is not for it, and what it forks can be killed along with it
+        os.setpgid(0, 0)
+        _reset_signals(ignored)
+        _redirect_descriptors(keep)
+        live()
+
+    return fork(live_isolated)
+
+
+def _die_with(parent: int) -> None:
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
-    rename(name)
     if os.getppid() != parent:  # it ended before the kernel was asked to watch it
         os._exit(1)
-    # Of its own group: Ctrl-C is not for it, and what it forks can be killed along with it
-    os.setpgid(0, 0)
-    _reset_signals(ignored)
-    _redirect_descriptors(keep)
 
 
 def _reset_signals(ignored: Iterable[signal.Signals]) -> None:

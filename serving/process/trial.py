@@ -16,7 +16,7 @@ from pathlib import Path
 from registry.errors import VersionRefused
 from registry.model import LoadedModel
 from registry.store.reload import Load
-from serving.process.child import be_early_out_of_memory, describe_exit, fork, isolate, limit_memory, mute
+from serving.process.child import be_early_out_of_memory, describe_exit, fork, fork_isolated, limit_memory, mute
 from serving.process.kernel import available_memory, thread_names
 
 MAX_REASON_BYTES = 2000
@@ -45,10 +45,9 @@ def try_version(load: Load, directory: Path, *, seconds: float) -> str | None:
     is a fault, because a process with two may not fork. Call this from a process with one thread. Linux only.
     """
     reading, writing = os.pipe()
-    parent = os.getpid()
     try:
         try:
-            pid = fork(lambda: _try(load, directory, writing, parent))
+            pid = fork_isolated(lambda: _try(load, directory, writing), keep=writing, name="trial")
         finally:
             os.close(writing)
         return _await_verdict(pid, reading, seconds)
@@ -56,8 +55,7 @@ def try_version(load: Load, directory: Path, *, seconds: float) -> str | None:
         os.close(reading)
 
 
-def _try(load: Load, directory: Path, writing: int, parent: int) -> None:
-    isolate(parent=parent, keep=writing, name="trial")
+def _try(load: Load, directory: Path, writing: int) -> None:
     be_early_out_of_memory()
     limit_memory(available_memory())
     mute()

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from serving.errors import ExecutorGone
-from serving.process.child import describe_exit, fork, isolate
+from serving.process.child import describe_exit, fork_isolated
 
 ORDER = struct.Struct("<cI")
 """From the worker: what to do, and the worker's number for the child. A FORK brings the child's socket along."""
@@ -59,13 +59,9 @@ class Zygote:
         """Fork the zygote. This process may have no other thread; its event loop, if it has one, is not touched."""
         self._control, control = socket.socketpair()
         self._control.settimeout(0)
-        worker = os.getpid()
         with control:
-            self._pid = fork(lambda: self._live(control, worker))
-
-    def _live(self, control: socket.socket, worker: int) -> None:
-        isolate(parent=worker, keep=control.fileno(), name="zygote")
-        Nursery(control, self._work).serve()
+            nursery = Nursery(control, self._work)
+            self._pid = fork_isolated(nursery.serve, keep=control.fileno(), name="zygote")
 
     def is_gone(self) -> bool:
         """True if the zygote has ended, which it never does by itself. Takes a microsecond."""
@@ -193,9 +189,8 @@ class Nursery:
         return True
 
     def _fork(self, number: int, own: socket.socket) -> None:
-        zygote = os.getpid()
         try:
-            pid = fork(lambda: self._live(own, zygote))
+            pid = fork_isolated(lambda: self._live(own), keep=own.fileno(), name="executor")
         except OSError:
             self._report(number, NOT_FORKED)
             return
@@ -204,8 +199,7 @@ class Nursery:
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)
 
-    def _live(self, own: socket.socket, zygote: int) -> None:
-        isolate(parent=zygote, keep=own.fileno(), name="executor")
+    def _live(self, own: socket.socket) -> None:
         gc.enable()
         self._work(own)
 
