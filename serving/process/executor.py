@@ -41,7 +41,7 @@ SIZE = struct.Struct("<Q")
 
 
 class CallOutcome(msgspec.Struct, frozen=True):
-    """How a call ended."""
+    """The end of a call."""
 
     status: Literal["done", "failed", "out of memory"]
     value: bytes = b""
@@ -49,7 +49,7 @@ class CallOutcome(msgspec.Struct, frozen=True):
     traceback: str = ""
 
     def result(self) -> bytes:
-        """What the function returned. Raises CallFailed, MemoryExceeded."""
+        """Return the value of the function. Raises CallFailed, MemoryExceeded."""
         if self.status == "failed":
             error = CallFailed(self.error)
             error.add_note(self.traceback)

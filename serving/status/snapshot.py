@@ -54,7 +54,7 @@ class Snapshot:
     pressure: Reading
     schedules: list[dict[str, Any]]
     versions: Mapping[str, int]
-    """How many versions of each model are loaded."""
+    """The number of loaded versions of each model."""
 
     def of(self, kind: str) -> list[Process]:
         """The processes of one of KINDS."""

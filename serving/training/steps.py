@@ -149,7 +149,7 @@ class Steps:
 
 
 def _by_live_alone(live: Manifest) -> Measured:
-    """What is known when the new version cannot be measured."""
+    """The verdict if the new version cannot be measured."""
     return Measured({}, dict(live.metrics), 0)
 
 
