@@ -47,7 +47,7 @@ return {redis.call('GET', first), latest(stream), events, further}
 local stream, first, older = KEYS[1], KEYS[2], tonumber(ARGV[1])
 if redis.call('EXISTS', stream) == 0 then return 0 end
 local time = redis.call('TIME')
-local oldest = string.format('%.0f', math.floor((tonumber(time[1]) + tonumber(time[2]) / 1e6 - older) * 1000))
+local oldest = string.format('%.0f', math.max(0, math.floor((tonumber(time[1]) + tonumber(time[2]) / 1e6 - older) * 1000)))
 local gone = redis.call('XTRIM', stream, 'MINID', oldest)
 if gone > 0 then
   local left = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]

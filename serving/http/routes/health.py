@@ -54,8 +54,8 @@ def health_router(service: Service) -> APIRouter:
             },
         }
 
-    @router.get("/live", summary="The process answers")
-    @router.get("/ready", summary="The models are loaded")
+    @router.get("/live", name="live", summary="The process answers")
+    @router.get("/ready", name="ready", summary="The models are loaded")
     async def answer() -> dict[str, str]:
         return {"status": "ok"}
 
