@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from registry.errors import ModelNotFound, VersionNotFound, VersionRefused
-from registry.store.directory import ALIASES_FILE, directories, write_whole
+from registry.store.directory import ALIASES_FILE, directories, read_file, write_whole
 
 
 class Aliases(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,7 +38,7 @@ def read_aliases(directory: Path, versions: Sequence[str]) -> Aliases:
     """
     path = directory / ALIASES_FILE
     try:
-        aliases = msgspec.json.decode(path.read_bytes(), type=Aliases)
+        aliases = msgspec.json.decode(read_file(path), type=Aliases)
     except FileNotFoundError:
         return newest(versions)
     except OSError as error:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 import tempfile
 from pathlib import Path
 
@@ -65,6 +67,18 @@ def fingerprint(root: Path) -> tuple[FileState, ...]:
             for file in _entries(f"{root}/{inside}"):
                 _add_state(found, f"{inside}/{file}", root)
     return tuple(found)
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a regular file. Raises OSError, also for a pipe, whose reader would wait for ever."""
+
+    def open_at_once(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NONBLOCK)
+
+    with open(path, "rb", opener=open_at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "is not a file", str(path))
+        return file.read()
 
 
 def _entries(directory: str) -> list[str]:

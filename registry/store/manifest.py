@@ -11,7 +11,7 @@ from registry.errors import VersionRefused
 from registry.estimator import Task
 from registry.explain.shap_values import Method, Space
 from registry.rows.features import Feature
-from registry.store.directory import NAME
+from registry.store.directory import NAME, read_file
 
 FILENAME = "manifest.json"
 
@@ -72,7 +72,7 @@ def read_manifest(directory: Path) -> Manifest:
     """The manifest of the version kept in `directory`. Raises VersionRefused."""
     path = directory / FILENAME
     try:
-        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+        manifest = msgspec.json.decode(read_file(path), type=Manifest)
     except OSError as error:
         raise VersionRefused(path, error.strerror or str(error)) from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

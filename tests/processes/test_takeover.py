@@ -48,7 +48,7 @@ def restore_files(directory: Path, models: Path) -> None:
 def restore_keys(server: RedisServer, models: Path) -> None:
     with redis.Redis(port=server.port) as client:
         for command in json.loads(dump("redis.json", models)):
-            client.execute_command(*command)  # type: ignore[no-untyped-call]
+            client.execute_command(*command)
 
 
 def environ_over(models: Path, directory: Path) -> dict[str, str]:

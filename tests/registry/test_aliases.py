@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
 import shutil
 from multiprocessing.synchronize import Event
@@ -33,6 +34,14 @@ def root(models: Path, tmp_path: Path) -> Path:
         manifest = (directory / "manifest.json").read_text()
         (directory / "manifest.json").write_text(manifest.replace('"version": "1"', f'"version": "{version}"'))
     return tmp_path / "models"
+
+
+@pytest.mark.parametrize("name", [f"wine/{ALIASES_FILE}", "wine/1/manifest.json"])
+def test_a_pipe_is_refused_and_not_waited_for(root: Path, name: str) -> None:
+    (root / name).unlink(missing_ok=True)
+    os.mkfifo(root / name)
+    with pytest.raises(VersionRefused, match=rf"{name}: is not a file"):
+        load_registry(root)
 
 
 def test_without_a_file_the_newest_version_is_live(model: Path) -> None:
