@@ -16,7 +16,7 @@ import numpy as np
 import structlog
 
 from cache.flight import Flight, Flights
-from cache.keys import Rows, key_prefix, row_key, row_keys
+from cache.keys import Rows, key_prefix, row_keys
 from cache.memory import MemoryTier, Stats
 from cache.redis import RedisTier
 from cache.tiered import TieredCache
@@ -65,7 +65,7 @@ def measure_memory() -> None:
 
     def read(memory: MemoryTier) -> None:
         for key in items:
-            memory.get(key)
+            memory.find([key])
 
     roomy = MemoryTier(max_items=ITEMS, max_bytes=1 << 30, ttl_seconds=300)
     started = time.perf_counter()
@@ -78,17 +78,15 @@ def measure_memory() -> None:
 
 def measure_keys() -> None:
     prefix = key_prefix("predict", "0" * 64)
-    row = os.urandom(240)
 
     def make_keys(rows: Rows, times: int) -> None:
         for _ in range(times):
             row_keys(prefix, rows, merge_zeros=True)
 
-    report("key of one row of 30 features", per_item(lambda: [row_key(prefix, row) for _ in range(10_000)], 10_000))
     for count in (1, 100):
         rows = np.random.default_rng(1).random((count, 30))
         spent = per_item(partial(make_keys, rows, 10_000 // count), 10_000)
-        report(f"canonical row and key, {count} at once", spent)
+        report(f"key of a row of 30 features, {count} at once", spent)
 
 
 async def measure_tiers(server: RedisServer) -> None:

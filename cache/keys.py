@@ -12,6 +12,8 @@ KEY_BYTES = 24
 
 NEGATIVE_ZERO = bytes(7) + b"\x80"
 
+FLOAT64 = np.dtype("<f8")
+
 Rows = NDArray[np.float64]
 
 
@@ -27,16 +29,13 @@ def key_prefix(*parts: str | bytes) -> bytes:
     return digest.digest()
 
 
-def row_key(prefix: bytes, row: bytes) -> bytes:
-    """Return the key of one canonical row, in 0.5 us; SHA-256, because processors have instructions for it."""
-    return sha256(prefix + row).digest()[:KEY_BYTES]
-
-
 def row_keys(prefix: bytes, rows: Rows, *, merge_zeros: bool, merge_nans: bool = True) -> list[bytes]:
-    """Return one key per row, for rows of shape (rows, features)."""
+    """Return one key per row, for rows of shape (rows, features); SHA-256, as processors have instructions for it."""
     content = canonical_bytes(rows, merge_zeros=merge_zeros, merge_nans=merge_nans)
     width = rows.shape[1] * 8
-    return [row_key(prefix, content[start : start + width]) for start in range(0, len(content), width)]
+    return [
+        sha256(prefix + content[start : start + width]).digest()[:KEY_BYTES] for start in range(0, len(content), width)
+    ]
 
 
 def canonical_bytes(rows: Rows, *, merge_zeros: bool, merge_nans: bool = True) -> bytes:
@@ -47,11 +46,11 @@ def canonical_bytes(rows: Rows, *, merge_zeros: bool, merge_nans: bool = True) -
     transformed, the sign of a zero can reach the answer's bits (1 / -0.0, or the sign of a product that is zero), so
     the two must keep two keys. `merge_nans` turns every NaN into the same NaN; omit it only where there is none.
     """
-    content = np.asarray(rows, dtype="<f8").tobytes()
+    content = np.asarray(rows, FLOAT64).tobytes()
     merge_zeros = merge_zeros and NEGATIVE_ZERO in content  # cheap to check, and most rows hold none
     if not merge_zeros and not merge_nans:
         return content
-    values = np.frombuffer(content, dtype="<f8") + (0.0 if merge_zeros else -0.0)
+    values = np.frombuffer(content, FLOAT64) + (0.0 if merge_zeros else -0.0)
     if merge_nans:
         values[np.isnan(values)] = np.nan
     return values.tobytes()

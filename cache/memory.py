@@ -10,7 +10,7 @@ Consequence: an expired entry goes when it is looked up or when its place is nee
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cachetools import LRUCache
@@ -69,15 +69,19 @@ class MemoryTier:
         self._clock = clock
         self._stats = stats or Stats()
 
-    def get(self, key: bytes) -> bytes | None:
-        """Return the value, which becomes the most recently used; None if there is none or it has expired."""
-        if key not in self._entries:
-            return None
-        value, expires = self._entries[key]
-        if expires <= self._clock():
-            self._remove(key)
-            return None
-        return value
+    def find(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return one value per key, which becomes the most recently used; None if there is none or it has expired."""
+        entries, now = self._entries, self._clock()
+        found: list[bytes | None] = []
+        for key in keys:
+            value: bytes | None = None
+            if key in entries:
+                value, expires = entries[key]
+                if expires <= now:
+                    self._remove(key)
+                    value = None
+            found.append(value)
+        return found
 
     def put(self, key: bytes, value: bytes) -> None:
         """Keep the value, unless it is too large."""

@@ -61,7 +61,7 @@ class TieredCache:
 
     def find(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the values in memory, None for each that is not there."""
-        return [self._memory.get(key) for key in keys]
+        return self._memory.find(keys)
 
     async def find_remotely(self, keys: Sequence[bytes]) -> dict[bytes, Answer]:
         """Return the values in Redis, by key; they are in memory from then on."""
@@ -92,9 +92,6 @@ class TieredCache:
         sources = [source for _, source in answers]
         if sources == ["miss"]:
             self.stats.misses += 1
-            return
-        if sources == ["hit-memory"]:
-            self.stats.hits_memory += 1
             return
         self.stats.hits_memory += sources.count("hit-memory")
         self.stats.hits_redis += sources.count("hit-redis")

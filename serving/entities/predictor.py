@@ -49,7 +49,7 @@ class RecordReader:
         try:
             records = await self._store.newest(entity, self.max_records)
         except StoreUnavailable:
-            remembered = self._remembered.get(key)
+            (remembered,) = self._remembered.find([key])
             if remembered is None:
                 raise
             return _decode(remembered)[:limit], True

@@ -21,9 +21,9 @@ def test_least_recently_used_goes_first(clock: Clock) -> None:
     memory, stats = make_memory(clock)
     for key in (b"a", b"b", b"c"):
         memory.put(key, key)
-    assert memory.get(b"a") == b"a"
+    assert memory.find([b"a"]) == [b"a"]
     memory.put(b"d", b"d")
-    assert [memory.get(key) for key in (b"a", b"b", b"c", b"d")] == [b"a", None, b"c", b"d"]
+    assert memory.find([b"a", b"b", b"c", b"d"]) == [b"a", None, b"c", b"d"]
     assert (stats.items, stats.evictions) == (3, 1)
 
 
@@ -35,7 +35,7 @@ def test_putting_a_key_again_makes_it_recent_and_its_time_anew(clock: Clock) -> 
     memory.put(b"a", b"three")
     memory.put(b"c", b"4")
     clock.advance(6)
-    assert [memory.get(key) for key in (b"a", b"b", b"c")] == [b"three", None, b"4"]
+    assert memory.find([b"a", b"b", b"c"]) == [b"three", None, b"4"]
     assert stats.bytes == 2 * (ENTRY_BYTES + 1) + 6
 
 
@@ -43,9 +43,9 @@ def test_value_lives_exactly_its_time_however_often_it_is_used(clock: Clock) -> 
     memory, stats = make_memory(clock)
     memory.put(b"a", b"1")
     clock.advance(9.9)
-    assert memory.get(b"a") == b"1"
+    assert memory.find([b"a"]) == [b"1"]
     clock.advance(0.1)
-    assert memory.get(b"a") is None
+    assert memory.find([b"a"]) == [None]
     assert (stats.items, stats.bytes, stats.evictions) == (0, 0, 0)
 
 
@@ -62,7 +62,7 @@ def test_nothing_is_expired_in_one_go(clock: Clock) -> None:
     for number in range(1000):
         memory.put(b"%d" % number, b"1")
     clock.advance(11)
-    assert memory.get(b"0") is None
+    assert memory.find([b"0"]) == [None]
     assert stats.items == 999, "a lookup removes what it looked for"
     memory.put(b"a", b"1")
     memory.put(b"b", b"1")
@@ -74,9 +74,9 @@ def test_clearing_forgets_everything(clock: Clock) -> None:
     memory, stats = make_memory(clock)
     memory.put(b"a", b"1")
     memory.clear()
-    assert (memory.get(b"a"), stats.items, stats.bytes) == (None, 0, 0)
+    assert (memory.find([b"a"]), stats.items, stats.bytes) == ([None], 0, 0)
     memory.put(b"a", b"1")
-    assert memory.get(b"a") == b"1"
+    assert memory.find([b"a"]) == [b"1"]
 
 
 def test_entry_that_takes_more_than_its_share_is_not_kept(clock: Clock) -> None:
@@ -84,8 +84,8 @@ def test_entry_that_takes_more_than_its_share_is_not_kept(clock: Clock) -> None:
     largest = 80_000 // MAX_SHARE - ENTRY_BYTES - 1
     memory.put(b"a", bytes(largest))
     memory.put(b"b", bytes(largest + 1))
-    assert memory.get(b"a") is not None
-    assert memory.get(b"b") is None
+    assert memory.find([b"a"]) != [None]
+    assert memory.find([b"b"]) == [None]
     assert stats.items == 1
 
 
@@ -93,7 +93,7 @@ def test_value_that_has_grown_too_large_is_not_kept_in_its_old_form(clock: Clock
     memory, stats = make_memory(clock, max_bytes=80_000)
     memory.put(b"a", b"1")
     memory.put(b"a", bytes(80_000))
-    assert memory.get(b"a") is None
+    assert memory.find([b"a"]) == [None]
     assert (stats.items, stats.bytes) == (0, 0)
 
 
@@ -101,7 +101,7 @@ def test_value_that_has_grown_too_large_is_not_kept_in_its_old_form(clock: Clock
 def test_cache_without_room_keeps_nothing(clock: Clock, max_items: int, max_bytes: int) -> None:
     memory, stats = make_memory(clock, max_items, max_bytes)
     memory.put(b"a", b"1")
-    assert memory.get(b"a") is None
+    assert memory.find([b"a"]) == [None]
     assert (stats.items, stats.bytes) == (0, 0)
 
 
@@ -112,7 +112,7 @@ def test_bounds_hold_under_any_load(clock: Clock) -> None:
     for _ in range(20_000):
         key = random_numbers.randbytes(1)
         if random_numbers.random() < 0.3:
-            memory.get(key)
+            memory.find([key])
         else:
             memory.put(key, bytes(random_numbers.choice([10, 10, 10, 100, 3_000, 12_000, 50_000])))
         clock.advance(random_numbers.random() / 10)
