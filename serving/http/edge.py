@@ -110,9 +110,17 @@ def unanswered_status(scope: Scope) -> int:
     return status
 
 
+def _given_id(headers: Headers) -> str | None:
+    """The id that the client has given its request, if it is one."""
+    for name, value in headers:
+        if name == b"x-request-id":
+            return value.decode() if REQUEST_ID.fullmatch(value) else None
+    return None
+
+
 def _new_id() -> str:
     # unique, not secret; and random is seeded anew in every forked worker
-    return f"{random.getrandbits(96):024x}"
+    return random.randbytes(12).hex()  # noqa: S311
 
 
 class Exchange:
@@ -123,9 +131,7 @@ class Exchange:
         self._send = send
         self._started = time.perf_counter()
         self.status = 0
-        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), None)
-        kept = given is not None and REQUEST_ID.fullmatch(given)
-        self.request_id = given.decode() if given and kept else _new_id()
+        self.request_id = _given_id(scope["headers"]) or _new_id()
         scope.setdefault("state", {})["request_id"] = self.request_id
         self.headers: Headers = [(b"x-request-id", self.request_id.encode())]
         """The headers of every answer to this request."""

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeAlias
 
+import msgspec
 import numpy as np
 import structlog
 
@@ -44,8 +45,7 @@ PATIENT_ROWS = 4
 """Rows that may always wait for a thread, however slow the model is."""
 
 
-@dataclass(frozen=True, slots=True)
-class BatchResult:
+class BatchResult(msgspec.Struct, frozen=True):
     """The answers to one request's rows, and the seconds that the whole batch took."""
 
     answers: list[bytes]

@@ -44,10 +44,14 @@ class Timing:
 
     def header(self, started: float, decoded: float, ended: float) -> bytes:
         """Server-Timing, in milliseconds; the rest of the total was spent on the cache."""
-        cache = ended - decoded - self.queue - self.model
-        spans = (decoded - started, cache, self.queue, self.model, ended - started)
-        return b"decode;dur=%.3f, cache;dur=%.3f, queue;dur=%.3f, model;dur=%.3f, total;dur=%.3f" % tuple(
-            span * 1e3 for span in spans
+        decode, total = (decoded - started) * 1e3, (ended - started) * 1e3
+        queue, model = self.queue * 1e3, self.model * 1e3
+        return b"decode;dur=%.3f, cache;dur=%.3f, queue;dur=%.3f, model;dur=%.3f, total;dur=%.3f" % (
+            decode,
+            total - decode - queue - model,
+            queue,
+            model,
+            total,
         )
 
 
@@ -58,6 +62,14 @@ class _Lane:
     operation: Operation
     key_prefix: bytes
     call_cost: Cost = field(default_factory=Cost)
+
+    def keys(self, rows: Rows, selection: Selection) -> list[bytes]:
+        """One key of the cache per row. Raises InvalidSelection."""
+        model, prefix = self.operation.model, self.key_prefix
+        if self.operation.verb == "explain":
+            selection.check(model.manifest.classes)
+            prefix = key_prefix(prefix, msgspec.json.encode(selection))
+        return row_keys(prefix, rows, merge_zeros=model.ignores_sign_of_zero, merge_nans=model.schema.takes_missing)
 
 
 @dataclass(eq=False, slots=True)
@@ -121,12 +133,18 @@ class Inference:
         `timeout`, in seconds, may shorten the deadline, never lengthen it; `selection` is what explanations show.
         Raises DeadlineExceeded, Overloaded, ModelFailed, NotExplained, InvalidSelection, CallFailed, MemoryExceeded.
         """
-        request = self._request(model, verb, rows, selection, timeout, timing)
+        lane = self._lane(model, verb)
+        keys = lane.keys(rows, selection)
+        found = self._cache.find(keys)
+        if None not in found:  # most requests end here: with neither timer nor flight
+            self._cache.stats.hits_memory += len(found)
+            return [(value, "hit-memory") for value in found if value is not None]
+        request = _Request(lane, rows, keys, selection, self._seconds(timeout), timing or Timing())
         if self._is_immediate(request):
-            return await self._answer(request)
+            return await self._answer(request, found)
         try:
             async with asyncio.timeout(request.seconds):
-                return await self._answer(request)
+                return await self._answer(request, found)
         except TimeoutError:
             raise request.is_late() from None
 
@@ -143,40 +161,30 @@ class Inference:
 
         The deadline is that of the last part. An error may be raised before the first part or between two.
         """
-        request = self._request(model, verb, rows, selection, timeout, None)
+        lane = self._lane(model, verb)
+        request = _Request(lane, rows, lane.keys(rows, selection), selection, self._seconds(timeout), Timing())
         deadline = asyncio.get_running_loop().time() + request.seconds
         start = 0
         while start < len(rows):
             end = start + self._part_rows(request)
+            part = request.part(start, end)
             try:
                 # not around the loop: between two parts it is the client's time that passes, in another task
                 async with asyncio.timeout_at(deadline):
-                    answers = await self._answer(request.part(start, end))
+                    answers = await self._answer(part, self._cache.find(part.keys))
             except TimeoutError:
                 raise request.is_late() from None
             yield answers
             start = end
 
-    def _request(
-        self,
-        model: LoadedModel,
-        verb: Verb,
-        rows: Rows,
-        selection: Selection,
-        timeout: float | None,
-        timing: Timing | None,
-    ) -> _Request:
+    def _lane(self, model: LoadedModel, verb: Verb) -> _Lane:
         if verb == "explain":
             _check_explained(model)
-            selection.check(model.manifest.classes)
-        lane = self._lanes[model, verb]
-        prefix = lane.key_prefix
-        if verb == "explain":
-            prefix = key_prefix(prefix, msgspec.json.encode(selection))
-        zeros, nans = model.ignores_sign_of_zero, model.schema.takes_missing
-        keys = row_keys(prefix, rows, merge_zeros=zeros, merge_nans=nans)
-        seconds = self._timeout if timeout is None else min(timeout, self._timeout)
-        return _Request(lane, rows, keys, selection, seconds, Timing() if timing is None else timing)
+        return self._lanes[model, verb]
+
+    def _seconds(self, timeout: float | None) -> float:
+        """Until the deadline."""
+        return self._timeout if timeout is None else min(timeout, self._timeout)
 
     def _is_immediate(self, request: _Request) -> bool:
         """True if it is answered in this turn of the loop or the next: a timer would cost more than it could save."""
@@ -185,14 +193,9 @@ class Inference:
             self._cache.is_local and not operation.is_isolated and self._batcher.is_quick(operation, len(request.rows))
         )
 
-    async def _answer(self, request: _Request) -> list[Answer]:
-        """Find the rows in memory, follow other requests that are making the same ones, make the rest."""
+    async def _answer(self, request: _Request, found: Sequence[bytes | None]) -> list[Answer]:
+        """Take the values found in memory, follow other requests that are making the same rows, make the rest."""
         keys = request.keys
-        found = self._cache.find(keys)
-        if None not in found:
-            hits: list[Answer] = [(value, "hit-memory") for value in found if value is not None]
-            self._cache.count(hits)
-            return hits
         places: dict[bytes, int] = {}
         for place, (key, value) in enumerate(zip(keys, found, strict=True)):
             if value is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import msgspec
@@ -26,6 +27,7 @@ EVERYTHING = Selection()
 _encode = msgspec.json.Encoder().encode
 
 
+@lru_cache
 def begin_answer(name: str, version: str) -> bytes:
     """Return the start of the JSON object that answers for a model; names and versions need no escaping."""
     return f'{{"model":"{name}","version":"{version}"'.encode()
@@ -35,7 +37,7 @@ def encode_answer(model: LoadedModel, answers: Mapping[Verb, Iterable[bytes]]) -
     """Return the JSON object that answers for a model: one list of encoded items per verb."""
     content = begin_answer(model.name, model.version)
     for verb, items in answers.items():
-        content += f',"{ANSWERS[verb]}":['.encode() + b",".join(items) + b"]"
+        content += b',"%s":[%s]' % (ANSWERS[verb].encode(), b",".join(items))
     return content + (b',"fallback":true}' if model.fallback else b"}")
 
 
