@@ -29,8 +29,8 @@ from sklearn.ensemble import (  # noqa: E402
 
 from bench.models import forest_of_100  # noqa: E402
 from bench.table import Table  # noqa: E402
+from registry.explain.compiled import tree_explainer  # noqa: E402
 from registry.explain.shap_values import Explainer  # noqa: E402
-from registry.explain.trees import tree_explainer  # noqa: E402
 from registry.kernels.compiling import take_apart  # noqa: E402
 from registry.rows.features import Rows  # noqa: E402
 from registry.rows.infer_schema import infer_features  # noqa: E402

@@ -27,7 +27,7 @@ from serving.shared.book import Book
 from serving.shared.metrics import BATCHES, BREAKERS, CACHE, EXECUTORS, OUTCOMES_QUEUED, STREAMS, Metrics
 from serving.shared.pressure import Pressure
 from serving.shared.reloads import Reloads
-from serving.storage.recent import Recent
+from serving.storage.background import Recent
 from serving.telemetry.alerts import Alerts
 from serving.training.job import LastTraining
 

@@ -10,11 +10,9 @@ import numpy as np
 import structlog
 
 from registry.estimator import Compute, task_of
-from registry.explain.library import ensemble_explainer, sampling_explainer
-from registry.explain.linear import linear_explainer
-from registry.explain.native import margins_of, native_explainer
+from registry.explain.compiled import linear_explainer, tree_explainer
+from registry.explain.library import ensemble_explainer, margins_of, native_explainer, sampling_explainer
 from registry.explain.shap_values import CannotExplain, Explainer, Space
-from registry.explain.trees import tree_explainer
 from registry.kernels.compiling import take_apart
 from registry.kernels.ensembles import FORESTS, GRADIENT, HISTOGRAM, SINGLE
 from registry.kernels.kernel import Unsupported

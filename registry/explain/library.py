@@ -1,4 +1,6 @@
-"""shap's own explainers, for models that no kernel explains.
+"""Explainers of libraries, for models that no kernel explains: those of shap, XGBoost and LightGBM.
+
+XGBoost and LightGBM compute exact path-dependent SHAP values themselves.
 
 For tree ensembles shap's TreeExplainer is exact and path-dependent as ours is. For any other model its Exact and
 Permutation explainers call the model again and again: an unknown feature takes its values from the background rows. As
@@ -11,15 +13,17 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from registry.estimator import Compute, quickest
+from registry.estimator import Compute, last_step, library_of, quickest
 from registry.explain.shap_values import CannotExplain, Contributions, Explainer, Space, both_classes
 from registry.rows.features import Rows
+from registry.rows.schema import Schema
 
 MAX_REQUEST_SECONDS = 1.0
 """A model whose row takes longer to explain is explained in jobs only."""
@@ -110,3 +114,58 @@ def _seeded(row: Rows) -> Iterator[None]:
         yield
     finally:
         np.random.set_state(state)
+
+
+def native_explainer(estimator: Any, schema: Schema, *, frame: bool) -> Explainer:
+    """The explainer of margins of XGBoost's or LightGBM's own estimators; releases the GIL. Raises CannotExplain."""
+    ask_margins = margins_of(estimator)
+    ask_contributions = _contributions_of(estimator)
+    if ask_margins is None or ask_contributions is None:
+        raise CannotExplain(f"{type(estimator).__name__} does not explain itself")
+
+    def ask(function: Callable[[Any], Any], rows: Rows) -> Rows:
+        return np.asarray(function(schema.frame(rows) if frame else rows), np.float64).reshape(len(rows), -1)
+
+    def contributions(rows: Rows) -> Rows:
+        """Shape (rows, outputs, features and base)."""
+        return ask(ask_contributions, rows).reshape(len(rows), -1, len(schema) + 1)
+
+    base_values = contributions(np.zeros((1, len(schema))))[0, :, -1]
+    binary = len(getattr(estimator, "classes_", ())) == 2
+
+    def explain(rows: Rows) -> Contributions:
+        values = contributions(rows)[:, :, :-1].transpose(0, 2, 1).copy()
+        found = Contributions(ask(ask_margins, rows), base_values, values)
+        return both_classes(found, 0.0) if binary else found
+
+    return Explainer("native", "margin", explain, tolerance=1e-5)  # XGBoost computes in float32
+
+
+def margins_of(estimator: Any) -> Callable[[Any], Any] | None:
+    """A function from a table to margins, as the estimator's library calls it; None where there is none."""
+    if hasattr(estimator, "decision_function"):
+        ask: Callable[[Any], Any] = estimator.decision_function
+        return ask
+    match library_of(last_step(estimator)):
+        case "lightgbm":
+            return partial(estimator.predict, raw_score=True)
+        case "xgboost":
+            return partial(estimator.predict, output_margin=True)
+    return None
+
+
+def _contributions_of(estimator: Any) -> Callable[[Any], Any] | None:
+    match library_of(estimator):
+        case "lightgbm":
+            return partial(estimator.predict, pred_contrib=True)
+        case "xgboost":
+            return partial(_xgboost_contributions, estimator)
+    return None
+
+
+def _xgboost_contributions(estimator: Any, table: Any) -> Any:
+    import xgboost  # installed: the estimator is its own
+
+    matrix = xgboost.DMatrix(table, missing=estimator.missing, nthread=1, enable_categorical=True)
+    _, stop = estimator._get_iteration_range(None)
+    return estimator.get_booster().predict(matrix, pred_contribs=True, iteration_range=(0, stop))

@@ -1,9 +1,10 @@
-"""Commands on the versions of models: list, add, explain, promote and roll back."""
+"""Commands on models and their versions: list, add, explain, promote, roll back, train and retrain."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from serving.cli.command import argument, command, fail, say
@@ -21,10 +22,9 @@ def models(_arguments: argparse.Namespace, settings: Settings) -> int:
 
     registry = load_registry(settings.model_dir, settings.load_options, fallback=settings.model_fallback)
     for model in registry:
-        metrics = ", ".join(f"{name} {value:.3f}" for name, value in model.manifest.metrics.items())
         live = "live" if registry.aliases(model.name).live == model.version else ""
         kind = f"{model.manifest.task:18} {model.manifest.estimator:48}"
-        say(f"{model.name:24} {model.version:10} {live:5} {kind} {metrics}")
+        say(f"{model.name:24} {model.version:10} {live:5} {kind} {_listed(model.manifest.metrics)}")
     return 0
 
 
@@ -140,3 +140,42 @@ def taken_over(settings: Settings) -> str:
     if settings.watch_models:
         return "a running service will serve it within a few seconds"
     return "WATCH_MODELS is false: a running service will serve it after a reload (POST /api/admin/models:reload)"
+
+
+@command()
+def train(_arguments: argparse.Namespace, settings: Settings) -> int:
+    """Train the demo models, and import the demo records unless Supabase is set up."""
+    from examples.train import train_all
+    from serving.cli.records import import_demo
+
+    for model in train_all(settings.model_dir):
+        say(f"trained {model.name} version {model.version}: {_listed(model.manifest.metrics)} (held out)")
+    if not settings.supabase_url:  # a project is filled with demo records by `forkserve entities demo` alone
+        import_demo(settings)
+    return 0
+
+
+@command(MODEL)
+def retrain(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Retrain a model, and make the new version live if it is no worse; waits for the result. For cron."""
+    from registry.store.directory import find_model
+    from registry.training.script import live_manifest
+    from serving.app import build_trainer_alone
+    from serving.master import prefork
+    from serving.training.job import train_once
+
+    live = live_manifest(find_model(settings.model_dir, arguments.model))
+    store, runner = build_trainer_alone(settings)
+    prefork.check_single_thread()
+    job, result = train_once(store, runner, live)
+    if result is None:
+        return fail(f"{live.name}: job {job.id} is {job.state}{f': {job.error}' if job.error else ''}")
+    if not result.promoted:
+        return fail(*(f"{live.name}: version {result.version} is refused: {reason}" for reason in result.reasons))
+    say(f"{live.name}: version {result.version} is live, {_listed(result.metrics)}; the previous one is {result.live}")
+    say(taken_over(settings))
+    return 0
+
+
+def _listed(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())

@@ -6,10 +6,9 @@ import argparse
 
 from serving.cli.check import check
 from serving.cli.load_test import load_test
-from serving.cli.models import add, explain, models, promote, rollback
+from serving.cli.models import add, explain, models, promote, retrain, rollback, train
 from serving.cli.records import entities
 from serving.cli.serve import schedules, serve, worker
-from serving.cli.train import retrain, train
 from serving.cli.verify import verify
 
 COMMANDS = (

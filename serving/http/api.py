@@ -1,4 +1,4 @@
-"""All routes except predictions and explanations, as one FastAPI app without an edge of its own."""
+"""The FastAPI app of all routes but predictions, and its OpenAPI document with one typed operation per model."""
 
 from __future__ import annotations
 
@@ -6,23 +6,179 @@ import importlib.metadata
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from functools import cache
+from typing import Any
 
+import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
+from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp
 
+from registry.model import LoadedModel
+from registry.registry import Registry
+from serving.entities.outcomes import OutcomesBody
 from serving.http import problems
-from serving.http.openapi import document
+from serving.http.problems import Problem
 from serving.http.routes.admin import Authorize, admin_router
-from serving.http.routes.entities import entities_router
+from serving.http.routes.entities import RecordsBody, entities_router
 from serving.http.routes.health import health_router
 from serving.http.routes.jobs import jobs_router
 from serving.http.routes.models import models_router
 from serving.http.routes.outcomes import outcomes_router
+from serving.http.routes.predict import is_for_jobs
 from serving.http.sse import Streams
+from serving.predict.operation import ANSWERS, Verb
 from serving.service import Service
+
+Schema = dict[str, Any]
+
+STRING: Schema = {"type": "string"}
+NUMBER: Schema = {"type": "number"}
+
+REFUSALS = {
+    "400": "Not JSON, not UTF-8, or nested too deeply",
+    "404": "No such model or version",
+    "413": "Too many bytes or instances",
+    "415": "Not application/json, or encoded",
+    "422": "The instances do not fit the features",
+    "429": "Too many requests from this address, or too many jobs",
+    "504": "The deadline passed",
+}
+
+BODIES = (RecordsBody, OutcomesBody, Problem)
+"""The bodies that operations refer to: those that routes name with `describe_body`, and that of refusals."""
+
+TIMEOUT_HEADER = {
+    "name": "X-Request-Timeout",
+    "in": "header",
+    "description": "Seconds; may shorten the deadline, never lengthen it",
+    "schema": NUMBER | {"exclusiveMinimum": 0},
+}
+
+
+def _object(properties: Schema, required: list[str], **more: Any) -> Schema:
+    return {"type": "object", "properties": properties, "required": required, **more}
+
+
+def document(app: FastAPI, registry: Registry, *, background: bool) -> Schema:
+    """The whole OpenAPI 3.1 document; with `background`, requests that take too long become jobs."""
+    openapi = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+    _, bodies = msgspec.json.schema_components(BODIES, ref_template="#/components/schemas/{name}")
+    openapi.setdefault("components", {}).setdefault("schemas", {}).update(bodies)
+    for model in registry.live():
+        openapi["paths"] |= _operations(model, "", "", background=background)
+    for model in registry:
+        openapi["paths"] |= _operations(
+            model, f"/versions/{model.version}", f"_version_{model.version}", background=background
+        )
+    return openapi
+
+
+def _operations(model: LoadedModel, path: str, suffix: str, *, background: bool) -> Schema:
+    """The operations of one model, by path."""
+    summaries: dict[Verb, str] = {"predict": f"Predict with {model.name} ({model.manifest.estimator})"}
+    if model.explainer is not None:
+        how = f"{model.explainer.method}, in {model.explainer.space} space"
+        summaries["explain"] = f"Explain what {model.name} predicts ({how})"
+    return {
+        f"/v1/models/{model.name}{path}:{verb}": {
+            "post": {
+                "tags": [verb],
+                "operationId": f"{verb}_{model.name}{suffix}",
+                "summary": summary,
+                "parameters": [TIMEOUT_HEADER],
+                "requestBody": {"required": True, "content": {"application/json": {"schema": _request(model)}}},
+                "responses": answers | {status: _refusal(reason) for status, reason in REFUSALS.items()},
+            }
+        }
+        for verb, summary in summaries.items()
+        if (answers := _answers(model, verb, background=background))
+    }
+
+
+def _answers(model: LoadedModel, verb: Verb, *, background: bool) -> Schema:
+    """The answers by status, without refusals; empty for what only jobs can do where a request becomes no job."""
+    later = {"202": {"description": "It takes too long and continues as a job, whose URL is in Location"}}
+    if verb == "explain" and is_for_jobs(model):
+        return later if background else {}
+    whole = {
+        "200": {
+            "description": f"One {ANSWERS[verb].removesuffix('s')} for every instance, in order",
+            "content": {
+                "application/json": {"schema": _response(model, verb)},
+                # an event for each, then `done`
+                "text/event-stream": {"schema": STRING},
+            },
+        }
+    }
+    return whole | later if background else whole
+
+
+def _refusal(description: str) -> Schema:
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {"description": description, "content": {"application/problem+json": {"schema": schema}}}
+
+
+def _request(model: LoadedModel) -> Schema:
+    """Instances by name or by position, not both in one request; parameters only matter for explanations."""
+    forms = [model.schema.object_schema, model.schema.array_schema]
+    some = {"type": "array", "minItems": 1, "items": {"enum": list(model.manifest.classes)}}
+    classes = [{"enum": ["predicted", "all"]}, *([some] if model.manifest.classes else [])]
+    parameters = {
+        "classes": {"anyOf": classes, "default": "predicted"},
+        "top": {"type": "integer", "minimum": 1, "description": "Only the largest; the rest as `(other)`"},
+    }
+    return _object(
+        {
+            "instances": {"oneOf": [{"type": "array", "minItems": 1, "items": form} for form in forms]},
+            "parameters": {"type": "object", "properties": parameters, "additionalProperties": False},
+        },
+        ["instances"],
+        additionalProperties=False,
+        example={"instances": [model.manifest.example]},
+    )
+
+
+def _response(model: LoadedModel, verb: Verb) -> Schema:
+    item = _prediction(model) if verb == "predict" else _explanation(model)
+    return _object(
+        {
+            "model": {"const": model.name},
+            "version": {"const": model.version},
+            ANSWERS[verb]: {"type": "array", "items": item},
+            "fallback": {"type": "boolean"},
+        },
+        ["model", "version", ANSWERS[verb]],
+    )
+
+
+def _explanation(model: LoadedModel) -> Schema:
+    """One explanation; for several classes, output, base value and values stand under each class."""
+    assert model.explainer is not None
+    numbers = {"output": NUMBER, "base_value": NUMBER, "values": {"type": "object", "additionalProperties": NUMBER}}
+    origin = {"space": {"const": model.explainer.space}, "method": {"const": model.explainer.method}}
+    properties: Schema = numbers | origin
+    classes = list(model.manifest.classes)
+    if classes:
+        properties["label"] = {"enum": classes}
+        each = _object(numbers, list(numbers))
+        properties["classes"] = {"type": "object", "properties": dict.fromkeys(classes, each)}
+    return _object(properties, list(origin))
+
+
+def _prediction(model: LoadedModel) -> Schema:
+    """One prediction: a number, or a label with the probability of every class where the model has probabilities."""
+    classes = list(model.manifest.classes)
+    if model.manifest.task == "regression":
+        return NUMBER
+    properties: Schema = {"label": {"enum": classes} if classes else {"type": "integer"}}
+    if len(model.manifest.baseline) >= len(classes) > 0:
+        share = NUMBER | {"minimum": 0, "maximum": 1}
+        properties["probabilities"] = _object(dict.fromkeys(classes, share), classes)
+    return _object(properties, list(properties))
+
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 

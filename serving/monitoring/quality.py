@@ -11,7 +11,7 @@ from registry.model import LoadedModel
 from registry.registry import Registry
 from serving.entities.store import EntityStore
 from serving.errors import StoreUnavailable
-from serving.storage.recent import Recent
+from serving.storage.background import Recent
 
 MAX_OUTCOMES = 1000
 """The latest outcomes of a version, from which its metrics are computed."""

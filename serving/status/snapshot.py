@@ -19,7 +19,7 @@ from serving.service import Service
 from serving.shared.book import Book, SheetCopy
 from serving.shared.metrics import RESPONSES
 from serving.shared.pressure import Reading
-from serving.storage.recent import Recent
+from serving.storage.background import Recent
 
 FRESH_SECONDS = 0.5
 """The kernel adds up the pages of every process for a snapshot, which takes some milliseconds each."""

@@ -1,10 +1,13 @@
-"""Work that no caller waits for: done by one task, which exists only while there is some."""
+"""Work beside requests: a task that no caller waits for, and results that callers share for some seconds."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Generic, Literal, TypeVar
+
+from serving.errors import StoreUnavailable
 
 
 class BackgroundTask:
@@ -31,3 +34,46 @@ class BackgroundTask:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
+
+
+T = TypeVar("T")
+
+State = Literal["ok", "unavailable"]
+
+PROBE_SECONDS = 1.0
+"""A probe that takes longer has failed: a proxy waits only some seconds for the health check."""
+
+STATE_SECONDS = 5.0
+
+
+class Recent(Generic[T]):
+    """The result of an asynchronous function, at most `seconds` old. Belongs to one event loop."""
+
+    def __init__(self, compute: Callable[[], Awaitable[T]], seconds: float) -> None:
+        """If `compute` raises, so does `get`, and the next call tries again."""
+        self._compute = compute
+        self._seconds = seconds
+        self._lock = asyncio.Lock()
+        self._result: tuple[float, T] | None = None
+
+    async def get(self) -> T:
+        """The last result, or a new one; concurrent callers wait for the same."""
+        async with self._lock:
+            if self._result is None or time.monotonic() - self._result[0] > self._seconds:
+                result = await self._compute()
+                self._result = time.monotonic(), result
+            return self._result[1]
+
+
+def watch_store(probe: Callable[[], Awaitable[object]]) -> Recent[State]:
+    """Caches whether a store is writable, for the health check; `probe` raises StoreUnavailable."""
+
+    async def state() -> State:
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                await probe()
+        except (StoreUnavailable, TimeoutError):
+            return "unavailable"
+        return "ok"
+
+    return Recent(state, STATE_SECONDS)

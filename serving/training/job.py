@@ -17,7 +17,7 @@ from registry.store.manifest import Manifest
 from serving.errors import StoreUnavailable, TrainingBusy
 from serving.jobs.job import Job, JobRequest
 from serving.jobs.store import JobStore
-from serving.storage.recent import Recent
+from serving.storage.background import Recent
 
 if TYPE_CHECKING:
     from serving.jobs.runner import Runner

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from registry.explain.compiled import tree_explainer
 from registry.explain.library import import_shap
 from registry.explain.shap_values import Contributions, Explainer
-from registry.explain.trees import tree_explainer
 from registry.kernels.compiling import take_apart
 from registry.rows.features import Rows
 from registry.rows.infer_schema import infer_features

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from registry.explain.native import native_explainer
+from registry.explain.library import native_explainer
 from registry.rows.schema import Schema
 from registry.store.add import add_version
 from tests.registry.explanations import assert_same_alone

@@ -34,10 +34,9 @@ from structlog.testing import capture_logs
 
 from registry.errors import ModelFailed, NotExplained
 from registry.explain import choose, library
+from registry.explain.compiled import linear_explainer, tree_explainer
 from registry.explain.library import import_shap
-from registry.explain.linear import linear_explainer
 from registry.explain.shap_values import Contributions
-from registry.explain.trees import tree_explainer
 from registry.kernels.compiling import take_apart
 from registry.kernels.kernel import Unsupported
 from registry.model import LoadedModel

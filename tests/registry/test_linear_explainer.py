@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.svm import LinearSVC
 
-from registry.explain.linear import linear_explainer
+from registry.explain.compiled import linear_explainer
 from registry.explain.shap_values import Explainer
 from registry.kernels.compiling import take_apart
 from registry.rows.features import Rows

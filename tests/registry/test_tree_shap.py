@@ -21,8 +21,8 @@ from sklearn.ensemble import (
 )
 from sklearn.tree import DecisionTreeRegressor
 
+from registry.explain.compiled import attribution
 from registry.explain.shap_values import Explainer
-from registry.explain.trees import attribution
 from registry.kernels.ensembles import Ensemble
 from registry.kernels.forest import Tree, flatten
 from registry.kernels.kernel import Unsupported

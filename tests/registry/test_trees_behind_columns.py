@@ -12,8 +12,8 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
+from registry.explain.compiled import tree_explainer
 from registry.explain.shap_values import Explainer
-from registry.explain.trees import tree_explainer
 from registry.kernels.compiling import take_apart
 from registry.rows.features import Rows
 from registry.rows.infer_schema import infer_features

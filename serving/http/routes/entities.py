@@ -17,7 +17,7 @@ from serving.entities.predictor import EntityAnswer, check_entity
 from serving.entities.record import Record, make_record
 from serving.errors import InvalidRequest, TooManyInstances
 from serving.http.body import answer_json, describe_body, read_json
-from serving.http.clients import network_of
+from serving.http.edge import network_of
 from serving.http.routes.predict import parse_timeout
 from serving.http.sse import EventStream, LastEventId, Streams
 from serving.predict.request_body import decode

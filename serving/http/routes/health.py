@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 
 from serving.process.kernel import read_age, read_rss
 from serving.service import Service
-from serving.storage.recent import watch_store
+from serving.storage.background import watch_store
 
 
 def health_router(service: Service) -> APIRouter:

@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 from serving.errors import InvalidRequest, JobUnfinished, UnsupportedBody
 from serving.events.log import EventLog
 from serving.http.body import answer_json, body_type, check_encoding, read_body, stream_body
-from serving.http.clients import network_of
+from serving.http.edge import network_of
 from serving.http.sse import EventStream, LastEventId, Streams
 from serving.jobs.job import Job, JobRequest
 from serving.jobs.requests import JobReader, idempotency_key

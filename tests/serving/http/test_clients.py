@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from serving.http.clients import identify, network_of, packed
+from serving.http.edge import identify, network_of, packed
 
 PEER = ("10.0.0.9", 50_000)
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from serving.errors import StoreUnavailable
-from serving.storage.recent import Recent, watch_store
+from serving.storage.background import Recent, watch_store
 
 pytestmark = pytest.mark.anyio
 

@@ -1,4 +1,4 @@
-"""Exact path-dependent SHAP values of compiled tree ensembles, by the features that were sent."""
+"""Exact SHAP values of compiled tree ensembles (path-dependent) and linear models, by the features that were sent."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from sklearn.base import is_classifier
 from registry.explain.shap_values import Contributions, Explainer, both_classes
 from registry.kernels.compiling import Parts
 from registry.kernels.ensembles import Ensemble
+from registry.kernels.linear import REGRESSORS, coefficients
 from registry.kernels.paths import lay_out
 from registry.kernels.tree_shap import TREE_SHAP, quadrature
 from registry.rows.features import Rows
@@ -72,3 +73,27 @@ def attribution(ensemble: Ensemble, sources: Any, features: int) -> tuple[Callab
         return values
 
     return attribute, (ensemble.start + paths.expected) / divisor
+
+
+def linear_explainer(parts: Parts, background: Rows) -> Explainer:
+    """Explains margins of linear classifiers and values of linear regressors. Raises Unsupported."""
+    weights, intercept = coefficients(parts.last)  # shape (columns, outputs), (outputs,)
+    matrix = parts.behind_matrix(lambda made: made)
+    means = matrix(background).mean(axis=0)
+    base_values = means @ weights + intercept
+    sources = np.array([column.source for column in parts.plan], np.intp)
+    features = parts.features
+    regressor = type(parts.last) in REGRESSORS
+    binary = not regressor and len(intercept) == 1
+
+    def explain(rows: Rows) -> Contributions:
+        made = matrix(rows)
+        values = np.zeros((len(rows), features, len(intercept)))
+        by_column = (made - means)[:, :, None] * weights
+        np.add.at(values.swapaxes(0, 1), sources, by_column.swapaxes(0, 1))
+        # a stack of single rows, as in registry/kernels/linear.py: a row must not depend on the others
+        outputs = np.matmul(made[:, None], weights)[:, 0] + intercept
+        found = Contributions(outputs, base_values, values)
+        return both_classes(found, 0.0) if binary else found
+
+    return Explainer("linear", "value" if regressor else "margin", explain)
