@@ -61,6 +61,7 @@ class Hub:
         self._waiting: dict[str | None, set[_News]] = {}
         self._recent: Page | None = None
         self._reads: dict[tuple[str | None, int], asyncio.Task[Page]] = {}
+        self._reading: set[asyncio.Task[Page]] = set()
         self._turns = asyncio.Semaphore(READS_AT_ONCE)
         self._follower: asyncio.Task[None] | None = None
         self._following = asyncio.Event()
@@ -98,7 +99,9 @@ class Hub:
             if not self._by_address[address]:
                 del self._by_address[address]
             if not self.open_streams and self._follower is not None:
-                self._follower.cancel()
+                for task in (self._follower, *self._reading):  # a read that began later would open a closed log again
+                    task.cancel()
+                self._reads.clear()
                 self._follower, self._following, self._recent = None, asyncio.Event(), None
 
     def close(self) -> None:
@@ -160,12 +163,16 @@ class Hub:
         """Read one page for all clients at the same position that ask for it before the read begins."""
         key = topic, after
         if key not in self._reads:
-            self._reads[key] = asyncio.create_task(self._begin_read(topic, after))
+            self._reads[key] = reading = asyncio.create_task(self._begin_read(topic, after))
+            self._reading.add(reading)
+            reading.add_done_callback(self._reading.discard)
         return await asyncio.shield(self._reads[key])
 
     async def _begin_read(self, topic: str | None, after: int) -> Page:
         async with self._turns:
-            del self._reads[topic, after]  # a client that comes later may have been woken by what this does not find
+            self._reads.pop(
+                (topic, after), None
+            )  # a client that comes later may have been woken by what this does not find
             return await self._events.read(topic, after, PAGE_EVENTS)
 
     async def _follow(self) -> None:

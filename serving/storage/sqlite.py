@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -39,6 +40,12 @@ class _OpenFile:
 
     thread: ThreadPoolExecutor
     connection: sqlite3.Connection | None = None
+    process: int = field(default_factory=os.getpid)
+
+    def __del__(self) -> None:
+        """Close the connection of a call that ran after `Database.close`, but never an inherited one."""
+        if self.process == os.getpid():
+            self.disconnect()
 
     def disconnect(self) -> None:
         connection, self.connection = self.connection, None
