@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.servers import ending_with_us, free_port
+from harness.servers import ATTEMPTS, ending_with_us, free_port
 
 SCHEMA = Path(__file__).parent.parent / "serving" / "entities" / "supabase.sql"
 PACKAGE = Path(__file__).with_name("supabase_server")
@@ -212,31 +212,43 @@ def supabase_server(postgres: Postgres) -> Iterator[SupabaseServer]:
     """A server over a new database."""
     _install()
     with tempfile.TemporaryDirectory(prefix="supabase-") as name:
-        port = free_port()
         database = f"test_{secrets.token_hex(6)}"
         postgres.run("postgres", "--command", f"create database {database}")
         postgres.run(database, "--command", GRANTS, f"--file={SCHEMA}")
         configuration = Path(name) / "supabase" / "config.toml"
         configuration.parent.mkdir()
+        server = SupabaseServer(postgres, database, Path(name), 0)
+        try:
+            _start_on_a_free_port(server, configuration)
+            yield server
+        finally:
+            server.kill()
+
+
+def _start_on_a_free_port(server: SupabaseServer, configuration: Path) -> None:
+    """Between finding a port and binding it another process may take it: then try the next."""
+    for attempt in range(1, ATTEMPTS + 1):
+        server.port = free_port()
         configuration.write_text(
             f"""
             [api]
-            port = {port}
+            port = {server.port}
             [db]
             driver = "postgres"
-            url = "postgres://postgres@127.0.0.1:{postgres.port}/{database}"
+            url = "postgres://postgres@127.0.0.1:{server.postgres.port}/{server.database}"
             [auth]
             jwt_secret = "{JWT_SECRET}"
             [storage]
             enabled = true
             """
         )
-        server = SupabaseServer(postgres, database, Path(name), port)
         try:
             server.start()
-            yield server
-        finally:
-            server.kill()
+        except RuntimeError as error:
+            if attempt == ATTEMPTS or "already in use" not in str(error):
+                raise
+        else:
+            return
 
 
 def _install() -> None:

@@ -48,7 +48,7 @@ async def test_a_lookup_is_one_command_and_so_is_each_write(tier: RedisTier, raw
     await tier.put_many(dict.fromkeys(keys, b"value"))
     commands = raw.info("commandstats")
     assert isinstance(commands, dict)
-    calls = {name.removeprefix("cmdstat_"): value["calls"] for name, value in commands.items()}
+    calls = {name.removeprefix("cmdstat_"): value["calls"] for name, value in commands.items() if value["calls"]}
     assert {name: count for name, count in calls.items() if name in {"mget", "get", "set", "ping", "select"}} == {
         "mget": 1,
         "set": 50,
