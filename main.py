@@ -29,18 +29,14 @@ def web() -> Application:
     """The app; gunicorn asks for it once, in the master, before it forks."""
     _prepare()
     from registry.errors import RegistryError
-    from serving.app import build, build_alerts
+    from serving.app import build, start_logging
     from serving.errors import CannotServe, InvalidSetting
-    from serving.settings import Settings, warn_of_misspelt
+    from serving.settings import Settings
     from serving.storage.redis import InvalidRedisUrl
-    from serving.telemetry import logs
 
     try:
         settings = Settings.from_env(os.environ)
-        alerts = build_alerts(settings)
-        logs.configure(settings.log_level, watch=alerts.watch)
-        warn_of_misspelt(os.environ)
-        return build(settings, alerts)
+        return build(settings, start_logging(settings))
     except (InvalidSetting, RegistryError, InvalidRedisUrl, CannotServe) as error:
         sys.exit(f"forkserve: {error}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -46,7 +47,7 @@ from serving.schedules.parse import Action, Schedule, parse_schedules
 from serving.schedules.scheduler import Scheduler
 from serving.schedules.takeover import take_over
 from serving.service import Limits, Service, Shared
-from serving.settings import Settings
+from serving.settings import Settings, warn_of_misspelt
 from serving.shared.book import Book
 from serving.shared.metrics import Metrics
 from serving.shared.pressure import Pressure, Trimmer
@@ -54,6 +55,7 @@ from serving.shared.rate_table import RateTable, parse_rate
 from serving.shared.reloads import Reloads
 from serving.storage.http import Outbound
 from serving.stores import build_entity_store, build_event_log, build_job_store
+from serving.telemetry import logs
 from serving.telemetry.alerts import Alerts, form_of
 from serving.training.handler import TrainHandler
 from serving.training.job import OPERATION as TRAIN
@@ -153,6 +155,14 @@ def build_alerts(settings: Settings) -> Alerts:
     """Sends alerts, and calls elsewhere for all of a process; made once, for all reloads."""
     url = settings.alert_webhook_url
     return Alerts(Outbound(), url, form_of(url, settings.alert_form), name=f"forkserve on {socket.gethostname()}")
+
+
+def start_logging(settings: Settings) -> Alerts:
+    """Log as a service does, send alerts for what is logged, and warn of variables that may be misspelt settings."""
+    alerts = build_alerts(settings)
+    logs.configure(settings.log_level, watch=alerts.watch)
+    warn_of_misspelt(os.environ)
+    return alerts
 
 
 def build_shared(settings: Settings, alerts: Alerts) -> Shared:

@@ -6,13 +6,10 @@ import argparse
 import asyncio
 import os
 import secrets
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from serving.cli.command import argument, command, fail, say
-from serving.settings import Settings, warn_of_misspelt
-
-if TYPE_CHECKING:
-    from serving.telemetry.alerts import Alerts
+from serving.settings import Settings
 
 COUNTED = ("fired", "missed", "coalesced", "overlaps_prevented", "failed", "overlap_incidents")
 
@@ -39,35 +36,25 @@ def worker(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 def _run_once(settings: Settings) -> int:
-    from serving.app import build
+    from serving.app import build, start_logging
     from serving.jobs.runner import immediately
 
-    app = build(settings, _configure(settings))
+    app = build(settings, start_logging(settings))
     _settle(settings)
     app.service.runner.run(until=immediately)
     return 0
 
 
 def _run_worker(settings: Settings) -> int:
+    from serving.app import start_logging
     from serving.master.children import RunnerMaster
 
-    master = RunnerMaster(settings, _configure(settings))
+    master = RunnerMaster(settings, start_logging(settings))
     if not master.kinds:
         return fail("ROLES includes only the scheduler, and SCHEDULES is empty")
     _settle(settings)
     master.run()
     return 0
-
-
-def _configure(settings: Settings) -> Alerts:
-    """Log as a service does, warnings to the alerts as well."""
-    from serving.app import build_alerts
-    from serving.telemetry import logs
-
-    alerts = build_alerts(settings)
-    logs.configure(settings.log_level, watch=alerts.watch)
-    warn_of_misspelt(os.environ)
-    return alerts
 
 
 def _settle(settings: Settings) -> None:

@@ -446,3 +446,28 @@ async def test_client_of_a_quiet_topic_is_not_told_that_others_events_were_forgo
         assert (await log.read(None, 0, 0)).is_gap(seen)
         ids = await append_many(log, 1)
         assert [(event.kind, event.id) for event in await waiting] == [("tick", ids[0])]
+
+
+async def test_a_read_that_has_not_begun_ends_with_the_last_client(logs: Logs) -> None:
+    reads: list[str | None] = []
+
+    class Log(FailingLog):
+        async def read(self, topic: str | None, after: int, limit: int) -> Page:
+            reads.append(topic)
+            return await super().read(topic, after, limit)
+
+    hub = Hub(Log(logs.open()))
+    hub._turns = asyncio.Semaphore(0)
+    task = asyncio.create_task(_first_event(hub))
+    await until(lambda: _is(lambda: bool(hub._reads)))
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    for _ in range(8):
+        hub._turns.release()
+        await asyncio.sleep(0)
+    assert reads == []
+
+
+async def _first_event(hub: Hub) -> None:
+    async with hub.subscribe("t", after=0) as stream:
+        await anext(stream)
