@@ -73,7 +73,7 @@ def cases() -> Iterator[Case]:
     schema = Schema(infer_features(table, 1.0))
     for name, estimator in ESTIMATORS.items():
         estimator.fit(rows, target)
-        ours = tree_explainer(take_apart(estimator, schema, frame=False))
+        ours = tree_explainer(take_apart(estimator, schema))
         yield Case(name, ours, shap.TreeExplainer(estimator), rows[:ROWS].copy())
 
 

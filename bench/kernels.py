@@ -76,9 +76,9 @@ def models() -> Iterator[tuple[str, Compute, Compute, Rows]]:
     for demo in (*DEMOS, FOREST, *boosters()):
         table, target = demo.read()
         estimator = demo.estimator().fit(table if demo.named_columns else table.to_numpy(), target)
-        schema = Schema(infer_features(table, 1.0))
-        reference = estimator_compute(estimator, schema, frame=demo.named_columns)
-        compiled = compile_estimator(estimator, schema, frame=demo.named_columns)
+        schema = Schema(infer_features(table, 1.0), "frame" if demo.named_columns else "array")
+        reference = estimator_compute(estimator, schema)
+        compiled = compile_estimator(estimator, schema)
         cells = table.to_dict("split")["data"]
         rows = schema.rows([[None if pd.isna(cell) else cell for cell in row] for row in cells])
         if not verify(compiled, reference, probe_rows(schema, rows[:100])):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from hashlib import sha256
+from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,7 +16,9 @@ NEGATIVE_ZERO = bytes(7) + b"\x80"
 
 FLOAT64 = np.dtype("<f8")
 
-Rows = NDArray[np.float64]
+Rows = NDArray[Any]
+
+_encode = msgspec.msgpack.Encoder().encode
 
 
 def key_prefix(*parts: str | bytes) -> bytes:
@@ -31,6 +35,8 @@ def key_prefix(*parts: str | bytes) -> bytes:
 
 def row_keys(prefix: bytes, rows: Rows, *, merge_zeros: bool, merge_nans: bool = True) -> list[bytes]:
     """Return one key per row, for rows of shape (rows, features); SHA-256, as processors have instructions for it."""
+    if rows.dtype == object:
+        return [sha256(prefix + _encode(row)).digest()[:KEY_BYTES] for row in rows.tolist()]
     content = canonical_bytes(rows, merge_zeros=merge_zeros, merge_nans=merge_nans)
     width = rows.shape[1] * 8
     return [

@@ -62,12 +62,10 @@ def task_of(estimator: Any) -> Task | None:
     return "outlier-detection" if is_outlier_detector(estimator) else None
 
 
-def estimator_compute(estimator: Any, schema: Schema, *, frame: bool) -> Compute:
-    """A function that calls the estimator itself; `frame` if it was fitted on a DataFrame and needs column names."""
+def estimator_compute(estimator: Any, schema: Schema) -> Compute:
+    """A function that calls the estimator itself, with rows in the form that it was fitted on."""
     ask = asking(estimator)
-    if not frame:
-        return ask
-    return lambda rows: ask(schema.frame(rows))
+    return ask if schema.input == "array" else lambda rows: ask(schema.table(rows))
 
 
 def asking(estimator: Any) -> Callable[[Any], Outputs]:

@@ -57,7 +57,7 @@ class LoadedModel:
 
     @cached_property
     def schema(self) -> Schema:
-        return Schema(self.manifest.features)
+        return Schema(self.manifest.features, self.manifest.input)
 
     def predict(self, rows: Rows) -> list[Any]:
         """One prediction a row, as API.md shows it. `rows` has shape (rows, features). Raises ModelFailed."""

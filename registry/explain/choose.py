@@ -34,7 +34,6 @@ class Subject:
     estimator: Any
     compute: Compute
     schema: Schema
-    frame: bool
     background: Rows
     evaluations: int
 
@@ -54,14 +53,14 @@ class Subject:
 
         A binary classifier's margins are the negative one of the first class and that of the second.
         """
-        compute, schema, frame = self.compute, self.schema, self.frame
+        compute, schema = self.compute, self.schema
         classes = len(self.estimator.classes_) if task_of(self.estimator) == "classification" else 0
         ask = margins_of(self.estimator)
 
         def margins(rows: Rows) -> Rows:
             if ask is None:
                 return np.log(compute(rows))  # of a regressor with a logarithmic link
-            made = np.asarray(ask(schema.frame(rows) if frame else rows), np.float64).reshape(len(rows), -1)
+            made = np.asarray(ask(schema.table(rows)), np.float64).reshape(len(rows), -1)
             if classes == 2:
                 return np.hstack([-made, made])
             if made.shape[1] != max(classes, 1):
@@ -99,8 +98,7 @@ def choose_explainer(
 
     Whatever is wrong with an explainer, the model can predict without it; the log says why there is none.
     """
-    frame = manifest.input == "frame"
-    subject = Subject(estimator, compute, Schema(manifest.features), frame, background, evaluations)
+    subject = Subject(estimator, compute, Schema(manifest.features, manifest.input), background, evaluations)
     recorded = manifest.explainer.method if manifest.explainer else None
     reasons = []
     for build in BUILDERS[recorded]:
@@ -115,7 +113,7 @@ def choose_explainer(
 
 
 def _compiled(subject: Subject) -> Explainer:
-    parts = take_apart(subject.estimator, subject.schema, frame=subject.frame)
+    parts = take_apart(subject.estimator, subject.schema)
     if parts.trees is not None:
         return subject.tried(subject.in_values(tree_explainer(parts)))
     if type(parts.last) in LINEAR:
@@ -124,7 +122,7 @@ def _compiled(subject: Subject) -> Explainer:
 
 
 def _native(subject: Subject) -> Explainer:
-    explainer = native_explainer(subject.estimator, subject.schema, frame=subject.frame)
+    explainer = native_explainer(subject.estimator, subject.schema)
     return subject.tried(subject.in_values(explainer))
 
 

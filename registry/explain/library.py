@@ -116,7 +116,7 @@ def _seeded(row: Rows) -> Iterator[None]:
         np.random.set_state(state)
 
 
-def native_explainer(estimator: Any, schema: Schema, *, frame: bool) -> Explainer:
+def native_explainer(estimator: Any, schema: Schema) -> Explainer:
     """The explainer of margins of XGBoost's or LightGBM's own estimators; releases the GIL. Raises CannotExplain."""
     ask_margins = margins_of(estimator)
     ask_contributions = _contributions_of(estimator)
@@ -124,7 +124,7 @@ def native_explainer(estimator: Any, schema: Schema, *, frame: bool) -> Explaine
         raise CannotExplain(f"{type(estimator).__name__} does not explain itself")
 
     def ask(function: Callable[[Any], Any], rows: Rows) -> Rows:
-        return np.asarray(function(schema.frame(rows) if frame else rows), np.float64).reshape(len(rows), -1)
+        return np.asarray(function(schema.table(rows)), np.float64).reshape(len(rows), -1)
 
     def contributions(rows: Rows) -> Rows:
         """Shape (rows, outputs, features and base)."""

@@ -37,13 +37,13 @@ MAX_CATEGORIES = 64
 """Categories of a feature that are tried; the others are looked up in the same table."""
 
 
-def compile_estimator(estimator: Any, schema: Schema, *, frame: bool) -> Compute:
+def compile_estimator(estimator: Any, schema: Schema) -> Compute:
     """A function that answers rows as `estimator_compute` does, bit for bit. Raises Unsupported.
 
     It holds arrays and no reference to the estimator. A row that the estimator would refuse (a missing value that it
     does not accept) is answered NaN. Several threads may call it at once.
     """
-    parts = take_apart(estimator, schema, frame=frame)
+    parts = take_apart(estimator, schema)
     if parts.trees is not None:
         ensemble, link = parts.trees
         return parts.behind_matrix(ensemble.compute(link))
@@ -79,16 +79,18 @@ class Parts:
         return checked
 
 
-def take_apart(estimator: Any, schema: Schema, *, frame: bool) -> Parts:
+def take_apart(estimator: Any, schema: Schema) -> Parts:
     """The parts of an estimator. Raises Unsupported."""
+    if any(feature.kind in ("text", "datetime") for feature in schema.features):
+        raise Unsupported("texts, or dates and times")
     steps, last = _steps(estimator)
     booster = BOOSTERS.get(qualified_name(type(last)))
-    if booster is not None and frame and not steps:
+    if booster is not None and schema.input == "frame" and not steps:
         steps = booster.category_codes(last, schema)
     matrix = source_columns(schema)
     for step in steps:
         matrix = follow(step, matrix)
-    plan = _plan(steps, matrix, schema, frame=frame)
+    plan = _plan(steps, matrix, schema)
     # either may add columns to the plan
     trees = booster.booster_ensemble(last, plan) if booster else sklearn_ensemble(last, plan, sparse=matrix.sparse)
     return Parts(last, plan, matrix.sparse, len(schema), trees)
@@ -104,8 +106,8 @@ def _steps(estimator: Any) -> tuple[list[Any], Any]:
     return steps if own is None else [*steps, own], estimator
 
 
-def _plan(steps: list[Any], matrix: Matrix, schema: Schema, *, frame: bool) -> Plan:
-    if frame and any(feature.dtype.lower() in ("float16", "float32") for feature in schema.features):
+def _plan(steps: list[Any], matrix: Matrix, schema: Schema) -> Plan:
+    if schema.input == "frame" and any(feature.dtype.lower() in ("float16", "float32") for feature in schema.features):
         raise Unsupported("columns of low precision")  # scikit-learn computes with them in that precision
     if not steps:
         if any(feature.kind == "category" for feature in schema.features):
@@ -113,7 +115,7 @@ def _plan(steps: list[Any], matrix: Matrix, schema: Schema, *, frame: bool) -> P
         return [Computed(index) for index in range(len(schema))]
 
     def transform(rows: Rows) -> Any:
-        made = schema.frame(rows) if frame else rows
+        made = schema.table(rows)
         for step in steps:
             made = step.transform(made)
         return made
@@ -175,7 +177,8 @@ def _values_to_try(feature: Feature) -> list[float]:
     missing = [np.nan] if feature.nullable else []
     match feature.kind:
         case "category":
-            return [*map(float, range(min(len(feature.categories), MAX_CATEGORIES))), *missing]
+            unlisted = [float(len(feature.categories))] if feature.open else []
+            return [*map(float, range(min(len(feature.categories), MAX_CATEGORIES))), *unlisted, *missing]
         case "boolean":
             return [0.0, 1.0, *missing]
     bounds = {feature.minimum, feature.maximum, *(feature.seen or ())} - {None}

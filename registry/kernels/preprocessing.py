@@ -264,7 +264,7 @@ def _listed_values(matrix: Matrix, schema: Schema) -> dict[int, list[float]]:
     for column in matrix.columns:
         if isinstance(column, Listed):
             feature = schema.features[column.source]
-            codes = range(2 if feature.kind == "boolean" else len(feature.categories))
+            codes = range(2 if feature.kind == "boolean" else len(feature.categories) + feature.open)
             values.setdefault(column.source, set()).update(codes if column.searched is None else column.searched)
     return {source: sorted(map(float, listed)) for source, listed in values.items()}
 

@@ -38,6 +38,8 @@ class InstanceDecoder:
     @staticmethod
     def fits(features: Sequence[Feature]) -> bool:
         """Return whether a decoder is possible: msgspec supports no name that JSON would have to escape."""
+        if any(feature.kind in ("text", "datetime") or feature.open for feature in features):
+            return False
         return not any(character in feature.name for feature in features for character in '"\\')
 
     def rows(self, instances: Sequence[Any]) -> Rows | None:

@@ -1,11 +1,13 @@
 """The features of a model: their names, kinds and bounds, and the conversion of one value into a row and back.
 
-A row is float64 in schema order whatever the kinds: a category is its index in `categories`, a boolean is 0 or 1,
-a missing value is NaN. So every row has one canonical form, and a batch of them is one matrix.
+A row is float64 in schema order whatever the kinds: a category is its index in `categories`, a boolean is 0 or 1, a
+date and time is the number of microseconds since 1970 in UTC, a missing value is NaN. So every row has one canonical
+form, and a batch of them is one matrix. Only a text stays a string: rows with texts are arrays of objects.
 """
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -15,17 +17,34 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-Kind = Literal["number", "integer", "boolean", "category"]
-Rows = NDArray[np.float64]
+Kind = Literal["number", "integer", "boolean", "category", "text", "datetime"]
+Input = Literal["array", "frame", "series"]
+"""The form of the table that an estimator was fitted on; a series is a single column of texts."""
+
+Rows = NDArray[Any]
+"""Shape (rows, features), float64; an array of objects (strings, None for a missing one, floats) if there are texts."""
 
 NUMBERS = frozenset({float, int})
+
+UNLISTED = "\N{WHITE SMALL SQUARE}unlisted\N{WHITE SMALL SQUARE}"
+"""Stands for every value of an open category that is not listed; an encoder has never seen it."""
+
+EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+FIRST_TIME, LAST_TIME = (
+    datetime.datetime(1684, 1, 1, tzinfo=datetime.UTC),
+    datetime.datetime(2255, 1, 1, tzinfo=datetime.UTC),
+)
+"""In between, a float64 holds every microsecond, and pandas every nanosecond."""
 
 
 class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One feature.
 
     `minimum` and `maximum` are enforced; `seen` is the range of the sample. `categories` are the values of a category.
-    `dtype` is the column's pandas dtype in the DataFrame that the estimator was fitted on.
+    `dtype` is the column's pandas dtype in the DataFrame that the estimator was fitted on. An `open` category takes any
+    other string, too: its code is len(categories), and the estimator is handed UNLISTED. A text has at most
+    `max_length` characters. `format` is how a date and time is written (for `strftime`) for an estimator that takes
+    strings.
     """
 
     name: str
@@ -36,6 +55,9 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     maximum: float | None = None
     seen: tuple[float, float] | None = None
     categories: tuple[str | int, ...] = ()
+    open: bool = False
+    max_length: int = 10_000
+    format: str = ""
 
     def widened(self, other: Feature) -> Feature:
         """The feature, accepting also every number that `other` accepts, if that is of the same kind."""
@@ -51,10 +73,18 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def json_schema(self) -> dict[str, Any]:
         """The values that a client may send, as JSON Schema."""
         kind: dict[str, Any]
-        if self.kind == "category":
+        if self.kind == "category" and not self.open:
             kind = {"enum": [*self.categories, *([None] if self.nullable else [])]}
         else:
-            kind = {"type": [self.kind, "null"] if self.nullable else self.kind}
+            name = "string" if self.kind in ("category", "text", "datetime") else self.kind
+            kind = {"type": [name, "null"] if self.nullable else name}
+        match self.kind:
+            case "text":
+                kind["maxLength"] = self.max_length
+            case "datetime":
+                kind["format"] = "date-time"
+            case "category" if self.open:
+                kind["x-known-values"] = list(self.categories)
         for keyword, bound in (("minimum", self.minimum), ("maximum", self.maximum)):
             if bound is not None:
                 kind[keyword] = bound
@@ -62,9 +92,14 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             kind["x-seen"] = {"minimum": self.seen[0], "maximum": self.seen[1]}
         return kind
 
-    def encoder(self) -> Callable[[Any], float]:
+    def encoder(self) -> Callable[[Any], Any]:
         """A function from a JSON value to its cell in a row; it raises ValueError with the reason."""
+        encode: Callable[[Any], Any]
         match self.kind:
+            case "text":
+                encode = self._encode_text
+            case "datetime":
+                encode = encode_time
             case "category":
                 encode = self._category_encoder()
             case "boolean":
@@ -72,15 +107,23 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             case _:
                 encode = self._number_encoder()
         nullable = self.nullable
+        missing = None if self.kind == "text" else math.nan
 
-        def encode_or_missing(value: Any) -> float:
+        def encode_or_missing(value: Any) -> Any:
             if value is not None:
                 return encode(value)
             if nullable:
-                return math.nan
+                return missing
             raise ValueError("must not be null")
 
         return encode_or_missing
+
+    def _encode_text(self, value: Any) -> str:
+        if type(value) is not str:
+            raise ValueError("must be a string")
+        if len(value) > self.max_length:
+            raise ValueError(f"must have at most {self.max_length} characters")
+        return value
 
     def _number_encoder(self) -> Callable[[Any], float]:
         low = -math.inf if self.minimum is None else self.minimum
@@ -109,34 +152,45 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         listed = ", ".join(str(category) for category in self.categories)
         reason = f"must be one of {listed}" if len(listed) <= 200 else f"must be one of {len(codes)} categories"
 
+        unlisted = float(len(codes)) if self.open else None
+
         def encode(value: Any) -> float:
             # bool and float are refused by type: True and 1.0 equal 1 and would find its code
             code = codes.get(value) if type(value) in (str, int) else None
-            if code is None:
-                raise ValueError(reason)
-            return code
+            if code is not None:
+                return code
+            if unlisted is None or type(value) is not str:
+                raise ValueError("must be a string" if unlisted is not None else reason)
+            return unlisted
 
         return encode
 
-    def decode(self, cell: float) -> Any:
+    def decode(self, cell: Any) -> Any:
         """The JSON value of a row's `cell`."""
-        if math.isnan(cell):
+        if cell is None or (self.kind != "text" and math.isnan(cell)):
             return None
         match self.kind:
+            case "text":
+                return cell
             case "category":
-                return self.categories[int(cell)]
-            case "boolean":
-                return bool(cell)
-            case "integer":
-                return int(cell)
+                return self.categories[int(cell)] if cell < len(self.categories) else UNLISTED
+            case "datetime":
+                return decode_time(cell).isoformat().replace("+00:00", "Z")
+            case "boolean" | "integer":
+                return (bool if self.kind == "boolean" else int)(cell)
         return float(cell)
 
     def column(self, cells: Rows) -> Any:
         """`cells`, shape (rows,), as the pandas column that the estimator was fitted on."""
+        if self.kind == "text":
+            return pd.Series(cells, dtype=object if self.dtype == "object" else self.dtype)
+        cells = np.asarray(cells, np.float64)
         missing = np.isnan(cells)
+        if self.kind == "datetime":
+            return self._times(cells, missing)
         if self.kind == "category":
-            values = np.array([*self.categories, None], dtype=object)
-            column = values[np.where(missing, len(self.categories), cells).astype(np.intp)]
+            values = np.array([*self.categories, UNLISTED, None], dtype=object)
+            column = values[np.where(missing, len(values) - 1, cells).astype(np.intp)]
         elif self.kind == "boolean" and self.dtype == "object":
             column = cells.astype(bool).astype(object)
             column[missing] = None
@@ -149,6 +203,40 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         if missing.any() and self.dtype in ("bool", "int64", "int32"):
             return column  # plain integers and booleans have no missing value; pandas reads such columns as floats
         return pd.Series(column).astype(self.dtype).array
+
+    def _times(self, cells: Rows, missing: NDArray[np.bool_]) -> Any:
+        """Microseconds as the column of dates and times that the estimator was fitted on."""
+        whole = np.where(missing, 0, cells).astype(np.int64).astype("datetime64[us]")
+        whole[missing] = np.datetime64("NaT")
+        column = pd.Series(whole)
+        if self.format:
+            written = [
+                None if gap else decode_time(cell).strftime(self.format)
+                for cell, gap in zip(cells, missing, strict=True)
+            ]
+            return pd.Series(written, dtype=self.dtype)
+        if isinstance(dtype := pd.api.types.pandas_dtype(self.dtype), pd.DatetimeTZDtype):
+            return column.dt.tz_localize("UTC").astype(dtype)
+        return column.astype(self.dtype)
+
+
+def encode_time(value: Any) -> float:
+    """An ISO 8601 date or time as microseconds since 1970; without an offset it is in UTC. Raises ValueError."""
+    if type(value) is not str:
+        raise ValueError("must be a date and time in a string, as in ISO 8601")
+    try:
+        time = datetime.datetime.fromisoformat(value)
+    except ValueError:
+        raise ValueError("must be a date and time as in ISO 8601, such as 2026-01-31T12:00:00Z") from None
+    time = time.replace(tzinfo=datetime.UTC) if time.tzinfo is None else time
+    if not FIRST_TIME <= time <= LAST_TIME:
+        raise ValueError("must lie between the years 1684 and 2255")
+    return float((time - EPOCH) // datetime.timedelta(microseconds=1))
+
+
+def decode_time(cell: float) -> datetime.datetime:
+    """The time, in UTC, of a cell of microseconds since 1970."""
+    return EPOCH + datetime.timedelta(microseconds=int(cell))
 
 
 def _encode_boolean(value: Any) -> float:

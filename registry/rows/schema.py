@@ -11,23 +11,34 @@ import numpy as np
 import pandas as pd
 
 from registry.errors import Fault, InvalidRows, NestedTooDeep
-from registry.rows.features import Feature, Rows
+from registry.rows.features import Feature, Input, Rows
 
 MAX_LEVELS = 16
 """Levels of arrays and objects; an instance in a request needs four."""
 
 
 class Schema:
-    """The features of one model, in the order of its rows."""
+    """The features of one model, in the order of its rows, and the form of the table that it takes."""
 
-    def __init__(self, features: Sequence[Feature]) -> None:
+    def __init__(self, features: Sequence[Feature], input: Input = "array") -> None:  # noqa: A002 - as in the manifest
         self.features = tuple(features)
+        self.input = input
         self.names = tuple(feature.name for feature in features)
         self._encoders = tuple(feature.encoder() for feature in features)
         self._positions = {name: index for index, name in enumerate(self.names)}
 
     def __len__(self) -> int:
         return len(self.features)
+
+    @cached_property
+    def has_text(self) -> bool:
+        """True if rows are arrays of objects, which hold texts."""
+        return any(feature.kind == "text" for feature in self.features)
+
+    @cached_property
+    def dtype(self) -> type:
+        """The type of the cells of rows."""
+        return object if self.has_text else np.float64
 
     @cached_property
     def takes_missing(self) -> bool:
@@ -51,7 +62,7 @@ class Schema:
             if any(depth(instance) > MAX_LEVELS - 2 for instance in instances):
                 raise NestedTooDeep(faults)
             raise InvalidRows(faults)
-        return np.array(table, dtype=np.float64)
+        return np.array(table, dtype=self.dtype)
 
     def fitting_rows(self, instances: Sequence[Any]) -> tuple[Rows, list[int]]:
         """The rows of those instances that fit, shape (fitting, features), and their indices."""
@@ -62,9 +73,9 @@ class Schema:
             except InvalidRows:
                 continue
             places.append(place)
-        return np.array(rows, dtype=np.float64).reshape(len(rows), len(self)), places
+        return np.array(rows, dtype=self.dtype).reshape(len(rows), len(self)), places
 
-    def _cells(self, index: int, instance: Any, kind: type, faults: list[Fault]) -> list[float]:
+    def _cells(self, index: int, instance: Any, kind: type, faults: list[Fault]) -> list[Any]:
         if type(instance) is not kind or not isinstance(instance, dict | list):
             shape = {"dict": "an object, like the first", "list": "an array, like the first"}
             faults.append(Fault(index, None, f"must be {shape.get(kind.__name__, 'an object or an array')}"))
@@ -79,7 +90,7 @@ class Schema:
         present = [(name, instance[name]) for name in self.names if name in instance]
         return self._encode(index, present, faults)
 
-    def _encode(self, index: int, values: Any, faults: list[Fault]) -> list[float]:
+    def _encode(self, index: int, values: Any, faults: list[Fault]) -> list[Any]:
         cells = []
         for name, value in values:
             try:
@@ -96,9 +107,15 @@ class Schema:
         shown = [name if len(name) <= 64 and name.isprintable() else "(unreadable)" for name in unknown]
         return missing + [Fault(index, name, "is not a feature of this model") for name in shown]
 
-    def instance(self, row: Sequence[float]) -> dict[str, Any]:
+    def instance(self, row: Sequence[Any]) -> dict[str, Any]:
         """The instance of a row, in the user's own terms."""
-        return {f.name: f.decode(float(cell)) for f, cell in zip(self.features, row, strict=True)}
+        return {f.name: f.decode(cell) for f, cell in zip(self.features, row, strict=True)}
+
+    def table(self, rows: Rows) -> Any:
+        """Rows in the form that the estimator was fitted on."""
+        if self.input == "array":
+            return rows
+        return self.frame(rows) if self.input == "frame" else self.frame(rows).iloc[:, 0]
 
     def frame(self, rows: Rows) -> pd.DataFrame:
         """Rows as a DataFrame with the columns and dtypes that the estimator was fitted on."""

@@ -109,7 +109,7 @@ def add_trained(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         libraries=_library_versions(trained.estimator),
         features=draft.schema.features,
-        input="frame" if draft.frame else "array",
+        input=draft.schema.input,
         classes=classes,
         example=draft.schema.instance(background[len(background) // 2]),
         background=tuple(tuple(draft.schema.instance(row).values()) for row in background),
@@ -172,8 +172,6 @@ class _Draft:
 
     task: Task
     columns: list[str]
-    frame: bool
-    """Return whether the estimator was fitted on a DataFrame and needs column names."""
     schema: Schema
     compute: Compute
     rows: Rows
@@ -185,7 +183,9 @@ class _Draft:
             return {}
         table = trained.sample if trained.held_out is None else trained.held_out
         given: Any = table[self.columns]
-        given = with_categories(trained.estimator, given) if self.frame else given.to_numpy(np.float64)
+        given = (
+            with_categories(trained.estimator, given) if self.schema.input == "frame" else given.to_numpy(np.float64)
+        )
         classes = getattr(trained.estimator, "classes_", ())
         return measure(self.task, table[trained.target], asking(trained.estimator)(given), classes)
 
@@ -199,13 +199,14 @@ def _examine(trained: Trained, accepting: Sequence[Feature]) -> _Draft:
     table = with_categories(estimator, trained.sample[columns])
     others = {feature.name: feature for feature in accepting}
     inferred = infer_features(table, trained.margin)
-    schema = Schema([feature.widened(others.get(feature.name, feature)) for feature in inferred])
+    features = [feature.widened(others.get(feature.name, feature)) for feature in inferred]
+    schema = Schema(features, "frame" if frame else "array")
     if not frame and any(feature.kind == "category" for feature in inferred):
         raise CannotAdd("the estimator takes numbers only, but the table has columns of text")
     try:
         # decoded as requests are, so that what is recorded here holds for them
         rows = schema.rows(instances_of(table))
-        compute = estimator_compute(estimator, schema, frame=frame)
+        compute = estimator_compute(estimator, schema)
         outputs = compute(rows)
     except InvalidRows as error:
         raise CannotAdd(f"the table does not fit its own features: {error.faults[0].reason}") from error
@@ -213,7 +214,7 @@ def _examine(trained: Trained, accepting: Sequence[Feature]) -> _Draft:
         raise CannotAdd(f"the estimator cannot predict this table: {type(error).__name__}: {error}") from error
     if not np.isfinite(outputs).all():
         raise CannotAdd("the estimator's output for this table is not finite")
-    return _Draft(task, columns, frame, schema, compute, rows, outputs)
+    return _Draft(task, columns, schema, compute, rows, outputs)
 
 
 def _checked_task(estimator: Any) -> Task:

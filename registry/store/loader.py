@@ -46,8 +46,8 @@ def load_version(
         estimator = unpickle(path, verified_bytes(root, path, manifest.sha256))
         _check_kind(path, estimator, manifest)
         keep_to_one_thread(estimator)
-        schema = Schema(manifest.features)
-        compute = estimator_compute(estimator, schema, frame=manifest.input == "frame")
+        schema = Schema(manifest.features, manifest.input)
+        compute = estimator_compute(estimator, schema)
         background = _verify_answers(path, manifest, schema, compute)
     except VersionRefused as error:
         if not fallback:
@@ -122,7 +122,7 @@ def _compile(manifest: Manifest, estimator: Any, schema: Schema, compute: Comput
     """The estimator's compiled form, if it has one that answers probe rows with equal bits."""
     reason = "it does not answer as its estimator does"
     try:
-        compiled = compile_estimator(estimator, schema, frame=manifest.input == "frame")
+        compiled = compile_estimator(estimator, schema)
         if verify(compiled, compute, probe_rows(schema, background)):
             return compiled
     except Exception as error:  # noqa: BLE001 - private attributes of estimators, which another release may lack

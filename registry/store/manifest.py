@@ -10,7 +10,7 @@ import msgspec
 from registry.errors import VersionRefused
 from registry.estimator import Task
 from registry.explain.shap_values import Method, Space
-from registry.rows.features import Feature
+from registry.rows.features import Feature, Input
 from registry.store.directory import NAME, read_file
 
 FILENAME = "manifest.json"
@@ -48,7 +48,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     created: str
     libraries: dict[str, str]
     features: tuple[Feature, ...]
-    input: Literal["array", "frame"]
+    input: Input
     classes: tuple[str, ...] = ()
     example: dict[str, Any]
     background: tuple[tuple[Any, ...], ...]

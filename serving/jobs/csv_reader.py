@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ MAX_ROW_BYTES = 64 * 1024
 BOM = b"\xef\xbb\xbf"
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
-Cell = Callable[[str], float]
+Cell = Callable[[str], Any]
 
 
 class CsvReader:
@@ -129,7 +130,7 @@ class FeatureReader:
         return rows
 
     def _read(self, table: Iterator[list[str]]) -> Rows | None:
-        rows: list[list[float]] = []
+        rows: list[list[Any]] = []
         for cells in table:
             if self._columns:
                 rows.append(self._row(cells))
@@ -165,13 +166,13 @@ def _cell(feature: Feature) -> Cell:
     encode = feature.encoder()
     categories = {str(category): category for category in feature.categories}
 
-    def category(text: str) -> float:
+    def category(text: str) -> Any:
         return encode(categories.get(text, text or None))
 
-    def boolean(text: str) -> float:
+    def boolean(text: str) -> Any:
         return encode(BOOLEANS.get(text.lower(), text or None))
 
-    def number(text: str) -> float:
+    def number(text: str) -> Any:
         if not text:
             return encode(None)
         # float() takes digits of every script, and underscores between them

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -98,10 +98,14 @@ def make_operations(registry: Registry) -> list[Operation]:
 
 def encode_rows(rows: Rows, selection: Selection) -> bytes:
     """The payload of a call to `Operation.answer_call`, for rows of shape (rows, features); no bit of them is lost."""
-    return msgspec.msgpack.encode((rows.shape[1], selection, np.asarray(rows, "<f8").tobytes()))
+    content = rows.tolist() if rows.dtype == object else np.asarray(rows, "<f8").tobytes()
+    return msgspec.msgpack.encode((rows.shape[1], selection, content))
 
 
 def decode_rows(payload: bytes) -> tuple[Rows, Selection]:
     """Decode the payload of `encode_rows`; the rows are writable, as some estimators require."""
-    features, selection, values = msgspec.msgpack.decode(payload, type=tuple[int, Selection, bytearray])
-    return np.frombuffer(values, "<f8").reshape(-1, features), selection
+    kinds = tuple[int, Selection, bytearray | list[list[Any]]]
+    features, selection, content = msgspec.msgpack.decode(payload, type=kinds)
+    if isinstance(content, list):
+        return np.array(content, dtype=object).reshape(-1, features), selection
+    return np.frombuffer(content, "<f8").reshape(-1, features), selection

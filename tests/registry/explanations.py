@@ -28,7 +28,7 @@ shap: Any = import_shap()
 def explain_trees(estimator: Any, table: pd.DataFrame, y: Any, *, frame: bool = False) -> Explainer:
     """Fit on the table; the explainer that the kernel stands behind."""
     estimator.fit(table if frame else table.to_numpy(), y)
-    return tree_explainer(take_apart(estimator, Schema(infer_features(table, None)), frame=frame))
+    return tree_explainer(take_apart(estimator, Schema(infer_features(table, None), "frame" if frame else "array")))
 
 
 def assert_additive(found: Contributions) -> None:

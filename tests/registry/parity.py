@@ -91,9 +91,9 @@ def assert_same_bytes(answers: Outputs, expected: Outputs) -> None:
 def pair(estimator: Any, table: pd.DataFrame, y: Any, *, frame: bool = False, margin: float | None = 1.0) -> Pair:
     """Fit on the table and compile."""
     estimator.fit(table if frame else table.to_numpy(), y)
-    schema = Schema(infer_features(table, margin))
-    compiled = compile_estimator(estimator, schema, frame=frame)
-    return Pair(estimator, schema, estimator_compute(estimator, schema, frame=frame), compiled)
+    schema = Schema(infer_features(table, margin), "frame" if frame else "array")
+    compiled = compile_estimator(estimator, schema)
+    return Pair(estimator, schema, estimator_compute(estimator, schema), compiled)
 
 
 def rows_of_table(schema: Schema, table: pd.DataFrame) -> Rows:

@@ -29,7 +29,7 @@ def test_compiled_booster_is_explained_by_the_kernel(library: str, close: float,
     assert model.explainer.space == ("margin" if classes else "value")
     rows = TABLE.to_numpy()[:20]
     found = model.contributions(rows)
-    native = native_explainer(estimator, Schema(model.manifest.features), frame=False).explain(rows)
+    native = native_explainer(estimator, Schema(model.manifest.features)).explain(rows)
     np.testing.assert_allclose(found.values, native.values, rtol=0, atol=close)
     np.testing.assert_allclose(found.base_values, native.base_values, rtol=0, atol=close)
     np.testing.assert_allclose(found.outputs, native.outputs, rtol=0, atol=close)

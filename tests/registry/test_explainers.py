@@ -302,7 +302,7 @@ def test_importance_is_the_mean_of_absolute_contributions_over_the_background(fo
 def test_exact_explainer_holds_nothing_of_its_estimator(name: str) -> None:
     estimator = clone(CHOSEN[name][0]).fit(ROWS, target(TABLE, CHOSEN[name][1] or 0))
     last = estimator.steps[-1][1] if hasattr(estimator, "steps") else estimator
-    parts = take_apart(estimator, Schema(infer_features(TABLE, 1.0)), frame=False)
+    parts = take_apart(estimator, Schema(infer_features(TABLE, 1.0)))
     explainer = linear_explainer(parts, ROWS) if parts.trees is None else tree_explainer(parts)
     found = weakref.ref(last)
     del estimator, last, parts

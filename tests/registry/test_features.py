@@ -244,3 +244,35 @@ def test_column_that_is_no_feature_is_refused_by_name(column: Any, reason: str) 
 def test_column_whose_name_cannot_be_shown_is_refused(name: str) -> None:
     with pytest.raises(CannotAdd, match="printable"):
         infer_features(pd.DataFrame({name: [1.0]}), 1.0)
+
+
+KINDS = Schema(
+    [
+        Feature(name="note", kind="text", dtype="object", nullable=True, max_length=5),
+        Feature(name="when", kind="datetime", dtype="datetime64[ns]", nullable=True),
+        Feature(name="city", kind="category", dtype="object", categories=("Bern", "Rome"), open=True),
+    ],
+    "frame",
+)
+
+
+def test_texts_times_and_unlisted_categories_become_what_the_estimator_was_fitted_on() -> None:
+    rows = KINDS.rows([["a b", "2026-01-31T13:00:00+01:00", "Bern"], [None, None, "Oslo"]])
+    table = KINDS.table(rows)
+    assert table["note"].tolist() == ["a b", None]
+    assert table["when"].tolist() == [pd.Timestamp("2026-01-31T12:00:00"), pd.NaT]
+    assert table["when"].dtype == "datetime64[ns]"
+    assert table["city"].tolist()[0] == "Bern"
+    assert table["city"].tolist()[1] not in ("Bern", "Rome", "Oslo")
+    assert KINDS.instance(rows[0]) == {"note": "a b", "when": "2026-01-31T12:00:00Z", "city": "Bern"}
+
+
+@pytest.mark.parametrize(
+    ("instance", "feature"),
+    [(["too long", None, "Bern"], "note"), ([1, None, "Bern"], "note"), ([None, "31.1.2026", "Bern"], "when")]
+    + [([None, "9999-12-31", "Bern"], "when"), ([None, None, 1], "city"), ([None, None, None], "city")],
+)
+def test_values_of_another_kind_are_named(instance: list[object], feature: str) -> None:
+    with pytest.raises(InvalidRows) as caught:
+        KINDS.rows([instance])
+    assert [fault.feature for fault in caught.value.faults] == [feature]

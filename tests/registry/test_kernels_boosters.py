@@ -173,12 +173,12 @@ def test_category_that_the_booster_has_not_seen_is_answered_the_same_or_not_comp
     estimator.fit(table, (by_category(table) > 0).astype(int))
     table["city"] = table["city"].cat.add_categories(["a new town"])
     table.loc[0, "city"] = "a new town"
-    schema = Schema(infer_features(table, 1.0))
+    schema = Schema(infer_features(table, 1.0), "frame")
     if isinstance(estimator, XGBClassifier):
         with pytest.raises(Unsupported):
-            compile_estimator(estimator, schema, frame=True)
+            compile_estimator(estimator, schema)
         return
-    compiled = compile_estimator(estimator, schema, frame=True)
+    compiled = compile_estimator(estimator, schema)
     rows = schema.rows(table.to_dict("records"))
     assert compiled(rows).tobytes() == estimator.predict_proba(schema.frame(rows)).tobytes()
 
@@ -222,7 +222,7 @@ def test_only_the_trees_up_to_the_best_iteration_count(library: str) -> None:
         estimator.fit(x[:200], y[:200], eval_X=x[200:], eval_y=y[200:], callbacks=[stop])
         assert 0 < estimator.best_iteration_ < 100
     schema = Schema(infer_features(table, None))
-    compiled = compile_estimator(estimator, schema, frame=False)
+    compiled = compile_estimator(estimator, schema)
     assert compiled(x).tobytes() == estimator.predict_proba(x).astype(np.float64).tobytes()
 
 
@@ -247,7 +247,7 @@ def test_booster_without_a_compiled_form_is_left_alone(name: str) -> None:
     y = outcome(table, "", 3 if "all" in name else 2 if "hinge" in name or "ranks" in name else 0)
     estimator.fit(table.to_numpy(), y, **({"group": [len(table)]} if "ranks" in name else {}))
     with pytest.raises(Unsupported):
-        compile_estimator(estimator, Schema(infer_features(table, None)), frame=False)
+        compile_estimator(estimator, Schema(infer_features(table, None)))
 
 
 def test_leaf_that_is_off_by_a_bit_is_found_out() -> None:

@@ -201,9 +201,9 @@ def test_missing_value_that_a_forest_refuses_in_a_sparse_matrix_is_answered_nan(
     columns = make_column_transformer((OneHotEncoder(), ["city"]), remainder="passthrough", sparse_threshold=1.0)
     estimator = make_pipeline(columns, RandomForestClassifier(n_estimators=3, random_state=0))
     known = table.dropna(subset="income")
-    schema = Schema(infer_features(table, 1.0))
+    schema = Schema(infer_features(table, 1.0), "frame")
     estimator.fit(known, target(known[["income"]], 2))
-    compiled = compile_estimator(estimator, schema, frame=True)
+    compiled = compile_estimator(estimator, schema)
     rows = np.array([[0.0, 3000.0], [0.0, np.nan]])
     with pytest.raises(ValueError, match="NaN"):
         estimator.predict_proba(schema.frame(rows))
@@ -215,8 +215,8 @@ def test_category_that_the_encoder_has_not_seen_is_answered_as_scikit_learn_does
     table = mixed()
     known = table[table["city"] != "Zug"]
     estimator = imputed(Ridge(), handle_unknown="ignore").fit(known, target(known))
-    schema = Schema(infer_features(table, 1.0))
-    compiled = compile_estimator(estimator, schema, frame=True)
+    schema = Schema(infer_features(table, 1.0), "frame")
+    compiled = compile_estimator(estimator, schema)
     rows = np.tile(np.array([[40.0, 3000.0, 3.0, 3.0, 1.0, 1.0]]), (2, 1))
     rows[1, 3] = 0.0
     assert schema.features[3].categories[3] == "Zug"
@@ -229,7 +229,7 @@ def test_category_that_the_estimator_refuses_leaves_it_uncompiled() -> None:
     known = table[table["city"] != "Zug"]
     estimator = imputed(Ridge(), handle_unknown="error").fit(known, target(known))
     with pytest.raises(Unsupported):
-        compile_estimator(estimator, Schema(infer_features(table, 1.0)), frame=True)
+        compile_estimator(estimator, Schema(infer_features(table, 1.0), "frame"))
 
 
 def test_numbers_that_overflow_when_scaled_are_answered_nan() -> None:
@@ -262,7 +262,7 @@ def test_kind_without_a_compiled_form_is_left_to_the_estimator(estimator: Any) -
     table = numbers()
     estimator.fit(table.to_numpy(), target(table, 2))
     with pytest.raises(Unsupported):
-        compile_estimator(estimator, Schema(infer_features(table, 1.0)), frame=False)
+        compile_estimator(estimator, Schema(infer_features(table, 1.0)))
 
 
 @pytest.mark.parametrize(
@@ -274,18 +274,18 @@ def test_columns_of_low_precision_are_left_to_the_estimator(estimator: Any) -> N
     table = numbers().astype(np.float32)
     estimator.fit(table, target(table))
     with pytest.raises(Unsupported):
-        compile_estimator(estimator, Schema(infer_features(table, 1.0)), frame=True)
+        compile_estimator(estimator, Schema(infer_features(table, 1.0), "frame"))
 
 
 def test_regression_of_two_targets_is_left_to_the_estimator() -> None:
     table = numbers()
     estimator = Ridge().fit(table.to_numpy(), np.column_stack([target(table), target(table)]))
     with pytest.raises(Unsupported):
-        compile_estimator(estimator, Schema(infer_features(table, 1.0)), frame=False)
+        compile_estimator(estimator, Schema(infer_features(table, 1.0)))
 
 
 def test_categories_that_nothing_encodes_are_left_to_the_estimator() -> None:
     table = pd.DataFrame({"x0": pd.Categorical([3, 5, 7] * 10), "x1": np.arange(30.0)})
     estimator = Ridge().fit(table, np.arange(30.0))
     with pytest.raises(Unsupported):
-        compile_estimator(estimator, Schema(infer_features(table, 1.0)), frame=True)
+        compile_estimator(estimator, Schema(infer_features(table, 1.0), "frame"))

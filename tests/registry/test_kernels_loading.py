@@ -105,7 +105,7 @@ def test_compiled_model_lets_its_estimator_go(root: Path, monkeypatch: pytest.Mo
 
 def test_compiled_pipeline_holds_none_of_its_steps() -> None:
     pipeline = make_pipeline(StandardScaler(), LogisticRegression()).fit(TABLE.to_numpy(), target(TABLE, 2))
-    compiled = compile_estimator(pipeline, Schema(infer_features(TABLE, 1.0)), frame=False)
+    compiled = compile_estimator(pipeline, Schema(infer_features(TABLE, 1.0)))
     steps = [weakref.ref(step) for _, step in pipeline.steps]
     del pipeline
     gc.collect()

@@ -156,7 +156,7 @@ def test_ensemble_without_a_compiled_form_is_left_alone(estimator: Any, request:
     if request.node.callspec.id == "subclass":
         estimator.__class__ = type("Own", (HistGradientBoostingRegressor,), {})
     with pytest.raises(Unsupported):
-        compile_estimator(estimator, Schema(infer_features(table, None)), frame=False)
+        compile_estimator(estimator, Schema(infer_features(table, None)))
 
 
 @settings(max_examples=200)

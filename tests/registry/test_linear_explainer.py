@@ -36,9 +36,9 @@ CASES: dict[str, tuple[Any, int]] = {
 def explained(estimator: Any, table: pd.DataFrame, y: Any, *, frame: bool) -> tuple[Explainer, Rows]:
     """Fit on the table; the explainer, and the table as rows, of which the first hundred are the background."""
     estimator.fit(table if frame else table.to_numpy(), y)
-    schema = Schema(infer_features(table, 1.0))
+    schema = Schema(infer_features(table, 1.0), "frame" if frame else "array")
     rows = rows_of_table(schema, table)
-    return linear_explainer(take_apart(estimator, schema, frame=frame), rows[:100]), rows
+    return linear_explainer(take_apart(estimator, schema), rows[:100]), rows
 
 
 def margins(estimator: Any, table: Any) -> Rows:

@@ -24,8 +24,8 @@ from tests.registry.parity import mixed, rows_of_table, target
 
 def explained(estimator: Any, table: pd.DataFrame, y: Any) -> tuple[Explainer, Rows]:
     estimator.fit(table, y)
-    schema = Schema(infer_features(table, 1.0))
-    return tree_explainer(take_apart(estimator, schema, frame=True)), rows_of_table(schema, table)
+    schema = Schema(infer_features(table, 1.0), "frame")
+    return tree_explainer(take_apart(estimator, schema)), rows_of_table(schema, table)
 
 
 @pytest.mark.parametrize(
