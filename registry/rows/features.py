@@ -207,7 +207,7 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def _times(self, cells: Rows, missing: NDArray[np.bool_]) -> Any:
         """Microseconds as the column of dates and times that the estimator was fitted on."""
         whole = np.where(missing, 0, cells).astype(np.int64).astype("datetime64[us]")
-        whole[missing] = np.datetime64("NaT")
+        whole[missing] = np.datetime64("NaT", "us")
         column = pd.Series(whole)
         if self.format:
             written = [

@@ -269,8 +269,14 @@ def test_texts_times_and_unlisted_categories_become_what_the_estimator_was_fitte
 
 @pytest.mark.parametrize(
     ("instance", "feature"),
-    [(["too long", None, "Bern"], "note"), ([1, None, "Bern"], "note"), ([None, "31.1.2026", "Bern"], "when")]
-    + [([None, "9999-12-31", "Bern"], "when"), ([None, None, 1], "city"), ([None, None, None], "city")],
+    [
+        (["too long", None, "Bern"], "note"),
+        ([1, None, "Bern"], "note"),
+        ([None, "31.1.2026", "Bern"], "when"),
+        ([None, "9999-12-31", "Bern"], "when"),
+        ([None, None, 1], "city"),
+        ([None, None, None], "city"),
+    ],
 )
 def test_values_of_another_kind_are_named(instance: list[object], feature: str) -> None:
     with pytest.raises(InvalidRows) as caught:
