@@ -35,6 +35,8 @@ class LoadedModel:
     """True if a minimal model replaces the version because it could not be loaded."""
     compiled: bool = False
     """True if a compiled form, verified bit for bit against the estimator, answers instead of it."""
+    reason: str = ""
+    """Why it is not compiled; "" if it is."""
     explainer: Explainer | None = None
 
     @property

@@ -167,7 +167,7 @@ class Splits:
         """
         column = self._plan[feature]
         if isinstance(column, Computed):
-            raise Unsupported("a split by category of a computed number")
+            raise Unsupported("a tree splits by category on a computed number")
         table = tuple(0.0 if goes_left(code) else 1.0 for code in column.table)
         split = Tabled(column.source, table, column.searched)
         if split not in self._places:

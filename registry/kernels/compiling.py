@@ -15,7 +15,7 @@ from registry.estimator import Compute, Outputs, qualified_name
 from registry.kernels import lightgbm_trees, xgboost_trees
 from registry.kernels.columns import Computed, Plan, builder
 from registry.kernels.ensembles import HISTOGRAM, Ensemble, sklearn_ensemble
-from registry.kernels.kernel import Unsupported
+from registry.kernels.kernel import Unsupported, no_form
 from registry.kernels.linear import LINEAR, linear_compute
 from registry.kernels.links import Link
 from registry.kernels.preprocessing import Matrix, follow, source_columns, tabulate
@@ -49,7 +49,7 @@ def compile_estimator(estimator: Any, schema: Schema) -> Compute:
         return parts.behind_matrix(ensemble.compute(link))
     if type(parts.last) in LINEAR:
         return parts.behind_matrix(linear_compute(parts.last, sparse=parts.sparse))
-    raise Unsupported(type(parts.last).__name__)
+    raise Unsupported(no_form("the estimator", parts.last))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Parts:
 def take_apart(estimator: Any, schema: Schema) -> Parts:
     """The parts of an estimator. Raises Unsupported."""
     if any(feature.kind in ("text", "datetime") for feature in schema.features):
-        raise Unsupported("texts, or dates and times")
+        raise Unsupported("a column is a text, or a date and time")
     steps, last = _steps(estimator)
     booster = BOOSTERS.get(qualified_name(type(last)))
     if booster is not None and schema.input == "frame" and not steps:
@@ -108,10 +108,10 @@ def _steps(estimator: Any) -> tuple[list[Any], Any]:
 
 def _plan(steps: list[Any], matrix: Matrix, schema: Schema) -> Plan:
     if schema.input == "frame" and any(feature.dtype.lower() in ("float16", "float32") for feature in schema.features):
-        raise Unsupported("columns of low precision")  # scikit-learn computes with them in that precision
+        raise Unsupported("a column is float32 or float16")  # scikit-learn computes with them in that precision
     if not steps:
         if any(feature.kind == "category" for feature in schema.features):
-            raise Unsupported("categories that are not encoded")
+            raise Unsupported("categories reach the estimator without an encoder")
         return [Computed(index) for index in range(len(schema))]
 
     def transform(rows: Rows) -> Any:

@@ -83,7 +83,7 @@ def _forest_ensemble(estimator: Any, *, refuses_missing: bool) -> tuple[Ensemble
     """Decision trees, random forests and extra trees: the mean of the trees' probabilities or values."""
     members = [estimator] if type(estimator) in SINGLE else estimator.estimators_
     if estimator.n_outputs_ != 1:
-        raise Unsupported("several outputs")
+        raise Unsupported("its trees have several outputs")
     trees = [_tree(member) for member in members]
     start = np.zeros(trees[0].values.shape[1])
     refuses_missing = refuses_missing or not get_tags(estimator).input_tags.allow_nan
@@ -116,9 +116,9 @@ def _start(estimator: Any) -> Rows:
     """The margins before the first stage, which are the same for every row."""
     initial = estimator.init_
     if not isinstance(initial, str) and type(initial) not in (DummyClassifier, DummyRegressor):
-        raise Unsupported(f"boosting that starts from {type(initial).__name__}")
+        raise Unsupported(f"its boosting starts from a {type(initial).__name__}")
     if getattr(initial, "strategy", "prior") in ("stratified", "uniform"):
-        raise Unsupported("boosting that starts from chance")
+        raise Unsupported("its boosting starts from chance")
     any_row = np.zeros((1, estimator.n_features_in_))
     start: Rows = estimator._raw_predict_init(any_row)[0].astype(np.float64)
     return start

@@ -68,7 +68,7 @@ def flatten(trees: Sequence[Tree]) -> Forest:
     counts = np.array([len(tree.left) for tree in trees])
     starts = np.cumsum(counts) - counts
     if counts.sum() > np.iinfo(np.int32).max or max(tree.feature.max() for tree in trees) > np.iinfo(np.uint16).max:
-        raise Unsupported("too many nodes or features")
+        raise Unsupported("its trees have more than 2^31 nodes or 2^16 columns")
     nodes = np.zeros(counts.sum(), NODE)
     values = np.empty((len(nodes), trees[0].values.shape[1]))
     cover, player = np.full(len(nodes), np.nan), np.zeros(len(nodes), np.int32)

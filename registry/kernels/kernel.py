@@ -24,6 +24,9 @@ from numba.extending import register_jitable
 
 log = structlog.get_logger(__name__)
 
+KNOWN_LIBRARIES = frozenset({"imblearn", "lightgbm", "sklearn", "xgboost"})
+"""A class from anywhere else is called Python code."""
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -80,4 +83,15 @@ class Kernel:
 
 
 class Unsupported(Exception):
-    """An estimator has no compiled form; the message says why. Never leaves `kernels` and `explain`."""
+    """An estimator has no compiled form; the message says why, in words that end "not compiled: ...".
+
+    Never leaves `kernels`, `explain` and the loader.
+    """
+
+
+def no_form(role: str, part: Any) -> str:
+    """Why a part of a model, such as "the step", is not compiled, if nothing is known about its class."""
+    name = type(part).__name__
+    if type(part).__module__.partition(".")[0] in KNOWN_LIBRARIES:
+        return f"{role} {name} has no compiled form"
+    return f"{role} {name} is Python code"

@@ -42,7 +42,7 @@ def category_codes(estimator: Any, schema: Schema) -> list[CategoryCodes]:
         return []
     places = [index for index, feature in enumerate(schema.features) if feature.dtype == "category"]
     if len(places) != len(lists):
-        raise Unsupported("categories of other columns")
+        raise Unsupported("its categories belong to other columns")
     by_place = dict(zip(places, lists, strict=True))
     return [CategoryCodes(tuple(by_place.get(index) for index in range(len(schema))), refuses_unknown=False)]
 
@@ -71,7 +71,7 @@ def _keywords(block: str) -> Text:
 
 def _tree(tree: Text, splits: Splits) -> Tree:
     if tree.get("is_linear", "0") != "0":
-        raise Unsupported("linear trees")
+        raise Unsupported("its trees have linear leaves")
     leaves = _numbers(tree, "leaf_value", np.float64)
     inner = len(leaves) - 1
     decisions = _numbers(tree, "decision_type", np.int64)
@@ -112,7 +112,7 @@ def _missing_left(decisions: NDArray[np.int64], threshold: NDArray[np.float64]) 
     """Which nodes send a missing value left: as recorded, or, if the node has seen none, as it sends zero."""
     kind = decisions >> MISSING_SHIFT & 3
     if (kind == MISSING_IS_ZERO).any():
-        raise Unsupported("zeros that are missing values")
+        raise Unsupported("it treats zeros as missing values")
     return np.where(kind == NO_MISSING, threshold >= 0.0, (decisions & DEFAULT_LEFT) != 0)
 
 
@@ -141,4 +141,4 @@ def _link(estimator: Any, objective: str, outputs: int) -> Link:
         return links.booster_exponential(np.float64)
     if name in IDENTITY and "sqrt" not in parameters and outputs == 1 and not classifies:
         return links.booster_identity
-    raise Unsupported(objective)
+    raise Unsupported(f"the objective {objective} has no compiled form")

@@ -67,7 +67,7 @@ def coefficients(estimator: Any) -> tuple[Rows, Rows]:
     weights = np.atleast_2d(given).T.copy(order="K")
     outputs = weights.shape[1]
     if given.dtype != np.float64 or (type(estimator) in REGRESSORS and outputs > 1):
-        raise Unsupported("coefficients of another shape or precision")
+        raise Unsupported("its coefficients are not float64, or predict several outputs")
     return weights, np.broadcast_to(np.asarray(estimator.intercept_, np.float64).ravel(), (outputs,)).copy()
 
 

@@ -77,7 +77,7 @@ def lay_out(forest: Forest, outputs: int) -> Paths:
     sizes = np.diff(forest.roots, append=len(forest.nodes))
     single = np.repeat(sizes, sizes) == 1  # a tree of one node has no shares
     if not (single | (forest.cover > 0.0)).all():
-        raise Unsupported("trees that do not record how many training rows passed")
+        raise Unsupported("its trees do not record how many training rows passed")
     child = forest.nodes["child"].astype(np.int64)
     inner = child != np.arange(len(child))
     nodes = _follow(forest, child, inner)

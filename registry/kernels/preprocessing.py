@@ -35,7 +35,7 @@ from registry.kernels.columns import (
     Computed,
     Tabled,
 )
-from registry.kernels.kernel import Unsupported
+from registry.kernels.kernel import Unsupported, no_form
 from registry.rows.features import Feature, Rows
 from registry.rows.schema import Schema
 
@@ -91,7 +91,7 @@ def follow(transformer: Any, matrix: Matrix) -> Matrix:
         return matrix
     step = FOLLOWED.get(type(transformer))
     if step is None:
-        raise Unsupported(type(transformer).__name__)
+        raise Unsupported(no_form("the step", transformer))
     return step(transformer, matrix)
 
 
@@ -113,7 +113,7 @@ def _pipeline(pipeline: Pipeline, matrix: Matrix) -> Matrix:
 
 def _column_transformer(transformer: ColumnTransformer, matrix: Matrix) -> Matrix:
     if transformer.transformer_weights:
-        raise Unsupported("weighted transformers")
+        raise Unsupported("its ColumnTransformer weights the transformers")
     columns: list[Followed] = []
     for name, inner, _ in transformer.transformers_:
         chosen = transformer._transformer_to_input_indices[name]
@@ -125,7 +125,7 @@ def _column_transformer(transformer: ColumnTransformer, matrix: Matrix) -> Matri
 def _with_steps(matrix: Matrix, *operations: tuple[int, Any]) -> Matrix:
     """Append operations to computed columns; an operand is one number, or has one for each column."""
     if matrix.sparse:
-        raise Unsupported("a scaler of a sparse matrix")  # scikit-learn multiplies by 1 / scale there
+        raise Unsupported("a scaler follows a sparse matrix")  # scikit-learn multiplies by 1 / scale there
     columns = matrix.columns
     for operation, operand in operations:
         numbers = np.broadcast_to(operand, len(columns)).tolist()
@@ -162,9 +162,9 @@ def _max_abs(scaler: preprocessing.MaxAbsScaler, matrix: Matrix) -> Matrix:
 
 def _imputer(imputer: SimpleImputer, matrix: Matrix) -> Matrix:
     if matrix.sparse or not (isinstance(imputer.missing_values, float) and math.isnan(imputer.missing_values)):
-        raise Unsupported("an imputer of something else than missing values")
+        raise Unsupported("an imputer fills something else than missing values")
     if any(value is None or value != value for value in imputer.statistics_):  # noqa: PLR0124 - true for NaN alone
-        raise Unsupported("an imputer of a column without values")
+        raise Unsupported("an imputer was fitted on a column without values")
     columns = _with_steps(matrix, (FILL, imputer.statistics_)).columns
     if imputer.add_indicator:
         columns += tuple(_stepped(matrix.columns[index], IS_MISSING, 0.0) for index in imputer.indicator_.features_)
@@ -194,7 +194,7 @@ def _listed(column: Followed, categories: Any) -> Listed:
     if isinstance(column, Listed):
         return column
     if any(operation != FILL for operation, _ in column.steps):
-        raise Unsupported("an encoder of computed numbers")
+        raise Unsupported("an encoder follows arithmetic on numbers")
     numbers = np.asarray(categories, dtype=np.float64)
     return Listed(column.source, tuple(numbers[np.isfinite(numbers)].tolist()))
 
@@ -204,7 +204,7 @@ def _function(transformer: preprocessing.FunctionTransformer, matrix: Matrix) ->
     function = transformer.func
     if function is None or (isinstance(function, partial) and function.func is check_array):
         return matrix
-    raise Unsupported("a function")
+    raise Unsupported("the step FunctionTransformer is Python code")
 
 
 FOLLOWED: dict[type, Callable[[Any, Matrix], Matrix]] = {
@@ -281,11 +281,11 @@ def _transformed(transform: Transform, rows: Rows, width: int) -> Rows:
             warnings.simplefilter("ignore")  # encoders warn of unknown values
             made = transform(rows)
     except (TypeError, ValueError) as error:
-        raise Unsupported(f"transformers that refuse values of the schema: {error}") from error
+        raise Unsupported(f"its transformers refuse values that the features accept: {error}") from error
     made = np.asarray(made.toarray() if hasattr(made, "toarray") else made)
     if made.shape != (len(rows), width) or made.dtype == np.float32:
-        raise Unsupported("a matrix of another shape or precision")
+        raise Unsupported("its transformers make another matrix than expected, or float32")
     try:
         return made.astype(np.float64)
     except (TypeError, ValueError) as error:
-        raise Unsupported("a matrix that does not hold numbers") from error
+        raise Unsupported("its transformers make a matrix that does not hold numbers") from error

@@ -238,7 +238,7 @@ def quadrature(players: int) -> NDArray[np.float64]:
     """
     most = max(1, _blocks(players))
     if most > MAX_BLOCKS:
-        raise Unsupported("too many features on a path")
+        raise Unsupported("a path of its trees splits by more than 256 features")
     made = []
     for blocks in range(1, most + 1):
         points, weights = np.polynomial.legendre.leggauss(blocks * BLOCK)

@@ -37,7 +37,7 @@ def category_codes(estimator: Any, schema: Schema) -> list[CategoryCodes]:
     if not any(listed):
         return []
     if len(listed) != len(schema):
-        raise Unsupported("categories of other columns")
+        raise Unsupported("its categories belong to other columns")
     return [CategoryCodes(tuple(listed), refuses_unknown=True)]
 
 
@@ -57,10 +57,10 @@ def booster_ensemble(estimator: Any, plan: Plan) -> tuple[Ensemble, Link]:
 def _parts(estimator: Any) -> dict[str, Any]:
     """The model, its objective's name and its base score, as text. Raises Unsupported."""
     if not (isinstance(estimator.missing, float) and math.isnan(estimator.missing)):
-        raise Unsupported("another missing value than NaN")
+        raise Unsupported("its missing value is not NaN")
     learner = msgspec.json.decode(bytes(estimator.get_booster().save_raw("json")))["learner"]
     if learner["gradient_booster"]["name"] != "gbtree":
-        raise Unsupported(learner["gradient_booster"]["name"])
+        raise Unsupported(f"its booster is {learner['gradient_booster']['name']}, not gbtree")
     return {
         "model": learner["gradient_booster"]["model"],
         "objective": learner["objective"]["name"],
@@ -70,7 +70,7 @@ def _parts(estimator: Any) -> dict[str, Any]:
 
 def _texts(encoder: dict[str, Any]) -> list[str]:
     if not encoder.get("offsets"):
-        raise Unsupported("categories that are numbers")
+        raise Unsupported("its categories are numbers")
     text, offsets = bytes(encoder["values"]), encoder["offsets"]
     return [text[start:stop].decode() for start, stop in pairwise(offsets)]
 
@@ -88,7 +88,7 @@ def _turns(groups: NDArray[np.int64]) -> NDArray[np.int64]:
     for group in range(groups.max() + 1):
         turns[groups == group] = np.arange((groups == group).sum())
     if len(groups) != (groups.max() + 1) * (turns.max() + 1):
-        raise Unsupported("margins of unequal numbers of trees")
+        raise Unsupported("its classes have different numbers of trees")
     return turns
 
 
@@ -108,7 +108,7 @@ def _base_margins(base_score: str, objective: str, outputs: int) -> NDArray[np.f
 def _tree(tree: dict[str, Any], weight: np.float32, splits: Splits) -> Tree:
     """A tree whose leaves are multiplied by `weight`, which is not 1 for dropped-out trees."""
     if int(tree["tree_param"]["size_leaf_vector"]) > 1:
-        raise Unsupported("trees of several outputs")
+        raise Unsupported("its trees have several outputs")
     left, right = np.array(tree["left_children"]), np.array(tree["right_children"])
     inner = left >= 0
     feature = np.where(inner, tree["split_indices"], 0)
@@ -155,4 +155,4 @@ def _link(estimator: Any, objective: str, outputs: int) -> Link:
         return links.booster_exponential(np.float32)
     if objective in IDENTITY and outputs == 1 and not classifies:
         return links.booster_identity
-    raise Unsupported(objective)
+    raise Unsupported(f"the objective {objective} has no compiled form")

@@ -19,6 +19,7 @@ from registry.errors import VersionRefused
 from registry.estimator import Compute, estimator_compute, keep_to_one_thread, task_of
 from registry.explain.choose import choose_explainer
 from registry.kernels import compile_estimator, probe_rows, verify
+from registry.kernels.kernel import Unsupported
 from registry.model import LoadedModel
 from registry.rows.features import Rows
 from registry.rows.schema import Schema
@@ -54,10 +55,15 @@ def load_version(
             raise
         log.error("Fallback model in use", model=manifest.name, version=manifest.version, reason=str(error))
         mean = np.array(manifest.baseline)
-        return LoadedModel(manifest, lambda rows: np.tile(mean, (len(rows), 1)), fallback=True)
-    quick = _compile(manifest, estimator, schema, compute, background) if options.compiled else None
+        reason = "the version could not be loaded"
+        return LoadedModel(manifest, lambda rows: np.tile(mean, (len(rows), 1)), fallback=True, reason=reason)
+    quick, reason = None, "COMPILE is false"
+    if options.compiled:
+        quick, reason = _compile(estimator, schema, compute, background)
+        if reason:
+            log.info("Model not compiled", model=manifest.name, version=manifest.version, reason=reason)
     explainer = choose_explainer(manifest, estimator, quick or compute, background, options.shap_evaluations)
-    return LoadedModel(manifest, quick or compute, compiled=quick is not None, explainer=explainer)
+    return LoadedModel(manifest, quick or compute, compiled=quick is not None, reason=reason, explainer=explainer)
 
 
 def verified_bytes(root: Path, path: Path, sha256: str) -> bytes:
@@ -118,14 +124,14 @@ def _verify_answers(path: Path, manifest: Manifest, schema: Schema, compute: Com
     return background
 
 
-def _compile(manifest: Manifest, estimator: Any, schema: Schema, compute: Compute, background: Rows) -> Compute | None:
-    """The estimator's compiled form, if it has one that answers probe rows with equal bits."""
-    reason = "it does not answer as its estimator does"
+def _compile(estimator: Any, schema: Schema, compute: Compute, background: Rows) -> tuple[Compute | None, str]:
+    """The estimator's compiled form, if it has one that answers probe rows with equal bits; else why not."""
     try:
         compiled = compile_estimator(estimator, schema)
         if verify(compiled, compute, probe_rows(schema, background)):
-            return compiled
+            return compiled, ""
+    except Unsupported as error:
+        return None, str(error)
     except Exception as error:  # noqa: BLE001 - private attributes of estimators, which another release may lack
-        reason = f"{type(error).__name__}: {error}"
-    log.info("Model not compiled", model=manifest.name, version=manifest.version, reason=reason)
-    return None
+        return None, f"it could not be read ({type(error).__name__}: {error})"
+    return None, "it does not answer as its estimator does"

@@ -70,6 +70,7 @@ def add(arguments: argparse.Namespace, settings: Settings) -> int:
     if script is not None:
         write_script(settings.model_dir / model.name, script)
     say(f"added {model.name} version {model.version} in {settings.model_dir / model.name / model.version}")
+    say(f"not compiled: {model.reason}" if model.reason else "compiled: it answers the very bits of its estimator")
     say(taken_over(settings))
     return 0
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.decomposition import KernelPCA
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -36,6 +38,17 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
+class Own(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """A step of Python code."""
+
+    def fit(self, _x: Any, _y: Any = None) -> Self:
+        self.fitted_ = True
+        return self
+
+    def transform(self, x: Any) -> Any:
+        return x
+
+
 def not_compiled(logs: Any) -> list[dict[str, Any]]:
     return [line for line in logs if line["event"] == "Model not compiled"]
 
@@ -43,7 +56,7 @@ def not_compiled(logs: Any) -> list[dict[str, Any]]:
 def test_forest_is_served_compiled(root: Path) -> None:
     with capture_logs() as logs:
         model = load_version(root, root / "forest" / "1")
-    assert model.compiled
+    assert (model.compiled, model.reason) == (True, "")
     assert not_compiled(logs) == []
     forest = RandomForestClassifier(n_estimators=5, random_state=0).fit(TABLE.to_numpy(), target(TABLE, 2))
     assert model.compute(TABLE.to_numpy()).tobytes() == forest.predict_proba(TABLE.to_numpy()).tobytes()
@@ -55,8 +68,19 @@ def test_model_without_a_compiled_form_is_served_by_its_estimator(tmp_path: Path
         model = load_version(tmp_path, tmp_path / "svr" / "1")
     assert not model.compiled
     (line,) = not_compiled(logs)
-    assert (line["model"], line["version"], line["reason"]) == ("svr", "1", "Unsupported: SVR")
+    reason = "the estimator SVR has no compiled form"
+    assert (line["model"], line["version"], line["reason"], model.reason) == ("svr", "1", reason, reason)
     assert model.compute(TABLE.to_numpy()).shape == (ROWS, 1)
+
+
+def test_model_names_the_step_that_is_not_compiled(tmp_path: Path) -> None:
+    for name, step, reason in (
+        ("library", KernelPCA(2), "the step KernelPCA has no compiled form"),
+        ("own", Own(), "the step Own is Python code"),
+    ):
+        pipeline = make_pipeline(step, LogisticRegression()).fit(TABLE.to_numpy(), target(TABLE, 2))
+        model = add_version(tmp_path, name, pipeline, TABLE)
+        assert (model.compiled, model.reason) == (False, reason)
 
 
 def test_model_that_is_compiled_wrongly_is_served_by_its_estimator(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

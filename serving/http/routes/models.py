@@ -41,6 +41,7 @@ def summary(registry: Registry, model: LoadedModel) -> dict[str, Any]:
         "task": model.manifest.task,
         "estimator": model.manifest.estimator,
         "compiled": model.compiled,
+        "reason": model.reason,
         "fallback": model.fallback,
         "entities": model.manifest.entities,
         "explainer": _explainer(model),

@@ -23,6 +23,7 @@ def test_models_are_listed_by_name(client: httpx.Client) -> None:
         "task": "classification",
         "estimator": "StandardScaler | LogisticRegression",
         "compiled": True,
+        "reason": "",
         "fallback": False,
         "entities": False,
         "explainer": {"method": "linear", "space": "margin", "jobs_only": False},
