@@ -109,17 +109,6 @@ def libraries(estimator: Any) -> set[str]:
     return {library_of(step) for step in _steps(estimator)}
 
 
-def keep_to_one_thread(estimator: Any) -> None:
-    """Let LightGBM predict in the calling thread, however many it was fitted with.
-
-    LightGBM passes the number of threads to OpenMP with every call, whatever OMP_NUM_THREADS says, and a thread pool
-    that is alive at the fork hangs the children. XGBoost respects OMP_NUM_THREADS.
-    """
-    for step in _steps(estimator):
-        if library_of(step) == "lightgbm" and hasattr(step, "n_jobs"):
-            step.n_jobs = 1
-
-
 def input_names(estimator: Any, columns: Sequence[str]) -> list[str] | None:
     """The names of the columns that the estimator was fitted on, None where it was fitted on an array.
 

@@ -44,6 +44,7 @@ from registry.store.directory import NAME, directories, version_order
 from registry.store.loader import load_version, unpickle
 from registry.store.manifest import ExplainerRecord, Manifest, TrainingRecord, write_manifest
 from registry.store.options import DEFAULT_OPTIONS
+from registry.threads import in_one_thread
 from registry.training.metrics import measure
 from registry.training.script import Trained
 
@@ -74,7 +75,8 @@ def add_version(
     trained = Trained(
         estimator=estimator, sample=sample, held_out=held_out, target=target, labels=labels, margin=margin
     )
-    return add_trained(root, name, trained)
+    with in_one_thread(estimator):
+        return add_trained(root, name, trained)
 
 
 def add_trained(

@@ -16,7 +16,7 @@ import numpy as np
 import structlog
 
 from registry.errors import VersionRefused
-from registry.estimator import Compute, estimator_compute, keep_to_one_thread, task_of
+from registry.estimator import Compute, estimator_compute, task_of
 from registry.explain.choose import choose_explainer
 from registry.kernels import compile_estimator, probe_rows, verify
 from registry.kernels.kernel import Unsupported
@@ -25,6 +25,7 @@ from registry.rows.features import Rows
 from registry.rows.schema import Schema
 from registry.store.manifest import Manifest, read_manifest
 from registry.store.options import DEFAULT_OPTIONS, LoadOptions
+from registry.threads import keep_to_one_thread
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +47,6 @@ def load_version(
     try:
         estimator = unpickle(path, verified_bytes(root, path, manifest.sha256))
         _check_kind(path, estimator, manifest)
-        keep_to_one_thread(estimator)
         schema = Schema(manifest.features, manifest.input)
         compute = estimator_compute(estimator, schema)
         background = _verify_answers(path, manifest, schema, compute)
@@ -86,7 +86,7 @@ def verified_bytes(root: Path, path: Path, sha256: str) -> bytes:
 
 
 def unpickle(path: Path, content: bytes) -> Any:
-    """The estimator in the `content` of an artefact, which is executed. Raises VersionRefused."""
+    """The estimator in the `content` of an artefact, which is executed, kept to one thread. Raises VersionRefused."""
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -99,6 +99,7 @@ def unpickle(path: Path, content: bytes) -> Any:
         raise VersionRefused(path, f"does not load: {type(error).__name__}: {error}") from error
     for message in {str(warning.message) for warning in caught}:
         log.warning("Model loaded with a warning", artefact=str(path), warning=message)
+    keep_to_one_thread(estimator)
     return estimator
 
 

@@ -17,7 +17,6 @@ import contextvars
 import ctypes
 import gc
 import importlib
-import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from serving.errors import CannotServe
-from serving.process.kernel import thread_names
+from serving.process.kernel import lasting_threads
 from serving.shared.pressure import give_back
 
 NEEDED_BY_WORKERS = (
@@ -108,7 +107,7 @@ def settle() -> None:
 
 def check_single_thread() -> None:
     """Only the forking thread survives in a child; locks held by others stay locked for ever. Raises CannotServe."""
-    names = thread_names(os.getpid())
+    names = lasting_threads()
     if len(names) != 1:
         raise CannotServe(f"{len(names)} threads at the fork, expected one: {', '.join(sorted(names))}")
 

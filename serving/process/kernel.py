@@ -17,6 +17,9 @@ WEB, RUNNER, SCHEDULER, MESSENGER = "web", "runner", "scheduler", "messenger"
 
 PR_SET_NAME = 15
 
+ENDING_SECONDS = 0.5
+LOOK_SECONDS = 0.001
+
 
 @dataclass(frozen=True, slots=True)
 class Memory:
@@ -90,4 +93,20 @@ def name_of(pid: int) -> str:
 
 def thread_names(pid: int) -> list[str]:
     """The kernel's names of all threads of a process, including those that Python has not started."""
-    return [task.joinpath("comm").read_text().strip() for task in Path(f"/proc/{pid}/task").iterdir()]
+    names = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            names.append(task.joinpath("comm").read_text().strip())
+    return names
+
+
+def lasting_threads() -> list[str]:
+    """The names of this process's threads, once those that are just ending are gone; at least one.
+
+    Python takes a thread for ended a little earlier than the kernel does. A thread that stays is reported after
+    ENDING_SECONDS.
+    """
+    deadline = time.monotonic() + ENDING_SECONDS
+    while len(names := thread_names(os.getpid())) > 1 and time.monotonic() < deadline:
+        time.sleep(LOOK_SECONDS)
+    return names

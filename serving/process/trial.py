@@ -17,7 +17,7 @@ from registry.errors import VersionRefused
 from registry.model import LoadedModel
 from registry.store.reload import Load
 from serving.process.child import be_early_out_of_memory, describe_exit, fork, fork_isolated, limit_memory, mute
-from serving.process.kernel import available_memory, thread_names
+from serving.process.kernel import available_memory, lasting_threads
 
 MAX_REASON_BYTES = 2000
 """A pipe takes as many at once, whether they are read or not."""
@@ -67,7 +67,7 @@ def _report(step: Callable[[], bytes], writing: int) -> None:
     reason = b"needs more memory than there is"
     try:
         reason = step()
-        names = thread_names(os.getpid())
+        names = lasting_threads()
         if len(names) != 1:
             reason = f"starts threads: {', '.join(sorted(names))}".encode()
     except VersionRefused as error:
@@ -82,7 +82,7 @@ def _report(step: Callable[[], bytes], writing: int) -> None:
 def _load_and_fork(load: Load, directory: Path, writing: int) -> bytes:
     """Do as the master would; the forked process, if it comes to that, writes the verdict."""
     model = load(directory)
-    if len(thread_names(os.getpid())) != 1:
+    if len(lasting_threads()) != 1:
         return b""  # a fault, which is named by the caller
     _, status = os.waitpid(fork(lambda: _report(partial(_answer, model), writing)), 0)
     return b"" if status == 0 else f"its process {describe_exit(status)}".encode()

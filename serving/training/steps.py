@@ -20,6 +20,7 @@ from registry.store.add import add_trained, next_version
 from registry.store.loader import load_version
 from registry.store.manifest import Manifest
 from registry.store.options import LoadOptions
+from registry.threads import keep_to_one_thread
 from registry.training.candidates import candidate_root, find_candidate, read_held_out, root_of, write_held_out
 from registry.training.promotion import Measured, by_manifests, find_breaches, find_decline, find_losses, measure_both
 from registry.training.script import OUTCOME, TIME, TrainingData, checked, live_manifest, read_train_function
@@ -79,6 +80,7 @@ class Steps:
         train = read_train_function(self.root, directory, live.training)
         outcomes = asyncio.run(self.read_outcomes(live))
         trained = checked(train(TrainingData(job.model, live, outcomes)))
+        keep_to_one_thread(trained.estimator)
         aside = candidate_root(self.root, job.id, job.attempts)
         model = add_trained(
             aside,

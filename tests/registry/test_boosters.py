@@ -27,7 +27,7 @@ TWO_THREADS = {"n_estimators": 3, "n_jobs": 2}
 
 PREDICT = """
 import os, sys, joblib, numpy
-from registry.estimator import keep_to_one_thread
+from registry.threads import keep_to_one_thread
 estimator = joblib.load(sys.argv[1])
 keep_to_one_thread(estimator)
 estimator.predict(numpy.zeros((5000, 3)))
