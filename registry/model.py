@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from registry.errors import ModelFailed, NotExplained
+from registry.errors import InvalidSelection, ModelFailed, NotExplained
 from registry.estimator import Compute, Outputs
-from registry.explain.explanation import Selection, present_contributions
-from registry.explain.shap_values import Contributions, Explainer
+from registry.explain.explanation import Names, Selection, present_contributions
+from registry.explain.shap_values import Contributions, Explainer, Space
 from registry.rows.features import Rows
 from registry.rows.schema import Schema
 from registry.store.manifest import Manifest
@@ -38,6 +39,8 @@ class LoadedModel:
     reason: str = ""
     """Why it is not compiled; "" if it is."""
     explainer: Explainer | None = None
+    other_explainers: Mapping[Space, Explainer] = field(default_factory=dict)
+    """Explainers of other outputs than those that `explainer` explains, by their space."""
 
     @property
     def name(self) -> str:
@@ -74,18 +77,43 @@ class LoadedModel:
         Raises NotExplained, InvalidSelection, ModelFailed.
         """
         selection = selection or Selection()
-        selection.check(self.manifest.classes)
-        found = self.contributions(rows)
+        explainer = self.explainer_for(selection)
+        found = self.contributions(rows, selection.space)
         labels = [answer["label"] if isinstance(answer, dict) else None for answer in self.predict(rows)]
-        assert self.explainer is not None
-        return present_contributions(found, self.explainer, self.schema.names, self.manifest.classes, labels, selection)
+        return present_contributions(found, explainer, self._names, labels, selection)
 
-    def contributions(self, rows: Rows) -> Contributions:
-        """The SHAP values of rows, verified to add up to the outputs. Raises NotExplained, ModelFailed."""
+    @cached_property
+    def _names(self) -> Names:
+        manifest = self.manifest
+        return Names(self.schema.names, manifest.classes, manifest.groups, manifest.feature_labels)
+
+    @property
+    def spaces(self) -> tuple[Space, ...]:
+        """The outputs that can be explained, the default first."""
+        return () if self.explainer is None else (self.explainer.space, *self.other_explainers)
+
+    def explainer_for(self, selection: Selection) -> Explainer:
+        """The explainer of what is selected. Raises NotExplained, InvalidSelection."""
+        selection.check(self.manifest.classes)
+        return self._explainer_in(selection.space)
+
+    def _explainer_in(self, space: Space | None) -> Explainer:
         if self.explainer is None:
             raise NotExplained(f"{self.name}/{self.version} has no explainer")
-        found = self.explainer.explain(rows)
-        if not found.gap() <= self.explainer.tolerance:  # NaN is not
+        if space is None or space == self.explainer.space:
+            return self.explainer
+        if space not in self.other_explainers:
+            raise InvalidSelection(f"space must be one of {', '.join(self.spaces)} for this model")
+        return self.other_explainers[space]
+
+    def contributions(self, rows: Rows, space: Space | None = None) -> Contributions:
+        """The SHAP values of rows, verified to add up to the outputs; in the model's own space unless one is given.
+
+        Raises NotExplained, InvalidSelection, ModelFailed.
+        """
+        explainer = self._explainer_in(space)
+        found = explainer.explain(rows)
+        if not found.gap() <= explainer.tolerance:  # NaN is not
             raise ModelFailed(f"{self.name}/{self.version}: contributions do not add up to the output")
         return found
 

@@ -1,1 +1,1 @@
-"""Explainers: exact ones for trees and linear models, shap's own for anything else."""
+"""Explainers: exact ones for trees and linear models, sampling for anything else."""

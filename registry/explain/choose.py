@@ -10,9 +10,10 @@ import numpy as np
 import structlog
 
 from registry.estimator import Compute, task_of
+from registry.explain.budget import Sampled
 from registry.explain.compiled import linear_explainer, tree_explainer
-from registry.explain.library import ensemble_explainer, margins_of, native_explainer, sampling_explainer
-from registry.explain.shap_values import CannotExplain, Explainer, Space
+from registry.explain.library import ensemble_explainer, margins_of, native_explainer
+from registry.explain.shap_values import Budget, CannotExplain, Explainer, Space
 from registry.kernels.compiling import take_apart
 from registry.kernels.ensembles import FORESTS, GRADIENT, HISTOGRAM, SINGLE
 from registry.kernels.kernel import Unsupported
@@ -36,6 +37,8 @@ class Subject:
     schema: Schema
     background: Rows
     evaluations: int
+    budget: Budget | None
+    """What was decided when the version was added."""
 
     def natural_space(self) -> Space:
         """Probabilities where there are any, else margins, else values. Raises CannotExplain."""
@@ -98,10 +101,12 @@ def choose_explainer(
 
     Whatever is wrong with an explainer, the model can predict without it; the log says why there is none.
     """
-    subject = Subject(estimator, compute, Schema(manifest.features, manifest.input), background, evaluations)
-    recorded = manifest.explainer.method if manifest.explainer else None
+    record = manifest.explainer
+    budget = record.budget if record else None
+    schema = Schema(manifest.features, manifest.input)
+    subject = Subject(estimator, compute, schema, background, evaluations, budget)
     reasons = []
-    for build in BUILDERS[recorded]:
+    for build in BUILDERS[record.method if record else None]:
         try:
             return build(subject)
         except (CannotExplain, Unsupported) as error:
@@ -136,7 +141,8 @@ def _ensemble(subject: Subject) -> Explainer:
 
 def _sampling(subject: Subject) -> Explainer:
     space = subject.natural_space()
-    return sampling_explainer(subject.outputs_in(space), subject.background, space, subject.evaluations)
+    sampled = Sampled(subject.outputs_in(space), subject.background, space)
+    return sampled.explainer(subject.evaluations, subject.budget)
 
 
 BUILDERS: dict[str | None, tuple[Callable[[Subject], Explainer], ...]] = {

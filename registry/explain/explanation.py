@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,22 +12,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from registry.errors import CannotDraw, InvalidSelection
-from registry.explain.shap_values import Contributions, Explainer
+from registry.explain.shap_values import Contributions, Explainer, Space
 
 OTHER = "(other)"
 """The sum of the features that are not shown."""
 
 
+MAX_WORDS = 20
+"""Words of a text that are shown; the others are summed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which part of an explanation is shown.
+    """Which explanation is made, and which part of it is shown.
 
     `classes`: the predicted one, all, or those listed. `top`: this many features with the largest contributions, and
-    the rest summed; None for all in the model's order.
+    the rest summed; None for all in the model's order. `space`: the outputs that are explained; None for the model's
+    own choice.
     """
 
     classes: Literal["predicted", "all"] | tuple[str, ...] = "predicted"
     top: int | None = None
+    space: Space | None = None
 
     def check(self, classes: Sequence[str]) -> None:
         """Raises InvalidSelection where a model of these classes cannot show it."""
@@ -43,13 +49,33 @@ class Selection:
             raise InvalidSelection("classes must be 'predicted', 'all', or some of the model's classes")
 
 
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The names in explanations: a model's features and classes, groups of features, and labels for people.
+
+    `groups` are features whose contributions are summed, by the name of the sum; `labels` are by feature or group.
+    """
+
+    features: Sequence[str]
+    classes: Sequence[str] = ()
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def shown(self) -> dict[str, list[int]]:
+        """Indices of the features behind each name that is shown; a group stands where its first feature stood."""
+        owners = {member: group for group, members in self.groups.items() for member in members}
+        shown: dict[str, list[int]] = {}
+        for index, feature in enumerate(self.features):
+            shown.setdefault(owners.get(feature, feature), []).append(index)
+        return shown
+
+    def shown_labels(self) -> dict[str, str]:
+        """The labels of the names that are shown."""
+        return {name: self.labels[name] for name in self.shown() if name in self.labels}
+
+
 def present_contributions(
-    found: Contributions,
-    explainer: Explainer,
-    features: Sequence[str],
-    classes: Sequence[str],
-    labels: Sequence[Any],
-    selection: Selection,
+    found: Contributions, explainer: Explainer, names: Names, labels: Sequence[Any], selection: Selection
 ) -> list[dict[str, Any]]:
     """One item a row; in each, `base_value` and the sum of `values` make `output`.
 
@@ -58,40 +84,81 @@ def present_contributions(
         {"label": ..., "space": ..., "method": ..., "output": ..., "base_value": ..., "values": {feature: ...}}
 
     For several classes "classes" holds output, base_value and values by class. `labels` are the predicted ones, None
-    for a model without classes. Raises InvalidSelection.
+    for a model without classes. Sampled values come with `"sampled": true` and a `standard_error` for each; texts with
+    `words`, {feature: {word: ...}}; features that have labels for people with `labels`. Raises InvalidSelection.
     """
+    classes = names.classes
     selection.check(classes)
     positions = {label: index for index, label in enumerate(classes)}
-    base_values = found.base_values.tolist()
-
-    def item(row: int, output: int) -> dict[str, Any]:
-        return {
-            "output": float(found.outputs[row, output]),
-            "base_value": base_values[output],
-            "values": _shown(features, found.values[row, :, output], selection.top),
-        }
-
+    drawer, shown_labels = _Drawer(found, names, selection.top), names.shown_labels()
     presented = []
     for row, label in enumerate(labels):
         common = {} if label is None else {"label": label}
         common |= {"space": explainer.space, "method": explainer.method}
+        if found.standard_error is not None:
+            common["sampled"] = True
         if not classes:
-            presented.append(common | item(row, 0))
+            item = common | drawer.item(row, 0)
         elif selection.classes == "predicted":
-            presented.append(common | item(row, positions[label]))
+            item = common | drawer.item(row, positions[label])
         else:
             chosen = classes if selection.classes == "all" else selection.classes
-            presented.append(common | {"classes": {name: item(row, positions[name]) for name in chosen}})
+            item = common | {"classes": {name: drawer.item(row, positions[name]) for name in chosen}}
+        if shown_labels:
+            item["labels"] = shown_labels
+        presented.append(item)
     return presented
 
 
-def _shown(features: Sequence[str], values: NDArray[np.float64], top: int | None) -> dict[str, float]:
-    if top is None or top >= len(features):
-        return dict(zip(features, values.tolist(), strict=True))
-    order = np.argsort(-np.abs(values), kind="stable")
-    shown = {features[index]: float(values[index]) for index in order[:top]}
-    shown[OTHER] = shown.get(OTHER, 0.0) + float(values[order[top:]].sum())  # a feature may have this name, too
-    return shown
+class _Drawer:
+    """Contributions as JSON values, of one row and output at a time."""
+
+    def __init__(self, found: Contributions, names: Names, top: int | None) -> None:
+        """`top` names are shown, the others summed."""
+        self._found = found
+        self._features = names.features
+        self._top = top
+        shown = names.shown()
+        self._shown = tuple(shown)
+        self._values, self._errors = found.values, found.standard_error
+        if names.groups:
+            starts = np.cumsum([0, *map(len, shown.values())])[:-1]
+            order = [index for members in shown.values() for index in members]
+            self._values = np.add.reduceat(found.values[:, order], starts, axis=1)
+            if found.standard_error is not None:  # that of a sum is no more than the sum of theirs
+                self._errors = np.add.reduceat(found.standard_error[:, order], starts, axis=1)
+
+    def item(self, row: int, output: int) -> dict[str, Any]:
+        values = self._values[row, :, output]
+        top = len(values) if self._top is None else self._top
+        order = range(len(values)) if top >= len(values) else np.argsort(-np.abs(values), kind="stable").tolist()
+        item = {
+            "output": float(self._found.outputs[row, output]),
+            "base_value": float(self._found.base_values[output]),
+            "values": self._by_name(values, order, top),
+        }
+        if self._errors is not None:
+            item["standard_error"] = self._by_name(self._errors[row, :, output], order, top)
+        if self._found.words is not None and self._found.words[row]:
+            item["words"] = {
+                feature: self._words(row, output, feature, words) for feature, words in self._found.words[row].items()
+            }
+        return item
+
+    def _by_name(self, values: NDArray[np.float64], order: Sequence[int], top: int) -> dict[str, float]:
+        shown = {self._shown[index]: float(values[index]) for index in order[:top]}
+        if top < len(values):
+            shown[OTHER] = shown.get(OTHER, 0.0) + float(values[order[top:]].sum())  # a feature may have this name, too
+        return shown
+
+    def _words(self, row: int, output: int, feature: str, words: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
+        """The words that matter most; the rest, with the words that the text lacks, makes up the feature's value."""
+        values = {word: float(value[output]) for word, value in words.items()}
+        largest = sorted(values, key=lambda word: -abs(values[word]))[: min(MAX_WORDS, self._top or MAX_WORDS)]
+        shown = {word: values[word] for word in largest}
+        rest = float(self._found.values[row, self._features.index(feature), output]) - sum(shown.values())
+        shown[OTHER] = shown.get(OTHER, 0.0) + rest
+        return shown
 
 
 def draw_waterfall(explanation: Mapping[str, Any], instance: Mapping[str, Any], path: Path) -> None:
@@ -109,12 +176,12 @@ def draw_waterfall(explanation: Mapping[str, Any], instance: Mapping[str, Any], 
             from matplotlib import pyplot
     except ImportError as error:
         raise CannotDraw("drawing needs matplotlib: pip install 'forkserve[plot]'") from error
-    values = explanation["values"]
+    values, labels = explanation["values"], explanation.get("labels", {})
     drawn = shap.Explanation(
         values=np.array(list(values.values())),
         base_values=explanation["base_value"],
         data=np.array([_text(name, instance) for name in values], dtype=object),
-        feature_names=list(values),
+        feature_names=[labels.get(name, name) for name in values],
     )
     figure = pyplot.figure()
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,12 +35,28 @@ class Contributions:
     """Shape (outputs,): the mean output, over the training rows for trees, else over the background."""
     values: NDArray[np.float64]
     """Shape (rows, features, outputs)."""
+    standard_error: NDArray[np.float64] | None = None
+    """The standard errors of sampled values, in their shape; None for exact ones."""
+    words: Sequence[Mapping[str, Mapping[str, NDArray[np.float64]]]] | None = None
+    """One mapping a row: what each word that occurs in a text contributes to the outputs, by feature and word.
+
+    An array has shape (outputs,). A text's words and the words that it lacks make its value together.
+    """
 
     def gap(self) -> float:
         """The largest difference between a sum and its output, relative to the largest number in the sum (or 1)."""
         sums = self.base_values + self.values.sum(axis=1)
         largest = np.maximum(np.abs(self.values).max(axis=1, initial=1.0), np.abs(self.outputs))
         return float((np.abs(sums - self.outputs) / largest).max(initial=0.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A decision: of `asked` evaluations a row gets `evaluations`; it is `jobs_only` if even these are too slow."""
+
+    asked: int
+    evaluations: int
+    jobs_only: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,6 +78,8 @@ class Explainer:
     """True if a row takes too long for a request."""
     evaluations: int = 0
     """The number of calls of the model per row, which sampled values depend on; 0 for a formula."""
+    budget: Budget | None = None
+    """The decision on the number of evaluations; None for an explainer that does not sample."""
 
 
 def both_classes(second: Contributions, total: float) -> Contributions:
@@ -73,7 +91,16 @@ def both_classes(second: Contributions, total: float) -> Contributions:
         np.hstack([total - second.outputs, second.outputs]),
         np.hstack([total - second.base_values, second.base_values]),
         np.concatenate([-second.values, second.values], axis=2),
+        None if second.standard_error is None else np.repeat(second.standard_error, 2, axis=2),
+        None if second.words is None else [_both_signs(words) for words in second.words],
     )
+
+
+def _both_signs(words: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> dict[str, dict[str, NDArray[np.float64]]]:
+    return {
+        feature: {word: np.concatenate([-value, value]) for word, value in of_feature.items()}
+        for feature, of_feature in words.items()
+    }
 
 
 def mean_contributions(explainer: Explainer, background: Rows, max_seconds: float) -> tuple[list[float], int]:

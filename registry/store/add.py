@@ -299,7 +299,13 @@ def _record_explainer(manifest: Manifest, estimator: Any, compute: Compute, back
         log.warning("Explainer not recorded", model=manifest.name, reason=f"{type(error).__name__}: {error}")
         return None
     by_name = {feature.name: share for feature, share in zip(manifest.features, importance, strict=True)}
-    return ExplainerRecord(method=explainer.method, space=explainer.space, importance=by_name, importance_rows=count)
+    return ExplainerRecord(
+        method=explainer.method,
+        space=explainer.space,
+        importance=by_name,
+        importance_rows=count,
+        budget=explainer.budget,
+    )
 
 
 def _describe(estimator: Any) -> str:

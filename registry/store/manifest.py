@@ -9,7 +9,7 @@ import msgspec
 
 from registry.errors import VersionRefused
 from registry.estimator import Task
-from registry.explain.shap_values import Method, Space
+from registry.explain.shap_values import Budget, Method, Space
 from registry.rows.features import Feature, Input
 from registry.store.directory import NAME, read_file
 
@@ -26,6 +26,8 @@ class ExplainerRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     space: Space
     importance: dict[str, float]
     importance_rows: int
+    budget: Budget | None = None
+    """None for an explainer that does not sample, or one that was recorded before budgets were."""
 
 
 class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -62,6 +64,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """True if the model predicts from records of entities; its features are then columns of a record."""
     explainer: ExplainerRecord | None = None
     """None for a version that was added before explainers were recorded, or where none fits."""
+    groups: dict[str, tuple[str, ...]] = {}
+    """Features whose contributions are shown as one sum, by the name of the sum."""
+    feature_labels: dict[str, str] = {}
+    """Labels for people, by feature or group."""
     training: TrainingRecord | None = None
     """None for a model that cannot be retrained."""
     trained_by: str = ""

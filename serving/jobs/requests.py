@@ -12,8 +12,9 @@ from typing import Any
 import msgspec
 import structlog
 
-from registry.errors import Fault, InvalidRows, NotExplained
+from registry.errors import Fault, InvalidRows
 from registry.explain.explanation import Selection
+from registry.explain.shap_values import Space
 from registry.model import LoadedModel
 from registry.registry import Registry
 from registry.rows.features import Rows
@@ -60,6 +61,7 @@ class JobQuery(msgspec.Struct, forbid_unknown_fields=True):
     version: str | None = None
     classes: str | tuple[str, ...] = "predicted"
     top: int | None = None
+    space: Space | None = None
 
 
 _body = msgspec.json.Decoder(JobBody)
@@ -98,7 +100,9 @@ class JobReader:
             asked = msgspec.convert(query, JobQuery, strict=False)
         except msgspec.ValidationError:
             raise InvalidRequest("use ?operation=predict or explain, &model=, and no unknown parameters") from None
-        draft = self._draft(asked.operation, asked.model, asked.version, Parameters(asked.classes, asked.top))
+        draft = self._draft(
+            asked.operation, asked.model, asked.version, Parameters(asked.classes, asked.top, asked.space)
+        )
         table = FeatureReader(draft.model, self._max_rows)
         async for piece in pieces:
             draft.add(table.feed(piece))
@@ -138,12 +142,8 @@ class _Draft:
         self._verb = verb
         self._selection = selection
         self._size = most
-        if verb == "explain":
-            if model.explainer is None:
-                raise NotExplained(f"{model.name}/{model.version} has no explainer")
-            selection.check(model.manifest.classes)
-            if model.explainer.jobs_only:
-                self._size = min(most, SLOW_CHUNK_ROWS)
+        if verb == "explain" and model.explainer_for(selection).jobs_only:
+            self._size = min(most, SLOW_CHUNK_ROWS)
         self._chunk_bytes = self._size * 8 * len(model.schema)
         self._chunks: list[bytes] = []
         self._rest = b""
@@ -173,6 +173,7 @@ class _Draft:
                 labels=tuple(model.manifest.classes),
                 classes=self._selection.classes,
                 top=self._selection.top,
+                space=self._selection.space,
             )
         )
         return JobRequest(

@@ -18,6 +18,7 @@ import structlog
 
 from registry.errors import ModelNotFound, VersionNotFound
 from registry.explain.explanation import OTHER, Selection
+from registry.explain.shap_values import Space
 from registry.registry import Registry
 from registry.rows.features import Rows
 from serving.errors import CallFailed, DeadlineExceeded, MemoryExceeded
@@ -33,7 +34,7 @@ CALL_SECONDS = 1.0
 """Intended duration of one call to a model: short, so that there is progress to report and little to repeat."""
 
 
-class RowParameters(msgspec.Struct, frozen=True):
+class RowParameters(msgspec.Struct, frozen=True, omit_defaults=True):
     """The parameters of a job over rows.
 
     They include names, so that a result can be rendered as a table when the version is no longer loaded.
@@ -46,10 +47,11 @@ class RowParameters(msgspec.Struct, frozen=True):
     labels: tuple[str, ...]
     classes: str | tuple[str, ...]
     top: int | None
+    space: Space | None = None
 
     def selection(self) -> Selection:
         """The parts of explanations to include."""
-        return msgspec.convert({"classes": self.classes, "top": self.top}, Selection)
+        return msgspec.convert({"classes": self.classes, "top": self.top, "space": self.space}, Selection)
 
     def explained_columns(self) -> tuple[str, ...]:
         """The columns of explanations as a table: the features, and one for those that are not included."""

@@ -26,7 +26,7 @@ from serving.process.executor import Executor
 
 log = structlog.get_logger(__name__)
 
-ANSWER_FORMAT = "1"
+ANSWER_FORMAT = "2"
 """Part of every key: to be changed with the form of an answer, because caches outlive a deploy."""
 
 CALL_SECONDS = 0.1
@@ -67,7 +67,7 @@ class _Lane:
         """One key of the cache per row. Raises InvalidSelection."""
         model, prefix = self.operation.model, self.key_prefix
         if self.operation.verb == "explain":
-            selection.check(model.manifest.classes)
+            model.explainer_for(selection)
             prefix = key_prefix(prefix, msgspec.json.encode(selection))
         return row_keys(prefix, rows, merge_zeros=model.ignores_sign_of_zero, merge_nans=model.schema.takes_missing)
 

@@ -8,6 +8,7 @@ import msgspec
 
 from registry.errors import InvalidSelection
 from registry.explain.explanation import Selection
+from registry.explain.shap_values import Space
 from registry.model import LoadedModel
 from registry.rows.decoding import InstanceDecoder
 from registry.rows.features import Rows
@@ -22,14 +23,15 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     classes: str | tuple[str, ...] = "predicted"
     top: int | None = None
+    space: Space | None = None
 
     def selection(self) -> Selection:
         """The part of an explanation to show. Raises InvalidSelection."""
         if isinstance(self.classes, tuple):
-            return Selection(self.classes, self.top)
+            return Selection(self.classes, self.top, self.space)
         if self.classes not in ("predicted", "all"):
             raise InvalidSelection("classes must be 'predicted', 'all', or some of the model's classes")
-        return Selection("all" if self.classes == "all" else "predicted", self.top)
+        return Selection("all" if self.classes == "all" else "predicted", self.top, self.space)
 
 
 class Body(msgspec.Struct, forbid_unknown_fields=True):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.ensemble import GradientBoostingRegressor, RandomForestClassifier
 
 from registry.errors import InvalidSelection
-from registry.explain.explanation import OTHER, Selection, present_contributions
+from registry.explain.explanation import OTHER, Names, Selection, present_contributions
 from registry.explain.shap_values import Contributions, Explainer
 from registry.model import LoadedModel
 from registry.store.add import add_version
@@ -91,7 +91,7 @@ def test_sums_hold_for_any_values_even_where_a_feature_has_the_name_of_the_rest(
     found = Contributions(np.array([[sum(values)]]), np.zeros(1), explained)
     names = [OTHER, *(f"x{i}" for i in range(1, len(values)))]
     explainer = Explainer("exact", "value", lambda _rows: found)
-    (item,) = present_contributions(found, explainer, names, (), [None], Selection(top=top))
+    (item,) = present_contributions(found, explainer, Names(names), [None], Selection(top=top))
     assert np.isclose(sum(item["values"].values()), sum(values), rtol=1e-9, atol=1e-6)
 
 
