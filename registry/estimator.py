@@ -15,7 +15,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.base import is_classifier, is_clusterer, is_outlier_detector, is_regressor
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import Pipeline
+from sklearn.semi_supervised import SelfTrainingClassifier
 from sklearn.tree import DecisionTreeClassifier
 
 from registry.rows.features import Rows
@@ -38,6 +41,11 @@ MOST_PROBABLE_BOOSTERS = frozenset({"lightgbm.sklearn.LGBMClassifier", "xgboost.
 
 scikit-learn's boosting and logistic regression are not: they compare their margin with 0, and break ties the other way.
 """
+
+WRAPPED = {BaseSearchCV: "best_estimator_", FrozenEstimator: "estimator", SelfTrainingClassifier: "estimator_"}
+"""The attribute that holds the estimator which answers in place of its wrapper."""
+
+PIPELINES = frozenset({"imblearn.pipeline.Pipeline", "sklearn.pipeline.Pipeline"})
 
 MAX_TIMED_CALLS = 5
 MAX_TIMED_SECONDS = 0.5
@@ -94,9 +102,36 @@ def asking(estimator: Any) -> Callable[[Any], Outputs]:
     return probabilities if most_probable else lambda table: np.hstack([probabilities(table), labels(table)])
 
 
+def unwrap(estimator: Any) -> Any:
+    """The estimator that answers for one that only wraps it: the best of a search, a frozen, a self-trained one.
+
+    A class that extends such a one may answer otherwise, and is not opened.
+    """
+    while isinstance(estimator, tuple(WRAPPED)) and library_of(estimator) == "sklearn":
+        (inner,) = (getattr(estimator, name, None) for kind, name in WRAPPED.items() if isinstance(estimator, kind))
+        if inner is None:  # not fitted
+            break
+        estimator = inner
+    return estimator
+
+
+def steps_of(estimator: Any) -> tuple[list[Any], Any]:
+    """The transformers of an estimator, and the one that they feed; pipelines in pipelines and wrappers are opened.
+
+    What imbalanced-learn's pipelines only do while they are fitted, drawing other samples, is left out.
+    """
+    steps: list[Any] = []
+    estimator = unwrap(estimator)
+    while qualified_name(type(estimator)) in PIPELINES:
+        inner = [unwrap(step) for _, step in estimator.steps[:-1] if step not in (None, "passthrough")]
+        steps += [step for step in inner if not hasattr(step, "fit_resample")]
+        estimator = unwrap(estimator.steps[-1][1])
+    return steps, estimator
+
+
 def last_step(estimator: Any) -> Any:
     """The estimator at the end of a pipeline; any other estimator is its own."""
-    return estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
+    return steps_of(estimator)[1]
 
 
 def library_of(estimator: Any) -> str:
@@ -125,6 +160,7 @@ def input_names(estimator: Any, columns: Sequence[str]) -> list[str] | None:
 
 def with_categories(estimator: Any, table: pd.DataFrame) -> pd.DataFrame:
     """The table as a booster takes it: columns of text, as a CSV file has them, become categories."""
+    estimator = unwrap(estimator)
     if isinstance(estimator, Pipeline) or library_of(estimator) not in ("lightgbm", "xgboost"):
         return table
     texts = [name for name in table.columns if pd.api.types.is_string_dtype(table[name].dropna())]
@@ -133,6 +169,7 @@ def with_categories(estimator: Any, table: pd.DataFrame) -> pd.DataFrame:
 
 def _steps(estimator: Any) -> Iterator[Any]:
     """The steps of a pipeline, nested ones included; any other estimator is its only step."""
+    estimator = unwrap(estimator)
     if isinstance(estimator, Pipeline):
         for _, step in estimator.steps:
             yield from _steps(step)

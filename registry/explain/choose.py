@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import structlog
 
-from registry.estimator import Compute, task_of
+from registry.estimator import Compute, task_of, unwrap
 from registry.explain.budget import Sampled
 from registry.explain.compiled import linear_explainer, tree_explainer
 from registry.explain.library import ensemble_explainer, margins_of, native_explainer
@@ -104,7 +104,7 @@ def choose_explainer(
     record = manifest.explainer
     budget = record.budget if record else None
     schema = Schema(manifest.features, manifest.input)
-    subject = Subject(estimator, compute, schema, background, evaluations, budget)
+    subject = Subject(unwrap(estimator), compute, schema, background, evaluations, budget)
     reasons = []
     for build in BUILDERS[record.method if record else None]:
         try:

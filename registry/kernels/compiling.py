@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.pipeline import Pipeline
 
-from registry.estimator import Compute, Outputs, qualified_name
+from registry.estimator import Compute, Outputs, qualified_name, steps_of
 from registry.kernels import lightgbm_trees, xgboost_trees
 from registry.kernels.columns import Computed, Plan, builder
 from registry.kernels.ensembles import HISTOGRAM, Ensemble, sklearn_ensemble
@@ -98,10 +97,7 @@ def take_apart(estimator: Any, schema: Schema) -> Parts:
 
 def _steps(estimator: Any) -> tuple[list[Any], Any]:
     """The transformers, and the estimator that they feed."""
-    steps: list[Any] = []
-    while isinstance(estimator, Pipeline):
-        steps += [step for _, step in estimator.steps[:-1] if step not in (None, "passthrough")]
-        estimator = estimator.steps[-1][1]
+    steps, estimator = steps_of(estimator)
     own = getattr(estimator, "_preprocessor", None) if type(estimator) in HISTOGRAM else None
     return steps if own is None else [*steps, own], estimator
 
