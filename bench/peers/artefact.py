@@ -22,7 +22,9 @@ class Artefact:
 
     def predict(self, row: dict[str, Any]) -> dict[str, Any]:
         """One row by feature name in, one prediction out, as the tutorials show it."""
-        table = pd.DataFrame([row]) if self.manifest["input"] == "frame" else np.array([list(row.values())])
+        table: Any = list(row.values())  # of one text
+        if self.manifest["input"] != "series":
+            table = pd.DataFrame([row]) if self.manifest["input"] == "frame" else np.array([table])
         if self.manifest["task"] == "regression":
             return {"value": float(self.model.predict(table)[0])}
         probabilities = self.model.predict_proba(table)[0]

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from bench.peers.artefact import Artefact
 
-KINDS: dict[str, Any] = {"number": float, "integer": int, "boolean": bool, "category": str}
+KINDS: dict[str, Any] = {"number": float, "integer": int, "boolean": bool, "category": str, "text": str}
 
 artefact = Artefact()
 
