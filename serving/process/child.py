@@ -60,12 +60,18 @@ def _become(live: Callable[[], None]) -> NoReturn:
 
 
 def fork_isolated(
-    live: Callable[[], None], *, keep: int, name: str, ignored: Iterable[signal.Signals] = IGNORED
+    live: Callable[[], None],
+    *,
+    keep: int,
+    name: str,
+    ignored: Iterable[signal.Signals] = IGNORED,
+    output: int | None = None,
 ) -> int:
     """Fork as `fork` does a process that keeps only standard output, descriptor `keep` and the life of its parent.
 
     It is killed when its parent ends (on Linux; elsewhere it notices at its socket). `name`, at most 15 characters, is
-    shown by `ps -o comm` and in the kernel's log. Signals that are not `ignored` have their default effect.
+    shown by `ps -o comm` and in the kernel's log. Signals that are not `ignored` have their default effect. What it
+    prints goes to descriptor `output`, if there is one.
     """
     parent = os.getpid()
 
@@ -75,6 +81,9 @@ def fork_isolated(
         # Of its own group: Ctrl-C is not for it, and what it forks can be killed along with it
         os.setpgid(0, 0)
         _reset_signals(ignored)
+        if output is not None:
+            os.dup2(output, 1)
+            os.dup2(output, 2)
         _redirect_descriptors(keep)
         live()
 

@@ -19,6 +19,7 @@ from harness.processes import gone
 from harness.service import ROOT
 from registry.errors import VersionRefused
 from serving.process import trial
+from serving.process.kernel import child_pids
 from serving.process.trial import try_first, try_version
 
 DIRECTORY = Path("/models/odd/1")
@@ -58,6 +59,28 @@ def fork_and_hang(*_: object) -> None:
     hang()
 
 
+def fork_and_come_back(*_: object) -> None:
+    """Both processes go on; the one that is new at once, the other a little later."""
+    pid = os.fork()
+    if pid:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
+def leave_a_process(*_: object) -> None:
+    if not os.fork():
+        hang()
+
+
+def print_much(*_: object) -> None:
+    for _number in range(100):
+        os.write(1, b"x" * MB)
+
+
+def print_without_end(*_: object) -> None:
+    while True:
+        print("x" * 1000, file=sys.stderr)  # noqa: T201 - what foreign code does
+
+
 def refuse(*_: object) -> None:
     raise VersionRefused(DIRECTORY / "model.joblib", "is not a file")
 
@@ -75,6 +98,10 @@ HARM: dict[str, tuple[Callable[..., object], str]] = {
     "crashes": (lambda *_: os.kill(os.getpid(), signal.SIGSEGV), "its process was ended by signal 11, Segmentation"),
     "hangs": (hang, "takes longer than 2 s"),
     "fills memory": (fill_memory, "needs more memory than there is"),
+    "forks and comes back": (fork_and_come_back, "starts processes"),
+    "leaves a process": (leave_a_process, "starts processes"),
+    "prints 100 MB": (print_much, "prints more than 10 MB"),
+    "prints without end": (print_without_end, "prints more than 10 MB"),
     "starts a thread": (lambda *_: start_thread(), "starts threads: "),
 }
 
@@ -119,6 +146,29 @@ def test_version_that_harms_its_process_is_refused_with_a_reason(when: str) -> N
     assert {name: line[: len(wanted[name])] for name, line in zip(HARM, said, strict=True)} == wanted
 
 
+def try_ahead() -> None:
+    """The second version's trial has begun, and ended, when the first one is loaded."""
+    first, second = DIRECTORY, DIRECTORY.with_name("2")
+    home = os.getpid()
+
+    def load(directory: Path) -> Any:
+        if os.getpid() != home:
+            return model(predict=raise_error if directory == second else lambda _rows: None)
+        assert directory == first
+        assert len(child_pids(home)) == 1, "the next one is being tried"
+        return directory
+
+    tried: Any = try_first(load, seconds=60, order=[first, second])
+    assert tried(first) == first
+    with pytest.raises(VersionRefused, match="no such thing"):
+        tried(second)
+    assert child_pids(home) == []
+
+
+def test_the_next_version_is_tried_while_one_is_loaded() -> None:
+    assert play("try_ahead()") == ""
+
+
 @pytest.mark.parametrize("when", ["load", "predict"])
 def test_what_a_version_has_forked_ends_with_its_trial(when: str, tmp_path: Path) -> None:
     noted = tmp_path / "pid"
@@ -150,6 +200,9 @@ def try_good_ones() -> None:
     assert try_first(lambda _directory: slow, seconds=60)(DIRECTORY) is slow
     with pytest.raises(VersionRefused, match=r"^/models/odd/1: ValueError: no such thing$"):
         try_first(lambda _directory: model(predict=raise_error), seconds=60)(DIRECTORY)
+    order = [DIRECTORY.with_name(name) for name in "123"]
+    tried = try_first(load_here, seconds=60, order=order)
+    assert [tried(directory) is not None for directory in order] == [True] * 3
 
 
 def test_version_that_is_fit_passes_whatever_it_prints() -> None:
