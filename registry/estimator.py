@@ -73,7 +73,7 @@ def task_of(estimator: Any) -> Task | None:
 def estimator_compute(estimator: Any, schema: Schema) -> Compute:
     """A function that calls the estimator itself, with rows in the form that it was fitted on."""
     ask = asking(estimator)
-    return ask if schema.input == "array" else lambda rows: ask(schema.table(rows))
+    return ask if schema.is_plain else lambda rows: ask(schema.table(rows))
 
 
 def asking(estimator: Any) -> Callable[[Any], Outputs]:

@@ -7,7 +7,6 @@ form, and a batch of them is one matrix. Only a text stays a string: rows with t
 
 from __future__ import annotations
 
-import datetime
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -16,6 +15,8 @@ import msgspec
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+
+from registry.rows.times import encode_time, show_time, step_of
 
 Kind = Literal["number", "integer", "boolean", "category", "text", "datetime"]
 Input = Literal["array", "frame", "series"]
@@ -26,15 +27,21 @@ Rows = NDArray[Any]
 
 NUMBERS = frozenset({float, int})
 
+MAX_TEXT_CHARACTERS = 10_000
+"""The default limit of a text, and the limit of a value of an open category that is not listed."""
+
 UNLISTED = "\N{WHITE SMALL SQUARE}unlisted\N{WHITE SMALL SQUARE}"
 """Stands for every value of an open category that is not listed; an encoder has never seen it."""
 
-EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-FIRST_TIME, LAST_TIME = (
-    datetime.datetime(1684, 1, 1, tzinfo=datetime.UTC),
-    datetime.datetime(2255, 1, 1, tzinfo=datetime.UTC),
-)
-"""In between, a float64 holds every microsecond, and pandas every nanosecond."""
+MISSING: dict[str, Any] = {"none": None, "nan": math.nan}
+"""What a column of objects may hold where a value is missing."""
+
+
+PLAIN_INTEGERS = frozenset({"bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))})
+"""Types of columns without fractions and without missing values."""
+
+TEXT_TYPES = frozenset({"object", "str", "string", "category"})
+"""Types of columns that hold strings, among other things."""
 
 
 class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -44,7 +51,8 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     `dtype` is the column's pandas dtype in the DataFrame that the estimator was fitted on. An `open` category takes any
     other string, too: its code is len(categories), and the estimator is handed UNLISTED. A text has at most
     `max_length` characters. `format` is how a date and time is written (for `strftime`) for an estimator that takes
-    strings.
+    strings. `missing` is what a column of objects holds where a value is missing. `origin` says what decided about the
+    feature: a step of the pipeline, the sample, or an option.
     """
 
     name: str
@@ -54,10 +62,12 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     minimum: float | None = None
     maximum: float | None = None
     seen: tuple[float, float] | None = None
-    categories: tuple[str | int, ...] = ()
+    categories: tuple[str | int | float | bool, ...] = ()
     open: bool = False
-    max_length: int = 10_000
+    max_length: int = MAX_TEXT_CHARACTERS
     format: str = ""
+    missing: Literal["none", "nan"] = "none"
+    origin: str = ""
 
     def widened(self, other: Feature) -> Feature:
         """The feature, accepting also every number that `other` accepts, if that is of the same kind."""
@@ -99,7 +109,7 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             case "text":
                 encode = self._encode_text
             case "datetime":
-                encode = encode_time
+                encode = self._encode_time if self.format else encode_time
             case "category":
                 encode = self._category_encoder()
             case "boolean":
@@ -119,11 +129,15 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return encode_or_missing
 
     def _encode_text(self, value: Any) -> str:
-        if type(value) is not str:
-            raise ValueError("must be a string")
-        if len(value) > self.max_length:
-            raise ValueError(f"must have at most {self.max_length} characters")
-        return value
+        check_text(value, self.max_length)
+        return value  # type: ignore[no-any-return]
+
+    def _encode_time(self, value: Any) -> float:
+        """Times that `format` would not write whole are refused: the estimator would be asked about another time."""
+        cell = encode_time(value)
+        if cell % step_of(self.format):
+            raise ValueError(f"must be a time that {self.format} can write")
+        return cell
 
     def _number_encoder(self) -> Callable[[Any], float]:
         low = -math.inf if self.minimum is None else self.minimum
@@ -149,18 +163,30 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def _category_encoder(self) -> Callable[[Any], float]:
         codes = {category: float(index) for index, category in enumerate(self.categories)}
+        # by type: True and 1.0 equal 1 and would find its code; only among fractions a whole number may be one
+        kinds = {str, *map(type, self.categories)}
+        kinds |= {int} if float in kinds else set()
+        if self.open:
+            return self._open_encoder(codes, kinds)
         listed = ", ".join(str(category) for category in self.categories)
         reason = f"must be one of {listed}" if len(listed) <= 200 else f"must be one of {len(codes)} categories"
 
-        unlisted = float(len(codes)) if self.open else None
+        def encode(value: Any) -> float:
+            code = codes.get(value) if type(value) in kinds else None
+            if code is None:
+                raise ValueError(reason)
+            return code
+
+        return encode
+
+    def _open_encoder(self, codes: dict[Any, float], kinds: set[type]) -> Callable[[Any], float]:
+        unlisted = float(len(codes))
 
         def encode(value: Any) -> float:
-            # bool and float are refused by type: True and 1.0 equal 1 and would find its code
-            code = codes.get(value) if type(value) in (str, int) else None
+            code = codes.get(value) if type(value) in kinds else None
             if code is not None:
                 return code
-            if unlisted is None or type(value) is not str:
-                raise ValueError("must be a string" if unlisted is not None else reason)
+            check_text(value, MAX_TEXT_CHARACTERS)
             return unlisted
 
         return encode
@@ -175,34 +201,47 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             case "category":
                 return self.categories[int(cell)] if cell < len(self.categories) else UNLISTED
             case "datetime":
-                return decode_time(cell).isoformat().replace("+00:00", "Z")
+                return show_time(cell, self.format)
             case "boolean" | "integer":
                 return (bool if self.kind == "boolean" else int)(cell)
         return float(cell)
 
     def column(self, cells: Rows) -> Any:
         """`cells`, shape (rows,), as the pandas column that the estimator was fitted on."""
+        gap = MISSING[self.missing]
         if self.kind == "text":
-            return pd.Series(cells, dtype=object if self.dtype == "object" else self.dtype)
+            texts = [gap if cell is None else cell for cell in cells]
+            return pd.Series(texts, dtype=object if self.dtype == "object" else self.dtype)
         cells = np.asarray(cells, np.float64)
         missing = np.isnan(cells)
         if self.kind == "datetime":
             return self._times(cells, missing)
         if self.kind == "category":
-            values = np.array([*self.categories, UNLISTED, None], dtype=object)
+            values = self._values(gap)
             column = values[np.where(missing, len(values) - 1, cells).astype(np.intp)]
         elif self.kind == "boolean" and self.dtype == "object":
             column = cells.astype(bool).astype(object)
-            column[missing] = None
+            column[missing] = gap
         else:
             column = cells
         if self.dtype == "category":
-            return pd.Categorical(column, categories=list(self.categories))
+            return pd.Categorical(column, categories=[*self.categories, *([UNLISTED] if self.open else [])])
         if self.dtype == "object":
             return pd.Series(column, dtype=object)  # without the dtype pandas infers str
-        if missing.any() and self.dtype in ("bool", "int64", "int32"):
-            return column  # plain integers and booleans have no missing value; pandas reads such columns as floats
+        if self.dtype in PLAIN_INTEGERS and (missing.any() or self._has_fraction(column)):
+            return column  # which plain integers and booleans lack; pandas reads such columns as floats
         return pd.Series(column).astype(self.dtype).array
+
+    def _values(self, gap: Any) -> NDArray[Any]:
+        """The values of all codes, then what stands for an unlisted one and what for a missing one."""
+        if self.dtype in TEXT_TYPES:
+            values = np.empty(len(self.categories) + 2, dtype=object)
+            values[:] = [*self.categories, UNLISTED, gap]
+            return values
+        return np.array([*self.categories, math.nan, math.nan], dtype=np.float64)
+
+    def _has_fraction(self, column: Any) -> bool:
+        return self.kind == "number" and bool((column % 1 != 0).any())
 
     def _times(self, cells: Rows, missing: NDArray[np.bool_]) -> Any:
         """Microseconds as the column of dates and times that the estimator was fitted on."""
@@ -210,9 +249,9 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         whole[missing] = np.datetime64("NaT", "us")
         column = pd.Series(whole)
         if self.format:
+            gap = MISSING[self.missing]
             written = [
-                None if gap else decode_time(cell).strftime(self.format)
-                for cell, gap in zip(cells, missing, strict=True)
+                gap if is_gap else show_time(cell, self.format) for cell, is_gap in zip(cells, missing, strict=True)
             ]
             return pd.Series(written, dtype=self.dtype)
         if isinstance(dtype := pd.api.types.pandas_dtype(self.dtype), pd.DatetimeTZDtype):
@@ -220,23 +259,19 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return column.astype(self.dtype)
 
 
-def encode_time(value: Any) -> float:
-    """An ISO 8601 date or time as microseconds since 1970; without an offset it is in UTC. Raises ValueError."""
+def check_text(value: Any, max_length: int) -> None:
+    """Raise ValueError for what is no text of at most `max_length` characters that every store can keep."""
     if type(value) is not str:
-        raise ValueError("must be a date and time in a string, as in ISO 8601")
-    try:
-        time = datetime.datetime.fromisoformat(value)
-    except ValueError:
-        raise ValueError("must be a date and time as in ISO 8601, such as 2026-01-31T12:00:00Z") from None
-    time = time.replace(tzinfo=datetime.UTC) if time.tzinfo is None else time
-    if not FIRST_TIME <= time <= LAST_TIME:
-        raise ValueError("must lie between the years 1684 and 2255")
-    return float((time - EPOCH) // datetime.timedelta(microseconds=1))
-
-
-def decode_time(cell: float) -> datetime.datetime:
-    """The time, in UTC, of a cell of microseconds since 1970."""
-    return EPOCH + datetime.timedelta(microseconds=int(cell))
+        raise ValueError("must be a string")
+    if len(value) > max_length:
+        raise ValueError(f"must have at most {max_length} characters")
+    if "\0" in value:
+        raise ValueError("must not contain a NUL character")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError("must be valid Unicode, without halves of surrogate pairs") from None
 
 
 def _encode_boolean(value: Any) -> float:

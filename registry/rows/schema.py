@@ -11,10 +11,14 @@ import numpy as np
 import pandas as pd
 
 from registry.errors import Fault, InvalidRows, NestedTooDeep
-from registry.rows.features import Feature, Input, Rows
+from registry.rows.features import UNLISTED, Feature, Input, Rows
 
 MAX_LEVELS = 16
 """Levels of arrays and objects; an instance in a request needs four."""
+
+
+CODED = frozenset({"category", "text", "datetime"})
+"""Kinds whose cells in a row are not the values that an estimator takes."""
 
 
 class Schema:
@@ -111,11 +115,44 @@ class Schema:
         """The instance of a row, in the user's own terms."""
         return {f.name: f.decode(cell) for f, cell in zip(self.features, row, strict=True)}
 
+    @cached_property
+    def strings(self) -> frozenset[str]:
+        """The names of features that take strings only."""
+        return frozenset(
+            feature.name
+            for feature in self.features
+            if feature.kind in ("text", "datetime")
+            or (feature.kind == "category" and all(type(value) is str for value in feature.categories))
+        )
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """True if rows are given to the estimator as they are."""
+        return self.input == "array" and not any(feature.kind in CODED for feature in self.features)
+
+    def sent(self, row: Sequence[Any], instance: Any) -> dict[str, Any]:
+        """The instance of a row, with what was sent where an open category does not list it."""
+        shown = self.instance(row)
+        if UNLISTED in shown.values():
+            values = instance if isinstance(instance, dict) else dict(zip(self.names, instance, strict=True))
+            shown |= {feature.name: values[feature.name] for feature in self.features if feature.open}
+        return shown
+
     def table(self, rows: Rows) -> Any:
         """Rows in the form that the estimator was fitted on."""
-        if self.input == "array":
+        if self.is_plain:
             return rows
+        if self.input == "array":
+            return self._array(rows)
         return self.frame(rows) if self.input == "frame" else self.frame(rows).iloc[:, 0]
+
+    def _array(self, rows: Rows) -> Any:
+        """Rows as the array that the estimator was fitted on: of numbers if there are no strings among the values."""
+        columns = [np.asarray(f.column(rows[:, i])) for i, f in enumerate(self.features)]
+        table = np.empty(rows.shape, object if any(column.dtype.kind in "OUT" for column in columns) else np.float64)
+        for index, column in enumerate(columns):
+            table[:, index] = column
+        return table
 
     def frame(self, rows: Rows) -> pd.DataFrame:
         """Rows as a DataFrame with the columns and dtypes that the estimator was fitted on."""

@@ -262,6 +262,8 @@ def instances_of(frame: pd.DataFrame) -> list[list[Any]]:
 
 
 def _plain(cell: Any) -> Any:
+    if isinstance(cell, datetime.date):  # and datetimes, and those of pandas
+        return cell.isoformat()
     return cell.item() if isinstance(cell, np.generic) else cell
 
 

@@ -11,6 +11,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -78,14 +79,18 @@ def write_held_out(path: Path, model: LoadedModel, trained: Trained) -> None:
         if model.manifest.task == "classification":
             truth = np.searchsorted(trained.estimator.classes_, truth)  # classes_ is sorted, as scikit-learn promises
     content = io.BytesIO()
-    np.savez(content, rows=rows, truth=truth.astype(np.float64))
+    kept = rows if not model.schema.has_text else np.frombuffer(msgspec.msgpack.encode(rows.tolist()), np.uint8)
+    np.savez(content, rows=kept, truth=truth.astype(np.float64))
     write_whole(path / HELD_OUT, content.getvalue())
 
 
 def read_held_out(candidate: Path) -> HeldOut:
     """The held-out rows of a candidate."""
     with np.load(root_of(candidate) / HELD_OUT, allow_pickle=False) as arrays:
-        return HeldOut(arrays["rows"], arrays["truth"])
+        rows = arrays["rows"]
+        if rows.dtype == np.uint8:  # they hold texts; an array of objects would have to be pickled
+            rows = np.array(msgspec.msgpack.decode(rows.tobytes()), dtype=object)
+        return HeldOut(rows, arrays["truth"])
 
 
 def find_trained(directory: Path, job: str) -> Manifest | None:

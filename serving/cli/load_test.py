@@ -127,10 +127,14 @@ def _messages(address: str, models: list[dict[str, Any]], arguments: argparse.Na
 
 
 def _vary(model: dict[str, Any], share: float) -> dict[str, Any]:
-    """The model's example with another value, within bounds, of the first number that may vary."""
+    """The model's example with another value of the first number that may vary, within the range seen, or text."""
     example = dict(model["example"])
     for name, schema in model["schema"]["properties"].items():
-        low, high = schema.get("minimum"), schema.get("maximum")
-        if low is not None and high is not None and low < high and schema.get("type") != "integer":
+        seen = schema.get("x-seen", schema)
+        low, high = seen.get("minimum"), seen.get("maximum")
+        if low is not None and high is not None and low < high and "integer" not in schema["type"]:
             return example | {name: low + (high - low) * share}
+    for name, schema in model["schema"]["properties"].items():
+        if "maxLength" in schema:
+            return example | {name: f"{share} {example[name]}"[: schema["maxLength"]]}
     return example

@@ -102,7 +102,7 @@ def explain(arguments: argparse.Namespace, settings: Settings) -> int:
     if arguments.plot:
         from registry.explain.explanation import draw_waterfall
 
-        draw_waterfall(explanation, model.schema.instance(rows[0]), arguments.plot)
+        draw_waterfall(explanation, model.schema.sent(rows[0], instance), arguments.plot)
     return 0
 
 

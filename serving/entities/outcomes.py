@@ -85,11 +85,13 @@ class OutcomeReader:
                 version=model.version,
                 id=new_id() if sent.request_id is None else digest(sent.request_id, str(index)),
                 time=moment,
-                instance=model.schema.instance(row),
+                instance=model.schema.sent(row, instance),
                 outcome=outcome,
                 prediction=prediction,
             )
-            for index, (row, outcome, prediction) in enumerate(zip(rows, outcomes, predictions, strict=True))
+            for index, (instance, row, outcome, prediction) in enumerate(
+                zip(sent.instances, rows, outcomes, predictions, strict=True)
+            )
         ]
 
     def _check(self, sent: OutcomesBody) -> None:

@@ -15,7 +15,7 @@ from registry.errors import Fault, InvalidRows
 from registry.model import LoadedModel
 from registry.registry import Registry
 from registry.rows.features import Rows
-from serving.entities.record import ENTITY, Record
+from serving.entities.record import ENTITY, Record, Value
 from serving.entities.store import EntityStore
 from serving.errors import DeadlineExceeded, EntityNotFound, InvalidRequest, StoreUnavailable
 from serving.predict.inference import Inference
@@ -181,12 +181,26 @@ def check_entity(entity: str) -> None:
 
 def rows_of(model: LoadedModel, records: Sequence[Record]) -> Rows:
     """The model's columns of each record, in shape (records, features). Raises InvalidRows."""
-    names = model.schema.names
-    instances = [{name: record.values[name] for name in names if name in record.values} for record in records]
+    schema = model.schema
+    instances = [
+        {
+            name: _as_text(record.values[name]) if name in schema.strings else record.values[name]
+            for name in schema.names
+            if name in record.values
+        }
+        for record in records
+    ]
     try:
-        return model.schema.rows(instances)
+        return schema.rows(instances)
     except InvalidRows as error:
         faults = [
             Fault(fault.instance, fault.feature, f"{fault.reason} (model {model.name})") for fault in error.faults
         ]
         raise InvalidRows(faults) from None
+
+
+def _as_text(value: Value) -> Value:
+    """A value of a column of strings: a CSV that was imported may show a number there, or a boolean."""
+    if value is None or isinstance(value, str):
+        return value
+    return msgspec.json.encode(value).decode()

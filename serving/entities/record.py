@@ -25,8 +25,8 @@ BOOLEANS = {"true": True, "false": False}
 
 MAX_COLUMNS = 200
 MAX_NAME_CHARACTERS = 64
-MAX_STRING_CHARACTERS = 500
-MAX_RECORD_BYTES = 16 * 1024
+MAX_STRING_CHARACTERS = 10_000
+MAX_RECORD_BYTES = 64 * 1024
 """The limit of a record's values as JSON."""
 MAX_TIME_CHARACTERS = 64
 
@@ -121,13 +121,18 @@ def _check_value(name: str, value: Any) -> Value:
 
 
 def value_of(cell: str) -> Value:
-    """The value of a CSV cell: null if it is empty, a boolean, a number, or else a string."""
+    """The value of a CSV cell: null if it is empty, a boolean, a number, or else a string.
+
+    Digits after a leading zero are a code, such as a postcode, and no number.
+    """
     if not cell:
         return None
     if cell.lower() in BOOLEANS:
         return BOOLEANS[cell.lower()]
     if not cell.isascii() or "_" in cell:
         return cell  # float() accepts digits of every script, and underscores between them
+    if cell[0] == "0" and cell[1:2].isdigit():
+        return cell
     for kind in (int, float):
         try:
             return kind(cell)

@@ -29,6 +29,7 @@ class CsvReader:
         self.line = 0
         """The line on which the latest row begins; 0 before the first row."""
         self._max_row_bytes = max_row_bytes
+        csv.field_size_limit(max(csv.field_size_limit(), max_row_bytes))  # of a module, for all readers
         self._skip_empty = skip_empty
         self._lines_read = 0
         self._empty_line = 0
@@ -110,9 +111,11 @@ class FeatureReader:
     """
 
     def __init__(self, model: LoadedModel, max_rows: int) -> None:
-        self._features = {feature.name: (index, _cell(feature)) for index, feature in enumerate(model.schema.features)}
+        schema = model.schema
+        self._features = {feature.name: (index, _cell(feature)) for index, feature in enumerate(schema.features)}
+        self._dtype = schema.dtype
         self._max_rows = max_rows
-        self._csv = CsvReader()
+        self._csv = CsvReader(max_row_bytes=MAX_ROW_BYTES + sum(map(_text_bytes, schema.features)))
         self._columns: list[tuple[int, str, Cell]] = []
         self._rows = 0
 
@@ -136,7 +139,7 @@ class FeatureReader:
                 rows.append(self._row(cells))
             else:
                 self._read_header(cells)
-        return np.array(rows, dtype=np.float64) if rows else None
+        return np.array(rows, dtype=self._dtype) if rows else None
 
     def _read_header(self, names: list[str]) -> None:
         for name in self._features:
@@ -161,16 +164,26 @@ class FeatureReader:
         return row
 
 
+def _text_bytes(feature: Feature) -> int:
+    """The bytes of the longest text in a CSV: a character has four, and a doubled quote two."""
+    return 4 * feature.max_length if feature.kind == "text" else 0
+
+
 def _cell(feature: Feature) -> Cell:
-    """Turns the text of a cell into its number; raises ValueError with a reason that does not quote the text."""
+    """Turns the text of a cell into its number; raises ValueError with a reason that does not quote the text.
+
+    An empty cell of a text that may not be missing is the empty text.
+    """
     encode = feature.encoder()
-    categories = {str(category): category for category in feature.categories}
-
-    def category(text: str) -> Any:
-        return encode(categories.get(text, text or None))
-
-    def boolean(text: str) -> Any:
-        return encode(BOOLEANS.get(text.lower(), text or None))
+    if feature.kind == "boolean":
+        return lambda text: encode(BOOLEANS.get(text.lower(), text or None))
+    if feature.kind == "category":
+        categories = {str(category): category for category in feature.categories}
+        return lambda text: encode(categories.get(text, text or None))
+    if feature.kind == "datetime":
+        return lambda text: encode(text or None)
+    if feature.kind == "text":
+        return lambda text: encode(text or (None if feature.nullable else ""))
 
     def number(text: str) -> Any:
         if not text:
@@ -184,4 +197,4 @@ def _cell(feature: Feature) -> Cell:
             raise ValueError("must be a number") from None
         return encode(value)
 
-    return {"category": category, "boolean": boolean}.get(feature.kind, number)
+    return number

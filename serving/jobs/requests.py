@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import msgspec
+import numpy as np
 import structlog
 
 from registry.errors import Fault, InvalidRows
@@ -144,26 +145,26 @@ class _Draft:
         self._size = most
         if verb == "explain" and model.explainer_for(selection).jobs_only:
             self._size = min(most, SLOW_CHUNK_ROWS)
-        self._chunk_bytes = self._size * 8 * len(model.schema)
         self._chunks: list[bytes] = []
-        self._rest = b""
+        self._rest: Rows = np.empty((0, len(model.schema)), model.schema.dtype)
+        """Rows that do not fill a chunk."""
         self._rows = 0
 
     def add(self, rows: Rows | None) -> None:
         if rows is None:
             return
         self._rows += len(rows)
-        self._rest += pack(rows)
-        while len(self._rest) >= self._chunk_bytes:
-            self._chunks.append(self._rest[: self._chunk_bytes])
-            self._rest = self._rest[self._chunk_bytes :]
+        self._rest = np.concatenate([self._rest, rows])
+        while len(self._rest) >= self._size:
+            self._chunks.append(pack(self._rest[: self._size]))
+            self._rest = self._rest[self._size :]
 
     async def request(self, key: str) -> JobRequest:
         """Made on a thread, because hashing megabytes takes a while and releases the GIL."""
         return await asyncio.to_thread(self._request, key)
 
     def _request(self, key: str) -> JobRequest:
-        model, chunks = self.model, [*self._chunks, self._rest] if self._rest else self._chunks
+        model, chunks = self.model, [*self._chunks, pack(self._rest)] if len(self._rest) else self._chunks
         parameters = msgspec.json.encode(
             RowParameters(
                 content_hash=model.content_hash.hex(),

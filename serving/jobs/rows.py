@@ -1,9 +1,9 @@
 """Jobs over rows: how rows are stored chunk by chunk, which backend computes them, and the handler that calls it.
 
-A chunk is stored as the bytes of its float64 rows, little endian, one row after the other: what was validated when the
-job was submitted is not validated again, and a value keeps every bit. A runner itself never calls a model: a call that
-hangs, crashes or eats memory takes down an executor process, which is forked anew in milliseconds, while the runner
-goes on with its heartbeats.
+A chunk is stored as the bytes of its float64 rows, little endian, one row after the other, or as MessagePack if they
+hold texts: what was validated when the job was submitted is not validated again, and a value keeps every bit. A runner
+itself never calls a model: a call that hangs, crashes or eats memory takes down an executor process, which is forked
+anew in milliseconds, while the runner goes on with its heartbeats.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from registry.explain.explanation import OTHER, Selection
 from registry.explain.shap_values import Space
 from registry.registry import Registry
 from registry.rows.features import Rows
+from registry.rows.schema import Schema
 from serving.errors import CallFailed, DeadlineExceeded, MemoryExceeded
 from serving.jobs.attempt import AttemptFailed, JobFailed, Report
 from serving.jobs.job import Job
@@ -65,7 +66,16 @@ def parameters_of(job: Job) -> RowParameters:
 
 def pack(rows: Rows) -> bytes:
     """Rows of shape (rows, features) as they are stored."""
-    return np.ascontiguousarray(rows, "<f8").tobytes()
+    return (
+        msgspec.msgpack.encode(rows.tolist()) if rows.dtype == object else np.ascontiguousarray(rows, "<f8").tobytes()
+    )
+
+
+def unpack(content: bytes, schema: Schema) -> Rows:
+    """The rows of `pack`, shape (rows, features)."""
+    if schema.has_text:
+        return np.array(msgspec.msgpack.decode(content), dtype=object)
+    return np.frombuffer(content, "<f8").reshape(-1, len(schema))
 
 
 class Backend(Protocol):
@@ -115,7 +125,7 @@ class RowHandler:
         """Work on a chunk. Raises JobFailed, AttemptFailed, ExecutorGone."""
         parameters = parameters_of(job)
         operation = self._operation(job, parameters)
-        rows = np.frombuffer(data, "<f8").reshape(-1, len(parameters.features))
+        rows = unpack(data, operation.model.schema)
         call = _Call(self._backend, operation, parameters.selection(), self._timeout)
         cost = self._costs.setdefault(operation.name, Cost())
         answers: list[bytes] = []

@@ -90,3 +90,22 @@ def test_prefix_tells_operation_model_and_parameters_apart() -> None:
 def test_same_row_under_another_prefix_has_another_key() -> None:
     rows = np.ones((1, 3))
     assert row_keys(b"a", rows, merge_zeros=True) != row_keys(b"b", rows, merge_zeros=True)
+
+
+OBJECTS = st.lists(
+    st.tuples(st.none() | st.text(max_size=4), st.floats(allow_nan=False) | st.just(np.nan)), min_size=2, max_size=4
+)
+
+
+@given(OBJECTS)
+def test_rows_with_texts_have_equal_keys_only_where_they_are_equal(cells: list[tuple[str | None, float]]) -> None:
+    keys = row_keys(b"prefix", np.array(cells, dtype=object), merge_zeros=False)
+    shown = [repr((text, float(number))) for text, number in cells]
+    assert {len(key) for key in keys} == {KEY_BYTES}
+    assert len(set(keys)) == len(set(shown))
+    assert dict(zip(shown, keys, strict=True)) == {text: keys[shown.index(text)] for text in shown}
+
+
+def test_the_boundaries_of_texts_count() -> None:
+    rows = np.array([["a", "bc"], ["ab", "c"], ["", "abc"], [None, "abc"]], dtype=object)
+    assert len(set(row_keys(b"prefix", rows, merge_zeros=False))) == 4

@@ -100,6 +100,70 @@ def test_instances_that_are_not_good_are_left_to_the_slow_way(body: bytes) -> No
     assert quick(body) is None
 
 
+OTHERS = (
+    Feature(name="note", kind="text", dtype="str", max_length=8),
+    Feature(name="remark", kind="text", dtype="object", nullable=True),
+    Feature(name="when", kind="datetime", dtype="datetime64[us]", nullable=True),
+    Feature(name="day", kind="datetime", dtype="str", format="%Y-%m-%d"),
+    Feature(name="city", kind="category", dtype="str", categories=("Bern", "Rome"), open=True, nullable=True),
+    Feature(name="step", kind="category", categories=(0.5, 1.0, 2.5)),
+    Feature(name="size", kind="number", nullable=True),
+    Feature(name="sold", kind="boolean", dtype="bool"),
+)
+STRINGS = st.text(max_size=10) | st.sampled_from(
+    [
+        "2024-05-01",
+        "2024-05-01T12:00Z",
+        "2024-122",
+        "9999-01-01",
+        "2016-12-31T23:59:60Z",
+        "Bern",
+        "Oslo",
+        "a\0b",
+        "\u202e",
+    ]
+)
+MIXED = st.tuples(*[st.none() | STRINGS | st.sampled_from([0, 1, 0.5, 2.5, True, False])] * len(OTHERS))
+FITTING = st.tuples(
+    st.sampled_from(["", "héllo", "\u202eabc", "a\nb"]),
+    st.sampled_from([None, "x" * 500, "\U0001f600"]),
+    st.sampled_from([None, "2024-05-01", "2024-05-01T12:00:00.5+02:00", "2024-122"]),
+    st.sampled_from(["2024-05-01", "2024-W18-3"]),
+    st.sampled_from([None, "Bern", "Oslo", "", "▫unlisted▫"]),
+    st.sampled_from([0.5, 1, 1.0, 2.5]),
+    st.none() | st.floats(-3, 3),
+    st.booleans(),
+)
+
+
+@pytest.mark.parametrize("features", [OTHERS, tuple(f for f in OTHERS if f.kind != "text")], ids=["texts", "numbers"])
+@pytest.mark.parametrize("fitting", [True, False])
+@given(data=st.data())
+def test_texts_times_and_open_categories_take_the_quick_way_to_the_same_cells(
+    features: tuple[Feature, ...],
+    fitting: bool,  # noqa: FBT001
+    data: st.DataObject,
+) -> None:
+    rows = data.draw(st.lists(FITTING if fitting else MIXED, min_size=1, max_size=3))
+    rows = [row[len(OTHERS) - len(features) :] for row in rows]
+    named = data.draw(st.booleans())
+    schema, decoder = Schema(features, "frame"), InstanceDecoder(features)
+    body = msgspec.json.encode([dict(zip(schema.names, row, strict=True)) if named else list(row) for row in rows])
+    try:
+        found = decoder.rows(msgspec.json.Decoder(list[decoder.type]).decode(body))  # type: ignore[name-defined]
+    except msgspec.MsgspecError:
+        found = None
+    try:
+        expected = schema.rows(msgspec.json.decode(body))
+    except InvalidRows:
+        expected = None
+    assert not (fitting and expected is None)
+    assert (found is None) == (expected is None)
+    if found is not None and expected is not None:
+        assert found.dtype == expected.dtype == schema.dtype
+        assert list(map(repr, found.ravel().tolist())) == list(map(repr, expected.ravel().tolist()))
+
+
 def test_names_that_json_has_to_escape_take_no_quick_way() -> None:
     assert not InstanceDecoder.fits([Feature(name='5" pipes', kind="number")])
     assert not InstanceDecoder.fits([Feature(name="C:\\", kind="number")])
