@@ -24,32 +24,33 @@ def tree_explainer(parts: Parts) -> Explainer:
     Values of one-hot columns are summed to the feature that they were made from. Releases the GIL.
     """
     assert parts.trees is not None
-    ensemble, link = parts.trees
+    trees = parts.trees
+    ensemble = trees.explained or trees.ensemble
     classifier = is_classifier(parts.last)
-    if classifier and link is None and len(ensemble.start) == 2:
+    if trees.are_probabilities and len(ensemble.start) == 2:
         # without the first class, whose probability follows from the second's
         forest = ensemble.forest
         ensemble = replace(ensemble, forest=replace(forest, values=forest.values[:, 1:]), start=ensemble.start[1:])
     sources = np.array([column.source for column in parts.plan], np.int32)
     on_matrix, base_values = attribution(ensemble, sources, parts.features)
     attribute = parts.behind_matrix(on_matrix)
-    margins = parts.behind_matrix(parts.trees[0].compute(None))
+    margins = parts.behind_matrix((trees.explained or trees.ensemble).compute(None))
     in_double = margins(np.zeros((0, parts.features))).dtype == np.float64
     binary = classifier and len(base_values) == 1
-    boosted = link is not None
+    probabilities, boosted = trees.are_probabilities, classifier or trees.link is not None
 
     def explain(rows: Rows) -> Contributions:
         outputs = margins(rows).astype(np.float64, copy=False)
         found = Contributions(outputs[:, -len(base_values) :], base_values, attribute(rows))
         if not binary:
             return found
-        if boosted:
+        if not probabilities:
             return both_classes(found, 0.0)
         return replace(both_classes(found, 1.0), outputs=outputs)  # what predict answers, to the last bit
 
     return Explainer(
         "tree-path-dependent",
-        "margin" if boosted else "probability" if classifier else "value",
+        "probability" if probabilities else "margin" if boosted else "value",
         explain,
         tolerance=1e-9 if in_double else 1e-5,  # of margins that are summed in float32
     )

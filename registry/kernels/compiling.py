@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from registry.estimator import Compute, Outputs, qualified_name, steps_of
 from registry.kernels import lightgbm_trees, xgboost_trees
 from registry.kernels.columns import Computed, Plan, builder
-from registry.kernels.ensembles import HISTOGRAM, Ensemble, sklearn_ensemble
+from registry.kernels.ensembles import HISTOGRAM, Trees, sklearn_ensemble
 from registry.kernels.kernel import Unsupported, no_form
 from registry.kernels.linear import LINEAR, linear_compute
-from registry.kernels.links import Link
 from registry.kernels.preprocessing import Matrix, follow, source_columns, tabulate
 from registry.rows.features import Feature, Rows
 from registry.rows.schema import Schema
@@ -44,8 +43,7 @@ def compile_estimator(estimator: Any, schema: Schema) -> Compute:
     """
     parts = take_apart(estimator, schema)
     if parts.trees is not None:
-        ensemble, link = parts.trees
-        return parts.behind_matrix(ensemble.compute(link))
+        return parts.behind_matrix(parts.trees.ensemble.compute(parts.trees.link))
     if type(parts.last) in LINEAR:
         return parts.behind_matrix(linear_compute(parts.last, sparse=parts.sparse))
     raise Unsupported(no_form("the estimator", parts.last))
@@ -53,16 +51,13 @@ def compile_estimator(estimator: Any, schema: Schema) -> Compute:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """An estimator taken apart: the columns of its matrix, and the last step, which that matrix is given to.
-
-    `trees` are those of a tree ensemble, with the link for their margins.
-    """
+    """An estimator taken apart: the columns of its matrix, and the last step, which that matrix is given to."""
 
     last: Any
     plan: Plan
     sparse: bool
     features: int
-    trees: tuple[Ensemble, Link | None] | None
+    trees: Trees | None
 
     def behind_matrix(self, answer: Callable[[Rows], Rows]) -> Callable[[Rows], Rows]:
         """A function from rows, shape (rows, features), to the `answer` for their matrix."""

@@ -1,7 +1,8 @@
 """Compiled forms of scikit-learn's tree ensembles.
 
 Random forests and gradient boosting compare values rounded to float32 with float64 thresholds, histogram boosting
-compares float64. Leaves are multiplied by the learning rate once, here; scikit-learn sums the same products.
+compares float64. Leaves are multiplied by the learning rate once, here; scikit-learn sums the same products. In the
+same way bagging, AdaBoost and isolation forests of trees are forests whose leaves hold what a tree adds to the sum.
 """
 
 from __future__ import annotations
@@ -13,18 +14,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn import ensemble
+from sklearn.base import is_classifier
 from sklearn.dummy import DummyClassifier, DummyRegressor
-from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier, ExtraTreeRegressor
 from sklearn.utils import get_tags
 
 from registry.estimator import Compute
 from registry.kernels.columns import Plan, Splits, bits_of
 from registry.kernels.forest import SUMS, WALK, WALK_IN_SINGLE, Forest, Tree, flatten, widen_thresholds
 from registry.kernels.kernel import Unsupported
-from registry.kernels.links import Link, binary, exponential, softmax
+from registry.kernels.links import Link, binary, exponential, softmax, softmax_of_votes, with_most_probable
 from registry.rows.features import Rows
 
-SINGLE = (DecisionTreeClassifier, DecisionTreeRegressor)
+SINGLE = (DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier, ExtraTreeRegressor)
 FORESTS = (
     ensemble.ExtraTreesClassifier,
     ensemble.ExtraTreesRegressor,
@@ -32,6 +34,7 @@ FORESTS = (
     ensemble.RandomForestRegressor,
 )
 GRADIENT = (ensemble.GradientBoostingClassifier, ensemble.GradientBoostingRegressor)
+BAGGING = (ensemble.BaggingClassifier, ensemble.BaggingRegressor)
 HISTOGRAM = (ensemble.HistGradientBoostingClassifier, ensemble.HistGradientBoostingRegressor)
 
 LARGEST_IN_FLOAT32 = float(np.nextafter(2.0**128 - 2.0**103, 0.0))
@@ -66,8 +69,24 @@ class Ensemble:
         return margins if link is None else lambda rows: link(margins(rows))
 
 
-def sklearn_ensemble(estimator: Any, plan: Plan, *, sparse: bool) -> tuple[Ensemble, Link | None] | None:
-    """The trees of an estimator, and the link for their margins; None for an estimator without.
+@dataclass(frozen=True, slots=True)
+class Trees:
+    """A tree ensemble, and what an estimator makes of its margins.
+
+    `link` gives the outputs, `decision` what `decision_function` answers, of shape (rows,) or (rows, classes); None
+    where the margins are the outputs, and where there is no such function. `are_probabilities` tells what the margins
+    are. `explained` has the margin of the second of two classes, where those of both are summed.
+    """
+
+    ensemble: Ensemble
+    link: Link | None = None
+    decision: Callable[[Rows], Rows] | None = None
+    are_probabilities: bool = False
+    explained: Ensemble | None = None
+
+
+def sklearn_ensemble(estimator: Any, plan: Plan, *, sparse: bool) -> Trees | None:
+    """The trees of an estimator; None for an estimator without.
 
     Splits by category add columns to `plan`; a sparse matrix has no missing values. Raises Unsupported.
     """
@@ -76,27 +95,79 @@ def sklearn_ensemble(estimator: Any, plan: Plan, *, sparse: bool) -> tuple[Ensem
         return _forest_ensemble(estimator, refuses_missing=sparse)
     if kind in GRADIENT:
         return _gradient_boosting_ensemble(estimator)
+    if kind in BAGGING and _are_single(estimator):
+        return _bagged_trees(estimator, refuses_missing=sparse)
+    if kind is ensemble.AdaBoostClassifier and _are_single(estimator):
+        return _voting_trees(estimator)
     return _histogram_ensemble(estimator, plan) if kind in HISTOGRAM else None
 
 
-def _forest_ensemble(estimator: Any, *, refuses_missing: bool) -> tuple[Ensemble, None]:
+def _are_single(estimator: Any) -> bool:
+    return all(type(member) in SINGLE for member in estimator.estimators_)
+
+
+def _forest_ensemble(estimator: Any, *, refuses_missing: bool) -> Trees:
     """Decision trees, random forests and extra trees: the mean of the trees' probabilities or values."""
     members = [estimator] if type(estimator) in SINGLE else estimator.estimators_
     if estimator.n_outputs_ != 1:
         raise Unsupported("its trees have several outputs")
-    trees = [_tree(member) for member in members]
-    start = np.zeros(trees[0].values.shape[1])
     refuses_missing = refuses_missing or not get_tags(estimator).input_tags.allow_nan
-    return Ensemble(flatten(trees), start, float(len(trees)), LARGEST_IN_FLOAT32, refuses_missing), None
+    mean = _mean([_tree(member) for member in members], refuses_missing=refuses_missing)
+    link = with_most_probable if type(estimator) is ExtraTreeClassifier else None
+    return Trees(mean, link, are_probabilities=is_classifier(estimator))
 
 
-def _gradient_boosting_ensemble(estimator: Any) -> tuple[Ensemble, Link | None]:
+def _mean(trees: list[Tree], *, refuses_missing: bool) -> Ensemble:
+    start = np.zeros(trees[0].values.shape[1])
+    return Ensemble(flatten(trees), start, float(len(trees)), LARGEST_IN_FLOAT32, refuses_missing)
+
+
+def _bagged_trees(estimator: Any, *, refuses_missing: bool) -> Trees:
+    """Bagging of decision trees, each of which may have seen some of the columns only."""
+    members = estimator.estimators_
+    classifies = type(estimator) is ensemble.BaggingClassifier
+    if classifies and any(len(member.classes_) != estimator.n_classes_ for member in members):
+        raise Unsupported("a tree has not seen all classes")
+    pairs = zip(members, estimator.estimators_features_, strict=True)
+    trees = [
+        replace(tree, feature=np.asarray(chosen)[tree.feature]) for tree, chosen in ((_tree(m), f) for m, f in pairs)
+    ]
+    refuses_missing |= not all(get_tags(member).input_tags.allow_nan for member in members)
+    link = with_most_probable if classifies else None
+    return Trees(_mean(trees, refuses_missing=refuses_missing), link, are_probabilities=classifies)
+
+
+def _voting_trees(estimator: Any) -> Trees:
+    """AdaBoost of decision trees: each adds its weight to the class that it predicts, and takes from the others."""
+    count = estimator.n_classes_
+    if count < 2 or any(not np.array_equal(member.classes_, estimator.classes_) for member in estimator.estimators_):
+        raise Unsupported("a tree has not seen all classes")
+    trees = []
+    for member, weight in zip(estimator.estimators_, estimator.estimator_weights_, strict=False):
+        tree = _tree(member)
+        votes = tree.values.argmax(axis=1)[:, None] == np.arange(count)
+        trees.append(replace(tree, values=np.where(votes, weight, -1 / (count - 1) * weight)))
+    total = float(estimator.estimator_weights_.sum())
+    voted = Ensemble(flatten(trees), np.zeros(count), total, LARGEST_IN_FLOAT32, refuses_missing=True)
+    if count > 2:
+        return Trees(voted, softmax_of_votes, lambda margins: margins)
+    second = [replace(tree, values=tree.values[:, 1:] - tree.values[:, :1]) for tree in trees]
+    explained = replace(voted, forest=flatten(second), start=np.zeros(1))
+    return Trees(voted, softmax_of_votes, lambda margins: margins[:, 1] - margins[:, 0], explained=explained)
+
+
+def _gradient_boosting_ensemble(estimator: Any) -> Trees:
     """Gradient boosting; every stage has a tree for each margin."""
     trees = [_tree(member) for member in estimator.estimators_.ravel()]
     scaled = [replace(tree, values=tree.values * estimator.learning_rate) for tree in trees]
     start = _start(estimator)
     boosted = Ensemble(flatten(scaled), start, 1.0, LARGEST_IN_FLOAT32, refuses_missing=True)
-    return boosted, _link(estimator, start)
+    return Trees(boosted, _link(estimator, start), decision_of(start))
+
+
+def decision_of(start: Rows) -> Callable[[Rows], Rows]:
+    """From margins to what `decision_function` answers: a vector for a single margin."""
+    return np.ravel if len(start) == 1 else np.asarray
 
 
 def _tree(member: Any) -> Tree:
@@ -133,12 +204,12 @@ def _link(estimator: Any, start: Rows) -> Link | None:
     return binary(nothing, slope=2.0 if estimator.loss == "exponential" else 1.0, tie_is_positive=True)
 
 
-def _histogram_ensemble(estimator: Any, plan: Plan) -> tuple[Ensemble, Link | None]:
+def _histogram_ensemble(estimator: Any, plan: Plan) -> Trees:
     """Histogram boosting; splits by category add columns to `plan`."""
     start: Rows = estimator._baseline_prediction.ravel().astype(np.float64)
     splits = Splits(plan)
     trees = [_histogram_tree(member, splits) for stage in estimator._predictors for member in stage]
-    return Ensemble(flatten(trees), start), _histogram_link(estimator, start)
+    return Trees(Ensemble(flatten(trees), start), _histogram_link(estimator, start), decision_of(start))
 
 
 def _histogram_tree(member: Any, splits: Splits) -> Tree:

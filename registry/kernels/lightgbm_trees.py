@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from registry.kernels import links
 from registry.kernels.columns import Plan, Splits, bits_of
-from registry.kernels.ensembles import Ensemble
+from registry.kernels.ensembles import Ensemble, Trees
 from registry.kernels.forest import Tree, flatten
 from registry.kernels.kernel import Unsupported
 from registry.kernels.links import Link
@@ -47,7 +47,7 @@ def category_codes(estimator: Any, schema: Schema) -> list[CategoryCodes]:
     return [CategoryCodes(tuple(by_place.get(index) for index in range(len(schema))), refuses_unknown=False)]
 
 
-def booster_ensemble(estimator: Any, plan: Plan) -> tuple[Ensemble, Link]:
+def booster_ensemble(estimator: Any, plan: Plan) -> Trees:
     """LightGBM's trees; splits by category add columns to `plan`. Raises Unsupported."""
     header, members = _read(estimator.booster_.model_to_string())
     outputs = int(header["num_tree_per_iteration"])
@@ -55,7 +55,7 @@ def booster_ensemble(estimator: Any, plan: Plan) -> tuple[Ensemble, Link]:
     forest = flatten([_tree(member, splits) for member in members])
     divisor = len(members) / outputs if "average_output" in header else 1.0
     link = _link(estimator, header.get("objective", "none"), outputs)
-    return Ensemble(forest, np.zeros(outputs), divisor), link
+    return Trees(Ensemble(forest, np.zeros(outputs), divisor), link)
 
 
 def _read(text: str) -> tuple[Text, list[Text]]:

@@ -86,6 +86,26 @@ def softmax(intercept: Rows) -> Link:
     return link
 
 
+def softmax_of_votes(votes: Rows) -> Outputs:
+    """AdaBoost's margins, shape (rows, classes), to a probability a class and the label."""
+    classes = votes.shape[1]
+    if classes == 2:
+        margins = votes[:, 1] - votes[:, 0]
+        labels = (margins > 0.0).astype(np.intp)
+        margins = np.column_stack([-margins, margins]) / 2
+    else:
+        labels, margins = votes.argmax(axis=1), votes / (classes - 1)
+    margins -= margins.max(axis=1, keepdims=True)
+    np.exp(margins, margins)
+    margins /= margins.sum(axis=1, keepdims=True)
+    return np.column_stack([margins, labels])
+
+
+def with_most_probable(probabilities: Rows) -> Outputs:
+    """Probabilities, and the index of the first greatest one as the label."""
+    return np.column_stack([probabilities, probabilities.argmax(axis=1)])
+
+
 def identity(intercept: Rows) -> Link:
     """Margins that are the answer once the intercept is added."""
     return lambda margins: np.add(margins, intercept, margins)

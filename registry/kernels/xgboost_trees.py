@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from registry.kernels import links
 from registry.kernels.columns import Plan, Splits
-from registry.kernels.ensembles import Ensemble
+from registry.kernels.ensembles import Ensemble, Trees
 from registry.kernels.forest import Tree, flatten, widen_thresholds
 from registry.kernels.kernel import Unsupported
 from registry.kernels.links import Link
@@ -41,7 +41,7 @@ def category_codes(estimator: Any, schema: Schema) -> list[CategoryCodes]:
     return [CategoryCodes(tuple(listed), refuses_unknown=True)]
 
 
-def booster_ensemble(estimator: Any, plan: Plan) -> tuple[Ensemble, Link]:
+def booster_ensemble(estimator: Any, plan: Plan) -> Trees:
     """XGBoost's trees; splits by category add columns to `plan`. Raises Unsupported."""
     parts = _parts(estimator)
     trees, groups = _members(estimator, parts["model"])
@@ -51,7 +51,7 @@ def booster_ensemble(estimator: Any, plan: Plan) -> tuple[Ensemble, Link]:
     order = np.lexsort((groups, _turns(groups)))
     weights = np.array(parts["model"].get("weight_drop") or [1.0] * len(trees), np.float32)
     forest = flatten([_tree(trees[index], weights[index], splits) for index in order])
-    return Ensemble(forest, start, single=True), _link(estimator, parts["objective"], len(start))
+    return Trees(Ensemble(forest, start, single=True), _link(estimator, parts["objective"], len(start)))
 
 
 def _parts(estimator: Any) -> dict[str, Any]:

@@ -6,6 +6,9 @@ from typing import Any
 
 from sklearn.dummy import DummyRegressor
 from sklearn.ensemble import (
+    AdaBoostClassifier,
+    BaggingClassifier,
+    BaggingRegressor,
     ExtraTreesClassifier,
     ExtraTreesRegressor,
     GradientBoostingClassifier,
@@ -15,7 +18,7 @@ from sklearn.ensemble import (
     RandomForestClassifier,
     RandomForestRegressor,
 )
-from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier, ExtraTreeRegressor
 
 SEED: dict[str, Any] = {"random_state": 0}
 SMALL: dict[str, Any] = {"n_estimators": 11, **SEED}
@@ -36,6 +39,14 @@ ENSEMBLES: dict[str, tuple[Any, int, bool]] = {
     "forest, weighted classes": (RandomForestClassifier(class_weight="balanced", **SMALL), 3, False),
     "extra trees, 3 classes": (ExtraTreesClassifier(**SMALL), 3, True),
     "extra trees, numbers": (ExtraTreesRegressor(**SMALL), 0, False),
+    "random tree, 3 classes": (ExtraTreeClassifier(**SEED), 3, False),
+    "random tree, numbers": (ExtraTreeRegressor(**SEED), 0, True),
+    "bagging, 2 classes": (BaggingClassifier(**SMALL), 2, True),
+    "bagging, 9 classes, some columns": (BaggingClassifier(max_features=0.6, **SMALL), 9, False),
+    "bagging, numbers": (BaggingRegressor(**SMALL), 0, True),
+    "bagging, numbers, some columns": (BaggingRegressor(max_features=3, bootstrap_features=True, **SMALL), 0, False),
+    "voting trees, 2 classes": (AdaBoostClassifier(**SMALL), 2, False),
+    "voting trees, 9 classes": (AdaBoostClassifier(DecisionTreeClassifier(max_depth=4), **SMALL), 9, False),
     "boosting, 2 classes": (GradientBoostingClassifier(**SMALL), 2, False),
     "boosting, 2 classes, exponential loss": (GradientBoostingClassifier(loss="exponential", **SMALL), 2, False),
     "boosting, 2 classes, from zero": (GradientBoostingClassifier(init="zero", **SMALL), 2, False),

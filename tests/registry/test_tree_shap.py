@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.ensemble import (
+    AdaBoostClassifier,
     GradientBoostingClassifier,
     GradientBoostingRegressor,
     HistGradientBoostingRegressor,
@@ -89,6 +90,44 @@ def test_values_are_those_of_shap(name: str, data: st.DataObject) -> None:
 def test_row_alone_is_explained_as_in_a_batch(name: str) -> None:
     explainer, _ = fitted(name)
     assert_same_alone(explainer, numbers(missing=ENSEMBLES[name][2]).to_numpy()[:9])
+
+
+@pytest.mark.parametrize("name", ["bagging, 2 classes", "bagging, numbers", "bagging, 9 classes, some columns"])
+def test_bagged_trees_are_explained_as_their_mean(name: str) -> None:
+    estimator, classes, missing = clone(ENSEMBLES[name][0]), *ENSEMBLES[name][1:]
+    table = numbers(missing=missing)
+    rows = table.to_numpy()[:9]
+    found = explain_trees(estimator, table, target(table, classes)).explain(rows)
+    assert_additive(found)
+    values = np.zeros_like(found.values)
+    for member, chosen in zip(estimator.estimators_, estimator.estimators_features_, strict=True):
+        of_member = expected(shap.TreeExplainer(member), rows[:, chosen])
+        values[:, chosen] += of_member
+    np.testing.assert_allclose(found.values, values / len(estimator.estimators_), rtol=0, atol=CLOSE)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_voting_trees_are_explained_by_their_votes(classes: int) -> None:
+    table = numbers()
+    rows = table.to_numpy()[:9]
+    estimator = AdaBoostClassifier(**SMALL)  # of trees with a single split: its feature has all of a tree's vote
+    explainer = explain_trees(estimator, table, target(table, classes))
+    found = explainer.explain(rows)
+    assert (explainer.space, explainer.method) == ("margin", "tree-path-dependent")
+    assert_additive(found)
+    margins = estimator.decision_function(rows).reshape(len(rows), -1)
+    np.testing.assert_allclose(found.outputs[:, -margins.shape[1] :], margins, rtol=0, atol=CLOSE)
+    values = np.zeros((len(rows), 5, classes))
+    for member, weight in zip(estimator.estimators_, estimator.estimator_weights_, strict=True):
+        tree = member.tree_
+        voted = tree.value[:, 0].argmax(axis=1)[:, None] == np.arange(classes)
+        votes = np.where(voted, weight, -weight / (classes - 1))
+        mean = (votes[1:] * tree.weighted_n_node_samples[1:, None]).sum(axis=0) / tree.weighted_n_node_samples[0]
+        values[:, tree.feature[0]] += votes[member.apply(rows)] - mean
+    values /= estimator.estimator_weights_.sum()
+    if classes == 2:  # the margin of the second class is the difference
+        values -= values[:, :, ::-1]
+    np.testing.assert_allclose(found.values, values, rtol=0, atol=CLOSE)
 
 
 @pytest.mark.parametrize("depth", range(1, 31))
