@@ -28,7 +28,8 @@ from bench.models import forest_of_100  # noqa: E402
 from bench.table import Table  # noqa: E402
 from examples.demo import Demo  # noqa: E402
 from examples.train import DEMOS  # noqa: E402
-from registry.estimator import Compute, estimator_compute  # noqa: E402
+from registry.asking import estimator_compute  # noqa: E402
+from registry.estimator import Compute  # noqa: E402
 from registry.kernels import compile_estimator, probe_rows, verify  # noqa: E402
 from registry.rows.features import Rows  # noqa: E402
 from registry.rows.infer_schema import infer_features  # noqa: E402

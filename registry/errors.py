@@ -41,6 +41,10 @@ class CannotAdd(RegistryError):
     """An estimator and a table do not make a version; the message says why."""
 
 
+class WrongOutputs(ValueError):
+    """An estimator returned what cannot be right, such as probabilities above 1; the message says what."""
+
+
 class CannotTrain(RegistryError):
     """A model has no training function, or its result is unusable; the message says why."""
 

@@ -1,4 +1,4 @@
-"""Estimators of scikit-learn, XGBoost and LightGBM: their outputs, how to call them, and the time of a call.
+"""Estimators of scikit-learn, XGBoost and LightGBM: what they are, how to call them, and the time of a call.
 
 XGBoost and LightGBM are never imported here. Unpickling a model of theirs has imported its library, so its class is
 recognised by name.
@@ -22,15 +22,23 @@ from sklearn.semi_supervised import SelfTrainingClassifier
 from sklearn.tree import DecisionTreeClassifier
 
 from registry.rows.features import Rows
-from registry.rows.schema import Schema
 
-Task = Literal["classification", "regression", "clustering", "outlier-detection"]
+Task = Literal["classification", "regression", "clustering", "outlier-detection", "ranking"]
 
 Outputs = NDArray[np.float64]
-"""The outputs of a model for rows, shape (rows, width).
+"""The outputs of a model for rows, shape (rows, width). A `Layout` names their parts, from left to right:
 
-A classifier's width is one probability a class; where its label is not simply the most probable class (a tuned
-threshold, an SVC) or it has no probabilities, the label's index follows as the last column. Any other model's is 1.
+- `value`: a regressor's number.
+- `probabilities`: one a class, or one a component of a mixture.
+- `label`: the index of a classifier's label, which is omitted where it is simply the most probable class (of forests,
+  boosters): a threshold may be tuned, and ties broken otherwise. Without classes the label itself: a cluster, -1 or 1.
+- `margins`: what `decision_function` says, one a class, and a single one of two classes: for classifiers without
+  probabilities.
+- `score`: an outlier detector's `decision_function`, or a ranker's score.
+
+So there are the layouts [value], [probabilities], [probabilities, label], [label], [label, margins], [label, score] and
+[score]. A model with several targets has the parts of the first, then those of the second: [value, value], or
+[probabilities, label, probabilities, label].
 """
 
 Compute = Callable[[Rows], Outputs]
@@ -46,6 +54,7 @@ WRAPPED = {BaseSearchCV: "best_estimator_", FrozenEstimator: "estimator", SelfTr
 """The attribute that holds the estimator which answers in place of its wrapper."""
 
 PIPELINES = frozenset({"imblearn.pipeline.Pipeline", "sklearn.pipeline.Pipeline"})
+RANKERS = frozenset({"catboost.core.CatBoostRanker", "lightgbm.sklearn.LGBMRanker", "xgboost.sklearn.XGBRanker"})
 
 MAX_TIMED_CALLS = 5
 MAX_TIMED_SECONDS = 0.5
@@ -58,48 +67,19 @@ def qualified_name(kind: type) -> str:
 
 
 def task_of(estimator: Any) -> Task | None:
-    """The task of a scikit-learn estimator, None for one that does not predict."""
+    """The task of an estimator, None for one that does not predict."""
     if not hasattr(estimator, "predict"):
         return None
+    kind = type(last_step(estimator))
+    if qualified_name(kind) in RANKERS:
+        return "ranking"
     if is_classifier(estimator):
         return "classification"
     if is_regressor(estimator):
         return "regression"
-    if is_clusterer(estimator):
+    if is_clusterer(estimator) or hasattr(estimator, "predict_proba"):  # the latter is a mixture
         return "clustering"
     return "outlier-detection" if is_outlier_detector(estimator) else None
-
-
-def estimator_compute(estimator: Any, schema: Schema) -> Compute:
-    """A function that calls the estimator itself, with rows in the form that it was fitted on."""
-    ask = asking(estimator)
-    return ask if schema.is_plain else lambda rows: ask(schema.table(rows))
-
-
-def asking(estimator: Any) -> Callable[[Any], Outputs]:
-    """A function from a table, in the form that the estimator was fitted on, to its outputs."""
-
-    def values(table: Any) -> Outputs:
-        outputs = np.asarray(estimator.predict(table), dtype=np.float64)
-        if outputs.size != len(table):
-            raise ValueError("the estimator gives several outputs for a row; only one is supported")
-        return outputs.reshape(len(table), 1)
-
-    def probabilities(table: Any) -> Outputs:
-        return np.asarray(estimator.predict_proba(table), dtype=np.float64)
-
-    def labels(table: Any) -> Outputs:
-        # classes_ is sorted, as scikit-learn promises
-        indices = np.searchsorted(estimator.classes_, estimator.predict(table))
-        return np.asarray(indices, dtype=np.float64).reshape(len(table), 1)
-
-    if task_of(estimator) != "classification":
-        return values
-    if not hasattr(estimator, "predict_proba"):
-        return labels
-    kind = type(last_step(estimator))
-    most_probable = kind in MOST_PROBABLE or qualified_name(kind) in MOST_PROBABLE_BOOSTERS
-    return probabilities if most_probable else lambda table: np.hstack([probabilities(table), labels(table)])
 
 
 def unwrap(estimator: Any) -> Any:

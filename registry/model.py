@@ -12,12 +12,13 @@ import msgspec
 import numpy as np
 
 from registry.errors import InvalidSelection, ModelFailed, NotExplained
-from registry.estimator import Compute, Outputs
+from registry.estimator import Compute
 from registry.explain.explanation import Names, Selection, present_contributions
 from registry.explain.shap_values import Contributions, Explainer, Space
+from registry.outputs import Labels, Layout
 from registry.rows.features import Rows
 from registry.rows.schema import Schema
-from registry.store.manifest import Manifest
+from registry.store.manifest import Manifest, layout_in
 
 TREES = frozenset(
     f"{family}{task}"
@@ -64,12 +65,21 @@ class LoadedModel:
     def schema(self) -> Schema:
         return Schema(self.manifest.features, self.manifest.input)
 
+    @cached_property
+    def layout(self) -> Layout:
+        return layout_in(self.manifest)
+
+    @cached_property
+    def labels(self) -> Labels:
+        """The labels of a classifier with one target; none of any other model."""
+        return Labels(self.manifest.classes)
+
     def predict(self, rows: Rows) -> list[Any]:
         """One prediction a row, as API.md shows it. `rows` has shape (rows, features). Raises ModelFailed."""
         outputs = self.compute(rows)
         if not np.isfinite(outputs).all():
             raise ModelFailed(f"{self.name}/{self.version} returned a result that is not finite")
-        return self.present(outputs)
+        return self.layout.present(outputs)
 
     def explain(self, rows: Rows, selection: Selection | None = None) -> list[dict[str, Any]]:
         """One explanation a row, as `present_contributions` shows it. `rows` has shape (rows, features).
@@ -85,7 +95,7 @@ class LoadedModel:
     @cached_property
     def _names(self) -> Names:
         manifest = self.manifest
-        return Names(self.schema.names, manifest.classes, manifest.groups, manifest.feature_labels)
+        return Names(self.schema.names, self.labels, manifest.groups, manifest.feature_labels)
 
     @property
     def spaces(self) -> tuple[Space, ...]:
@@ -94,7 +104,7 @@ class LoadedModel:
 
     def explainer_for(self, selection: Selection) -> Explainer:
         """The explainer of what is selected. Raises NotExplained, InvalidSelection."""
-        selection.check(self.manifest.classes)
+        selection.check(self.labels)
         return self._explainer_in(selection.space)
 
     def _explainer_in(self, space: Space | None) -> Explainer:
@@ -116,17 +126,3 @@ class LoadedModel:
         if not found.gap() <= explainer.tolerance:  # NaN is not
             raise ModelFailed(f"{self.name}/{self.version}: contributions do not add up to the output")
         return found
-
-    def present(self, outputs: Outputs) -> list[Any]:
-        """Outputs of shape (rows, width) as JSON values."""
-        classes = self.manifest.classes
-        if not classes:
-            column: list[float] = outputs[:, 0].tolist()
-            return column if self.manifest.task == "regression" else [{"label": int(label)} for label in column]
-        if outputs.shape[1] == 1:
-            return [{"label": classes[int(index)]} for (index,) in outputs.tolist()]
-        labels = outputs[:, -1].astype(int) if outputs.shape[1] > len(classes) else outputs.argmax(axis=1)
-        return [
-            {"label": classes[label], "probabilities": dict(zip(classes, row, strict=False))}
-            for label, row in zip(labels.tolist(), outputs.tolist(), strict=True)
-        ]

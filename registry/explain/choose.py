@@ -18,9 +18,10 @@ from registry.kernels.compiling import take_apart
 from registry.kernels.ensembles import FORESTS, GRADIENT, HISTOGRAM, SINGLE
 from registry.kernels.kernel import Unsupported
 from registry.kernels.linear import LINEAR
+from registry.outputs import Layout
 from registry.rows.features import Rows
 from registry.rows.schema import Schema
-from registry.store.manifest import Manifest
+from registry.store.manifest import Manifest, layout_in
 
 log = structlog.get_logger(__name__)
 
@@ -39,13 +40,16 @@ class Subject:
     evaluations: int
     budget: Budget | None
     """What was decided when the version was added."""
+    layout: Layout
 
     def natural_space(self) -> Space:
         """Probabilities where there are any, else margins, else values. Raises CannotExplain."""
         task = task_of(self.estimator)
-        if task == "regression":
+        if self.layout.is_named:
+            raise CannotExplain("several outputs are not explained")
+        if task in ("regression", "ranking"):
             return "value"
-        if task == "classification" and hasattr(self.estimator, "predict_proba"):
+        if task in ("classification", "clustering") and hasattr(self.estimator, "predict_proba"):
             return "probability"
         if task in ("classification", "outlier-detection") and hasattr(self.estimator, "decision_function"):
             return "margin"
@@ -57,7 +61,7 @@ class Subject:
         A binary classifier's margins are the negative one of the first class and that of the second.
         """
         compute, schema = self.compute, self.schema
-        classes = len(self.estimator.classes_) if task_of(self.estimator) == "classification" else 0
+        classes = len(self.layout.targets[0].classes)
         ask = margins_of(self.estimator)
 
         def margins(rows: Rows) -> Rows:
@@ -101,10 +105,10 @@ def choose_explainer(
 
     Whatever is wrong with an explainer, the model can predict without it; the log says why there is none.
     """
-    record = manifest.explainer
+    record, layout = manifest.explainer, layout_in(manifest)
     budget = record.budget if record else None
     schema = Schema(manifest.features, manifest.input)
-    subject = Subject(unwrap(estimator), compute, schema, background, evaluations, budget)
+    subject = Subject(unwrap(estimator), compute, schema, background, evaluations, budget, layout)
     reasons = []
     for build in BUILDERS[record.method if record else None]:
         try:

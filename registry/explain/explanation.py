@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from registry.errors import CannotDraw, InvalidSelection
 from registry.explain.shap_values import Contributions, Explainer, Space
+from registry.outputs import Label, Labels
 
 OTHER = "(other)"
 """The sum of the features that are not shown."""
@@ -31,18 +32,20 @@ class Selection:
     own choice.
     """
 
-    classes: Literal["predicted", "all"] | tuple[str, ...] = "predicted"
+    classes: Literal["predicted", "all"] | tuple[Label, ...] = "predicted"
     top: int | None = None
     space: Space | None = None
+    coverage: float | None = None
+    """The share of true values that intervals, or sets of labels, of predictions shall hold; None for neither."""
 
-    def check(self, classes: Sequence[str]) -> None:
+    def check(self, labels: Labels) -> None:
         """Raises InvalidSelection where a model of these classes cannot show it."""
         if self.top is not None and self.top < 1:
             raise InvalidSelection("top must be at least 1")
         if not isinstance(self.classes, tuple):
             known = self.classes in ("predicted", "all")
-        elif classes:
-            known = bool(self.classes) and set(self.classes) <= set(classes)
+        elif len(labels):
+            known = bool(self.classes) and None not in map(labels.find, self.classes)
         else:
             raise InvalidSelection("the model has no classes")
         if not known:
@@ -57,7 +60,7 @@ class Names:
     """
 
     features: Sequence[str]
-    classes: Sequence[str] = ()
+    classes: Labels = field(default_factory=lambda: Labels(()))
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
 
@@ -89,7 +92,6 @@ def present_contributions(
     """
     classes = names.classes
     selection.check(classes)
-    positions = {label: index for index, label in enumerate(classes)}
     drawer, shown_labels = _Drawer(found, names, selection.top), names.shown_labels()
     presented = []
     for row, label in enumerate(labels):
@@ -97,13 +99,13 @@ def present_contributions(
         common |= {"space": explainer.space, "method": explainer.method}
         if found.standard_error is not None:
             common["sampled"] = True
-        if not classes:
+        if not len(classes):
             item = common | drawer.item(row, 0)
         elif selection.classes == "predicted":
-            item = common | drawer.item(row, positions[label])
+            item = common | drawer.item(row, classes.place(label))
         else:
-            chosen = classes if selection.classes == "all" else selection.classes
-            item = common | {"classes": {name: drawer.item(row, positions[name]) for name in chosen}}
+            chosen = map(classes.place, classes.classes if selection.classes == "all" else selection.classes)
+            item = common | {"classes": {classes.texts[index]: drawer.item(row, index) for index in chosen}}
         if shown_labels:
             item["labels"] = shown_labels
         presented.append(item)

@@ -117,13 +117,23 @@ def exponential(margins: Rows) -> Outputs:
 
 
 def label_by_sign(intercept: Rows) -> Link:
-    """Margins of shape (rows, 1) to the label's index alone."""
-    return lambda margins: (np.add(margins, intercept, margins) > 0.0).astype(np.float64)
+    """Margins of shape (rows, 1) to the label's index and the margin."""
+
+    def link(margins: Rows) -> Outputs:
+        np.add(margins, intercept, margins)
+        return np.hstack([margins > 0.0, margins])
+
+    return link
 
 
 def label_by_argmax(intercept: Rows) -> Link:
-    """Margins of shape (rows, classes) to the label's index alone."""
-    return lambda margins: np.add(margins, intercept, margins).argmax(axis=1, keepdims=True).astype(np.float64)
+    """Margins of shape (rows, classes) to the label's index and the margins."""
+
+    def link(margins: Rows) -> Outputs:
+        np.add(margins, intercept, margins)
+        return np.hstack([margins.argmax(axis=1, keepdims=True), margins])
+
+    return link
 
 
 LARGEST_POWER = float(np.float32(88.7))

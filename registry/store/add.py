@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import hashlib
 import importlib.metadata
@@ -22,21 +23,13 @@ import pandas as pd
 import structlog
 from sklearn.utils.validation import check_is_fitted
 
-from registry.errors import CannotAdd, InvalidRows, VersionRefused
-from registry.estimator import (
-    Compute,
-    Outputs,
-    Task,
-    asking,
-    estimator_compute,
-    input_names,
-    libraries,
-    task_of,
-    with_categories,
-)
+from registry.asking import asking, estimator_compute, layout_of
+from registry.errors import CannotAdd, InvalidRows, VersionRefused, WrongOutputs
+from registry.estimator import Compute, Outputs, Task, input_names, libraries, task_of, with_categories
 from registry.explain.choose import choose_explainer
 from registry.explain.shap_values import mean_contributions
 from registry.model import LoadedModel
+from registry.outputs import Label, Labels, Layout
 from registry.rows.features import Feature, Rows
 from registry.rows.infer_schema import infer_features
 from registry.rows.schema import Schema
@@ -45,7 +38,7 @@ from registry.store.loader import load_version, unpickle
 from registry.store.manifest import ExplainerRecord, Manifest, TrainingRecord, write_manifest
 from registry.store.options import DEFAULT_OPTIONS
 from registry.threads import in_one_thread
-from registry.training.metrics import measure
+from registry.training.metrics import MEASURED, measure, true_values
 from registry.training.script import Trained
 
 log = structlog.get_logger(__name__)
@@ -97,7 +90,7 @@ def add_trained(
     """
     directory = _new_directory(root, name, version)
     draft = _examine(trained, accepting)
-    classes = _class_labels(trained.estimator, trained.labels) if draft.task == "classification" else ()
+    layout = _labelled(draft.layout, trained.labels)
     metrics = draft.measure(trained)
     content = _pickled(trained.estimator)
     background = _spread(draft.rows, BACKGROUND_ROWS)
@@ -112,11 +105,13 @@ def add_trained(
         libraries=_library_versions(trained.estimator),
         features=draft.schema.features,
         input=draft.schema.input,
-        classes=classes,
+        classes=() if layout.is_named else layout.targets[0].classes,
+        outputs=layout.parts,
+        targets=layout.targets if layout.is_named else (),
         example=draft.schema.instance(background[len(background) // 2]),
         background=tuple(tuple(draft.schema.instance(row).values()) for row in background),
         expected=tuple(map(tuple, draft.compute(background[:EXPECTED_ROWS]).tolist())),
-        baseline=_baseline(draft.task, draft.outputs, len(classes)),
+        baseline=_baseline(layout, draft.outputs),
         metrics=metrics,
         source=trained.source,
         training=training,
@@ -175,28 +170,31 @@ class _Draft:
     task: Task
     columns: list[str]
     schema: Schema
+    layout: Layout
+    """Its classes are the estimator's own."""
     compute: Compute
     rows: Rows
     outputs: Outputs
 
     def measure(self, trained: Trained) -> dict[str, float]:
         """Metrics on the held-out rows, else on the sample; none without a target. Raises CannotAdd."""
-        if trained.target is None:
+        columns = trained.target_columns
+        if not columns or self.task not in MEASURED:
             return {}
         table = trained.sample if trained.held_out is None else trained.held_out
         given: Any = table[self.columns]
         given = (
             with_categories(trained.estimator, given) if self.schema.input == "frame" else given.to_numpy(np.float64)
         )
-        classes = getattr(trained.estimator, "classes_", ())
-        return measure(self.task, table[trained.target], asking(trained.estimator)(given), classes)
+        truth = true_values(table, columns, self.layout)
+        return measure(self.task, truth, asking(trained.estimator, self.layout)(given), self.layout)
 
 
 def _examine(trained: Trained, accepting: Sequence[Feature]) -> _Draft:
     """Infer the schema from the sample and predict all of it. Raises CannotAdd."""
     estimator = trained.estimator
     task = _checked_task(estimator)
-    columns = _input_columns(estimator, trained.sample, trained.target)
+    columns = _input_columns(estimator, trained.sample, _checked_targets(trained))
     frame = hasattr(estimator, "feature_names_in_")
     table = with_categories(estimator, trained.sample[columns])
     others = {feature.name: feature for feature in accepting}
@@ -208,15 +206,19 @@ def _examine(trained: Trained, accepting: Sequence[Feature]) -> _Draft:
     try:
         # decoded as requests are, so that what is recorded here holds for them
         rows = schema.rows(instances_of(table))
-        compute = estimator_compute(estimator, schema)
+        layout = layout_of(estimator, schema.table(rows[:1]))
+        layout = _named(layout, trained)
+        compute = estimator_compute(estimator, schema, layout)
         outputs = compute(rows)
     except InvalidRows as error:
         raise CannotAdd(f"the table does not fit its own features: {error.faults[0].reason}") from error
+    except (CannotAdd, WrongOutputs) as error:
+        raise CannotAdd(str(error)) from error
     except Exception as error:
         raise CannotAdd(f"the estimator cannot predict this table: {type(error).__name__}: {error}") from error
     if not np.isfinite(outputs).all():
         raise CannotAdd("the estimator's output for this table is not finite")
-    return _Draft(task, columns, schema, compute, rows, outputs)
+    return _Draft(task, columns, schema, layout, compute, rows, outputs)
 
 
 def _checked_task(estimator: Any) -> Task:
@@ -227,25 +229,57 @@ def _checked_task(estimator: Any) -> Task:
         check_is_fitted(estimator)
     except Exception as error:
         raise CannotAdd(f"{type(estimator).__name__} is not fitted") from error
-    if task == "classification" and not isinstance(getattr(estimator, "classes_", None), np.ndarray):
-        raise CannotAdd("classifiers with several outputs are not supported")
+    if task == "classification" and not hasattr(estimator, "classes_"):
+        raise CannotAdd(f"{type(estimator).__name__} has no classes_")
     return task
 
 
-def _input_columns(estimator: Any, sample: pd.DataFrame, target: str | None) -> list[str]:
+def _checked_targets(trained: Trained) -> list[str]:
+    """The columns with true values. Raises CannotAdd where some but not all targets have one."""
+    names = list(trained.targets)
+    if names and trained.target is not None:
+        raise CannotAdd("name either the target or the targets")
+    if len(set(names)) != len(names) or not all(names):
+        raise CannotAdd("each target must have a name of its own")
+    missing = [name for name in names if name not in trained.sample]
+    if missing and len(missing) != len(names):
+        raise CannotAdd(f"the table has no column {missing[0]!r}")
+    return trained.target_columns
+
+
+def _named(layout: Layout, trained: Trained) -> Layout:
+    """The layout with the names of its targets. Raises CannotAdd if these are not as many."""
+    count, names = len(layout.targets), trained.targets
+    if names and len(names) != count:
+        raise CannotAdd(
+            f"the estimator has {_counted(count, 'output')}, but {_counted(len(names), 'target')} are named"
+        )
+    if count > 1 and trained.target is not None:
+        raise CannotAdd(f"the estimator has {count} outputs; name the column of each as targets")
+    if not layout.is_named or not names:
+        return layout
+    renamed = [msgspec.structs.replace(own, name=name) for own, name in zip(layout.targets, names, strict=True)]
+    return dataclasses.replace(layout, targets=tuple(renamed))
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _input_columns(estimator: Any, sample: pd.DataFrame, targets: Sequence[str]) -> list[str]:
     if sample.empty:
         raise CannotAdd("the table has no rows")
     if not sample.columns.is_unique:
         raise CannotAdd("the table has two columns of the same name")
-    if target is not None and target not in sample:
-        raise CannotAdd(f"the table has no column {target!r}")
+    if missing := [name for name in targets if name not in sample]:
+        raise CannotAdd(f"the table has no column {missing[0]!r}")
     expected = input_names(estimator, list(map(str, sample.columns)))
     if expected is not None:
         missing = [name for name in expected if name not in sample]
         if missing:
             raise CannotAdd(f"the estimator was fitted on {', '.join(missing)}, which the table lacks")
         return expected
-    columns = [str(column) for column in sample.columns if column != target]
+    columns = [str(column) for column in sample.columns if column not in targets]
     count = getattr(estimator, "n_features_in_", len(columns))
     if len(columns) != count:
         raise CannotAdd(
@@ -273,21 +307,28 @@ def _spread(rows: Rows, count: int) -> Rows:
     return chosen
 
 
-def _class_labels(estimator: Any, labels: Sequence[str]) -> tuple[str, ...]:
-    classes = tuple(labels) or tuple(str(_plain(label)) for label in estimator.classes_)
-    if len(classes) != len(estimator.classes_):
-        raise CannotAdd(f"there are {len(classes)} labels for {len(estimator.classes_)} classes")
-    if len(set(classes)) != len(classes):
-        raise CannotAdd("two classes have the same label")
-    return classes
+def _labelled(layout: Layout, labels: Sequence[Label]) -> Layout:
+    """The layout with other labels for its classes. Raises CannotAdd where they do not fit."""
+    for target in layout.targets:
+        if len(set(Labels(target.classes).texts)) != len(target.classes):
+            raise CannotAdd("two classes have the same label")
+    if not labels:
+        return layout
+    if layout.is_named:
+        raise CannotAdd("labels are for classifiers with one output")
+    (target,) = layout.targets
+    if len(labels) != len(target.classes):
+        raise CannotAdd(f"there are {len(labels)} labels for {len(target.classes)} classes")
+    return _labelled(Layout(layout.parts, (msgspec.structs.replace(target, classes=tuple(labels)),)), ())
 
 
-def _baseline(task: Task, outputs: Outputs, classes: int) -> tuple[float, ...]:
-    """The mean output; of label indices, which have no mean, the most frequent one."""
+def _baseline(layout: Layout, outputs: Outputs) -> tuple[float, ...]:
+    """The mean output; of labels, which have no mean, the most frequent one."""
     means = outputs.mean(axis=0)
-    if task != "regression" and outputs.shape[1] != classes:
-        found, counts = np.unique(outputs[:, -1], return_counts=True)
-        means[-1] = found[counts.argmax()]
+    for columns in layout.columns:
+        if "label" in columns:
+            found, counts = np.unique(outputs[:, columns["label"]], return_counts=True)
+            means[columns["label"]] = found[counts.argmax()]
     return tuple(means.tolist())
 
 

@@ -12,18 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import joblib
+import msgspec
 import numpy as np
 import structlog
 
-from registry.errors import VersionRefused
-from registry.estimator import Compute, estimator_compute, task_of
+from registry.asking import estimator_compute, layout_of
+from registry.errors import InvalidRows, VersionRefused, WrongOutputs
+from registry.estimator import Compute, task_of
 from registry.explain.choose import choose_explainer
 from registry.kernels import compile_estimator, probe_rows, verify
 from registry.kernels.kernel import Unsupported
 from registry.model import LoadedModel
+from registry.outputs import Target
 from registry.rows.features import Rows
 from registry.rows.schema import Schema
-from registry.store.manifest import Manifest, read_manifest
+from registry.store.manifest import Manifest, layout_in, read_manifest
 from registry.store.options import DEFAULT_OPTIONS, LoadOptions
 from registry.threads import keep_to_one_thread
 
@@ -48,15 +51,19 @@ def load_version(
         estimator = unpickle(path, verified_bytes(root, path, manifest.sha256))
         _check_kind(path, estimator, manifest)
         schema = Schema(manifest.features, manifest.input)
-        compute = estimator_compute(estimator, schema)
-        background = _verify_answers(path, manifest, schema, compute)
+        background = _background(path, manifest, schema)
+        manifest = _renewed(path, manifest, estimator, schema.table(background))
+        compute = estimator_compute(estimator, schema, layout_in(manifest))
+        _verify_answers(path, manifest, background, compute)
     except VersionRefused as error:
         if not fallback:
             raise
         log.error("Fallback model in use", model=manifest.name, version=manifest.version, reason=str(error))
         mean = np.array(manifest.baseline)
+        manifest = _with_text_labels(manifest) if options.labels_as_text else manifest
         reason = "the version could not be loaded"
         return LoadedModel(manifest, lambda rows: np.tile(mean, (len(rows), 1)), fallback=True, reason=reason)
+    manifest = _with_text_labels(manifest) if options.labels_as_text else manifest
     quick, reason = None, "COMPILE is false"
     if options.compiled:
         quick, reason = _compile(estimator, schema, compute, background)
@@ -106,23 +113,56 @@ def unpickle(path: Path, content: bytes) -> Any:
 def _check_kind(path: Path, estimator: Any, manifest: Manifest) -> None:
     if task_of(estimator) != manifest.task:
         raise VersionRefused(path, f"holds a {type(estimator).__name__}, its manifest says {manifest.task}")
-    if manifest.task == "classification" and len(estimator.classes_) != len(manifest.classes):
-        raise VersionRefused(path, f"has {len(estimator.classes_)} classes, its manifest {len(manifest.classes)}")
+    if manifest.task == "classification" and not manifest.targets:
+        count = len(layout_of(estimator).targets[0].classes)
+        if count != len(manifest.classes):
+            raise VersionRefused(path, f"has {count} classes, its manifest {len(manifest.classes)}")
 
 
-def _verify_answers(path: Path, manifest: Manifest, schema: Schema, compute: Compute) -> Rows:
-    """Check that the estimator answers as it did when it was added, and return the background rows; this warms it."""
-    expected = np.array(manifest.expected)
+def _background(path: Path, manifest: Manifest, schema: Schema) -> Rows:
     try:
-        background = schema.rows([list(row) for row in manifest.background])
-        answers = compute(background[: len(expected)])
+        return schema.rows([list(row) for row in manifest.background])
+    except InvalidRows as error:
+        raise VersionRefused(path, f"its background rows do not fit its features: {error.faults[0].reason}") from error
+
+
+def _renewed(path: Path, manifest: Manifest, estimator: Any, table: Any) -> Manifest:
+    """The manifest, and what one written before layouts lacks: margins and scores, and the types of the labels."""
+    if manifest.outputs:
+        return manifest
+    try:
+        layout = layout_of(estimator, table)
     except MemoryError:
         raise
     except Exception as error:
         raise VersionRefused(path, f"does not predict: {type(error).__name__}: {error}") from error
+    typed = layout.targets[0].classes
+    unchanged = tuple(map(str, typed)) == manifest.classes
+    return msgspec.structs.replace(manifest, outputs=layout.parts, classes=typed if unchanged else manifest.classes)
+
+
+def _with_text_labels(manifest: Manifest) -> Manifest:
+    """The manifest with labels as they were answered before they kept their types."""
+    classes = tuple(map(str, manifest.classes))
+    targets = [Target(name=target.name, classes=tuple(map(str, target.classes))) for target in manifest.targets]
+    return msgspec.structs.replace(manifest, classes=classes, targets=tuple(targets))
+
+
+def _verify_answers(path: Path, manifest: Manifest, background: Rows, compute: Compute) -> None:
+    """Check that the estimator answers as it did when it was added; this warms it."""
+    expected = np.array(manifest.expected)
+    try:
+        answers = compute(background[: len(expected)])
+    except MemoryError:
+        raise
+    except WrongOutputs as error:
+        raise VersionRefused(path, str(error)) from error
+    except Exception as error:
+        raise VersionRefused(path, f"does not predict: {type(error).__name__}: {error}") from error
+    width = expected.shape[1] if expected.ndim == 2 else 0
+    answers = answers[:, :width]  # margins and scores were not recorded at first
     if answers.shape != expected.shape or not np.allclose(answers, expected, rtol=CLOSE_ENOUGH, atol=CLOSE_ENOUGH):
         raise VersionRefused(path, "does not answer as it did when it was added")
-    return background
 
 
 def _compile(estimator: Any, schema: Schema, compute: Compute, background: Rows) -> tuple[Compute | None, str]:

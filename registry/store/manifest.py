@@ -10,6 +10,7 @@ import msgspec
 from registry.errors import VersionRefused
 from registry.estimator import Task
 from registry.explain.shap_values import Budget, Method, Space
+from registry.outputs import Label, Layout, Part, Target
 from registry.rows.features import Feature, Input
 from registry.store.directory import NAME, read_file
 
@@ -51,7 +52,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     libraries: dict[str, str]
     features: tuple[Feature, ...]
     input: Input
-    classes: tuple[str, ...] = ()
+    classes: tuple[Label, ...] = ()
+    """The labels of a classifier with one target; strings in manifests written before labels kept their types."""
+    outputs: tuple[Part, ...] = ()
+    """The parts of the outputs of each target; empty in manifests written before there were margins and scores."""
+    targets: tuple[Target, ...] = ()
+    """The targets of a model with several."""
     example: dict[str, Any]
     background: tuple[tuple[Any, ...], ...]
     expected: tuple[tuple[float, ...], ...]
@@ -72,6 +78,19 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """None for a model that cannot be retrained."""
     trained_by: str = ""
     """The job that trained this version; empty for one that was added by hand."""
+
+
+def layout_in(manifest: Manifest) -> Layout:
+    """The layout of the outputs of a version, which manifests written before layouts only imply."""
+    if manifest.outputs:
+        return Layout(manifest.outputs, manifest.targets or (Target(name="", classes=manifest.classes),))
+    width, classes = len(manifest.baseline), len(manifest.classes)
+    parts: tuple[Part, ...] = ("probabilities",) if width == classes else ("probabilities", "label")
+    if manifest.task == "regression":
+        parts = ("value",)
+    elif width == 1 and classes != 1:
+        parts = ("label",)
+    return Layout(parts, (Target(name="", classes=manifest.classes),))
 
 
 def read_manifest(directory: Path) -> Manifest:

@@ -13,6 +13,8 @@ class LoadOptions:
     """Serve a compiled form where one answers bit for bit as the estimator does."""
     shap_evaluations: int = 500
     """Coalitions of features that a sampling explainer tries for a row, each over all background rows."""
+    labels_as_text: bool = False
+    """Answer labels as strings, whatever a classifier was fitted on."""
 
 
 DEFAULT_OPTIONS = LoadOptions()

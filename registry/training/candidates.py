@@ -13,8 +13,8 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
+from registry.asking import layout_of
 from registry.errors import CannotAdd, Superseded, VersionRefused
 from registry.model import LoadedModel
 from registry.rows.features import Rows
@@ -22,6 +22,7 @@ from registry.store.add import instances_of
 from registry.store.aliases import Aliases, alone, current, write_aliases
 from registry.store.directory import directories, sync_directory, write_whole
 from registry.store.manifest import Manifest, read_manifest
+from registry.training.metrics import MEASURED, Truth, true_values
 from registry.training.script import Trained
 
 PREFIX = ".candidate-"
@@ -30,13 +31,10 @@ HELD_OUT = "held-out.npz"
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out rows of a candidate, shape (rows, features), and the true value of each.
-
-    A true value is a number, or a label's index among the classes; there are none for a model without a target.
-    """
+    """Held-out rows of a candidate, shape (rows, features), and their true values, none without a target."""
 
     rows: Rows
-    truth: NDArray[np.float64]
+    truth: Truth
 
 
 def candidate_root(root: Path, job: str, attempt: int) -> Path:
@@ -73,14 +71,14 @@ def write_held_out(path: Path, model: LoadedModel, trained: Trained) -> None:
     table = trained.held_out
     assert table is not None
     rows, places = model.schema.fitting_rows(instances_of(table[list(model.schema.names)]))
-    truth = np.empty(0)
-    if trained.target is not None:
-        truth = table[trained.target].to_numpy()[places]
-        if model.manifest.task == "classification":
-            truth = np.searchsorted(trained.estimator.classes_, truth)  # classes_ is sorted, as scikit-learn promises
+    truth = np.empty((0, 1))
+    if (columns := trained.target_columns) and model.manifest.task in MEASURED:
+        # the classes as the estimator has them: labels may rename them
+        layout = layout_of(trained.estimator, model.schema.table(rows))
+        truth = true_values(table.iloc[places], columns, layout)
     content = io.BytesIO()
     kept = rows if not model.schema.has_text else np.frombuffer(msgspec.msgpack.encode(rows.tolist()), np.uint8)
-    np.savez(content, rows=kept, truth=truth.astype(np.float64))
+    np.savez(content, rows=kept, truth=truth)
     write_whole(path / HELD_OUT, content.getvalue())
 
 

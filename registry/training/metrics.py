@@ -7,49 +7,89 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, r2_score, roc_auc_score
 
 from registry.errors import CannotAdd
 from registry.estimator import Outputs, Task
+from registry.outputs import Labels, Layout, json_label
+
+MEASURED: tuple[Task, ...] = ("classification", "regression")
+"""The tasks with true values to compare with."""
+
+Truth = NDArray[np.float64]
+"""True values, shape (rows, targets): numbers, or indices of labels among the classes of a target."""
 
 
-def measure(task: Task, target: pd.Series[Any], outputs: Outputs, classes: Sequence[Any]) -> dict[str, float]:
-    """The metrics of a model's `outputs` against the true values in `target`; `classes` are the sorted `classes_`.
+def true_values(table: pd.DataFrame, columns: Sequence[str], layout: Layout) -> Truth:
+    """The true values in `columns`, one a target; `layout` has the estimator's own classes. Raises CannotAdd."""
+    values = [
+        _true_values(table[name], Labels(target.classes)) for name, target in zip(columns, layout.targets, strict=True)
+    ]
+    return np.column_stack(values)
 
-    Raises CannotAdd for a target that the model does not predict.
-    """
-    if target.isna().any():
-        raise CannotAdd(f"column {target.name!r} has missing values")
+
+def _true_values(column: pd.Series[Any], labels: Labels) -> Truth:
+    if column.isna().any():
+        raise CannotAdd(f"column {column.name!r} has missing values")
+    if not len(labels):
+        if not pd.api.types.is_numeric_dtype(column):
+            raise CannotAdd(f"column {column.name!r} is not numeric")
+        numbers: Truth = column.to_numpy(np.float64)
+        return numbers
+    found, values = pd.factorize(column)
+    places = [labels.find(json_label(value)) for value in values]
+    if None in places:
+        raise CannotAdd(f"column {column.name!r} contains values that are not classes of the estimator")
+    truth: Truth = np.array(places, np.float64)[found]
+    return truth
+
+
+def measure(task: Task, truth: Truth, outputs: Outputs, layout: Layout) -> dict[str, float]:
+    """The metrics of a model's `outputs` against true values; none for a task without."""
+    truth = truth.reshape(len(outputs), len(layout.targets))
     match task:
         case "regression":
-            return _measure_regression(target, outputs)
+            return {
+                "r2": float(r2_score(truth, outputs)),
+                "mean_absolute_error": float(mean_absolute_error(truth, outputs)),
+            }
+        case "classification" if layout.is_named:
+            return _measure_targets(truth.astype(np.intp), outputs, layout)
         case "classification":
-            return _measure_classification(target, outputs, np.asarray(classes))
+            return _measure_classes(truth[:, 0].astype(np.intp), outputs, layout)
     return {}
 
 
-def _measure_regression(target: pd.Series[Any], outputs: Outputs) -> dict[str, float]:
-    if not pd.api.types.is_numeric_dtype(target):
-        raise CannotAdd(f"column {target.name!r} is not numeric")
-    values = outputs[:, 0]
-    return {"r2": float(r2_score(target, values)), "mean_absolute_error": float(mean_absolute_error(target, values))}
-
-
-def _measure_classification(target: pd.Series[Any], outputs: Outputs, classes: Any) -> dict[str, float]:
-    if not target.isin(classes).all():
-        raise CannotAdd(f"column {target.name!r} contains values that are not classes of the estimator")
-    truth, count = np.searchsorted(classes, target), len(classes)
-    if outputs.shape[1] < count:
-        return {"accuracy": float(accuracy_score(truth, outputs[:, 0]))}
-    probabilities = outputs[:, :count]
-    labels = outputs[:, -1] if outputs.shape[1] > count else probabilities.argmax(axis=1)
-    # the sum of a row is not exactly 1 where an estimator computes in float32
-    shares = probabilities / probabilities.sum(axis=1, keepdims=True)
-    metrics = {
-        "accuracy": float(accuracy_score(truth, labels)),
-        "log_loss": float(log_loss(truth, shares, labels=range(count))),
-    }
-    if len(np.unique(truth)) == count:
-        scores = probabilities[:, 1] if count == 2 else probabilities
+def _measure_classes(truth: NDArray[np.intp], outputs: Outputs, layout: Layout) -> dict[str, float]:
+    count = len(layout.targets[0].classes)
+    metrics = {"accuracy": float(accuracy_score(truth, layout.label_indices(outputs)))}
+    if "probabilities" not in layout.parts:
+        return metrics
+    shares = _shares(outputs, layout, 0)
+    metrics["log_loss"] = float(log_loss(truth, shares, labels=range(count))) if count > 1 else 0.0
+    if len(np.unique(truth)) == count > 1:
+        scores = shares[:, 1] if count == 2 else shares
         metrics["roc_auc"] = float(roc_auc_score(truth, scores, multi_class="ovr"))
     return metrics
+
+
+def _measure_targets(truth: NDArray[np.intp], outputs: Outputs, layout: Layout) -> dict[str, float]:
+    """The share of rows all of whose labels are right, and the mean log loss of the targets."""
+    indices = range(len(layout.targets))
+    labels = np.column_stack([layout.label_indices(outputs, index) for index in indices])
+    metrics = {"accuracy": float((labels == truth).all(axis=1).mean())}
+    if "probabilities" in layout.parts:
+        rows = np.arange(len(truth))
+        shares = [_shares(outputs, layout, index)[rows, truth[:, index]] for index in indices]
+        smallest = np.finfo(np.float64).eps
+        metrics["log_loss"] = float(-np.log(np.clip(shares, smallest, 1.0)).mean())
+    return metrics
+
+
+def _shares(outputs: Outputs, layout: Layout, target: int) -> Outputs:
+    """Probabilities that add up to 1 exactly, which they do not where an estimator computes in float32."""
+    shares = np.clip(outputs[:, layout.columns[target]["probabilities"]], 0.0, 1.0)
+    sums = shares.sum(axis=1, keepdims=True)
+    # a row that no class claims
+    return np.divide(shares, sums, out=np.full_like(shares, 1.0 / shares.shape[1]), where=sums > 0)

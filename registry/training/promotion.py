@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import pandas as pd
 
 from registry.estimator import Task
 from registry.model import LoadedModel
+from registry.outputs import Label
 from registry.rows.features import Feature
 from registry.store.manifest import Manifest
 from registry.training.candidates import HeldOut
-from registry.training.metrics import measure
+from registry.training.metrics import MEASURED, measure
 
 SCORES = frozenset({"accuracy", "r2", "roc_auc"})
 """Metrics that should be high; all others are errors, which should be low."""
-
-UNMEASURED = ("clustering", "outlier-detection")
-"""Tasks without true values to compare with."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +30,26 @@ def find_breaches(live: Manifest, new: Manifest) -> list[str]:
     """Reasons why the new version would refuse requests that the live one answers, or answer in other terms."""
     if new.task != live.task:
         return [f"its task is {new.task}, that of the live version is {live.task}"]
-    if new.classes != live.classes:
+    if not _alike(live.classes, new.classes):
         return ["its classes differ from those of the live version"]
+    pairs_of_targets = zip(live.targets, new.targets, strict=False)
+    if len(live.targets) != len(new.targets) or any(
+        before.name != after.name or not _alike(before.classes, after.classes) for before, after in pairs_of_targets
+    ):
+        return ["its targets differ from those of the live version"]
     names = [feature.name for feature in new.features]
     if names != [feature.name for feature in live.features]:
         return ["its features, or their order, differ from those of the live version"]
     pairs = zip(live.features, new.features, strict=True)
     return [f"{before.name} {reason}" for before, after in pairs if (reason := _breach(before, after))]
+
+
+def _alike(before: Sequence[Label], after: Sequence[Label]) -> bool:
+    """Return whether the labels are equal; manifests written before these kept their types have strings."""
+    if tuple(map(str, before)) != tuple(map(str, after)):
+        return False
+    in_text = all(isinstance(label, str) for label in before)
+    return in_text or [*map(type, before)] == [*map(type, after)]
 
 
 def _breach(before: Feature, after: Feature) -> str:
@@ -75,18 +85,16 @@ def measure_both(live: LoadedModel, new: LoadedModel, held_out: HeldOut) -> Meas
 
     If it accepts less than half of them, the metrics are those of the manifests.
     """
-    if new.manifest.task in UNMEASURED or not len(held_out.truth):
+    if new.manifest.task not in MEASURED or not len(held_out.truth):
         return by_manifests(live.manifest, new.manifest)
     # category codes are a version's own: rows go by the user's terms
     rows, taken = live.schema.fitting_rows([new.schema.instance(row) for row in held_out.rows])
     if 2 * len(taken) < len(held_out.rows):
         return by_manifests(live.manifest, new.manifest)
-    truth = pd.Series(held_out.truth[taken], name="the outcome")
-    classes = range(len(new.manifest.classes))
-    task = new.manifest.task
+    truth, task = held_out.truth[taken], new.manifest.task
     return Measured(
-        new=measure(task, truth, new.compute(held_out.rows[taken]), classes),
-        live=measure(task, truth, live.compute(rows), classes),
+        new=measure(task, truth, new.compute(held_out.rows[taken]), new.layout),
+        live=measure(task, truth, live.compute(rows), live.layout),
         rows=len(taken),
     )
 
@@ -98,7 +106,7 @@ def by_manifests(live: Manifest, new: Manifest) -> Measured:
 
 def find_decline(task: Task, measured: Measured, tolerance: float) -> list[str]:
     """Reasons why the new version is worse: a score lower by more than `tolerance`, an error by that share higher."""
-    if task in UNMEASURED:
+    if task not in MEASURED:
         return []
     common = [name for name in measured.live if name in measured.new]
     if not common:

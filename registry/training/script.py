@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from registry.errors import CannotTrain
+from registry.outputs import Label
 from registry.store.aliases import current
 from registry.store.directory import write_whole
 from registry.store.loader import verified_bytes
@@ -52,7 +53,8 @@ class Trained:
 
     `sample` is a table of the estimator's input, one column a feature; `held_out` one of the same columns, of rows that
     were not used for fitting. With `target`, the column of true values without gaps, metrics are measured: on
-    `held_out`, else on the sample. `labels` name the classes in the order of `classes_`. For `margin` see
+    `held_out`, else on the sample. `targets` name several outputs in their order; columns of these names, if the tables
+    have them, are the true values. `labels` name the classes in the order of `classes_`. For `margin` see
     `infer_features`. `source` says where the data came from. A `train.py` must return held-out rows.
     """
 
@@ -60,9 +62,16 @@ class Trained:
     sample: pd.DataFrame
     held_out: pd.DataFrame | None = None
     target: str | None = None
-    labels: Sequence[str] = ()
+    targets: Sequence[str] = ()
+    labels: Sequence[Label] = ()
     margin: float | None = 1.0
     source: str = ""
+
+    @property
+    def target_columns(self) -> list[str]:
+        """The columns of the sample with true values; there may be none."""
+        names = [*self.targets, *([] if self.target is None else [self.target])]
+        return [name for name in names if name == self.target or name in self.sample]
 
 
 def read_script(path: Path) -> bytes:

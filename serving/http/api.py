@@ -17,6 +17,7 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp
 
 from registry.model import LoadedModel
+from registry.outputs import Layout, Target
 from registry.registry import Registry
 from serving.entities.outcomes import OutcomesBody
 from serving.http import problems
@@ -36,6 +37,7 @@ Schema = dict[str, Any]
 
 STRING: Schema = {"type": "string"}
 NUMBER: Schema = {"type": "number"}
+SHARE: Schema = {"type": "number", "minimum": 0, "maximum": 1}
 
 REFUSALS = {
     "400": "Not JSON, not UTF-8, or nested too deeply",
@@ -124,8 +126,11 @@ def _refusal(description: str) -> Schema:
 def _request(model: LoadedModel) -> Schema:
     """Instances by name or by position, not both in one request; parameters only matter for explanations."""
     forms = [model.schema.object_schema, model.schema.array_schema]
-    some = {"type": "array", "minItems": 1, "items": {"enum": list(model.manifest.classes)}}
-    classes = [{"enum": ["predicted", "all"]}, *([some] if model.manifest.classes else [])]
+    labels = [
+        *dict.fromkeys([*map(msgspec.json.encode, model.labels.classes), *map(msgspec.json.encode, model.labels.texts)])
+    ]
+    some = {"type": "array", "minItems": 1, "items": {"enum": [*map(msgspec.json.decode, labels)]}}
+    classes = [{"enum": ["predicted", "all"]}, *([some] if labels else [])]
     parameters = {
         "classes": {"anyOf": classes, "default": "predicted"},
         "top": {"type": "integer", "minimum": 1, "description": "Only the largest; the rest as `(other)`"},
@@ -160,23 +165,37 @@ def _explanation(model: LoadedModel) -> Schema:
     numbers = {"output": NUMBER, "base_value": NUMBER, "values": {"type": "object", "additionalProperties": NUMBER}}
     origin = {"space": {"const": model.explainer.space}, "method": {"const": model.explainer.method}}
     properties: Schema = numbers | origin
-    classes = list(model.manifest.classes)
-    if classes:
-        properties["label"] = {"enum": classes}
+    if len(model.labels):
+        properties["label"] = {"enum": list(model.labels.classes)}
         each = _object(numbers, list(numbers))
-        properties["classes"] = {"type": "object", "properties": dict.fromkeys(classes, each)}
+        properties["classes"] = {"type": "object", "properties": dict.fromkeys(model.labels.texts, each)}
     return _object(properties, list(origin))
 
 
 def _prediction(model: LoadedModel) -> Schema:
-    """One prediction: a number, or a label with the probability of every class where the model has probabilities."""
-    classes = list(model.manifest.classes)
-    if model.manifest.task == "regression":
+    """One prediction; of a model with several targets, that of each below its name."""
+    layout = model.layout
+    each = [_target_prediction(layout, target) for target in layout.targets]
+    if not layout.is_named:
+        return each[0]
+    by_name = {target.name: schema for target, schema in zip(layout.targets, each, strict=True)}
+    return _object({"prediction": _object(by_name, list(by_name))}, ["prediction"])
+
+
+def _target_prediction(layout: Layout, target: Target) -> Schema:
+    """A number, or a label with the probability or the margin of every class, or with a score."""
+    if "value" in layout.parts:
         return NUMBER
-    properties: Schema = {"label": {"enum": classes} if classes else {"type": "integer"}}
-    if len(model.manifest.baseline) >= len(classes) > 0:
-        share = NUMBER | {"minimum": 0, "maximum": 1}
-        properties["probabilities"] = _object(dict.fromkeys(classes, share), classes)
+    properties: Schema = {}
+    if "label" in layout.parts or "probabilities" in layout.parts:
+        properties["label"] = {"enum": list(target.classes)} if target.classes else {"type": "integer"}
+    texts = list(map(str, target.classes))
+    if "probabilities" in layout.parts:
+        properties["probabilities"] = _object(dict.fromkeys(texts, SHARE), texts)
+    if "margins" in layout.parts:
+        properties["margins"] = _object(dict.fromkeys(texts, NUMBER), texts)
+    if "score" in layout.parts:
+        properties["score"] = NUMBER
     return _object(properties, list(properties))
 
 

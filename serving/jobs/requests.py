@@ -17,6 +17,7 @@ from registry.errors import Fault, InvalidRows
 from registry.explain.explanation import Selection
 from registry.explain.shap_values import Space
 from registry.model import LoadedModel
+from registry.outputs import Label
 from registry.registry import Registry
 from registry.rows.features import Rows
 from serving.errors import DeadlineExceeded, InvalidRequest, NotJSON, QueueFull, StoreUnavailable, TooManyInstances
@@ -60,7 +61,7 @@ class JobQuery(msgspec.Struct, forbid_unknown_fields=True):
     operation: Verb
     model: str
     version: str | None = None
-    classes: str | tuple[str, ...] = "predicted"
+    classes: str | tuple[Label, ...] = "predicted"
     top: int | None = None
     space: Space | None = None
 
@@ -171,7 +172,7 @@ class _Draft:
                 rows=self._rows,
                 chunk_rows=self._size,
                 features=model.schema.names,
-                labels=tuple(model.manifest.classes),
+                labels=model.labels.texts,
                 classes=self._selection.classes,
                 top=self._selection.top,
                 space=self._selection.space,

@@ -19,6 +19,7 @@ import structlog
 from registry.errors import ModelNotFound, VersionNotFound
 from registry.explain.explanation import OTHER, Selection
 from registry.explain.shap_values import Space
+from registry.outputs import Label
 from registry.registry import Registry
 from registry.rows.features import Rows
 from registry.rows.schema import Schema
@@ -46,7 +47,7 @@ class RowParameters(msgspec.Struct, frozen=True, omit_defaults=True):
     chunk_rows: int
     features: tuple[str, ...]
     labels: tuple[str, ...]
-    classes: str | tuple[str, ...]
+    classes: str | tuple[Label, ...]
     top: int | None
     space: Space | None = None
 

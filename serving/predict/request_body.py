@@ -10,6 +10,7 @@ from registry.errors import InvalidSelection
 from registry.explain.explanation import Selection
 from registry.explain.shap_values import Space
 from registry.model import LoadedModel
+from registry.outputs import Label
 from registry.rows.decoding import InstanceDecoder
 from registry.rows.features import Rows
 from registry.rows.schema import MAX_LEVELS, depth
@@ -21,7 +22,7 @@ USAGE = 'send an object: {"instances": [...]}'
 class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Options of a request besides its instances. They shape explanations; predictions show every class anyway."""
 
-    classes: str | tuple[str, ...] = "predicted"
+    classes: str | tuple[Label, ...] = "predicted"
     top: int | None = None
     space: Space | None = None
 

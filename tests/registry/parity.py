@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 from hypothesis import strategies as st
 
-from registry.estimator import Compute, Outputs, estimator_compute
+from registry.asking import estimator_compute
+from registry.estimator import Compute, Outputs
 from registry.kernels import compile_estimator
 from registry.rows.features import Feature, Rows
 from registry.rows.infer_schema import infer_features

@@ -1,0 +1,180 @@
+"""The outputs of a model: what their columns are, the labels of its classes, and how outputs become JSON answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+Label = str | int | float | bool
+"""A class as JSON has it: a classifier fitted on 0 and 1, or on true and false, answers these and no strings."""
+
+Part = Literal["value", "probabilities", "label", "margins", "score"]
+"""Neighbouring columns of outputs; see `registry.estimator.Outputs`."""
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One of the targets of a model with several; without `classes` its value is a number."""
+
+    name: str
+    classes: tuple[Label, ...] = ()
+
+
+class Labels:
+    """The labels of a classifier in the order of its outputs, found by what clients send for them."""
+
+    def __init__(self, classes: Sequence[Label]) -> None:
+        self.classes = tuple(classes)
+        self.texts = tuple(map(str, classes))
+        """The labels as keys of JSON objects."""
+        self._places = {_identity(label): place for place, label in enumerate(self.classes)}
+        for place, label in enumerate(self.classes):
+            self._places.setdefault((str, str(label)), place)
+            if isinstance(label, bool):
+                self._places.setdefault((str, str(label).lower()), place)
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def place(self, value: Any) -> int:
+        """The place of a class that there is."""
+        place = self.find(value)
+        if place is None:
+            raise KeyError(value)
+        return place
+
+    def find(self, value: Any) -> int | None:
+        """The place of the class that a client calls `value`: the label itself, or its text; None if there is none."""
+        if not isinstance(value, str | int | float):
+            return None
+        place = self._places.get(_identity(value))
+        return self._places.get((str, str(value))) if place is None else place
+
+
+def _identity(label: Label) -> tuple[type, Label]:
+    """A key by which 1 equals 1.0, but neither "1" nor true."""
+    return (float if isinstance(label, int | float) and not isinstance(label, bool) else type(label)), label
+
+
+def json_label(label: Any) -> Label:
+    """A class of an estimator as JSON has it; one that JSON has no type for becomes a string."""
+    plain = label.item() if isinstance(label, np.generic) else label
+    if isinstance(plain, str | bool | int) or (isinstance(plain, float) and math.isfinite(plain)):
+        return plain
+    return str(label)
+
+
+Present = Callable[[NDArray[np.float64]], list[Any]]
+"""A function from outputs, shape (rows, width), to one JSON value a row."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The columns of a model's outputs: the same `parts` for each target. A model with one target has a nameless one.
+
+    See `registry.estimator.Outputs` for the parts.
+    """
+
+    parts: tuple[Part, ...]
+    targets: tuple[Target, ...] = (Target(name=""),)
+
+    @property
+    def is_named(self) -> bool:
+        """True if there are several targets, which answers show by name."""
+        return len(self.targets) > 1
+
+    @cached_property
+    def columns(self) -> tuple[dict[Part, slice], ...]:
+        """The columns of each part, by target."""
+        start, columns = 0, []
+        for target in self.targets:
+            places: dict[Part, slice] = {}
+            for part in self.parts:
+                places[part] = slice(start, start + _width(part, len(target.classes)))
+                start = places[part].stop
+            columns.append(places)
+        return tuple(columns)
+
+    @cached_property
+    def width(self) -> int:
+        """The number of columns."""
+        return int(self.columns[-1][self.parts[-1]].stop)
+
+    def label_indices(self, outputs: NDArray[np.float64], target: int = 0) -> NDArray[np.intp]:
+        """The index of each row's label among the classes of a target; without classes, the label itself."""
+        columns = self.columns[target]
+        if "label" in columns:
+            return outputs[:, columns["label"].start].astype(np.intp)
+        return outputs[:, columns["probabilities"]].argmax(axis=1)
+
+    @cached_property
+    def present(self) -> Present:
+        """A function from outputs to answers: a number, or an object of label, probabilities, margins and score.
+
+        Of several targets each is shown below its name: {"prediction": {"a": ..., "b": ...}}.
+        """
+        each = [self._presenter(index) for index in range(len(self.targets))]
+        if not self.is_named:
+            return each[0]
+        names = [target.name for target in self.targets]
+
+        def by_name(outputs: NDArray[np.float64]) -> list[Any]:
+            answers = zip(*[present(outputs) for present in each], strict=True)
+            return [{"prediction": dict(zip(names, row, strict=True))} for row in answers]
+
+        return by_name
+
+    def _presenter(self, index: int) -> Present:
+        columns, classes = self.columns[index], self.targets[index].classes
+        if "value" in columns:
+            return lambda outputs: outputs[:, columns["value"].start].tolist()
+        if not classes:
+            return lambda outputs: _unclassified(outputs, columns)
+        texts = Labels(classes).texts
+
+        def classified(outputs: NDArray[np.float64]) -> list[Any]:
+            labels = [classes[label] for label in self.label_indices(outputs, index).tolist()]
+            if "probabilities" in columns:
+                shares = outputs[:, columns["probabilities"]].tolist()
+                return [
+                    {"label": label, "probabilities": dict(zip(texts, row, strict=True))}
+                    for label, row in zip(labels, shares, strict=True)
+                ]
+            if "margins" in columns:
+                margins = both_margins(outputs[:, columns["margins"]]).tolist()
+                return [
+                    {"label": label, "margins": dict(zip(texts, row, strict=True))}
+                    for label, row in zip(labels, margins, strict=True)
+                ]
+            return [{"label": label} for label in labels]
+
+        return classified
+
+
+def both_margins(margins: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Margins of shape (rows, classes): a single one is that of the second class, and its negative the first's."""
+    return np.hstack([-margins, margins]) if margins.shape[1] == 1 else margins
+
+
+def _width(part: Part, classes: int) -> int:
+    if part == "probabilities":
+        return classes
+    return classes if part == "margins" and classes > 2 else 1
+
+
+def _unclassified(outputs: NDArray[np.float64], columns: dict[Part, slice]) -> list[Any]:
+    """A cluster, the label and score of an outlier detector, or the score of a ranker."""
+    found: list[dict[str, Any]] = [{} for _ in outputs]
+    if "label" in columns:
+        for answer, label in zip(found, outputs[:, columns["label"].start].tolist(), strict=True):
+            answer["label"] = int(label)
+    if "score" in columns:
+        for answer, score in zip(found, outputs[:, columns["score"].start].tolist(), strict=True):
+            answer["score"] = score
+    return found
