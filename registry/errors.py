@@ -3,6 +3,7 @@
 RegistryError
 ├── ModelNotFound, VersionNotFound                 nothing of that name is there
 ├── VersionRefused                                 a version on disk is not fit to serve; names the file
+├── CannotRead                                     a file is not a model that can be read
 ├── CannotAdd, CannotTrain, Superseded             there is no new version
 ├── ModelFailed                                    a model broke on rows that fit its features
 ├── NotExplained, InvalidSelection, CannotDraw     there is no explanation, or none like that
@@ -20,6 +21,16 @@ class RegistryError(Exception):
     """The root of this tree."""
 
 
+MAX_ERROR_CHARACTERS = 300
+
+
+def one_line(error: object) -> str:
+    """An error of foreign code as one short line that a terminal may print."""
+    text = " ".join(str(error).split())
+    printable = "".join(character if character.isprintable() else "?" for character in text)
+    return printable if len(printable) <= MAX_ERROR_CHARACTERS else f"{printable[:MAX_ERROR_CHARACTERS]}..."
+
+
 class ModelNotFound(RegistryError):
     """There is no model of that name."""
 
@@ -35,6 +46,10 @@ class VersionRefused(RegistryError):
         super().__init__(f"{path}: {reason}")
         self.path = path
         self.reason = reason
+
+
+class CannotRead(RegistryError):
+    """A file is not a model that can be read; the message says what it is, and lacks its subject."""
 
 
 class CannotAdd(RegistryError):

@@ -24,17 +24,19 @@ import structlog
 from sklearn.utils.validation import check_is_fitted
 
 from registry.asking import asking, estimator_compute, layout_of
-from registry.errors import CannotAdd, InvalidRows, VersionRefused, WrongOutputs
+from registry.errors import CannotAdd, CannotRead, InvalidRows, VersionRefused, WrongOutputs, one_line
 from registry.estimator import Compute, Outputs, Task, input_names, libraries, task_of, with_categories
 from registry.explain.choose import choose_explainer
 from registry.explain.shap_values import mean_contributions
+from registry.formats.artefact import Artefact, read_artefact
+from registry.formats.pickles import survey_pickle
 from registry.model import LoadedModel
 from registry.outputs import Label, Labels, Layout
 from registry.rows.features import Feature, Rows
 from registry.rows.infer_schema import infer_features
 from registry.rows.schema import Schema
 from registry.store.directory import NAME, directories, version_order
-from registry.store.loader import load_version, unpickle
+from registry.store.loader import load_version
 from registry.store.manifest import ExplainerRecord, Manifest, TrainingRecord, write_manifest
 from registry.store.options import DEFAULT_OPTIONS
 from registry.threads import in_one_thread
@@ -92,17 +94,20 @@ def add_trained(
     draft = _examine(trained, accepting)
     layout = _labelled(draft.layout, trained.labels)
     metrics = draft.measure(trained)
-    content = _pickled(trained.estimator)
+    artefact = trained.artefact or _pickled(trained.estimator)
     background = _spread(draft.rows, BACKGROUND_ROWS)
     manifest = Manifest(
         name=name,
         version=directory.name,
         task=draft.task,
         estimator=_describe(trained.estimator),
-        artefact=ARTEFACT,
-        sha256=hashlib.sha256(content).hexdigest(),
+        artefact=artefact.filename,
+        artefact_format=artefact.format,
+        sha256=hashlib.sha256(artefact.content).hexdigest(),
+        fitted_with=dict(artefact.fitted_with),
+        forced=artefact.forced,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        libraries=_library_versions(trained.estimator),
+        libraries=_library_versions(trained.estimator) | dict(artefact.fitted_with),
         features=draft.schema.features,
         input=draft.schema.input,
         classes=() if layout.is_named else layout.targets[0].classes,
@@ -119,17 +124,21 @@ def add_trained(
         entities=entities,
     )
     explainer = _record_explainer(manifest, trained.estimator, draft.compute, background)
-    return _write(root, directory, msgspec.structs.replace(manifest, explainer=explainer), content)
+    return _write(root, directory, msgspec.structs.replace(manifest, explainer=explainer), artefact.content)
+
+
+def read_trained(path: Path, *, force_version: bool = False) -> tuple[Any, Artefact]:
+    """The estimator in a model file, which is executed, and the file itself. Raises CannotAdd."""
+    try:
+        artefact = read_artefact(path, force_version=force_version)
+        return artefact.load(), artefact
+    except CannotRead as error:
+        raise CannotAdd(f"{path}: {error}") from error
 
 
 def read_estimator(path: Path) -> Any:
-    """The estimator in a joblib file, which is executed. Raises CannotAdd."""
-    try:
-        return unpickle(path, path.read_bytes())
-    except OSError as error:
-        raise CannotAdd(f"{path}: {error.strerror}") from error
-    except VersionRefused as error:
-        raise CannotAdd(str(error)) from error
+    """The estimator in a model file, which is executed. Raises CannotAdd."""
+    return read_trained(path)[0]
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -368,13 +377,17 @@ def _library_versions(estimator: Any) -> dict[str, str]:
     }
 
 
-def _pickled(estimator: Any) -> bytes:
+def _pickled(estimator: Any) -> Artefact:
+    """The artefact of an estimator that is no file yet. Raises CannotAdd."""
     content = io.BytesIO()
     try:
         joblib.dump(estimator, content, compress=3)
     except Exception as error:
-        raise CannotAdd(f"the estimator cannot be pickled: {type(error).__name__}: {error}") from error
-    return content.getvalue()
+        raise CannotAdd(f"the estimator cannot be pickled: {type(error).__name__}: {one_line(error)}") from error
+    fitted_with = survey_pickle(content.getvalue()).versions
+    return Artefact(
+        path=Path(ARTEFACT), content=content.getvalue(), format="joblib", filename=ARTEFACT, fitted_with=fitted_with
+    )
 
 
 def _write(root: Path, directory: Path, manifest: Manifest, content: bytes) -> LoadedModel:

@@ -1,25 +1,24 @@
-"""Loads one version: its bytes are read once, hashed, and unpickled from memory only if the hash is the manifest's.
+"""Loads one version: its bytes are read once, hashed, and loaded from memory only if the hash is the manifest's.
 
-A joblib file is code. The very bytes that were hashed are unpickled, so a file swapped in between changes nothing.
+A pickle is code. The very bytes that were hashed are loaded, so a file swapped in between changes nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import warnings
 from pathlib import Path
 from typing import Any
 
-import joblib
 import msgspec
 import numpy as np
 import structlog
 
 from registry.asking import estimator_compute, layout_of
-from registry.errors import InvalidRows, VersionRefused, WrongOutputs
+from registry.errors import CannotRead, InvalidRows, VersionRefused, WrongOutputs
 from registry.estimator import Compute, task_of
 from registry.explain.choose import choose_explainer
+from registry.formats.artefact import load_content, look_into
+from registry.formats.versions import mismatch, refusal
 from registry.kernels import compile_estimator, probe_rows, verify
 from registry.kernels.kernel import Unsupported
 from registry.model import LoadedModel
@@ -28,7 +27,6 @@ from registry.rows.features import Rows
 from registry.rows.schema import Schema
 from registry.store.manifest import Manifest, layout_in, read_manifest
 from registry.store.options import DEFAULT_OPTIONS, LoadOptions
-from registry.threads import keep_to_one_thread
 
 log = structlog.get_logger(__name__)
 
@@ -48,7 +46,7 @@ def load_version(
     manifest = read_manifest(directory)
     path = directory / manifest.artefact
     try:
-        estimator = unpickle(path, verified_bytes(root, path, manifest.sha256))
+        estimator = load_artefact(path, verified_bytes(root, path, manifest.sha256), manifest)
         _check_kind(path, estimator, manifest)
         schema = Schema(manifest.features, manifest.input)
         background = _background(path, manifest, schema)
@@ -92,22 +90,21 @@ def verified_bytes(root: Path, path: Path, sha256: str) -> bytes:
     return content
 
 
-def unpickle(path: Path, content: bytes) -> Any:
-    """The estimator in the `content` of an artefact, which is executed, kept to one thread. Raises VersionRefused."""
+def load_artefact(path: Path, content: bytes, manifest: Manifest) -> Any:
+    """The estimator in the `content` of a version's artefact, which is executed. Raises VersionRefused."""
+    kind = manifest.artefact_format
     try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            estimator = joblib.load(io.BytesIO(content))
-    except ImportError as error:
-        raise VersionRefused(path, f"needs a library that is not installed: {error}") from error
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise VersionRefused(path, f"does not load: {type(error).__name__}: {error}") from error
-    for message in {str(warning.message) for warning in caught}:
-        log.warning("Model loaded with a warning", artefact=str(path), warning=message)
-    keep_to_one_thread(estimator)
-    return estimator
+        fitted_with = manifest.fitted_with
+        if fitted_with is None:  # it was added before versions were read
+            fitted_with, _ = look_into(content, kind)
+        clause = mismatch(fitted_with, kind)
+        if clause and not manifest.forced:
+            raise VersionRefused(path, refusal(clause))
+        return load_content(path, content, kind)
+    except CannotRead as error:
+        reason = str(error)
+        loads = reason.startswith(("does not load", "needs"))
+        raise VersionRefused(path, reason if loads else f"does not load: it {reason}") from error
 
 
 def _check_kind(path: Path, estimator: Any, manifest: Manifest) -> None:

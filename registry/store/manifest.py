@@ -10,6 +10,7 @@ import msgspec
 from registry.errors import VersionRefused
 from registry.estimator import Task
 from registry.explain.shap_values import Budget, Method, Space
+from registry.formats.versions import Format
 from registry.outputs import Label, Layout, Part, Target
 from registry.rows.features import Feature, Input
 from registry.store.directory import NAME, read_file
@@ -50,6 +51,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     sha256: str
     created: str
     libraries: dict[str, str]
+    """Versions that it was fitted with; of those that the artefact does not state, versions that it was added with."""
     features: tuple[Feature, ...]
     input: Input
     classes: tuple[Label, ...] = ()
@@ -76,6 +78,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Labels for people, by feature or group."""
     training: TrainingRecord | None = None
     """None for a model that cannot be retrained."""
+    artefact_format: Format = "joblib"
+    fitted_with: dict[str, str] | None = None
+    """The versions of libraries that the artefact itself states; None for a version of before this was recorded."""
+    forced: str = ""
+    """A sentence for a model that was added although it was fitted with another version of its library."""
     trained_by: str = ""
     """The job that trained this version; empty for one that was added by hand."""
 

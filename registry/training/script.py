@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from registry.errors import CannotTrain
+from registry.formats.artefact import Artefact
 from registry.outputs import Label
 from registry.store.aliases import current
 from registry.store.directory import write_whole
@@ -56,6 +57,7 @@ class Trained:
     `held_out`, else on the sample. `targets` name several outputs in their order; columns of these names, if the tables
     have them, are the true values. `labels` name the classes in the order of `classes_`. For `margin` see
     `infer_features`. `source` says where the data came from. A `train.py` must return held-out rows.
+    `artefact` is the file that the estimator was read from; a version then keeps that file, and otherwise a pickle.
     """
 
     estimator: Any
@@ -66,6 +68,7 @@ class Trained:
     labels: Sequence[Label] = ()
     margin: float | None = 1.0
     source: str = ""
+    artefact: Artefact | None = None
 
     @property
     def target_columns(self) -> list[str]:

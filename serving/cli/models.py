@@ -29,7 +29,7 @@ def models(_arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 @command(
-    argument("artefact", type=Path, help="joblib file with a fitted estimator; loading it runs its code"),
+    argument("artefact", type=Path, help="file with a fitted model; loading a pickle runs its code"),
     argument("--name", required=True, help="name of the model"),
     argument("--data", required=True, type=Path, help="CSV of the model's input, one column per feature"),
     argument("--version", help="default: the number after the newest version"),
@@ -37,6 +37,11 @@ def models(_arguments: argparse.Namespace, settings: Settings) -> int:
     argument("--labels", help="names of the classes, separated by commas, in the order of classes_"),
     argument("--train", type=Path, help="train.py that retrains the model; a retraining runs its code"),
     argument("--entities", action="store_true", help="also predict for the records of entities"),
+    argument(
+        "--force-version",
+        action="store_true",
+        help="add a model that another version of its library has fitted; every answer then says so",
+    ),
     argument("--source", default="", help="origin and licence of the data"),
     argument(
         "--bounds",
@@ -46,13 +51,15 @@ def models(_arguments: argparse.Namespace, settings: Settings) -> int:
     ),
 )
 def add(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Add a version, from a joblib file and a CSV table."""
-    from registry.store.add import add_trained, read_estimator, read_table
+    """Add a version, from a model file and a CSV table."""
+    from registry.store.add import add_trained, read_table, read_trained
     from registry.training.script import Trained, read_script, record_script, write_script
 
     script = read_script(arguments.train) if arguments.train else None
+    estimator, artefact = read_trained(arguments.artefact, force_version=arguments.force_version)
     trained = Trained(
-        estimator=read_estimator(arguments.artefact),
+        estimator=estimator,
+        artefact=artefact,
         sample=read_table(arguments.data),
         target=arguments.target,
         labels=arguments.labels.split(",") if arguments.labels else (),

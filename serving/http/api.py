@@ -154,6 +154,7 @@ def _response(model: LoadedModel, verb: Verb) -> Schema:
             "version": {"const": model.version},
             ANSWERS[verb]: {"type": "array", "items": item},
             "fallback": {"type": "boolean"},
+            "forced": {"type": "string"},
         },
         ["model", "version", ANSWERS[verb]],
     )

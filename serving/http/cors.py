@@ -20,8 +20,8 @@ ALLOWED_HEADERS = (
     b"X-Request-Timeout"
 )
 EXPOSED_HEADERS = (
-    b"Location, RateLimit, RateLimit-Policy, Retry-After, Server-Timing, X-Cache, X-Model-Fallback, X-Records, "
-    b"X-Request-ID"
+    b"Location, RateLimit, RateLimit-Policy, Retry-After, Server-Timing, X-Cache, X-Model-Fallback, "
+    b"X-Model-Forced, X-Records, X-Request-ID"
 )
 VARY = (b"vary", b"Origin")
 """On every answer: it tells caches that the answer depends on the origin."""

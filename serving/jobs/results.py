@@ -10,21 +10,23 @@ from typing import Any
 
 import msgspec
 
+from registry.model import LoadedModel
 from serving.errors import JobNotFound
 from serving.jobs.job import Job
 from serving.jobs.rows import RowParameters, parameters_of
 from serving.jobs.store import JobStore
-from serving.predict.operation import ANSWERS, begin_answer
+from serving.predict.operation import ANSWERS, begin_answer, marks
 
 
-async def json_result(store: JobStore, job: Job) -> AsyncIterator[bytes]:
-    """The JSON that a request would have returned."""
+async def json_result(store: JobStore, job: Job, model: LoadedModel | None) -> AsyncIterator[bytes]:
+    """The JSON that a request would have returned; `model` is the job's, if it is still served."""
     yield b'%s,"%s":[' % (begin_answer(job.model, job.version), ANSWERS[job.operation].encode())
     separator = b""
     async for chunk in whole_result(store, job):
         yield separator + chunk
         separator = b","
-    yield b"]}"
+    members = marks(model) if model is not None else {}
+    yield b"]}" if not members else b"]," + msgspec.json.encode(members)[1:]
 
 
 async def csv_result(store: JobStore, job: Job) -> AsyncIterator[bytes]:

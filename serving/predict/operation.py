@@ -38,7 +38,15 @@ def encode_answer(model: LoadedModel, answers: Mapping[Verb, Iterable[bytes]]) -
     content = begin_answer(model.name, model.version)
     for verb, items in answers.items():
         content += b',"%s":[%s]' % (ANSWERS[verb].encode(), b",".join(items))
-    return content + (b',"fallback":true}' if model.fallback else b"}")
+    return (
+        content + b"".join(b',"%s":%s' % (mark.encode(), _encode(value)) for mark, value in marks(model).items()) + b"}"
+    )
+
+
+def marks(model: LoadedModel) -> dict[str, Any]:
+    """Members of every answer of a model that may be wrong: a fallback, or one that another release has fitted."""
+    found: dict[str, Any] = {"fallback": True} if model.fallback else {}
+    return found | {"forced": model.manifest.forced} if model.manifest.forced else found
 
 
 @dataclass(frozen=True, slots=True, eq=False)

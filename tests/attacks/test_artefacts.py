@@ -9,6 +9,7 @@ import os
 import pickle
 import shutil
 import subprocess
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import joblib
 import pytest
 
 from harness.service import COMMAND, ROOT, Service
-from harness.wire import ask
+from harness.wire import ask, request
 from registry.errors import VersionRefused
 from registry.store.loader import load_version
 from tests.attacks.payloads import GOOD
@@ -232,6 +233,32 @@ def test_service_says_everywhere_that_a_fallback_answers(wine: Path) -> None:
     assert sum(answer.json()["predictions"][0]["probabilities"].values()) == pytest.approx(1)
     assert (health["status"], health["fallbacks"]) == ("degraded", ["wine/1"])
     assert not sentinel(wine).exists()
+
+
+def test_service_says_everywhere_that_another_release_has_fitted_a_model(wine: Path) -> None:
+    said = "fitted with scikit-learn 1.3.2, this is 1.9.1"
+    change_manifest(fitted_with={"scikit-learn": "1.3.2"}, forced=said)(wine)
+    environ = {"MODEL_DIR": str(wine.parents[1]), "WEB_CONCURRENCY": "1", "DATA_DIR": str(wine.parents[2])}
+    with Service(environ) as service:
+        answer = ask(service, GOOD)
+        assert (answer.json()["forced"], answer.headers["x-model-forced"]) == (said, "true")
+        assert service.get("/v1/models/wine")["forced"] == said
+        health = service.get("/health")
+        assert (health["status"], health["forced"]) == ("degraded", {"wine/1": said})
+        order = {"operation": "predict", "model": "wine", "instances": [answer_example(service)]}
+        job = ask(service, request("/v1/jobs", json.dumps(order).encode())).json()
+        assert finished(service, job["id"])["forced"] == said
+
+
+def answer_example(service: Service) -> Any:
+    return service.get("/v1/models/wine")["example"]
+
+
+def finished(service: Service, job: str) -> Any:
+    """The result of a job, once its stream of events has ended."""
+    with urllib.request.urlopen(f"{service.address}/v1/jobs/{job}/events", timeout=60) as stream:
+        stream.read()
+    return service.get(f"/v1/jobs/{job}/result")
 
 
 def named(schema: Any) -> set[str]:

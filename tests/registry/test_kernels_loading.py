@@ -112,14 +112,14 @@ def test_compiler_that_breaks_does_not_stop_the_start(root: Path, monkeypatch: p
 
 def test_compiled_model_lets_its_estimator_go(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[weakref.ref[Any]] = []
-    unpickle = loader.unpickle
+    load = loader.load_artefact
 
     def remember(*arguments: Any) -> Any:
-        estimator = unpickle(*arguments)
+        estimator = load(*arguments)
         loaded.extend(map(weakref.ref, (estimator, *estimator.estimators_)))
         return estimator
 
-    monkeypatch.setattr(loader, "unpickle", remember)
+    monkeypatch.setattr(loader, "load_artefact", remember)
     model = load_version(root, root / "forest" / "1")
     gc.collect()
     assert model.compiled

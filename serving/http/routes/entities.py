@@ -161,6 +161,8 @@ def _headers(answer: EntityAnswer, seconds: float) -> dict[str, str]:
         headers["X-Records"] = "stale"
     if any(model.fallback for model, _ in answer.models):
         headers["X-Model-Fallback"] = "true"
+    if any(model.manifest.forced for model, _ in answer.models):
+        headers["X-Model-Forced"] = "true"
     return headers
 
 

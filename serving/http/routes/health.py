@@ -15,7 +15,7 @@ from serving.storage.background import watch_store
 
 
 def health_router(service: Service) -> APIRouter:
-    """A fallback, a refused version, an unavailable store or memory pressure mean degraded, not dead.
+    """A fallback, a forced or refused version, an unavailable store or memory pressure mean degraded, not dead.
 
     A proxy that took the service out of rotation would make things worse.
     """
@@ -32,15 +32,17 @@ def health_router(service: Service) -> APIRouter:
             states = await asyncio.gather(jobs.get(), records.get())
             stores = dict(zip(stores, states, strict=True))
         fallbacks = [f"{model.name}/{model.version}" for model in registry if model.fallback]
+        forced = {f"{model.name}/{model.version}": model.manifest.forced for model in registry if model.manifest.forced}
         refused = shared.reloads.last().refused
         memory = shared.pressure.read()
         breakers = {"redis": service.cache.redis_state, "supabase": shared.entities.state}
         away = {"unavailable", "open", "half-open"}.intersection((*stores.values(), *breakers.values()))
         well = memory.stage == "calm" and not away
         return {
-            "status": "ok" if well and not fallbacks and not refused else "degraded",
+            "status": "ok" if well and not fallbacks and not forced and not refused else "degraded",
             "models": len(registry),
             "fallbacks": fallbacks,
+            "forced": forced,
             "refused": refused,
             "redis": service.cache.redis_state,
             **stores,

@@ -8,6 +8,9 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
+from registry.errors import ModelNotFound, VersionNotFound
+from registry.model import LoadedModel
+from registry.registry import Registry
 from serving.errors import InvalidRequest, JobUnfinished, UnsupportedBody
 from serving.events.log import EventLog
 from serving.http.body import answer_json, body_type, check_encoding, read_body, stream_body
@@ -42,7 +45,7 @@ def jobs_router(service: Service, streams: Streams) -> APIRouter:
         job = await store.get(job_id)
         if job.state != "done":
             raise JobUnfinished(f"the job has no result; it is {job.state}")
-        return _result(store, job, request.headers.get("accept", ""))
+        return _result(store, job, _model_of(service.registry, job), request.headers.get("accept", ""))
 
     @router.delete("/{job_id}", summary="Cancel a job")
     async def cancel(job_id: str) -> Response:
@@ -86,12 +89,21 @@ async def _has_more(events: EventLog, job_id: str, after: int) -> bool:
     return bool(page.events) or page.is_gap(after)
 
 
-def _result(store: JobStore, job: Job, accept: str) -> Response:
+def _result(store: JobStore, job: Job, model: LoadedModel | None, accept: str) -> Response:
     if job.operation not in VERBS:
         return StreamingResponse(whole_result(store, job), media_type="application/json")
+    headers = {"X-Model-Forced": "true"} if model is not None and model.manifest.forced else {}
     if "text/csv" in accept:
-        return StreamingResponse(csv_result(store, job), media_type="text/csv; charset=utf-8")
-    return StreamingResponse(json_result(store, job), media_type="application/json")
+        return StreamingResponse(csv_result(store, job), headers=headers, media_type="text/csv; charset=utf-8")
+    return StreamingResponse(json_result(store, job, model), headers=headers, media_type="application/json")
+
+
+def _model_of(registry: Registry, job: Job) -> LoadedModel | None:
+    """The version that a job asks; None if it is not served any more."""
+    try:
+        return registry.get(job.model, job.version)
+    except (ModelNotFound, VersionNotFound):
+        return None
 
 
 async def _submit(store: JobStore, request: JobRequest) -> Job:

@@ -43,6 +43,7 @@ def summary(registry: Registry, model: LoadedModel) -> dict[str, Any]:
         "compiled": model.compiled,
         "reason": model.reason,
         "fallback": model.fallback,
+        "forced": model.manifest.forced,
         "entities": model.manifest.entities,
         "explainer": _explainer(model),
     }
@@ -56,6 +57,7 @@ def detail(registry: Registry, model: LoadedModel) -> dict[str, Any]:
         "created": manifest.created,
         "source": manifest.source,
         "libraries": manifest.libraries,
+        "format": manifest.artefact_format,
         "classes": manifest.classes,
         "metrics": manifest.metrics,
         "importance": None if manifest.explainer is None else manifest.explainer.importance,

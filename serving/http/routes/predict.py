@@ -24,7 +24,7 @@ from serving.http.sse import CONTENT_TYPE as EVENTS
 from serving.http.sse import Frames, Streams, frame
 from serving.jobs.job import Job
 from serving.predict.inference import Timing
-from serving.predict.operation import ANSWERS, EVERYTHING, VERBS, Verb, encode_answer
+from serving.predict.operation import ANSWERS, EVERYTHING, VERBS, Verb, encode_answer, marks
 from serving.predict.request_body import Reader
 from serving.service import Service
 from serving.shared.metrics import ModelCounters
@@ -111,6 +111,8 @@ class InferenceRoute:
         answer_headers: Headers = [(b"x-cache", source), (b"server-timing", timing.header(started, decoded, ended))]
         if model.fallback:
             answer_headers.append((b"x-model-fallback", b"true"))
+        if model.manifest.forced:
+            answer_headers.append((b"x-model-forced", b"true"))
         await respond(send, 200, b"application/json", content, answer_headers)
         if self._access_log:
             self._log(model, verb, len(rows), source.decode(), ended - started)
@@ -125,7 +127,7 @@ class InferenceRoute:
                 position += len(answers)
                 sources += [source for _, source in answers]
         done = {"model": model.name, "version": model.version, "instances": position}
-        yield frame("done", msgspec.json.encode(done | {"fallback": True} if model.fallback else done))
+        yield frame("done", msgspec.json.encode(done | marks(model)))
         seconds = time.perf_counter() - started
         self._figures[verb][model].answered(seconds, sources)
         if self._access_log:
