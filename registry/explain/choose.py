@@ -18,7 +18,7 @@ from registry.kernels.compiling import take_apart
 from registry.kernels.ensembles import FORESTS, GRADIENT, HISTOGRAM, SINGLE
 from registry.kernels.kernel import Unsupported
 from registry.kernels.linear import LINEAR
-from registry.outputs import Layout
+from registry.outputs import Layout, both_margins
 from registry.rows.features import Rows
 from registry.rows.schema import Schema
 from registry.store.manifest import Manifest, layout_in
@@ -76,6 +76,11 @@ class Subject:
 
         if space == "probability":
             return lambda rows: np.ascontiguousarray(compute(rows)[:, :classes])
+        places = self.layout.columns[0]
+        if space == "margin" and "score" in places:
+            return lambda rows: compute(rows)[:, places["score"]]
+        if space == "margin" and "margins" in places:
+            return lambda rows: both_margins(compute(rows)[:, places["margins"]])
         return margins if space == "margin" else compute
 
     def tried(self, explainer: Explainer) -> Explainer:
@@ -122,6 +127,8 @@ def choose_explainer(
 
 
 def _compiled(subject: Subject) -> Explainer:
+    if subject.layout.is_named:
+        raise CannotExplain("several outputs are not explained")
     parts = take_apart(subject.estimator, subject.schema)
     if parts.trees is not None:
         return subject.tried(subject.in_values(tree_explainer(parts)))

@@ -7,7 +7,7 @@ same way bagging, AdaBoost and isolation forests of trees are forests whose leav
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sklearn import ensemble
 from sklearn.base import is_classifier
 from sklearn.dummy import DummyClassifier, DummyRegressor
+from sklearn.ensemble._iforest import _average_path_length
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier, ExtraTreeRegressor
 from sklearn.utils import get_tags
 
@@ -99,6 +100,8 @@ def sklearn_ensemble(estimator: Any, plan: Plan, *, sparse: bool) -> Trees | Non
         return _bagged_trees(estimator, refuses_missing=sparse)
     if kind is ensemble.AdaBoostClassifier and _are_single(estimator):
         return _voting_trees(estimator)
+    if kind is ensemble.IsolationForest:
+        return _isolating_trees(estimator)
     return _histogram_ensemble(estimator, plan) if kind in HISTOGRAM else None
 
 
@@ -109,12 +112,12 @@ def _are_single(estimator: Any) -> bool:
 def _forest_ensemble(estimator: Any, *, refuses_missing: bool) -> Trees:
     """Decision trees, random forests and extra trees: the mean of the trees' probabilities or values."""
     members = [estimator] if type(estimator) in SINGLE else estimator.estimators_
-    if estimator.n_outputs_ != 1:
-        raise Unsupported("its trees have several outputs")
+    classes = np.atleast_1d(estimator.n_classes_).tolist() if is_classifier(estimator) else [1] * estimator.n_outputs_
     refuses_missing = refuses_missing or not get_tags(estimator).input_tags.allow_nan
-    mean = _mean([_tree(member) for member in members], refuses_missing=refuses_missing)
-    link = with_most_probable if type(estimator) is ExtraTreeClassifier else None
-    return Trees(mean, link, are_probabilities=is_classifier(estimator))
+    mean = _mean([_tree(member, classes) for member in members], refuses_missing=refuses_missing)
+    if is_classifier(estimator) and (len(classes) > 1 or type(estimator) is ExtraTreeClassifier):
+        return Trees(mean, with_most_probable(classes), are_probabilities=True)
+    return Trees(mean, are_probabilities=is_classifier(estimator))
 
 
 def _mean(trees: list[Tree], *, refuses_missing: bool) -> Ensemble:
@@ -133,7 +136,7 @@ def _bagged_trees(estimator: Any, *, refuses_missing: bool) -> Trees:
         replace(tree, feature=np.asarray(chosen)[tree.feature]) for tree, chosen in ((_tree(m), f) for m, f in pairs)
     ]
     refuses_missing |= not all(get_tags(member).input_tags.allow_nan for member in members)
-    link = with_most_probable if classifies else None
+    link = with_most_probable([estimator.n_classes_]) if classifies else None
     return Trees(_mean(trees, refuses_missing=refuses_missing), link, are_probabilities=classifies)
 
 
@@ -170,7 +173,31 @@ def decision_of(start: Rows) -> Callable[[Rows], Rows]:
     return np.ravel if len(start) == 1 else np.asarray
 
 
-def _tree(member: Any) -> Tree:
+def _isolating_trees(estimator: Any) -> Trees:
+    """An isolation forest: the mean path to the leaf where a row ends up, the shorter, the more unusual."""
+    divisor = len(estimator.estimators_) * float(_average_path_length([estimator._max_samples])[0])
+    if divisor == 0.0:
+        raise Unsupported("its trees have seen a single row")
+    trees = []
+    for place, (member, chosen) in enumerate(zip(estimator.estimators_, estimator.estimators_features_, strict=True)):
+        tree = _tree(member)
+        paths = estimator._decision_path_lengths[place] + estimator._average_path_length_per_tree[place] - 1.0
+        trees.append(replace(tree, feature=np.asarray(chosen)[tree.feature], values=paths[:, None]))
+    offset = estimator.offset_
+
+    def decision(margins: Rows) -> Rows:
+        scores: Rows = -(2 ** (-margins[:, 0])) - offset
+        return scores
+
+    def link(margins: Rows) -> Rows:
+        scores = decision(margins)
+        return np.column_stack([np.where(scores < 0, -1.0, 1.0), scores])
+
+    return Trees(Ensemble(flatten(trees), np.zeros(1), divisor), link, decision)
+
+
+def _tree(member: Any, classes: Sequence[int] = ()) -> Tree:
+    """A tree; of several outputs, those of each one's `classes` stand next to each other."""
     tree = member.tree_
     return Tree(
         left=tree.children_left,
@@ -178,7 +205,9 @@ def _tree(member: Any) -> Tree:
         feature=tree.feature,
         threshold=widen_thresholds(tree.threshold),
         missing_left=tree.missing_go_to_left.astype(bool),
-        values=tree.value[:, 0, :],
+        values=tree.value[:, 0]
+        if len(classes) < 2
+        else np.hstack([tree.value[:, k, :n] for k, n in enumerate(classes)]),
         cover=tree.weighted_n_node_samples,
     )
 

@@ -12,7 +12,7 @@ float64 and rounded equals the float32 one: 53 bits are more than twice 24 and t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,9 +101,16 @@ def softmax_of_votes(votes: Rows) -> Outputs:
     return np.column_stack([margins, labels])
 
 
-def with_most_probable(probabilities: Rows) -> Outputs:
-    """Probabilities, and the index of the first greatest one as the label."""
-    return np.column_stack([probabilities, probabilities.argmax(axis=1)])
+def with_most_probable(classes: Sequence[int]) -> Link:
+    """Probabilities of so many classes of one target after the other; each target's first greatest one is its label."""
+    stops = np.cumsum(classes).tolist()
+    places = [slice(stop - count, stop) for stop, count in zip(stops, classes, strict=True)]
+
+    def link(probabilities: Rows) -> Outputs:
+        parts = [probabilities[:, place] for place in places]
+        return np.column_stack([column for part in parts for column in (part, part.argmax(axis=1))])
+
+    return link
 
 
 def identity(intercept: Rows) -> Link:

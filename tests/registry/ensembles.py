@@ -15,6 +15,7 @@ from sklearn.ensemble import (
     GradientBoostingRegressor,
     HistGradientBoostingClassifier,
     HistGradientBoostingRegressor,
+    IsolationForest,
     RandomForestClassifier,
     RandomForestRegressor,
 )
@@ -45,6 +46,8 @@ ENSEMBLES: dict[str, tuple[Any, int, bool]] = {
     "bagging, 9 classes, some columns": (BaggingClassifier(max_features=0.6, **SMALL), 9, False),
     "bagging, numbers": (BaggingRegressor(**SMALL), 0, True),
     "bagging, numbers, some columns": (BaggingRegressor(max_features=3, bootstrap_features=True, **SMALL), 0, False),
+    "isolation forest": (IsolationForest(**SMALL), 0, True),
+    "isolation forest, some columns": (IsolationForest(max_features=0.6, contamination=0.1, **SMALL), 0, False),
     "voting trees, 2 classes": (AdaBoostClassifier(**SMALL), 2, False),
     "voting trees, 9 classes": (AdaBoostClassifier(DecisionTreeClassifier(max_depth=4), **SMALL), 9, False),
     "boosting, 2 classes": (GradientBoostingClassifier(**SMALL), 2, False),

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from hypothesis import strategies as st
 
-from registry.asking import estimator_compute
+from registry.asking import estimator_compute, layout_of
 from registry.estimator import Compute, Outputs
 from registry.kernels import compile_estimator
 from registry.rows.features import Feature, Rows
@@ -91,10 +91,11 @@ def assert_same_bytes(answers: Outputs, expected: Outputs) -> None:
 
 def pair(estimator: Any, table: pd.DataFrame, y: Any, *, frame: bool = False, margin: float | None = 1.0) -> Pair:
     """Fit on the table and compile."""
-    estimator.fit(table if frame else table.to_numpy(), y)
+    given = table if frame else table.to_numpy()
+    estimator.fit(given, y)
     schema = Schema(infer_features(table, margin), "frame" if frame else "array")
     compiled = compile_estimator(estimator, schema)
-    return Pair(estimator, schema, estimator_compute(estimator, schema), compiled)
+    return Pair(estimator, schema, estimator_compute(estimator, schema, layout_of(estimator, given)), compiled)
 
 
 def rows_of_table(schema: Schema, table: pd.DataFrame) -> Rows:
