@@ -158,11 +158,12 @@ class _Call:
     selection: Selection
     timeout: float
 
-    async def answer(self, rows: Rows, first: int) -> bytes:
+    async def answer(self, rows: Rows, first: int, *, tries: int = 2) -> bytes:
         """The answers to rows, of which the first is instance `first` of the job.
 
         Rows that break the model, or need too much memory together, are halved and retried. So an error names the
-        first bad instance, and good ones are answered.
+        first bad instance, and good ones are answered. A single row has two `tries`: its process may have been killed
+        for no fault of the model's.
         """
         try:
             payload = encode_rows(rows, self.selection)
@@ -171,6 +172,8 @@ class _Call:
             last = first + len(rows) - 1
             raise AttemptFailed(f"instances {first} to {last} took longer than {self.timeout:g} s") from None
         except (CallFailed, MemoryExceeded) as error:
+            if len(rows) == 1 and tries > 1 and isinstance(error, CallFailed):
+                return await self.answer(rows, first, tries=tries - 1)
             if len(rows) == 1:
                 log.warning("Row failed", operation=self.operation.name, instance=first, error=str(error))
                 what = "needs more memory than is allowed" if isinstance(error, MemoryExceeded) else "failed"
