@@ -11,6 +11,7 @@ from registry.errors import CannotRead
 from registry.formats.identify import identify, identify_directory
 from registry.formats.pickles import load_pickle, survey_pickle
 from registry.formats.versions import Format, mismatch, refusal
+from registry.store.code import OwnCode
 from registry.store.directory import NAME, read_file
 from registry.threads import keep_to_one_thread
 
@@ -28,7 +29,8 @@ SUFFIXES: Mapping[Format, str] = {
 class Artefact:
     """A model file: its bytes, which a version keeps as they are, and what they say about themselves.
 
-    `fitted_with` are versions of libraries by distribution; `modules` those that are imported when it is loaded.
+    `fitted_with` are versions of libraries by distribution; `modules` those that are imported to load it, `names` their
+    classes and functions as `Survey` has them, `code` the source files of own modules by path.
     """
 
     path: Path
@@ -37,12 +39,14 @@ class Artefact:
     filename: str
     fitted_with: Mapping[str, str] = field(default_factory=dict)
     modules: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
+    code: Mapping[str, bytes] = field(default_factory=dict)
     forced: str = ""
     """The sentence that is shown where a mismatch of versions was forced."""
 
-    def load(self) -> Any:
-        """The estimator in it, which is executed. Raises CannotRead."""
-        return load_content(self.path, self.content, self.format)
+    def load(self, code: OwnCode | None = None) -> Any:
+        """The estimator in it, which is executed, with its own code. Raises CannotRead."""
+        return load_content(self.path, self.content, self.format, code)
 
 
 def read_artefact(path: Path, *, force_version: bool = False) -> Artefact:
@@ -63,6 +67,7 @@ def read_artefact(path: Path, *, force_version: bool = False) -> Artefact:
         filename=_filename(path, kind),
         fitted_with=fitted_with,
         modules=frozenset(modules),
+        names=frozenset(survey_pickle(content).names if kind in ("joblib", "pickle") else ()),
         forced=clause,
     )
 
@@ -75,11 +80,11 @@ def look_into(content: bytes, kind: Format) -> tuple[dict[str, str], set[str]]:
     return survey.versions, survey.modules
 
 
-def load_content(path: Path, content: bytes, kind: Format) -> Any:
+def load_content(path: Path, content: bytes, kind: Format, code: OwnCode | None = None) -> Any:
     """The estimator in the content of a file at `path`, which is executed, kept to one thread. Raises CannotRead."""
     if kind not in ("joblib", "pickle"):
         raise CannotRead(f"is a {kind} file, which cannot be read yet")
-    estimator = load_pickle(path, content)
+    estimator = load_pickle(path, content, code)
     keep_to_one_thread(estimator)
     return estimator
 

@@ -9,19 +9,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import joblib
 import numpy as np
 import structlog
 
 from registry.errors import CannotRead, one_line
 from registry.formats.compression import TRUNCATED, open_content
 from registry.formats.versions import xgboost_version
+from registry.store.code import CLOUDPICKLE, OwnCode, load_stream, plain
 
 log = structlog.get_logger(__name__)
 
 JOBLIB_ARRAY = "joblib.numpy_pickle:NumpyArrayWrapper"
 SKIPPED_BYTES = 1 << 20
 """Bytes of an array that are read, and dropped, at a time."""
+
+SUBIMPORT = f"{CLOUDPICKLE}:subimport"
+"""What cloudpickle calls with the name of a module that a function needs."""
 
 VERSION = re.compile(r"[0-9][0-9A-Za-z.+!-]{0,40}", re.ASCII)
 
@@ -71,20 +74,20 @@ def survey_pickle(content: bytes) -> Survey:
     return survey
 
 
-def load_pickle(path: Path, content: bytes) -> Any:
-    """What a pickle holds, which is executed; `path` is named in the log. Raises CannotRead."""
+def load_pickle(path: Path, content: bytes, code: OwnCode | None = None) -> Any:
+    """What a pickle holds, which is executed, with its own `code`; `path` is named in the log. Raises CannotRead."""
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            loaded = joblib.load(open_content(content))
+            loaded = load_stream(open_content(content), code)
     except (CannotRead, MemoryError):
         raise
     except ImportError as error:
-        raise CannotRead(f"needs a library that is not installed: {one_line(error)}") from error
+        raise CannotRead(f"needs a library that is not installed: {plain(one_line(error))}") from error
     except EOFError as error:
         raise CannotRead(f"does not load: {TRUNCATED.removeprefix('is ')}") from error
     except (Exception, SystemExit) as error:
-        raise CannotRead(f"does not load: {type(error).__name__}: {one_line(error)}") from error
+        raise CannotRead(f"does not load: {type(error).__name__}: {plain(one_line(error))}") from error
     for message in {one_line(warning.message) for warning in caught}:
         log.warning("Model loaded with a warning", artefact=str(path), warning=message)
     return loaded
@@ -97,7 +100,9 @@ class _Stand:
     survey: Survey
     file: BinaryIO
 
-    def __new__(cls, *_arguments: Any, **_named: Any) -> Any:
+    def __new__(cls, *arguments: Any, **_named: Any) -> Any:
+        if cls.name == SUBIMPORT and arguments:
+            cls.survey.names.add(f"{arguments[0]}:")
         return _stand_in(cls) if cls.name.rpartition(":")[2] in CLASS_FACTORIES else object.__new__(cls)
 
     def __init__(self, *_arguments: Any, **_named: Any) -> None:

@@ -6,17 +6,15 @@ import dataclasses
 import datetime
 import hashlib
 import importlib.metadata
-import io
 import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import joblib
 import msgspec
 import numpy as np
 import pandas as pd
@@ -35,10 +33,12 @@ from registry.outputs import Label, Labels, Layout
 from registry.rows.features import Feature, Rows
 from registry.rows.infer_schema import infer_features
 from registry.rows.schema import Schema
+from registry.store.code import CODE, OwnCode, dump_pickle, plain, write_files
 from registry.store.directory import NAME, directories, version_order
 from registry.store.loader import load_version
 from registry.store.manifest import ExplainerRecord, Manifest, TrainingRecord, write_manifest
 from registry.store.options import DEFAULT_OPTIONS
+from registry.store.sources import Sources, collect_code
 from registry.threads import in_one_thread
 from registry.training.metrics import MEASURED, measure, true_values
 from registry.training.script import Trained
@@ -94,7 +94,7 @@ def add_trained(
     draft = _examine(trained, accepting)
     layout = _labelled(draft.layout, trained.labels)
     metrics = draft.measure(trained)
-    artefact = trained.artefact or _pickled(trained.estimator)
+    artefact = trained.artefact or pickled(trained.estimator)
     background = _spread(draft.rows, BACKGROUND_ROWS)
     manifest = Manifest(
         name=name,
@@ -106,6 +106,7 @@ def add_trained(
         sha256=hashlib.sha256(artefact.content).hexdigest(),
         fitted_with=dict(artefact.fitted_with),
         forced=artefact.forced,
+        code={name: hashlib.sha256(source).hexdigest() for name, source in artefact.code.items()},
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         libraries=_library_versions(trained.estimator) | dict(artefact.fitted_with),
         features=draft.schema.features,
@@ -124,16 +125,32 @@ def add_trained(
         entities=entities,
     )
     explainer = _record_explainer(manifest, trained.estimator, draft.compute, background)
-    return _write(root, directory, msgspec.structs.replace(manifest, explainer=explainer), artefact.content)
+    return _write(root, directory, msgspec.structs.replace(manifest, explainer=explainer), artefact)
 
 
-def read_trained(path: Path, *, force_version: bool = False) -> tuple[Any, Artefact]:
-    """The estimator in a model file, which is executed, and the file itself. Raises CannotAdd."""
+def read_trained(path: Path, *, force_version: bool = False, code: Sequence[Path] = ()) -> tuple[Any, Artefact]:
+    """The estimator in a model file, which is executed, and the file itself, with the own code that it needs.
+
+    `code` are files and directories of such code that are not found by themselves. Raises CannotAdd.
+    """
+    own = None
     try:
         artefact = read_artefact(path, force_version=force_version)
-        return artefact.load(), artefact
+        sources = Sources(tuple(code), (path.resolve().parent, Path.cwd()), artefact=path.name)
+        artefact = dataclasses.replace(artefact, code=collect_code(artefact.names, sources))
+        own = OwnCode.unpacked(artefact.code) if artefact.code else None
+        return artefact.load(own), artefact
     except CannotRead as error:
-        raise CannotAdd(f"{path}: {error}") from error
+        raise CannotAdd(f"{path}: {error}{_advice(error.__cause__, own)}") from error
+
+
+def _advice(cause: BaseException | None, code: OwnCode | None) -> str:
+    """How to mend own code that is incomplete."""
+    if isinstance(cause, ModuleNotFoundError):
+        return "; if that is code of your own, add its file or directory with --code"
+    if isinstance(cause, FileNotFoundError) and code is not None and (missing := code.inside(cause.filename)):
+        return f"; if your code needs {missing}, add it with --code"
+    return ""
 
 
 def read_estimator(path: Path) -> Any:
@@ -377,27 +394,37 @@ def _library_versions(estimator: Any) -> dict[str, str]:
     }
 
 
-def _pickled(estimator: Any) -> Artefact:
-    """The artefact of an estimator that is no file yet. Raises CannotAdd."""
-    content = io.BytesIO()
+def pickled(estimator: Any, code: Mapping[str, bytes] | None = None) -> Artefact:
+    """The artefact of an estimator that is no file yet.
+
+    Its own `code` by path is found by the names of its classes if it is None. Raises CannotAdd.
+    """
     try:
-        joblib.dump(estimator, content, compress=3)
+        content = dump_pickle(estimator)
     except Exception as error:
-        raise CannotAdd(f"the estimator cannot be pickled: {type(error).__name__}: {one_line(error)}") from error
-    fitted_with = survey_pickle(content.getvalue()).versions
+        reason = plain(f"{type(error).__name__}: {one_line(error)}")
+        if "<lambda>" in reason:
+            reason = "a lambda has no name that it could be found by; define a function with def"
+        elif "<locals>" in reason:
+            reason = f"{reason}; define it at the top level of a module, not inside a function"
+        raise CannotAdd(f"the estimator cannot be pickled: {reason}") from error
+    survey = survey_pickle(content)
+    if code is None:
+        code = collect_code(survey.names, Sources.of_process())
     return Artefact(
-        path=Path(ARTEFACT), content=content.getvalue(), format="joblib", filename=ARTEFACT, fitted_with=fitted_with
+        path=Path(ARTEFACT), content=content, format="joblib", filename=ARTEFACT, fitted_with=survey.versions, code=code
     )
 
 
-def _write(root: Path, directory: Path, manifest: Manifest, content: bytes) -> LoadedModel:
+def _write(root: Path, directory: Path, manifest: Manifest, artefact: Artefact) -> LoadedModel:
     """Write all of a version or nothing: in a scratch directory, loaded there as a server would, and then renamed."""
     root.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=root))
     try:
         unnamed = scratch / manifest.name / manifest.version
         unnamed.mkdir(parents=True)
-        (unnamed / manifest.artefact).write_bytes(content)
+        (unnamed / manifest.artefact).write_bytes(artefact.content)
+        write_files(unnamed / CODE, artefact.code)
         write_manifest(unnamed, manifest)
         load_version(scratch, unnamed)
         directory.parent.mkdir(exist_ok=True)

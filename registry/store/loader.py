@@ -1,11 +1,13 @@
 """Loads one version: its bytes are read once, hashed, and loaded from memory only if the hash is the manifest's.
 
-A pickle is code. The very bytes that were hashed are loaded, so a file swapped in between changes nothing.
+A pickle is code, and so are the modules that a version brings. The very bytes that were hashed are executed, so a
+file swapped in between changes nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from registry.model import LoadedModel
 from registry.outputs import Target
 from registry.rows.features import Rows
 from registry.rows.schema import Schema
+from registry.store.code import CODE, MAX_BYTES, OwnCode, plain
 from registry.store.manifest import Manifest, layout_in, read_manifest
 from registry.store.options import DEFAULT_OPTIONS, LoadOptions
 
@@ -45,8 +48,11 @@ def load_version(
     """
     manifest = read_manifest(directory)
     path = directory / manifest.artefact
+    code = None
     try:
-        estimator = load_artefact(path, verified_bytes(root, path, manifest.sha256), manifest)
+        if manifest.code:
+            code = OwnCode(directory / CODE, read_code(root, directory, manifest))
+        estimator = load_artefact(path, verified_bytes(root, path, manifest.sha256), manifest, code)
         _check_kind(path, estimator, manifest)
         schema = Schema(manifest.features, manifest.input)
         background = _background(path, manifest, schema)
@@ -54,6 +60,8 @@ def load_version(
         compute = estimator_compute(estimator, schema, layout_in(manifest))
         _verify_answers(path, manifest, background, compute)
     except VersionRefused as error:
+        if code is not None:
+            code.forget()
         if not fallback:
             raise
         log.error("Fallback model in use", model=manifest.name, version=manifest.version, reason=str(error))
@@ -68,7 +76,10 @@ def load_version(
         if reason:
             log.info("Model not compiled", model=manifest.name, version=manifest.version, reason=reason)
     explainer = choose_explainer(manifest, estimator, quick or compute, background, options.shap_evaluations)
-    return LoadedModel(manifest, quick or compute, compiled=quick is not None, reason=reason, explainer=explainer)
+    model = LoadedModel(manifest, quick or compute, compiled=quick is not None, reason=reason, explainer=explainer)
+    if code is not None:
+        weakref.finalize(model, code.forget)
+    return model
 
 
 def verified_bytes(root: Path, path: Path, sha256: str) -> bytes:
@@ -90,8 +101,23 @@ def verified_bytes(root: Path, path: Path, sha256: str) -> bytes:
     return content
 
 
-def load_artefact(path: Path, content: bytes, manifest: Manifest) -> Any:
-    """The estimator in the `content` of a version's artefact, which is executed. Raises VersionRefused."""
+def read_code(root: Path, directory: Path, manifest: Manifest) -> dict[str, bytes]:
+    """The verified bytes of a version's own code, by path below its `code`. Raises VersionRefused."""
+    size, files = 0, {}
+    for name, sha256 in manifest.code.items():
+        path = directory / CODE / name
+        try:
+            size += path.stat().st_size
+        except OSError as error:
+            raise VersionRefused(path, error.strerror or str(error)) from error
+        if size > MAX_BYTES:
+            raise VersionRefused(path, f"brings the version's own code beyond {MAX_BYTES >> 20} MB")
+        files[name] = verified_bytes(root, path, sha256)
+    return files
+
+
+def load_artefact(path: Path, content: bytes, manifest: Manifest, code: OwnCode | None = None) -> Any:
+    """The estimator in the `content` of an artefact, which is executed with its `code`. Raises VersionRefused."""
     kind = manifest.artefact_format
     try:
         fitted_with = manifest.fitted_with
@@ -100,7 +126,7 @@ def load_artefact(path: Path, content: bytes, manifest: Manifest) -> Any:
         clause = mismatch(fitted_with, kind)
         if clause and not manifest.forced:
             raise VersionRefused(path, refusal(clause))
-        return load_content(path, content, kind)
+        return load_content(path, content, kind, code)
     except CannotRead as error:
         reason = str(error)
         loads = reason.startswith(("does not load", "needs"))
@@ -132,7 +158,7 @@ def _renewed(path: Path, manifest: Manifest, estimator: Any, table: Any) -> Mani
     except MemoryError:
         raise
     except Exception as error:
-        raise VersionRefused(path, f"does not predict: {type(error).__name__}: {error}") from error
+        raise VersionRefused(path, f"does not predict: {type(error).__name__}: {plain(str(error))}") from error
     typed = layout.targets[0].classes
     unchanged = tuple(map(str, typed)) == manifest.classes
     return msgspec.structs.replace(manifest, outputs=layout.parts, classes=typed if unchanged else manifest.classes)
@@ -155,7 +181,7 @@ def _verify_answers(path: Path, manifest: Manifest, background: Rows, compute: C
     except WrongOutputs as error:
         raise VersionRefused(path, str(error)) from error
     except Exception as error:
-        raise VersionRefused(path, f"does not predict: {type(error).__name__}: {error}") from error
+        raise VersionRefused(path, f"does not predict: {type(error).__name__}: {plain(str(error))}") from error
     width = expected.shape[1] if expected.ndim == 2 else 0
     answers = answers[:, :width]  # margins and scores were not recorded at first
     if answers.shape != expected.shape or not np.allclose(answers, expected, rtol=CLOSE_ENOUGH, atol=CLOSE_ENOUGH):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import msgspec
@@ -13,6 +13,7 @@ from registry.explain.shap_values import Budget, Method, Space
 from registry.formats.versions import Format
 from registry.outputs import Label, Layout, Part, Target
 from registry.rows.features import Feature, Input
+from registry.store.code import CODE
 from registry.store.directory import NAME, read_file
 
 FILENAME = "manifest.json"
@@ -49,6 +50,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     estimator: str
     artefact: str
     sha256: str
+    code: dict[str, str] = {}
+    """The version's own code: the sha256 of each file, by its path below `code` in the version's directory."""
     created: str
     libraries: dict[str, str]
     """Versions that it was fitted with; of those that the artefact does not state, versions that it was added with."""
@@ -115,9 +118,18 @@ def read_manifest(directory: Path) -> Manifest:
     for name in (manifest.name, manifest.version, manifest.artefact, *scripts):
         if not NAME.fullmatch(name):
             raise VersionRefused(path, f"{name!r} is not a plain file name")
+    for name in manifest.code:
+        if not _is_inside(name):
+            raise VersionRefused(path, f"{name!r} is not a path inside {CODE}")
     if not manifest.features:
         raise VersionRefused(path, "lists no features")
     return manifest
+
+
+def _is_inside(path: str) -> bool:
+    """Return whether a relative path stays where it starts, spelled as `as_posix` spells it."""
+    plain = PurePosixPath(path)
+    return not plain.is_absolute() and ".." not in plain.parts and str(plain) == path != "." and path.isprintable()
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:

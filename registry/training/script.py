@@ -57,7 +57,8 @@ class Trained:
     `held_out`, else on the sample. `targets` name several outputs in their order; columns of these names, if the tables
     have them, are the true values. `labels` name the classes in the order of `classes_`. For `margin` see
     `infer_features`. `source` says where the data came from. A `train.py` must return held-out rows.
-    `artefact` is the file that the estimator was read from; a version then keeps that file, and otherwise a pickle.
+    `artefact` is the file that the estimator was read from; a version then keeps that file with its own code, otherwise
+    a pickle with the own code that is found by the names of the estimator's classes.
     """
 
     estimator: Any

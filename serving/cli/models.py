@@ -35,6 +35,13 @@ def models(_arguments: argparse.Namespace, settings: Settings) -> int:
     argument("--version", help="default: the number after the newest version"),
     argument("--target", help="column of the CSV that the model predicts; its metrics are measured"),
     argument("--labels", help="names of the classes, separated by commas, in the order of classes_"),
+    argument(
+        "--code",
+        type=Path,
+        action="append",
+        default=[],
+        help="file or directory of own code that goes with the version; what lies beside the artefact is found",
+    ),
     argument("--train", type=Path, help="train.py that retrains the model; a retraining runs its code"),
     argument("--entities", action="store_true", help="also predict for the records of entities"),
     argument(
@@ -56,7 +63,7 @@ def add(arguments: argparse.Namespace, settings: Settings) -> int:
     from registry.training.script import Trained, read_script, record_script, write_script
 
     script = read_script(arguments.train) if arguments.train else None
-    estimator, artefact = read_trained(arguments.artefact, force_version=arguments.force_version)
+    estimator, artefact = read_trained(arguments.artefact, force_version=arguments.force_version, code=arguments.code)
     trained = Trained(
         estimator=estimator,
         artefact=artefact,
@@ -77,6 +84,8 @@ def add(arguments: argparse.Namespace, settings: Settings) -> int:
     if script is not None:
         write_script(settings.model_dir / model.name, script)
     say(f"added {model.name} version {model.version} in {settings.model_dir / model.name / model.version}")
+    if artefact.code:
+        say(f"own code: {', '.join(artefact.code)}")
     say(f"not compiled: {model.reason}" if model.reason else "compiled: it answers the very bits of its estimator")
     say(taken_over(settings))
     return 0

@@ -26,6 +26,7 @@ from distributed.scheduler import KilledWorker
 
 from registry.errors import RegistryError, VersionRefused
 from registry.model import LoadedModel
+from registry.store.code import CODE, write_files
 from registry.store.loader import load_version
 from registry.store.manifest import FILENAME, read_manifest
 from registry.store.options import LoadOptions
@@ -83,7 +84,7 @@ def platform_of_answers() -> dict[str, str]:
 
 
 class Parcel:
-    """A version on its way to other machines: manifest, artefact, and the platform that its answers depend on.
+    """A version on its way to other machines: manifest, artefact, code, and the platform that its answers depend on.
 
     Compiled models cannot be pickled, so bytes are sent; each process that receives them loads the version once.
     """
@@ -99,9 +100,10 @@ class Parcel:
         self._options = LoadOptions(compiled=model.compiled, shap_evaluations=evaluations)
         self._lock = threading.Lock()
         self._model: LoadedModel | None = None
+        self._unpacked: tempfile.TemporaryDirectory[str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_lock": None, "_model": None}
+        return self.__dict__ | {"_lock": None, "_model": None, "_unpacked": None}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
@@ -122,12 +124,12 @@ class Parcel:
         for name, version in self._made_on.items():
             if here.get(name) != version:
                 raise Unfit(f"it has {name} {here.get(name, 'none')}, the runner {version}")
-        with tempfile.TemporaryDirectory(prefix="forkserve-") as root:
-            directory = Path(root, *self._place)
-            directory.mkdir(parents=True)
-            for name, content in self._files.items():
-                (directory / name).write_bytes(content)
-            model = load_version(Path(root), directory, self._options)
+        # it lives as long as the parcel: own code may read its data files at any time
+        self._unpacked = tempfile.TemporaryDirectory(prefix="forkserve-", ignore_cleanup_errors=True)
+        root = Path(self._unpacked.name)
+        directory = root.joinpath(*self._place)
+        write_files(directory, self._files)
+        model = load_version(root, directory, self._options)
         if model.compiled != self._options.compiled or model.content_hash != self.content_hash:
             raise Unfit(f"{'/'.join(self._place)} differs from the runner's after it was loaded there")
         return model
@@ -138,7 +140,7 @@ def pack_version(root: Path, model: LoadedModel, *, evaluations: int) -> Parcel:
     directory = root / model.name / model.version
     if read_manifest(directory) != model.manifest:
         raise VersionRefused(directory / FILENAME, "has changed since it was loaded")
-    names = (FILENAME, model.manifest.artefact)
+    names = (FILENAME, model.manifest.artefact, *(f"{CODE}/{name}" for name in model.manifest.code))
     try:
         files = {name: (directory / name).read_bytes() for name in names}
     except OSError as error:

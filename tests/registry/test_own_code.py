@@ -1,0 +1,377 @@
+"""Own code goes with a version: it is found, hashed, and loaded for that version alone."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import runpy
+import sys
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from registry.errors import CannotAdd, VersionRefused
+from registry.model import LoadedModel
+from registry.store.add import add_trained, add_version, read_trained
+from registry.store.loader import load_version
+from registry.training.script import Trained
+
+TABLE = pd.DataFrame({"a": [1.0, 2.0, 3.0, 4.0], "b": [0.0, 1.0, 0.0, 1.0]})
+
+HEADER = """
+from sklearn.base import BaseEstimator, RegressorMixin
+
+class Scaler(RegressorMixin, BaseEstimator):
+    def fit(self, X, y=None):
+        self.n_features_in_ = X.shape[1]
+        return self
+"""
+
+SCALER = f"""{HEADER}
+    def predict(self, X):
+        return X[:, 0] * FACTOR
+"""
+
+DUMP = """
+import joblib
+import numpy as np
+
+joblib.dump(Scaler().fit(np.ones((4, 2))), "model.joblib")
+"""
+
+
+class Project:
+    """A directory with source files, in which scripts are run as their author runs them."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.artefact = directory / "model.joblib"
+        self.models = directory / "models"
+
+    def write(self, files: Mapping[str, str]) -> None:
+        for name, text in files.items():
+            path = self.directory / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(textwrap.dedent(text))
+
+    def run(self, script: str, name: str = "make.py") -> None:
+        """Run a script as `python make.py`; afterwards nothing of it is left in this process."""
+        self.write({name: script})
+        tops = {path.stem for path in self.directory.iterdir()}
+        hidden = {module: sys.modules.pop(module) for module in list(sys.modules) if module.partition(".")[0] in tops}
+        sys.path.insert(0, str(self.directory))
+        try:
+            runpy.run_path(str(self.directory / name), run_name="__main__")
+        finally:
+            sys.path.remove(str(self.directory))
+            for module in [module for module in sys.modules if module.partition(".")[0] in tops]:
+                del sys.modules[module]
+            sys.modules.update(hidden)
+
+    def add(self, *code: str, name: str = "own") -> LoadedModel:
+        """Add the artefact as `forkserve add` does."""
+        estimator, artefact = read_trained(self.artefact, code=[self.directory / path for path in code])
+        return add_trained(self.models, name, Trained(estimator=estimator, sample=TABLE, artefact=artefact))
+
+    def load(self, version: str = "1") -> LoadedModel:
+        return load_version(self.models, self.models / "own" / version)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project in the current directory."""
+    monkeypatch.chdir(tmp_path)
+    return Project(tmp_path)
+
+
+def answers(model: LoadedModel) -> list[float]:
+    return [float(value) for value in model.predict(model.schema.rows(TABLE.to_dict("records")))]
+
+
+LAYOUTS: dict[str, tuple[dict[str, str], str, set[str]]] = {
+    "a module": ({"helpers.py": f"FACTOR = 2\n{SCALER}"}, "helpers", {"helpers.py"}),
+    "two modules": (
+        {"helpers.py": f"from numbers_of_mine import FACTOR\n{SCALER}", "numbers_of_mine.py": "FACTOR = 2"},
+        "helpers",
+        {"helpers.py", "numbers_of_mine.py"},
+    ),
+    "a package": (
+        {
+            "mine/__init__.py": "",
+            "mine/steps/__init__.py": "from .scaler import Scaler",
+            "mine/steps/scaler.py": f"from ..factors import FACTOR\n{SCALER}",
+            "mine/factors.py": "import json\nfrom importlib import resources\n"
+            "FACTOR = json.loads(resources.files('mine').joinpath('data/factor.json').read_text())",
+            "mine/data/factor.json": "2",
+        },
+        "mine.steps",
+        {
+            "mine/__init__.py",
+            "mine/steps/__init__.py",
+            "mine/steps/scaler.py",
+            "mine/factors.py",
+            "mine/data/factor.json",
+        },
+    ),
+    "directories without __init__": (
+        {
+            "src/features/scaler.py": f"from src.factors import FACTOR\n{SCALER}",
+            "src/factors.py": "FACTOR = 2",
+            "src/x.csv": "",
+        },
+        "src.features.scaler",
+        {"src/features/scaler.py", "src/factors.py"},
+    ),
+    "an import when it predicts": (
+        {
+            "mine/__init__.py": "",
+            "mine/factors.py": "FACTOR = 2",
+            "late.py": "FACTOR = 1",
+            "mine/scaler.py": f"{HEADER}\n    def predict(self, X):\n        import mine.factors\n"
+            "        from late import FACTOR\n"
+            "        from . import factors\n        import importlib\n"
+            "        assert factors is mine.factors is importlib.import_module('mine.factors')\n"
+            "        return X[:, 0] * factors.FACTOR * FACTOR\n",
+        },
+        "mine.scaler",
+        {"mine/__init__.py", "mine/factors.py", "mine/scaler.py", "late.py"},
+    ),
+    "names of ours and of Python's": (
+        {
+            "serving/__init__.py": "",
+            "serving/features.py": f"from cache import FACTOR\nfrom utils import ONE\n{SCALER}",
+            "cache.py": "FACTOR = 2",
+            "utils.py": "from code import ONE",
+            "code.py": "ONE = 1",
+        },
+        "serving.features",
+        {"serving/__init__.py", "serving/features.py", "cache.py", "utils.py", "code.py"},
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_own_code_is_found_and_goes_with_the_version(project: Project, layout: str) -> None:
+    files, module, expected = LAYOUTS[layout]
+    project.write(files)
+    project.run(f"from {module} import Scaler\n{DUMP}")
+    before = {name: sys.modules.get(name) for name in ("serving", "cache", "code", "utils")}
+    added = project.add()
+    assert set(added.manifest.code) == expected
+    assert answers(added) == [2, 4, 6, 8]
+    for name in files:
+        (project.directory / name).unlink()
+    assert answers(project.load()) == [2, 4, 6, 8]
+    assert {name: sys.modules.get(name) for name in before} == before
+
+
+def test_versions_with_different_code_of_one_name_answer_side_by_side(project: Project) -> None:
+    for factor in (2, 3):
+        project.write({"helpers.py": f"FACTOR = {factor}\n{SCALER}"})
+        project.run(f"from helpers import Scaler\n{DUMP}")
+        project.add()
+    first, second, again = project.load("1"), project.load("2"), project.load("1")
+    assert [answers(model)[0] for model in (first, second, again)] == [2, 3, 2]
+
+
+def test_modules_of_a_version_are_let_go_with_it(project: Project) -> None:
+    project.write({"helpers.py": f"FACTOR = 2\n{SCALER}"})
+    project.run(f"from helpers import Scaler\n{DUMP}")
+    project.add()
+    gc.collect()
+    before, finders = set(sys.modules), len(sys.meta_path)
+    model = project.load()
+    assert len(set(sys.modules) - before) == 2
+    del model
+    gc.collect()
+    assert (set(sys.modules), len(sys.meta_path)) == (before, finders)
+
+
+SCRIPT = f"""
+import sys
+from pathlib import Path
+from made_once import mark
+FACTOR = 1
+FACTOR += 1
+{SCALER}
+Scaler.unit = "m"
+mark()
+model = Scaler()
+{DUMP}
+if __name__ == "__main__":
+    FACTOR = FACTOR
+"""
+
+ONCE = "from pathlib import Path\ndef mark():\n    with Path('marks').open('a') as file:\n        file.write('x')\n"
+
+
+@pytest.mark.parametrize("name", ["make.py", "make.ipynb"])
+def test_classes_of_a_script_are_taken_from_it_without_its_work(project: Project, name: str) -> None:
+    project.write({"made_once.py": ONCE})
+    project.run(SCRIPT)
+    if name.endswith("ipynb"):
+        cells = [
+            {"cell_type": "markdown", "source": ["# class"]},
+            {"cell_type": "code", "source": ["%matplotlib inline\n", "!ls\n", *SCRIPT.splitlines(keepends=True)]},
+            {"cell_type": "code", "source": ["this is no Python"]},
+        ]
+        project.write({name: json.dumps({"cells": cells})})
+        (project.directory / "make.py").unlink()
+    advice = f"which was defined in the script or notebook that made it; {name} defines the same: add --code .*{name}"
+    with pytest.raises(CannotAdd, match=f"model.joblib needs Scaler, {advice}"):
+        project.add()
+    added = project.add(name)
+    assert set(added.manifest.code) == {"__main__.py"}
+    assert answers(added) == answers(project.load()) == [2, 4, 6, 8]
+    assert (project.directory / "marks").read_text() == "x"
+    assert project.load().manifest.estimator == "Scaler"
+
+
+def test_script_that_is_nowhere_is_asked_for(project: Project) -> None:
+    project.run(f"FACTOR = 2\n{SCALER}\n{DUMP}")
+    (project.directory / "make.py").unlink()
+    with pytest.raises(CannotAdd, match=r"needs Scaler, which was defined in .*; add --code with that file"):
+        project.add()
+    project.write({"other.py": "x = 1"})
+    with pytest.raises(CannotAdd, match="needs Scaler"):
+        project.add("other.py")
+
+
+def test_data_beside_a_module_goes_with_it_when_it_is_given(project: Project) -> None:
+    source = (
+        f"from pathlib import Path\nFACTOR = int((Path(__file__).parent / 'data' / 'factor.txt').read_text())\n{SCALER}"
+    )
+    project.write({"helpers.py": source, "data/factor.txt": "2"})
+    project.run(f"from helpers import Scaler\n{DUMP}")
+    with pytest.raises(CannotAdd, match=r"factor.txt.*add it with --code"):
+        project.add()
+    assert set(project.add("data/factor.txt").manifest.code) == {"helpers.py", "data/factor.txt"}
+    assert answers(project.load()) == [2, 4, 6, 8]
+
+
+GIVEN = {
+    "elsewhere/helpers.py": ["helpers.py"],
+    "elsewhere": ["helpers.py"],
+}
+
+
+@pytest.mark.parametrize("given", GIVEN)
+def test_code_that_lies_elsewhere_is_given(project: Project, given: str) -> None:
+    project.write({"helpers.py": f"FACTOR = 2\n{SCALER}"})
+    project.run(f"from helpers import Scaler\n{DUMP}")
+    (project.directory / "elsewhere").mkdir()
+    (project.directory / "helpers.py").rename(project.directory / "elsewhere" / "helpers.py")
+    with pytest.raises(CannotAdd, match=r"No module named 'helpers'.*--code"):
+        project.add()
+    assert list(project.add(given).manifest.code) == GIVEN[given]
+    assert answers(project.load()) == [2, 4, 6, 8]
+
+
+def make_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+BREACHES: dict[str, tuple[Any, str]] = {
+    "changed": (lambda path: path.write_text("FACTOR = 3"), "has sha256"),
+    "missing": (lambda path: path.unlink(), "No such file"),
+    "a pipe": (make_pipe, "is not a file"),
+    "a link that leaves": (lambda path: (path.unlink(), path.symlink_to("/etc/hostname")), "is a link that leaves"),
+    "too large": (lambda path: os.truncate(path, 65 << 20), "beyond 64 MB"),
+}
+
+
+@pytest.mark.parametrize("breach", BREACHES)
+def test_code_that_is_not_what_the_manifest_says_is_not_executed(project: Project, breach: str) -> None:
+    project.write({"helpers.py": f"FACTOR = 2\n{SCALER}"})
+    project.run(f"from helpers import Scaler\n{DUMP}")
+    project.add()
+    harm, reason = BREACHES[breach]
+    harm(project.models / "own/1/code/helpers.py")
+    with pytest.raises(VersionRefused, match=f"code/helpers.py: .*{reason}"):
+        project.load()
+
+
+@pytest.mark.parametrize("path", ["../1/x.py", "/etc/x.py", "a//b.py", "", "."])
+def test_manifest_names_no_code_outside_its_version(project: Project, path: str) -> None:
+    project.write({"helpers.py": f"FACTOR = 2\n{SCALER}"})
+    project.run(f"from helpers import Scaler\n{DUMP}")
+    project.add()
+    manifest = project.models / "own/1/manifest.json"
+    manifest.write_text(manifest.read_text().replace('"helpers.py"', json.dumps(path)))
+    with pytest.raises(VersionRefused, match="is not a path inside code"):
+        project.load()
+
+
+def test_file_that_the_manifest_does_not_list_is_not_executed(project: Project) -> None:
+    late = f"{HEADER}\n    def predict(self, X):\n        import mine.extra\n        return X[:, 0]\n"
+    project.write({"mine/__init__.py": "", "mine/scaler.py": late})
+    project.run(f"from mine.scaler import Scaler\n{DUMP}")
+    project.write({"mine/extra.py": ""})
+    project.add()
+    manifest = json.loads((project.models / "own/1/manifest.json").read_text())
+    del manifest["code"]["mine/extra.py"]
+    (project.models / "own/1/manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(VersionRefused, match=r"No module named 'mine.extra'"):
+        project.load()
+
+
+BROKEN = {
+    "raises": ("raise ValueError('the well is dry')", "does not load: ValueError: the well is dry"),
+    "exits": ("import sys; sys.exit(3)", "does not load: SystemExit: 3"),
+    "lacks a library": ("import library_that_nobody_has", "No module named 'library_that_nobody_has'"),
+    "lacks a name": ("from mine_too import nothing", "cannot import name 'nothing' from 'mine_too'"),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_code_that_breaks_when_it_is_imported_is_refused_by_its_own_words(project: Project, broken: str) -> None:
+    line, reason = BROKEN[broken]
+    project.write({"helpers.py": f"FACTOR = 2\n{SCALER}", "mine_too.py": ""})
+    project.run(f"from helpers import Scaler\n{DUMP}")
+    project.write({"helpers.py": f"{line}\nFACTOR = 2\n{SCALER}"})
+    with pytest.raises(CannotAdd, match=reason):
+        project.add()
+    assert not project.models.exists()
+
+
+def test_what_python_adds_brings_its_modules_too(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.write({"helpers_of_this_test.py": f"FACTOR = 2\n{SCALER}"})
+    monkeypatch.syspath_prepend(project.directory)
+    import helpers_of_this_test  # type: ignore[import-not-found]
+
+    estimator = helpers_of_this_test.Scaler().fit(TABLE.to_numpy())
+    model = add_version(project.models, "own", estimator, TABLE)
+    del sys.modules["helpers_of_this_test"]
+    assert list(model.manifest.code) == ["helpers_of_this_test.py"]
+    (project.directory / "helpers_of_this_test.py").unlink()
+    assert answers(project.load()) == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        ("lambda X: X * 2", "a lambda has no name that it could be found by; define a function with def"),
+        ("inner()", "define it at the top level"),
+    ],
+)
+def test_function_without_a_name_is_refused_with_advice(project: Project, function: str, reason: str) -> None:
+    from sklearn.linear_model import LinearRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer
+
+    def inner() -> Any:
+        def double(X: Any) -> Any:  # noqa: N803
+            return X * 2
+
+        return double
+
+    transformer = FunctionTransformer(eval(function, {"inner": inner}))
+    estimator = make_pipeline(transformer, LinearRegression()).fit(TABLE.to_numpy(), TABLE["a"])
+    with pytest.raises(CannotAdd, match=reason):
+        add_version(project.models, "own", estimator, TABLE)
