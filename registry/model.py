@@ -37,6 +37,8 @@ class LoadedModel:
     """True if a minimal model replaces the version because it could not be loaded."""
     compiled: bool = False
     """True if a compiled form, verified bit for bit against the estimator, answers instead of it."""
+    python_steps: tuple[str, ...] = ()
+    """The transformers whose own code runs in front of what is compiled; a row may take them any time."""
     reason: str = ""
     """Why it is not compiled; "" if it is."""
     explainer: Explainer | None = None

@@ -31,7 +31,7 @@ def tree_explainer(parts: Parts) -> Explainer:
         # without the first class, whose probability follows from the second's
         forest = ensemble.forest
         ensemble = replace(ensemble, forest=replace(forest, values=forest.values[:, 1:]), start=ensemble.start[1:])
-    sources = np.array([column.source for column in parts.plan], np.int32)
+    sources = np.array(parts.head.sources(), np.int32)
     on_matrix, base_values = attribution(ensemble, sources, parts.features)
     attribute = parts.behind_matrix(on_matrix)
     margins = parts.behind_matrix((trees.explained or trees.ensemble).compute(None))
@@ -82,7 +82,7 @@ def linear_explainer(parts: Parts, background: Rows) -> Explainer:
     matrix = parts.behind_matrix(lambda made: made)
     means = matrix(background).mean(axis=0)
     base_values = means @ weights + intercept
-    sources = np.array([column.source for column in parts.plan], np.intp)
+    sources = np.array(parts.head.sources(), np.intp)
     features = parts.features
     regressor = type(parts.last) in REGRESSORS
     binary = not regressor and len(intercept) == 1

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from registry.kernels.columns import BUILD
-from registry.kernels.compiling import compile_estimator, probe_rows, verify
+from registry.kernels.compiling import compile_estimator
 from registry.kernels.forest import WALK
 from registry.kernels.linear import MULTIPLY_ENTRIES
 from registry.kernels.links import BEFORE_SOFTMAX, BINARY
 from registry.kernels.tree_shap import TREE_SHAP
+from registry.kernels.verification import Compiled, compile_verified, probe_rows, verify
 
-__all__ = ["compile_estimator", "probe_rows", "verify", "warm"]
+__all__ = ["Compiled", "compile_estimator", "compile_verified", "probe_rows", "verify", "warm"]
 
 KERNELS = (BEFORE_SOFTMAX, BINARY, BUILD, MULTIPLY_ENTRIES, TREE_SHAP, WALK)
 

@@ -30,6 +30,9 @@ NUMBERS = frozenset({float, int})
 MAX_TEXT_CHARACTERS = 10_000
 """The default limit of a text, and the limit of a value of an open category that is not listed."""
 
+PLAIN = frozenset({"bool", "float64", "int64", "int32"})
+"""Types of columns that are numpy's own, for which pandas needs no array of its own making."""
+
 UNLISTED = "\N{WHITE SMALL SQUARE}unlisted\N{WHITE SMALL SQUARE}"
 """Stands for every value of an open category that is not listed; an encoder has never seen it."""
 
@@ -230,7 +233,7 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             return pd.Series(column, dtype=object)  # without the dtype pandas infers str
         if self.dtype in PLAIN_INTEGERS and (missing.any() or self._has_fraction(column)):
             return column  # which plain integers and booleans lack; pandas reads such columns as floats
-        return pd.Series(column).astype(self.dtype).array
+        return column.astype(self.dtype) if self.dtype in PLAIN else pd.Series(column).astype(self.dtype).array
 
     def _values(self, gap: Any) -> NDArray[Any]:
         """The values of all codes, then what stands for an unlisted one and what for a missing one."""

@@ -156,7 +156,13 @@ class Schema:
 
     def frame(self, rows: Rows) -> pd.DataFrame:
         """Rows as a DataFrame with the columns and dtypes that the estimator was fitted on."""
+        if self._is_one_block:  # one block for all columns: 0.04 ms for 500 of them instead of 10
+            return pd.DataFrame(np.array(rows, np.float64), columns=list(self.names))
         return pd.DataFrame({f.name: f.column(rows[:, i]) for i, f in enumerate(self.features)}, copy=False)
+
+    @cached_property
+    def _is_one_block(self) -> bool:
+        return all(f.dtype == "float64" and f.kind in ("number", "integer") for f in self.features)
 
     @cached_property
     def object_schema(self) -> dict[str, Any]:

@@ -21,10 +21,10 @@ from registry.estimator import Compute, task_of
 from registry.explain.choose import choose_explainer
 from registry.formats.artefact import load_content, look_into
 from registry.formats.versions import mismatch, refusal
-from registry.kernels import compile_estimator, probe_rows, verify
+from registry.kernels import Compiled, compile_verified
 from registry.kernels.kernel import Unsupported
 from registry.model import LoadedModel
-from registry.outputs import Target
+from registry.outputs import Layout, Target
 from registry.rows.features import Rows
 from registry.rows.schema import Schema
 from registry.store.code import CODE, MAX_BYTES, OwnCode, plain
@@ -72,11 +72,16 @@ def load_version(
     manifest = _with_text_labels(manifest) if options.labels_as_text else manifest
     quick, reason = None, "COMPILE is false"
     if options.compiled:
-        quick, reason = _compile(estimator, schema, compute, background)
+        quick, reason = _compile(estimator, schema, background, compute, layout_in(manifest))
         if reason:
             log.info("Model not compiled", model=manifest.name, version=manifest.version, reason=reason)
-    explainer = choose_explainer(manifest, estimator, quick or compute, background, options.shap_evaluations)
-    model = LoadedModel(manifest, quick or compute, compiled=quick is not None, reason=reason, explainer=explainer)
+    if quick is not None:
+        compute = quick.compute
+    explainer = choose_explainer(manifest, estimator, compute, background, options.shap_evaluations)
+    python = quick.python if quick is not None else ()
+    model = LoadedModel(
+        manifest, compute, compiled=quick is not None, python_steps=python, reason=reason, explainer=explainer
+    )
     if code is not None:
         weakref.finalize(model, code.forget)
     return model
@@ -188,14 +193,13 @@ def _verify_answers(path: Path, manifest: Manifest, background: Rows, compute: C
         raise VersionRefused(path, "does not answer as it did when it was added")
 
 
-def _compile(estimator: Any, schema: Schema, compute: Compute, background: Rows) -> tuple[Compute | None, str]:
+def _compile(
+    estimator: Any, schema: Schema, background: Rows, compute: Compute, layout: Layout
+) -> tuple[Compiled | None, str]:
     """The estimator's compiled form, if it has one that answers probe rows with equal bits; else why not."""
     try:
-        compiled = compile_estimator(estimator, schema)
-        if verify(compiled, compute, probe_rows(schema, background)):
-            return compiled, ""
+        return compile_verified(estimator, schema, background, compute, layout), ""
     except Unsupported as error:
         return None, str(error)
     except Exception as error:  # noqa: BLE001 - private attributes of estimators, which another release may lack
         return None, f"it could not be read ({type(error).__name__}: {error})"
-    return None, "it does not answer as its estimator does"

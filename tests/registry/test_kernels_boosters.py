@@ -16,8 +16,7 @@ from sklearn.compose import make_column_transformer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
-from registry.kernels import compile_estimator
-from registry.kernels.compiling import probe_rows, verify
+from registry.kernels import compile_estimator, probe_rows, verify
 from registry.kernels.kernel import Unsupported
 from registry.rows.infer_schema import infer_features
 from registry.rows.schema import Schema

@@ -20,6 +20,7 @@ from structlog.testing import capture_logs
 
 from registry.estimator import Compute
 from registry.kernels import compile_estimator
+from registry.kernels.compiling import Parts
 from registry.rows.infer_schema import infer_features
 from registry.rows.schema import Schema
 from registry.store import loader
@@ -73,23 +74,24 @@ def test_model_without_a_compiled_form_is_served_by_its_estimator(tmp_path: Path
     assert model.compute(TABLE.to_numpy()).shape == (ROWS, 1)
 
 
-def test_model_names_the_step_that_is_not_compiled(tmp_path: Path) -> None:
-    for name, step, reason in (
-        ("library", KernelPCA(2), "the step KernelPCA has no compiled form"),
-        ("own", Own(), "the step Own is Python code"),
-    ):
+def test_model_names_the_steps_that_stay_python_before_what_is_compiled(tmp_path: Path) -> None:
+    for name, step in (("library", KernelPCA(2)), ("own", Own())):
         pipeline = make_pipeline(step, LogisticRegression()).fit(TABLE.to_numpy(), target(TABLE, 2))
         model = add_version(tmp_path, name, pipeline, TABLE)
-        assert (model.compiled, model.reason) == (False, reason)
+        assert (model.compiled, model.python_steps, model.reason) == (True, (type(step).__name__,), "")
+        one = TABLE.to_numpy()[:1]
+        assert model.compute(one)[:, :2].tobytes() == pipeline.predict_proba(one).tobytes()
 
 
 def test_model_that_is_compiled_wrongly_is_served_by_its_estimator(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def compile_wrongly(*arguments: Any, **options: Any) -> Compute:
-        right = compile_estimator(*arguments, **options)
+    compile_rightly = Parts.compute
+
+    def compile_wrongly(parts: Parts) -> Compute:
+        right = compile_rightly(parts)
         return lambda rows: np.nextafter(right(rows), 2.0)
 
     right = load_version(root, root / "forest" / "1")
-    monkeypatch.setattr(loader, "compile_estimator", compile_wrongly)
+    monkeypatch.setattr(Parts, "compute", compile_wrongly)
     with capture_logs() as logs:
         model = load_version(root, root / "forest" / "1")
     assert not model.compiled
@@ -103,7 +105,7 @@ def test_compiler_that_breaks_does_not_stop_the_start(root: Path, monkeypatch: p
     def broken(*arguments: Any, **options: Any) -> Compute:
         raise AttributeError("no attribute '_predictors'")
 
-    monkeypatch.setattr(loader, "compile_estimator", broken)
+    monkeypatch.setattr(Parts, "compute", broken)
     with capture_logs() as logs:
         model = load_version(root, root / "forest" / "1")
     assert not model.compiled

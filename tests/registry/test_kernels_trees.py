@@ -21,8 +21,7 @@ from sklearn.ensemble import (
 )
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
-from registry.kernels import compile_estimator
-from registry.kernels.compiling import probe_rows
+from registry.kernels import compile_estimator, probe_rows
 from registry.kernels.forest import widen_thresholds
 from registry.kernels.kernel import Unsupported
 from registry.rows.infer_schema import infer_features

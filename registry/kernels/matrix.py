@@ -1,0 +1,269 @@
+"""The matrix that a model's transformers make, column by column, and the function that makes it of rows.
+
+A column depends on one feature (arithmetic on its number, or a table over its few values), or a stage makes it: a
+function of several columns at once, or a transformer that stays Python. Stages come first: their outputs stand beside
+the features, and one kernel makes the matrix of both.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from registry.kernels.columns import Computed, Plan, Step, Tabled, builder
+from registry.kernels.kernel import Unsupported
+from registry.rows.features import Feature, Rows
+from registry.rows.schema import Schema
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A column that depends on a feature of few values; `searched` are a number's, None where codes are used."""
+
+    source: int
+    searched: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """A feature that is no number: a text, or a date and time. Only stages read it."""
+
+    source: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stage:
+    """A function from rows, shape (rows, features), to columns, shape (rows, width).
+
+    `sources` are the features that the columns are made from, None for a column that is made from several. `python`
+    names the transformers whose own code runs, which may take any time and answer a batch otherwise than its rows.
+    `entries` gives the columns of a text as a sparse matrix: see `text.py`.
+    """
+
+    compute: Callable[[Rows], Rows]
+    width: int
+    sources: tuple[int | None, ...]
+    python: tuple[str, ...] = ()
+    entries: Callable[[Rows], Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A column of a stage, and arithmetic on it."""
+
+    stage: Stage
+    index: int
+    steps: tuple[Step, ...] = ()
+
+
+Followed = Computed | Listed | Made | Raw
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """The columns that transformers make of the schema's features.
+
+    `made` is scikit-learn's own way from the estimator's table to the matrix. `sparse` tells whether it is a sparse
+    matrix there, `single` whether it holds float32. A matrix that is not `known` holds something else than numbers;
+    only transformers in Python can follow.
+    """
+
+    schema: Schema
+    columns: tuple[Followed, ...]
+    made: Callable[[Any], Any]
+    sparse: bool = False
+    single: bool = False
+    known: bool = True
+
+    @property
+    def sources(self) -> tuple[int | None, ...]:
+        """The feature that each column is made from, None for several."""
+        return tuple(
+            column.stage.sources[column.index] if isinstance(column, Made) else column.source for column in self.columns
+        )
+
+    @property
+    def common_source(self) -> int | None:
+        """The one feature that all columns are made from; None for several."""
+        sources = set(self.sources)
+        return sources.pop() if len(sources) == 1 else None
+
+    def transformed(self, rows: Rows) -> Any:
+        """What scikit-learn makes of rows."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # encoders warn of unknown values
+            return self.made(self.schema.table(rows))
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """All that comes before the last step: `plan` are the columns, from features and, after those, from stages."""
+
+    features: int
+    plan: Plan
+    stages: tuple[Stage, ...]
+    sparse: bool
+
+    @property
+    def python(self) -> tuple[str, ...]:
+        """The names of the transformers whose own code runs."""
+        return tuple(dict.fromkeys(name for stage in self.stages for name in stage.python))
+
+    def sources(self) -> list[int]:
+        """The feature that each column is made from. Raises Unsupported where a column is made from several."""
+        beside = [source for stage in self.stages for source in stage.sources]
+        found = [
+            column.source if column.source < self.features else beside[column.source - self.features]
+            for column in self.plan
+        ]
+        if any(source is None for source in found):
+            raise Unsupported("a column is made from several features")
+        return [source for source in found if source is not None]
+
+    def matrix(self) -> Callable[[Rows], Rows]:
+        """A function from rows, shape (rows, features), to the matrix, float64, shape (rows, columns)."""
+        features, stages = self.features, self.stages
+        if not stages:
+            build = None if self.plan == [*map(Computed, range(features))] else builder(self.plan)
+            return lambda rows: _checked(rows, features) if build is None else build(_checked(rows, features))
+        only = stages[0].compute
+        if len(stages) == 1 and self.plan == [Computed(features + index) for index in range(stages[0].width)]:
+            return only
+        build = builder(self.plan)
+        width = features + sum(stage.width for stage in stages)
+
+        def matrix(rows: Rows) -> Rows:
+            beside = np.empty((len(rows), width))
+            beside[:, :features] = _numbers(rows)
+            start = features
+            for stage in stages:
+                beside[:, start : start + stage.width] = stage.compute(rows)
+                start += stage.width
+            return build(beside)
+
+        return matrix
+
+
+def _checked(rows: Rows, features: int) -> Rows:
+    rows = np.ascontiguousarray(rows, np.float64)
+    if rows.ndim != 2 or rows.shape[1] != features:
+        raise ValueError(f"rows of shape {rows.shape}, not (rows, {features})")  # a kernel would read beyond
+    return rows
+
+
+def _numbers(rows: Rows) -> Rows:
+    """Rows without their texts, which only stages read."""
+    if rows.dtype != object:
+        return rows
+    return np.array([[math.nan if cell is None or type(cell) is str else cell for cell in row] for row in rows])
+
+
+def head_of(matrix: Matrix) -> Head:
+    """The head that makes a matrix. Raises Unsupported."""
+    stages = tuple({id(column.stage): column.stage for column in matrix.columns if isinstance(column, Made)}.values())
+    if not matrix.known:
+        raise Unsupported("its transformers make a matrix that does not hold numbers")
+    features = len(matrix.schema)
+    starts: dict[int, int] = {}
+    for stage in stages:
+        starts[id(stage)] = features + sum(before.width for before in stages[: len(starts)])
+    tables = _tables(matrix)
+
+    def column(index: int, followed: Followed) -> Computed | Tabled:
+        if isinstance(followed, Listed):
+            return tables[index]
+        if isinstance(followed, Raw):
+            raise Unsupported("a text, or a date and time, reaches the estimator")
+        if isinstance(followed, Made):
+            return Computed(starts[id(followed.stage)] + followed.index, followed.steps)
+        return followed
+
+    plan = [column(index, followed) for index, followed in enumerate(matrix.columns)]
+    return Head(features, plan, stages, matrix.sparse)
+
+
+def _tables(matrix: Matrix) -> dict[int, Tabled]:
+    """The tables of listed columns by index, as scikit-learn's transformers fill them. Raises Unsupported.
+
+    That includes values which the schema accepts and the transformers refuse: a model that can fail on a row is left to
+    the estimator, which says why.
+    """
+    listed = {index: column for index, column in enumerate(matrix.columns) if isinstance(column, Listed)}
+    if not listed:
+        return {}
+    schema = matrix.schema
+    values = _listed_values(matrix)
+    usual = usual_row(schema)
+    for source, of_source in values.items():
+        usual[source] = of_source[0]
+    known = np.tile(usual, (max(map(len, values.values()), default=1), 1))
+    for source, of_source in values.items():
+        known[: len(of_source), source] = of_source
+    missing, unlisted = usual.copy(), usual.copy()
+    for source in values:
+        if schema.features[source].nullable:
+            missing[source] = math.nan
+        if schema.features[source].kind in ("number", "integer"):
+            unlisted[source] = max(values[source]) + 1.0
+    # three calls: a missing value changes the dtype of a pandas column, and must not do so for the others
+    seen = [_filled(matrix, rows, list(listed)) for rows in (known, missing[None], unlisted[None])]
+
+    def table(place: int, followed: Listed) -> Tabled:
+        source = followed.source
+        count = len(values[source])
+        of_missing = seen[1][0, place] if schema.features[source].nullable else math.nan
+        of_unlisted = seen[2][0, place] if followed.searched is not None else math.nan
+        cells = (*seen[0][:count, place].tolist(), float(of_missing), float(of_unlisted))
+        return Tabled(source, cells, None if followed.searched is None else tuple(values[source]))
+
+    return {index: table(place, followed) for place, (index, followed) in enumerate(listed.items())}
+
+
+def _listed_values(matrix: Matrix) -> dict[int, list[float]]:
+    """By the index of a feature with few values, all values to try."""
+    values: dict[int, set[float]] = {}
+    for column in matrix.columns:
+        if isinstance(column, Listed):
+            feature = matrix.schema.features[column.source]
+            codes = range(2 if feature.kind == "boolean" else len(feature.categories) + feature.open)
+            values.setdefault(column.source, set()).update(codes if column.searched is None else column.searched)
+    return {source: sorted(map(float, listed)) for source, listed in values.items()}
+
+
+def usual_row(schema: Schema) -> Rows:
+    """A row of ordinary values."""
+    return np.array([_usual_value(feature) for feature in schema.features], schema.dtype)
+
+
+def _usual_value(feature: Feature) -> Any:
+    if feature.kind == "text":
+        return "text"
+    return feature.seen[0] if feature.seen else feature.minimum or 0.0
+
+
+def _filled(matrix: Matrix, rows: Rows, chosen: list[int]) -> Rows:
+    """The chosen columns of the matrix that scikit-learn makes of rows. Raises Unsupported."""
+    try:
+        made = matrix.transformed(rows)
+    except (TypeError, ValueError) as error:
+        raise Unsupported(f"its transformers refuse values that the features accept: {error}") from error
+    if made.shape != (len(rows), len(matrix.columns)):
+        raise Unsupported("its transformers make another matrix than expected")
+    if getattr(made, "dtype", None) == np.float32 and not matrix.single:
+        raise Unsupported("its transformers make float32")
+    return dense(made[:, chosen] if hasattr(made, "toarray") else np.asarray(made)[:, chosen])
+
+
+def dense(made: Any) -> Rows:
+    """A transformer's output as float64. Raises Unsupported where it holds no numbers."""
+    plain = np.asarray(made.toarray() if hasattr(made, "toarray") else made)
+    try:
+        numbers: Rows = plain.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise Unsupported("its transformers make a matrix that does not hold numbers") from error
+    return numbers
