@@ -70,7 +70,7 @@ class Matrix:
 
     `made` is scikit-learn's own way from the estimator's table to the matrix. `sparse` tells whether it is a sparse
     matrix there, `single` whether it holds float32. A matrix that is not `known` holds something else than numbers;
-    only transformers in Python can follow.
+    only transformers in Python can follow. `python` names the transformers in front whose own code runs.
     """
 
     schema: Schema
@@ -79,6 +79,7 @@ class Matrix:
     sparse: bool = False
     single: bool = False
     known: bool = True
+    python: tuple[str, ...] = ()
 
     @property
     def sources(self) -> tuple[int | None, ...]:
@@ -133,7 +134,7 @@ class Head:
             return lambda rows: _checked(rows, features) if build is None else build(_checked(rows, features))
         only = stages[0].compute
         if len(stages) == 1 and self.plan == [Computed(features + index) for index in range(stages[0].width)]:
-            return only
+            return lambda rows: np.ascontiguousarray(only(rows), np.float64)
         build = builder(self.plan)
         width = features + sum(stage.width for stage in stages)
 

@@ -38,7 +38,7 @@ def staged(matrix: Matrix, function: Callable[[Rows], Rows], width: int, places:
     head = head_of(matrix)
     before = head.matrix()
     sources = (matrix.common_source,) * width if places is None else tuple(matrix.sources[place] for place in places)
-    stage = Stage(lambda rows: function(before(rows)), width, sources, head.python)
+    stage = Stage(lambda rows: function(before(rows)), width, sources, matrix.python)
     return replace(matrix, columns=tuple(Made(stage, index) for index in range(width)))
 
 

@@ -65,27 +65,31 @@ def _after(transformer: Any, matrix: Matrix) -> Callable[[Any], Any]:
 def _stay_python(transformer: Any, matrix: Matrix) -> Matrix:
     """The matrix of a transformer that runs its own code. Raises Unsupported where even that is not possible."""
     made = _after(transformer, matrix)
+    python = (*matrix.python, type(transformer).__name__)
     usual = np.vstack([usual_row(matrix.schema)] * 2)
     try:
         sample = replace(matrix, made=made).transformed(usual)
         width = sample.shape[1]
         dense(sample)
     except Exception:  # noqa: BLE001 - another's code, on a row that it may not like; a later step may make numbers
-        return replace(matrix, made=made, known=False)
+        return replace(matrix, made=made, known=False, python=python)
     if sparse.issparse(sample) and width > MAX_PYTHON_COLUMNS:
         raise Unsupported(f"the step {type(transformer).__name__} makes more than {MAX_PYTHON_COLUMNS} columns")
     schema = matrix.schema
 
     def compute(rows: Rows) -> Rows:
-        found = dense(made(schema.table(rows)))
+        try:
+            found = dense(made(schema.table(rows)))
+        except Unsupported as error:
+            raise ValueError(str(error)) from error
         if found.shape != (len(rows), width):
             raise ValueError(f"{type(transformer).__name__} made shape {found.shape}, not {(len(rows), width)}")
         return found
 
-    stage = Stage(compute, width, (matrix.common_source,) * width, (type(transformer).__name__,))
+    stage = Stage(compute, width, (matrix.common_source,) * width, python)
     columns = tuple(Made(stage, index) for index in range(width))
     single = (sample if sparse.issparse(sample) else np.asarray(sample)).dtype == np.float32
-    return Matrix(schema, columns, made, sparse=sparse.issparse(sample), single=single)
+    return Matrix(schema, columns, made, sparse=sparse.issparse(sample), single=single, python=python)
 
 
 def _pipeline(pipeline: Pipeline, matrix: Matrix) -> Matrix:
@@ -131,7 +135,8 @@ def _beside(parts: Sequence[Matrix], matrix: Matrix, *, is_sparse: bool) -> Matr
         raise Unsupported("columns that do not hold numbers")
     columns = tuple(column for part in parts for column in part.columns)
     single = all(part.single for part in parts)
-    return replace(matrix, columns=columns, sparse=is_sparse, single=single)
+    python = tuple(dict.fromkeys(name for part in parts for name in part.python))
+    return replace(matrix, columns=columns, sparse=is_sparse, single=single, python=python)
 
 
 FOLLOWED: dict[type, Callable[[Any, Matrix], Matrix]] = {

@@ -86,7 +86,10 @@ def add(arguments: argparse.Namespace, settings: Settings) -> int:
     say(f"added {model.name} version {model.version} in {settings.model_dir / model.name / model.version}")
     if artefact.code:
         say(f"own code: {', '.join(artefact.code)}")
-    say(f"not compiled: {model.reason}" if model.reason else "compiled: it answers the very bits of its estimator")
+    if model.python_steps:
+        say(f"compiled, after {', '.join(model.python_steps)}: the very bits of its estimator")
+    else:
+        say(f"not compiled: {model.reason}" if model.reason else "compiled: it answers the very bits of its estimator")
     say(taken_over(settings))
     return 0
 

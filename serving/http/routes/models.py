@@ -41,6 +41,7 @@ def summary(registry: Registry, model: LoadedModel) -> dict[str, Any]:
         "task": model.manifest.task,
         "estimator": model.manifest.estimator,
         "compiled": model.compiled,
+        "python_steps": list(model.python_steps),
         "reason": model.reason,
         "fallback": model.fallback,
         "forced": model.manifest.forced,

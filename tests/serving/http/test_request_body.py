@@ -23,6 +23,7 @@ def test_models_are_listed_by_name(client: httpx.Client) -> None:
         "task": "classification",
         "estimator": "StandardScaler | LogisticRegression",
         "compiled": True,
+        "python_steps": [],
         "reason": "",
         "fallback": False,
         "entities": False,
