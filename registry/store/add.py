@@ -10,7 +10,7 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,15 @@ from registry.store.directory import NAME, directories, version_order
 from registry.store.loader import load_version
 from registry.store.manifest import ExplainerRecord, Manifest, TrainingRecord, write_manifest
 from registry.store.options import DEFAULT_OPTIONS
-from registry.store.sources import Sources, collect_code
+from registry.store.sources import Sources, collect_code, collect_imports, merged
 from registry.threads import in_one_thread
 from registry.training.metrics import MEASURED, measure, true_values
 from registry.training.script import Trained
 
 log = structlog.get_logger(__name__)
+
+CodeFor = Callable[[Iterable[str]], Mapping[str, bytes]]
+"""From the names of classes and functions, as `Survey` has them, to own code by path."""
 
 ARTEFACT = "model.joblib"
 BACKGROUND_ROWS = 100
@@ -142,6 +145,13 @@ def read_trained(path: Path, *, force_version: bool = False, code: Sequence[Path
         return artefact.load(own), artefact
     except CannotRead as error:
         raise CannotAdd(f"{path}: {error}{_advice(error.__cause__, own)}") from error
+
+
+def with_imports_of(script: Path, content: bytes, artefact: Artefact, code: Sequence[Path] = ()) -> Artefact:
+    """The artefact with the own code that a `train.py` imports besides. Raises CannotAdd."""
+    places = (script.resolve().parent, Path.cwd())
+    found = collect_imports(script, content, Sources(tuple(code), places))
+    return dataclasses.replace(artefact, code=merged(artefact.code, found))
 
 
 def _advice(cause: BaseException | None, code: OwnCode | None) -> str:
@@ -394,11 +404,8 @@ def _library_versions(estimator: Any) -> dict[str, str]:
     }
 
 
-def pickled(estimator: Any, code: Mapping[str, bytes] | None = None) -> Artefact:
-    """The artefact of an estimator that is no file yet.
-
-    Its own `code` by path is found by the names of its classes if it is None. Raises CannotAdd.
-    """
+def pickled(estimator: Any, code_for: CodeFor | None = None) -> Artefact:
+    """The artefact of an estimator that is no file yet, with the own code of the names in it. Raises CannotAdd."""
     try:
         content = dump_pickle(estimator)
     except Exception as error:
@@ -409,8 +416,7 @@ def pickled(estimator: Any, code: Mapping[str, bytes] | None = None) -> Artefact
             reason = f"{reason}; define it at the top level of a module, not inside a function"
         raise CannotAdd(f"the estimator cannot be pickled: {reason}") from error
     survey = survey_pickle(content)
-    if code is None:
-        code = collect_code(survey.names, Sources.of_process())
+    code = collect_code(survey.names, Sources.of_process()) if code_for is None else code_for(survey.names)
     return Artefact(
         path=Path(ARTEFACT), content=content, format="joblib", filename=ARTEFACT, fitted_with=survey.versions, code=code
     )

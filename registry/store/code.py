@@ -65,11 +65,14 @@ class OwnCode(MetaPathFinder):
     """The modules of one version, importable below `root` until they are forgotten.
 
     `files` are the verified bytes by path below `directory`; nothing else there is ever executed. Data files are read
-    from the directory by the code itself.
+    from the directory by the code itself. `elsewhere` are paths of files that lie in another place.
     """
 
-    def __init__(self, directory: Path, files: Mapping[str, bytes]) -> None:
+    def __init__(
+        self, directory: Path, files: Mapping[str, bytes], elsewhere: Mapping[str, Path] | None = None
+    ) -> None:
         self.files = dict(files)
+        self._elsewhere = elsewhere or {}
         self.root = f"{PREFIX}{next(_numbers)}"
         self._directory = directory
         self._tops = {PurePosixPath(path).parts[0].removesuffix(".py") for path in files if path.endswith(".py")}
@@ -119,7 +122,8 @@ class OwnCode(MetaPathFinder):
         inside = fullname.removeprefix(self.root).lstrip(".").replace(".", "/")
         for path_inside in (f"{inside}/__init__.py", f"{inside}.py"):
             if path_inside in self.files:
-                loader = _ModuleLoader(self._directory / path_inside, self.files[path_inside], self._builtins)
+                path = self._elsewhere.get(path_inside, self._directory / path_inside)
+                loader = _ModuleLoader(path, self.files[path_inside], self._builtins)
                 return importlib.util.spec_from_file_location(fullname, loader.path, loader=loader)
         if inside and not any(file.startswith(f"{inside}/") for file in self.files):
             raise ModuleNotFoundError(f"No module named {inside.replace('/', '.')!r}", name=fullname)

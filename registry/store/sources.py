@@ -11,7 +11,7 @@ import functools
 import os
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -63,6 +63,21 @@ def collect_code(names: Iterable[str], sources: Sources) -> dict[str, bytes]:
     collector = _Collector(sources)
     collector.take({(module, name) for module, _, name in (name.rpartition(":") for name in names)})
     return collector.read()
+
+
+def collect_imports(script: Path, content: bytes, sources: Sources) -> dict[str, bytes]:
+    """The own code that a script imports, by path, without the script itself. Raises CannotAdd."""
+    collector = _Collector(sources)
+    collector.take(set(_imported(_parsed(content, script.name), "")))
+    return collector.read()
+
+
+def merged(first: Mapping[str, bytes], second: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Own code of two origins together. Raises CannotAdd if they have different files of one name."""
+    for path in first.keys() & second.keys():
+        if first[path] != second[path]:
+            raise CannotAdd(f"there are two different files {path} in the own code of this version; rename one")
+    return {**first, **second}
 
 
 class _Collector:

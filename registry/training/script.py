@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import decode_source
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pandas as pd
@@ -21,14 +20,19 @@ from registry.errors import CannotTrain
 from registry.formats.artefact import Artefact
 from registry.outputs import Label
 from registry.store.aliases import current
+from registry.store.code import CODE, OwnCode
+from registry.store.definitions import definitions
 from registry.store.directory import write_whole
-from registry.store.loader import verified_bytes
+from registry.store.loader import read_code, verified_bytes
 from registry.store.manifest import Manifest, TrainingRecord, read_manifest
+from registry.store.sources import Sources, collect_code, merged
 
 SCRIPT = "train.py"
 FUNCTION = "train"
 MODULE = "forkserve_train"
-"""The script's module name while it runs; a class that it defines cannot be imported when the model is served."""
+"""The script's module name while it runs, and that of its classes in the versions that it makes."""
+
+MODULE_FILE = f"{MODULE}.py"
 
 OUTCOME, TIME = "outcome", "time"
 """The columns of TrainingData.outcomes besides the features."""
@@ -109,22 +113,43 @@ def live_manifest(directory: Path) -> Manifest:
     return read_manifest(directory / current(directory).live)
 
 
-def read_train_function(root: Path, directory: Path, record: TrainingRecord) -> Callable[[TrainingData], Trained]:
-    """Execute the script in `directory`, below the model directory `root`, and return its function.
+@dataclass(frozen=True)
+class Script:
+    """A `train.py` that has been executed; `code` are the own modules that it may import, source files by path."""
+
+    train: Callable[[TrainingData], Trained]
+    content: bytes
+    code: Mapping[str, bytes]
+
+    def code_for(self, names: Iterable[str]) -> dict[str, bytes]:
+        """The own code of a version whose artefact has these `names`: definitions in the script are taken from it.
+
+        Raises CannotAdd.
+        """
+        mine = {name.rpartition(":")[2].partition(".")[0] for name in names if name.startswith(f"{MODULE}:")}
+        tops = {path.partition("/")[0].removesuffix(".py") for path in self.code} | {MODULE}
+        others = {name for name in names if name.partition(":")[0].partition(".")[0] not in tops}
+        code = merged(self.code, collect_code(others, Sources()))
+        return {**code, MODULE_FILE: definitions(decode_source(self.content), mine).encode()} if mine else code
+
+
+def execute_script(root: Path, directory: Path, record: TrainingRecord, live: Manifest | None = None) -> Script:
+    """Execute the script in `directory`, below the model directory `root`, with the own code of the live version.
 
     Call it in a process that may be lost. Raises VersionRefused for a file that is not the recorded one, CannotTrain,
     and whatever the script raises.
     """
     path = directory / record.script
     content = verified_bytes(root, path, record.sha256)
-    module = ModuleType(MODULE)
-    module.__file__ = str(path)
-    sys.modules[MODULE] = module  # dataclasses, for one, look their module up
-    exec(compile(content, str(path), "exec"), module.__dict__)  # noqa: S102 - the manifest states the hash of these bytes
-    function = module.__dict__.get(FUNCTION)
+    place, files = directory, {}
+    if live is not None:
+        place = directory / live.version / CODE
+        files = {name: source for name, source in read_code(root, place.parent, live).items() if name != MODULE_FILE}
+    code = OwnCode(place, {**files, MODULE_FILE: content}, {MODULE_FILE: path})
+    function = getattr(code.find(MODULE, ""), FUNCTION, None)
     if not callable(function):
         raise CannotTrain(f"{record.script} does not define a function {FUNCTION!r}")
-    return function  # type: ignore[no-any-return]
+    return Script(function, content, files)
 
 
 def checked(trained: object) -> Trained:

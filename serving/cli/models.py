@@ -59,11 +59,13 @@ def models(_arguments: argparse.Namespace, settings: Settings) -> int:
 )
 def add(arguments: argparse.Namespace, settings: Settings) -> int:
     """Add a version, from a model file and a CSV table."""
-    from registry.store.add import add_trained, read_table, read_trained
+    from registry.store.add import add_trained, read_table, read_trained, with_imports_of
     from registry.training.script import Trained, read_script, record_script, write_script
 
     script = read_script(arguments.train) if arguments.train else None
     estimator, artefact = read_trained(arguments.artefact, force_version=arguments.force_version, code=arguments.code)
+    if script is not None:
+        artefact = with_imports_of(arguments.train, script, artefact, arguments.code)
     trained = Trained(
         estimator=estimator,
         artefact=artefact,

@@ -7,6 +7,7 @@ reload would, in a process in which train.py has never run, and compares it with
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import traceback
 from dataclasses import dataclass
 from functools import partial
@@ -16,14 +17,14 @@ import msgspec
 import pandas as pd
 
 from registry.errors import CannotTrain, VersionRefused
-from registry.store.add import add_trained, next_version
+from registry.store.add import add_trained, next_version, pickled
 from registry.store.loader import load_version
 from registry.store.manifest import Manifest
 from registry.store.options import LoadOptions
 from registry.threads import keep_to_one_thread
 from registry.training.candidates import candidate_root, find_candidate, read_held_out, root_of, write_held_out
 from registry.training.promotion import Measured, by_manifests, find_breaches, find_decline, find_losses, measure_both
-from registry.training.script import OUTCOME, TIME, TrainingData, checked, live_manifest, read_train_function
+from registry.training.script import OUTCOME, TIME, TrainingData, checked, execute_script, live_manifest
 from serving.entities.store import EntityStore
 from serving.jobs.job import Job
 from serving.process.child import mute
@@ -77,10 +78,11 @@ class Steps:
         live = live_manifest(directory)
         if live.training is None:
             raise CannotTrain(f"version {live.version} names no training function")
-        train = read_train_function(self.root, directory, live.training)
+        script = execute_script(self.root, directory, live.training, live)
         outcomes = asyncio.run(self.read_outcomes(live))
-        trained = checked(train(TrainingData(job.model, live, outcomes)))
+        trained = checked(script.train(TrainingData(job.model, live, outcomes)))
         keep_to_one_thread(trained.estimator)
+        trained = dataclasses.replace(trained, artefact=pickled(trained.estimator, script.code_for))
         aside = candidate_root(self.root, job.id, job.attempts)
         model = add_trained(
             aside,

@@ -99,7 +99,7 @@ REFUSED = {
     "worse": "r2 is ",
     "renamed": "its features, or their order, differ from those of the live version",
     "whole": "y is of kind integer, not number",
-    "own": "model.joblib needs a library that is not installed: No module named 'forkserve_train'",
+    "own": "it cannot be compiled, so it would be many times slower",
 }
 
 

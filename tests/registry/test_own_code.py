@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import os
@@ -17,9 +18,9 @@ import pytest
 
 from registry.errors import CannotAdd, VersionRefused
 from registry.model import LoadedModel
-from registry.store.add import add_trained, add_version, read_trained
+from registry.store.add import add_trained, add_version, pickled, read_trained, with_imports_of
 from registry.store.loader import load_version
-from registry.training.script import Trained
+from registry.training.script import Trained, TrainingData, execute_script, record_script, write_script
 
 TABLE = pd.DataFrame({"a": [1.0, 2.0, 3.0, 4.0], "b": [0.0, 1.0, 0.0, 1.0]})
 
@@ -375,3 +376,51 @@ def test_function_without_a_name_is_refused_with_advice(project: Project, functi
     estimator = make_pipeline(transformer, LinearRegression()).fit(TABLE.to_numpy(), TABLE["a"])
     with pytest.raises(CannotAdd, match=reason):
         add_version(project.models, "own", estimator, TABLE)
+
+
+def test_classes_and_modules_of_a_train_script_go_with_the_versions_that_it_makes(project: Project) -> None:
+    project.write({"helpers.py": f"FACTOR = 2\n{SCALER}", "amounts.py": "ROWS = 4"})
+    project.run(f"from helpers import Scaler\n{DUMP}")
+    source = f"""
+import numpy as np
+from amounts import ROWS
+from forkserve import Trained
+from helpers import FACTOR
+{SCALER}
+
+def train(data):
+    assert ROWS == 4
+    estimator = Scaler().fit(np.ones((4, 2)))
+    return Trained(estimator=estimator, sample=data.outcomes, held_out=data.outcomes)
+"""
+    script = source.encode()
+    estimator, artefact = read_trained(project.artefact)
+    artefact = with_imports_of(project.directory / "train.py", script, artefact)
+    trained = Trained(estimator=estimator, sample=TABLE, artefact=artefact)
+    live = add_trained(project.models, "own", trained, training=record_script(script)).manifest
+    write_script(project.models / "own", script)
+    assert set(live.code) == {"helpers.py", "amounts.py"}
+    for name in live.code:
+        (project.directory / name).unlink()
+
+    assert live.training is not None
+    made = execute_script(project.models, project.models / "own", live.training, live)
+    again = made.train(TrainingData("own", live, TABLE))
+    again = dataclasses.replace(again, artefact=pickled(again.estimator, made.code_for))
+    add_trained(project.models, "own", again, training=live.training)
+    second = project.load("2")
+    assert answers(second) == [2, 4, 6, 8]
+    assert set(second.manifest.code) == {"helpers.py", "amounts.py", "forkserve_train.py"}
+    taken = (project.models / "own/2/code/forkserve_train.py").read_text()
+    assert ("class Scaler" in taken, "def train" in taken) == (True, False)
+    # and once more, from what the second version brought
+    third = execute_script(project.models, project.models / "own", live.training, second.manifest)
+    assert set(third.code) == {"helpers.py", "amounts.py"}
+
+
+def test_two_different_files_of_one_name_are_refused(project: Project) -> None:
+    project.write({"helpers.py": f"FACTOR = 2\n{SCALER}", "training/helpers.py": "ROWS = 4"})
+    project.run(f"from helpers import Scaler\n{DUMP}")
+    _, artefact = read_trained(project.artefact)
+    with pytest.raises(CannotAdd, match=r"two different files helpers.py"):
+        with_imports_of(project.directory / "training/train.py", b"from helpers import ROWS", artefact)

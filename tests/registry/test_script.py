@@ -15,7 +15,7 @@ from harness.service import ROOT
 from registry.errors import CannotTrain, VersionRefused
 from registry.store.add import add_version
 from registry.store.manifest import TrainingRecord
-from registry.training.script import Trained, TrainingData, checked, read_train_function, record_script, write_script
+from registry.training.script import Trained, TrainingData, checked, execute_script, record_script, write_script
 
 
 def test_users_import_from_one_module() -> None:
@@ -38,14 +38,14 @@ DATA = TrainingData("model", None, pd.DataFrame())  # type: ignore[arg-type]
 def test_script_of_this_version_and_of_the_one_before_is_read(tmp_path: Path, module: str) -> None:
     script = f"from {module} import Trained, TrainingData\n\ndef train(data: TrainingData): return Trained, data\n"
     write_script(tmp_path, script.encode())
-    train: Any = read_train_function(tmp_path, tmp_path, record_script(script.encode()))
+    train: Any = execute_script(tmp_path, tmp_path, record_script(script.encode())).train
     assert train(DATA) == (Trained, DATA)
 
 
 def test_script_that_is_not_the_recorded_one_is_not_executed(tmp_path: Path) -> None:
     write_script(tmp_path, b"raise SystemExit")
     with pytest.raises(VersionRefused, match=r"train.py: has sha256 .*, its manifest says 000"):
-        read_train_function(tmp_path, tmp_path, TrainingRecord(script="train.py", sha256="0" * 64))
+        execute_script(tmp_path, tmp_path, TrainingRecord(script="train.py", sha256="0" * 64))
 
 
 TABLE = pd.DataFrame({"x": [1.0]})
