@@ -115,8 +115,8 @@ def last_step(estimator: Any) -> Any:
 
 
 def library_of(estimator: Any) -> str:
-    """The top-level package that an estimator's class comes from."""
-    return type(estimator).__module__.split(".", maxsplit=1)[0]
+    """The top-level package that an estimator's class comes from; of ours around a booster, that of the booster."""
+    return type(getattr(estimator, "native_model", estimator)).__module__.split(".", maxsplit=1)[0]
 
 
 def libraries(estimator: Any) -> set[str]:

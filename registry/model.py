@@ -91,7 +91,7 @@ class LoadedModel:
         selection = selection or Selection()
         explainer = self.explainer_for(selection)
         found = self.contributions(rows, selection.space)
-        labels = [answer["label"] if isinstance(answer, dict) else None for answer in self.predict(rows)]
+        labels = [answer.get("label") if isinstance(answer, dict) else None for answer in self.predict(rows)]
         return present_contributions(found, explainer, self._names, labels, selection)
 
     @cached_property

@@ -96,7 +96,7 @@ class Subject:
 
     def in_values(self, explainer: Explainer) -> Explainer:
         """The explainer in the space "value" if a regressor's margins are its values: its link is the identity."""
-        if task_of(self.estimator) != "regression" or explainer.space != "margin":
+        if task_of(self.estimator) not in ("regression", "ranking") or explainer.space != "margin":
             return explainer
         rows, tolerance = self.background[:PROBE_ROWS], explainer.tolerance
         same = np.allclose(explainer.explain(rows).outputs, self.compute(rows), rtol=tolerance, atol=tolerance)

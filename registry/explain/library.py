@@ -1,6 +1,6 @@
-"""Explainers of libraries, for models that no kernel explains: those of shap, XGBoost and LightGBM.
+"""Explainers of libraries, for models that no kernel explains: those of shap, XGBoost, LightGBM and CatBoost.
 
-XGBoost and LightGBM compute exact path-dependent SHAP values themselves. For tree ensembles that no kernel takes,
+These boosters compute exact path-dependent SHAP values themselves. For tree ensembles that no kernel takes,
 shap's TreeExplainer is exact and path-dependent as ours is.
 """
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from registry.estimator import Compute, last_step, library_of
 from registry.explain.shap_values import CannotExplain, Contributions, Explainer, Space, both_classes
+from registry.formats.boosters import RescaledClassifier
 from registry.rows.features import Rows
 from registry.rows.schema import Schema
 
@@ -52,7 +53,7 @@ def ensemble_explainer(estimator: Any, function: Compute, space: Space) -> Expla
 
 
 def native_explainer(estimator: Any, schema: Schema) -> Explainer:
-    """The explainer of margins of XGBoost's or LightGBM's own estimators; releases the GIL. Raises CannotExplain."""
+    """The explainer of margins that XGBoost, LightGBM and CatBoost have; releases the GIL. Raises CannotExplain."""
     ask_margins = margins_of(estimator)
     ask_contributions = _contributions_of(estimator)
     if ask_margins is None or ask_contributions is None:
@@ -82,6 +83,10 @@ def margins_of(estimator: Any) -> Callable[[Any], Any] | None:
         ask: Callable[[Any], Any] = estimator.decision_function
         return ask
     match library_of(last_step(estimator)):
+        case "catboost":
+            ranks = type(last_step(estimator)).__name__ == "CatBoostRanker"
+            raw = {} if ranks else {"prediction_type": "RawFormulaVal"}
+            return partial(estimator.predict, **raw)
         case "lightgbm":
             return partial(estimator.predict, raw_score=True)
         case "xgboost":
@@ -90,12 +95,23 @@ def margins_of(estimator: Any) -> Callable[[Any], Any] | None:
 
 
 def _contributions_of(estimator: Any) -> Callable[[Any], Any] | None:
+    if isinstance(estimator, RescaledClassifier):
+        return _contributions_of(estimator.model)
     match library_of(estimator):
+        case "catboost":
+            return partial(_catboost_contributions, estimator)
         case "lightgbm":
             return partial(estimator.predict, pred_contrib=True)
         case "xgboost":
             return partial(_xgboost_contributions, estimator)
     return None
+
+
+def _catboost_contributions(estimator: Any, table: Any) -> Any:
+    import catboost
+
+    pool = catboost.Pool(table, cat_features=estimator.get_cat_feature_indices() or None)
+    return estimator.get_feature_importance(pool, type="ShapValues")
 
 
 def _xgboost_contributions(estimator: Any, table: Any) -> Any:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from registry.errors import CannotRead
+from registry.formats.boosters import as_estimator, read_booster
 from registry.formats.identify import identify, identify_directory
 from registry.formats.pickles import load_pickle, survey_pickle
-from registry.formats.versions import Format, mismatch, refusal
+from registry.formats.versions import NATIVE_FORMATS, Format, catboost_version, mismatch, refusal, xgboost_version
 from registry.store.code import OwnCode
 from registry.store.directory import NAME, read_file
 from registry.threads import keep_to_one_thread
@@ -74,17 +75,21 @@ def read_artefact(path: Path, *, force_version: bool = False) -> Artefact:
 
 def look_into(content: bytes, kind: Format) -> tuple[dict[str, str], set[str]]:
     """The library versions that a file's content states, and the modules that it needs. Raises CannotRead."""
-    if kind not in ("joblib", "pickle"):
-        raise CannotRead(f"is a {kind} file, which cannot be read yet")
+    match kind:
+        case "xgboost":
+            return xgboost_version(content), set()
+        case "catboost":
+            return catboost_version(content), set()
+        case "lightgbm":
+            return {}, set()  # it states the version of its format alone
     survey = survey_pickle(content)
     return survey.versions, survey.modules
 
 
 def load_content(path: Path, content: bytes, kind: Format, code: OwnCode | None = None) -> Any:
     """The estimator in the content of a file at `path`, which is executed, kept to one thread. Raises CannotRead."""
-    if kind not in ("joblib", "pickle"):
-        raise CannotRead(f"is a {kind} file, which cannot be read yet")
-    estimator = load_pickle(path, content, code)
+    native = kind in NATIVE_FORMATS
+    estimator = read_booster(content, kind) if native else as_estimator(load_pickle(path, content, code))
     keep_to_one_thread(estimator)
     return estimator
 

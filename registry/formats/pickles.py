@@ -14,7 +14,7 @@ import structlog
 
 from registry.errors import CannotRead, one_line
 from registry.formats.compression import TRUNCATED, open_content
-from registry.formats.versions import xgboost_version
+from registry.formats.versions import catboost_version, xgboost_version
 from registry.store.code import CLOUDPICKLE, OwnCode, load_stream, plain
 
 log = structlog.get_logger(__name__)
@@ -130,6 +130,21 @@ def _stand_in(base: type[_Stand]) -> type[_Stand]:
     return type("_StandIn", (base,), {"name": base.name.rpartition(":")[0] + ":"})
 
 
+def _bytes_of(*arguments: Any) -> Any:
+    """What `bytearray` and `_codecs.encode` are called for in a pickle: to make bytes of a constant."""
+    given = arguments[0] if arguments else b""
+    return given.encode("latin-1") if isinstance(given, str) else bytes(given) if isinstance(given, bytes) else b""
+
+
+HARMLESS: dict[tuple[str, str], Any] = {
+    ("numpy", "dtype"): np.dtype,
+    ("builtins", "bytearray"): _bytes_of,
+    ("__builtin__", "bytearray"): _bytes_of,
+    ("_codecs", "encode"): _bytes_of,
+}
+"""What is made while a pickle is looked into, because its size or its bytes matter."""
+
+
 class _Surveyor(pickle.Unpickler):
     """Unpickles with stand-ins for all classes and functions, and notes which they are."""
 
@@ -140,8 +155,8 @@ class _Surveyor(pickle.Unpickler):
         self.stands: dict[str, Any] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("numpy", "dtype"):
-            return np.dtype
+        if (module, name) in HARMLESS:
+            return HARMLESS[module, name]
         full = f"{module}:{name}"
         if full not in self.stands:
             self.survey.names.add(full)
@@ -185,6 +200,10 @@ def _versions_stated(name: str, state: dict[str, Any]) -> dict[str, str]:
     stated = state.get("_sklearn_version")
     if isinstance(stated, str):
         found["scikit-learn"] = stated if VERSION.fullmatch(stated) else "unknown"
-    if name == "xgboost.core:Booster" and isinstance(state.get("handle"), (bytes, bytearray)):
-        found |= xgboost_version(bytes(state["handle"]))
+    kept = [bytes(value) for value in state.values() if isinstance(value, bytes | bytearray)]
+    for content in kept:
+        if name.startswith("xgboost.core:"):
+            found |= xgboost_version(content)
+        elif name.startswith("catboost.core:"):
+            found |= catboost_version(content)
     return found

@@ -21,6 +21,7 @@ CHECKED = ("scikit-learn", *BOOSTERS)
 
 XGBOOST_JSON = re.compile(rb'"version": ?\[(\d+), ?(\d+), ?(\d+)\]')
 XGBOOST_UBJSON = re.compile(rb"version\[#L\0{7}\x03[iU](.)[iU](.)[iU](.)", re.DOTALL)
+CATBOOST_TAG = re.compile(rb"CatBoost release (\d+\.\d+(?:\.\d+)?)|Branch: tags/v(\d+\.\d+(?:\.\d+)?)")
 
 assert set(NATIVE_FORMATS) < set(get_args(Format))
 
@@ -40,6 +41,12 @@ def xgboost_version(content: bytes) -> dict[str, str]:
     written = [".".join(map(bytes.decode, numbers)) for numbers in XGBOOST_JSON.findall(content)]
     written += [".".join(str(number[0]) for number in numbers) for numbers in XGBOOST_UBJSON.findall(content)]
     return {"xgboost": written[-1]} if written else {}
+
+
+def catboost_version(content: bytes) -> dict[str, str]:
+    """The version of CatBoost that a model of its own states; {} if it states none."""
+    stated = CATBOOST_TAG.search(content)
+    return {"catboost": (stated[1] or stated[2]).decode()} if stated else {}
 
 
 def mismatch(fitted: Mapping[str, str], artefact_format: Format) -> str:

@@ -19,8 +19,10 @@ from registry.rows.schema import Schema
 
 BOOSTERS: dict[str, Any] = {
     "lightgbm.sklearn.LGBMClassifier": lightgbm_trees,
+    "lightgbm.sklearn.LGBMRanker": lightgbm_trees,
     "lightgbm.sklearn.LGBMRegressor": lightgbm_trees,
     "xgboost.sklearn.XGBClassifier": xgboost_trees,
+    "xgboost.sklearn.XGBRanker": xgboost_trees,
     "xgboost.sklearn.XGBRegressor": xgboost_trees,
 }
 """The modules that read the boosters of other libraries; classes that extend these are not supported."""

@@ -24,7 +24,7 @@ from numba.extending import register_jitable
 
 log = structlog.get_logger(__name__)
 
-KNOWN_LIBRARIES = frozenset({"imblearn", "lightgbm", "sklearn", "xgboost"})
+KNOWN_LIBRARIES = frozenset({"catboost", "imblearn", "lightgbm", "registry", "sklearn", "xgboost"})
 """A class from anywhere else is called Python code."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -29,7 +29,9 @@ CATEGORICAL, DEFAULT_LEFT = 1, 2
 MISSING_SHIFT, NO_MISSING, MISSING_IS_ZERO = 2, 0, 1
 """Bits of a node's `decision_type`."""
 
-IDENTITY = {"fair", "huber", "mape", "quantile", "regression", "regression_l1"}
+IDENTITY = {"fair", "huber", "lambdarank", "mape", "none", "quantile", "rank_xendcg", "regression", "regression_l1"}
+"""Objectives that answer the margin; "none" stands for one of the user's own."""
+
 EXPONENTIAL = {"gamma", "poisson", "tweedie"}
 
 Text = dict[str, str]

@@ -24,7 +24,11 @@ from registry.kernels.preprocessing import CategoryCodes
 from registry.rows.schema import Schema
 
 IDENTITY = {
-    f"reg:{loss}" for loss in ("absoluteerror", "pseudohubererror", "quantileerror", "squarederror", "squaredlogerror")
+    *(
+        f"reg:{loss}"
+        for loss in ("absoluteerror", "pseudohubererror", "quantileerror", "squarederror", "squaredlogerror")
+    ),
+    *(f"rank:{loss}" for loss in ("map", "ndcg", "pairwise")),
 }
 EXPONENTIAL = {"count:poisson", "reg:gamma", "reg:tweedie"}
 LOGISTIC = {"binary:logistic", "reg:logistic"}

@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from registry.estimator import Compute, Outputs, Task, input_names, libraries, t
 from registry.explain.choose import choose_explainer
 from registry.explain.shap_values import mean_contributions
 from registry.formats.artefact import Artefact, read_artefact
+from registry.formats.boosters import RescaledClassifier, as_estimator
 from registry.formats.pickles import survey_pickle
 from registry.model import LoadedModel
 from registry.outputs import Label, Labels, Layout
@@ -94,10 +95,11 @@ def add_trained(
     the features of another version, accept. Raises CannotAdd, and then nothing is left behind.
     """
     directory = _new_directory(root, name, version)
+    artefact = trained.artefact or pickled(trained.estimator)
+    trained = replace(trained, estimator=_adapted(trained.estimator))
     draft = _examine(trained, accepting)
     layout = _labelled(draft.layout, trained.labels)
     metrics = draft.measure(trained)
-    artefact = trained.artefact or pickled(trained.estimator)
     background = _spread(draft.rows, BACKGROUND_ROWS)
     manifest = Manifest(
         name=name,
@@ -388,6 +390,7 @@ def _record_explainer(manifest: Manifest, estimator: Any, compute: Compute, back
 
 
 def _describe(estimator: Any) -> str:
+    estimator = estimator.model if isinstance(estimator, RescaledClassifier) else estimator
     steps = getattr(estimator, "steps", None)
     return " | ".join(type(step).__name__ for _, step in steps) if steps else type(estimator).__name__
 
@@ -402,6 +405,13 @@ def _library_versions(estimator: Any) -> dict[str, str]:
         **versions,
         **{name: str(version) for name, version in sorted(others.items()) if version is not None},
     }
+
+
+def _adapted(estimator: Any) -> Any:
+    try:
+        return as_estimator(estimator)
+    except CannotRead as error:
+        raise CannotAdd(f"the estimator {error}") from error
 
 
 def pickled(estimator: Any, code_for: CodeFor | None = None) -> Artefact:
