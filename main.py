@@ -30,9 +30,8 @@ def web() -> Application:
     _prepare()
     from registry.errors import RegistryError
     from serving.app import build, start_logging
-    from serving.errors import CannotServe, InvalidSetting
+    from serving.errors import CannotServe, InvalidRedisUrl, InvalidSetting
     from serving.settings import Settings
-    from serving.storage.redis import InvalidRedisUrl
 
     try:
         settings = Settings.from_env(os.environ)
@@ -56,13 +55,12 @@ def run() -> int:
     except InvalidSetting as error:
         return fail(error)
     from registry.errors import RegistryError
-    from serving.storage.redis import InvalidRedisUrl
     from serving.telemetry import logs
 
     logs.configure("warning")
     try:
         status: int = arguments.run(arguments, settings)
-    except (RegistryError, InvalidRedisUrl, ServingError) as error:
+    except (RegistryError, ServingError) as error:
         return fail(error)
     except KeyboardInterrupt:
         fail("interrupted")

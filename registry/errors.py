@@ -4,7 +4,9 @@ RegistryError
 ├── ModelNotFound, VersionNotFound                 nothing of that name is there
 ├── VersionRefused                                 a version on disk is not fit to serve; names the file
 ├── CannotRead                                     a file is not a model that can be read
+├── NotLoaded                                      a version is on disk, but it could not be loaded
 ├── CannotAdd, CannotTrain, Superseded             there is no new version
+├── CannotRemove                                   a version stays where it is
 ├── ModelFailed                                    a model broke on rows that fit its features
 ├── NotExplained, InvalidSelection, CannotDraw     there is no explanation, or none like that
 └── InvalidRows ── NestedTooDeep                   instances do not fit the model's features
@@ -52,12 +54,20 @@ class CannotRead(RegistryError):
     """A file is not a model that can be read; the message says what it is, and lacks its subject."""
 
 
+class NotLoaded(RegistryError):
+    """A version that is asked for is on disk, but it could not be loaded; the message names it."""
+
+
 class CannotAdd(RegistryError):
     """An estimator and a table do not make a version; the message says why."""
 
 
 class WrongOutputs(ValueError):
     """An estimator returned what cannot be right, such as probabilities above 1; the message says what."""
+
+
+class CannotRemove(RegistryError):
+    """A version is live and others are there, or its files cannot be removed; the message says which."""
 
 
 class CannotTrain(RegistryError):

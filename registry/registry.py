@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, NoReturn
 
-import structlog
-
-from registry.errors import ModelNotFound, VersionNotFound
+from registry.errors import ModelNotFound, NotLoaded, VersionNotFound
 from registry.model import LoadedModel
 from registry.store.aliases import Aliases, newest, read_aliases
 from registry.store.directory import directories, find_model, model_directories, version_order
 from registry.store.loader import load_version
 from registry.store.options import DEFAULT_OPTIONS, LoadOptions
 
-log = structlog.get_logger(__name__)
-
 Selected = Literal["all", "live"]
 """Which versions are loaded: all on disk, or the live and the previous one of each model."""
 
 
-class Registry:
-    """Names to versions to models."""
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A version on disk that could not be loaded; `version` is empty if it is the whole model."""
 
-    def __init__(self, models: list[LoadedModel], aliases: Mapping[str, Aliases] | None = None) -> None:
-        """`aliases` by model name; for a model without, the newest version is live."""
+    model: str
+    version: str
+    reason: str
+    """One line that names the file below the model directory."""
+
+
+class Registry:
+    """Names to versions to models, and what is on disk but could not be loaded."""
+
+    def __init__(
+        self,
+        models: Sequence[LoadedModel],
+        aliases: Mapping[str, Aliases] | None = None,
+        refusals: Sequence[Refusal] = (),
+    ) -> None:
+        """`aliases` by model name; for a model without, the newest version is live.
+
+        A model whose live version is not among its versions has none: only its others can be asked for, by name.
+        """
         versions: dict[str, dict[str, LoadedModel]] = {}
         for model in sorted(models, key=lambda model: (model.name, version_order(model.version))):
             versions.setdefault(model.name, {})[model.version] = model
@@ -35,28 +50,35 @@ class Registry:
         }
         by_age = {name: newest(list(of_name)) for name, of_name in versions.items()}
         self._aliases = by_age | dict(aliases or {})
-        self._live = {name: of_name[self._aliases[name].live] for name, of_name in versions.items()}
+        live = {name: self._aliases[name].live for name in versions}
+        self._live = {name: versions[name][version] for name, version in live.items() if version in versions[name]}
+        self.refusals = tuple(refusals)
 
     def get(self, name: str, version: str | None = None) -> LoadedModel:
-        """One version of a model, the live one if none is named. Raises ModelNotFound, VersionNotFound."""
-        if name not in self._live:
-            raise ModelNotFound
-        if version is None:
-            return self._live[name]
-        if version not in self._versions[name]:
+        """One version of a model, the live one if none is named. Raises ModelNotFound, VersionNotFound, NotLoaded."""
+        found = self._live.get(name) if version is None else self._versions.get(name, {}).get(version)
+        return found or self._missing(name, version)
+
+    def _missing(self, name: str, version: str | None) -> NoReturn:
+        refused = [refusal.version for refusal in self.refusals if refusal.model == name]
+        if "" in refused or (refused and version is None):
+            raise NotLoaded(f"the model {name} could not be loaded; /health says why")
+        if version in refused:
+            raise NotLoaded(f"version {version} of the model {name} could not be loaded; /health says why")
+        if refused or name in self._versions:
             raise VersionNotFound
-        return self._versions[name][version]
+        raise ModelNotFound
 
     def versions(self, name: str) -> Mapping[str, LoadedModel]:
-        """All versions of a model, oldest first. Raises ModelNotFound."""
+        """All versions of a model, oldest first. Raises ModelNotFound, NotLoaded."""
         if name not in self._versions:
-            raise ModelNotFound
+            self._missing(name, None)
         return self._versions[name]
 
     def aliases(self, name: str) -> Aliases:
-        """Which version of a model is live, and which was before. Raises ModelNotFound."""
-        if name not in self._live:
-            raise ModelNotFound
+        """Which version of a model is live, and which was before. Raises ModelNotFound, NotLoaded."""
+        if name not in self._versions:
+            self._missing(name, None)
         return self._aliases[name]
 
     def live(self) -> list[LoadedModel]:
@@ -64,7 +86,7 @@ class Registry:
         return list(self._live.values())
 
     def __contains__(self, name: str) -> bool:
-        return name in self._live
+        return name in self._versions
 
     def __iter__(self) -> Iterator[LoadedModel]:
         """Every version of every model."""
@@ -86,20 +108,13 @@ def select_versions(directory: Path, selected: Selected) -> tuple[list[Path], Al
     return versions, aliases
 
 
-def load_registry(
-    root: Path, options: LoadOptions = DEFAULT_OPTIONS, *, selected: Selected = "all", fallback: bool = False
-) -> Registry:
-    """Load and verify the versions below `root`. Raises VersionRefused for the first that is not fit to serve."""
+def load_registry(root: Path, options: LoadOptions = DEFAULT_OPTIONS, *, selected: Selected = "all") -> Registry:
+    """Load all versions below `root` in this process, untried. Raises VersionRefused for the first that is not fit."""
     found = {directory.name: select_versions(directory, selected) for directory in model_directories(root)}
-    registry = Registry(
-        [load_version(root, path, options, fallback=fallback) for versions, _ in found.values() for path in versions],
+    return Registry(
+        [load_version(root, path, options) for versions, _ in found.values() for path in versions],
         {name: aliases for name, (_, aliases) in found.items()},
     )
-    log.info(
-        f"Model registry initialized with {len(registry)} models",
-        versions=[f"{model.name}/{model.version}" for model in registry],
-    )
-    return registry
 
 
 def load_one(root: Path, name: str, version: str | None = None, options: LoadOptions = DEFAULT_OPTIONS) -> LoadedModel:

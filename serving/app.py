@@ -7,21 +7,27 @@ import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cache.tiered import build_cache
-from registry.registry import Registry, load_registry
+from registry.errors import VersionRefused
+from registry.model import LoadedModel
+from registry.registry import Registry
 from registry.store.directory import find_model
-from registry.store.loader import load_version
-from registry.store.reload import renew_registry
+from registry.store.loader import fall_back, load_version
+from registry.store.manifest import read_manifest
+from registry.store.options import LoadOptions
+from registry.store.reload import Load, renew_registry, versions_to_load
 from registry.training.script import live_manifest
 from serving.entities.feeds import POLL, Poller, parse_feeds, poll_request
 from serving.entities.notifier import EntityNotifier
 from serving.entities.outcomes import OutcomeReader, OutcomeWriter
 from serving.entities.predictor import EntityPredictor, RecordReader
-from serving.errors import CannotReload, InvalidSetting
+from serving.errors import CannotReload, CannotServe, InvalidSetting
 from serving.events.follow import Hub
 from serving.http.api import make_api
 from serving.http.cors import Origins
@@ -42,7 +48,7 @@ from serving.predict.batcher import Batcher
 from serving.predict.inference import Inference
 from serving.predict.operation import VERBS, make_operations
 from serving.process.executor import Executor
-from serving.process.trial import try_first
+from serving.process.trial import can_try, try_first
 from serving.schedules.parse import Action, Schedule, parse_schedules
 from serving.schedules.scheduler import Scheduler
 from serving.schedules.takeover import take_over
@@ -64,6 +70,8 @@ from serving.training.steps import Steps
 
 if TYPE_CHECKING:
     from serving.telemetry.tracing import Tracing
+
+log = structlog.get_logger(__name__)
 
 RELOAD = "reload"
 """The operation of jobs that have the models reloaded."""
@@ -132,14 +140,41 @@ class Application:
 
 def build(settings: Settings, alerts: Alerts) -> Application:
     """The app over all models that are there. Raises RegistryError, InvalidSetting, InvalidRedisUrl, CannotServe."""
-    registry = load_registry(
-        settings.model_dir,
-        settings.load_options,
-        selected=settings.serve_versions,
-        fallback=settings.model_fallback,
-    )
-    service = build_service(settings, registry, build_shared(settings, alerts))
+    service = build_service(settings, load_models(settings), build_shared(settings, alerts))
     return Application(service, settings, build_limiter(settings))
+
+
+def load_models(settings: Settings) -> Registry:
+    """The models of a start: every version is tried first, and one that is not fit to serve is left out.
+
+    Raises VersionRefused when there is no model, CannotServe naming each refused version when none can be loaded, or
+    one cannot be with STRICT_MODELS.
+    """
+    root, selected = settings.model_dir, settings.serve_versions
+    order = versions_to_load(root, selected)
+    load: Load = functools.partial(load_version, root, options=settings.load_options)
+    if can_try():
+        load = try_first(load, seconds=settings.reload_timeout_seconds, order=order)
+    if settings.model_fallback:
+        load = functools.partial(_load_or_fall_back, load, settings.load_options)
+    registry, refused = renew_registry(Registry([]), root, load, selected=selected)
+    if refused and (settings.strict_models or not registry):
+        raise CannotServe("\n".join(f"{root}/{reason}" for reason in refused))
+    for reason in refused:
+        log.error("Version left out", reason=reason)
+    log.info(
+        f"Model registry initialized with {len(registry)} models",
+        versions=[f"{model.name}/{model.version}" for model in registry],
+    )
+    return registry
+
+
+def _load_or_fall_back(load: Load, options: LoadOptions, directory: Path) -> LoadedModel:
+    """The version kept in `directory`, or a minimal model. Raises VersionRefused if its manifest is damaged, too."""
+    try:
+        return load(directory)
+    except VersionRefused as error:
+        return fall_back(read_manifest(directory), error.reason, options)
 
 
 def renew(app: Application) -> tuple[Application, tuple[str, ...]]:

@@ -26,6 +26,10 @@ class InvalidSetting(ServingError):
     """An environment variable has an invalid value; the message names the variable."""
 
 
+class InvalidRedisUrl(ServingError):
+    """The URL of Redis cannot be used; the message does not repeat it, because it may contain a password."""
+
+
 class CannotServe(ServingError):
     """The process cannot serve; the message says why."""
 

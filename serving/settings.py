@@ -13,7 +13,6 @@ import structlog
 
 from registry.store.options import LoadOptions
 from serving.errors import InvalidSetting
-from serving.http.cors import is_origin
 from serving.shared.rate_table import parse_rate
 
 TRUE, FALSE = frozenset({"true", "1", "yes", "on"}), frozenset({"false", "0", "no", "off", ""})
@@ -144,6 +143,7 @@ class Settings:
     serve_versions: Literal["all", "live"] = setting("all", "versions to load: `all`, or `live` and previous ones")
     watch_models: bool = setting(True, "reload when a version is added, promoted, rolled back or removed")
     reload_timeout_seconds: float = setting(60, "seconds a version may take to load at a reload", low=1)
+    strict_models: bool = setting(False, "refuse to start when a version cannot be loaded, as `forkserve check` does")
     model_fallback: bool = setting(False, "serve a minimal model in place of one that does not load")
     max_memory_mb: int = setting(0, "MB that all processes together may use; 0 for the limit of the cgroup", low=0)
     max_worker_memory_mb: int = setting(0, "MB of private memory per worker; 0 for an equal share", low=0)
@@ -235,8 +235,11 @@ def _check(settings: Settings) -> None:
             parse_feeds(settings.feeds)
         except ValueError as error:
             raise InvalidSetting(f"FEEDS {error}") from None
-    if not all(map(is_origin, settings.cors_origins)):
-        raise InvalidSetting("CORS_ORIGINS must be origins such as https://app.example, separated by commas")
+    if settings.cors_origins:
+        from serving.http.cors import is_origin  # not at the top: it imports the HTTP layer
+
+        if not all(map(is_origin, settings.cors_origins)):
+            raise InvalidSetting("CORS_ORIGINS must be origins such as https://app.example, separated by commas")
 
 
 def _parse(field: dataclasses.Field[Any], kind: Any, text: str) -> Any:

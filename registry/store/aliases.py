@@ -1,4 +1,4 @@
-"""Which version of a model is live, and which was before: `aliases.json` beside the versions.
+"""Which version of a model is live, and which was before: `aliases.json` beside the versions; and their removal.
 
 Without the file the newest version is live. It is replaced atomically, so a reader, or a machine that restarts, finds
 the old content or the new. A lock on the directory lets one process at a time change it.
@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
-from registry.errors import ModelNotFound, VersionNotFound, VersionRefused
+from registry.errors import CannotRemove, ModelNotFound, VersionNotFound, VersionRefused
 from registry.store.directory import ALIASES_FILE, directories, read_file, write_whole
 
 
@@ -86,6 +88,56 @@ def rollback(directory: Path) -> Aliases:
         after = Aliases(before.previous, before.live)
         write_aliases(directory, after)
     return after
+
+
+def remove(directory: Path, version: str, *, force: bool = False) -> Aliases | None:
+    """Remove one version; the aliases afterwards, None if the model is gone or its file is damaged.
+
+    With `force` it may be the live one although others are there: the previous version becomes live, or the newest.
+    Raises ModelNotFound, VersionNotFound, CannotRemove.
+    """
+    with alone(directory):
+        others = [path.name for path in directories(directory)]
+        if version not in others:
+            raise VersionNotFound(f"model {directory.name!r} has no version {version!r}")
+        others.remove(version)
+        if not others:
+            _discard(directory)
+            return None
+        after = None
+        with contextlib.suppress(VersionRefused):
+            before = current(directory)
+            if before.live == version and not force:
+                name = f"version {version} of {directory.name}"
+                raise CannotRemove(f"{name} is live: promote another version first, or use --force")
+            after = _without(before, version, others)
+        if after is not None and (directory / ALIASES_FILE).exists():
+            write_aliases(directory, after)  # before the version goes: what is live always exists
+        _discard(directory / version)
+    return after
+
+
+def remove_model(directory: Path) -> None:
+    """Remove a model with all of its versions. Raises ModelNotFound, CannotRemove."""
+    with alone(directory):
+        _discard(directory)
+
+
+def _without(before: Aliases, version: str, others: Sequence[str]) -> Aliases:
+    """The aliases once a version is gone and `others`, sorted, are left."""
+    if before.live != version:
+        return Aliases(before.live, None if before.previous == version else before.previous)
+    return Aliases(before.previous if before.previous is not None and before.previous in others else others[-1])
+
+
+def _discard(directory: Path) -> None:
+    """Remove a directory at once for readers: it gets a name that is none, and then goes. Raises CannotRemove."""
+    try:
+        gone = Path(tempfile.mkdtemp(prefix=".removed-", dir=directory.parent))
+        directory.rename(gone / directory.name)
+        shutil.rmtree(gone)
+    except OSError as error:
+        raise CannotRemove(f"{directory}: {error.strerror}") from error
 
 
 @contextlib.contextmanager

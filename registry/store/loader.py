@@ -64,11 +64,7 @@ def load_version(
             code.forget()
         if not fallback:
             raise
-        log.error("Fallback model in use", model=manifest.name, version=manifest.version, reason=str(error))
-        mean = np.array(manifest.baseline)
-        manifest = _with_text_labels(manifest) if options.labels_as_text else manifest
-        reason = "the version could not be loaded"
-        return LoadedModel(manifest, lambda rows: np.tile(mean, (len(rows), 1)), fallback=True, reason=reason)
+        return fall_back(manifest, str(error), options)
     manifest = _with_text_labels(manifest) if options.labels_as_text else manifest
     quick, reason = None, "COMPILE is false"
     if options.compiled:
@@ -85,6 +81,15 @@ def load_version(
     if code is not None:
         weakref.finalize(model, code.forget)
     return model
+
+
+def fall_back(manifest: Manifest, reason: str, options: LoadOptions) -> LoadedModel:
+    """The model that answers the mean of the sample in place of a version that does not load."""
+    log.error("Fallback model in use", model=manifest.name, version=manifest.version, reason=reason)
+    manifest = _with_text_labels(manifest) if options.labels_as_text else manifest
+    mean = np.array(manifest.baseline)
+    reason = "the version could not be loaded"
+    return LoadedModel(manifest, lambda rows: np.tile(mean, (len(rows), 1)), fallback=True, reason=reason)
 
 
 def verified_bytes(root: Path, path: Path, sha256: str) -> bytes:

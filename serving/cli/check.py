@@ -28,8 +28,7 @@ def _misspelt_settings() -> Iterator[str]:
 
 def _unusable_parts(settings: Settings) -> Iterator[str]:
     from serving.app import build_alerts, build_shared, read_schedules
-    from serving.errors import CannotServe, InvalidSetting
-    from serving.storage.redis import InvalidRedisUrl
+    from serving.errors import CannotServe, InvalidRedisUrl, InvalidSetting
 
     try:
         build_shared(settings, build_alerts(settings))
@@ -46,7 +45,7 @@ def _unfit_versions(settings: Settings) -> Iterator[str]:
     from registry.store.loader import load_version
     from serving.errors import CannotServe
     from serving.master import prefork
-    from serving.process.trial import try_version
+    from serving.process.trial import Trial
 
     root = settings.model_dir
     load = partial(load_version, root, options=settings.load_options, fallback=settings.model_fallback)
@@ -55,9 +54,9 @@ def _unfit_versions(settings: Settings) -> Iterator[str]:
         prefork.check_single_thread()
         models = model_directories(root)
         for directory in (version for model in models for version in directories(model)):
-            reason = try_version(load, directory, seconds=settings.reload_timeout_seconds)
-            if reason is not None:
-                yield f"{directory}: {reason}"
+            refusal = Trial(load, directory).refusal(settings.reload_timeout_seconds)
+            if refusal is not None:
+                yield str(refusal)
         for model in models:
             select_versions(model, settings.serve_versions)
     except (VersionRefused, CannotServe) as error:

@@ -17,14 +17,13 @@ MODEL = argument("model", help="name of the model")
 
 @command()
 def models(_arguments: argparse.Namespace, settings: Settings) -> int:
-    """List the versions in the model directory."""
-    from registry.registry import load_registry
+    """List the versions in the model directory, without loading any."""
+    from registry.store.listing import list_versions
 
-    registry = load_registry(settings.model_dir, settings.load_options, fallback=settings.model_fallback)
-    for model in registry:
-        live = "live" if registry.aliases(model.name).live == model.version else ""
-        kind = f"{model.manifest.task:18} {model.manifest.estimator:48}"
-        say(f"{model.name:24} {model.version:10} {live:5} {kind} {_listed(model.manifest.metrics)}")
+    for one in list_versions(settings.model_dir):
+        live = "live" if one.live else ""
+        kind = f"broken: {one.fault}" if one.fault else f"{one.task:18} {one.estimator:48} {_listed(one.metrics)}"
+        say(f"{one.model:24} {one.version:10} {live:5} {kind}")
     return 0
 
 
@@ -154,6 +153,33 @@ def rollback(arguments: argparse.Namespace, settings: Settings) -> int:
     after = aliases.rollback(directory)
     say(f"{arguments.model}: version {after.live} is live, the previous one is {after.previous or 'none'}")
     say(taken_over(settings))
+    return 0
+
+
+@command(
+    MODEL,
+    argument("version", nargs="?", help="default: all versions, and so the model"),
+    argument("--force", action="store_true", help="also the live version of several; the previous one becomes live"),
+)
+def remove(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Remove a version or a model from the model directory; a running service takes it out of service."""
+    from registry.store import aliases
+    from registry.store.directory import directories, find_model
+
+    directory, version = find_model(settings.model_dir, arguments.model), arguments.version
+    if version is None:
+        count = len(directories(directory))
+        aliases.remove_model(directory)
+        said = f"removed {arguments.model} with {count} version{'s' * (count > 1)}"
+    else:
+        after = aliases.remove(directory, version, force=arguments.force)
+        then = f"version {after.live} is live" if after else "no version is left" * (not directories(directory))
+        said = f"removed {arguments.model} version {version}{f'; {then}' * bool(then)}"
+    say(said)
+    if any(map(directories, directories(settings.model_dir))):
+        say(taken_over(settings))
+    else:
+        say("no model is left: a running service goes on with what it has loaded, and would not start again")
     return 0
 
 

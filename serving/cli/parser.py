@@ -6,7 +6,7 @@ import argparse
 
 from serving.cli.check import check
 from serving.cli.load_test import load_test
-from serving.cli.models import add, explain, models, promote, retrain, rollback, train
+from serving.cli.models import add, explain, models, promote, remove, retrain, rollback, train
 from serving.cli.records import entities
 from serving.cli.serve import schedules, serve, worker
 from serving.cli.verify import verify
@@ -20,6 +20,7 @@ COMMANDS = (
     explain,
     promote,
     rollback,
+    remove,
     retrain,
     train,
     check,

@@ -50,6 +50,7 @@ ERRORS: dict[HTTPStatus, tuple[type[Exception], ...]] = {
         errors.TooManyStreams,
         errors.DataQueueFull,
         errors.StoreUnavailable,
+        model_errors.NotLoaded,
     ),
     HTTPStatus.GATEWAY_TIMEOUT: (errors.DeadlineExceeded,),
 }

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import structlog
 
-from registry.errors import ModelNotFound, VersionNotFound
+from registry.errors import ModelNotFound, NotLoaded, VersionNotFound
 from registry.explain.explanation import OTHER, Selection
 from registry.explain.shap_values import Space
 from registry.outputs import Label
@@ -143,7 +143,7 @@ class RowHandler:
     def _operation(self, job: Job, parameters: RowParameters) -> Operation:
         try:
             model = self._registry.get(job.model, job.version)
-        except (ModelNotFound, VersionNotFound):
+        except (ModelNotFound, VersionNotFound, NotLoaded):
             # a runner of another instance, or this one after a reload, may have it
             raise AttemptFailed(f"{job.model}/{job.version} is not loaded") from None
         if model.content_hash.hex() != parameters.content_hash:

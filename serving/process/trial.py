@@ -23,15 +23,19 @@ from serving.process.kernel import available_memory, thread_names
 FIT = b"fit"
 """In place of a reason."""
 
+SEPARATOR = "\0"
+"""Between the path of a file and what is wrong with it."""
+
 
 class Trial:
     """One version that is tried, from now on."""
 
     def __init__(self, load: Load, directory: Path) -> None:
         """To be made in a process with one thread; Linux only. Raises OSError."""
+        self._directory = directory
         self._apart = Apart(partial(_try, load, directory), "trial")
 
-    def reason(self, seconds: float) -> str | None:
+    def refusal(self, seconds: float) -> VersionRefused | None:
         """Return None if the version is fit to serve, else the reason: its error, or the end of its process.
 
         From now on it may take `seconds`. What it prints is dropped, unless it is too much. A thread or a process that
@@ -40,13 +44,19 @@ class Trial:
         try:
             verdict = self._apart.wait(seconds)
         except EndedBadly as error:
-            return str(error)
-        return None if verdict == FIT else verdict.decode(errors="replace")
+            return VersionRefused(self._directory, str(error))
+        if verdict == FIT:
+            return None
+        path, _, reason = verdict.decode(errors="replace").rpartition(SEPARATOR)
+        return VersionRefused(Path(path) if path else self._directory, reason)
 
 
 def try_version(load: Load, directory: Path, *, seconds: float) -> str | None:
-    """Try a version, which may take `seconds` and the memory that is available; see `Trial`."""
-    return Trial(load, directory).reason(seconds)
+    """Return None if a version is fit to serve, else the reason in words that name no directory; see `Trial`."""
+    refusal = Trial(load, directory).refusal(seconds)
+    if refusal is None:
+        return None
+    return refusal.reason if refusal.path == directory else f"{refusal.path.name} {refusal.reason}"
 
 
 def try_first(load: Load, *, seconds: float, order: Sequence[Path] = ()) -> Load:
@@ -59,11 +69,11 @@ def try_first(load: Load, *, seconds: float, order: Sequence[Path] = ()) -> Load
 
     def try_and_load(directory: Path) -> LoadedModel:
         trial = begun.pop(directory, None) or Trial(load, directory)
-        reason = trial.reason(seconds)
+        refusal = trial.refusal(seconds)
         if directory in following:
             begun[following[directory]] = Trial(load, following[directory])
-        if reason is not None:
-            raise VersionRefused(directory, reason)
+        if refusal is not None:
+            raise refusal
         return load(directory)
 
     return try_and_load
@@ -90,11 +100,11 @@ def _report(step: Callable[[], bytes], writing: int) -> None:
             os._exit(0)
         reason = (what_is_left() or "").encode() or reason
     except VersionRefused as error:
-        reason = f"{error.path.name} {error.reason}".encode()
+        reason = f"{error.path}{SEPARATOR}{error.reason}".encode(errors="replace")
     except MemoryError:
         pass
     except BaseException as error:  # noqa: BLE001 - the edge of the process: whatever it is, the parent is told
-        reason = f"{type(error).__name__}: {error}".encode()
+        reason = f"{type(error).__name__}: {error}".encode(errors="replace")
     os.write(writing, reason[:MAX_VERDICT_BYTES])
 
 

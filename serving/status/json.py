@@ -38,6 +38,7 @@ def summarize(snapshot: Snapshot) -> dict[str, Any]:
         "models": models,
         "jobs": msgspec.to_builtins(snapshot.jobs),
         "schedules": snapshot.schedules,
+        "registry_errors": dict(snapshot.registry_errors),
         "reloads": {"finished": snapshot.reloads, "refused": snapshot.refused},
     }
 

@@ -104,6 +104,8 @@ def _of_jobs(snapshot: Snapshot) -> Iterator[Metric]:
 
 def _of_service(snapshot: Snapshot) -> Iterator[Metric]:
     yield _gauge("model_versions", "Versions loaded", "model", snapshot.versions)
+    meaning = "Versions on disk that could not be loaded"
+    yield _gauge("registry_errors", meaning, "model", snapshot.registry_errors)
     yield CounterMetricFamily(PREFIX + "reloads", "Reloads of the models", value=snapshot.reloads)
     pressure = snapshot.pressure
     for name, meaning, number in (

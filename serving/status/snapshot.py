@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from registry.registry import Registry
 from serving.errors import StoreUnavailable
 from serving.jobs.job import Counts
 from serving.jobs.store import JobStore
@@ -55,6 +56,8 @@ class Snapshot:
     schedules: list[dict[str, Any]]
     versions: Mapping[str, int]
     """The number of loaded versions of each model."""
+    registry_errors: Mapping[str, int]
+    """The number of versions of each model that could not be loaded."""
 
     def of(self, kind: str) -> list[Process]:
         """The processes of one of KINDS."""
@@ -82,9 +85,15 @@ def recent_snapshot(service: Service) -> Recent[Snapshot]:
             pressure=shared.pressure.read(),
             schedules=await service.scheduler.timetable(),
             versions=Counter(model.name for model in service.registry),
+            registry_errors=_count_errors(service.registry),
         )
 
     return Recent(take, FRESH_SECONDS)
+
+
+def _count_errors(registry: Registry) -> Mapping[str, int]:
+    errors = dict.fromkeys((model.name for model in registry), 0)
+    return errors | Counter(refusal.model for refusal in registry.refusals)
 
 
 async def _count(jobs: JobStore) -> Counts | None:

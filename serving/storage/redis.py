@@ -14,7 +14,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError, InvalidResponse, RedisError, ResponseError
 
-from serving.errors import StoreUnavailable
+from serving.errors import InvalidRedisUrl, StoreUnavailable
 from serving.storage.guard import Breaker, Guard, PerProcess, ServerUnavailable
 
 MAX_STORED_BYTES = 64 << 20
@@ -25,10 +25,6 @@ BLOCK_SECONDS = 2.0
 
 HEALTH_CHECK_INTERVAL = 30.0
 """Seconds after which an idle connection is checked before it is used."""
-
-
-class InvalidRedisUrl(ValueError):
-    """The URL of Redis cannot be used; the message does not repeat it, because it may contain a password."""
 
 
 class ValueTooLong(InvalidResponse):

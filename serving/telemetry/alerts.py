@@ -33,6 +33,7 @@ ALERTED: Mapping[str, str] = {
     "Outcomes lost": "outcomes",
     "Runner died": "runner",
     "Scheduler died": "runner",
+    "Version left out": "reload",
     "Reload refused": "reload",
     "Reload failed": "reload",
     "Fallback model in use": "fallback",

@@ -24,7 +24,7 @@ from cache.memory import Stats
 from cache.redis import RedisTier, seal
 from cache.tiered import build_cache
 from harness.servers import RedisServer, redis_server
-from serving.storage.redis import InvalidRedisUrl
+from serving.errors import InvalidRedisUrl
 from tests.cache.conftest import PATIENCE, listening
 
 pytestmark = pytest.mark.anyio

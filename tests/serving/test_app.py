@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
+import signal
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -12,7 +15,9 @@ import httpx
 import pytest
 
 import serving.app
+from registry.store.loader import load_version
 from serving.app import Application, build, build_alerts, renew
+from serving.errors import CannotServe
 from serving.settings import Settings
 from serving.storage.redis import RedisClient
 
@@ -109,3 +114,79 @@ async def test_a_service_is_closed_in_the_reverse_order_even_if_a_part_fails(
     with pytest.raises(RuntimeError, match="a part that fails"):
         await closing.aclose()
     assert closed == ["metrics", "entities", "batcher", "executor"]
+
+
+@pytest.fixture
+def one_of_two(root: Path, tmp_path: Path) -> Path:
+    """A directory with a model that serves and one whose artefact is cut short."""
+    models = Path(shutil.copytree(root, tmp_path / "models"))
+    (name,) = (path.name for path in models.iterdir())
+    broken = models / "broken" / "1"
+    shutil.copytree(models / name / "1", broken)
+    manifest = broken / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(f'"name": "{name}"', '"name": "broken"'))
+    (broken / "model.joblib").write_bytes(b"")
+    return models
+
+
+def answers_of(app: Application, *paths: str) -> list[httpx.Response]:
+    async def ask() -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            return [
+                await (client.post(path, json={}) if path.endswith(":predict") else client.get(path)) for path in paths
+            ]
+
+    async def run() -> list[httpx.Response]:
+        async with app._running():
+            return await ask()
+
+    return asyncio.run(run())
+
+
+def test_a_model_that_does_not_load_is_left_out_and_named(one_of_two: Path, tmp_path: Path) -> None:
+    app = build_app(one_of_two, tmp_path)
+    paths = ("/health", "/health/ready", "/v1/models", "/v1/models/broken", "/v1/models/broken/versions/1:predict")
+    health, ready, models, *refused = answers_of(app, *paths)
+    (line,) = health.json()["refused"]
+    assert line.startswith("broken/1/model.joblib: has sha256")
+    assert (health.status_code, health.json()["status"], health.json()["models"]) == (200, "degraded", 1)
+    assert (ready.status_code, ready.json()) == (200, {"status": "degraded"})
+    assert models.json()["status"] == "degraded"
+    assert models.json()["refused"] == [{"model": "broken", "version": "1", "reason": line}]
+    assert len(models.json()["models"]) == 1
+    details = ["the model broken could not be loaded", "version 1 of the model broken could not be loaded"]
+    assert [(answer.status_code, answer.json()["detail"].split(";")[0]) for answer in refused] == [
+        (503, detail) for detail in details
+    ]
+
+
+def test_strict_models_refuse_the_start_naming_the_file(one_of_two: Path, tmp_path: Path) -> None:
+    with pytest.raises(CannotServe, match=f"^{one_of_two}/broken/1/model.joblib: has sha256[^\n]*$"):
+        build_app(one_of_two, tmp_path, strict_models=True)
+
+
+def test_without_any_model_that_loads_nothing_starts_and_each_is_named(one_of_two: Path, tmp_path: Path) -> None:
+    for artefact in one_of_two.rglob("model.joblib"):
+        artefact.write_bytes(b"")
+    with pytest.raises(CannotServe, match=r"broken/1/model.joblib: [^\n]*\n[^\n]*/1/model.joblib: [^\n]*$"):
+        build_app(one_of_two, tmp_path)
+
+
+def test_a_fallback_goes_on_in_place_of_a_model_that_does_not_load(one_of_two: Path, tmp_path: Path) -> None:
+    app = build_app(one_of_two, tmp_path, model_fallback=True, strict_models=True)
+    (health,) = answers_of(app, "/health")
+    assert (health.json()["fallbacks"], health.json()["refused"]) == (["broken/1"], [])
+
+
+def test_a_model_that_ends_its_process_is_left_out(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = os.getpid()
+
+    def load(*arguments: Any, **options: Any) -> Any:
+        if os.getpid() != home:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return load_version(*arguments, **options)
+
+    monkeypatch.setattr(serving.app, "load_version", load)
+    monkeypatch.setattr(serving.app, "can_try", lambda: True)
+    with pytest.raises(CannotServe, match="/1: its process was ended by signal 11"):
+        build_app(root, tmp_path)

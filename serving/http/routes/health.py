@@ -23,6 +23,11 @@ def health_router(service: Service) -> APIRouter:
     registry, shared = service.registry, service.shared
     jobs, records = watch_store(shared.jobs.probe), watch_store(shared.entities.probe)
 
+    def refused_now() -> list[str]:
+        """A line for each version that could not be loaded, and why a reload failed."""
+        reasons = [refusal.reason for refusal in registry.refusals]
+        return list(dict.fromkeys((*reasons, *shared.reloads.last().refused)))
+
     @router.get("", summary="Health, with reasons")
     async def health(request: Request) -> dict[str, Any]:
         # nothing is opened before the fork
@@ -33,7 +38,7 @@ def health_router(service: Service) -> APIRouter:
             stores = dict(zip(stores, states, strict=True))
         fallbacks = [f"{model.name}/{model.version}" for model in registry if model.fallback]
         forced = {f"{model.name}/{model.version}": model.manifest.forced for model in registry if model.manifest.forced}
-        refused = shared.reloads.last().refused
+        refused = refused_now()
         memory = shared.pressure.read()
         breakers = {"redis": service.cache.redis_state, "supabase": shared.entities.state}
         away = {"unavailable", "open", "half-open"}.intersection((*stores.values(), *breakers.values()))
@@ -57,8 +62,11 @@ def health_router(service: Service) -> APIRouter:
         }
 
     @router.get("/live", name="live", summary="The process answers")
-    @router.get("/ready", name="ready", summary="The models are loaded")
     async def answer() -> dict[str, str]:
         return {"status": "ok"}
+
+    @router.get("/ready", name="ready", summary="The models are loaded, all of them or some")
+    async def ready() -> dict[str, str]:
+        return {"status": "degraded" if registry.refusals else "ok"}
 
     return router

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter
 
 from registry.model import LoadedModel
@@ -16,7 +17,11 @@ def models_router(registry: Registry) -> APIRouter:
 
     @router.get("", summary="All models")
     async def list_models() -> dict[str, Any]:
-        return {"models": [summary(registry, model) for model in registry.live()]}
+        return {
+            "models": [summary(registry, model) for model in registry.live()],
+            "status": "degraded" if registry.refusals else "ok",
+            "refused": [msgspec.to_builtins(refusal) for refusal in registry.refusals],
+        }
 
     @router.get("/{model}", summary="One model: its features, versions and metrics")
     async def show_model(model: str) -> dict[str, Any]:

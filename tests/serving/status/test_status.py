@@ -50,6 +50,7 @@ def snapshot() -> Snapshot:
         pressure=Reading(used=10, limit=20, share=5, stage="high"),
         schedules=[],
         versions={"wine": 2},
+        registry_errors={"wine": 1},
     )
 
 
@@ -102,6 +103,7 @@ def test_prometheus_has_the_same_numbers_and_no_process_ids(snapshot: Snapshot) 
     assert found["forkserve_jobs['queued']"] == 2
     assert found["forkserve_jobs_oldest_queued_seconds[]"] == 1.5
     assert found["forkserve_model_versions['wine']"] == 2
+    assert found["forkserve_registry_errors['wine']"] == 1
     assert found["forkserve_memory_stage[]"] == 1
     assert found["forkserve_streams[]"] == 7
 

@@ -12,11 +12,11 @@ import pytest
 import redis
 
 from harness.servers import RedisServer, free_port, redis_server
-from serving.errors import JobNotFound, StoreUnavailable
+from serving.errors import InvalidRedisUrl, JobNotFound, StoreUnavailable
 from serving.events.follow import Hub
 from serving.events.redis import RedisEventLog
 from serving.jobs.redis import RedisJobStore
-from serving.storage.redis import InvalidRedisUrl, RedisClient
+from serving.storage.redis import RedisClient
 from tests.cache.conftest import listening
 from tests.serving.conftest import PATIENCE, until
 from tests.serving.jobs.conftest import LEASE, adds_a_job, claim, claimed, complete, job_request
