@@ -92,10 +92,10 @@ MAKERS: dict[str, Any] = {
 LOAD = """
 import sys, numpy
 from pathlib import Path
-from registry.store.loader import unpickle
+from registry.formats.artefact import load_content
 from serving.process.kernel import lasting_threads
 for path in map(Path, sys.argv[1:]):
-    unpickle(path, path.read_bytes()).predict(numpy.zeros((5000, 3)))
+    load_content(path, path.read_bytes(), "joblib").predict(numpy.zeros((5000, 3)))
     print(path.stem, len(lasting_threads()))
 """
 
