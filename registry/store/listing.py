@@ -25,7 +25,7 @@ class _Head(msgspec.Struct, frozen=True):
     metrics: dict[str, float] = {}
 
 
-class Listed(msgspec.Struct, frozen=True, kw_only=True):
+class ListedVersion(msgspec.Struct, frozen=True, kw_only=True):
     """One version, or a whole model whose `version` is empty; it is broken if there is a `fault`."""
 
     model: str
@@ -37,25 +37,25 @@ class Listed(msgspec.Struct, frozen=True, kw_only=True):
     fault: str = ""
 
 
-def list_versions(root: Path) -> Iterator[Listed]:
+def list_versions(root: Path) -> Iterator[ListedVersion]:
     """Every version below `root`, unloaded, by name and in the order of versions. Raises VersionRefused if none."""
     for directory in model_directories(root):
         live = ""
         try:
             live = current(directory).live
         except VersionRefused as error:
-            yield Listed(model=directory.name, fault=f"{error.path.name} {error.reason}")
+            yield ListedVersion(model=directory.name, fault=f"{error.path.name} {error.reason}")
         for version in directories(directory):
             yield _listed(version, live=live == version.name)
 
 
-def _listed(directory: Path, *, live: bool) -> Listed:
+def _listed(directory: Path, *, live: bool) -> ListedVersion:
     name, version = directory.parent.name, directory.name
     try:
         head = _read_head(directory)
     except VersionRefused as error:
-        return Listed(model=name, version=version, live=live, fault=f"{error.path.name} {error.reason}")
-    return Listed(
+        return ListedVersion(model=name, version=version, live=live, fault=f"{error.path.name} {error.reason}")
+    return ListedVersion(
         model=name, version=version, live=live, task=head.task, estimator=head.estimator, metrics=head.metrics
     )
 
