@@ -96,16 +96,19 @@ def sklearn_ensemble(estimator: Any, plan: Plan, *, sparse: bool) -> Trees | Non
         return _forest_ensemble(estimator, refuses_missing=sparse)
     if kind in GRADIENT:
         return _gradient_boosting_ensemble(estimator)
-    if kind in BAGGING and _are_single(estimator):
+    if kind in BAGGING and are_trees(estimator):
         return _bagged_trees(estimator, refuses_missing=sparse)
-    if kind is ensemble.AdaBoostClassifier and _are_single(estimator):
+    if kind is ensemble.AdaBoostClassifier and are_trees(estimator):
         return _voting_trees(estimator)
     if kind is ensemble.IsolationForest:
         return _isolating_trees(estimator)
     return _histogram_ensemble(estimator, plan) if kind in HISTOGRAM else None
 
 
-def _are_single(estimator: Any) -> bool:
+def are_trees(estimator: Any) -> bool:
+    """True for bagging and AdaBoost whose members are decision trees."""
+    if type(estimator) not in (*BAGGING, ensemble.AdaBoostClassifier):
+        return False
     return all(type(member) in SINGLE for member in estimator.estimators_)
 
 

@@ -61,6 +61,20 @@ def linear_compute(estimator: Any, *, sparse: bool) -> Compute:
     return lambda matrix: link(np.matmul(matrix[:, None], weights).reshape(-1, outputs))
 
 
+def linear_margins(estimator: Any, *, sparse: bool) -> Compute | None:
+    """A function from the matrix to what `decision_function` answers; None for a regressor. Raises Unsupported."""
+    if type(estimator) in REGRESSORS:
+        return None
+    weights, intercept = coefficients(estimator)
+    outputs = weights.shape[1]
+    if sparse:
+        margins = _entry_by_entry(np.ascontiguousarray(weights), identity(intercept))
+    else:
+        link = identity(intercept)
+        margins = lambda matrix: link(np.matmul(matrix[:, None], weights).reshape(-1, outputs))  # noqa: E731
+    return margins if outputs > 1 else lambda matrix: margins(matrix)[:, 0]
+
+
 def coefficients(estimator: Any) -> tuple[Rows, Rows]:
     """Weights of shape (columns, outputs) and an intercept an output. Raises Unsupported."""
     given = np.asarray(estimator.coef_)

@@ -32,7 +32,10 @@ def _binary(margins: Any, intercept: Any, slope: Any, tie_is_positive: Any, out:
         positive = 1.0 / (1.0 + math.exp(-(slope * margin)))
         out[r, 0] = 1.0 - positive
         out[r, 1] = positive
-        out[r, 2] = 1.0 if margin > 0.0 or (tie_is_positive and margin == 0.0) else 0.0
+        if math.isnan(margin):  # the row is refused, and has no label
+            out[r, 2] = math.nan
+        else:
+            out[r, 2] = 1.0 if margin > 0.0 or (tie_is_positive and margin == 0.0) else 0.0
 
 
 def _before_softmax(margins: Any, intercept: Any, out: Any) -> None:
@@ -47,7 +50,7 @@ def _before_softmax(margins: Any, intercept: Any, out: Any) -> None:
         greatest = margins[r, label]
         for k in range(classes):
             margins[r, k] -= greatest
-        out[r, classes] = label
+        out[r, classes] = math.nan if math.isnan(greatest) else label
 
 
 BINARY = Kernel(_binary, MATRIX, NUMBERS, types.float64, types.boolean, OUT)

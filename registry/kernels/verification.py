@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from registry.asking import asking
+from registry.asking import asking, layout_of
 from registry.estimator import Compute, Outputs, qualified_name, steps_of
-from registry.kernels.compiling import BOOSTERS, take_apart
+from registry.kernels.compiling import BOOSTERS, answers_of
+from registry.kernels.composites import COMPOSITES
 from registry.kernels.ensembles import HISTOGRAM
 from registry.kernels.kernel import Unsupported
 from registry.kernels.matrix import Made
@@ -65,7 +66,7 @@ LONG_TEXT_WORDS = 3000
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A compiled estimator; `python` names the transformers whose own code runs in front of what is compiled."""
+    """A compiled estimator; `python` names the transformers and members whose own code runs beside what is compiled."""
 
     compute: Compute
     python: tuple[str, ...]
@@ -78,8 +79,8 @@ def compile_verified(
 
     Raises Unsupported.
     """
-    parts = take_apart(estimator, schema)
-    compute, python = parts.compute(), parts.head.python
+    answers = answers_of(estimator, source_matrix(schema))
+    compute, python = answers.compute(layout or layout_of(estimator)), tuple(dict.fromkeys(answers.python))
     rows = probe_rows(schema, background)
     if not verify(compute, reference, rows, alone=rows_alone(estimator, schema, layout), by_row=not python):
         raise Unsupported("it does not answer as its estimator does")
@@ -101,7 +102,7 @@ def rows_alone(estimator: Any, schema: Schema, layout: Layout | None = None) -> 
         count += 1
     first, rest = steps[:count], steps[count:]
     ask = asking(last, layout)
-    needs_names = bool(rest) or type(last) in HISTOGRAM or qualified_name(type(last)) in BOOSTERS
+    needs_names = bool(rest) or type(last) in (*HISTOGRAM, *COMPOSITES) or qualified_name(type(last)) in BOOSTERS
 
     def alone(rows: Rows) -> Outputs:
         made = schema.table(rows)

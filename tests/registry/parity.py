@@ -94,8 +94,9 @@ def pair(estimator: Any, table: pd.DataFrame, y: Any, *, frame: bool = False, ma
     given = table if frame else table.to_numpy()
     estimator.fit(given, y)
     schema = Schema(infer_features(table, margin), "frame" if frame else "array")
-    compiled = compile_estimator(estimator, schema)
-    return Pair(estimator, schema, estimator_compute(estimator, schema, layout_of(estimator, given)), compiled)
+    layout = layout_of(estimator, given)
+    compiled = compile_estimator(estimator, schema, layout)
+    return Pair(estimator, schema, estimator_compute(estimator, schema, layout), compiled)
 
 
 def rows_of_table(schema: Schema, table: pd.DataFrame) -> Rows:

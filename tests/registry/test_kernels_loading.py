@@ -20,7 +20,8 @@ from structlog.testing import capture_logs
 
 from registry.estimator import Compute
 from registry.kernels import compile_estimator
-from registry.kernels.compiling import Parts
+from registry.kernels.answers import Answers
+from registry.outputs import Layout
 from registry.rows.infer_schema import infer_features
 from registry.rows.schema import Schema
 from registry.store import loader
@@ -84,14 +85,14 @@ def test_model_names_the_steps_that_stay_python_before_what_is_compiled(tmp_path
 
 
 def test_model_that_is_compiled_wrongly_is_served_by_its_estimator(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compile_rightly = Parts.compute
+    compile_rightly = Answers.compute
 
-    def compile_wrongly(parts: Parts) -> Compute:
-        right = compile_rightly(parts)
+    def compile_wrongly(answers: Answers, layout: Layout) -> Compute:
+        right = compile_rightly(answers, layout)
         return lambda rows: np.nextafter(right(rows), 2.0)
 
     right = load_version(root, root / "forest" / "1")
-    monkeypatch.setattr(Parts, "compute", compile_wrongly)
+    monkeypatch.setattr(Answers, "compute", compile_wrongly)
     with capture_logs() as logs:
         model = load_version(root, root / "forest" / "1")
     assert not model.compiled
@@ -105,7 +106,7 @@ def test_compiler_that_breaks_does_not_stop_the_start(root: Path, monkeypatch: p
     def broken(*arguments: Any, **options: Any) -> Compute:
         raise AttributeError("no attribute '_predictors'")
 
-    monkeypatch.setattr(Parts, "compute", broken)
+    monkeypatch.setattr(Answers, "compute", broken)
     with capture_logs() as logs:
         model = load_version(root, root / "forest" / "1")
     assert not model.compiled
