@@ -18,6 +18,7 @@ from registry.explain.shap_values import Contributions, Explainer, Space
 from registry.outputs import Labels, Layout
 from registry.rows.features import Rows
 from registry.rows.schema import Schema
+from registry.store.code import OwnCode
 from registry.store.manifest import Manifest, layout_in
 
 TREES = frozenset(
@@ -44,6 +45,8 @@ class LoadedModel:
     explainer: Explainer | None = None
     other_explainers: Mapping[Space, Explainer] = field(default_factory=dict)
     """Explainers of other outputs than those that `explainer` explains, by their space."""
+    code: OwnCode | None = None
+    """The version's own code, if it has any."""
 
     @property
     def name(self) -> str:

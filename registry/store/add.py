@@ -41,7 +41,16 @@ from registry.store.manifest import ExplainerRecord, Manifest, TrainingRecord, w
 from registry.store.options import DEFAULT_OPTIONS
 from registry.store.sources import Sources, collect_code, collect_imports, merged
 from registry.threads import in_one_thread
-from registry.training.metrics import MEASURED, measure, true_values
+from registry.training.metrics import (
+    BUILT_IN,
+    MEASURED,
+    Truth,
+    custom_functions,
+    measure,
+    measure_custom,
+    short_name,
+    true_values,
+)
 from registry.training.script import Trained
 
 log = structlog.get_logger(__name__)
@@ -95,11 +104,11 @@ def add_trained(
     the features of another version, accept. Raises CannotAdd, and then nothing is left behind.
     """
     directory = _new_directory(root, name, version)
-    artefact = trained.artefact or pickled(trained.estimator)
+    artefact = trained.artefact or pickled(trained.estimator, names=trained.metrics)
     trained = replace(trained, estimator=_adapted(trained.estimator))
     draft = _examine(trained, accepting)
     layout = _labelled(draft.layout, trained.labels)
-    metrics = draft.measure(trained)
+    metrics = draft.measure(trained) | draft.measure_custom(trained, layout, artefact.code)
     background = _spread(draft.rows, BACKGROUND_ROWS)
     manifest = Manifest(
         name=name,
@@ -124,6 +133,7 @@ def add_trained(
         expected=tuple(map(tuple, draft.compute(background[:EXPECTED_ROWS]).tolist())),
         baseline=_baseline(layout, draft.outputs),
         metrics=metrics,
+        custom_metrics=dict(trained.metrics),
         source=trained.source,
         training=training,
         trained_by=trained_by,
@@ -133,16 +143,19 @@ def add_trained(
     return _write(root, directory, msgspec.structs.replace(manifest, explainer=explainer), artefact)
 
 
-def read_trained(path: Path, *, force_version: bool = False, code: Sequence[Path] = ()) -> tuple[Any, Artefact]:
+def read_trained(
+    path: Path, *, force_version: bool = False, code: Sequence[Path] = (), names: Iterable[str] = ()
+) -> tuple[Any, Artefact]:
     """The estimator in a model file, which is executed, and the file itself, with the own code that it needs.
 
-    `code` are files and directories of such code that are not found by themselves. Raises CannotAdd.
+    `code` are files and directories of such code that are not found by themselves; `names` are functions that are
+    needed too, `module:function`. Raises CannotAdd.
     """
     own = None
     try:
         artefact = read_artefact(path, force_version=force_version)
         sources = Sources(tuple(code), (path.resolve().parent, Path.cwd()), artefact=path.name)
-        artefact = dataclasses.replace(artefact, code=collect_code(artefact.names, sources))
+        artefact = dataclasses.replace(artefact, code=collect_code(artefact.names | {*names}, sources))
         own = OwnCode.unpacked(artefact.code) if artefact.code else None
         return artefact.load(own), artefact
     except CannotRead as error:
@@ -216,16 +229,37 @@ class _Draft:
 
     def measure(self, trained: Trained) -> dict[str, float]:
         """Metrics on the held-out rows, else on the sample; none without a target. Raises CannotAdd."""
-        columns = trained.target_columns
-        if not columns or self.task not in MEASURED:
+        if not trained.target_columns or self.task not in MEASURED:
             return {}
+        truth, outputs = self._tried(trained)
+        return measure(self.task, truth, outputs, self.layout)
+
+    def measure_custom(self, trained: Trained, layout: Layout, code: Mapping[str, bytes]) -> dict[str, float]:
+        """Metrics of the user's own, on the same rows; `layout` has the labels that are served. Raises CannotAdd."""
+        if not trained.metrics:
+            return {}
+        if not trained.target_columns or self.task not in MEASURED:
+            raise CannotAdd("a metric needs a target: name the column of true values")
+        for name in trained.metrics:
+            if short_name(name) in BUILT_IN or [*map(short_name, trained.metrics)].count(short_name(name)) > 1:
+                raise CannotAdd(f"there is another metric called {short_name(name)}; rename the function")
+        truth, outputs = self._tried(trained)
+        own = OwnCode.unpacked(code) if code else None
+        try:
+            return measure_custom(custom_functions(trained.metrics, own), truth, outputs, layout)
+        finally:
+            if own is not None:
+                own.forget()
+
+    def _tried(self, trained: Trained) -> tuple[Truth, Outputs]:
+        """True values, and what the estimator answers. Raises CannotAdd."""
+        columns = trained.target_columns
         table = trained.sample if trained.held_out is None else trained.held_out
         given: Any = table[self.columns]
         given = (
             with_categories(trained.estimator, given) if self.schema.input == "frame" else given.to_numpy(np.float64)
         )
-        truth = true_values(table, columns, self.layout)
-        return measure(self.task, truth, asking(trained.estimator, self.layout)(given), self.layout)
+        return true_values(table, columns, self.layout), asking(trained.estimator, self.layout)(given)
 
 
 def _examine(trained: Trained, accepting: Sequence[Feature]) -> _Draft:
@@ -414,8 +448,11 @@ def _adapted(estimator: Any) -> Any:
         raise CannotAdd(f"the estimator {error}") from error
 
 
-def pickled(estimator: Any, code_for: CodeFor | None = None) -> Artefact:
-    """The artefact of an estimator that is no file yet, with the own code of the names in it. Raises CannotAdd."""
+def pickled(estimator: Any, code_for: CodeFor | None = None, *, names: Iterable[str] = ()) -> Artefact:
+    """The artefact of an estimator that is no file yet, with the own code of the names in it, and of other `names`.
+
+    Raises CannotAdd.
+    """
     try:
         content = dump_pickle(estimator)
     except Exception as error:
@@ -426,7 +463,8 @@ def pickled(estimator: Any, code_for: CodeFor | None = None) -> Artefact:
             reason = f"{reason}; define it at the top level of a module, not inside a function"
         raise CannotAdd(f"the estimator cannot be pickled: {reason}") from error
     survey = survey_pickle(content)
-    code = collect_code(survey.names, Sources.of_process()) if code_for is None else code_for(survey.names)
+    names = survey.names | set(names)
+    code = collect_code(names, Sources.of_process()) if code_for is None else code_for(names)
     return Artefact(
         path=Path(ARTEFACT), content=content, format="joblib", filename=ARTEFACT, fitted_with=survey.versions, code=code
     )

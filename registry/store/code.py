@@ -19,8 +19,10 @@ import itertools
 import pickle
 import pkgutil  # noqa: F401 - a stand-in is made of it
 import re
+import shutil
 import sys
 import tempfile
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, reduce
 from importlib.abc import InspectLoader, MetaPathFinder
@@ -78,16 +80,15 @@ class OwnCode(MetaPathFinder):
         self._tops = {PurePosixPath(path).parts[0].removesuffix(".py") for path in files if path.endswith(".py")}
         self._builtins = vars(builtins) | {"__import__": self._import}
         self._stand_ins: dict[str, ModuleType] = {}
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
         sys.meta_path.insert(0, self)
 
     @classmethod
     def unpacked(cls, files: Mapping[str, bytes]) -> OwnCode:
         """Code that is no version's yet, in a temporary directory for as long as anything made with it lives."""
-        scratch = tempfile.TemporaryDirectory(prefix="forkserve-code-", ignore_cleanup_errors=True)
-        write_files(Path(scratch.name), files)
-        code = cls(Path(scratch.name), files)
-        code._scratch = scratch
+        scratch = tempfile.mkdtemp(prefix="forkserve-code-")
+        write_files(Path(scratch), files)
+        code = cls(Path(scratch), files)
+        weakref.finalize(code, shutil.rmtree, scratch, ignore_errors=True)
         return code
 
     def forget(self) -> None:

@@ -76,7 +76,13 @@ def load_version(
     explainer = choose_explainer(manifest, estimator, compute, background, options.shap_evaluations)
     python = quick.python if quick is not None else ()
     model = LoadedModel(
-        manifest, compute, compiled=quick is not None, python_steps=python, reason=reason, explainer=explainer
+        manifest,
+        compute,
+        compiled=quick is not None,
+        python_steps=python,
+        reason=reason,
+        explainer=explainer,
+        code=code,
     )
     if code is not None:
         weakref.finalize(model, code.forget)

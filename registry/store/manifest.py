@@ -70,6 +70,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     baseline: tuple[float, ...]
     """Mean output over the sample, which a fallback model answers."""
     metrics: dict[str, float] = {}
+    custom_metrics: dict[str, Literal["higher", "lower"]] = {}
+    """Metrics of the user's own, `module:function`, and which of their values are better."""
     source: str = ""
     entities: bool = False
     """True if the model predicts from records of entities; its features are then columns of a record."""

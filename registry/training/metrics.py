@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import importlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import reduce
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, r2_score, roc_auc_score
 
-from registry.errors import CannotAdd
+from registry.errors import CannotAdd, one_line
 from registry.estimator import Outputs, Task
 from registry.outputs import Labels, Layout, json_label
+from registry.store.code import OwnCode, plain
 
 MEASURED: tuple[Task, ...] = ("classification", "regression")
 """The tasks with true values to compare with."""
+
+BUILT_IN = frozenset({"accuracy", "log_loss", "mean_absolute_error", "r2", "roc_auc"})
+
+Better = Literal["higher", "lower"]
+"""Which values of a metric are better."""
+
+Metric = Callable[[Any, Any], Any]
+"""A metric of the user's own: `f(y_true, y_pred)`, a number."""
 
 Truth = NDArray[np.float64]
 """True values, shape (rows, targets): numbers, or indices of labels among the classes of a target."""
@@ -59,6 +70,52 @@ def measure(task: Task, truth: Truth, outputs: Outputs, layout: Layout) -> dict[
         case "classification":
             return _measure_classes(truth[:, 0].astype(np.intp), outputs, layout)
     return {}
+
+
+def custom_functions(names: Iterable[str], code: OwnCode | None) -> dict[str, Metric]:
+    """Metrics of the user's own by their names, such as `costs:profit`, from a version's code. Raises CannotAdd."""
+    found = {}
+    for name in names:
+        module, _, function = name.partition(":")
+        if not module or not function:
+            raise CannotAdd(f"{name!r} is not a metric; name it as module:function")
+        try:
+            if code is not None and code.owns(module):
+                found[name] = code.find(module, function)
+            else:
+                found[name] = reduce(getattr, function.split("."), importlib.import_module(module))
+        except (Exception, SystemExit) as error:
+            reason = plain(f"{type(error).__name__}: {one_line(error)}")
+            raise CannotAdd(f"the metric {name} cannot be imported: {reason}") from error
+        if not callable(found[name]):
+            raise CannotAdd(f"the metric {name} is not a function")
+    return found
+
+
+def measure_custom(functions: Mapping[str, Metric], truth: Truth, outputs: Outputs, layout: Layout) -> dict[str, float]:
+    """The metrics of the user's own, by the names of their functions. Raises CannotAdd where one fails.
+
+    A function is given true values and predictions, of shape (rows,): numbers, or the labels that `layout` has.
+    """
+    if functions and layout.is_named:
+        raise CannotAdd("a metric of your own needs a model with one output")
+    y_true, y_pred = truth.reshape(len(outputs)), outputs[:, 0]
+    if classes := layout.targets[0].classes:
+        of_labels = np.array(classes, dtype=None if len({*map(type, classes)}) == 1 else object)
+        y_true, y_pred = of_labels[y_true.astype(np.intp)], of_labels[layout.label_indices(outputs)]
+    metrics = {}
+    for name, function in functions.items():
+        try:
+            metrics[short_name(name)] = float(function(y_true, y_pred))
+        except (Exception, SystemExit) as error:
+            reason = plain(f"{type(error).__name__}: {one_line(error)}")
+            raise CannotAdd(f"the metric {name} failed: {reason}") from error
+    return metrics
+
+
+def short_name(name: str) -> str:
+    """The name under which a metric of the user's own is shown: `costs:profit` is `profit`."""
+    return name.rpartition(":")[2]
 
 
 def _measure_classes(truth: NDArray[np.intp], outputs: Outputs, layout: Layout) -> dict[str, float]:

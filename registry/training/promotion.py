@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from registry.estimator import Task
 from registry.model import LoadedModel
 from registry.outputs import Label
-from registry.rows.features import Feature
+from registry.rows.features import Feature, Rows
 from registry.store.manifest import Manifest
 from registry.training.candidates import HeldOut
-from registry.training.metrics import MEASURED, measure
+from registry.training.metrics import MEASURED, Better, custom_functions, measure, measure_custom, short_name
 
 SCORES = frozenset({"accuracy", "r2", "roc_auc"})
 """Metrics that should be high; all others are errors, which should be low."""
@@ -83,7 +83,8 @@ def find_losses(live: LoadedModel, new: LoadedModel) -> list[str]:
 def measure_both(live: LoadedModel, new: LoadedModel, held_out: HeldOut) -> Measured:
     """Metrics of both versions on the held-out rows that the live one accepts.
 
-    If it accepts less than half of them, the metrics are those of the manifests.
+    If it accepts less than half of them, the metrics are those of the manifests. Raises CannotAdd where a metric of the
+    user's own fails.
     """
     if new.manifest.task not in MEASURED or not len(held_out.truth):
         return by_manifests(live.manifest, new.manifest)
@@ -91,12 +92,15 @@ def measure_both(live: LoadedModel, new: LoadedModel, held_out: HeldOut) -> Meas
     rows, taken = live.schema.fitting_rows([new.schema.instance(row) for row in held_out.rows])
     if 2 * len(taken) < len(held_out.rows):
         return by_manifests(live.manifest, new.manifest)
-    truth, task = held_out.truth[taken], new.manifest.task
-    return Measured(
-        new=measure(task, truth, new.compute(held_out.rows[taken]), new.layout),
-        live=measure(task, truth, live.compute(rows), live.layout),
-        rows=len(taken),
-    )
+    truth, own = held_out.truth[taken], custom_functions(new.manifest.custom_metrics, new.code)
+
+    def measured(model: LoadedModel, rows: Rows) -> dict[str, float]:
+        outputs = model.compute(rows)
+        return measure(new.manifest.task, truth, outputs, model.layout) | measure_custom(
+            own, truth, outputs, model.layout
+        )
+
+    return Measured(new=measured(new, held_out.rows[taken]), live=measured(live, rows), rows=len(taken))
 
 
 def by_manifests(live: Manifest, new: Manifest) -> Measured:
@@ -104,8 +108,14 @@ def by_manifests(live: Manifest, new: Manifest) -> Measured:
     return Measured(dict(new.metrics), dict(live.metrics), 0)
 
 
-def find_decline(task: Task, measured: Measured, tolerance: float) -> list[str]:
-    """Reasons why the new version is worse: a score lower by more than `tolerance`, an error by that share higher."""
+def find_decline(
+    task: Task, measured: Measured, tolerance: float, custom: Mapping[str, Better] | None = None
+) -> list[str]:
+    """Reasons why the new version is worse: a score lower by more than `tolerance`, an error by that share higher.
+
+    Metrics of the user's own, `custom`, may be worse by that share, whichever values are better.
+    """
+    better = {short_name(name): kind for name, kind in (custom or {}).items()}
     if task not in MEASURED:
         return []
     common = [name for name in measured.live if name in measured.new]
@@ -114,10 +124,13 @@ def find_decline(task: Task, measured: Measured, tolerance: float) -> list[str]:
     return [
         f"{name} is {measured.new[name]:.4g}, that of the live version is {measured.live[name]:.4g}"
         for name in common
-        if not _is_as_good(name, measured.new[name], measured.live[name], tolerance)
+        if not _is_as_good(name, measured.new[name], measured.live[name], tolerance, better.get(name))
     ]
 
 
-def _is_as_good(name: str, after: float, before: float, tolerance: float) -> bool:
+def _is_as_good(name: str, after: float, before: float, tolerance: float, better: Better | None) -> bool:
     """Return whether a metric has not become worse; NaN is worse."""
+    if better is not None:
+        margin = tolerance * abs(before)
+        return after >= before - margin if better == "higher" else after <= before + margin
     return after >= before - tolerance if name in SCORES else after <= before * (1 + tolerance)

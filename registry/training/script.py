@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import decode_source
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from registry.store.directory import write_whole
 from registry.store.loader import read_code, verified_bytes
 from registry.store.manifest import Manifest, TrainingRecord, read_manifest
 from registry.store.sources import Sources, collect_code, merged
+from registry.training.metrics import Better
 
 SCRIPT = "train.py"
 FUNCTION = "train"
@@ -62,7 +63,8 @@ class Trained:
     have them, are the true values. `labels` name the classes in the order of `classes_`. For `margin` see
     `infer_features`. `source` says where the data came from. A `train.py` must return held-out rows.
     `artefact` is the file that the estimator was read from; a version then keeps that file with its own code, otherwise
-    a pickle with the own code that is found by the names of the estimator's classes.
+    a pickle with the own code that is found by the names of the estimator's classes. `metrics` are functions of your
+    own to be measured, `{"costs:profit": "higher"}`: module and name of an `f(y_true, y_pred)`, and what is better.
     """
 
     estimator: Any
@@ -74,6 +76,7 @@ class Trained:
     margin: float | None = 1.0
     source: str = ""
     artefact: Artefact | None = None
+    metrics: Mapping[str, Better] = field(default_factory=dict)
 
     @property
     def target_columns(self) -> list[str]:

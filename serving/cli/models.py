@@ -6,9 +6,13 @@ import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from serving.cli.command import argument, command, fail, say
 from serving.settings import Settings
+
+if TYPE_CHECKING:
+    from registry.training.metrics import Better
 
 MARGINS = {"seen": 0.0, "wide": 1.0, "none": None}
 
@@ -41,6 +45,16 @@ def models(_arguments: argparse.Namespace, settings: Settings) -> int:
         default=[],
         help="file or directory of own code that goes with the version; what lies beside the artefact is found",
     ),
+    argument(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="MODULE:FUNCTION",
+        help="metric of your own, f(y_true, y_pred) -> float, higher is better",
+    ),
+    argument(
+        "--loss", action="append", default=[], metavar="MODULE:FUNCTION", help="metric of your own, lower is better"
+    ),
     argument("--train", type=Path, help="train.py that retrains the model; a retraining runs its code"),
     argument("--entities", action="store_true", help="also predict for the records of entities"),
     argument(
@@ -62,12 +76,16 @@ def add(arguments: argparse.Namespace, settings: Settings) -> int:
     from registry.training.script import Trained, read_script, record_script, write_script
 
     script = read_script(arguments.train) if arguments.train else None
-    estimator, artefact = read_trained(arguments.artefact, force_version=arguments.force_version, code=arguments.code)
+    metrics: dict[str, Better] = dict.fromkeys(arguments.metric, "higher") | dict.fromkeys(arguments.loss, "lower")
+    estimator, artefact = read_trained(
+        arguments.artefact, force_version=arguments.force_version, code=arguments.code, names=metrics
+    )
     if script is not None:
         artefact = with_imports_of(arguments.train, script, artefact, arguments.code)
     trained = Trained(
         estimator=estimator,
         artefact=artefact,
+        metrics=metrics,
         sample=read_table(arguments.data),
         target=arguments.target,
         labels=arguments.labels.split(",") if arguments.labels else (),

@@ -12,9 +12,11 @@ import asyncio
 import importlib.metadata
 import logging
 import platform
+import shutil
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -100,10 +102,9 @@ class Parcel:
         self._options = LoadOptions(compiled=model.compiled, shap_evaluations=evaluations)
         self._lock = threading.Lock()
         self._model: LoadedModel | None = None
-        self._unpacked: tempfile.TemporaryDirectory[str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_lock": None, "_model": None, "_unpacked": None}
+        return self.__dict__ | {"_lock": None, "_model": None}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
@@ -125,8 +126,8 @@ class Parcel:
             if here.get(name) != version:
                 raise Unfit(f"it has {name} {here.get(name, 'none')}, the runner {version}")
         # it lives as long as the parcel: own code may read its data files at any time
-        self._unpacked = tempfile.TemporaryDirectory(prefix="forkserve-", ignore_cleanup_errors=True)
-        root = Path(self._unpacked.name)
+        root = Path(tempfile.mkdtemp(prefix="forkserve-"))
+        weakref.finalize(self, shutil.rmtree, root, ignore_errors=True)
         directory = root.joinpath(*self._place)
         write_files(directory, self._files)
         model = load_version(root, directory, self._options)

@@ -82,7 +82,9 @@ class Steps:
         outcomes = asyncio.run(self.read_outcomes(live))
         trained = checked(script.train(TrainingData(job.model, live, outcomes)))
         keep_to_one_thread(trained.estimator)
-        trained = dataclasses.replace(trained, artefact=pickled(trained.estimator, script.code_for))
+        metrics = trained.metrics or live.custom_metrics
+        artefact = pickled(trained.estimator, script.code_for, names=metrics)
+        trained = dataclasses.replace(trained, artefact=artefact, metrics=metrics)
         aside = candidate_root(self.root, job.id, job.attempts)
         model = add_trained(
             aside,
@@ -137,19 +139,21 @@ class Steps:
 
     def _compare(self, candidate: Path, before: Manifest) -> tuple[list[str], Measured]:
         """The reasons against a candidate, and the metrics of both versions."""
-        load = partial(load_version, root_of(candidate), options=self.options)
+        # metrics of the user's own compare labels of the type that the version was fitted on
+        options = dataclasses.replace(self.options, labels_as_text=False)
+        load = partial(load_version, root_of(candidate), options=options)
         if reason := try_version(load, candidate, seconds=self.seconds):
             return [reason], _by_live_alone(before)
         new = load(candidate)
         if breaches := find_breaches(before, new.manifest):
             return breaches, by_manifests(before, new.manifest)
         try:
-            live = load_version(self.root, self.root / before.name / before.version, self.options)
+            live = load_version(self.root, self.root / before.name / before.version, options)
         except VersionRefused:  # what serves is in memory, or a fallback; its manifest can still be read
             measured, losses = by_manifests(before, new.manifest), []
         else:
             measured, losses = measure_both(live, new, read_held_out(candidate)), find_losses(live, new)
-        return losses + find_decline(before.task, measured, self.tolerance), measured
+        return losses + find_decline(before.task, measured, self.tolerance, new.manifest.custom_metrics), measured
 
 
 def _by_live_alone(live: Manifest) -> Measured:

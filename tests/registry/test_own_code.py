@@ -15,11 +15,17 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 
 from registry.errors import CannotAdd, VersionRefused
 from registry.model import LoadedModel
 from registry.store.add import add_trained, add_version, pickled, read_trained, with_imports_of
 from registry.store.loader import load_version
+from registry.training.candidates import HeldOut
+from registry.training.metrics import Better
+from registry.training.promotion import find_decline, measure_both
 from registry.training.script import Trained, TrainingData, execute_script, record_script, write_script
 
 TABLE = pd.DataFrame({"a": [1.0, 2.0, 3.0, 4.0], "b": [0.0, 1.0, 0.0, 1.0]})
@@ -362,10 +368,6 @@ def test_what_python_adds_brings_its_modules_too(project: Project, monkeypatch: 
     ],
 )
 def test_function_without_a_name_is_refused_with_advice(project: Project, function: str, reason: str) -> None:
-    from sklearn.linear_model import LinearRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import FunctionTransformer
-
     def inner() -> Any:
         def double(X: Any) -> Any:  # noqa: N803
             return X * 2
@@ -424,3 +426,74 @@ def test_two_different_files_of_one_name_are_refused(project: Project) -> None:
     _, artefact = read_trained(project.artefact)
     with pytest.raises(CannotAdd, match=r"two different files helpers.py"):
         with_imports_of(project.directory / "training/train.py", b"from helpers import ROWS", artefact)
+
+
+COSTS = """
+def profit(y_true, y_pred):
+    return 10.0 - abs(y_true - y_pred).sum()
+
+def count(y_true, y_pred):
+    assert list(y_true) == ["cold", "cold", "warm", "warm"], y_true
+    return (y_true != y_pred).sum()
+
+def broken(y_true, y_pred):
+    raise SystemExit(3)
+
+def accuracy(y_true, y_pred):
+    return 1
+"""
+
+
+def test_metric_of_ones_own_goes_with_the_version_and_compares_it(project: Project) -> None:
+    project.write({"helpers.py": f"FACTOR = 2\n{SCALER}", "costs.py": COSTS})
+    project.run(f"from helpers import Scaler\n{DUMP}")
+    metrics: dict[str, Better] = {"costs:profit": "higher"}
+    estimator, artefact = read_trained(project.artefact, names=metrics)
+    sample = TABLE.assign(y=[2.0, 4.0, 6.0, 9.0])
+    trained = Trained(estimator=estimator, sample=sample, artefact=artefact, target="y", metrics=metrics)
+    model = add_trained(project.models, "own", trained)
+    assert set(model.manifest.code) == {"helpers.py", "costs.py"}
+    assert model.manifest.metrics["profit"] == 9.0
+    (project.directory / "costs.py").unlink()
+    live, new = project.load(), project.load()
+    held_out = HeldOut(live.schema.rows(TABLE.to_dict("records")), sample["y"].to_numpy())
+    measured = measure_both(live, new, held_out)
+    assert measured.new["profit"] == measured.live["profit"] == 9.0
+    worse = dataclasses.replace(measured, new=measured.new | {"profit": 8.9})
+    assert find_decline("regression", worse, 0.01, metrics) == ["profit is 8.9, that of the live version is 9"]
+    assert find_decline("regression", worse, 0.02, metrics) == []
+    assert find_decline("regression", worse, 0.0, {"costs:profit": "lower"}) == []
+
+
+def test_metric_is_given_the_labels_that_are_served(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.write({"costs.py": COSTS})
+    monkeypatch.syspath_prepend(project.directory)
+    estimator = LogisticRegression().fit(TABLE[["a"]], [0, 0, 1, 1])
+    sample = TABLE[["a"]].assign(y=[0, 0, 1, 1])
+    trained = Trained(estimator=estimator, sample=sample, target="y", labels=["cold", "warm"])
+    model = add_trained(project.models, "own", dataclasses.replace(trained, metrics={"costs:count": "lower"}))
+    assert model.manifest.metrics["count"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("costs", "name it as module:function"),
+        ("costs:nothing", "cannot be imported: AttributeError: module 'costs' has no attribute 'nothing'"),
+        ("costs_that_nobody_has:profit", "cannot be imported: ModuleNotFoundError"),
+        ("costs:broken", "the metric costs:broken failed: SystemExit: 3"),
+        ("costs:accuracy", "there is another metric called accuracy"),
+    ],
+)
+def test_metric_that_does_not_work_is_named(
+    project: Project, monkeypatch: pytest.MonkeyPatch, name: str, reason: str
+) -> None:
+    project.write({"costs.py": COSTS})
+    monkeypatch.syspath_prepend(project.directory)
+    sample = TABLE[["a"]].assign(y=TABLE["a"])
+    estimator = LinearRegression().fit(sample[["a"]], sample["y"])
+    trained = Trained(estimator=estimator, sample=sample, target="y", metrics={name: "higher"})
+    with pytest.raises(CannotAdd, match=reason):
+        add_trained(project.models, "own", trained)
+    with pytest.raises(CannotAdd, match="name the column of true values"):
+        add_trained(project.models, "own", dataclasses.replace(trained, target=None, sample=sample[["a"]]))
