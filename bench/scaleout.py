@@ -28,6 +28,7 @@ from registry.explain.explanation import Selection
 from registry.registry import Registry, load_registry
 from registry.rows.features import Rows
 from registry.store.add import add_version
+from registry.store.options import DEFAULT_OPTIONS
 from serving.jobs.cluster import Cluster, pack_version
 from serving.jobs.rows import Backend, LocalBackend
 from serving.predict.operation import Operation, encode_rows, make_operations
@@ -129,7 +130,7 @@ def main() -> None:
         executor = Executor(functions, processes=1)
         executor.start()
         local = LocalBackend(executor)
-        pack = functools.partial(pack_version, models, evaluations=500)
+        pack = functools.partial(pack_version, models, options=DEFAULT_OPTIONS)
 
         async def run() -> int:
             wrong = await measure(table, "here", local, registry, wanted)

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from registry.conformal import add_bounds, threshold
 from registry.errors import InvalidSelection, ModelFailed, NotExplained
 from registry.estimator import Compute
 from registry.explain.explanation import Names, Selection, present_contributions
@@ -48,6 +49,9 @@ class LoadedModel:
     code: OwnCode | None = None
     """The version's own code, if it has any."""
 
+    other_layout: Layout | None = None
+    """The layout of the outputs where it is not that of the manifest: an old one's, or with labels as text."""
+
     @property
     def name(self) -> str:
         return self.manifest.name
@@ -59,7 +63,10 @@ class LoadedModel:
     @cached_property
     def content_hash(self) -> bytes:
         """Hash of the manifest, which contains the artefact's: all that an answer depends on besides the row."""
-        return hashlib.sha256(msgspec.json.encode(self.manifest)).digest()
+        content = msgspec.json.encode(self.manifest)
+        if self.other_layout is not None:
+            content += msgspec.json.encode(self.other_layout)
+        return hashlib.sha256(content).digest()
 
     @cached_property
     def ignores_sign_of_zero(self) -> bool:
@@ -72,19 +79,35 @@ class LoadedModel:
 
     @cached_property
     def layout(self) -> Layout:
-        return layout_in(self.manifest)
+        """The columns of the outputs, and the labels that are answered."""
+        return self.other_layout or layout_in(self.manifest)
 
     @cached_property
     def labels(self) -> Labels:
         """The labels of a classifier with one target; none of any other model."""
-        return Labels(self.manifest.classes)
+        return Labels(() if self.layout.is_named else self.layout.targets[0].classes)
 
-    def predict(self, rows: Rows) -> list[Any]:
-        """One prediction a row, as API.md shows it. `rows` has shape (rows, features). Raises ModelFailed."""
+    @cached_property
+    def target_labels(self) -> tuple[Labels, ...]:
+        """The labels of each target; none of one whose value is a number."""
+        return tuple(Labels(target.classes) for target in self.layout.targets)
+
+    def predict(self, rows: Rows, coverage: float | None = None) -> list[Any]:
+        """One prediction a row, as API.md shows it. `rows` has shape (rows, features).
+
+        With a `coverage` it has an interval or a set of labels. Raises ModelFailed, InvalidSelection.
+        """
         outputs = self.compute(rows)
         if not np.isfinite(outputs).all():
             raise ModelFailed(f"{self.name}/{self.version} returned a result that is not finite")
-        return self.layout.present(outputs)
+        answers = self.layout.present(outputs)
+        if coverage is None:
+            return answers
+        return add_bounds(answers, outputs, self.layout, self.bound(coverage))
+
+    def bound(self, coverage: float) -> float:
+        """The largest score of intervals and sets of this coverage. Raises InvalidSelection."""
+        return threshold(() if self.fallback else self.manifest.conformal, coverage)
 
     def explain(self, rows: Rows, selection: Selection | None = None) -> list[dict[str, Any]]:
         """One explanation a row, as `present_contributions` shows it. `rows` has shape (rows, features).

@@ -106,6 +106,12 @@ class Layout:
         """The number of columns."""
         return int(self.columns[-1][self.parts[-1]].stop)
 
+    @property
+    def in_text(self) -> Layout:
+        """The layout with all labels as strings."""
+        targets = [msgspec.structs.replace(own, classes=tuple(map(str, own.classes))) for own in self.targets]
+        return Layout(self.parts, tuple(targets))
+
     def label_indices(self, outputs: NDArray[np.float64], target: int = 0) -> NDArray[np.intp]:
         """The index of each row's label among the classes of a target; without classes, the label itself."""
         columns = self.columns[target]

@@ -352,7 +352,7 @@ def build_backend(settings: Settings, executor: Executor) -> Backend:
         from serving.jobs.cluster import Cluster, pack_version
     except ModuleNotFoundError as error:
         raise InvalidSetting(f"DASK_SCHEDULER needs `pip install forkserve[dask]`: {error}") from error
-    pack = functools.partial(pack_version, settings.model_dir, evaluations=settings.shap_max_evals)
+    pack = functools.partial(pack_version, settings.model_dir, options=settings.load_options)
     return Cluster(settings.dask_scheduler, local, pack, at_once=settings.dask_chunks)
 
 

@@ -140,6 +140,7 @@ class Settings:
     )
     model_dir: Path = setting(Path("models"), "directory of the models, `{name}/{version}/`")
     compile: bool = setting(True, "use compiled models, which answer bit by bit the same; `false` only for comparison")
+    labels_as_text: bool = setting(False, "answer labels as strings, also 0, 1.5 and true, as earlier releases did")
     serve_versions: Literal["all", "live"] = setting("all", "versions to load: `all`, or `live` and previous ones")
     watch_models: bool = setting(True, "reload when a version is added, promoted, rolled back or removed")
     reload_timeout_seconds: float = setting(60, "seconds a version may take to load at a reload", low=1)
@@ -182,7 +183,9 @@ class Settings:
     @property
     def load_options(self) -> LoadOptions:
         """The options for loading versions, wherever they are loaded."""
-        return LoadOptions(compiled=self.compile, shap_evaluations=self.shap_max_evals)
+        return LoadOptions(
+            compiled=self.compile, shap_evaluations=self.shap_max_evals, labels_as_text=self.labels_as_text
+        )
 
     @property
     def supabase_key(self) -> str:

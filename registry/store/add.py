@@ -19,9 +19,11 @@ import msgspec
 import numpy as np
 import pandas as pd
 import structlog
+from sklearn.semi_supervised import LabelPropagation, LabelSpreading, SelfTrainingClassifier
 from sklearn.utils.validation import check_is_fitted
 
 from registry.asking import asking, estimator_compute, layout_of
+from registry.conformal import MAX_SCORES, conformal_scores
 from registry.errors import CannotAdd, CannotRead, InvalidRows, VersionRefused, WrongOutputs, one_line
 from registry.estimator import Compute, Outputs, Task, input_names, libraries, task_of, with_categories
 from registry.explain.choose import choose_explainer
@@ -61,6 +63,8 @@ CodeFor = Callable[[Iterable[str]], Mapping[str, bytes]]
 ARTEFACT = "model.joblib"
 BACKGROUND_ROWS = 100
 EXPECTED_ROWS = 20
+SEMI_SUPERVISED = (LabelPropagation, LabelSpreading, SelfTrainingClassifier)
+
 IMPORTANCE_SECONDS = 10.0
 """Once a slow explainer has taken this long, it explains no more background rows."""
 
@@ -109,6 +113,7 @@ def add_trained(
     draft = _examine(trained, accepting)
     layout = _labelled(draft.layout, trained.labels)
     metrics = draft.measure(trained) | draft.measure_custom(trained, layout, artefact.code)
+    conformal = draft.calibrate(trained)
     background = _spread(draft.rows, BACKGROUND_ROWS)
     manifest = Manifest(
         name=name,
@@ -128,6 +133,7 @@ def add_trained(
         classes=() if layout.is_named else layout.targets[0].classes,
         outputs=layout.parts,
         targets=layout.targets if layout.is_named else (),
+        conformal=conformal,
         example=draft.schema.instance(background[len(background) // 2]),
         background=tuple(tuple(draft.schema.instance(row).values()) for row in background),
         expected=tuple(map(tuple, draft.compute(background[:EXPECTED_ROWS]).tolist())),
@@ -229,7 +235,7 @@ class _Draft:
 
     def measure(self, trained: Trained) -> dict[str, float]:
         """Metrics on the held-out rows, else on the sample; none without a target. Raises CannotAdd."""
-        if not trained.target_columns or self.task not in MEASURED:
+        if len(trained.target_columns) != len(self.layout.targets) or self.task not in MEASURED:
             return {}
         truth, outputs = self._tried(trained)
         return measure(self.task, truth, outputs, self.layout)
@@ -240,6 +246,8 @@ class _Draft:
             return {}
         if not trained.target_columns or self.task not in MEASURED:
             raise CannotAdd("a metric needs a target: name the column of true values")
+        if layout.is_named:
+            raise CannotAdd("a metric of your own needs a model with one output")
         for name in trained.metrics:
             if short_name(name) in BUILT_IN or [*map(short_name, trained.metrics)].count(short_name(name)) > 1:
                 raise CannotAdd(f"there is another metric called {short_name(name)}; rename the function")
@@ -254,12 +262,28 @@ class _Draft:
     def _tried(self, trained: Trained) -> tuple[Truth, Outputs]:
         """True values, and what the estimator answers. Raises CannotAdd."""
         columns = trained.target_columns
-        table = trained.sample if trained.held_out is None else trained.held_out
+        table = labelled_rows(trained.sample if trained.held_out is None else trained.held_out, trained)
         given: Any = table[self.columns]
         given = (
             with_categories(trained.estimator, given) if self.schema.input == "frame" else given.to_numpy(np.float64)
         )
         return true_values(table, columns, self.layout), asking(trained.estimator, self.layout)(given)
+
+    def calibrate(self, trained: Trained) -> tuple[float, ...]:
+        """The scores of the calibration rows that the schema accepts, as requests would send them. Raises CannotAdd."""
+        table, columns = trained.calibration, trained.target_columns
+        if table is None:
+            return ()
+        if len(columns) != 1 or self.task not in MEASURED:
+            raise CannotAdd("calibration is for regressors and classifiers, and needs a target")
+        if missing := [name for name in (*self.columns, *columns) if name not in table]:
+            raise CannotAdd(f"the table of calibration rows has no column {missing[0]!r}")
+        table = _spread_table(labelled_rows(table, trained), MAX_SCORES)
+        rows, places = self.schema.fitting_rows(instances_of(table[self.columns]))
+        if not places:
+            raise CannotAdd("no calibration row fits the features")
+        truth = true_values(table.iloc[places], columns, self.layout)[:, 0]
+        return conformal_scores(self.compute(rows), truth, self.layout)
 
 
 def _examine(trained: Trained, accepting: Sequence[Feature]) -> _Draft:
@@ -326,8 +350,6 @@ def _named(layout: Layout, trained: Trained) -> Layout:
         raise CannotAdd(
             f"the estimator has {_counted(count, 'output')}, but {_counted(len(names), 'target')} are named"
         )
-    if count > 1 and trained.target is not None:
-        raise CannotAdd(f"the estimator has {count} outputs; name the column of each as targets")
     if not layout.is_named or not names:
         return layout
     renamed = [msgspec.structs.replace(own, name=name) for own, name in zip(layout.targets, names, strict=True)]
@@ -373,6 +395,20 @@ def _plain(cell: Any) -> Any:
     return cell.item() if isinstance(cell, np.generic) else cell
 
 
+def labelled_rows(table: pd.DataFrame, trained: Trained) -> pd.DataFrame:
+    """The rows whose true value is known: a semi-supervised estimator is given -1 for others."""
+    estimator = trained.estimator
+    while estimator is not None and not isinstance(estimator, SEMI_SUPERVISED):
+        steps = getattr(estimator, "steps", None)
+        estimator = steps[-1][1] if steps else getattr(estimator, "best_estimator_", None)
+    return table if estimator is None or trained.target is None else table[table[trained.target] != -1]
+
+
+def _spread_table(table: pd.DataFrame, count: int) -> pd.DataFrame:
+    """At most `count` rows, evenly spread."""
+    return table.iloc[np.unique(np.linspace(0, len(table) - 1, min(count, len(table))).astype(int))]
+
+
 def _spread(rows: Rows, count: int) -> Rows:
     """At most `count` rows, evenly spread over the table."""
     chosen: Rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))]
@@ -412,6 +448,9 @@ def _record_explainer(manifest: Manifest, estimator: Any, compute: Compute, back
         importance, count = mean_contributions(explainer, background, IMPORTANCE_SECONDS)
     except Exception as error:  # noqa: BLE001 - an estimator that breaks on rows mixed from others still predicts
         log.warning("Explainer not recorded", model=manifest.name, reason=f"{type(error).__name__}: {error}")
+        return None
+    if not np.isfinite(importance).all():
+        log.warning("Explainer not recorded", model=manifest.name, reason="its values are not finite")
         return None
     by_name = {feature.name: share for feature, share in zip(manifest.features, importance, strict=True)}
     return ExplainerRecord(

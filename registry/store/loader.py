@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import structlog
 
@@ -24,7 +24,7 @@ from registry.formats.versions import mismatch, refusal
 from registry.kernels import Compiled, compile_verified
 from registry.kernels.kernel import Unsupported
 from registry.model import LoadedModel
-from registry.outputs import Layout, Target
+from registry.outputs import Layout
 from registry.rows.features import Rows
 from registry.rows.schema import Schema
 from registry.store.code import CODE, MAX_BYTES, OwnCode, plain
@@ -48,6 +48,7 @@ def load_version(
     """
     manifest = read_manifest(directory)
     path = directory / manifest.artefact
+    layout = recorded = layout_in(manifest)
     code = None
     try:
         if manifest.code:
@@ -56,8 +57,9 @@ def load_version(
         _check_kind(path, estimator, manifest)
         schema = Schema(manifest.features, manifest.input)
         background = _background(path, manifest, schema)
-        manifest = _renewed(path, manifest, estimator, schema.table(background))
-        compute = estimator_compute(estimator, schema, layout_in(manifest))
+        if not manifest.outputs:
+            layout = _renewed(path, recorded, estimator, schema.table(background))
+        compute = estimator_compute(estimator, schema, layout)
         _verify_answers(path, manifest, background, compute)
     except VersionRefused as error:
         if code is not None:
@@ -65,16 +67,16 @@ def load_version(
         if not fallback:
             raise
         return fall_back(manifest, str(error), options)
-    manifest = _with_text_labels(manifest) if options.labels_as_text else manifest
     quick, reason = None, "COMPILE is false"
     if options.compiled:
-        quick, reason = _compile(estimator, schema, background, compute, layout_in(manifest))
+        quick, reason = _compile(estimator, schema, background, compute, layout)
         if reason:
             log.info("Model not compiled", model=manifest.name, version=manifest.version, reason=reason)
+    python: tuple[str, ...] = ()
     if quick is not None:
-        compute = quick.compute
+        compute, python = quick.compute, quick.python
     explainer = choose_explainer(manifest, estimator, compute, background, options.shap_evaluations)
-    python = quick.python if quick is not None else ()
+    layout = layout.in_text if options.labels_as_text else layout
     model = LoadedModel(
         manifest,
         compute,
@@ -83,6 +85,7 @@ def load_version(
         reason=reason,
         explainer=explainer,
         code=code,
+        other_layout=None if layout == recorded else layout,
     )
     if code is not None:
         weakref.finalize(model, code.forget)
@@ -92,10 +95,12 @@ def load_version(
 def fall_back(manifest: Manifest, reason: str, options: LoadOptions) -> LoadedModel:
     """The model that answers the mean of the sample in place of a version that does not load."""
     log.error("Fallback model in use", model=manifest.name, version=manifest.version, reason=reason)
-    manifest = _with_text_labels(manifest) if options.labels_as_text else manifest
+    other = layout_in(manifest).in_text if options.labels_as_text else None
     mean = np.array(manifest.baseline)
     reason = "the version could not be loaded"
-    return LoadedModel(manifest, lambda rows: np.tile(mean, (len(rows), 1)), fallback=True, reason=reason)
+    return LoadedModel(
+        manifest, lambda rows: np.tile(mean, (len(rows), 1)), fallback=True, reason=reason, other_layout=other
+    )
 
 
 def verified_bytes(root: Path, path: Path, sha256: str) -> bytes:
@@ -165,26 +170,18 @@ def _background(path: Path, manifest: Manifest, schema: Schema) -> Rows:
         raise VersionRefused(path, f"its background rows do not fit its features: {error.faults[0].reason}") from error
 
 
-def _renewed(path: Path, manifest: Manifest, estimator: Any, table: Any) -> Manifest:
-    """The manifest, and what one written before layouts lacks: margins and scores, and the types of the labels."""
-    if manifest.outputs:
-        return manifest
+def _renewed(path: Path, recorded: Layout, estimator: Any, table: Any) -> Layout:
+    """The layout of a version added before there were layouts: with margins and scores, and the types of its labels."""
     try:
         layout = layout_of(estimator, table)
     except MemoryError:
         raise
     except Exception as error:
         raise VersionRefused(path, f"does not predict: {type(error).__name__}: {plain(str(error))}") from error
-    typed = layout.targets[0].classes
-    unchanged = tuple(map(str, typed)) == manifest.classes
-    return msgspec.structs.replace(manifest, outputs=layout.parts, classes=typed if unchanged else manifest.classes)
-
-
-def _with_text_labels(manifest: Manifest) -> Manifest:
-    """The manifest with labels as they were answered before they kept their types."""
-    classes = tuple(map(str, manifest.classes))
-    targets = [Target(name=target.name, classes=tuple(map(str, target.classes))) for target in manifest.targets]
-    return msgspec.structs.replace(manifest, classes=classes, targets=tuple(targets))
+    if layout.is_named:
+        raise VersionRefused(path, "has several outputs, its manifest one")
+    unnamed = layout.in_text.targets == recorded.in_text.targets
+    return layout if unnamed else replace(layout, targets=recorded.targets)  # labels that were given names keep these
 
 
 def _verify_answers(path: Path, manifest: Manifest, background: Rows, compute: Compute) -> None:

@@ -63,6 +63,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The parts of the outputs of each target; empty in manifests written before there were margins and scores."""
     targets: tuple[Target, ...] = ()
     """The targets of a model with several."""
+    conformal: tuple[float, ...] = ()
+    """The sorted scores of calibration rows; see `registry.conformal`."""
     example: dict[str, Any]
     background: tuple[tuple[Any, ...], ...]
     expected: tuple[tuple[float, ...], ...]

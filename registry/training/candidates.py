@@ -18,7 +18,7 @@ from registry.asking import layout_of
 from registry.errors import CannotAdd, Superseded, VersionRefused
 from registry.model import LoadedModel
 from registry.rows.features import Rows
-from registry.store.add import instances_of
+from registry.store.add import instances_of, labelled_rows
 from registry.store.aliases import Aliases, alone, current, write_aliases
 from registry.store.directory import directories, sync_directory, write_whole
 from registry.store.manifest import Manifest, read_manifest
@@ -68,8 +68,8 @@ def remove_candidates(root: Path, *, but: Path | None = None) -> None:
 
 def write_held_out(path: Path, model: LoadedModel, trained: Trained) -> None:
     """Complete a candidate: write those held-out rows that it accepts into its root `path`."""
-    table = trained.held_out
-    assert table is not None
+    assert trained.held_out is not None
+    table = labelled_rows(trained.held_out, trained)
     rows, places = model.schema.fitting_rows(instances_of(table[list(model.schema.names)]))
     truth = np.empty((0, 1))
     if (columns := trained.target_columns) and model.manifest.task in MEASURED:

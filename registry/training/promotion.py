@@ -69,6 +69,8 @@ def _breach(before: Feature, after: Feature) -> str:
 def find_losses(live: LoadedModel, new: LoadedModel) -> list[str]:
     """Reasons why the new version would be slower, or explained less, than the live one."""
     lost = []
+    if live.manifest.conformal and not new.manifest.conformal:
+        lost.append("it has no calibration rows, so requests for a coverage would fail")
     if live.compiled and not new.compiled:
         lost.append("it cannot be compiled, so it would be many times slower")
     if live.explainer is None:

@@ -61,7 +61,8 @@ class Trained:
     were not used for fitting. With `target`, the column of true values without gaps, metrics are measured: on
     `held_out`, else on the sample. `targets` name several outputs in their order; columns of these names, if the tables
     have them, are the true values. `labels` name the classes in the order of `classes_`. For `margin` see
-    `infer_features`. `source` says where the data came from. A `train.py` must return held-out rows.
+    `infer_features`. `source` says where the data came from. `calibration` has further rows that were not used for
+    fitting, with the target; intervals and sets of labels are made from them. A `train.py` must return held-out rows.
     `artefact` is the file that the estimator was read from; a version then keeps that file with its own code, otherwise
     a pickle with the own code that is found by the names of the estimator's classes. `metrics` are functions of your
     own to be measured, `{"costs:profit": "higher"}`: module and name of an `f(y_true, y_pred)`, and what is better.
@@ -77,6 +78,7 @@ class Trained:
     source: str = ""
     artefact: Artefact | None = None
     metrics: Mapping[str, Better] = field(default_factory=dict)
+    calibration: pd.DataFrame | None = None
 
     @property
     def target_columns(self) -> list[str]:
@@ -159,8 +161,10 @@ def checked(trained: object) -> Trained:
     """The result of a training function, if its types are right. Raises CannotTrain."""
     if not isinstance(trained, Trained):
         raise CannotTrain(f"{FUNCTION} returned a {type(trained).__name__}, not a Trained")
-    for name in ("sample", "held_out"):
+    for name in ("sample", "held_out", "calibration"):
         table = getattr(trained, name)
+        if table is None and name == "calibration":
+            continue
         if not isinstance(table, pd.DataFrame) or table.empty:
             raise CannotTrain(f"{FUNCTION} returned no table as {name}")
     return trained

@@ -37,6 +37,10 @@ def models(_arguments: argparse.Namespace, settings: Settings) -> int:
     argument("--data", required=True, type=Path, help="CSV of the model's input, one column per feature"),
     argument("--version", help="default: the number after the newest version"),
     argument("--target", help="column of the CSV that the model predicts; its metrics are measured"),
+    argument("--targets", help="names of several outputs, separated by commas; columns of the CSV, if it has them"),
+    argument(
+        "--calibrate", type=Path, help="CSV of rows not used for fitting, with the target; for intervals and sets"
+    ),
     argument("--labels", help="names of the classes, separated by commas, in the order of classes_"),
     argument(
         "--code",
@@ -88,6 +92,8 @@ def add(arguments: argparse.Namespace, settings: Settings) -> int:
         metrics=metrics,
         sample=read_table(arguments.data),
         target=arguments.target,
+        targets=arguments.targets.split(",") if arguments.targets else (),
+        calibration=read_table(arguments.calibrate) if arguments.calibrate else None,
         labels=arguments.labels.split(",") if arguments.labels else (),
         margin=MARGINS[arguments.bounds],
         source=arguments.source,

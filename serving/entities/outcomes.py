@@ -7,7 +7,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from itertools import islice
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import msgspec
 import structlog
@@ -15,9 +15,10 @@ from msgspec import Meta
 
 from registry.errors import Fault, InvalidRows, ModelFailed
 from registry.model import LoadedModel
+from registry.outputs import Label, Labels
 from registry.registry import Registry
 from registry.rows.features import Rows
-from serving.entities.record import MAX_INTEGER, Outcome, digest, new_id, now, parse_time
+from serving.entities.record import MAX_INTEGER, Outcome, TrueValue, digest, new_id, now, parse_time
 from serving.entities.store import BATCH, EntityStore
 from serving.errors import (
     CallFailed,
@@ -49,7 +50,7 @@ class OutcomesBody(msgspec.Struct, forbid_unknown_fields=True):
     """The body of a request: instances as they were sent for predictions, and the outcome of each."""
 
     instances: Annotated[list[Any], INSTANCES]
-    outcomes: Annotated[list[Any], Meta(description="The label or the number of each instance")]
+    outcomes: Annotated[list[Any], Meta(description="The label or the number of each instance, or an object by target")]
     version: Annotated[str | None, Meta(description="The version whose quality they measure; default live")] = None
     time: Annotated[str | None, Meta(description="When they happened, ISO 8601; default now")] = None
     request_id: Annotated[str | None, Meta(description="Of the prediction; sent twice, they are stored once")] = None
@@ -102,7 +103,7 @@ class OutcomeReader:
         if sent.request_id is not None and not 0 < len(sent.request_id) <= MAX_ID_CHARACTERS:
             raise InvalidRequest(f"request_id has 1 to {MAX_ID_CHARACTERS} characters")
 
-    async def _predict(self, model: LoadedModel, rows: Rows) -> Sequence[str | float | None]:
+    async def _predict(self, model: LoadedModel, rows: Rows) -> Sequence[TrueValue | None]:
         """The label or the number for each row; None for all if the model fails now: the outcomes are kept anyway."""
         try:
             answers = await self._inference.answer(model, "predict", rows)
@@ -110,17 +111,61 @@ class OutcomeReader:
             log.warning("Outcomes stored without predictions", model=model.name, reason=str(error))
             return [None] * len(rows)
         decoded = (msgspec.json.decode(value) for value, _ in answers)
-        return [answer["label"] if isinstance(answer, dict) else answer for answer in decoded]
+        return [_plain(answer) for answer in decoded]
 
 
-def check_outcomes(model: LoadedModel, outcomes: Sequence[Any]) -> list[str | float]:
-    """One of the model's labels, or a finite number, for each instance. Raises InvalidRows naming the instance."""
-    classes = model.manifest.classes
-    kind = "one of the model's classes" if classes else "a finite number"
-    wrong = (i for i, one in enumerate(outcomes) if (one not in classes if classes else not _is_number(one)))
-    if faults := [Fault(i, None, f"the outcome must be {kind}") for i in islice(wrong, InvalidRows.LIMIT)]:
+def _plain(answer: Any) -> TrueValue:
+    """A prediction without probabilities and scores."""
+    if not isinstance(answer, dict):
+        number: float = answer
+        return number
+    if "prediction" in answer:
+        return {name: cast("Label", _plain(one)) for name, one in answer["prediction"].items()}
+    label: Label = answer["label"] if "label" in answer else answer["score"]
+    return label
+
+
+def check_outcomes(model: LoadedModel, outcomes: Sequence[Any]) -> list[TrueValue]:
+    """One of the model's labels, or a finite number, for each instance; of several targets an object by name.
+
+    A label may be sent as it is answered or as its text, and comes back as it is answered. Raises InvalidRows naming
+    the instance.
+    """
+    checked: list[TrueValue] = []
+    faults: list[Fault] = []
+    for index, outcome in enumerate(outcomes):
+        try:
+            checked.append(_check_outcome(model, outcome))
+        except ValueError as error:
+            faults.append(Fault(index, None, str(error)))
+            if len(faults) == InvalidRows.LIMIT:
+                break
+    if faults:
         raise InvalidRows(faults)
-    return [outcome if classes else outcome + 0.0 for outcome in outcomes]
+    return checked
+
+
+def _check_outcome(model: LoadedModel, outcome: Any) -> TrueValue:
+    """The outcome as it is stored. Raises ValueError."""
+    targets = model.layout.targets
+    if not model.layout.is_named:
+        return _check_value(model.target_labels[0], outcome, "the outcome")
+    if not isinstance(outcome, dict) or outcome.keys() != {target.name for target in targets}:
+        raise ValueError(f"the outcome must be an object of {', '.join(target.name for target in targets)}"[:200])
+    pairs = zip(targets, model.target_labels, strict=True)
+    return {target.name: _check_value(labels, outcome[target.name], target.name) for target, labels in pairs}
+
+
+def _check_value(labels: Labels, value: Any, name: str) -> Label:
+    if not len(labels):
+        if not _is_number(value):
+            raise ValueError(f"{name} must be a finite number")
+        number: float = value + 0.0
+        return number
+    place = labels.find(value)
+    if place is None:
+        raise ValueError(f"{name} must be one of the model's classes")
+    return labels.classes[place]
 
 
 def _is_number(value: Any) -> bool:

@@ -14,9 +14,13 @@ from typing import Any, NamedTuple
 import msgspec
 
 from cache.keys import key_prefix
+from registry.outputs import Label
 from serving.errors import InvalidRequest
 
 Value = float | int | str | bool | None
+
+TrueValue = Label | Mapping[str, Label]
+"""A label or a number; of a model with several targets one for each, by name."""
 
 ENTITY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 ID = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
@@ -48,7 +52,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The true value for an instance that a model was asked about: one of its labels, or a number."""
+    """The true value for an instance that a model was asked about."""
 
     model: str
     version: str
@@ -56,16 +60,16 @@ class Outcome:
     id: str
     time: datetime
     instance: Mapping[str, Any]
-    outcome: str | float
-    prediction: str | float | None
+    outcome: TrueValue
+    prediction: TrueValue | None
     """The prediction of that version; None when it failed on the instance."""
 
 
 class Judged(NamedTuple):
     """An outcome, and the prediction that a version had made."""
 
-    outcome: str | float
-    prediction: str | float
+    outcome: TrueValue
+    prediction: TrueValue
 
 
 def make_record(entity: str, values: Any, time: str | None = None, record_id: str | None = None) -> Record:

@@ -60,6 +60,13 @@ TIMEOUT_HEADER = {
 }
 
 
+COVERAGE = NUMBER | {
+    "exclusiveMinimum": 0,
+    "exclusiveMaximum": 1,
+    "description": "For predictions: the share of true values that an interval, or a set of labels, shall hold",
+}
+
+
 def _object(properties: Schema, required: list[str], **more: Any) -> Schema:
     return {"type": "object", "properties": properties, "required": required, **more}
 
@@ -135,6 +142,8 @@ def _request(model: LoadedModel) -> Schema:
         "classes": {"anyOf": classes, "default": "predicted"},
         "top": {"type": "integer", "minimum": 1, "description": "Only the largest; the rest as `(other)`"},
     }
+    if model.manifest.conformal:
+        parameters["coverage"] = COVERAGE
     return _object(
         {
             "instances": {"oneOf": [{"type": "array", "minItems": 1, "items": form} for form in forms]},
@@ -177,10 +186,21 @@ def _prediction(model: LoadedModel) -> Schema:
     """One prediction; of a model with several targets, that of each below its name."""
     layout = model.layout
     each = [_target_prediction(layout, target) for target in layout.targets]
+    if model.manifest.conformal:
+        return _bounded(layout, each[0])
     if not layout.is_named:
         return each[0]
     by_name = {target.name: schema for target, schema in zip(layout.targets, each, strict=True)}
     return _object({"prediction": _object(by_name, list(by_name))}, ["prediction"])
+
+
+def _bounded(layout: Layout, plain: Schema) -> Schema:
+    """A prediction that a request's `coverage` gives an interval or a set."""
+    if "value" not in layout.parts:
+        labels = {"type": "array", "items": plain["properties"]["label"]}
+        return plain | {"properties": plain["properties"] | {"set": labels}}
+    interval = {"type": "array", "items": NUMBER, "minItems": 2, "maxItems": 2}
+    return {"oneOf": [plain, _object({"prediction": plain, "interval": interval}, ["prediction", "interval"])]}
 
 
 def _target_prediction(layout: Layout, target: Target) -> Schema:

@@ -9,6 +9,7 @@ such as three workers lost over it, is repeated by the runner, in a process that
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import importlib.metadata
 import logging
 import platform
@@ -92,14 +93,14 @@ class Parcel:
     """
 
     def __init__(
-        self, model: LoadedModel, files: Mapping[str, bytes], made_on: Mapping[str, str], *, evaluations: int
+        self, model: LoadedModel, files: Mapping[str, bytes], made_on: Mapping[str, str], *, options: LoadOptions
     ) -> None:
         """`files` are those of the version's directory, by name; `made_on` is `platform_of_answers()` of the sender."""
         self.content_hash = model.content_hash
         self._place = (model.name, model.version)
         self._files = files
         self._made_on = made_on
-        self._options = LoadOptions(compiled=model.compiled, shap_evaluations=evaluations)
+        self._options = dataclasses.replace(options, compiled=model.compiled)
         self._lock = threading.Lock()
         self._model: LoadedModel | None = None
 
@@ -136,7 +137,7 @@ class Parcel:
         return model
 
 
-def pack_version(root: Path, model: LoadedModel, *, evaluations: int) -> Parcel:
+def pack_version(root: Path, model: LoadedModel, *, options: LoadOptions) -> Parcel:
     """The version as it was loaded from below `root`. Raises VersionRefused if its files have changed since."""
     directory = root / model.name / model.version
     if read_manifest(directory) != model.manifest:
@@ -146,7 +147,7 @@ def pack_version(root: Path, model: LoadedModel, *, evaluations: int) -> Parcel:
         files = {name: (directory / name).read_bytes() for name in names}
     except OSError as error:
         raise VersionRefused(directory, error.strerror or str(error)) from error
-    return Parcel(model, files, platform_of_answers(), evaluations=evaluations)
+    return Parcel(model, files, platform_of_answers(), options=options)
 
 
 def answer(parcel: Parcel, verb: Verb, payload: bytes) -> CallOutcome:

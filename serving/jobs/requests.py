@@ -25,7 +25,7 @@ from serving.jobs.csv_reader import FeatureReader
 from serving.jobs.job import Job, JobRequest, content_key
 from serving.jobs.rows import RowParameters, pack
 from serving.jobs.store import JobStore
-from serving.predict.operation import EVERYTHING, Verb
+from serving.predict.operation import Verb
 from serving.predict.request_body import Parameters, Reader, decode
 
 log = structlog.get_logger(__name__)
@@ -64,6 +64,7 @@ class JobQuery(msgspec.Struct, forbid_unknown_fields=True):
     classes: str | tuple[Label, ...] = "predicted"
     top: int | None = None
     space: Space | None = None
+    coverage: float | None = None
 
 
 _body = msgspec.json.Decoder(JobBody)
@@ -103,7 +104,10 @@ class JobReader:
         except msgspec.ValidationError:
             raise InvalidRequest("use ?operation=predict or explain, &model=, and no unknown parameters") from None
         draft = self._draft(
-            asked.operation, asked.model, asked.version, Parameters(asked.classes, asked.top, asked.space)
+            asked.operation,
+            asked.model,
+            asked.version,
+            Parameters(asked.classes, asked.top, asked.space, asked.coverage),
         )
         table = FeatureReader(draft.model, self._max_rows)
         async for piece in pieces:
@@ -114,8 +118,7 @@ class JobReader:
 
     def _draft(self, verb: Verb, name: str, version: str | None, parameters: Parameters) -> _Draft:
         model = self._registry.get(name, version)
-        selection = parameters.selection() if verb == "explain" else EVERYTHING
-        return _Draft(model, verb, selection, self._chunk_rows)
+        return _Draft(model, verb, parameters.selection(verb), self._chunk_rows)
 
 
 def idempotency_key(header: str | None) -> str:
@@ -144,6 +147,8 @@ class _Draft:
         self._verb = verb
         self._selection = selection
         self._size = most
+        if selection.coverage is not None:
+            model.bound(selection.coverage)
         if verb == "explain" and model.explainer_for(selection).jobs_only:
             self._size = min(most, SLOW_CHUNK_ROWS)
         self._chunks: list[bytes] = []
@@ -176,6 +181,9 @@ class _Draft:
                 classes=self._selection.classes,
                 top=self._selection.top,
                 space=self._selection.space,
+                coverage=self._selection.coverage,
+                targets=model.layout.targets,
+                parts=model.layout.parts,
             )
         )
         return JobRequest(

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from registry.model import LoadedModel
+from registry.outputs import Target
 from serving.errors import JobNotFound
 from serving.jobs.job import Job
 from serving.jobs.rows import RowParameters, parameters_of
@@ -61,27 +62,67 @@ Lines = Callable[[Any], Iterator[list[Any]]]
 
 def _table(operation: str, parameters: RowParameters) -> tuple[list[str], Lines]:
     """The columns of a result, and what makes its lines."""
-    labels = list(parameters.labels)
-    features = parameters.explained_columns()
+    if operation == "explain":
+        head = ["class"] if parameters.labels else []
+        return ["instance", *head, "output", "base_value", *parameters.explained_columns()], _explained(parameters)
+    named = [(f"{target.name} ", target) for target in parameters.targets if target.name]
+    columns = [column for prefix, target in named for column in _columns(parameters, target, prefix)]
+    if not named:
+        (target,) = parameters.targets or (Target(name="", classes=parameters.labels),)
+        columns = _columns(parameters, target, "")
+    paths = [path for _, path in columns]
 
-    def explained(answer: Any) -> Iterator[list[Any]]:
+    def lines(answer: Any) -> Iterator[list[Any]]:
+        yield [_cell(answer, path) for path in paths]
+
+    return ["instance", *(name for name, _ in columns)], lines
+
+
+def _explained(parameters: RowParameters) -> Lines:
+    labels, features = parameters.labels, parameters.explained_columns()
+
+    def lines(answer: Any) -> Iterator[list[Any]]:
         for label, item in answer.get("classes", {answer.get("label"): answer}).items():
             values = [item["values"].get(feature) for feature in features]
             yield [*([label] if labels else []), item["output"], item["base_value"], *values]
 
-    def classified(answer: Any) -> Iterator[list[Any]]:
-        probabilities = answer.get("probabilities", {})
-        yield [answer["label"], *[probabilities.get(label) for label in labels]]
+    return lines
 
-    def plain(answer: Any) -> Iterator[list[Any]]:  # the number of a regressor, or the label of a cluster
-        yield [answer["label"] if isinstance(answer, dict) else answer]
 
-    if operation == "explain":
-        head = ["class"] if labels else []
-        return ["instance", *head, "output", "base_value", *features], explained
-    if labels:
-        return ["instance", "label", *[f"probability of {label}" for label in labels]], classified
-    return ["instance", "prediction"], plain
+Path = tuple[str | int, ...]
+"""The keys and indices that lead to a value inside of an answer."""
+
+
+def _columns(parameters: RowParameters, target: Target, prefix: str) -> list[tuple[str, Path]]:
+    """The columns of one target, and the path to the value of each."""
+    parts = parameters.parts
+    start: Path = ("prediction", target.name) if target.name else ()
+    texts = list(map(str, target.classes))
+    bounded = parameters.coverage is not None
+    if not texts and "score" not in parts:  # a number, or a cluster
+        own: Path = ("prediction",) if bounded else ()
+        interval: list[tuple[str, Path]] = [("low", ("interval", 0)), ("high", ("interval", 1))]
+        return [(f"{prefix}prediction", (*start, *own)), *(interval if bounded else [])]
+    columns: list[tuple[str, Path]] = [] if parts == ("score",) else [(f"{prefix}label", (*start, "label"))]
+    if "score" in parts:
+        columns.append(("score", ("score",)))
+    if "margins" in parts:
+        columns += [(f"{prefix}margin of {text}", (*start, "margins", text)) for text in texts]
+    elif "probabilities" in parts or not parts:
+        columns += [(f"{prefix}probability of {text}", (*start, "probabilities", text)) for text in texts]
+    return [*columns, *([("set", ("set",))] if bounded else [])]
+
+
+def _cell(answer: Any, path: Path) -> Any:
+    """The value at a path: the label of an object, a set of labels as JSON; None where there is none."""
+    for key in path:
+        if isinstance(answer, dict):
+            answer = answer.get(key)
+        elif isinstance(answer, list) and isinstance(key, int):
+            answer = answer[key]
+    if isinstance(answer, dict):
+        return answer.get("label")
+    return msgspec.json.encode(answer).decode() if isinstance(answer, list) else answer
 
 
 def _csv(rows: Iterable[list[Any]]) -> bytes:

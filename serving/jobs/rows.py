@@ -19,7 +19,7 @@ import structlog
 from registry.errors import ModelNotFound, NotLoaded, VersionNotFound
 from registry.explain.explanation import OTHER, Selection
 from registry.explain.shap_values import Space
-from registry.outputs import Label
+from registry.outputs import Label, Part, Target
 from registry.registry import Registry
 from registry.rows.features import Rows
 from registry.rows.schema import Schema
@@ -50,10 +50,15 @@ class RowParameters(msgspec.Struct, frozen=True, omit_defaults=True):
     classes: str | tuple[Label, ...]
     top: int | None
     space: Space | None = None
+    coverage: float | None = None
+    targets: tuple[Target, ...] = ()
+    parts: tuple[Part, ...] = ()
+    """The layout of the model's outputs; empty for jobs that were submitted before there were layouts."""
 
     def selection(self) -> Selection:
-        """The parts of explanations to include."""
-        return msgspec.convert({"classes": self.classes, "top": self.top, "space": self.space}, Selection)
+        """What is to be shown."""
+        names = ("classes", "top", "space", "coverage")
+        return msgspec.convert({name: getattr(self, name) for name in names}, Selection)
 
     def explained_columns(self) -> tuple[str, ...]:
         """The columns of explanations as a table: the features, and one for those that are not included."""

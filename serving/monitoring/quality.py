@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeGuard
 
 import structlog
 
 from registry.model import LoadedModel
 from registry.registry import Registry
+from serving.entities.record import Judged
 from serving.entities.store import EntityStore
 from serving.errors import StoreUnavailable
 from serving.storage.background import Recent
@@ -46,6 +48,8 @@ class LiveQuality:
     async def live_metrics(self, model: LoadedModel) -> dict[str, Any]:
         """Accuracy, or the mean absolute error of a regression, over the latest outcomes of this version.
 
+        Of several targets all labels must be right, and errors are averaged.
+
         Each outcome was stored with the prediction that the version made when it arrived. Raises StoreUnavailable.
         """
         judged = await self._store.judged(model.name, model.version, MAX_OUTCOMES)
@@ -53,6 +57,21 @@ class LiveQuality:
         if not judged:
             return metrics
         if model.manifest.task == "regression":
-            errors = [abs(float(one.outcome) - float(one.prediction)) for one in judged]
-            return metrics | {"mean_absolute_error": sum(errors) / len(errors)}
+            errors = [error for one in judged for error in _errors(one)]
+            return metrics | ({"mean_absolute_error": sum(errors) / len(errors)} if errors else {})
+        if model.manifest.task == "ranking":  # a score is right only beside others
+            return metrics
         return metrics | {"accuracy": sum(one.outcome == one.prediction for one in judged) / len(judged)}
+
+
+def _errors(one: Judged) -> list[float]:
+    """The absolute error of each target; none if the version had other targets then."""
+    if isinstance(one.outcome, Mapping) and isinstance(one.prediction, Mapping):
+        pairs: list[tuple[Any, Any]] = [(value, one.prediction.get(name)) for name, value in one.outcome.items()]
+    else:
+        pairs = [(one.outcome, one.prediction)]
+    return [abs(float(value) - float(other)) for value, other in pairs if _is_number(value) and _is_number(other)]
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float)

@@ -69,6 +69,9 @@ class _Lane:
         if self.operation.verb == "explain":
             model.explainer_for(selection)
             prefix = key_prefix(prefix, msgspec.json.encode(selection))
+        elif selection.coverage is not None:
+            model.bound(selection.coverage)
+            prefix = key_prefix(prefix, msgspec.json.encode(selection))
         return row_keys(prefix, rows, merge_zeros=model.ignores_sign_of_zero, merge_nans=model.schema.takes_missing)
 
 
@@ -130,7 +133,7 @@ class Inference:
     ) -> list[Answer]:
         """One answer a row, as JSON, and its source.
 
-        `timeout`, in seconds, may shorten the deadline, never lengthen it; `selection` is what explanations show.
+        `timeout`, in seconds, may shorten the deadline, never lengthen it; `selection` is what answers show.
         Raises DeadlineExceeded, Overloaded, ModelFailed, NotExplained, InvalidSelection, CallFailed, MemoryExceeded.
         """
         lane = self._lane(model, verb)

@@ -90,7 +90,10 @@ class Operation:
         return b"[" + b",".join(self._answer(*decode_rows(payload))) + b"]"
 
     def _answer(self, rows: Rows, selection: Selection) -> list[bytes]:
-        answers = self.model.predict(rows) if self.verb == "predict" else self.model.explain(rows, selection)
+        if self.verb == "predict":
+            answers = self.model.predict(rows, selection.coverage)
+        else:
+            answers = self.model.explain(rows, selection)
         return [_encode(one) for one in answers]
 
 

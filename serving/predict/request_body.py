@@ -15,19 +15,29 @@ from registry.rows.decoding import InstanceDecoder
 from registry.rows.features import Rows
 from registry.rows.schema import MAX_LEVELS, depth
 from serving.errors import InvalidRequest, NotJSON, TooManyInstances
+from serving.predict.operation import EVERYTHING, Verb
 
 USAGE = 'send an object: {"instances": [...]}'
 
 
 class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Options of a request besides its instances. They shape explanations; predictions show every class anyway."""
+    """Options of a request besides its instances.
+
+    `coverage` adds intervals or sets of labels to predictions, which show every class anyway; all others shape
+    explanations.
+    """
 
     classes: str | tuple[Label, ...] = "predicted"
     top: int | None = None
     space: Space | None = None
+    coverage: float | None = None
 
-    def selection(self) -> Selection:
-        """The part of an explanation to show. Raises InvalidSelection."""
+    def selection(self, verb: Verb) -> Selection:
+        """What is to be shown. Raises InvalidSelection."""
+        if verb == "predict":
+            return EVERYTHING if self.coverage is None else Selection(coverage=self.coverage)
+        if self.coverage is not None:
+            raise InvalidSelection("coverage is a parameter of predictions")
         if isinstance(self.classes, tuple):
             return Selection(self.classes, self.top, self.space)
         if self.classes not in ("predicted", "all"):

@@ -12,11 +12,13 @@ import traceback
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pandas as pd
 
 from registry.errors import CannotTrain, VersionRefused
+from registry.outputs import Labels
 from registry.store.add import add_trained, next_version, pickled
 from registry.store.loader import load_version
 from registry.store.manifest import Manifest
@@ -108,7 +110,10 @@ class Steps:
         finally:
             await self.source.close()
         outcomes = sorted(outcomes, key=lambda outcome: outcome.time)
-        table = pd.DataFrame([{**one.instance, OUTCOME: one.outcome, TIME: one.time} for one in outcomes])
+        labels = Labels(live.classes)
+        table = pd.DataFrame(
+            [{**one.instance, OUTCOME: _as_live(one.outcome, labels), TIME: one.time} for one in outcomes]
+        )
         return table.reindex(columns=[*(feature.name for feature in live.features), OUTCOME, TIME])
 
     def _judge(self, payload: bytes) -> bytes:
@@ -154,6 +159,12 @@ class Steps:
         else:
             measured, losses = measure_both(live, new, read_held_out(candidate)), find_losses(live, new)
         return losses + find_decline(before.task, measured, self.tolerance, new.manifest.custom_metrics), measured
+
+
+def _as_live(outcome: Any, labels: Labels) -> Any:
+    """A label as the live version has it: outcomes stored before labels kept their types are strings."""
+    place = labels.find(outcome)
+    return outcome if place is None else labels.classes[place]
 
 
 def _by_live_alone(live: Manifest) -> Measured:

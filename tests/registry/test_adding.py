@@ -208,7 +208,6 @@ REFUSED: list[tuple[str, Any, pd.DataFrame, dict[str, Any]]] = [
     ),
     ("1 output, but 2 targets", FITTED, TABLE, {"targets": ["y", "z"]}),
     ("2 outputs, but 3 targets", UnfriendlyRegressor([1.0, 2.0]).fit(TABLE), TABLE, {"targets": ["x", "y", "z"]}),
-    ("2 outputs; name the column of each", TWO_PLANES, TABLE.assign(y=1), {"target": "y"}),
     ("has no column 'z'", TWO_PLANES, TABLE.assign(y=1), {"targets": ["y", "z"]}),
     ("a name of its own", TWO_PLANES, TABLE, {"targets": ["y", "y"]}),
     ("either the target or the targets", TWO_PLANES, TABLE.assign(y=1), {"target": "y", "targets": ["y", "z"]}),

@@ -24,7 +24,7 @@ from serving.http.sse import CONTENT_TYPE as EVENTS
 from serving.http.sse import Frames, Streams, frame
 from serving.jobs.job import Job
 from serving.predict.inference import Timing
-from serving.predict.operation import ANSWERS, EVERYTHING, VERBS, Verb, encode_answer, marks
+from serving.predict.operation import ANSWERS, VERBS, Verb, encode_answer, marks
 from serving.predict.request_body import Reader
 from serving.service import Service
 from serving.shared.metrics import ModelCounters
@@ -82,7 +82,7 @@ class InferenceRoute:
         body = await read_body(headers, receive, self._max_body_bytes)
         rows, parameters = self._readers[verb][model].read(body)
         scope["instances"] = len(rows)
-        selection = parameters.selection() if verb == "explain" else EVERYTHING
+        selection = parameters.selection(verb)
         if self._background is not None and verb == "explain" and is_for_jobs(model):
             await _accept(send, await self._background.submit(model, verb, rows, selection))
             self._figures[verb][model].refused(HTTPStatus.ACCEPTED)

@@ -19,6 +19,7 @@ from registry.errors import VersionRefused
 from registry.explain.explanation import Selection
 from registry.model import LoadedModel
 from registry.store.add import add_version
+from registry.store.options import DEFAULT_OPTIONS
 from serving.app import build_backend
 from serving.errors import InvalidSetting
 from serving.jobs.cluster import Cluster, Parcel, pack_version, platform_of_answers
@@ -64,7 +65,7 @@ def fragile_cluster() -> Iterator[DaskCluster]:
 
 @pytest.fixture
 async def cluster(fragile_cluster: DaskCluster, root: Path) -> AsyncIterator[Cluster]:
-    backend = Cluster(fragile_cluster.address, Here(), partial(pack_version, root, evaluations=500), at_once=8)
+    backend = Cluster(fragile_cluster.address, Here(), partial(pack_version, root, options=DEFAULT_OPTIONS), at_once=8)
     yield backend
     await backend.close()
 
@@ -89,7 +90,7 @@ async def test_a_version_that_was_lost_with_its_only_worker_is_sent_again(
 ) -> None:
     monkeypatch.setattr("serving.jobs.cluster.PAUSE_SECONDS", 0.1)
     with DaskCluster(1) as single:
-        backend = Cluster(single.address, Here(), partial(pack_version, root, evaluations=500), at_once=8)
+        backend = Cluster(single.address, Here(), partial(pack_version, root, options=DEFAULT_OPTIONS), at_once=8)
         assert await run(backend, model, 0.5) == b"[0.5]"
         single.kill_worker()
         await until(lambda: _answered_there(backend, model))
@@ -113,7 +114,7 @@ async def test_a_worker_of_other_libraries_is_not_asked(
     fragile_cluster: DaskCluster, root: Path, model: LoadedModel, library: str
 ) -> None:
     def pack(model: LoadedModel) -> Parcel:
-        parcel = pack_version(root, model, evaluations=500)
+        parcel = pack_version(root, model, options=DEFAULT_OPTIONS)
         parcel._made_on = platform_of_answers() | {library: "0.0"}
         parcel.content_hash = library.encode()  # the cluster has the right one under the right hash
         return parcel
@@ -128,7 +129,7 @@ async def test_a_worker_of_other_libraries_is_not_asked(
 
 async def test_a_cluster_without_workers_is_said_once(root: Path, model: LoadedModel) -> None:
     with DaskCluster(0) as empty, capture_logs() as lines:
-        backend = Cluster(empty.address, Here(), partial(pack_version, root, evaluations=500), at_once=8)
+        backend = Cluster(empty.address, Here(), partial(pack_version, root, options=DEFAULT_OPTIONS), at_once=8)
         answers = await asyncio.gather(*[run(backend, model, 0.5) for _ in range(5)])
         await backend.close()
     assert answers == [b"here"] * 5
@@ -142,7 +143,7 @@ def test_a_version_whose_files_have_changed_is_not_sent(tmp_path: Path) -> None:
     (tmp_path / "deadly/1").rename(tmp_path / "before")
     add_version(tmp_path, "deadly", estimator, sample * 2, margin=None)
     with pytest.raises(VersionRefused, match="has changed since it was loaded"):
-        pack_version(tmp_path, model, evaluations=500)
+        pack_version(tmp_path, model, options=DEFAULT_OPTIONS)
 
 
 def test_a_cluster_without_its_library_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
