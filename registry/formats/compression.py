@@ -31,13 +31,12 @@ def open_content(content: bytes) -> BinaryIO:
     Reading raises CannotRead for damaged or truncated content, and where the content becomes too large.
     """
     stream: BinaryIO = io.BytesIO(content)
-    limit = max(FLOOR_BYTES, MAX_RATIO * len(content))
     for _ in range(MAX_LAYERS):
         opener = _opener(_first_bytes(stream))
         if opener is None:
             break
         # buffered, so that small reads are quick; joblib and `_first_bytes` peek into it
-        stream = cast("BinaryIO", io.BufferedReader(_Bounded(opener(stream), limit)))
+        stream = cast("BinaryIO", io.BufferedReader(_Bounded(opener(stream), len(content))))
     return stream
 
 
@@ -46,13 +45,20 @@ def head_of(content: bytes, size: int) -> bytes:
     return open_content(content).read(size)
 
 
+def check_size(size: int, compressed: int) -> None:
+    """Raise CannotRead if content becomes so large that it was made for that."""
+    if size > max(FLOOR_BYTES, MAX_RATIO * compressed):
+        raise CannotRead("becomes more than 1 GB and 200 times as large when it is decompressed; refused")
+
+
 class _Bounded(io.RawIOBase):
     """Reads from a stream that decompresses, up to a limit of bytes."""
 
-    def __init__(self, stream: Any, limit: int) -> None:
+    def __init__(self, stream: Any, compressed: int) -> None:
         super().__init__()
         self.stream = stream
-        self.left = limit
+        self.compressed = compressed
+        self.size = 0
 
     def readable(self) -> bool:
         return True
@@ -68,9 +74,8 @@ class _Bounded(io.RawIOBase):
             if type(error).__name__ != "ZstdError":
                 raise
             raise CannotRead(f"is damaged: {error}") from error
-        self.left -= len(found)
-        if self.left < 0:
-            raise CannotRead("becomes more than 1 GB and 200 times as large when it is decompressed; refused")
+        self.size += len(found)
+        check_size(self.size, self.compressed)
         buffer[: len(found)] = found
         return len(found)
 

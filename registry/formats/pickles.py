@@ -194,12 +194,16 @@ def _skip_array(file: Any, state: dict[str, Any], survey: Survey) -> None:
         left -= found
 
 
+def stated_version(stated: object) -> str:
+    """A version that a file states, which may be shown; "unknown" for what is none."""
+    return stated if isinstance(stated, str) and VERSION.fullmatch(stated) else "unknown"
+
+
 def _versions_stated(name: str, state: dict[str, Any]) -> dict[str, str]:
     """The version of a library that the state of an object of a class states."""
     found = {}
-    stated = state.get("_sklearn_version")
-    if isinstance(stated, str):
-        found["scikit-learn"] = stated if VERSION.fullmatch(stated) else "unknown"
+    if "_sklearn_version" in state:
+        found["scikit-learn"] = stated_version(state["_sklearn_version"])
     kept = [bytes(value) for value in state.values() if isinstance(value, bytes | bytearray)]
     for content in kept:
         if name.startswith("xgboost.core:"):

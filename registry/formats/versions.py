@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import platform
 import re
 from collections.abc import Mapping
 from typing import Literal, get_args
@@ -16,8 +17,8 @@ NATIVE_FORMATS: tuple[Format, ...] = ("xgboost", "lightgbm", "catboost")
 BOOSTERS = {"xgboost": ("xgboost", "xgboost-cpu"), "lightgbm": ("lightgbm",), "catboost": ("catboost",)}
 """Libraries with a format of their own, and the distributions that bring them."""
 
-CHECKED = ("scikit-learn", *BOOSTERS)
-"""Libraries whose models may answer otherwise in another release."""
+CHECKED = ("scikit-learn", *BOOSTERS, "python")
+"""Libraries whose models may answer otherwise in another release, and Python, which a function's code is bound to."""
 
 XGBOOST_JSON = re.compile(rb'"version": ?\[(\d+), ?(\d+), ?(\d+)\]')
 XGBOOST_UBJSON = re.compile(rb"version\[#L\0{7}\x03[iU](.)[iU](.)[iU](.)", re.DOTALL)
@@ -28,6 +29,8 @@ assert set(NATIVE_FORMATS) < set(get_args(Format))
 
 def installed_version(library: str) -> str | None:
     """The version of a library that is installed here, without importing it; None if it is not."""
+    if library == "python":
+        return platform.python_version()
     for distribution in BOOSTERS.get(library, (library,)):
         try:
             return importlib.metadata.version(distribution)

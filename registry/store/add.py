@@ -123,11 +123,12 @@ def add_trained(
         artefact=artefact.filename,
         artefact_format=artefact.format,
         sha256=hashlib.sha256(artefact.content).hexdigest(),
-        fitted_with=dict(artefact.fitted_with),
+        fitted_with=artefact.fitted_with,
+        trusted=artefact.trusted,
         forced=artefact.forced,
         code={name: hashlib.sha256(source).hexdigest() for name, source in artefact.code.items()},
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        libraries=_library_versions(trained.estimator) | dict(artefact.fitted_with),
+        libraries=_library_versions(trained.estimator) | artefact.fitted_with,
         features=draft.schema.features,
         input=draft.schema.input,
         classes=() if layout.is_named else layout.targets[0].classes,
@@ -150,7 +151,12 @@ def add_trained(
 
 
 def read_trained(
-    path: Path, *, force_version: bool = False, code: Sequence[Path] = (), names: Iterable[str] = ()
+    path: Path,
+    *,
+    force_version: bool = False,
+    code: Sequence[Path] = (),
+    names: Iterable[str] = (),
+    trusted: Sequence[str] = (),
 ) -> tuple[Any, Artefact]:
     """The estimator in a model file, which is executed, and the file itself, with the own code that it needs.
 
@@ -159,7 +165,8 @@ def read_trained(
     """
     own = None
     try:
-        artefact = read_artefact(path, force_version=force_version)
+        artefact = read_artefact(path, force_version=force_version, trusted=trusted)
+        code = (*code, *(artefact.mlflow.code if artefact.mlflow else ()))
         sources = Sources(tuple(code), (path.resolve().parent, Path.cwd()), artefact=path.name)
         artefact = dataclasses.replace(artefact, code=collect_code(artefact.names | {*names}, sources))
         own = OwnCode.unpacked(artefact.code) if artefact.code else None
@@ -189,10 +196,24 @@ def read_estimator(path: Path) -> Any:
     return read_trained(path)[0]
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """A CSV file with a header. Raises CannotAdd."""
+def read_sample(path: Path | None, artefact: Artefact) -> pd.DataFrame:
+    """Rows of a model's input: a CSV file, else the rows that an MLflow model was saved with. Raises CannotAdd."""
+    model = artefact.mlflow
+    if path is None:
+        if model is None or model.example is None:
+            raise CannotAdd(f"{artefact.path}: no rows of its input came with it; give a table of some with --data")
+        return model.example
+    columns = model.columns if model is not None else {}
+    table = read_table(path, {name: dtype for name, dtype in columns.items() if dtype == "str"})
+    # a column of whole numbers may be one of decimals, as the signature says
+    numbers = {name: dtype for name, dtype in columns.items() if name in table and table[name].dtype.kind in "iub"}
+    return table.astype({name: dtype for name, dtype in numbers.items() if dtype.startswith("float")})
+
+
+def read_table(path: Path, dtypes: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """A CSV file with a header; `dtypes` of columns are guessed where none are given. Raises CannotAdd."""
     try:
-        return pd.read_csv(path)
+        return pd.read_csv(path, dtype=dict(dtypes or {}) or None)
     except (OSError, ValueError) as error:
         raise CannotAdd(f"{path}: {error}") from error
 
@@ -504,9 +525,7 @@ def pickled(estimator: Any, code_for: CodeFor | None = None, *, names: Iterable[
     survey = survey_pickle(content)
     names = survey.names | set(names)
     code = collect_code(names, Sources.of_process()) if code_for is None else code_for(names)
-    return Artefact(
-        path=Path(ARTEFACT), content=content, format="joblib", filename=ARTEFACT, fitted_with=survey.versions, code=code
-    )
+    return Artefact(path=Path(ARTEFACT), content=content, format="joblib", filename=ARTEFACT, survey=survey, code=code)
 
 
 def _write(root: Path, directory: Path, manifest: Manifest, artefact: Artefact) -> LoadedModel:

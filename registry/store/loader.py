@@ -143,11 +143,11 @@ def load_artefact(path: Path, content: bytes, manifest: Manifest, code: OwnCode 
     try:
         fitted_with = manifest.fitted_with
         if fitted_with is None:  # it was added before versions were read
-            fitted_with, _ = look_into(content, kind)
+            fitted_with = look_into(content, kind).versions
         clause = mismatch(fitted_with, kind)
         if clause and not manifest.forced:
             raise VersionRefused(path, refusal(clause))
-        return load_content(path, content, kind, code)
+        return load_content(path, content, kind, code, manifest.trusted)
     except CannotRead as error:
         reason = str(error)
         loads = reason.startswith(("does not load", "needs"))

@@ -88,6 +88,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     artefact_format: Format = "joblib"
     fitted_with: dict[str, str] | None = None
     """The versions of libraries that the artefact itself states; None for a version of before this was recorded."""
+    trusted: tuple[str, ...] = ()
+    """Types that the user trusts in a skops file with this hash."""
     forced: str = ""
     """A sentence for a model that was added although it was fitted with another version of its library."""
     trained_by: str = ""

@@ -32,9 +32,13 @@ def models(_arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 @command(
-    argument("artefact", type=Path, help="file with a fitted model; loading a pickle runs its code"),
+    argument(
+        "artefact", type=Path, help="file with a fitted model, or directory of MLflow; loading a pickle runs its code"
+    ),
     argument("--name", required=True, help="name of the model"),
-    argument("--data", required=True, type=Path, help="CSV of the model's input, one column per feature"),
+    argument(
+        "--data", type=Path, help="CSV of the model's input, one column per feature; MLflow models may bring rows"
+    ),
     argument("--version", help="default: the number after the newest version"),
     argument("--target", help="column of the CSV that the model predicts; its metrics are measured"),
     argument("--targets", help="names of several outputs, separated by commas; columns of the CSV, if it has them"),
@@ -66,6 +70,13 @@ def models(_arguments: argparse.Namespace, settings: Settings) -> int:
         action="store_true",
         help="add a model that another version of its library has fitted; every answer then says so",
     ),
+    argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="TYPE",
+        help="a type that a skops file may make, such as mypackage.Type; may be given several times",
+    ),
     argument("--source", default="", help="origin and licence of the data"),
     argument(
         "--bounds",
@@ -76,13 +87,17 @@ def models(_arguments: argparse.Namespace, settings: Settings) -> int:
 )
 def add(arguments: argparse.Namespace, settings: Settings) -> int:
     """Add a version, from a model file and a CSV table."""
-    from registry.store.add import add_trained, read_table, read_trained, with_imports_of
+    from registry.store.add import add_trained, read_sample, read_table, read_trained, with_imports_of
     from registry.training.script import Trained, read_script, record_script, write_script
 
     script = read_script(arguments.train) if arguments.train else None
     metrics: dict[str, Better] = dict.fromkeys(arguments.metric, "higher") | dict.fromkeys(arguments.loss, "lower")
     estimator, artefact = read_trained(
-        arguments.artefact, force_version=arguments.force_version, code=arguments.code, names=metrics
+        arguments.artefact,
+        force_version=arguments.force_version,
+        code=arguments.code,
+        names=metrics,
+        trusted=arguments.trust,
     )
     if script is not None:
         artefact = with_imports_of(arguments.train, script, artefact, arguments.code)
@@ -90,7 +105,7 @@ def add(arguments: argparse.Namespace, settings: Settings) -> int:
         estimator=estimator,
         artefact=artefact,
         metrics=metrics,
-        sample=read_table(arguments.data),
+        sample=read_sample(arguments.data, artefact),
         target=arguments.target,
         targets=arguments.targets.split(",") if arguments.targets else (),
         calibration=read_table(arguments.calibrate) if arguments.calibrate else None,

@@ -18,6 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 from registry.errors import CannotAdd, VersionRefused
 from registry.formats import versions
+from registry.formats.pickles import Survey
 from registry.formats.versions import Format, mismatch
 from registry.store.add import add_trained, add_version, read_trained
 from registry.store.loader import load_version
@@ -103,8 +104,8 @@ def test_file_is_kept_as_it_was(tmp_path: Path) -> None:
 
 def test_version_that_was_added_before_versions_were_read_is_refused_when_it_is_loaded(tmp_path: Path) -> None:
     estimator, artefact = read_trained(write(tmp_path / "model.pkl", old_pickle(forest())), force_version=True)
-    before = replace(artefact, forced="", format="joblib")
-    trained = Trained(estimator=estimator, artefact=replace(before, fitted_with={}), sample=TABLE)
+    before = replace(artefact, forced="", format="joblib", survey=Survey())
+    trained = Trained(estimator=estimator, artefact=before, sample=TABLE)
     add_trained(tmp_path / "models", "old", trained)
     path = tmp_path / "models/old/1/manifest.json"
     manifest = json.loads(path.read_text())
