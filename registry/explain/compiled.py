@@ -12,7 +12,8 @@ from sklearn.base import is_classifier
 from registry.explain.shap_values import Contributions, Explainer, both_classes
 from registry.kernels.compiling import Parts
 from registry.kernels.ensembles import Ensemble
-from registry.kernels.linear import REGRESSORS, coefficients
+from registry.kernels.kernel import Unsupported
+from registry.kernels.linear import linear_form
 from registry.kernels.paths import lay_out
 from registry.kernels.tree_shap import TREE_SHAP, quadrature
 from registry.rows.features import Rows
@@ -78,14 +79,16 @@ def attribution(ensemble: Ensemble, sources: Any, features: int) -> tuple[Callab
 
 def linear_explainer(parts: Parts, background: Rows) -> Explainer:
     """Explains margins of linear classifiers and values of linear regressors. Raises Unsupported."""
-    weights, intercept = coefficients(parts.last)  # shape (columns, outputs), (outputs,)
-    matrix = parts.behind_matrix(lambda made: made)
+    form = linear_form(parts.last)
+    if form.explained is None:
+        raise Unsupported("its outputs are not linear")
+    weights, intercept = form.weights, form.intercept  # shape (columns, outputs), (outputs,)
+    matrix = parts.behind_matrix(form.prepare or (lambda made: made))
     means = matrix(background).mean(axis=0)
     base_values = means @ weights + intercept
     sources = np.array(parts.head.sources(), np.intp)
     features = parts.features
-    regressor = type(parts.last) in REGRESSORS
-    binary = not regressor and len(intercept) == 1
+    binary = is_classifier(parts.last) and len(intercept) == 1
 
     def explain(rows: Rows) -> Contributions:
         made = matrix(rows)
@@ -97,4 +100,4 @@ def linear_explainer(parts: Parts, background: Rows) -> Explainer:
         found = Contributions(outputs, base_values, values)
         return both_classes(found, 0.0) if binary else found
 
-    return Explainer("linear", "value" if regressor else "margin", explain)
+    return Explainer("linear", form.explained, explain)

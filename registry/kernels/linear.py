@@ -12,29 +12,73 @@ A sparse matrix (one-hot encoders make them) is multiplied row by row, entry by 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
-from sklearn import linear_model
-from sklearn.svm import LinearSVC
+from scipy.special import expit  # type: ignore[import-untyped]
+from sklearn import cross_decomposition, linear_model, naive_bayes
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.svm import LinearSVC, LinearSVR
 
 from registry.estimator import Compute
+from registry.kernels import links
 from registry.kernels.kernel import MATRIX, OUT, Kernel, Unsupported
-from registry.kernels.links import Link, binary, identity, label_by_argmax, label_by_sign, softmax
+from registry.kernels.links import Link
 from registry.rows.features import Rows
 
-REGRESSORS = (
-    linear_model.ElasticNet,
-    linear_model.ElasticNetCV,
-    linear_model.Lasso,
-    linear_model.LassoCV,
-    linear_model.LinearRegression,
-    linear_model.Ridge,
-    linear_model.RidgeCV,
-)
-PROBABILISTIC = (linear_model.LogisticRegression, linear_model.LogisticRegressionCV)
-LABELLING = (LinearSVC, linear_model.RidgeClassifier, linear_model.RidgeClassifierCV)
-LINEAR = (*REGRESSORS, *PROBABILISTIC, *LABELLING)
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Linear:
+    """An estimator whose outputs follow from `matrix @ weights`.
+
+    `weights` has shape (columns, outputs) and lies in memory as scikit-learn's does; `link` makes the outputs of the
+    products and adds the intercept itself. `prepare` is applied to the matrix before. `decides` tells whether products
+    and intercept are the estimator's `decision_function`; `explained` in which space they are what is explained, None
+    if they are not.
+    """
+
+    weights: Rows
+    intercept: Rows
+    link: Link
+    prepare: Callable[[Rows], Rows] | None = None
+    decides: bool = False
+    explained: Literal["margin", "value"] | None = None
+
+    def products(self, *, sparse: bool) -> Callable[[Rows], Rows]:
+        """A function from the matrix, shape (rows, columns), to its products, shape (rows, outputs)."""
+        outputs, prepare = self.weights.shape[1], self.prepare
+        if sparse:
+            multiply, entries = MULTIPLY_ENTRIES.load(), np.ascontiguousarray(self.weights)
+
+            def products(matrix: Rows) -> Rows:
+                made = np.empty((len(matrix), outputs))
+                multiply(matrix, entries, made)
+                return made
+        else:
+            weights = self.weights
+
+            def products(matrix: Rows) -> Rows:
+                made: Rows = np.matmul(matrix[:, None], weights).reshape(-1, outputs)
+                return made
+
+        return products if prepare is None else lambda matrix: products(prepare(matrix))
+
+    def compute(self, *, sparse: bool) -> Compute:
+        """A function from the matrix to the estimator's outputs."""
+        products, link = self.products(sparse=sparse), self.link
+        return lambda matrix: link(products(matrix))
+
+    def margins(self, *, sparse: bool) -> Compute | None:
+        """A function from the matrix to what `decision_function` answers, None for an estimator without."""
+        if not self.decides:
+            return None
+        products, add = self.products(sparse=sparse), links.identity(self.intercept)
+        if self.weights.shape[1] > 1:
+            return lambda matrix: add(products(matrix))
+        return lambda matrix: add(products(matrix))[:, 0]
 
 
 def _multiply_entries(matrix: Any, weights: Any, out: Any) -> None:
@@ -51,55 +95,223 @@ def _multiply_entries(matrix: Any, weights: Any, out: Any) -> None:
 MULTIPLY_ENTRIES = Kernel(_multiply_entries, MATRIX, MATRIX, OUT)
 
 
-def linear_compute(estimator: Any, *, sparse: bool) -> Compute:
-    """A function from the matrix, shape (rows, columns). Raises Unsupported."""
-    weights, intercept = coefficients(estimator)
-    link = _link(estimator, intercept)
-    if sparse:
-        return _entry_by_entry(np.ascontiguousarray(weights), link)
-    outputs = weights.shape[1]
-    return lambda matrix: link(np.matmul(matrix[:, None], weights).reshape(-1, outputs))
-
-
-def linear_margins(estimator: Any, *, sparse: bool) -> Compute | None:
-    """A function from the matrix to what `decision_function` answers; None for a regressor. Raises Unsupported."""
-    if type(estimator) in REGRESSORS:
-        return None
-    weights, intercept = coefficients(estimator)
-    outputs = weights.shape[1]
-    if sparse:
-        margins = _entry_by_entry(np.ascontiguousarray(weights), identity(intercept))
-    else:
-        link = identity(intercept)
-        margins = lambda matrix: link(np.matmul(matrix[:, None], weights).reshape(-1, outputs))  # noqa: E731
-    return margins if outputs > 1 else lambda matrix: margins(matrix)[:, 0]
-
-
 def coefficients(estimator: Any) -> tuple[Rows, Rows]:
     """Weights of shape (columns, outputs) and an intercept an output. Raises Unsupported."""
     given = np.asarray(estimator.coef_)
+    if given.dtype != np.float64:
+        raise Unsupported("its coefficients are not float64")
     weights = np.atleast_2d(given).T.copy(order="K")
     outputs = weights.shape[1]
-    if given.dtype != np.float64 or (type(estimator) in REGRESSORS and outputs > 1):
-        raise Unsupported("its coefficients are not float64, or predict several outputs")
     return weights, np.broadcast_to(np.asarray(estimator.intercept_, np.float64).ravel(), (outputs,)).copy()
 
 
-def _entry_by_entry(weights: Rows, link: Link) -> Compute:
-    multiply = MULTIPLY_ENTRIES.load()
-    outputs = weights.shape[1]
-
-    def compute(matrix: Rows) -> Rows:
-        margins = np.empty((len(matrix), outputs))
-        multiply(matrix, weights, margins)
-        return link(margins)
-
-    return compute
+def _values(estimator: Any) -> Linear:
+    weights, intercept = coefficients(estimator)
+    return Linear(weights, intercept, links.identity(intercept), explained="value")
 
 
-def _link(estimator: Any, intercept: Rows) -> Link:
-    if type(estimator) in REGRESSORS:
-        return identity(intercept)
-    if type(estimator) in LABELLING:
-        return label_by_sign(intercept) if len(intercept) == 1 else label_by_argmax(intercept)
-    return binary(intercept) if len(intercept) == 1 else softmax(intercept)
+def _generalized(estimator: Any) -> Linear:
+    """Poisson, gamma and Tweedie regression: the link is the logarithm, or none."""
+    weights, intercept = coefficients(estimator)
+    match type(estimator._base_loss.link).__name__:
+        case "IdentityLink":
+            return _values(estimator)
+        case "LogLink":
+            return Linear(weights, intercept, links.exponential_of(intercept), explained="margin")
+    raise Unsupported("its link has no compiled form")
+
+
+def _of_best(estimator: linear_model.RANSACRegressor) -> Linear:
+    return linear_form(estimator.estimator_)
+
+
+def _labels(estimator: Any) -> Linear:
+    weights, intercept = coefficients(estimator)
+    link = links.label_by_sign(intercept) if len(intercept) == 1 else links.label_by_argmax(intercept)
+    return Linear(weights, intercept, link, decides=True, explained="margin")
+
+
+def probabilistic(estimator: Any) -> Linear:
+    """A classifier whose margins become probabilities by the logistic function or softmax."""
+    weights, intercept = coefficients(estimator)
+    link = links.binary(intercept) if len(intercept) == 1 else links.softmax(intercept)
+    return Linear(weights, intercept, link, decides=True, explained="margin")
+
+
+def _stochastic(estimator: linear_model.SGDClassifier) -> Linear:
+    weights, intercept = coefficients(estimator)
+    binary = len(intercept) == 1
+    match estimator.loss:
+        case "log_loss":
+            link = links.binary(intercept) if binary else links.one_against_rest(intercept)
+        case "modified_huber":
+            link = links.modified_huber(intercept)
+        case _:
+            return _labels(estimator)
+    return Linear(weights, intercept, link, decides=True, explained="margin")
+
+
+def _one_class(estimator: linear_model.SGDOneClassSVM) -> Linear:
+    weights = np.atleast_2d(estimator.coef_).T.copy(order="K")
+    intercept = np.ravel(-np.asarray(estimator.offset_, np.float64))
+    return Linear(weights, intercept, links.label_by_score(intercept), decides=True)
+
+
+def _partial_least_squares(estimator: Any) -> Linear:
+    weights, intercept = coefficients(estimator)
+    mean = estimator._x_mean
+    return Linear(weights, intercept, links.identity(intercept), lambda matrix: matrix - mean, explained="value")
+
+
+def _multinomial(estimator: naive_bayes.MultinomialNB) -> Linear:
+    return _joint_logarithms(estimator.feature_log_prob_, estimator.class_log_prior_)
+
+
+def _complement(estimator: naive_bayes.ComplementNB) -> Linear:
+    return _joint_logarithms(estimator.feature_log_prob_, None)
+
+
+def _bernoulli(estimator: naive_bayes.BernoulliNB) -> Linear:
+    absent = np.log(1 - np.exp(estimator.feature_log_prob_))
+    constant = estimator.class_log_prior_ + absent.sum(axis=1)
+    threshold = estimator.binarize
+    prepare = None if threshold is None else lambda matrix: (matrix > threshold).astype(np.float64)
+    return _joint_logarithms(estimator.feature_log_prob_ - absent, constant, prepare)
+
+
+def _joint_logarithms(logarithms: Rows, constant: Rows | None, prepare: Callable[[Rows], Rows] | None = None) -> Linear:
+    _check_double(logarithms)
+    intercept = np.zeros(len(logarithms)) if constant is None else constant
+    return Linear(logarithms.T, intercept, links.of_joint_logarithms(constant), prepare)
+
+
+def _network(estimator: MLPClassifier | MLPRegressor) -> Linear:
+    """A multilayer perceptron: the first layer is linear, and the link does all others."""
+    _check_double(*estimator.coefs_, *estimator.intercepts_)
+    layers = list(zip(estimator.coefs_[1:], estimator.intercepts_[1:], strict=True))
+    first, activate = estimator.intercepts_[0], ACTIVATIONS[estimator.activation]
+    finish, classifies = ACTIVATIONS[estimator.out_activation_], isinstance(estimator, MLPClassifier)
+
+    def link(products: Rows) -> Rows:
+        products += first
+        for weights, intercept in layers:
+            activate(products)
+            products = np.matmul(products[:, None], weights).reshape(-1, weights.shape[1])
+            products += intercept
+        finish(products)
+        if not classifies:
+            return products
+        if products.shape[1] == 1:
+            return np.hstack([1 - products, products, products > 0.5])
+        return np.column_stack([products, products.argmax(axis=1)])
+
+    if classifies and estimator._label_binarizer.y_type_ not in ("binary", "multiclass"):
+        raise Unsupported("it has several targets")
+    return Linear(estimator.coefs_[0], first, link)
+
+
+def _softmax(margins: Rows) -> None:
+    raised = np.exp(margins - margins.max(axis=1)[:, None])
+    np.divide(raised, raised.sum(axis=1)[:, None], margins)
+
+
+ACTIVATIONS: dict[str, Callable[[Rows], object]] = {
+    "exp": lambda margins: np.exp(margins, out=margins),
+    "identity": lambda margins: margins,
+    "logistic": lambda margins: expit(margins, out=margins),
+    "relu": lambda margins: np.maximum(margins, 0, out=margins),
+    "softmax": _softmax,
+    "tanh": lambda margins: np.tanh(margins, out=margins),
+}
+"""What a layer of a network does with its margins, in place."""
+
+
+def _check_double(*arrays: Any) -> None:
+    if any(array.dtype != np.float64 for array in arrays):
+        raise Unsupported("its coefficients are not float64")
+
+
+LINEAR: dict[type, Callable[[Any], Linear]] = {
+    **dict.fromkeys(
+        (
+            linear_model.ARDRegression,
+            linear_model.BayesianRidge,
+            linear_model.ElasticNet,
+            linear_model.ElasticNetCV,
+            linear_model.HuberRegressor,
+            linear_model.Lars,
+            linear_model.LarsCV,
+            linear_model.Lasso,
+            linear_model.LassoCV,
+            linear_model.LassoLars,
+            linear_model.LassoLarsCV,
+            linear_model.LassoLarsIC,
+            linear_model.LinearRegression,
+            linear_model.MultiTaskElasticNet,
+            linear_model.MultiTaskElasticNetCV,
+            linear_model.MultiTaskLasso,
+            linear_model.MultiTaskLassoCV,
+            linear_model.OrthogonalMatchingPursuit,
+            linear_model.OrthogonalMatchingPursuitCV,
+            linear_model.QuantileRegressor,
+            linear_model.Ridge,
+            linear_model.RidgeCV,
+            linear_model.SGDRegressor,
+            linear_model.TheilSenRegressor,
+            LinearSVR,
+        ),
+        _values,
+    ),
+    **dict.fromkeys(
+        (linear_model.GammaRegressor, linear_model.PoissonRegressor, linear_model.TweedieRegressor), _generalized
+    ),
+    **dict.fromkeys(
+        (
+            LinearSVC,
+            linear_model.Perceptron,
+            linear_model.RidgeClassifier,
+            linear_model.RidgeClassifierCV,
+        ),
+        _labels,
+    ),
+    **dict.fromkeys(
+        (cross_decomposition.CCA, cross_decomposition.PLSCanonical, cross_decomposition.PLSRegression),
+        _partial_least_squares,
+    ),
+    **dict.fromkeys((MLPClassifier, MLPRegressor), _network),
+    naive_bayes.BernoulliNB: _bernoulli,
+    naive_bayes.ComplementNB: _complement,
+    naive_bayes.MultinomialNB: _multinomial,
+    LinearDiscriminantAnalysis: probabilistic,
+    linear_model.LogisticRegression: probabilistic,
+    linear_model.LogisticRegressionCV: probabilistic,
+    linear_model.RANSACRegressor: _of_best,
+    linear_model.SGDClassifier: _stochastic,
+    linear_model.SGDOneClassSVM: _one_class,
+}
+"""By class, a function from a fitted estimator to its linear form, which raises Unsupported."""
+
+for _name, _make in (("PassiveAggressiveClassifier", _labels), ("PassiveAggressiveRegressor", _values)):
+    if hasattr(linear_model, _name):  # scikit-learn 1.10 has them no more
+        LINEAR[getattr(linear_model, _name)] = _make
+
+
+def linear_form(estimator: Any) -> Linear:
+    """The linear form of an estimator. Raises Unsupported."""
+    make = LINEAR.get(type(estimator))
+    if make is None:
+        raise Unsupported(f"a {type(estimator).__name__} is not linear")
+    return make(estimator)
+
+
+def linear_compute(estimator: Any, *, sparse: bool) -> Compute:
+    """A function from the matrix, shape (rows, columns), to the estimator's outputs. Raises Unsupported."""
+    return linear_form(estimator).compute(sparse=sparse)
+
+
+def linear_margins(estimator: Any, *, sparse: bool) -> Compute | None:
+    """A function from the matrix to what `decision_function` answers; None for an estimator without.
+
+    Raises Unsupported.
+    """
+    return linear_form(estimator).margins(sparse=sparse)

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 from numba import types
+from scipy.special import expit  # type: ignore[import-untyped]
+from sklearn.mixture._base import _logsumexp
 
 from registry.estimator import Outputs
 from registry.kernels.kernel import MATRIX, NUMBERS, OUT, Kernel, read_only, writable
@@ -142,6 +144,66 @@ def label_by_argmax(intercept: Rows) -> Link:
     def link(margins: Rows) -> Outputs:
         np.add(margins, intercept, margins)
         return np.hstack([margins.argmax(axis=1, keepdims=True), margins])
+
+    return link
+
+
+def exponential_of(intercept: Rows) -> Link:
+    """Margins that are logarithms of the answer once the intercept is added."""
+    return lambda margins: exponential(np.add(margins, intercept, margins))
+
+
+def label_by_score(intercept: Rows) -> Link:
+    """An outlier detector's score, shape (rows, 1), to the label, -1 or 1, and the score."""
+
+    def link(margins: Rows) -> Outputs:
+        np.add(margins, intercept, margins)
+        return np.hstack([np.where(margins < 0.0, -1.0, 1.0), margins])
+
+    return link
+
+
+def _normalized(shares: Rows) -> Rows:
+    """Shares of several classes, divided by their sum; equal ones where all are 0, as scikit-learn has it."""
+    sums = shares.sum(axis=1)
+    none = sums == 0.0
+    shares[none], sums[none] = 1.0, shares.shape[1]
+    shares /= sums[:, None]
+    return shares
+
+
+def one_against_rest(intercept: Rows) -> Link:
+    """Margins of shape (rows, classes), each against all others, to a probability a class and the label."""
+
+    def link(margins: Rows) -> Outputs:
+        np.add(margins, intercept, margins)
+        labels = margins.argmax(axis=1)
+        return np.column_stack([_normalized(expit(margins, out=margins)), labels])
+
+    return link
+
+
+def modified_huber(intercept: Rows) -> Link:
+    """Margins of the modified Huber loss to a probability a class and the label."""
+
+    def link(margins: Rows) -> Outputs:
+        np.add(margins, intercept, margins)
+        shares = (np.clip(margins, -1.0, 1.0) + 1.0) / 2.0
+        if margins.shape[1] == 1:
+            return np.hstack([1.0 - shares, shares, margins > 0.0])
+        return np.column_stack([_normalized(shares), margins.argmax(axis=1)])
+
+    return link
+
+
+def of_joint_logarithms(constant: Rows | None) -> Link:
+    """Logarithms of joint likelihoods, shape (rows, classes), to a probability a class and the label."""
+
+    def link(logarithms: Rows) -> Outputs:
+        if constant is not None:
+            np.add(logarithms, constant, logarithms)
+        shares = np.exp(logarithms - _logsumexp(logarithms, axis=1, xp=np)[:, None])
+        return np.column_stack([shares, logarithms.argmax(axis=1)])
 
     return link
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 from typing import Any
 
@@ -18,15 +19,18 @@ from sklearn.ensemble import (
     HistGradientBoostingRegressor,
     RandomForestClassifier,
 )
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import (
     ElasticNet,
     Lasso,
     LinearRegression,
     LogisticRegression,
+    MultiTaskLasso,
     Ridge,
     RidgeClassifier,
 )
+from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import (
     MaxAbsScaler,
@@ -265,11 +269,15 @@ def test_columns_of_low_precision_are_left_to_the_estimator(estimator: Any) -> N
         compile_estimator(estimator, Schema(infer_features(table, 1.0), "frame"))
 
 
-def test_regression_of_two_targets_is_left_to_the_estimator() -> None:
+@pytest.mark.parametrize(
+    "last", [Ridge(), MultiTaskLasso(alpha=0.01), MLPRegressor(max_iter=9, random_state=0)], ids=str
+)
+def test_regression_of_two_targets(last: Any) -> None:
     table = numbers()
-    estimator = Ridge().fit(table.to_numpy(), np.column_stack([target(table), target(table)]))
-    with pytest.raises(Unsupported):
-        compile_estimator(estimator, Schema(infer_features(table, 1.0)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        made = pair(make_pipeline(StandardScaler(), last), table, np.column_stack([target(table), table["x1"]]))
+    made.assert_same(np.ascontiguousarray(table)[:30])
 
 
 def test_categories_that_nothing_encodes_are_left_to_the_estimator() -> None:
