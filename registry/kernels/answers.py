@@ -240,7 +240,7 @@ def python_answers(estimator: Any, matrix: Matrix, reason: str) -> Answers:
 
 def answers_in(outputs: Compute, estimator: Any, margins: Answer | None, *, single: bool = False) -> Answers:
     """The answers that are in the outputs of an estimator with one target; `single` if it answers float32 itself."""
-    if getattr(estimator, "n_outputs_", 1) > 1:
+    if getattr(estimator, "n_outputs_", 1) > 1 and not hasattr(estimator, "coefs_"):  # a network's are its last layer's
         return Answers(outputs=outputs, values=None if is_classifier(estimator) else outputs)
     places = layout_of(estimator).columns[0]
 

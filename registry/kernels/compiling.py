@@ -10,10 +10,10 @@ from registry.asking import layout_of
 from registry.estimator import Compute, qualified_name, steps_of
 from registry.kernels import lightgbm_trees, xgboost_trees
 from registry.kernels.answers import Answers, Members, answers_in, combined, number_matrix
-from registry.kernels.clusters import FORMULAS
 from registry.kernels.columns import Computed, Plan
 from registry.kernels.composites import COMPOSITES
 from registry.kernels.ensembles import HISTOGRAM, Trees, are_trees, sklearn_ensemble
+from registry.kernels.formulas import FORMULAS
 from registry.kernels.kernel import Unsupported, no_form
 from registry.kernels.linear import LINEAR, linear_compute, linear_margins
 from registry.kernels.matrix import Head, Listed, Matrix, head_of

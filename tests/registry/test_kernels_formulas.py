@@ -8,10 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn import cross_decomposition, linear_model, naive_bayes
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, Matern, WhiteKernel
+from sklearn.isotonic import IsotonicRegression
+from sklearn.kernel_ridge import KernelRidge
 from sklearn.neural_network import MLPClassifier, MLPRegressor
-from sklearn.svm import LinearSVR
+from sklearn.svm import SVC, SVR, LinearSVR, NuSVC, NuSVR, OneClassSVM
 
 from registry.kernels import probe_rows, verify
 from tests.registry.parity import numbers, pair, target
@@ -37,6 +41,26 @@ REGRESSORS: list[Any] = [
     cross_decomposition.PLSCanonical(1),
     MLPRegressor(hidden_layer_sizes=(7, 5), max_iter=20, random_state=0),
     MLPRegressor(hidden_layer_sizes=(4,), activation="logistic", max_iter=20, random_state=0),
+]
+SMOOTH: list[Any] = [
+    SVR(),
+    SVR(kernel="linear"),
+    SVR(kernel="poly", degree=2),
+    NuSVR(kernel="sigmoid"),
+    KernelRidge(),
+    KernelRidge(kernel="rbf", gamma=0.2),
+    KernelRidge(kernel="poly"),
+    GaussianProcessRegressor(ConstantKernel() * RBF() + WhiteKernel(), optimizer=None),
+    GaussianProcessRegressor(Matern(), optimizer=None, normalize_y=True),
+]
+MARGINS: list[Any] = [
+    SVC(),
+    SVC(kernel="linear"),
+    SVC(kernel="poly", break_ties=True),
+    NuSVC(nu=0.2),
+    naive_bayes.GaussianNB(),
+    QuadraticDiscriminantAnalysis(),
+    QuadraticDiscriminantAnalysis(reg_param=0.1),
 ]
 POSITIVE: list[Any] = [
     linear_model.GammaRegressor(),
@@ -84,6 +108,34 @@ def test_regressor(estimator: Any) -> None:
     assert_compiled(estimator, target(numbers()))
 
 
+@pytest.mark.parametrize("estimator", SMOOTH, ids=str)
+def test_regressor_of_kernels(estimator: Any) -> None:
+    assert_compiled(estimator, target(numbers()))
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("estimator", MARGINS, ids=str)
+def test_classifier_of_distances(estimator: Any, classes: int) -> None:
+    assert_compiled(estimator, target(numbers(), classes))
+
+
+def test_probabilities_of_a_support_vector_machine() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        assert_compiled(SVC(probability=True, random_state=0), target(numbers(), 3))
+
+
+def test_isotonic_regression() -> None:
+    table = numbers(features=3)[["x0"]]
+    assert_compiled(IsotonicRegression(out_of_bounds="clip"), target(table), table=table)
+
+
+def test_categorical_naive_bayes() -> None:
+    table = numbers().abs().round().clip(upper=2).astype(int)
+    made = pair(naive_bayes.CategoricalNB(min_categories=3), table, target(numbers(), 3), margin=0)
+    made.assert_same(np.ascontiguousarray(table, np.float64)[:40])
+
+
 @pytest.mark.parametrize("estimator", POSITIVE, ids=str)
 def test_regressor_of_positive_numbers(estimator: Any) -> None:
     assert_compiled(estimator, np.exp(target(numbers())))
@@ -109,6 +161,6 @@ def test_passive_aggressive_models_of_earlier_releases() -> None:
         assert_compiled(linear_model.PassiveAggressiveClassifier(), target(numbers(), 3))
 
 
-@pytest.mark.parametrize("estimator", [linear_model.SGDOneClassSVM(nu=0.3, random_state=0)])
+@pytest.mark.parametrize("estimator", [linear_model.SGDOneClassSVM(nu=0.3, random_state=0), OneClassSVM(nu=0.2)])
 def test_outlier_detector(estimator: Any) -> None:
     assert_compiled(estimator, None)
