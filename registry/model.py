@@ -46,6 +46,8 @@ class LoadedModel:
     explainer: Explainer | None = None
     other_explainers: Mapping[Space, Explainer] = field(default_factory=dict)
     """Explainers of other outputs than those that `explainer` explains, by their space."""
+    not_explained: str = ""
+    """Why there is no explainer; empty where there is one."""
     code: OwnCode | None = None
     """The version's own code, if it has any."""
 
@@ -118,10 +120,11 @@ class LoadedModel:
         explainer = self.explainer_for(selection)
         found = self.contributions(rows, selection.space)
         labels = [answer.get("label") if isinstance(answer, dict) else None for answer in self.predict(rows)]
-        return present_contributions(found, explainer, self._names, labels, selection)
+        return present_contributions(found, explainer, self.names, labels, selection)
 
     @cached_property
-    def _names(self) -> Names:
+    def names(self) -> Names:
+        """The names that explanations use."""
         manifest = self.manifest
         return Names(self.schema.names, self.labels, manifest.groups, manifest.feature_labels)
 
@@ -137,7 +140,8 @@ class LoadedModel:
 
     def _explainer_in(self, space: Space | None) -> Explainer:
         if self.explainer is None:
-            raise NotExplained(f"{self.name}/{self.version} has no explainer")
+            reason = f": {self.not_explained}" if self.not_explained else ""
+            raise NotExplained(f"{self.name}/{self.version} has no explainer{reason}")
         if space is None or space == self.explainer.space:
             return self.explainer
         if space not in self.other_explainers:

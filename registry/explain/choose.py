@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import structlog
 from registry.estimator import Compute, task_of, unwrap
 from registry.explain.budget import Sampled
 from registry.explain.compiled import linear_explainer, tree_explainer
+from registry.explain.interventional import interventional_explainer
 from registry.explain.library import ensemble_explainer, margins_of, native_explainer
 from registry.explain.shap_values import Budget, CannotExplain, Explainer, Space
 from registry.kernels.compiling import take_apart
@@ -38,8 +40,8 @@ class Subject:
     schema: Schema
     background: Rows
     evaluations: int
-    budget: Budget | None
-    """What was decided when the version was added."""
+    budgets: Mapping[Space, Budget]
+    """The decisions that were made when the version was added."""
     layout: Layout
 
     def natural_space(self) -> Space:
@@ -54,6 +56,11 @@ class Subject:
         if task in ("classification", "outlier-detection") and hasattr(self.estimator, "decision_function"):
             return "margin"
         raise CannotExplain(f"{type(self.estimator).__name__} gives a label and no number to explain")
+
+    def other_spaces(self, space: Space) -> tuple[Space, ...]:
+        """The outputs besides those in `space` that people ask for: those that are predicted."""
+        natural = self.natural_space()
+        return (natural,) if natural not in (space, "margin") else ()
 
     def outputs_in(self, space: Space) -> Compute:
         """A function from rows to the estimator's outputs in `space`, shape (rows, outputs).
@@ -103,27 +110,56 @@ class Subject:
         return replace(explainer, space="value") if same else explainer
 
 
-def choose_explainer(
+Builder = Callable[[Subject], Explainer]
+"""Makes an explainer. Raises CannotExplain, Unsupported, or what an estimator or a library raises."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The explainer of a model and those of its outputs in other spaces; without any, the reason why."""
+
+    explainer: Explainer | None
+    others: Mapping[Space, Explainer] = field(default_factory=dict)
+    reason: str = ""
+
+
+def choose_explainers(
     manifest: Manifest, estimator: Any, compute: Compute, background: Rows, evaluations: int
-) -> Explainer | None:
-    """The explainer that the manifest names, or if it names none the first that fits; None if none does.
+) -> Choice:
+    """The explainer that the manifest names, or if it names none the first that fits; and those of other spaces.
 
     Whatever is wrong with an explainer, the model can predict without it; the log says why there is none.
     """
     record, layout = manifest.explainer, layout_in(manifest)
-    budget = record.budget if record else None
     schema = Schema(manifest.features, manifest.input)
-    subject = Subject(unwrap(estimator), compute, schema, background, evaluations, budget, layout)
-    reasons = []
-    for build in BUILDERS[record.method if record else None]:
+    budgets = record.budgets if record else {}
+    subject = Subject(unwrap(estimator), compute, schema, background, evaluations, budgets, layout)
+    explainer, reasons = _first(BUILDERS[record.method if record else None], subject)
+    if explainer is None:
+        log.warning("Model has no explainer", model=manifest.name, version=manifest.version, reasons=reasons)
+        return Choice(None, reason=reasons[-1])
+    others: dict[Space, Explainer] = {}
+    for space in subject.other_spaces(explainer.space):
+        builders = (partial(_interventional, space=space), partial(_sampled, space=space))
+        other, reasons = _first(builders, subject)
+        if other is None:
+            log.info("Outputs not explained", model=manifest.name, space=space, reasons=reasons)
+        else:
+            others[space] = other
+    return Choice(explainer, others)
+
+
+def _first(builders: Sequence[Builder], subject: Subject) -> tuple[Explainer | None, list[str]]:
+    """The first explainer that can be built, and why those before it cannot."""
+    reasons: list[str] = []
+    for build in builders:
         try:
-            return build(subject)
+            return build(subject), reasons
         except (CannotExplain, Unsupported) as error:
             reasons.append(str(error))
         except Exception as error:  # noqa: BLE001 - private parts of estimators and another library's code
             reasons.append(f"{type(error).__name__}: {error}")
-    log.warning("Model has no explainer", model=manifest.name, version=manifest.version, reasons=reasons)
-    return None
+    return None, reasons
 
 
 def _compiled(subject: Subject) -> Explainer:
@@ -151,12 +187,22 @@ def _ensemble(subject: Subject) -> Explainer:
 
 
 def _sampling(subject: Subject) -> Explainer:
-    space = subject.natural_space()
+    return _sampled(subject, subject.natural_space())
+
+
+def _sampled(subject: Subject, space: Space) -> Explainer:
     sampled = Sampled(subject.outputs_in(space), subject.background, space)
-    return sampled.explainer(subject.evaluations, subject.budget)
+    return sampled.explainer(subject.evaluations, subject.budgets.get(space))
 
 
-BUILDERS: dict[str | None, tuple[Callable[[Subject], Explainer], ...]] = {
+def _interventional(subject: Subject, space: Space) -> Explainer:
+    parts = take_apart(subject.estimator, subject.schema)
+    if parts.trees is None and type(parts.last) not in LINEAR:
+        raise Unsupported(f"no kernel explains {type(parts.last).__name__}")
+    return subject.tried(interventional_explainer(parts, subject.background, subject.outputs_in(space), space))
+
+
+BUILDERS: dict[str | None, tuple[Builder, ...]] = {
     None: (_compiled, _native, _ensemble, _sampling),
     "tree-path-dependent": (_compiled, _ensemble),
     "native": (_native,),

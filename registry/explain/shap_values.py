@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from registry.rows.features import Rows
 
-Method = Literal["tree-path-dependent", "linear", "exact", "permutation", "native"]
+Method = Literal["tree-path-dependent", "linear", "exact", "permutation", "native", "interventional"]
 
 Space = Literal["probability", "margin", "value"]
 """Outputs that are explained: probabilities, margins (before the link: log-odds, logarithms), or regressors' values."""
@@ -103,15 +103,19 @@ def _both_signs(words: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> dict[
     }
 
 
-def mean_contributions(explainer: Explainer, background: Rows, max_seconds: float) -> tuple[list[float], int]:
-    """The mean of |SHAP| over background rows and outputs, by feature, and the number of rows.
+def mean_contributions(
+    explainer: Explainer, background: Rows, groups: Sequence[Sequence[int]], max_seconds: float
+) -> tuple[list[float], int]:
+    """The mean of |SHAP| over background rows and outputs, by group, and the number of rows.
 
-    A slow explainer explains only as many rows as it can begin within `max_seconds`, at least one.
+    The values of each of the `groups` of features (their indices) are summed first. A slow explainer explains only as
+    many rows as it can begin within `max_seconds`, at least one.
     """
-    sums, count, started = np.zeros(background.shape[1]), 0, time.monotonic()
+    sums, count, started = np.zeros(len(groups)), 0, time.monotonic()
     for row in background:
         if count and time.monotonic() - started > max_seconds:
             break
-        sums += np.abs(explainer.explain(row[None]).values[0]).mean(axis=1)
+        values = explainer.explain(row[None]).values[0]
+        sums += [np.abs(values[group].sum(axis=0)).mean() for group in groups]
         count += 1
     return (sums / count).tolist(), count

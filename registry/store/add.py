@@ -26,7 +26,6 @@ from registry.asking import asking, estimator_compute, layout_of
 from registry.conformal import MAX_SCORES, conformal_scores
 from registry.errors import CannotAdd, CannotRead, InvalidRows, VersionRefused, WrongOutputs, one_line
 from registry.estimator import Compute, Outputs, Task, input_names, libraries, task_of, with_categories
-from registry.explain.choose import choose_explainer
 from registry.explain.shap_values import mean_contributions
 from registry.formats.artefact import Artefact, read_artefact
 from registry.formats.boosters import RescaledClassifier, as_estimator
@@ -40,7 +39,6 @@ from registry.store.code import CODE, OwnCode, dump_pickle, plain, write_files
 from registry.store.directory import NAME, directories, version_order
 from registry.store.loader import load_version
 from registry.store.manifest import ExplainerRecord, Manifest, TrainingRecord, write_manifest
-from registry.store.options import DEFAULT_OPTIONS
 from registry.store.sources import Sources, collect_code, collect_imports, merged
 from registry.threads import in_one_thread
 from registry.training.metrics import (
@@ -146,8 +144,7 @@ def add_trained(
         trained_by=trained_by,
         entities=entities,
     )
-    explainer = _record_explainer(manifest, trained.estimator, draft.compute, background)
-    return _write(root, directory, msgspec.structs.replace(manifest, explainer=explainer), artefact)
+    return _write(root, directory, manifest, artefact)
 
 
 def read_trained(
@@ -461,25 +458,27 @@ def _baseline(layout: Layout, outputs: Outputs) -> tuple[float, ...]:
     return tuple(means.tolist())
 
 
-def _record_explainer(manifest: Manifest, estimator: Any, compute: Compute, background: Rows) -> ExplainerRecord | None:
-    explainer = choose_explainer(manifest, estimator, compute, background, DEFAULT_OPTIONS.shap_evaluations)
+def _record_explainer(model: LoadedModel) -> ExplainerRecord | None:
+    explainer, manifest = model.explainer, model.manifest
     if explainer is None:
         return None
+    background = model.schema.rows([list(row) for row in manifest.background])
+    groups = model.names.shown()
     try:
-        importance, count = mean_contributions(explainer, background, IMPORTANCE_SECONDS)
+        importance, count = mean_contributions(explainer, background, list(groups.values()), IMPORTANCE_SECONDS)
     except Exception as error:  # noqa: BLE001 - an estimator that breaks on rows mixed from others still predicts
         log.warning("Explainer not recorded", model=manifest.name, reason=f"{type(error).__name__}: {error}")
         return None
     if not np.isfinite(importance).all():
         log.warning("Explainer not recorded", model=manifest.name, reason="its values are not finite")
         return None
-    by_name = {feature.name: share for feature, share in zip(manifest.features, importance, strict=True)}
+    explainers = (explainer, *model.other_explainers.values())
     return ExplainerRecord(
         method=explainer.method,
         space=explainer.space,
-        importance=by_name,
+        importance=dict(zip(groups, importance, strict=True)),
         importance_rows=count,
-        budget=explainer.budget,
+        budgets={one.space: one.budget for one in explainers if one.budget is not None},
     )
 
 
@@ -538,7 +537,8 @@ def _write(root: Path, directory: Path, manifest: Manifest, artefact: Artefact) 
         (unnamed / manifest.artefact).write_bytes(artefact.content)
         write_files(unnamed / CODE, artefact.code)
         write_manifest(unnamed, manifest)
-        load_version(scratch, unnamed)
+        explainer = _record_explainer(load_version(scratch, unnamed))
+        write_manifest(unnamed, msgspec.structs.replace(manifest, explainer=explainer))
         directory.parent.mkdir(exist_ok=True)
         unnamed.rename(directory)
     except VersionRefused as error:

@@ -18,7 +18,7 @@ import structlog
 from registry.asking import estimator_compute, layout_of
 from registry.errors import CannotRead, InvalidRows, VersionRefused, WrongOutputs
 from registry.estimator import Compute, task_of
-from registry.explain.choose import choose_explainer
+from registry.explain.choose import choose_explainers
 from registry.formats.artefact import load_content, look_into
 from registry.formats.versions import mismatch, refusal
 from registry.kernels import Compiled, compile_verified
@@ -75,7 +75,7 @@ def load_version(
     python: tuple[str, ...] = ()
     if quick is not None:
         compute, python = quick.compute, quick.python
-    explainer = choose_explainer(manifest, estimator, compute, background, options.shap_evaluations)
+    choice = choose_explainers(manifest, estimator, compute, background, options.shap_evaluations)
     layout = layout.in_text if options.labels_as_text else layout
     model = LoadedModel(
         manifest,
@@ -83,7 +83,9 @@ def load_version(
         compiled=quick is not None,
         python_steps=python,
         reason=reason,
-        explainer=explainer,
+        explainer=choice.explainer,
+        other_explainers=choice.others,
+        not_explained=choice.reason,
         code=code,
         other_layout=None if layout == recorded else layout,
     )

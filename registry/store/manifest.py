@@ -29,8 +29,8 @@ class ExplainerRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     space: Space
     importance: dict[str, float]
     importance_rows: int
-    budget: Budget | None = None
-    """None for an explainer that does not sample, or one that was recorded before budgets were."""
+    budgets: dict[Space, Budget] = {}
+    """What was decided on the time of explanations that are sampled, by the space that they explain."""
 
 
 class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

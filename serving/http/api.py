@@ -142,6 +142,9 @@ def _request(model: LoadedModel) -> Schema:
         "classes": {"anyOf": classes, "default": "predicted"},
         "top": {"type": "integer", "minimum": 1, "description": "Only the largest; the rest as `(other)`"},
     }
+    if model.explainer is not None:
+        described = "The outputs that are explained"
+        parameters["space"] = {"enum": list(model.spaces), "default": model.explainer.space, "description": described}
     if model.manifest.conformal:
         parameters["coverage"] = COVERAGE
     return _object(
@@ -172,12 +175,30 @@ def _response(model: LoadedModel, verb: Verb) -> Schema:
 def _explanation(model: LoadedModel) -> Schema:
     """One explanation; for several classes, output, base value and values stand under each class."""
     assert model.explainer is not None
-    numbers = {"output": NUMBER, "base_value": NUMBER, "values": {"type": "object", "additionalProperties": NUMBER}}
-    origin = {"space": {"const": model.explainer.space}, "method": {"const": model.explainer.method}}
+    explainers = (model.explainer, *model.other_explainers.values())
+    by_name: Schema = {"type": "object", "additionalProperties": NUMBER}
+    numbers: Schema = {"output": NUMBER, "base_value": NUMBER, "values": by_name}
+    required = list(numbers)
+    if any(explainer.budget is not None for explainer in explainers):
+        numbers["standard_error"] = by_name | {"description": "Of sampled values"}
+    if model.schema.has_text:
+        numbers["words"] = {
+            "type": "object",
+            "additionalProperties": by_name,
+            "description": "Contributions of the words of a text, by feature",
+        }
+    origin = {
+        "space": {"enum": list(model.spaces)},
+        "method": {"enum": list(dict.fromkeys(explainer.method for explainer in explainers))},
+    }
     properties: Schema = numbers | origin
+    if "standard_error" in numbers:
+        properties["sampled"] = {"const": True}
+    if model.names.labels:
+        properties["labels"] = {"type": "object", "additionalProperties": STRING}
     if len(model.labels):
         properties["label"] = {"enum": list(model.labels.classes)}
-        each = _object(numbers, list(numbers))
+        each = _object(numbers, required)
         properties["classes"] = {"type": "object", "properties": dict.fromkeys(model.labels.texts, each)}
     return _object(properties, list(origin))
 

@@ -153,7 +153,8 @@ class RowHandler:
             raise AttemptFailed(f"{job.model}/{job.version} is not loaded") from None
         if model.content_hash.hex() != parameters.content_hash:
             raise JobFailed(f"{job.model}/{job.version} has changed since the job was submitted")
-        return Operation(model, cast("Verb", job.operation))
+        space = parameters.space if parameters.space in model.other_explainers else None
+        return Operation(model, cast("Verb", job.operation), space)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from registry.estimator import quickest
-from serving.predict.operation import EVERYTHING, Operation
+from registry.explain.explanation import Selection
+from serving.predict.operation import Operation
 
 INLINE_SECONDS = 0.001
 """A hand-over to a thread costs 0.06 to 0.09 ms, and the event loop may be blocked for a few milliseconds at most."""
@@ -106,13 +107,13 @@ def measure_inline_rows(operation: Operation) -> int:
     """Estimate the number of rows within INLINE_SECONDS, from the quickest answers to one row and to SAMPLE_ROWS."""
     if not operation.may_run_inline:
         return 0
-    model = operation.model
+    model, selection = operation.model, Selection(space=operation.space)
     rows = model.schema.rows([list(row) for row in model.manifest.background])
     one, many = rows[:1], np.resize(rows, (SAMPLE_ROWS, rows.shape[1]))
-    seconds_of_one = quickest(lambda: operation.answer(one, EVERYTHING))
+    seconds_of_one = quickest(lambda: operation.answer(one, selection))
     if seconds_of_one > INLINE_SECONDS:
         return 0
-    seconds_of_many = quickest(lambda: operation.answer(many, EVERYTHING))
+    seconds_of_many = quickest(lambda: operation.answer(many, selection))
     each = max((seconds_of_many - seconds_of_one) / (SAMPLE_ROWS - 1), 1e-9)
     fixed = max(seconds_of_one - each, 0.0)
     return max(0, min(MAX_INLINE_ROWS, int((INLINE_SECONDS - fixed) / each)))

@@ -15,6 +15,7 @@ from cache.keys import key_prefix, row_keys
 from cache.tiered import TieredCache
 from registry.errors import NotExplained
 from registry.explain.explanation import Selection
+from registry.explain.shap_values import Space
 from registry.model import LoadedModel
 from registry.registry import Registry
 from registry.rows.features import Rows
@@ -67,7 +68,6 @@ class _Lane:
         """One key of the cache per row. Raises InvalidSelection."""
         model, prefix = self.operation.model, self.key_prefix
         if self.operation.verb == "explain":
-            model.explainer_for(selection)
             prefix = key_prefix(prefix, msgspec.json.encode(selection))
         elif selection.coverage is not None:
             model.bound(selection.coverage)
@@ -112,12 +112,12 @@ class Inference:
         self._cache = cache
         self._flights: Flights = {}
         self._timeout = timeout
-        self._lanes: dict[tuple[LoadedModel, Verb], _Lane] = {}
+        self._lanes: dict[tuple[LoadedModel, Verb, Space | None], _Lane] = {}
 
     def prepare(self) -> None:
         """Measure the operations, and compute the values that all requests share."""
         for operation in make_operations(self._registry):
-            self._lanes[operation.model, operation.verb] = _Lane(operation, _key_prefix(operation))
+            self._lanes[operation.model, operation.verb, operation.space] = _Lane(operation, _key_prefix(operation))
             if not operation.is_isolated:
                 self._batcher.prepare(operation, measure_inline_rows(operation))
 
@@ -136,7 +136,7 @@ class Inference:
         `timeout`, in seconds, may shorten the deadline, never lengthen it; `selection` is what answers show.
         Raises DeadlineExceeded, Overloaded, ModelFailed, NotExplained, InvalidSelection, CallFailed, MemoryExceeded.
         """
-        lane = self._lane(model, verb)
+        lane = self._lane(model, verb, selection)
         keys = lane.keys(rows, selection)
         found = self._cache.find(keys)
         if None not in found:  # most requests end here: with neither timer nor flight
@@ -164,7 +164,7 @@ class Inference:
 
         The deadline is that of the last part. An error may be raised before the first part or between two.
         """
-        lane = self._lane(model, verb)
+        lane = self._lane(model, verb, selection)
         request = _Request(lane, rows, lane.keys(rows, selection), selection, self._seconds(timeout), Timing())
         deadline = asyncio.get_running_loop().time() + request.seconds
         start = 0
@@ -180,10 +180,9 @@ class Inference:
             yield answers
             start = end
 
-    def _lane(self, model: LoadedModel, verb: Verb) -> _Lane:
-        if verb == "explain":
-            _check_explained(model)
-        return self._lanes[model, verb]
+    def _lane(self, model: LoadedModel, verb: Verb, selection: Selection) -> _Lane:
+        """Raises NotExplained, InvalidSelection."""
+        return self._lanes[model, verb, None if verb == "predict" else _space(model, selection)]
 
     def _seconds(self, timeout: float | None) -> float:
         """Until the deadline."""
@@ -275,14 +274,18 @@ class Inference:
 def _key_prefix(operation: Operation) -> bytes:
     model = operation.model
     parts = [operation.verb, ANSWER_FORMAT, "fallback" if model.fallback else "model", model.content_hash]
-    if operation.verb == "explain" and model.explainer is not None:
-        explainer = model.explainer
+    explainer = operation.explainer
+    if explainer is not None:
         parts += [type(explainer).__name__, explainer.method, explainer.space, str(explainer.evaluations)]
     return key_prefix(*parts)
 
 
-def _check_explained(model: LoadedModel) -> None:
-    if model.explainer is None:
-        raise NotExplained(f"{model.name}/{model.version} has no explainer")
-    if model.explainer.jobs_only:
-        raise NotExplained(f"{model.name}/{model.version} takes too long to be explained within a request")
+def _space(model: LoadedModel, selection: Selection) -> Space | None:
+    """The space of an operation that explains. Raises NotExplained, InvalidSelection."""
+    explainer = model.explainer_for(selection)
+    if explainer.jobs_only:
+        raise NotExplained(
+            f"{model.name}/{model.version} takes too long to be explained within a request; send it as a job: "
+            'POST /v1/jobs {"operation": "explain", "model": ..., "instances": [...]}'
+        )
+    return None if explainer is model.explainer else explainer.space

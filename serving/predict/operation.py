@@ -12,6 +12,7 @@ import numpy as np
 
 from registry.errors import ModelFailed
 from registry.explain.explanation import Selection
+from registry.explain.shap_values import Explainer, Space
 from registry.model import LoadedModel
 from registry.registry import Registry
 from registry.rows.features import Rows
@@ -55,17 +56,27 @@ class Operation:
 
     model: LoadedModel
     verb: Verb
+    space: Space | None = None
+    """The outputs that are explained; None for those that the model explains by default."""
 
     @property
     def name(self) -> str:
-        """Model, version and verb."""
-        return f"{self.model.name}/{self.model.version}:{self.verb}"
+        """Model, version and verb, and the space of explanations where it is not the default."""
+        verb = self.verb if self.space is None else f"{self.verb}-{self.space}"
+        return f"{self.model.name}/{self.model.version}:{verb}"
+
+    @property
+    def explainer(self) -> Explainer | None:
+        """The explainer that is asked; None to predict, or where there is none."""
+        if self.verb == "predict":
+            return None
+        return self.model.explainer if self.space is None else self.model.other_explainers[self.space]
 
     @property
     def is_isolated(self) -> bool:
         """True if it holds the GIL or may take very long, and must run in a process that can be killed."""
-        explainer = self.model.explainer
-        return self.verb == "explain" and explainer is not None and not explainer.in_process
+        explainer = self.explainer
+        return explainer is not None and not explainer.in_process
 
     @property
     def may_run_inline(self) -> bool:
@@ -99,12 +110,12 @@ class Operation:
 
 def make_operations(registry: Registry) -> list[Operation]:
     """All that the models can be asked for."""
-    return [
-        Operation(model, verb)
-        for model in registry
-        for verb in VERBS
-        if verb == "predict" or model.explainer is not None
-    ]
+    operations = []
+    for model in registry:
+        operations.append(Operation(model, "predict"))
+        if model.explainer is not None:
+            operations += [Operation(model, "explain", space) for space in (None, *model.other_explainers)]
+    return operations
 
 
 def encode_rows(rows: Rows, selection: Selection) -> bytes:

@@ -69,6 +69,7 @@ def detail(registry: Registry, model: LoadedModel) -> dict[str, Any]:
         "targets": model.layout.targets if model.layout.is_named else (),
         "calibration_rows": len(manifest.conformal),
         "metrics": manifest.metrics,
+        "not_explained": model.not_explained,
         "importance": None if manifest.explainer is None else manifest.explainer.importance,
         "example": manifest.example,
         "features": [feature.name for feature in manifest.features],
@@ -83,4 +84,5 @@ def _explainer(model: LoadedModel) -> dict[str, Any] | None:
         "method": model.explainer.method,
         "space": model.explainer.space,
         "jobs_only": model.explainer.jobs_only,
+        "spaces": model.spaces,
     }

@@ -14,6 +14,7 @@ import structlog
 from starlette.types import Receive, Scope, Send
 
 from cache.flight import Answer
+from registry.explain.explanation import Selection
 from registry.model import LoadedModel
 from serving.errors import DeadlineExceeded, MethodNotAllowed, NotJSON
 from serving.http.body import ClientGone, Headers, check_json, read_body
@@ -24,7 +25,7 @@ from serving.http.sse import CONTENT_TYPE as EVENTS
 from serving.http.sse import Frames, Streams, frame
 from serving.jobs.job import Job
 from serving.predict.inference import Timing
-from serving.predict.operation import ANSWERS, VERBS, Verb, encode_answer, marks
+from serving.predict.operation import ANSWERS, EVERYTHING, VERBS, Verb, encode_answer, marks
 from serving.predict.request_body import Reader
 from serving.service import Service
 from serving.shared.metrics import ModelCounters
@@ -83,7 +84,7 @@ class InferenceRoute:
         rows, parameters = self._readers[verb][model].read(body)
         scope["instances"] = len(rows)
         selection = parameters.selection(verb)
-        if self._background is not None and verb == "explain" and is_for_jobs(model):
+        if self._background is not None and verb == "explain" and is_for_jobs(model, selection):
             await _accept(send, await self._background.submit(model, verb, rows, selection))
             self._figures[verb][model].refused(HTTPStatus.ACCEPTED)
             return
@@ -142,9 +143,9 @@ class InferenceRoute:
         log.info(f"{DONE[verb]} {model.name} completed in {seconds:.3f}s", version=model.version, rows=rows)
 
 
-def is_for_jobs(model: LoadedModel) -> bool:
-    """Return whether one explanation takes longer than a request may."""
-    return model.explainer is not None and model.explainer.jobs_only
+def is_for_jobs(model: LoadedModel, selection: Selection = EVERYTHING) -> bool:
+    """Return whether one explanation takes longer than a request may. Raises NotExplained, InvalidSelection."""
+    return model.explainer_for(selection).jobs_only
 
 
 async def _accept(send: Send, job: Job) -> None:

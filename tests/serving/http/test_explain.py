@@ -150,6 +150,30 @@ def test_many_rows_that_take_long_are_all_explained(client: httpx.Client) -> Non
 def test_explainer_is_shown_with_its_model(client: httpx.Client) -> None:
     model = client.get("/v1/models/mortgage").json()
     method, space = KINDS["mortgage"]
-    assert model["explainer"] == {"method": method, "space": space, "jobs_only": False}
+    assert model["explainer"] == {
+        "method": method,
+        "space": space,
+        "jobs_only": False,
+        "spaces": [space, "probability"],
+    }
     assert model["importance"].keys() == set(model["features"])
     assert max(model["importance"].values()) > 0
+
+
+@pytest.mark.parametrize("model", ["mortgage", "wine"])
+def test_probability_is_explained_on_request(client: httpx.Client, model: str) -> None:
+    instance = example(client, model)
+    (prediction,) = client.post(f"/v1/models/{model}:predict", json={"instances": [instance]}).json()["predictions"]
+    (margin,) = explanations(client, model, instance)
+    (one,) = explanations(client, model, instance, space="probability")
+    assert (margin["space"], one["space"], one["method"]) == ("margin", "probability", "interventional")
+    assert one["output"] == prediction["probabilities"][one["label"]]
+    assert one["base_value"] + sum(one["values"].values()) == pytest.approx(one["output"], abs=1e-9)
+    assert explanations(client, model, instance, space="margin") == [margin]
+
+
+def test_space_that_a_model_does_not_offer_is_refused(client: httpx.Client) -> None:
+    answer = explain(client, "breast-cancer", example(client, "breast-cancer"), space="margin")
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == "space must be one of probability for this model"
+    assert explain(client, "wine", example(client, "wine"), space="dollars").status_code == 422

@@ -26,8 +26,14 @@ def test_models_are_listed_by_name(client: httpx.Client) -> None:
         "python_steps": [],
         "reason": "",
         "fallback": False,
+        "forced": "",
         "entities": False,
-        "explainer": {"method": "linear", "space": "margin", "jobs_only": False},
+        "explainer": {
+            "method": "linear",
+            "space": "margin",
+            "jobs_only": False,
+            "spaces": ["margin", "probability"],
+        },
     }
 
 
@@ -45,7 +51,13 @@ def test_model_tells_what_it_takes_and_where_it_comes_from(client: httpx.Client,
 
 def test_model_tells_how_it_is_explained_and_which_features_matter(client: httpx.Client) -> None:
     mortgage = client.get("/v1/models/mortgage").json()
-    assert mortgage["explainer"] == {"method": "tree-path-dependent", "space": "margin", "jobs_only": False}
+    assert mortgage["explainer"] == {
+        "method": "tree-path-dependent",
+        "space": "margin",
+        "jobs_only": False,
+        "spaces": ["margin", "probability"],
+    }
+    assert mortgage["not_explained"] == ""
     assert list(mortgage["importance"]) == mortgage["features"]
     assert max(mortgage["importance"], key=mortgage["importance"].get) == "meets_guidelines"
 
