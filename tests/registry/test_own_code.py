@@ -6,87 +6,23 @@ import dataclasses
 import gc
 import json
 import os
-import runpy
 import sys
-import textwrap
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
+from harness.project import DUMP, SCALER, SCALER_HEAD, TABLE, Project
 from registry.errors import CannotAdd, VersionRefused
 from registry.model import LoadedModel
 from registry.store.add import add_trained, add_version, pickled, read_trained, with_imports_of
-from registry.store.loader import load_version
 from registry.training.candidates import HeldOut
 from registry.training.metrics import Better
 from registry.training.promotion import find_decline, measure_both
 from registry.training.script import Trained, TrainingData, execute_script, record_script, write_script
-
-TABLE = pd.DataFrame({"a": [1.0, 2.0, 3.0, 4.0], "b": [0.0, 1.0, 0.0, 1.0]})
-
-HEADER = """
-from sklearn.base import BaseEstimator, RegressorMixin
-
-class Scaler(RegressorMixin, BaseEstimator):
-    def fit(self, X, y=None):
-        self.n_features_in_ = X.shape[1]
-        return self
-"""
-
-SCALER = f"""{HEADER}
-    def predict(self, X):
-        return X[:, 0] * FACTOR
-"""
-
-DUMP = """
-import joblib
-import numpy as np
-
-joblib.dump(Scaler().fit(np.ones((4, 2))), "model.joblib")
-"""
-
-
-class Project:
-    """A directory with source files, in which scripts are run as their author runs them."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.artefact = directory / "model.joblib"
-        self.models = directory / "models"
-
-    def write(self, files: Mapping[str, str]) -> None:
-        for name, text in files.items():
-            path = self.directory / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(textwrap.dedent(text))
-
-    def run(self, script: str, name: str = "make.py") -> None:
-        """Run a script as `python make.py`; afterwards nothing of it is left in this process."""
-        self.write({name: script})
-        tops = {path.stem for path in self.directory.iterdir()}
-        hidden = {module: sys.modules.pop(module) for module in list(sys.modules) if module.partition(".")[0] in tops}
-        sys.path.insert(0, str(self.directory))
-        try:
-            runpy.run_path(str(self.directory / name), run_name="__main__")
-        finally:
-            sys.path.remove(str(self.directory))
-            for module in [module for module in sys.modules if module.partition(".")[0] in tops]:
-                del sys.modules[module]
-            sys.modules.update(hidden)
-
-    def add(self, *code: str, name: str = "own") -> LoadedModel:
-        """Add the artefact as `forkserve add` does."""
-        estimator, artefact = read_trained(self.artefact, code=[self.directory / path for path in code])
-        return add_trained(self.models, name, Trained(estimator=estimator, sample=TABLE, artefact=artefact))
-
-    def load(self, version: str = "1") -> LoadedModel:
-        return load_version(self.models, self.models / "own" / version)
 
 
 @pytest.fixture
@@ -139,7 +75,7 @@ LAYOUTS: dict[str, tuple[dict[str, str], str, set[str]]] = {
             "mine/__init__.py": "",
             "mine/factors.py": "FACTOR = 2",
             "late.py": "FACTOR = 1",
-            "mine/scaler.py": f"{HEADER}\n    def predict(self, X):\n        import mine.factors\n"
+            "mine/scaler.py": f"{SCALER_HEAD}\n    def predict(self, X):\n        import mine.factors\n"
             "        from late import FACTOR\n"
             "        from . import factors\n        import importlib\n"
             "        assert factors is mine.factors is importlib.import_module('mine.factors')\n"
@@ -316,7 +252,7 @@ def test_manifest_names_no_code_outside_its_version(project: Project, path: str)
 
 
 def test_file_that_the_manifest_does_not_list_is_not_executed(project: Project) -> None:
-    late = f"{HEADER}\n    def predict(self, X):\n        import mine.extra\n        return X[:, 0]\n"
+    late = f"{SCALER_HEAD}\n    def predict(self, X):\n        import mine.extra\n        return X[:, 0]\n"
     project.write({"mine/__init__.py": "", "mine/scaler.py": late})
     project.run(f"from mine.scaler import Scaler\n{DUMP}")
     project.write({"mine/extra.py": ""})
