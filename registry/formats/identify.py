@@ -76,11 +76,11 @@ TEXTS: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 
 DIRECTORIES = {
-    "saved_model.pb": "is a TensorFlow SavedModel",
-    "keras_metadata.pb": "is a Keras model",
-    "pytorch_model.bin": "is a Hugging Face model",
-    "model.safetensors": "is a Hugging Face model",
-    "manifest.json": "is a directory of versions; copy it into the model directory",
+    "saved_model.pb": "is a TensorFlow SavedModel, which cannot be added",
+    "keras_metadata.pb": "is a Keras model, which cannot be added",
+    "pytorch_model.bin": "is a Hugging Face model, which cannot be added",
+    "model.safetensors": "is a Hugging Face model, which cannot be added",
+    "manifest.json": "looks like a version of forkserve's own: copy it into a model directory, or give the file in it",
 }
 
 
@@ -106,7 +106,7 @@ def identify_directory(path: Path) -> None:
         return
     for name, what in DIRECTORIES.items():
         if (path / name).exists():
-            raise CannotRead(f"{what}, which cannot be added")
+            raise CannotRead(what)
     raise CannotRead("is a directory without a file MLmodel, so it is no MLflow model; give a file")
 
 
