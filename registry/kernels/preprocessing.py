@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn import preprocessing
-from sklearn.impute import SimpleImputer
+from sklearn import feature_selection, preprocessing
+from sklearn.impute import MissingIndicator, SimpleImputer
 
 from registry.kernels.columns import (
     ADD,
@@ -31,6 +31,7 @@ from registry.kernels.columns import (
 )
 from registry.kernels.kernel import Unsupported
 from registry.kernels.matrix import Followed, Listed, Matrix, Raw
+from registry.kernels.stages import each, staged
 from registry.rows.features import Rows
 
 
@@ -62,8 +63,6 @@ class CategoryCodes:
 
 def with_steps(matrix: Matrix, *operations: tuple[int, Any]) -> Matrix:
     """Append operations to computed columns; an operand is one number, or has one for each column."""
-    if matrix.sparse:
-        raise Unsupported("a scaler follows a sparse matrix")  # scikit-learn multiplies by 1 / scale there
     if matrix.single:
         raise Unsupported("a scaler computes with float32")
     columns = matrix.columns
@@ -83,34 +82,80 @@ def _stepped(column: Followed, operation: int, operand: Any) -> Followed:
 
 def _standard(scaler: preprocessing.StandardScaler, matrix: Matrix) -> Matrix:
     centred = [(SUBTRACT, scaler.mean_)] if scaler.with_mean else []
-    return with_steps(matrix, *centred, *([(DIVIDE, scaler.scale_)] if scaler.with_std else []))
+    return _scaled(matrix, centred, scaler.scale_ if scaler.with_std else None)
 
 
 def _robust(scaler: preprocessing.RobustScaler, matrix: Matrix) -> Matrix:
     centred = [(SUBTRACT, scaler.center_)] if scaler.with_centering else []
-    return with_steps(matrix, *centred, *([(DIVIDE, scaler.scale_)] if scaler.with_scaling else []))
+    return _scaled(matrix, centred, scaler.scale_ if scaler.with_scaling else None)
+
+
+def _scaled(matrix: Matrix, before: Sequence[tuple[int, Any]], scale: Any) -> Matrix:
+    """Columns divided by their scale, as scikit-learn does it: a sparse matrix is multiplied by 1 / scale."""
+    if scale is None:
+        return with_steps(matrix, *before)
+    return with_steps(matrix, *before, (MULTIPLY, 1.0 / scale) if matrix.sparse else (DIVIDE, scale))
 
 
 def _min_max(scaler: preprocessing.MinMaxScaler, matrix: Matrix) -> Matrix:
     low, high = scaler.feature_range
     clipped = [(RAISE_TO, low), (CUT_TO, high)] if scaler.clip else []
+    if matrix.sparse:
+        raise Unsupported("a scaler follows a sparse matrix")
     return with_steps(matrix, (MULTIPLY, scaler.scale_), (ADD, scaler.min_), *clipped)
 
 
 def _max_abs(scaler: preprocessing.MaxAbsScaler, matrix: Matrix) -> Matrix:
     clipped = [(RAISE_TO, -1.0), (CUT_TO, 1.0)] if scaler.clip else []
-    return with_steps(matrix, (DIVIDE, scaler.scale_), *clipped)
+    return with_steps(_scaled(matrix, [], scaler.scale_), *clipped)
+
+
+def _constant_imputer(imputer: SimpleImputer, matrix: Matrix) -> Matrix:
+    """An imputer that fills in for a number, such as -1."""
+    missing, values = imputer.missing_values, imputer.statistics_
+    is_number = isinstance(missing, int | float) and missing == missing  # noqa: PLR0124 - false for NaN
+    if not is_number or imputer.add_indicator or np.asarray(values).dtype != np.float64 or np.isnan(values).any():
+        raise Unsupported("an imputer fills what is no number, or was fitted on a column without values")
+    columns = len(matrix.columns)
+    return staged(matrix, lambda rows: np.where(rows == missing, values, rows), columns, each(columns))
 
 
 def _imputer(imputer: SimpleImputer, matrix: Matrix) -> Matrix:
-    if matrix.sparse or not (isinstance(imputer.missing_values, float) and math.isnan(imputer.missing_values)):
-        raise Unsupported("an imputer fills something else than missing values")
-    if any(value is None or value != value for value in imputer.statistics_):  # noqa: PLR0124 - true for NaN alone
+    missing = imputer.missing_values
+    if not (isinstance(missing, float) and math.isnan(missing)):
+        return _constant_imputer(imputer, matrix)
+    if matrix.sparse:
+        raise Unsupported("an imputer follows a sparse matrix")
+    known = [value is not None and value == value for value in imputer.statistics_]  # noqa: PLR0124 - false for NaN
+    if imputer.keep_empty_features and not all(known):
         raise Unsupported("an imputer was fitted on a column without values")
-    columns = with_steps(matrix, (FILL, imputer.statistics_)).columns
+    kept = [index for index, is_known in enumerate(known) if is_known]
+    columns = with_steps(_chosen(matrix, kept), (FILL, imputer.statistics_[kept])).columns
     if imputer.add_indicator:
         columns += tuple(_stepped(matrix.columns[index], IS_MISSING, 0.0) for index in imputer.indicator_.features_)
     return replace(matrix, columns=columns)
+
+
+def _chosen(matrix: Matrix, places: Sequence[int]) -> Matrix:
+    return replace(matrix, columns=tuple(matrix.columns[place] for place in places))
+
+
+def _selector(selector: Any, matrix: Matrix) -> Matrix:
+    return _chosen(matrix, selector.get_support(indices=True).tolist())
+
+
+def _indicator(indicator: MissingIndicator, matrix: Matrix) -> Matrix:
+    missing = indicator.missing_values
+    if matrix.sparse or not (isinstance(missing, float) and math.isnan(missing)) or indicator.features != "all":
+        raise Unsupported("an indicator may refuse a row, or tells of something else than missing values")
+    return with_steps(matrix, (IS_MISSING, 0.0))
+
+
+def _target_encoder(encoder: preprocessing.TargetEncoder, matrix: Matrix) -> Matrix:
+    times = len(encoder.classes_) if encoder.target_type_ == "multiclass" else 1
+    columns = zip(matrix.columns, encoder.categories_, strict=True)
+    listed = [_listed(column, known) for column, known in columns for _ in range(times)]
+    return replace(matrix, columns=tuple(listed))
 
 
 def _one_hot(encoder: preprocessing.OneHotEncoder, matrix: Matrix) -> Matrix:
@@ -140,6 +185,20 @@ def _listed(column: Followed, categories: Any) -> Listed:
     return Listed(column.source, tuple(numbers[np.isfinite(numbers)].tolist()))
 
 
+SELECTORS = (
+    feature_selection.GenericUnivariateSelect,
+    feature_selection.RFE,
+    feature_selection.RFECV,
+    feature_selection.SelectFdr,
+    feature_selection.SelectFpr,
+    feature_selection.SelectFromModel,
+    feature_selection.SelectFwe,
+    feature_selection.SelectKBest,
+    feature_selection.SelectPercentile,
+    feature_selection.SequentialFeatureSelector,
+    feature_selection.VarianceThreshold,
+)
+
 BY_COLUMN: dict[type, Callable[[Any, Matrix], Matrix]] = {
     CategoryCodes: lambda _codes, matrix: matrix,
     preprocessing.MaxAbsScaler: _max_abs,
@@ -147,6 +206,9 @@ BY_COLUMN: dict[type, Callable[[Any, Matrix], Matrix]] = {
     preprocessing.OneHotEncoder: _one_hot,
     preprocessing.OrdinalEncoder: _ordinal,
     preprocessing.RobustScaler: _robust,
+    preprocessing.TargetEncoder: _target_encoder,
+    MissingIndicator: _indicator,
     SimpleImputer: _imputer,
+    **dict.fromkeys(SELECTORS, _selector),
     preprocessing.StandardScaler: _standard,
 }

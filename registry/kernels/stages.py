@@ -38,11 +38,16 @@ def staged(matrix: Matrix, function: Callable[[Rows], Rows], width: int, places:
     head = head_of(matrix)
     before = head.matrix()
     sources = (matrix.common_source,) * width if places is None else tuple(matrix.sources[place] for place in places)
-    stage = Stage(lambda rows: function(before(rows)), width, sources, matrix.python)
+    empty = np.empty((0, width))  # which scikit-learn refuses to transform
+
+    def compute(rows: Rows) -> Rows:
+        return function(before(rows)) if len(rows) else empty
+
+    stage = Stage(compute, width, sources, matrix.python)
     return replace(matrix, columns=tuple(Made(stage, index) for index in range(width)))
 
 
-def _each(count: int, times: int = 1) -> list[int]:
+def each(count: int, times: int = 1) -> list[int]:
     """Columns that are each made `times` times."""
     return [place for place in range(count) for _ in range(times)]
 
@@ -131,7 +136,7 @@ def _bins(transformer: preprocessing.KBinsDiscretizer, matrix: Matrix) -> Matrix
         return made
 
     if transformer.encode == "ordinal":
-        return staged(matrix, number, len(edges), _each(len(edges)))
+        return staged(matrix, number, len(edges), each(len(edges)))
     owner = np.repeat(np.arange(len(edges)), counts)
     code = np.concatenate([np.arange(count) for count in counts]).astype(np.float64)
     made = staged(matrix, lambda rows: (number(rows)[:, owner] == code).astype(np.float64), len(owner), owner.tolist())
@@ -157,7 +162,7 @@ def _normalizer(transformer: preprocessing.Normalizer, matrix: Matrix) -> Matrix
 def _binarizer(transformer: preprocessing.Binarizer, matrix: Matrix) -> Matrix:
     threshold = transformer.threshold
     columns = len(matrix.columns)
-    return staged(matrix, lambda rows: (rows > threshold).astype(np.float64), columns, _each(columns))
+    return staged(matrix, lambda rows: (rows > threshold).astype(np.float64), columns, each(columns))
 
 
 def _function(transformer: preprocessing.FunctionTransformer, matrix: Matrix) -> Matrix:
@@ -175,7 +180,7 @@ def _function(transformer: preprocessing.FunctionTransformer, matrix: Matrix) ->
         with np.errstate(all="ignore"):
             return np.asarray(function(rows), np.float64)
 
-    return staged(matrix, quietly, columns, _each(columns))
+    return staged(matrix, quietly, columns, each(columns))
 
 
 def _own_transform(times: Callable[[Any], int]) -> Callable[[Any, Matrix], Matrix]:
@@ -187,7 +192,7 @@ def _own_transform(times: Callable[[Any], int]) -> Callable[[Any, Matrix], Matri
         nameless.set_output(transform="default")
         columns = len(matrix.columns)
         count = times(transformer)
-        return staged(matrix, nameless.transform, columns * count, _each(columns, count))
+        return staged(matrix, nameless.transform, columns * count, each(columns, count))
 
     return follow
 
