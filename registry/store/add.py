@@ -105,7 +105,7 @@ def add_trained(
     For `training`, `trained_by` and `entities` see `Manifest`. The version also accepts the numbers that `accepting`,
     the features of another version, accept. Raises CannotAdd, and then nothing is left behind.
     """
-    directory = _new_directory(root, name, version)
+    directory = new_directory(root, name, version)
     artefact = trained.artefact or pickled(trained.estimator, names=trained.metrics)
     trained = replace(trained, estimator=_adapted(trained.estimator))
     draft = _examine(trained, accepting)
@@ -225,7 +225,7 @@ def next_version(directory: Path) -> str:
     return str(newest + 1)
 
 
-def _new_directory(root: Path, name: str, version: str | None) -> Path:
+def new_directory(root: Path, name: str, version: str | None) -> Path:
     """The directory of the new version. Raises CannotAdd."""
     if not NAME.fullmatch(name):
         raise CannotAdd(f"{name!r} is not a model name: use letters, digits, '.', '_' and '-', at most 64")

@@ -47,7 +47,9 @@ class RemoteService:
     @classmethod
     def of(cls, url: str | None, settings: Settings) -> RemoteService:
         """The service at `url`; by default the one of these settings on this machine."""
-        return cls(url or f"http://127.0.0.1:{settings.port}", settings.admin_token)
+        host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - not listened on
+        host = f"[{host}]" if ":" in host else host
+        return cls(url or f"http://{host}:{settings.port}", settings.admin_token)
 
     def __enter__(self) -> RemoteService:
         return self

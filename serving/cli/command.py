@@ -46,9 +46,9 @@ def number(kind: type[float], low: float, high: float = math.inf) -> Callable[[s
     return parse
 
 
-def say(text: str, *, file: Any = None) -> None:
+def say(text: str, *, file: Any = None, end: str = "\n") -> None:
     """Print a line."""
-    print(text, file=file or sys.stdout, flush=True)
+    print(text, file=file or sys.stdout, end=end, flush=True)
 
 
 def fail(*reasons: object) -> int:

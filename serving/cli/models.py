@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,21 +85,41 @@ def models(_arguments: argparse.Namespace, settings: Settings) -> int:
         default="wide",
         help="numbers to accept: only the range seen; as far outside as it is wide (default); all that fit",
     ),
+    argument("--reload", action="store_true", help="have the service that runs here serve it, and wait until it does"),
 )
 def add(arguments: argparse.Namespace, settings: Settings) -> int:
     """Add a version, from a model file and a CSV table."""
+    from serving.cli.addition import add_apart, await_served
+    from serving.cli.client import RemoteFault
+
+    write = partial(_write_version, arguments, settings.reload_timeout_seconds)
+    directory = add_apart(write, arguments.name, arguments.version, settings)
+    if arguments.reload:
+        try:
+            say(await_served(settings, arguments.name, directory.name))
+        except RemoteFault as error:
+            return fail(error)
+    else:
+        say(_to_be_served(directory, settings))
+    return 0
+
+
+def _write_version(arguments: argparse.Namespace, seconds: float, version: str, root: Path) -> None:
+    """Write a version below `root`, and say what it is; reading its artefact may take `seconds`. Raises CannotAdd."""
     from registry.store.add import add_trained, read_sample, read_table, read_trained, with_imports_of
     from registry.training.script import Trained, read_script, record_script, write_script
+    from serving.process.apart import time_limit
 
     script = read_script(arguments.train) if arguments.train else None
     metrics: dict[str, Better] = dict.fromkeys(arguments.metric, "higher") | dict.fromkeys(arguments.loss, "lower")
-    estimator, artefact = read_trained(
-        arguments.artefact,
-        force_version=arguments.force_version,
-        code=arguments.code,
-        names=metrics,
-        trusted=arguments.trust,
-    )
+    with time_limit(seconds):
+        estimator, artefact = read_trained(
+            arguments.artefact,
+            force_version=arguments.force_version,
+            code=arguments.code,
+            names=metrics,
+            trusted=arguments.trust,
+        )
     if script is not None:
         artefact = with_imports_of(arguments.train, script, artefact, arguments.code)
     trained = Trained(
@@ -114,24 +135,21 @@ def add(arguments: argparse.Namespace, settings: Settings) -> int:
         source=arguments.source,
     )
     model = add_trained(
-        settings.model_dir,
+        root,
         arguments.name,
         trained,
-        version=arguments.version,
+        version=version,
         training=None if script is None else record_script(script),
         entities=arguments.entities,
     )
     if script is not None:
-        write_script(settings.model_dir / model.name, script)
-    say(f"added {model.name} version {model.version} in {settings.model_dir / model.name / model.version}")
+        write_script(root / model.name, script)
     if artefact.code:
         say(f"own code: {', '.join(artefact.code)}")
     if model.python_steps:
         say(f"compiled, after {', '.join(model.python_steps)}: the very bits of its estimator")
     else:
         say(f"not compiled: {model.reason}" if model.reason else "compiled: it answers the very bits of its estimator")
-    say(taken_over(settings))
-    return 0
 
 
 @command(
@@ -220,6 +238,21 @@ def remove(arguments: argparse.Namespace, settings: Settings) -> int:
     else:
         say("no model is left: a running service goes on with what it has loaded, and would not start again")
     return 0
+
+
+def _to_be_served(directory: Path, settings: Settings) -> str:
+    """What is to be done to have a version served that was just added."""
+    from registry.errors import VersionRefused
+    from registry.store.aliases import current
+
+    name, version = directory.parent.name, directory.name
+    try:
+        live = current(directory.parent).live
+    except VersionRefused as error:
+        return f"it is not served: {error}; make a version live with `forkserve promote {name} {version}`"
+    if live == version:
+        return taken_over(settings)
+    return f"{taken_over(settings)}; version {live} stays live until `forkserve promote {name} {version}`"
 
 
 def taken_over(settings: Settings) -> str:

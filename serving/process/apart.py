@@ -59,6 +59,8 @@ class Apart:
             self._close(self._verdict, self._output)
         if fault:
             raise EndedBadly(fault)
+        if status == signal.SIGALRM:  # see `time_limit`
+            raise EndedBadly("takes too long to be read")
         if status or not verdict:
             raise EndedBadly(verdict.decode(errors="replace") or f"its process {describe_exit(status)}")
         return verdict

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import joblib
@@ -18,6 +20,7 @@ from examples.train import DEMOS
 from harness.estimators import ExplainShyRegressor, ForkShyRegressor
 from harness.service import ROOT
 from registry.store.add import add_version, read_estimator, read_table
+from registry.store.aliases import promote
 from tests.conftest import Run
 
 SOON = "a running service will serve it within a few seconds\n"
@@ -121,9 +124,10 @@ def test_nothing_goes_live_that_does_not_load(run: Run, two_versions: Path, argu
 
 def test_damaged_aliases_are_named_and_mended_by_promote(run: Run, two_versions: Path) -> None:
     (two_versions / "aliases.json").write_text("{")
-    for command in ("check", "models"):
-        refused = run(command)
-        assert (refused.returncode, "churn/aliases.json" in refused.stderr) == (1, True)
+    refused = run("check")
+    assert (refused.returncode, "churn/aliases.json" in refused.stderr) == (1, True)
+    listed = run("models")
+    assert (listed.returncode, "broken: aliases.json does not say which" in listed.stdout) == (0, True)
     assert run("promote", "churn", "2").returncode == 0
     assert run("check").returncode == 0
 
@@ -143,6 +147,60 @@ def test_add_refuses_with_one_line_and_leaves_nothing(run: Run, churn: Path, arg
     assert reason in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
     assert not list((churn / "models").rglob("*")) if (churn / "models").exists() else True
+
+
+HARM = {
+    "crashes": ("exec, ('import os; os.kill(os.getpid(), 11)',)", "its process was ended by signal 11"),
+    "exits": ("os._exit, (3,)", "its process exited with status 3"),
+    "hangs": ("time.sleep, (600,)", "takes too long to be read"),
+    "prints": ("exec, ('import os\\nwhile True: os.write(1, bytes(1 << 20))',)", "prints more than 10 MB"),
+    "starts a thread": (
+        "exec, ('import threading, time; threading.Thread(target=time.sleep, args=[600], daemon=True).start()',)",
+        "a service could not serve it: starts threads",
+    ),
+    "forks": ("exec, ('import os, time; os.fork() or time.sleep(600)',)", "a service could not serve it: starts proc"),
+}
+HARMFUL = """
+import os, sys, time, joblib
+from sklearn.linear_model import LinearRegression
+class Harm:
+    def __init__(self, call): self.call = call
+    def __reduce__(self): return self.call
+estimator = LinearRegression().fit([[0, 0], [1, 1], [3, 2]], [0, 1, 2])
+estimator.harm = Harm(({call}))
+joblib.dump(estimator, "harm.joblib")
+"""
+
+
+@pytest.mark.parametrize(("call", "reason"), HARM.values(), ids=HARM)
+def test_add_refuses_with_one_line_what_would_harm_a_service(run: Run, churn: Path, call: str, reason: str) -> None:
+    (churn / "numbers.csv").write_text("a,b\n1,2\n3,4\n5,6\n")
+    subprocess.run([sys.executable, "-c", HARMFUL.format(call=call)], cwd=churn, check=True)
+    added = run("add", "harm.joblib", "--name", "harm", "--data", "numbers.csv", RELOAD_TIMEOUT_SECONDS="5")
+    assert (added.returncode, reason in added.stderr) == (1, True), added.stderr
+    assert len(added.stderr.splitlines()) == 1
+    assert not list((churn / "models").rglob("*")) if (churn / "models").exists() else True
+
+
+def test_an_added_version_that_is_not_live_says_how_to_make_it_live(run: Run, two_versions: Path) -> None:
+    promote(two_versions, "1")
+    added = run("add", "churn.joblib", "--name", "churn", "--data", "churn.csv")
+    assert added.stdout.splitlines()[-1] == f"{SOON.strip()}; version 1 stays live until `forkserve promote churn 3`"
+    unreached = run("add", "churn.joblib", "--name", "churn", "--data", "churn.csv", "--reload", PORT="1")
+    assert "added churn version 4" in unreached.stdout
+    assert (unreached.returncode, unreached.stderr.startswith("forkserve: no service is reached (http://")) == (1, True)
+
+
+def test_remove_takes_versions_and_models_out_and_says_what_is_live(run: Run, two_versions: Path) -> None:
+    refused = run("remove", "churn", "2")
+    assert refused.stderr == ("forkserve: version 2 of churn is live: promote another version first, or use --force\n")
+    forced = run("remove", "churn", "2", "--force")
+    assert (forced.returncode, forced.stdout) == (0, f"removed churn version 2; version 1 is live\n{SOON}")
+    assert [path.name for path in two_versions.iterdir()] == ["1"]
+    last = run("remove", "churn")
+    assert last.stdout.splitlines()[0] == "removed churn with 1 version"
+    assert "no model is left: a running service goes on" in last.stdout
+    assert list(two_versions.parent.iterdir()) == []
 
 
 @pytest.mark.usefixtures("churn")
