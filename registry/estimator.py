@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sklearn.base import is_classifier, is_clusterer, is_outlier_detector, is_regressor
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import RANSACRegressor
 from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import Pipeline
 from sklearn.semi_supervised import SelfTrainingClassifier
@@ -50,7 +51,12 @@ MOST_PROBABLE_BOOSTERS = frozenset({"lightgbm.sklearn.LGBMClassifier", "xgboost.
 scikit-learn's boosting and logistic regression are not: they compare their margin with 0, and break ties the other way.
 """
 
-WRAPPED = {BaseSearchCV: "best_estimator_", FrozenEstimator: "estimator", SelfTrainingClassifier: "estimator_"}
+WRAPPED = {
+    BaseSearchCV: "best_estimator_",
+    FrozenEstimator: "estimator",
+    RANSACRegressor: "estimator_",
+    SelfTrainingClassifier: "estimator_",
+}
 """The attribute that holds the estimator which answers in place of its wrapper."""
 
 PIPELINES = frozenset({"imblearn.pipeline.Pipeline", "sklearn.pipeline.Pipeline"})

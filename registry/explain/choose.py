@@ -10,16 +10,18 @@ from typing import Any
 import numpy as np
 import structlog
 
-from registry.estimator import Compute, task_of, unwrap
+from registry.estimator import Compute, last_step, task_of, unwrap
 from registry.explain.budget import Sampled
 from registry.explain.compiled import linear_explainer, tree_explainer
 from registry.explain.interventional import interventional_explainer
 from registry.explain.library import ensemble_explainer, margins_of, native_explainer
 from registry.explain.shap_values import Budget, CannotExplain, Explainer, Space
+from registry.explain.sums import SUMS, exact_explainer
 from registry.kernels.compiling import take_apart
 from registry.kernels.ensembles import FORESTS, GRADIENT, HISTOGRAM, SINGLE
 from registry.kernels.kernel import Unsupported
 from registry.kernels.linear import LINEAR
+from registry.kernels.transformers import source_matrix
 from registry.outputs import Layout, both_margins
 from registry.rows.features import Rows
 from registry.rows.schema import Schema
@@ -173,6 +175,15 @@ def _compiled(subject: Subject) -> Explainer:
     raise Unsupported(f"no kernel explains {type(parts.last).__name__}")
 
 
+def _summed(subject: Subject) -> Explainer:
+    if subject.layout.is_named:
+        raise CannotExplain("several outputs are not explained")
+    if type(last_step(subject.estimator)) not in SUMS:
+        raise CannotExplain("it is not a sum of others")
+    explainer = exact_explainer(subject.estimator, source_matrix(subject.schema), subject.background)
+    return subject.tried(subject.in_values(explainer))
+
+
 def _native(subject: Subject) -> Explainer:
     explainer = native_explainer(subject.estimator, subject.schema)
     return subject.tried(subject.in_values(explainer))
@@ -203,10 +214,10 @@ def _interventional(subject: Subject, space: Space) -> Explainer:
 
 
 BUILDERS: dict[str | None, tuple[Builder, ...]] = {
-    None: (_compiled, _native, _ensemble, _sampling),
-    "tree-path-dependent": (_compiled, _ensemble),
+    None: (_compiled, _summed, _native, _ensemble, _sampling),
+    "tree-path-dependent": (_compiled, _summed, _ensemble),
     "native": (_native,),
-    "linear": (_compiled,),
+    "linear": (_compiled, _summed),
     "exact": (_sampling,),
     "permutation": (_sampling,),
 }

@@ -14,6 +14,7 @@ from registry.kernels.compiling import Parts
 from registry.kernels.ensembles import Ensemble
 from registry.kernels.kernel import Unsupported
 from registry.kernels.linear import linear_form
+from registry.kernels.links import booster_identity
 from registry.kernels.paths import lay_out
 from registry.kernels.tree_shap import TREE_SHAP, quadrature
 from registry.rows.features import Rows
@@ -38,7 +39,7 @@ def tree_explainer(parts: Parts) -> Explainer:
     margins = parts.behind_matrix((trees.explained or trees.ensemble).compute(None))
     in_double = margins(np.zeros((0, parts.features))).dtype == np.float64
     binary = classifier and len(base_values) == 1
-    probabilities, boosted = trees.are_probabilities, classifier or trees.link is not None
+    probabilities, boosted = trees.are_probabilities, classifier or trees.link not in (None, booster_identity)
 
     def explain(rows: Rows) -> Contributions:
         outputs = margins(rows).astype(np.float64, copy=False)

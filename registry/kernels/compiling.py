@@ -109,11 +109,15 @@ class Parts:
 
 def take_apart(estimator: Any, schema: Schema) -> Parts:
     """The parts of an estimator. Raises Unsupported."""
-    return _take_apart(*steps_of(estimator), source_matrix(schema))
+    return take_apart_from(estimator, source_matrix(schema))
+
+
+def take_apart_from(estimator: Any, matrix: Matrix) -> Parts:
+    """The parts of an estimator that is fed a matrix. Raises Unsupported."""
+    return _take_apart(*steps_of(estimator), matrix)
 
 
 def _take_apart(steps: list[Any], last: Any, matrix: Matrix) -> Parts:
-    """The parts of an estimator that is fed a matrix. Raises Unsupported."""
     schema = matrix.schema
     if schema.input == "frame" and any(feature.dtype.lower() in ("float16", "float32") for feature in schema.features):
         raise Unsupported("a column is float32 or float16")  # scikit-learn computes with them in that precision

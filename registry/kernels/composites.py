@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from sklearn import compose, ensemble
+from sklearn import compose, ensemble, feature_selection
 from sklearn.preprocessing import FunctionTransformer
 
 from registry.kernels.answers import (
@@ -186,6 +186,11 @@ def _transformed_target(wrapper: Any, members: Members) -> Answers:
     return Answers(values=transformed, python=(*member.python, *own))
 
 
+def _eliminated(selection: Any, members: Members) -> Answers:
+    """The answers of an estimator behind the columns that were selected for it."""
+    return replace(members.ask(selection.estimator_, np.flatnonzero(selection.support_).tolist()), outputs=None)
+
+
 COMPOSITES: dict[type, Callable[[Any, Members], Answers]] = {
     **CALIBRATED,
     **SPLIT,
@@ -198,4 +203,6 @@ COMPOSITES: dict[type, Callable[[Any, Members], Answers]] = {
     ensemble.StackingRegressor: _stacking,
     ensemble.VotingClassifier: _voting_classifier,
     ensemble.VotingRegressor: _voting_regressor,
+    feature_selection.RFE: _eliminated,
+    feature_selection.RFECV: _eliminated,
 }

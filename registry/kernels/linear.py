@@ -121,10 +121,6 @@ def _generalized(estimator: Any) -> Linear:
     raise Unsupported("its link has no compiled form")
 
 
-def _of_best(estimator: linear_model.RANSACRegressor) -> Linear:
-    return linear_form(estimator.estimator_)
-
-
 def _labels(estimator: Any) -> Linear:
     weights, intercept = coefficients(estimator)
     link = links.label_by_sign(intercept) if len(intercept) == 1 else links.label_by_argmax(intercept)
@@ -285,7 +281,6 @@ LINEAR: dict[type, Callable[[Any], Linear]] = {
     LinearDiscriminantAnalysis: probabilistic,
     linear_model.LogisticRegression: probabilistic,
     linear_model.LogisticRegressionCV: probabilistic,
-    linear_model.RANSACRegressor: _of_best,
     linear_model.SGDClassifier: _stochastic,
     linear_model.SGDOneClassSVM: _one_class,
 }
