@@ -119,14 +119,22 @@ class LoadedModel:
         selection = selection or Selection()
         explainer = self.explainer_for(selection)
         found = self.contributions(rows, selection.space)
-        labels = [answer.get("label") if isinstance(answer, dict) else None for answer in self.predict(rows)]
+        answers = self.predict(rows)
+        labels = [_labels_by_name(one) for one in answers] if self.layout.is_named else [_label(one) for one in answers]
         return present_contributions(found, explainer, self.names, labels, selection)
 
     @cached_property
     def names(self) -> Names:
         """The names that explanations use."""
         manifest = self.manifest
-        return Names(self.schema.names, self.labels, manifest.groups, manifest.feature_labels)
+        targets = zip((target.name for target in self.layout.targets), self.target_labels, strict=True)
+        return Names(
+            self.schema.names,
+            self.labels,
+            manifest.groups,
+            manifest.feature_labels,
+            tuple(targets) if self.layout.is_named else (),
+        )
 
     @property
     def spaces(self) -> tuple[Space, ...]:
@@ -158,3 +166,13 @@ class LoadedModel:
         if not found.gap() <= explainer.tolerance:  # NaN is not
             raise ModelFailed(f"{self.name}/{self.version}: contributions do not add up to the output")
         return found
+
+
+def _label(answer: Any) -> Any:
+    """The label of a prediction; None of a number."""
+    return answer.get("label") if isinstance(answer, dict) else None
+
+
+def _labels_by_name(answer: Any) -> dict[str, Any]:
+    """The label of each target of a prediction."""
+    return {name: _label(one) for name, one in answer["prediction"].items()}

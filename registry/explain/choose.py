@@ -22,7 +22,7 @@ from registry.kernels.ensembles import FORESTS, GRADIENT, HISTOGRAM, SINGLE
 from registry.kernels.kernel import Unsupported
 from registry.kernels.linear import LINEAR
 from registry.kernels.transformers import source_matrix
-from registry.outputs import Layout, both_margins
+from registry.outputs import Layout, Part, both_margins
 from registry.rows.features import Rows
 from registry.rows.schema import Schema
 from registry.store.manifest import Manifest, layout_in
@@ -31,6 +31,9 @@ log = structlog.get_logger(__name__)
 
 PROBE_ROWS = 20
 """Background rows that an exact explainer is tried on."""
+
+PARTS: dict[Part, Space] = {"value": "value", "probabilities": "probability", "margins": "margin"}
+"""The parts of the outputs of several targets that are explained, and their spaces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ class Subject:
         """Probabilities where there are any, else margins, else values. Raises CannotExplain."""
         task = task_of(self.estimator)
         if self.layout.is_named:
-            raise CannotExplain("several outputs are not explained")
+            return self._space_of_targets()
         if task in ("regression", "ranking"):
             return "value"
         if task in ("classification", "clustering") and hasattr(self.estimator, "predict_proba"):
@@ -58,6 +61,13 @@ class Subject:
         if task in ("classification", "outlier-detection") and hasattr(self.estimator, "decision_function"):
             return "margin"
         raise CannotExplain(f"{type(self.estimator).__name__} gives a label and no number to explain")
+
+    def _space_of_targets(self) -> Space:
+        """The same for a model with several targets. Raises CannotExplain."""
+        part = next((part for part in PARTS if part in self.layout.parts), None)
+        if part is None:
+            raise CannotExplain(f"{type(self.estimator).__name__} gives labels and no numbers to explain")
+        return PARTS[part]
 
     def other_spaces(self, space: Space) -> tuple[Space, ...]:
         """The outputs besides those in `space` that people ask for: those that are predicted."""
@@ -83,6 +93,8 @@ class Subject:
                 raise CannotExplain("it does not have one margin for each class")
             return made
 
+        if self.layout.is_named:
+            return self._outputs_of_targets(space)
         if space == "probability":
             return lambda rows: np.ascontiguousarray(compute(rows)[:, :classes])
         places = self.layout.columns[0]
@@ -91,6 +103,20 @@ class Subject:
         if space == "margin" and "margins" in places:
             return lambda rows: both_margins(compute(rows)[:, places["margins"]])
         return margins if space == "margin" else compute
+
+    def _outputs_of_targets(self, space: Space) -> Compute:
+        """The outputs of all targets, one target after the other. Raises CannotExplain."""
+        part = next((part for part in PARTS if PARTS[part] == space and part in self.layout.parts), None)
+        if part is None:
+            raise CannotExplain(f"its targets have no outputs in {space} space")
+        compute, columns = self.compute, [places[part] for places in self.layout.columns]
+
+        def outputs(rows: Rows) -> Rows:
+            made = compute(rows)
+            parts = [made[:, places] for places in columns]
+            return np.hstack(parts if part != "margins" else [both_margins(one) for one in parts])
+
+        return outputs
 
     def tried(self, explainer: Explainer) -> Explainer:
         """The explainer, if it explains the estimator's outputs and its values add up. Raises CannotExplain."""

@@ -57,12 +57,14 @@ class Names:
     """The names in explanations: a model's features and classes, groups of features, and labels for people.
 
     `groups` are features whose contributions are summed, by the name of the sum; `labels` are by feature or group.
+    `targets` are those of a model with several, each with its classes.
     """
 
     features: Sequence[str]
     classes: Labels = field(default_factory=lambda: Labels(()))
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
+    targets: Sequence[tuple[str, Labels]] = ()
 
     def shown(self) -> dict[str, list[int]]:
         """Indices of the features behind each name that is shown; a group stands where its first feature stood."""
@@ -86,26 +88,20 @@ def present_contributions(
 
         {"label": ..., "space": ..., "method": ..., "output": ..., "base_value": ..., "values": {feature: ...}}
 
-    For several classes "classes" holds output, base_value and values by class. `labels` are the predicted ones, None
-    for a model without classes. Sampled values come with `"sampled": true` and a `standard_error` for each; texts with
+    For several classes "classes" holds output, base_value and values by class; for several targets "targets" holds all
+    of this, and the label, by target. `labels` are the predicted ones, None for a model without classes, by target if
+    there are several. Sampled values come with `"sampled": true` and a `standard_error` for each; texts with
     `words`, {feature: {word: ...}}; features that have labels for people with `labels`. Raises InvalidSelection.
     """
-    classes = names.classes
-    selection.check(classes)
-    drawer, shown_labels = _Drawer(found, names, selection.top), names.shown_labels()
+    selection.check(names.classes)
+    drawer, shown_labels = _Drawer(found, names, selection), names.shown_labels()
     presented = []
     for row, label in enumerate(labels):
-        common = {} if label is None else {"label": label}
-        common |= {"space": explainer.space, "method": explainer.method}
+        item: dict[str, Any] = {} if label is None or names.targets else {"label": label}
+        item |= {"space": explainer.space, "method": explainer.method}
         if found.standard_error is not None:
-            common["sampled"] = True
-        if not len(classes):
-            item = common | drawer.item(row, 0)
-        elif selection.classes == "predicted":
-            item = common | drawer.item(row, classes.place(label))
-        else:
-            chosen = map(classes.place, classes.classes if selection.classes == "all" else selection.classes)
-            item = common | {"classes": {classes.texts[index]: drawer.item(row, index) for index in chosen}}
+            item["sampled"] = True
+        item |= drawer.targets(row, label) if names.targets else drawer.target(row, names.classes, label)
         if shown_labels:
             item["labels"] = shown_labels
         presented.append(item)
@@ -115,11 +111,11 @@ def present_contributions(
 class _Drawer:
     """Contributions as JSON values, of one row and output at a time."""
 
-    def __init__(self, found: Contributions, names: Names, top: int | None) -> None:
-        """`top` names are shown, the others summed."""
+    def __init__(self, found: Contributions, names: Names, selection: Selection) -> None:
         self._found = found
         self._features = names.features
-        self._top = top
+        self._targets = names.targets
+        self._classes, self._top = selection.classes, selection.top
         shown = names.shown()
         self._shown = tuple(shown)
         self._values, self._errors = found.values, found.standard_error
@@ -130,7 +126,27 @@ class _Drawer:
             if found.standard_error is not None:  # that of a sum is no more than the sum of theirs
                 self._errors = np.add.reduceat(found.standard_error[:, order], starts, axis=1)
 
+    def targets(self, row: int, labels: Mapping[str, Any]) -> dict[str, Any]:
+        """The explanations of all targets, whose outputs stand one after the other."""
+        first, by_name = 0, {}
+        for name, classes in self._targets:
+            label = labels.get(name)
+            own = {} if label is None else {"label": label}
+            by_name[name] = own | self.target(row, classes, label, first)
+            first += max(1, len(classes))
+        return {"targets": by_name}
+
+    def target(self, row: int, classes: Labels, label: Any, first: int = 0) -> dict[str, Any]:
+        """The explanation of a target whose outputs begin with the `first`: of one class, or of several by class."""
+        if not len(classes):
+            return self.item(row, first)
+        if self._classes == "predicted":
+            return self.item(row, first + classes.place(label))
+        chosen = map(classes.place, classes.classes if self._classes == "all" else self._classes)
+        return {"classes": {classes.texts[index]: self.item(row, first + index) for index in chosen}}
+
     def item(self, row: int, output: int) -> dict[str, Any]:
+        """The explanation of one output."""
         values = self._values[row, :, output]
         top = len(values) if self._top is None else self._top
         order = range(len(values)) if top >= len(values) else np.argsort(-np.abs(values), kind="stable").tolist()

@@ -191,7 +191,7 @@ def _explanation(model: LoadedModel) -> Schema:
         "space": {"enum": list(model.spaces)},
         "method": {"enum": list(dict.fromkeys(explainer.method for explainer in explainers))},
     }
-    properties: Schema = numbers | origin
+    properties: Schema = origin if model.names.targets else numbers | origin
     if "standard_error" in numbers:
         properties["sampled"] = {"const": True}
     if model.names.labels:
@@ -200,7 +200,20 @@ def _explanation(model: LoadedModel) -> Schema:
         properties["label"] = {"enum": list(model.labels.classes)}
         each = _object(numbers, required)
         properties["classes"] = {"type": "object", "properties": dict.fromkeys(model.labels.texts, each)}
+    if model.names.targets:
+        properties["targets"] = {"type": "object", "properties": _explained_targets(model, numbers, required)}
     return _object(properties, list(origin))
+
+
+def _explained_targets(model: LoadedModel, numbers: Schema, required: list[str]) -> Schema:
+    """The explanation of each target of several."""
+    each = _object(numbers, required)
+    found: Schema = {}
+    for name, labels in model.names.targets:
+        classes = {"type": "object", "properties": dict.fromkeys(labels.texts, each)}
+        own = {"label": {"enum": list(labels.classes)}, "classes": classes} if len(labels) else {}
+        found[name] = _object(numbers | own, [])
+    return found
 
 
 def _prediction(model: LoadedModel) -> Schema:

@@ -184,6 +184,7 @@ class _Draft:
                 coverage=self._selection.coverage,
                 targets=model.layout.targets,
                 parts=model.layout.parts,
+                shown=tuple(model.names.shown()) if model.manifest.groups else (),
             )
         )
         return JobRequest(

@@ -63,7 +63,7 @@ Lines = Callable[[Any], Iterator[list[Any]]]
 def _table(operation: str, parameters: RowParameters) -> tuple[list[str], Lines]:
     """The columns of a result, and what makes its lines."""
     if operation == "explain":
-        head = ["class"] if parameters.labels else []
+        head = [*(["target"] if _has_targets(parameters) else []), *(["class"] if _has_classes(parameters) else [])]
         return ["instance", *head, "output", "base_value", *parameters.explained_columns()], _explained(parameters)
     named = [(f"{target.name} ", target) for target in parameters.targets if target.name]
     columns = [column for prefix, target in named for column in _columns(parameters, target, prefix)]
@@ -79,14 +79,25 @@ def _table(operation: str, parameters: RowParameters) -> tuple[list[str], Lines]
 
 
 def _explained(parameters: RowParameters) -> Lines:
-    labels, features = parameters.labels, parameters.explained_columns()
+    targets, classes = _has_targets(parameters), _has_classes(parameters)
+    features = parameters.explained_columns()
 
     def lines(answer: Any) -> Iterator[list[Any]]:
-        for label, item in answer.get("classes", {answer.get("label"): answer}).items():
-            values = [item["values"].get(feature) for feature in features]
-            yield [*([label] if labels else []), item["output"], item["base_value"], *values]
+        for name, target in answer.get("targets", {"": answer}).items():
+            for label, item in target.get("classes", {target.get("label"): target}).items():
+                values = [item["values"].get(feature) for feature in features]
+                head = [*([name] if targets else []), *([label] if classes else [])]
+                yield [*head, item["output"], item["base_value"], *values]
 
     return lines
+
+
+def _has_targets(parameters: RowParameters) -> bool:
+    return len(parameters.targets) > 1
+
+
+def _has_classes(parameters: RowParameters) -> bool:
+    return bool(parameters.labels) or any(target.classes for target in parameters.targets)
 
 
 Path = tuple[str | int, ...]

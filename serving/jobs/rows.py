@@ -54,6 +54,8 @@ class RowParameters(msgspec.Struct, frozen=True, omit_defaults=True):
     targets: tuple[Target, ...] = ()
     parts: tuple[Part, ...] = ()
     """The layout of the model's outputs; empty for jobs that were submitted before there were layouts."""
+    shown: tuple[str, ...] = ()
+    """The names in explanations, if they are not those of the features."""
 
     def selection(self) -> Selection:
         """What is to be shown."""
@@ -62,7 +64,8 @@ class RowParameters(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def explained_columns(self) -> tuple[str, ...]:
         """The columns of explanations as a table: the features, and one for those that are not included."""
-        return self.features if self.top is None else tuple(dict.fromkeys((*self.features, OTHER)))
+        shown = self.shown or self.features
+        return shown if self.top is None else tuple(dict.fromkeys((*shown, OTHER)))
 
 
 def parameters_of(job: Job) -> RowParameters:
