@@ -79,12 +79,19 @@ def task_of(estimator: Any) -> Task | None:
     kind = type(last_step(estimator))
     if qualified_name(kind) in RANKERS:
         return "ranking"
+    try:
+        return _task_by_tags(estimator)
+    except AttributeError:  # a class that has no tags
+        return None
+
+
+def _task_by_tags(estimator: Any) -> Task | None:
     if is_classifier(estimator):
         return "classification"
     if is_regressor(estimator):
         return "regression"
-    if is_clusterer(estimator) or hasattr(estimator, "predict_proba"):  # the latter is a mixture
-        return "clustering"
+    if is_clusterer(estimator) or (hasattr(estimator, "predict_proba") and library_of(estimator) == "sklearn"):
+        return "clustering"  # the latter is a mixture
     return "outlier-detection" if is_outlier_detector(estimator) else None
 
 

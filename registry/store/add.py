@@ -23,13 +23,25 @@ from sklearn.semi_supervised import LabelPropagation, LabelSpreading, SelfTraini
 from sklearn.utils.validation import check_is_fitted
 
 from registry.asking import asking, estimator_compute, layout_of
+from registry.completion import completed_by_sample
 from registry.conformal import MAX_SCORES, conformal_scores
 from registry.errors import CannotAdd, CannotRead, InvalidRows, VersionRefused, WrongOutputs, one_line
-from registry.estimator import Compute, Outputs, Task, input_names, libraries, task_of, with_categories
+from registry.estimator import (
+    Compute,
+    Outputs,
+    Task,
+    input_names,
+    last_step,
+    libraries,
+    library_of,
+    task_of,
+    with_categories,
+)
 from registry.explain.shap_values import mean_contributions
 from registry.formats.artefact import Artefact, read_artefact
 from registry.formats.boosters import RescaledClassifier, as_estimator
 from registry.formats.pickles import survey_pickle
+from registry.kernels.kernel import KNOWN_LIBRARIES
 from registry.model import LoadedModel
 from registry.outputs import Label, Labels, Layout
 from registry.rows.features import Feature, Rows
@@ -107,7 +119,7 @@ def add_trained(
     """
     directory = new_directory(root, name, version)
     artefact = trained.artefact or pickled(trained.estimator, names=trained.metrics)
-    trained = replace(trained, estimator=_adapted(trained.estimator))
+    trained = replace(trained, estimator=_adapted(trained))
     draft = _examine(trained, accepting)
     layout = _labelled(draft.layout, trained.labels)
     metrics = draft.measure(trained) | draft.measure_custom(trained, layout, artefact.code)
@@ -340,7 +352,8 @@ def _checked_task(estimator: Any) -> Task:
     if task is None:
         raise CannotAdd(f"{type(estimator).__name__} is not a scikit-learn estimator that predicts")
     try:
-        check_is_fitted(estimator)
+        if library_of(last_step(estimator)) in KNOWN_LIBRARIES:  # own code may have nothing to fit
+            check_is_fitted(estimator)
     except Exception as error:
         raise CannotAdd(f"{type(estimator).__name__} is not fitted") from error
     if task == "classification" and not hasattr(estimator, "classes_"):
@@ -500,11 +513,18 @@ def _library_versions(estimator: Any) -> dict[str, str]:
     }
 
 
-def _adapted(estimator: Any) -> Any:
+def _adapted(trained: Trained) -> Any:
+    """The estimator with all that one of scikit-learn has. Raises CannotAdd."""
+    targets = [name for name in trained.target_columns if name in trained.sample]
+    truth = trained.sample[targets[0]] if len(targets) == 1 else None
     try:
-        return as_estimator(estimator)
+        estimator = as_estimator(trained.estimator)
     except CannotRead as error:
         raise CannotAdd(f"the estimator {error}") from error
+    made = completed_by_sample(estimator, trained.sample.drop(columns=targets), truth)
+    if trained.labels and made is not estimator:
+        raise CannotAdd(f"{type(estimator).__name__} has no classes_ that labels could be given to")
+    return made
 
 
 def pickled(estimator: Any, code_for: CodeFor | None = None, *, names: Iterable[str] = ()) -> Artefact:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import symtable
 from collections.abc import Iterator
 
 STAR = "*"
@@ -28,7 +29,7 @@ def definitions(source: str, names: set[str]) -> str:
         index for index in range(len(body)) if index not in kept and needed & (bound[index] | changed[index])
     }:
         kept |= more
-        needed |= {node.id for index in more for node in ast.walk(body[index]) if isinstance(node, ast.Name)}
+        needed |= {name for index in more for name in _used_names(body[index])}
     lines = {line for index in kept for line in _lines(body[index])}
     text = re.split("\r\n|\r|\n", source)
     last = max(lines, default=0)
@@ -85,6 +86,19 @@ def _always(body: list[ast.stmt]) -> Iterator[int]:
             statement.module == "__future__" or any(alias.name == STAR for alias in statement.names)
         ):
             yield index
+
+
+def _used_names(statement: ast.stmt) -> Iterator[str]:
+    """The names of the top level that a statement uses; arguments and variables of functions are none."""
+
+    def used(table: symtable.SymbolTable, *, is_top: bool) -> Iterator[str]:
+        for symbol in table.get_symbols():
+            if symbol.is_referenced() if is_top else symbol.is_global():
+                yield symbol.get_name()
+        for inner in table.get_children():
+            yield from used(inner, is_top=False)
+
+    return used(symtable.symtable(ast.unparse(statement), "statement", "exec"), is_top=True)
 
 
 def _bound_by(body: list[ast.stmt], *kinds: type[ast.stmt]) -> set[str]:

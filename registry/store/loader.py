@@ -16,6 +16,7 @@ import numpy as np
 import structlog
 
 from registry.asking import estimator_compute, layout_of
+from registry.completion import completed
 from registry.errors import CannotRead, InvalidRows, VersionRefused, WrongOutputs
 from registry.estimator import Compute, task_of
 from registry.explain.choose import choose_explainers
@@ -54,6 +55,7 @@ def load_version(
         if manifest.code:
             code = OwnCode(directory / CODE, read_code(root, directory, manifest))
         estimator = load_artefact(path, verified_bytes(root, path, manifest.sha256), manifest, code)
+        estimator = completed(estimator, manifest.task, manifest.classes)
         _check_kind(path, estimator, manifest)
         schema = Schema(manifest.features, manifest.input)
         background = _background(path, manifest, schema)

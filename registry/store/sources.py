@@ -297,7 +297,7 @@ def _is_own(file: Path, module: str, name: str) -> bool:
     if other is None:
         return True
     attribute = name.partition(".")[0]
-    return bool(attribute) and _defines(file, attribute) and not _defines(other, attribute)
+    return bool(attribute) and _defines(file, attribute) > _defines(other, attribute)
 
 
 def _elsewhere(module: str) -> Path | None:
@@ -313,15 +313,17 @@ def _elsewhere(module: str) -> Path | None:
     return files[-1] if files else Path(spec.origin)
 
 
-def _defines(file: Path, name: str) -> bool:
-    """Return whether a module binds a name, or may do so."""
+def _defines(file: Path, name: str) -> int:
+    """Return 2 if a module binds a name, 1 if it may do so, 0 if it does not."""
     if file.suffix != ".py":
-        return True
+        return 1
     try:
         bound = set(bound_names(ast.parse(file.read_bytes())))
     except (OSError, SyntaxError, ValueError):
-        return False
-    return name in bound or "*" in bound or "__getattr__" in bound or bool(_files_of(file.parent, name))
+        return 0
+    if name in bound or _files_of(file.parent, name):
+        return 2
+    return int("*" in bound or "__getattr__" in bound)
 
 
 @functools.cache
