@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from registry.kernels.ensembles import Ensemble
 from registry.kernels.kernel import Unsupported
 from registry.kernels.linear import linear_form
 from registry.kernels.links import booster_identity
+from registry.kernels.matrix import Block, Head, Stage
 from registry.kernels.paths import lay_out
 from registry.kernels.tree_shap import TREE_SHAP, quadrature
 from registry.rows.features import Rows
@@ -79,26 +81,102 @@ def attribution(ensemble: Ensemble, sources: Any, features: int) -> tuple[Callab
 
 
 def linear_explainer(parts: Parts, background: Rows) -> Explainer:
-    """Explains margins of linear classifiers and values of linear regressors. Raises Unsupported."""
-    form = linear_form(parts.last)
+    """Explains margins of linear classifiers and values of linear regressors; of texts, word by word.
+
+    Raises Unsupported.
+    """
+    form, head = linear_form(parts.last), parts.head
     if form.explained is None:
         raise Unsupported("its outputs are not linear")
     weights, intercept = form.weights, form.intercept  # shape (columns, outputs), (outputs,)
-    matrix = parts.behind_matrix(form.prepare or (lambda made: made))
-    means = matrix(background).mean(axis=0)
-    base_values = means @ weights + intercept
-    sources = np.array(parts.head.sources(), np.intp)
-    features = parts.features
+    if head.has_entries:
+        shares = [_share(block, weights, background) for block in head.blocks()]
+        products = head.products(weights)
+    else:
+        shares = [_column_share(head, weights, background, form.prepare)]
+        # a stack of single rows, as in registry/kernels/linear.py: a row must not depend on the others
+        matrix = parts.behind_matrix(form.prepare or (lambda made: made))
+        products = lambda rows: np.matmul(matrix(rows)[:, None], weights)[:, 0]  # noqa: E731
+    base_values = intercept + sum(share.base for share in shares)
+    features, names = parts.features, head.names
     binary = is_classifier(parts.last) and len(intercept) == 1
 
     def explain(rows: Rows) -> Contributions:
-        made = matrix(rows)
         values = np.zeros((len(rows), features, len(intercept)))
-        by_column = (made - means)[:, :, None] * weights
-        np.add.at(values.swapaxes(0, 1), sources, by_column.swapaxes(0, 1))
-        # a stack of single rows, as in registry/kernels/linear.py: a row must not depend on the others
-        outputs = np.matmul(made[:, None], weights)[:, 0] + intercept
-        found = Contributions(outputs, base_values, values)
+        words: list[dict[str, dict[str, Rows]]] = [{} for _ in rows]
+        for share in shares:
+            for row, own in enumerate(share.add(rows, values)):
+                words[row].setdefault(names[own.source], {}).update(own.words)
+        made = products(rows) + intercept
+        found = Contributions(made, base_values, values, words=words if any(words) else None)
         return both_classes(found, 0.0) if binary else found
 
     return Explainer("linear", form.explained, explain)
+
+
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """What the words of a text contribute, by word, each of shape (outputs,); `source` is the text's feature."""
+
+    source: int
+    words: dict[str, Rows]
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What neighbouring columns contribute: `base` at their means, and `add` adds the rest to values by feature.
+
+    Where the columns are words, `add` returns those of each row.
+    """
+
+    base: Rows
+    add: Callable[[Rows, Rows], Sequence[_Words]]
+
+
+def _share(block: Block, weights: Rows, background: Rows) -> _Share:
+    own = weights[block.places]
+    if block.head is not None:
+        return _column_share(block.head, own, background, None)
+    assert block.stage is not None
+    return _word_share(block.stage, block.columns, own, background)
+
+
+def _column_share(head: Head, weights: Rows, background: Rows, prepare: Callable[[Rows], Rows] | None) -> _Share:
+    plain = head.matrix()
+    matrix = plain if prepare is None else lambda rows: prepare(plain(rows))
+    means = matrix(background).mean(axis=0)
+    sources = np.array(head.sources(), np.intp)
+
+    def add(rows: Rows, values: Rows) -> Sequence[_Words]:
+        by_column = (matrix(rows) - means)[:, :, None] * weights
+        np.add.at(values.swapaxes(0, 1), sources, by_column.swapaxes(0, 1))
+        return ()
+
+    return _Share(means @ weights, add)
+
+
+def _word_share(stage: Stage, columns: Sequence[int], weights: Rows, background: Rows) -> _Share:
+    assert stage.entries is not None
+    (source,) = set(stage.sources)
+    find, names = stage.entries, stage.words
+    assert source is not None
+    spread = np.zeros((stage.width, weights.shape[1]))  # 0 for words that were not selected
+    spread[columns] = weights
+    known = find(background)
+    means = np.bincount(known.columns, known.values, stage.width) / len(background)
+    base = means @ spread
+
+    def add(rows: Rows, values: Rows) -> Sequence[_Words]:
+        found = find(rows)
+        by_word = (found.values - means[found.columns])[:, None] * spread[found.columns]
+        words = []
+        for row, (start, stop) in enumerate(itertools.pairwise(found.starts.tolist())):
+            # the words that a text lacks contribute the negative of their means
+            lacked = base - means[found.columns[start:stop]] @ spread[found.columns[start:stop]]
+            values[row, source] += by_word[start:stop].sum(axis=0) - lacked
+            places = found.columns[start:stop].tolist() if names else []
+            own = {names[place]: by_word[start + index] for index, place in enumerate(places) if spread[place].any()}
+            words.append(_Words(source, own))
+        return words
+
+    return _Share(base, add)

@@ -7,12 +7,25 @@ from registry.kernels.compiling import compile_estimator
 from registry.kernels.forest import WALK
 from registry.kernels.linear import MULTIPLY_ENTRIES
 from registry.kernels.links import BEFORE_SOFTMAX, BINARY
+from registry.kernels.matrix import ADD_ENTRIES, ADD_MATRIX
+from registry.kernels.text import FILL_ENTRIES, NORMALIZE_ENTRIES
 from registry.kernels.tree_shap import TREE_SHAP
 from registry.kernels.verification import Compiled, compile_verified, probe_rows, verify
 
 __all__ = ["Compiled", "compile_estimator", "compile_verified", "probe_rows", "verify", "warm"]
 
-KERNELS = (BEFORE_SOFTMAX, BINARY, BUILD, MULTIPLY_ENTRIES, TREE_SHAP, WALK)
+KERNELS = (
+    ADD_ENTRIES,
+    ADD_MATRIX,
+    BEFORE_SOFTMAX,
+    BINARY,
+    BUILD,
+    FILL_ENTRIES,
+    MULTIPLY_ENTRIES,
+    NORMALIZE_ENTRIES,
+    TREE_SHAP,
+    WALK,
+)
 
 
 def warm() -> None:

@@ -15,7 +15,7 @@ from registry.kernels.composites import COMPOSITES
 from registry.kernels.ensembles import HISTOGRAM, Trees, are_trees, sklearn_ensemble
 from registry.kernels.formulas import FORMULAS
 from registry.kernels.kernel import Unsupported, no_form
-from registry.kernels.linear import LINEAR, linear_compute, linear_margins
+from registry.kernels.linear import LINEAR, linear_compute, linear_form, linear_margins
 from registry.kernels.matrix import Head, Listed, Matrix, head_of
 from registry.kernels.transformers import follow, source_matrix
 from registry.outputs import Layout
@@ -85,6 +85,11 @@ class Parts:
 
     def answers(self) -> Answers:
         """The estimator's answers to rows. Raises Unsupported."""
+        if self.head.has_entries and type(self.last) in LINEAR:
+            form = linear_form(self.last)
+            products = self.head.products(form.weights, form.prepare)
+            made = answers_in(form.compute_of(products), self.last, form.margins_of(products))
+            return replace(made, python=self.head.python)
         made = self._of_matrix()
         return replace(made.behind(self.head.matrix()), python=self.head.python)
 

@@ -68,17 +68,25 @@ class Linear:
 
     def compute(self, *, sparse: bool) -> Compute:
         """A function from the matrix to the estimator's outputs."""
-        products, link = self.products(sparse=sparse), self.link
-        return lambda matrix: link(products(matrix))
+        return self.compute_of(self.products(sparse=sparse))
+
+    def compute_of(self, products: Compute) -> Compute:
+        """A function from what `products` takes to the estimator's outputs."""
+        link = self.link
+        return lambda rows: link(products(rows))
 
     def margins(self, *, sparse: bool) -> Compute | None:
         """A function from the matrix to what `decision_function` answers, None for an estimator without."""
+        return self.margins_of(self.products(sparse=sparse))
+
+    def margins_of(self, products: Compute) -> Compute | None:
+        """A function from what `products` takes to what `decision_function` answers."""
         if not self.decides:
             return None
-        products, add = self.products(sparse=sparse), links.identity(self.intercept)
+        add = links.identity(self.intercept)
         if self.weights.shape[1] > 1:
-            return lambda matrix: add(products(matrix))
-        return lambda matrix: add(products(matrix))[:, 0]
+            return lambda rows: add(products(rows))
+        return lambda rows: add(products(rows))[:, 0]
 
 
 def _multiply_entries(matrix: Any, weights: Any, out: Any) -> None:

@@ -10,13 +10,15 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numba import types
+from numpy.typing import NDArray
 
 from registry.kernels.columns import Computed, Plan, Step, Tabled, builder
-from registry.kernels.kernel import Unsupported
+from registry.kernels.kernel import MATRIX, NUMBERS, OUT, Kernel, Unsupported, read_only
 from registry.rows.features import Feature, Rows
 from registry.rows.schema import Schema
 
@@ -37,19 +39,29 @@ class Raw:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Entries:
+    """A sparse matrix: row r has `values` in `columns`, ascending, from starts[r] to starts[r + 1]."""
+
+    starts: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Stage:
     """A function from rows, shape (rows, features), to columns, shape (rows, width).
 
     `sources` are the features that the columns are made from, None for a column that is made from several. `python`
     names the transformers whose own code runs, which may take any time and answer a batch otherwise than its rows.
-    `entries` gives the columns of a text as a sparse matrix: see `text.py`.
+    `entries` gives the columns of a text as a sparse matrix, and `words` are their names: see `text.py`.
     """
 
     compute: Callable[[Rows], Rows]
     width: int
     sources: tuple[int | None, ...]
     python: tuple[str, ...] = ()
-    entries: Callable[[Rows], Any] | None = None
+    entries: Callable[[Rows], Entries] | None = None
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +82,8 @@ class Matrix:
 
     `made` is scikit-learn's own way from the estimator's table to the matrix. `sparse` tells whether it is a sparse
     matrix there, `single` whether it holds float32. A matrix that is not `known` holds something else than numbers;
-    only transformers in Python can follow. `python` names the transformers in front whose own code runs.
+    only transformers in Python can follow. `python` names the transformers in front whose own code runs. `vector` is
+    True for a single column that is handed on as a vector, without a second dimension.
     """
 
     schema: Schema
@@ -80,6 +93,7 @@ class Matrix:
     single: bool = False
     known: bool = True
     python: tuple[str, ...] = ()
+    vector: bool = False
 
     @property
     def sources(self) -> tuple[int | None, ...]:
@@ -105,15 +119,25 @@ class Matrix:
 class Head:
     """All that comes before the last step: `plan` are the columns, from features and, after those, from stages."""
 
-    features: int
+    names: tuple[str, ...]
     plan: Plan
     stages: tuple[Stage, ...]
     sparse: bool
 
     @property
+    def features(self) -> int:
+        """The number of features in a row."""
+        return len(self.names)
+
+    @property
     def python(self) -> tuple[str, ...]:
         """The names of the transformers whose own code runs."""
         return tuple(dict.fromkeys(name for stage in self.stages for name in stage.python))
+
+    @property
+    def has_entries(self) -> bool:
+        """True if texts are among the columns of a sparse matrix."""
+        return self.sparse and any(stage.entries is not None for stage in self.stages)
 
     def sources(self) -> list[int]:
         """The feature that each column is made from. Raises Unsupported where a column is made from several."""
@@ -131,7 +155,7 @@ class Head:
         features, stages = self.features, self.stages
         if not stages:
             build = None if self.plan == [*map(Computed, range(features))] else builder(self.plan)
-            return lambda rows: _checked(rows, features) if build is None else build(_checked(rows, features))
+            return lambda rows: _checked(rows, features) if build is None else build(_checked(_numbers(rows), features))
         only = stages[0].compute
         if len(stages) == 1 and self.plan == [Computed(features + index) for index in range(stages[0].width)]:
             return lambda rows: np.ascontiguousarray(only(rows), np.float64)
@@ -148,6 +172,115 @@ class Head:
             return build(beside)
 
         return matrix
+
+    def blocks(self) -> list[Block]:
+        """The columns in their order: the entries of texts apart from the others."""
+        owners = [(stage, place) for stage in self.stages for place in range(stage.width)]
+        found: list[tuple[Stage | None, list[int]]] = []
+        for index, column in enumerate(self.plan):
+            stage = owners[column.source - self.features][0] if column.source >= self.features else None
+            if stage is not None and (stage.entries is None or not isinstance(column, Computed) or column.steps):
+                stage = None
+            if not found or found[-1][0] is not stage:
+                found.append((stage, []))
+            found[-1][1].append(index)
+        return [self._block(stage, places, owners) for stage, places in found]
+
+    def _block(self, stage: Stage | None, places: list[int], owners: list[tuple[Stage, int]]) -> Block:
+        if stage is None:
+            return Block(self._narrowed(places, owners), None, places, [])
+        return Block(None, stage, places, [owners[self.plan[place].source - self.features][1] for place in places])
+
+    def _narrowed(self, places: list[int], owners: list[tuple[Stage, int]]) -> Head:
+        """The head of some columns, with the stages that these need."""
+        stages: dict[int, Stage] = {}
+        starts: dict[int, int] = {}
+        plan: Plan = []
+        for column in (self.plan[place] for place in places):
+            if column.source < self.features or not isinstance(column, Computed):
+                plan.append(column)
+                continue
+            stage, index = owners[column.source - self.features]
+            if id(stage) not in stages:
+                starts[id(stage)] = self.features + sum(before.width for before in stages.values())
+                stages[id(stage)] = stage
+            plan.append(replace(column, source=starts[id(stage)] + index))
+        return Head(self.names, plan, tuple(stages.values()), self.sparse)
+
+    def products(self, weights: Rows, prepare: Callable[[Rows], Rows] | None = None) -> Callable[[Rows], Rows]:
+        """A function from rows to `matrix @ weights` of a sparse matrix, entry by entry as scipy multiplies.
+
+        `prepare` changes each value for itself, and not 0.
+        """
+        adders = [_adder(block, weights, prepare) for block in self.blocks()]
+        outputs = weights.shape[1]
+
+        def products(rows: Rows) -> Rows:
+            out = np.zeros((len(rows), outputs))
+            for add in adders:
+                add(rows, out)
+            return out
+
+        return products
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """Neighbouring columns: those that a head makes, or those of a stage with entries, `columns` among the stage's.
+
+    `places` are their places in the whole.
+    """
+
+    head: Head | None
+    stage: Stage | None
+    places: list[int]
+    columns: list[int]
+
+
+def _add_entries(starts: Any, columns: Any, values: Any, weights: Any, out: Any) -> None:
+    for r in range(out.shape[0]):
+        for e in range(starts[r], starts[r + 1]):
+            for k in range(out.shape[1]):
+                out[r, k] += values[e] * weights[columns[e], k]
+
+
+def _add_matrix(matrix: Any, weights: Any, out: Any) -> None:
+    for r in range(out.shape[0]):
+        for c in range(matrix.shape[1]):
+            value = matrix[r, c]
+            if value != 0.0:
+                for k in range(out.shape[1]):
+                    out[r, k] += value * weights[c, k]
+
+
+PLACES = read_only(types.int64, 1)
+ADD_ENTRIES = Kernel(_add_entries, PLACES, PLACES, NUMBERS, MATRIX, OUT)
+ADD_MATRIX = Kernel(_add_matrix, MATRIX, MATRIX, OUT)
+
+
+def _adder(block: Block, weights: Rows, prepare: Callable[[Rows], Rows] | None) -> Callable[[Rows, Rows], None]:
+    """A function that adds a block's products to the sums, which are its second argument."""
+    own = np.ascontiguousarray(weights[block.places])
+    if block.head is not None:
+        matrix, add_matrix = block.head.matrix(), ADD_MATRIX.load()
+
+        def add_columns(rows: Rows, out: Rows) -> None:
+            made = matrix(rows)
+            add_matrix(made if prepare is None else prepare(made), own, out)
+
+        return add_columns
+    assert block.stage is not None
+    assert block.stage.entries is not None
+    find, add_entries = block.stage.entries, ADD_ENTRIES.load()
+    spread = np.zeros((block.stage.width, weights.shape[1]))  # 0 for columns that were not selected
+    spread[block.columns] = own
+
+    def add(rows: Rows, out: Rows) -> None:
+        found = find(rows)
+        values = found.values if prepare is None else prepare(found.values)
+        add_entries(found.starts, found.columns, values, spread, out)
+
+    return add
 
 
 def _checked(rows: Rows, features: int) -> Rows:
@@ -185,7 +318,7 @@ def head_of(matrix: Matrix) -> Head:
         return followed
 
     plan = [column(index, followed) for index, followed in enumerate(matrix.columns)]
-    return Head(features, plan, stages, matrix.sparse)
+    return Head(matrix.schema.names, plan, stages, matrix.sparse)
 
 
 def _tables(matrix: Matrix) -> dict[int, Tabled]:

@@ -82,6 +82,10 @@ def _fast_ica(ica: decomposition.FastICA, matrix: Matrix) -> Matrix:
 def _projection(transformer: Any, matrix: Matrix) -> Matrix:
     _check_double(transformer.components_)
     components = transformer.components_.T
+    if matrix.sparse:
+        head, width = head_of(matrix), components.shape[1]
+        stage = Stage(head.products(components), width, (matrix.common_source,) * width, matrix.python)
+        return replace(matrix, columns=tuple(Made(stage, index) for index in range(width)), sparse=False)
     return staged(matrix, lambda rows: row_products(rows, components), components.shape[1])
 
 

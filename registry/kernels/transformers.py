@@ -22,6 +22,7 @@ from registry.kernels.kernel import Unsupported
 from registry.kernels.matrix import Followed, Listed, Made, Matrix, Raw, Stage, dense, usual_row
 from registry.kernels.preprocessing import BY_COLUMN, with_steps
 from registry.kernels.stages import STAGES
+from registry.kernels.text import TEXTS
 from registry.rows.features import Rows
 from registry.rows.schema import Schema
 
@@ -31,7 +32,8 @@ MAX_PYTHON_COLUMNS = 4096
 
 def source_matrix(schema: Schema) -> Matrix:
     """The matrix of the features themselves."""
-    return Matrix(schema, tuple(_source(index, schema) for index in range(len(schema))), lambda table: table)
+    columns = tuple(_source(index, schema) for index in range(len(schema)))
+    return Matrix(schema, columns, lambda table: table, vector=schema.input == "series")
 
 
 def _source(index: int, schema: Schema) -> Followed:
@@ -114,7 +116,8 @@ def _selected(matrix: Matrix, chosen: Sequence[int], *, scalar: bool) -> Matrix:
     """Some columns of a matrix; one that is chosen by a scalar is handed on as a vector."""
     before, index = matrix.made, int(chosen[0]) if scalar else list(chosen)
     columns = tuple(matrix.columns[i] for i in chosen)
-    return replace(matrix, columns=columns, made=lambda table: _safe_indexing(before(table), index, axis=1))
+    made: Callable[[Any], Any] = lambda table: _safe_indexing(before(table), index, axis=1)  # noqa: E731
+    return replace(matrix, columns=columns, made=made, vector=scalar)
 
 
 def _union(union: FeatureUnion, matrix: Matrix) -> Matrix:
@@ -136,12 +139,13 @@ def _beside(parts: Sequence[Matrix], matrix: Matrix, *, is_sparse: bool) -> Matr
     columns = tuple(column for part in parts for column in part.columns)
     single = all(part.single for part in parts)
     python = tuple(dict.fromkeys(name for part in parts for name in part.python))
-    return replace(matrix, columns=columns, sparse=is_sparse, single=single, python=python)
+    return replace(matrix, columns=columns, sparse=is_sparse, single=single, python=python, vector=False)
 
 
 FOLLOWED: dict[type, Callable[[Any, Matrix], Matrix]] = {
     **BY_COLUMN,
     **STAGES,
+    **TEXTS,
     ColumnTransformer: _column_transformer,
     FeatureUnion: _union,
     Pipeline: _pipeline,
