@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from serving.cli.check import check
+from serving.cli.inspection import inspect
 from serving.cli.load_test import load_test
 from serving.cli.models import add, explain, models, promote, remove, retrain, rollback, train
 from serving.cli.records import entities
@@ -16,6 +17,7 @@ COMMANDS = (
     worker,
     schedules,
     models,
+    inspect,
     add,
     explain,
     promote,

@@ -22,6 +22,7 @@ from harness.wire import ask, request
 from registry.errors import VersionRefused
 from registry.store.loader import load_version
 from tests.attacks.payloads import GOOD
+from tests.conftest import Run
 
 Spoil = Callable[[Path], None]
 
@@ -233,6 +234,37 @@ def test_service_says_everywhere_that_a_fallback_answers(wine: Path) -> None:
     assert sum(answer.json()["predictions"][0]["probabilities"].values()) == pytest.approx(1)
     assert (health["status"], health["fallbacks"]) == ("degraded", ["wine/1"])
     assert not sentinel(wine).exists()
+
+
+class Harmful:
+    """Runs a statement when it is unpickled."""
+
+    def __init__(self, statement: str) -> None:
+        self.statement = statement
+
+    def __reduce__(self) -> Any:
+        return exec, (self.statement,)
+
+
+@pytest.mark.parametrize(
+    ("statement", "reason"),
+    [
+        ("import os; os._exit(3)", "exited with status 3"),
+        ("import ctypes; ctypes.string_at(0)", "Segmentation fault"),
+        ("print('x' * 100_000_000, flush=True); raise ValueError('enough')", "ValueError: enough"),
+        ("while True: pass", "takes longer than"),
+        ("bytearray(1 << 40)", "needs more memory than there is"),
+        ("import os, time\nif os.fork() == 0: time.sleep(1000)", "a NoneType is no estimator"),
+    ],
+)
+def test_inspect_survives_code_that_does_harm(run: Run, tmp_path: Path, statement: str, reason: str) -> None:
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps(Harmful(statement)))
+    inspected = run("inspect", "model.pkl", RELOAD_TIMEOUT_SECONDS="1")
+    assert inspected.returncode == 1
+    assert reason in inspected.stderr
+    assert len(inspected.stderr.splitlines()) == 1
+    assert "may call      builtins.exec" in inspected.stdout
+    assert len(inspected.stdout) < 1000
 
 
 def test_service_says_everywhere_that_another_release_has_fitted_a_model(wine: Path) -> None:
