@@ -446,3 +446,37 @@ def test_one_target_column_of_several_outputs_is_no_feature_and_not_measured(tmp
     model = add(tmp_path, linear_model.Ridge().fit(ROWS, TARGETS), TABLE.assign(y=NUMBERS), target="y")
     assert model.schema.names == ("a", "b", "c")
     assert model.manifest.metrics == {}
+
+
+@pytest.mark.parametrize(
+    ("estimator", "target"),
+    [
+        (linear_model.Ridge(), TARGETS),
+        (ensemble.RandomForestRegressor(5, random_state=0), TARGETS),
+        (multioutput.MultiOutputRegressor(svm.SVR()), TARGETS),
+        (ensemble.RandomForestClassifier(5, random_state=0), MIXED),
+        (multioutput.ClassifierChain(linear_model.LogisticRegression()), FLAGS),
+    ],
+)
+def test_several_targets_are_explained_each(tmp_path: Path, estimator: Any, target: Any) -> None:
+    model = add(tmp_path, estimator.fit(ROWS, target))
+    assert model.explainer is not None
+    for answer, item in zip(ask(model, ROWS[:3]), model.explain(ROWS[:3]), strict=True):
+        assert item["targets"].keys() == answer["prediction"].keys()
+        for name, own in item["targets"].items():
+            predicted = answer["prediction"][name]
+            if isinstance(predicted, dict):
+                assert own["label"] == predicted["label"]
+                predicted = predicted["probabilities"][str(own["label"])]
+            assert own["output"] == pytest.approx(predicted)
+            assert own["base_value"] + sum(own["values"].values()) == pytest.approx(predicted)
+    if target is MIXED:
+        (item,) = model.explain(ROWS[:1], Selection("all"))
+        assert item["targets"]["output_0"]["classes"].keys() == {"high", "low", "mid"}
+        assert sum(one["output"] for one in item["targets"]["output_1"]["classes"].values()) == pytest.approx(1)
+
+
+def test_labels_of_several_targets_without_numbers_are_not_explained(tmp_path: Path) -> None:
+    model = add(tmp_path, multioutput.MultiOutputClassifier(svm.LinearSVC()).fit(ROWS, FLAGS))
+    assert model.explainer is None
+    assert "gives labels and no numbers to explain" in model.not_explained

@@ -66,7 +66,7 @@ def detail(registry: Registry, model: LoadedModel) -> dict[str, Any]:
         "format": manifest.artefact_format,
         "classes": model.labels.classes,
         "outputs": model.layout.parts,
-        "targets": model.layout.targets if model.layout.is_named else (),
+        "targets": msgspec.to_builtins(model.layout.targets) if model.layout.is_named else (),
         "calibration_rows": len(manifest.conformal),
         "metrics": manifest.metrics,
         "not_explained": model.not_explained,
