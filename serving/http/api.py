@@ -191,7 +191,7 @@ def _explanation(model: LoadedModel) -> Schema:
         "space": {"enum": list(model.spaces)},
         "method": {"enum": list(dict.fromkeys(explainer.method for explainer in explainers))},
     }
-    properties: Schema = origin if model.names.targets else numbers | origin
+    properties: Schema = ({} if model.names.targets else numbers) | origin
     if "standard_error" in numbers:
         properties["sampled"] = {"const": True}
     if model.names.labels:
