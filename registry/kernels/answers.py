@@ -30,8 +30,8 @@ class Answers:
     `values` is `predict` of a regressor, shape (rows,) or (rows, targets). `labels` is that of a classifier: indices
     among its classes, -1 for a row that it refuses; of a clusterer or outlier detector the labels themselves.
     `probabilities` are those of all classes, a list of such arrays for several targets. `margins` is
-    `decision_function`. `outputs` is all that the estimator's layout asks for, where one call makes it. `python` names
-    the estimators whose own code runs; `reason` tells why nothing else does.
+    `decision_function`. `outputs` is all that the estimator's layout asks for, where one call makes it. `single` tells
+    that its numbers are float32. `python` names the estimators whose own code runs, `reason` tells why.
     """
 
     values: Answer | None = None
@@ -39,6 +39,7 @@ class Answers:
     probabilities: Answer | None = None
     margins: Answer | None = None
     outputs: Compute | None = None
+    single: bool = False
     python: tuple[str, ...] = ()
     reason: str = ""
 
@@ -148,6 +149,12 @@ class Members:
     def ask_about_numbers(self, member: Any, width: int) -> Answers:
         """The answers of a member that is not fed the rows, but other numbers, shape (rows, width)."""
         return self._ask(member, number_matrix(width))
+
+    def ask_about_single_numbers(self, member: Any, width: int) -> Answers:
+        """The answers of a member that is fed float32, and computes with it in its own code."""
+        answers = python_answers(member, number_matrix(width), "it is fed float32")
+        self.asked.append(answers)
+        return answers
 
     @property
     def width(self) -> int:
@@ -259,6 +266,7 @@ def answers_in(outputs: Compute, estimator: Any, margins: Answer | None, *, sing
         probabilities=probabilities,
         margins=margins,
         outputs=outputs,
+        single=single,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -101,14 +102,23 @@ def _calibrator(calibrator: Any) -> Answer:
 
 def _steps_of(regression: Any) -> Answer:
     """An isotonic regression as a function of numbers, shape (rows,)."""
-    known = getattr(regression, "X_thresholds_", None)
-    if regression.out_of_bounds != "clip" or known is None or known.dtype != np.float64:
-        raise Unsupported("its isotonic regression does not clip, or is not float64")
-    heights = regression.y_thresholds_
+    known, heights = regression.X_thresholds_, regression.y_thresholds_
     low, high = regression.X_min_, regression.X_max_
+    if regression.out_of_bounds == "raise":
+        raise Unsupported("its isotonic regression refuses what is out of bounds")
     if len(heights) == 1:
-        return lambda numbers: heights.repeat(len(numbers))
-    return lambda numbers: np.interp(np.clip(np.asarray(numbers, np.float64), low, high), known, heights)
+        steps: Answer = lambda numbers: heights.repeat(len(numbers))  # noqa: E731
+    elif known.dtype == np.float64:
+        steps = partial(np.interp, xp=known, fp=heights)
+    else:
+        steps = regression.f_  # scipy's own, which computes in float32
+    if regression.out_of_bounds == "clip":
+        return lambda numbers: steps(np.clip(numbers.astype(known.dtype), low, high)).astype(known.dtype)
+
+    def inside(numbers: Rows) -> Rows:
+        return np.where((numbers < low) | (numbers > high), np.nan, steps(numbers.astype(known.dtype)))
+
+    return inside
 
 
 def _isotonic(regression: Any, members: Members) -> Answers:

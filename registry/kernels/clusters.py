@@ -1,4 +1,4 @@
-"""Compiled forms of clusterers, mixtures, nearest centroids and dummies: their formulas without checks of every array.
+"""Compiled forms of clusterers, mixtures and dummies: their formulas without checks of every array.
 
 A clusterer's label is the nearest centre, found by scikit-learn's own functions. Mixtures compute with stacks of single
 rows, as linear models do (see `linear.py`), because BLAS sums a batch in another order.
@@ -18,11 +18,11 @@ from sklearn.cluster._kmeans import _labels_inertia
 from sklearn.metrics import pairwise_distances_argmin
 from sklearn.mixture._base import _logsumexp
 from sklearn.mixture._gaussian_mixture import _compute_log_det_cholesky
-from sklearn.neighbors import NearestCentroid
 from sklearn.utils.extmath import row_norms
 
 from registry.kernels.answers import Answer, Answers
 from registry.kernels.kernel import Unsupported
+from registry.kernels.neighbors import alone, in_double
 from registry.rows.features import Rows
 
 
@@ -32,13 +32,7 @@ def _nearest(rows: Rows, centers: Rows) -> Any:
 
 
 def _k_means(estimator: Any) -> Answers:
-    return Answers(labels=partial(_nearest, centers=_double(estimator.cluster_centers_)))
-
-
-def _double(centers: Any) -> Rows:
-    if centers.dtype != np.float64:
-        raise Unsupported("its centres are not float64")
-    return np.ascontiguousarray(centers)
+    return Answers(labels=partial(_nearest, centers=in_double(estimator.cluster_centers_)))
 
 
 def _bisecting_k_means(estimator: Any) -> Answers:
@@ -48,7 +42,7 @@ def _bisecting_k_means(estimator: Any) -> Answers:
 def _bisected(node: Any, mean: Any) -> Answer:
     if node.left is None:
         return lambda rows: np.full(len(rows), node.label, np.int32)
-    centers = _double(np.vstack((node.left.center, node.right.center)) + mean)
+    centers = in_double(np.vstack((node.left.center, node.right.center)) + mean)
     left, right = _bisected(node.left, mean), _bisected(node.right, mean)
 
     def labels(rows: Rows) -> Any:
@@ -63,61 +57,16 @@ def _bisected(node: Any, mean: Any) -> Answer:
 
 def _shift(estimator: Any) -> Answers:
     """The answers of a clusterer that tells which of its centres is the nearest."""
-    centers = _double(estimator.cluster_centers_)
+    centers = in_double(estimator.cluster_centers_)
     if not len(centers):
         raise Unsupported("it has found no centre")
     return Answers(labels=lambda rows: pairwise_distances_argmin(rows, centers))
 
 
 def _birch(estimator: Any) -> Answers:
-    centers, labels = _double(estimator.subcluster_centers_), estimator.subcluster_labels_
+    centers, labels = in_double(estimator.subcluster_centers_), estimator.subcluster_labels_
     known = {"Y_norm_squared": estimator._subcluster_norms}
     return Answers(labels=lambda rows: labels[pairwise_distances_argmin(rows, centers, metric_kwargs=known)])
-
-
-def _nearest_centroid(estimator: Any) -> Answers:
-    centers, metric = _double(estimator.centroids_), estimator.metric
-    scores = _centroid_scores(estimator, centers) if metric == "euclidean" else None
-
-    def nearest(rows: Rows) -> Any:
-        return pairwise_distances_argmin(rows, centers, metric=metric)
-
-    equally_likely = np.isclose(estimator.class_prior_, 1 / len(estimator.classes_)).all()
-    if scores is None:
-        if not equally_likely:
-            raise Unsupported("its classes are not equally likely")
-        return Answers(labels=nearest)
-
-    def probabilities(rows: Rows) -> Any:
-        found = scores(rows)
-        found -= found.max(axis=1)[:, np.newaxis]
-        return np.exp(found - np.log(np.exp(found).sum(axis=1)[:, np.newaxis]))
-
-    def margins(rows: Rows) -> Rows:
-        found: Rows = scores(rows)
-        return found[:, 1] - found[:, 0] if found.shape[1] == 2 else found
-
-    most_likely = nearest if equally_likely else lambda rows: scores(rows).argmax(axis=1)
-    return Answers(labels=most_likely, probabilities=probabilities, margins=margins)
-
-
-def _centroid_scores(estimator: Any, centers: Rows) -> Answer:
-    """A function from rows to each class's negative squared distance, scaled, and its prior."""
-    deviations, priors = estimator.within_class_std_dev_, 2.0 * np.log(estimator.class_prior_)
-    scales = np.where(deviations != 0, deviations, 1.0)
-    scaled = centers / scales
-    norms = row_norms(scaled, squared=True)
-
-    def scores(rows: Rows) -> Any:
-        moved = rows / scales
-        squares = row_norms(moved, squared=True)[:, None]
-        found = np.column_stack([-2 * _alone(moved, np.ascontiguousarray(center[:, None])) for center in scaled])
-        found += squares
-        found += norms
-        np.sqrt(np.maximum(found, 0, out=found), out=found)
-        return -(found**2) + priors
-
-    return scores
 
 
 def _mixture(estimator: Any) -> Answers:
@@ -150,17 +99,11 @@ def _log_densities(estimator: Any) -> Answer:
     return lambda rows: -0.5 * (constant + squares(rows)) + determinants - of_degrees + of_means
 
 
-def _alone(rows: Rows, matrix: Rows) -> Rows:
-    """`rows @ matrix`, computed as for each row alone."""
-    made: Rows = np.matmul(rows[:, None], matrix)[:, 0]
-    return made
-
-
 def _full(means: Rows, choleskys: Any) -> Answer:
     shifts = [mean @ own for mean, own in zip(means, choleskys, strict=True)]
 
     def squares(rows: Rows) -> Rows:
-        parts = [np.square(_alone(rows, own) - shift) for own, shift in zip(choleskys, shifts, strict=True)]
+        parts = [np.square(alone(rows, own) - shift) for own, shift in zip(choleskys, shifts, strict=True)]
         return np.column_stack([np.sum(part, axis=1) for part in parts])
 
     return squares
@@ -173,7 +116,7 @@ def _tied(means: Rows, cholesky: Rows) -> Answer:
 def _diagonal(means: Rows, choleskys: Rows) -> Answer:
     precisions = choleskys**2
     constant, slopes = np.sum((means**2 * precisions), axis=1), (means * precisions).T
-    return lambda rows: constant - 2.0 * _alone(rows, slopes) + _alone(rows**2, precisions.T)
+    return lambda rows: constant - 2.0 * alone(rows, slopes) + alone(rows**2, precisions.T)
 
 
 def _spherical(means: Rows, choleskys: Rows) -> Answer:
@@ -182,7 +125,7 @@ def _spherical(means: Rows, choleskys: Rows) -> Answer:
 
     def squares(rows: Rows) -> Rows:
         made: Rows = (
-            constant - 2 * (_alone(rows, means.T) * precisions) + np.outer(row_norms(rows, squared=True), precisions)
+            constant - 2 * (alone(rows, means.T) * precisions) + np.outer(row_norms(rows, squared=True), precisions)
         )
         return made
 
@@ -224,6 +167,5 @@ FORMULAS: dict[type, Callable[[Any], Answers]] = {
     dummy.DummyRegressor: _dummy_regressor,
     mixture.BayesianGaussianMixture: _mixture,
     mixture.GaussianMixture: _mixture,
-    NearestCentroid: _nearest_centroid,
 }
 """By class, a function from a fitted estimator to its answers about the matrix that it is fed, float64."""

@@ -103,11 +103,15 @@ def _stacking(stacking: Any, members: Members) -> Answers:
     each = zip(own, stacking.estimators_, stacking.stack_method_, strict=True)
     asked = [_stacked(member, estimator, method, drops_first=drops_first) for member, estimator, method in each]
     beside = members.width if stacking.passthrough else 0
-    final = members.ask_about_numbers(stacking.final_estimator_, stacking.final_estimator_.n_features_in_)
+    last, width = stacking.final_estimator_, stacking.final_estimator_.n_features_in_
+    single = all(member.single for member in own) and "predict" not in stacking.stack_method_[: len(own)]
+    single = not beside and (single or all(member.single and member.values is not None for member in own))
+    final = members.ask_about_single_numbers(last, width) if single else members.ask_about_numbers(last, width)
+    dtype = np.float32 if single else np.float64
 
     def predictions(rows: Rows) -> Rows:
         made = [answer(rows).reshape(len(rows), -1) for answer in asked]
-        return np.ascontiguousarray(np.hstack([*made, rows] if beside else made), np.float64)
+        return np.ascontiguousarray(np.hstack([*made, rows] if beside else made), dtype)
 
     return with_python(replace(final, outputs=None).behind(predictions), [*own, final])
 

@@ -22,6 +22,7 @@ from registry.kernels.answers import Answer, Answers
 from registry.kernels.clusters import FORMULAS as CLUSTERS
 from registry.kernels.kernel import Unsupported
 from registry.kernels.links import of_joint_logarithms
+from registry.kernels.neighbors import NEIGHBORS
 from registry.kernels.stages import row_products
 from registry.rows.features import Rows
 
@@ -155,6 +156,7 @@ def _gaussian_process(estimator: GaussianProcessRegressor) -> Answers:
 
 FORMULAS: dict[type, Callable[[Any], Answers]] = {
     **CLUSTERS,
+    **NEIGHBORS,
     GaussianProcessRegressor: _gaussian_process,
     KernelRidge: _kernel_ridge,
     QuadraticDiscriminantAnalysis: _quadratic,

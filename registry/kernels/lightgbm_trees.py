@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from registry.kernels import links
 from registry.kernels.columns import Plan, Splits, bits_of
-from registry.kernels.ensembles import Ensemble, Trees
+from registry.kernels.ensembles import Ensemble, Trees, decision_of
 from registry.kernels.forest import Tree, flatten
 from registry.kernels.kernel import Unsupported
 from registry.kernels.links import Link
@@ -57,7 +57,9 @@ def booster_ensemble(estimator: Any, plan: Plan) -> Trees:
     forest = flatten([_tree(member, splits) for member in members])
     divisor = len(members) / outputs if "average_output" in header else 1.0
     link = _link(estimator, header.get("objective", "none"), outputs)
-    return Trees(Ensemble(forest, np.zeros(outputs), divisor), link)
+    start = np.zeros(outputs)
+    decision = decision_of(start) if hasattr(estimator, "decision_function") else None  # since 4.7
+    return Trees(Ensemble(forest, start, divisor), link, decision)
 
 
 def _read(text: str) -> tuple[Text, list[Text]]:

@@ -1,4 +1,4 @@
-"""Compiled clusterers, mixtures, nearest centroids and dummies answer as scikit-learn does, bit for bit."""
+"""Compiled clusterers, mixtures, neighbours, centroids and dummies answer as scikit-learn does, bit for bit."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import AffinityPropagation, Birch, BisectingKMeans, KMeans, MeanShift, MiniBatchKMeans
+from sklearn.covariance import EllipticEnvelope
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
-from sklearn.neighbors import NearestCentroid
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor, NearestCentroid
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -35,6 +36,11 @@ FORMULAS: dict[str, tuple[Callable[[], Any], int]] = {
     "nearest centroid, 2 classes": (partial(NearestCentroid, priors="empirical"), 2),
     "nearest centroid, other priors": (partial(NearestCentroid, priors=[0.2, 0.3, 0.5]), 3),
     "nearest centroid, manhattan": (lambda: NearestCentroid(metric="manhattan"), 2),
+    "neighbours": (KNeighborsClassifier, 3),
+    "neighbours, weighted": (lambda: KNeighborsClassifier(9, weights="distance", algorithm="ball_tree"), 2),
+    "neighbours, numbers": (lambda: KNeighborsRegressor(12, p=1), 0),
+    "neighbours, numbers, weighted": (lambda: KNeighborsRegressor(weights="distance"), 0),
+    "elliptic envelope": (lambda: EllipticEnvelope(contamination=0.2, **SEED), 0),
     **{f"mixture, {kind}": (partial(GaussianMixture, 3, covariance_type=kind, **SEED), 0) for kind in KINDS},
     **{
         f"Bayesian mixture, {kind}": (

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.base import is_classifier
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import TransformedTargetRegressor, make_column_transformer
 from sklearn.ensemble import (
@@ -229,6 +230,34 @@ def test_estimator_for_several_targets_answers_the_same(name: str) -> None:
     made.assert_same(np.ascontiguousarray(numbers().to_numpy()[:40]))
 
 
+BOOSTED: dict[str, Callable[[Any, Any], Any]] = {
+    "sigmoid": lambda classifier, _: calibrated(classifier, "sigmoid"),
+    "isotonic": lambda classifier, _: calibrated(classifier, "isotonic"),
+    "vote": lambda classifier, _: VotingClassifier([("boosted", classifier), ("trees", forest())], voting="soft"),
+    "one against the rest": lambda classifier, _: OneVsRestClassifier(classifier),
+    "stacking": lambda classifier, _: StackingClassifier([("boosted", classifier)], cv=2),
+    "bagging": lambda classifier, _: BaggingClassifier(classifier, n_estimators=2, **SEED),
+    "mean": lambda _, regressor: VotingRegressor([("boosted", regressor), ("linear", Ridge())]),
+    "stacking of numbers": lambda _, regressor: StackingRegressor([("boosted", regressor)], cv=2),
+    "target": lambda _, regressor: TransformedTargetRegressor(regressor, func=np.arcsinh, inverse_func=np.sinh),
+}
+
+
+@pytest.mark.parametrize("name", BOOSTED)
+@pytest.mark.parametrize("library", ["lightgbm", "xgboost"])
+def test_composite_of_boosters_answers_the_same(library: str, name: str) -> None:
+    module = pytest.importorskip(library, exc_type=(ImportError, OSError))  # type: ignore[arg-type]
+    classifier, regressor = (
+        ("LGBMClassifier", "LGBMRegressor") if library == "lightgbm" else ("XGBClassifier", "XGBRegressor")
+    )
+    options: Any = {"n_estimators": 4, "n_jobs": 1, **({"verbose": -1} if library == "lightgbm" else {})}
+    estimator = BOOSTED[name](getattr(module, classifier)(**options), getattr(module, regressor)(**options))
+    values = target(numbers())
+    y = np.digitize(values, [-0.5, 0.5]) if is_classifier(estimator) else values
+    made = pair(estimator, numbers(), y)
+    made.assert_same(np.ascontiguousarray(numbers().to_numpy()[:40]))
+
+
 def encoded(last: Any) -> Any:
     transformer = make_column_transformer(
         (OneHotEncoder(handle_unknown="ignore"), ["city", "heating"]), (StandardScaler(), ["age"]), remainder="drop"
@@ -268,9 +297,10 @@ def test_row_that_a_member_refuses_is_answered_nan(voting: str) -> None:
     assert np.isnan(answers[1]).any()
 
 
-def test_isotonic_regression_answers_the_same() -> None:
+@pytest.mark.parametrize("out_of_bounds", ["clip", "nan"])
+def test_isotonic_regression_answers_the_same(out_of_bounds: str) -> None:
     table = pd.DataFrame({"x": numbers()["x0"]})
-    made = pair(IsotonicRegression(out_of_bounds="clip"), table, target(numbers()))
+    made = pair(IsotonicRegression(out_of_bounds=out_of_bounds), table, target(numbers()))
     made.assert_same(np.array(around(table["x"].tolist()[:20]))[:, None])
 
 
