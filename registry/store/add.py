@@ -176,7 +176,7 @@ def read_trained(
     try:
         artefact = read_artefact(path, force_version=force_version, trusted=trusted)
         code = (*code, *(artefact.mlflow.code if artefact.mlflow else ()))
-        sources = Sources(tuple(code), (path.resolve().parent, Path.cwd()), artefact=path.name)
+        sources = Sources(tuple(code), _project_of(path), artefact=path.name)
         artefact = dataclasses.replace(artefact, code=collect_code(artefact.names | {*names}, sources))
         own = OwnCode.unpacked(artefact.code) if artefact.code else None
         return artefact.load(own), artefact
@@ -186,9 +186,14 @@ def read_trained(
 
 def with_imports_of(script: Path, content: bytes, artefact: Artefact, code: Sequence[Path] = ()) -> Artefact:
     """The artefact with the own code that a `train.py` imports besides. Raises CannotAdd."""
-    places = (script.resolve().parent, Path.cwd())
-    found = collect_imports(script, content, Sources(tuple(code), places))
+    found = collect_imports(script, content, Sources(tuple(code), _project_of(script)))
     return dataclasses.replace(artefact, code=merged(artefact.code, found))
+
+
+def _project_of(path: Path) -> tuple[Path, ...]:
+    """Where the own code of a file may lie: beside it or above, in the current directory, and in `src` there."""
+    around = (path.resolve().parent, Path.cwd(), path.resolve().parent.parent)
+    return tuple(place for one in around for place in (one, one / "src"))
 
 
 def _advice(cause: BaseException | None, code: OwnCode | None) -> str:

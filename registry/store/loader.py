@@ -28,7 +28,7 @@ from registry.model import LoadedModel
 from registry.outputs import Layout
 from registry.rows.features import Rows
 from registry.rows.schema import Schema
-from registry.store.code import CODE, MAX_BYTES, OwnCode, plain
+from registry.store.code import CODE, MAX_BYTES, MAX_FILES, OwnCode, plain
 from registry.store.manifest import Manifest, layout_in, read_manifest
 from registry.store.options import DEFAULT_OPTIONS, LoadOptions
 
@@ -129,6 +129,8 @@ def verified_bytes(root: Path, path: Path, sha256: str) -> bytes:
 def read_code(root: Path, directory: Path, manifest: Manifest) -> dict[str, bytes]:
     """The verified bytes of a version's own code, by path below its `code`. Raises VersionRefused."""
     size, files = 0, {}
+    if len(manifest.code) > MAX_FILES:
+        raise VersionRefused(directory / CODE, f"has more than {MAX_FILES} files")
     for name, sha256 in manifest.code.items():
         path = directory / CODE / name
         try:
