@@ -78,7 +78,11 @@ class Settings:
     inference_timeout_seconds: float = setting(30, "seconds a prediction may take; a slower one gets 504", low=0.01)
     use_background_inference: bool = setting(False, "turn a request that takes longer into a job and answer 202")
     inference_threads: int = setting(2, "threads per worker that run models", low=1)
-    queue_seconds: float = setting(0.1, "seconds a request may wait for a thread; a longer wait gets 503", low=0)
+    queue_seconds: float = setting(
+        0.1,
+        "seconds to wait for a thread, in proportion above 5 ms a row; a longer wait gets 503",
+        low=0,
+    )
     shap_max_batch_size: int = setting(500, "instances in one request for explanations; more get 413", low=1)
     shap_max_evals: int = setting(500, "coalitions of features to evaluate per explanation by sampling", low=1)
     executor_processes: int = setting(1, "processes per worker for explanations that must not run in a thread", low=1)

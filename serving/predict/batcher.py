@@ -9,6 +9,7 @@ without load a row is a batch of its own.
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 import threading
 import time
@@ -43,6 +44,9 @@ much in each of its turns to a model that runs Python code (`python -m bench.tur
 
 PATIENT_ROWS = 4
 """Rows that may always wait for a thread, however slow the model is."""
+
+SLOW_SECONDS = 0.005
+"""QUEUE_SECONDS is meant for models that take up to this long for a row; for slower ones it is longer in proportion."""
 
 
 class BatchResult(msgspec.Struct, frozen=True):
@@ -161,6 +165,14 @@ class BatchQueue:
                 rows += len(job.rows)
         return Batch(self, taken, rows) if taken else None
 
+    def waiting_batches(self) -> int:
+        """The number of batches that the jobs that wait here are expected to be."""
+        return math.ceil(self.large_rows / self.cost.batch_rows(BATCH_SECONDS, MAX_ROWS))
+
+    def turn_seconds(self) -> float:
+        """Seconds for which one batch of this queue will occupy a thread, at most."""
+        return max(BATCH_SECONDS, self.cost.expect(max((len(job.rows) for job in self.large), default=1)))
+
     def expected_seconds(self) -> float:
         """Seconds for which the jobs that wait here will occupy the threads."""
         whole, rest = divmod(self.large_rows, MAX_ROWS)
@@ -171,7 +183,10 @@ class Batcher:
     """The batches and inference threads of one worker. Built before the fork, started after it."""
 
     def __init__(self, *, threads: int, queue_seconds: float) -> None:
-        """A request that would wait for a thread longer than `queue_seconds` is refused, unless few are waiting."""
+        """A request that would wait for a thread longer than `queue_seconds` is refused.
+
+        A slow model has more patience, see SLOW_SECONDS, up to the deadline of the request.
+        """
         self._threads = threads
         self._queue_seconds = queue_seconds
         self._queues: dict[Operation, BatchQueue] = {}
@@ -221,11 +236,18 @@ class Batcher:
             return max(queue.inline_rows, queue.cost.part_rows(BATCH_SECONDS, MAX_ROWS))
 
     async def run(
-        self, operation: Operation, rows: Rows, selection: Selection = EVERYTHING, *, admitted: bool = False
+        self,
+        operation: Operation,
+        rows: Rows,
+        selection: Selection = EVERYTHING,
+        *,
+        admitted: bool = False,
+        seconds: float = 0.0,
     ) -> BatchResult:
         """Answer the rows of one request. Raises Overloaded, ModelFailed. May be cancelled at any time.
 
-        Rows of a request of which a part has been answered are `admitted` already.
+        Rows of a request of which a part has been answered are `admitted` already. `seconds` is the time until its
+        deadline.
         """
         queue = self._queues[operation]
         job = BatchJob(rows, selection, asyncio.get_running_loop().create_future())
@@ -233,7 +255,7 @@ class Batcher:
             self._enqueue_small(queue, job)
         else:
             if not admitted:
-                self._check_room(queue)
+                self._check_room(queue, len(rows), seconds)
             self._enqueue_large(queue, job)
         return await job.done
 
@@ -249,19 +271,27 @@ class Batcher:
         if batch is not None:
             self._settle(batch, batch.run())
 
-    def _check_room(self, queue: BatchQueue) -> None:
+    def _check_room(self, queue: BatchQueue, rows: int, seconds: float) -> None:
+        """Raises Overloaded."""
         with self._lock:
-            # A model that is slow by itself may still have a few requests waiting
-            patience = max(self._queue_seconds, PATIENT_ROWS * queue.cost.expect(1))
-            wait = self._expected_wait()
+            row = queue.cost.expect(1)
+            scaled = self._queue_seconds * row / SLOW_SECONDS
+            patience = max(self._queue_seconds, PATIENT_ROWS * row, min(scaled, seconds - queue.cost.expect(rows)))
+            wait = self._expected_wait(queue)
         if wait > patience or self.reason_to_replace() is not None:
             raise Overloaded
 
-    def _expected_wait(self) -> float:
-        """Seconds until a thread has done what is running and waiting now."""
+    def _expected_wait(self, queue: BatchQueue) -> float:
+        """Seconds until a thread has done what is running now, and what will run before a new job of this queue.
+
+        Queues take turns, a batch each: another one is waited for once for each batch that waits in this one.
+        """
         now = time.perf_counter()
-        running = sum(max(0.0, batch.ends - now) for batch in self._running)
-        return (running + sum(queue.expected_seconds() for queue in self._waiting)) / self._threads
+        ahead = sum(max(0.0, batch.ends - now) for batch in self._running) + queue.expected_seconds()
+        turns = 1 + queue.waiting_batches()
+        others = (other for other in self._waiting if other is not queue)
+        ahead += sum(min(other.expected_seconds(), turns * other.turn_seconds()) for other in others)
+        return ahead / self._threads
 
     def _enqueue_large(self, queue: BatchQueue, job: BatchJob) -> None:
         job.done.add_done_callback(partial(self._note_cancelled, job))

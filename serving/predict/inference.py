@@ -256,7 +256,9 @@ class Inference:
 
     async def _run_part(self, request: _Request, rows: Rows) -> list[bytes]:
         admitted = request.timing.model > 0
-        ran = await self._batcher.run(request.lane.operation, rows, request.selection, admitted=admitted)
+        ran = await self._batcher.run(
+            request.lane.operation, rows, request.selection, admitted=admitted, seconds=request.seconds
+        )
         request.timing.model += ran.seconds
         return ran.answers
 

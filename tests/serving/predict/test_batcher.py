@@ -184,7 +184,7 @@ def test_who_has_an_answer_is_not_refused_because_of_what_was_answered(operation
         for _ in range(100):
             batcher._queues[operation].cost.learn(1, 1000.0)  # many seconds, as it is expected
             assert (await batcher.run(operation, rows(1.0))).answers == [b"1.0"]
-            assert batcher._expected_wait() == 0
+            assert batcher._expected_wait(batcher._queues[operation]) == 0
 
     with started(operation, inline_rows=0) as batcher:
         asyncio.run(ask(batcher))
@@ -291,6 +291,58 @@ def test_a_request_that_would_wait_too_long_is_refused_at_once_and_others_are_no
         assert len(await asyncio.gather(running, *waiting)) == PATIENT_ROWS + 1
 
     with started(operation, inline_rows=0, queue_seconds=0.1) as batcher:
+        asyncio.run(ask(batcher))
+
+
+CLIENTS = 20
+
+
+async def fill(batcher: Batcher, operation: Operation, count: int, seconds: float) -> list[asyncio.Task[BatchResult]]:
+    """Requests of one row that wait, each with so many seconds until its deadline."""
+    waiting = []
+    for value in range(count):
+        waiting.append(asyncio.create_task(batcher.run(operation, rows(float(value)), seconds=seconds)))
+        await turn()
+    assert not any(task.done() for task in waiting)
+    return waiting
+
+
+def test_a_slow_model_has_as_many_requests_waiting_as_clients_have_patience(
+    operation: Operation, oracle: Oracle
+) -> None:
+    async def ask(batcher: Batcher) -> None:
+        batcher._queues[operation].cost.learn(1, 0.03)
+        running = await held(batcher, operation, oracle)
+        waiting = await fill(batcher, operation, CLIENTS - 1, seconds=30.0)
+        for seconds in (0.1, 0.0):
+            with pytest.raises(Overloaded):  # it could not be answered before its deadline
+                await batcher.run(operation, rows(9.0), seconds=seconds)
+        for _ in range(3):
+            waiting.append(asyncio.create_task(batcher.run(operation, rows(1.0), admitted=True)))
+        await turn()
+        with pytest.raises(Overloaded):  # more than QUEUE_SECONDS in proportion
+            await batcher.run(operation, rows(9.0), seconds=30.0)
+        oracle.go_on.set()
+        assert len(await asyncio.gather(running, *waiting)) == CLIENTS + 3
+
+    with started(operation, inline_rows=0, queue_seconds=0.1) as batcher:
+        asyncio.run(ask(batcher))
+
+
+def test_a_quick_model_is_not_refused_because_many_wait_for_a_slow_one(operation: Operation, oracle: Oracle) -> None:
+    quick = dataclasses.replace(operation)
+
+    async def ask(batcher: Batcher) -> None:
+        batcher._queues[operation].cost.learn(1, 0.03)
+        batcher._queues[quick].cost.learn(1, 0.001)
+        running = await held(batcher, operation, oracle)
+        waiting = await fill(batcher, operation, CLIENTS - 1, seconds=30.0)
+        waiting += await fill(batcher, quick, 2, seconds=30.0)
+        oracle.go_on.set()
+        assert len(await asyncio.gather(running, *waiting)) == CLIENTS + 2
+
+    with started(operation, inline_rows=0, queue_seconds=0.1) as batcher:
+        batcher.prepare(quick, 0)
         asyncio.run(ask(batcher))
 
 
