@@ -80,6 +80,7 @@ class OwnCode(MetaPathFinder):
         self._tops = {PurePosixPath(path).parts[0].removesuffix(".py") for path in files if path.endswith(".py")}
         self._builtins = vars(builtins) | {"__import__": self._import}
         self._stand_ins: dict[str, ModuleType] = {}
+        self._remove: Callable[[], object] | None = None
         sys.meta_path.insert(0, self)
 
     @classmethod
@@ -88,7 +89,7 @@ class OwnCode(MetaPathFinder):
         scratch = tempfile.mkdtemp(prefix="forkserve-code-")
         write_files(Path(scratch), files)
         code = cls(Path(scratch), files)
-        weakref.finalize(code, shutil.rmtree, scratch, ignore_errors=True)
+        code._remove = weakref.finalize(code, shutil.rmtree, scratch, ignore_errors=True)
         return code
 
     def forget(self) -> None:
@@ -97,6 +98,8 @@ class OwnCode(MetaPathFinder):
             sys.meta_path.remove(self)
         for name in [name for name in sys.modules if _is_below(name, self.root)]:
             del sys.modules[name]
+        if self._remove is not None:
+            self._remove()
 
     def inside(self, path: Any) -> str | None:
         """A path relative to the code's directory; None for one that is not below it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +21,8 @@ WRITE_TIMES = 10
 """Writing a version may take as many times RELOAD_TIMEOUT_SECONDS: the whole table is predicted, too."""
 
 LOOK_SECONDS = 0.2
+
+SCRATCH = ".scratch"
 
 WRITTEN, FAULT = b"written", b"!"
 
@@ -43,7 +46,8 @@ def add_apart(write: Callable[[str, Path], None], name: str, version: str | None
         if not can_try():  # not on Linux
             write(directory.name, aside)
         else:
-            said = _write_apart(partial(write, directory.name, aside), settings.reload_timeout_seconds)
+            (aside / SCRATCH).mkdir(parents=True)
+            said = _write_apart(partial(write, directory.name, aside), aside / SCRATCH, settings.reload_timeout_seconds)
             load = partial(load_version, aside, options=settings.load_options)
             reason = try_version(load, candidate, seconds=settings.reload_timeout_seconds)
             if reason is not None:
@@ -67,13 +71,13 @@ def publish(candidate: Path, directory: Path) -> None:
         beside.replace(directory.parent / beside.name)
 
 
-def _write_apart(write: Callable[[], None], seconds: float) -> str:
-    """What it printed. Raises CannotAdd."""
+def _write_apart(write: Callable[[], None], scratch: Path, seconds: float) -> str:
+    """What it printed; its temporary files are below `scratch`. Raises CannotAdd."""
     from serving.process.apart import Apart, EndedBadly
 
     printed: list[bytes] = []
     try:
-        verdict = Apart(partial(_write, write), "add").wait(WRITE_TIMES * seconds, printed.append)
+        verdict = Apart(partial(_write, write, scratch), "add").wait(WRITE_TIMES * seconds, printed.append)
     except EndedBadly as error:
         say(b"".join(printed).decode(errors="replace"), end="")
         raise CannotAdd(f"the model cannot be added: {error}") from None
@@ -82,7 +86,8 @@ def _write_apart(write: Callable[[], None], seconds: float) -> str:
     return b"".join(printed).decode(errors="replace")
 
 
-def _write(write: Callable[[], None], writing: int) -> None:
+def _write(write: Callable[[], None], scratch: Path, writing: int) -> None:
+    tempfile.tempdir = str(scratch)  # the process may end without a chance to remove anything
     verdict = WRITTEN
     try:
         write()
