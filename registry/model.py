@@ -80,6 +80,16 @@ class LoadedModel:
         return Schema(self.manifest.features, self.manifest.input)
 
     @cached_property
+    def instance_schema(self) -> dict[str, Any]:
+        """JSON Schema of an instance by feature name, with the features' labels for people as titles."""
+        schema, labels = self.schema.object_schema, self.manifest.feature_labels
+        properties = {
+            name: feature | {"title": labels[name]} if name in labels else feature
+            for name, feature in schema["properties"].items()
+        }
+        return schema | {"properties": properties}
+
+    @cached_property
     def layout(self) -> Layout:
         """The columns of the outputs, and the labels that are answered."""
         return self.other_layout or layout_in(self.manifest)

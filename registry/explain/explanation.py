@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from registry.errors import CannotDraw, InvalidSelection
+from registry.errors import CannotAdd, CannotDraw, InvalidSelection
 from registry.explain.shap_values import Contributions, Explainer, Space
 from registry.outputs import Label, Labels
 
@@ -77,6 +77,33 @@ class Names:
     def shown_labels(self) -> dict[str, str]:
         """The labels of the names that are shown."""
         return {name: self.labels[name] for name in self.shown() if name in self.labels}
+
+
+def checked_groups(groups: Mapping[str, Sequence[str]], features: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Groups of features, each of which is in one group at most. Raises CannotAdd."""
+    taken: dict[str, str] = {}
+    for group, members in groups.items():
+        if not group or not members:
+            raise CannotAdd(f"the group {group!r} needs a name and at least one feature")
+        if group in features and group not in members:
+            raise CannotAdd(f"the group {group!r} has the name of a feature that is not in it")
+        for member in members:
+            if member not in features:
+                raise CannotAdd(f"the group {group!r} has {member!r}, which is not a feature")
+            if member in taken:
+                raise CannotAdd(f"{member!r} is twice in the groups: in {taken[member]!r} and in {group!r}")
+            taken[member] = group
+    return {group: tuple(members) for group, members in groups.items()}
+
+
+def checked_labels(labels: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
+    """Labels of features and groups. Raises CannotAdd."""
+    for name, label in labels.items():
+        if name not in names:
+            raise CannotAdd(f"{name!r}, which has a label, is not a feature or a group")
+        if not label:
+            raise CannotAdd(f"the label of {name!r} is empty")
+    return dict(labels)
 
 
 def present_contributions(

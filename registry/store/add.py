@@ -37,6 +37,7 @@ from registry.estimator import (
     task_of,
     with_categories,
 )
+from registry.explain.explanation import checked_groups, checked_labels
 from registry.explain.shap_values import mean_contributions
 from registry.formats.artefact import Artefact, read_artefact
 from registry.formats.boosters import RescaledClassifier, as_estimator
@@ -145,6 +146,8 @@ def add_trained(
         outputs=layout.parts,
         targets=layout.targets if layout.is_named else (),
         conformal=conformal,
+        groups=checked_groups(trained.groups, draft.schema.names),
+        feature_labels=checked_labels(trained.feature_labels, (*draft.schema.names, *trained.groups)),
         example=draft.schema.instance(background[len(background) // 2]),
         background=tuple(tuple(draft.schema.instance(row).values()) for row in background),
         expected=tuple(map(tuple, draft.compute(background[:EXPECTED_ROWS]).tolist())),

@@ -66,6 +66,8 @@ class Trained:
     `artefact` is the file that the estimator was read from; a version then keeps that file with its own code, otherwise
     a pickle with the own code that is found by the names of the estimator's classes. `metrics` are functions of your
     own to be measured, `{"costs:profit": "higher"}`: module and name of an `f(y_true, y_pred)`, and what is better.
+    `groups` are features whose contributions explanations sum, by the name of the sum; `feature_labels` are labels for
+    people, by feature or group. A retrained version keeps those of the live one where a `train.py` gives none.
     """
 
     estimator: Any
@@ -79,6 +81,8 @@ class Trained:
     artefact: Artefact | None = None
     metrics: Mapping[str, Better] = field(default_factory=dict)
     calibration: pd.DataFrame | None = None
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    feature_labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def target_columns(self) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from serving.cli.command import argument, command, fail, say
 from serving.settings import Settings
 
 if TYPE_CHECKING:
+    from registry.model import LoadedModel
     from registry.training.metrics import Better
 
 MARGINS = {"seen": 0.0, "wide": 1.0, "none": None}
@@ -80,6 +81,20 @@ def models(_arguments: argparse.Namespace, settings: Settings) -> int:
     ),
     argument("--source", default="", help="origin and licence of the data"),
     argument(
+        "--group",
+        action="append",
+        default=[],
+        metavar="NAME=FEATURE,FEATURE",
+        help="features whose contributions explanations show as one sum; may be given several times",
+    ),
+    argument(
+        "--label",
+        action="append",
+        default=[],
+        metavar="FEATURE=TEXT",
+        help="a feature's or group's label for people; may be given several times",
+    ),
+    argument(
         "--bounds",
         choices=tuple(MARGINS),
         default="wide",
@@ -133,6 +148,8 @@ def _write_version(arguments: argparse.Namespace, seconds: float, version: str, 
         labels=arguments.labels.split(",") if arguments.labels else (),
         margin=MARGINS[arguments.bounds],
         source=arguments.source,
+        groups={name: members.split(",") for name, members in _pairs("--group", arguments.group)},
+        feature_labels=dict(_pairs("--label", arguments.label)),
     )
     model = add_trained(
         root,
@@ -150,6 +167,7 @@ def _write_version(arguments: argparse.Namespace, seconds: float, version: str, 
         say(f"compiled, after {', '.join(model.python_steps)}: the very bits of its estimator")
     else:
         say(f"not compiled: {model.reason}" if model.reason else "compiled: it answers the very bits of its estimator")
+    say(_explained(model))
 
 
 @command(
@@ -157,11 +175,14 @@ def _write_version(arguments: argparse.Namespace, seconds: float, version: str, 
     argument("--row", required=True, type=Path, help="JSON file with one row: an object, or an array of values"),
     argument("--version", help="default: the live version"),
     argument("--top", type=int, help="show this many features, and the sum of the others"),
+    argument(
+        "--space", choices=("probability", "margin", "value"), help="the outputs to explain; default: the model's"
+    ),
     argument("--plot", type=Path, help="draw a waterfall into this file: .png, .svg or .pdf"),
 )
 def explain(arguments: argparse.Namespace, settings: Settings) -> int:
     """Explain the prediction for one row, as JSON and as a picture."""
-    from registry.errors import InvalidRows
+    from registry.errors import InvalidRows, InvalidSelection
     from registry.explain.explanation import Selection
     from registry.registry import load_one
 
@@ -174,7 +195,10 @@ def explain(arguments: argparse.Namespace, settings: Settings) -> int:
         rows = model.schema.rows([instance])
     except InvalidRows as error:
         return fail(*(f"{arguments.row}: {fault.feature or 'the row'} {fault.reason}" for fault in error.faults))
-    (explanation,) = model.explain(rows, Selection(top=arguments.top))
+    try:
+        (explanation,) = model.explain(rows, Selection(top=arguments.top, space=arguments.space))
+    except InvalidSelection as error:
+        return fail(str(error))
     say(json.dumps(explanation, indent=1))
     if arguments.plot:
         from registry.explain.explanation import draw_waterfall
@@ -253,6 +277,25 @@ def _to_be_served(directory: Path, settings: Settings) -> str:
     if live == version:
         return taken_over(settings)
     return f"{taken_over(settings)}; version {live} stays live until `forkserve promote {name} {version}`"
+
+
+def _explained(model: LoadedModel) -> str:
+    """A sentence on how a model is explained, or why it is not."""
+    explainer = model.explainer
+    if explainer is None:
+        return f"not explained: {model.not_explained}"
+    where = "by jobs only, because a row takes too long" if explainer.jobs_only else "within a request"
+    others = f"; on request also {' and '.join(model.other_explainers)}" if model.other_explainers else ""
+    return f"explained {where}: {explainer.method}, {explainer.space}{others}"
+
+
+def _pairs(option: str, given: Sequence[str]) -> list[tuple[str, str]]:
+    """What stands before and after the first `=`. Raises CannotAdd."""
+    from registry.errors import CannotAdd
+
+    if wrong := [one for one in given if "=" not in one]:
+        raise CannotAdd(f"{option} {wrong[0]}: write a name, =, and what it means")
+    return [(name, meaning) for name, _, meaning in (one.partition("=") for one in given)]
 
 
 def taken_over(settings: Settings) -> str:

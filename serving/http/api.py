@@ -132,7 +132,7 @@ def _refusal(description: str) -> Schema:
 
 def _request(model: LoadedModel) -> Schema:
     """Instances by name or by position, not both in one request; parameters only matter for explanations."""
-    forms = [model.schema.object_schema, model.schema.array_schema]
+    forms = [model.instance_schema, model.schema.array_schema]
     labels = [
         *dict.fromkeys([*map(msgspec.json.encode, model.labels.classes), *map(msgspec.json.encode, model.labels.texts)])
     ]

@@ -86,7 +86,13 @@ class Steps:
         keep_to_one_thread(trained.estimator)
         metrics = trained.metrics or live.custom_metrics
         artefact = pickled(trained.estimator, script.code_for, names=metrics)
-        trained = dataclasses.replace(trained, artefact=artefact, metrics=metrics)
+        trained = dataclasses.replace(
+            trained,
+            artefact=artefact,
+            metrics=metrics,
+            groups=trained.groups or live.groups,
+            feature_labels=trained.feature_labels or live.feature_labels,
+        )
         aside = candidate_root(self.root, job.id, job.attempts)
         model = add_trained(
             aside,

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.ensemble import GradientBoostingRegressor, RandomForestClassifier
+from sklearn.naive_bayes import GaussianNB
 
-from registry.errors import InvalidSelection
-from registry.explain.explanation import OTHER, Names, Selection, present_contributions
-from registry.explain.shap_values import Contributions, Explainer
+from registry.errors import CannotAdd, InvalidSelection
+from registry.explain.explanation import (
+    MAX_WORDS,
+    OTHER,
+    Names,
+    Selection,
+    checked_groups,
+    checked_labels,
+    present_contributions,
+)
+from registry.explain.shap_values import Contributions, Explainer, both_classes
 from registry.model import LoadedModel
-from registry.store.add import add_version
+from registry.store.add import add_trained, add_version
+from registry.training.script import Trained
 from tests.registry.parity import numbers, target
 
 TABLE = numbers()
@@ -110,3 +123,75 @@ def test_what_cannot_be_shown_is_refused(
 ) -> None:
     with pytest.raises(InvalidSelection, match=reason):
         models[name].explain(ROWS[:1], selection)
+
+
+def grouped(models: dict[str, LoadedModel], **changes: Any) -> LoadedModel:
+    model = models["classes"]
+    return dataclasses.replace(model, manifest=msgspec.structs.replace(model.manifest, **changes))
+
+
+def test_contributions_of_a_group_are_summed_where_its_first_feature_stood(models: dict[str, LoadedModel]) -> None:
+    model = grouped(models, groups={"pair": ("x3", "x1")}, feature_labels={"pair": "Both", "x0": "First", "x3": "Gone"})
+    for item, plain in zip(model.explain(ROWS[:9]), models["classes"].explain(ROWS[:9]), strict=True):
+        assert list(item["values"]) == ["x0", "pair", "x2", "x4"]
+        assert item["values"]["pair"] == pytest.approx(plain["values"]["x1"] + plain["values"]["x3"], abs=1e-12)
+        assert {name: item["values"][name] for name in ("x0", "x2", "x4")}.items() <= plain["values"].items()
+        assert item["labels"] == {"pair": "Both", "x0": "First"}
+        assert_adds_up(item)
+
+
+@pytest.mark.parametrize(
+    ("groups", "reason"),
+    [
+        ({"pair": ("x0", "x9")}, "has 'x9', which is not a feature"),
+        ({"pair": ("x0", "x1"), "other": ("x1",)}, "'x1' is twice in the groups: in 'pair' and in 'other'"),
+        ({"x2": ("x0", "x1")}, "has the name of a feature that is not in it"),
+        ({"pair": ()}, "needs a name and at least one feature"),
+    ],
+)
+def test_group_that_cannot_be_is_refused(groups: Any, reason: str) -> None:
+    with pytest.raises(CannotAdd, match=reason):
+        checked_groups(groups, ["x0", "x1", "x2"])
+
+
+def test_label_of_nothing_is_refused() -> None:
+    with pytest.raises(CannotAdd, match="'x9', which has a label, is not a feature"):
+        checked_labels({"x9": "Nine"}, ["x0"])
+
+
+def test_importance_is_that_of_groups(tmp_path: Path) -> None:
+    estimator = GradientBoostingRegressor(n_estimators=7).fit(ROWS, target(TABLE))
+    trained = Trained(estimator=estimator, sample=TABLE, groups={"pair": ["x0", "x1"]}, feature_labels={"x4": "Last"})
+    model = add_trained(tmp_path, "model", trained)
+    assert model.manifest.explainer is not None
+    assert model.manifest.explainer.importance.keys() == {"pair", "x2", "x3", "x4"}
+    background = model.schema.rows([list(row) for row in model.manifest.background])
+    expected = np.abs(model.contributions(background).values[:, :2].sum(axis=1)).mean()
+    assert model.manifest.explainer.importance["pair"] == pytest.approx(expected)
+    assert model.instance_schema["properties"]["x4"]["title"] == "Last"
+
+
+def test_sampled_values_come_with_standard_errors(tmp_path: Path) -> None:
+    table = numbers(features=12)
+    model = add_version(tmp_path, "model", GaussianNB().fit(table.to_numpy(), target(table, 3)), table)
+    (item,) = model.explain(table.to_numpy()[:1], Selection(top=2))
+    assert list(item) == ["label", "space", "method", "sampled", "output", "base_value", "values", "standard_error"]
+    assert (item["sampled"], item["method"]) == (True, "permutation")
+    assert list(item["standard_error"]) == list(item["values"])
+    assert all(error > 0 for error in item["standard_error"].values())
+    (whole,) = model.explain(table.to_numpy()[:1], Selection(classes="all"))
+    assert whole["classes"][item["label"]].keys() == {"output", "base_value", "values", "standard_error"}
+
+
+def test_words_of_a_text_and_those_that_it_lacks_make_its_value() -> None:
+    many = {f"word{i}": np.array([i / 100]) for i in range(30)}
+    words = [{"text": {"good": np.array([2.0]), "bad": np.array([-3.0])}}, {"text": many}]
+    found = Contributions(np.array([[1.5], [9.0]]), np.zeros(1), np.array([[[1.5]], [[9.0]]]), words=words)
+    explainer = Explainer("linear", "margin", lambda _rows: found)
+    short, long = present_contributions(found, explainer, Names(["text"]), [None, None], Selection())
+    assert short["words"] == {"text": {"bad": -3.0, "good": 2.0, OTHER: 2.5}}
+    assert len(long["words"]["text"]) == MAX_WORDS + 1
+    assert sum(long["words"]["text"].values()) == pytest.approx(9.0)
+    both = both_classes(found, 0.0).words
+    assert both is not None
+    assert both[0]["text"]["good"].tolist() == [-2.0, 2.0]

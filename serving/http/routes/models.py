@@ -73,7 +73,9 @@ def detail(registry: Registry, model: LoadedModel) -> dict[str, Any]:
         "importance": None if manifest.explainer is None else manifest.explainer.importance,
         "example": manifest.example,
         "features": [feature.name for feature in manifest.features],
-        "schema": model.schema.object_schema,
+        "schema": model.instance_schema,
+        "groups": manifest.groups,
+        "labels": manifest.feature_labels,
     }
 
 

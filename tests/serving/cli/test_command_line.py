@@ -49,6 +49,22 @@ def test_add_makes_a_version_that_models_lists_and_check_accepts(run: Run, churn
     assert set(manifest["metrics"]) == {"accuracy", "log_loss", "roc_auc"}
 
 
+def test_add_groups_and_labels_features_and_says_how_they_are_explained(run: Run, churn: Path) -> None:
+    added = run(
+        *("add", "churn.joblib", "--name", "churn", "--data", "churn.csv", "--target", "left"),
+        *("--group", "usage=months,calls", "--label", "usage=How it is used", "--label", "calls=Calls a=b"),
+    )
+    assert (added.returncode, added.stderr) == (0, "")
+    assert "explained within a request: linear, margin; on request also probability" in added.stdout
+    manifest = json.loads((churn / "models/churn/1/manifest.json").read_text())
+    assert manifest["groups"] == {"usage": ["months", "calls"]}
+    assert manifest["feature_labels"] == {"usage": "How it is used", "calls": "Calls a=b"}
+    (churn / "row.json").write_text('{"months": 3, "calls": 5}')
+    explained = json.loads(run("explain", "churn", "--row", "row.json", "--space", "probability").stdout)
+    assert (list(explained["values"]), explained["space"]) == (["usage"], "probability")
+    assert explained["labels"] == {"usage": "How it is used"}
+
+
 def test_add_puts_a_train_py_beside_the_versions_and_records_its_hash(run: Run, churn: Path) -> None:
     script = b"from forkserve import Trained\n\ndef train(data):\n    raise ValueError('nothing to learn')\n"
     (churn / "mine.py").write_bytes(script)
