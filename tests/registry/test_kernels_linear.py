@@ -30,7 +30,7 @@ from sklearn.linear_model import (
     Ridge,
     RidgeClassifier,
 )
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import RadiusNeighborsClassifier
 from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import (
@@ -246,8 +246,8 @@ def test_numbers_that_overflow_when_scaled_are_answered_nan() -> None:
 @pytest.mark.parametrize(
     "estimator",
     [
-        KNeighborsClassifier(),
-        make_pipeline(make_column_transformer((StandardScaler(), [0])), KNeighborsClassifier()),
+        RadiusNeighborsClassifier(99.0),
+        make_pipeline(make_column_transformer((StandardScaler(), [0])), RadiusNeighborsClassifier(99.0)),
     ],
     ids=str,
 )

@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.decomposition import KernelPCA
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsRegressor
+from sklearn.neighbors import RadiusNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from structlog.testing import capture_logs
@@ -65,12 +65,12 @@ def test_forest_is_served_compiled(root: Path) -> None:
 
 
 def test_model_without_a_compiled_form_is_served_by_its_estimator(tmp_path: Path) -> None:
-    add_version(tmp_path, "neighbours", KNeighborsRegressor().fit(TABLE.to_numpy(), target(TABLE)), TABLE)
+    add_version(tmp_path, "neighbours", RadiusNeighborsRegressor(9.0).fit(TABLE.to_numpy(), target(TABLE)), TABLE)
     with capture_logs() as logs:
         model = load_version(tmp_path, tmp_path / "neighbours" / "1")
     assert not model.compiled
     (line,) = not_compiled(logs)
-    reason = "the estimator KNeighborsRegressor has no compiled form"
+    reason = "the estimator RadiusNeighborsRegressor has no compiled form"
     assert (line["model"], line["version"], line["reason"], model.reason) == ("neighbours", "1", reason, reason)
     assert model.compute(TABLE.to_numpy()).shape == (ROWS, 1)
 

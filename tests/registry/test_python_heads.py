@@ -15,7 +15,7 @@ from sklearn.ensemble import GradientBoostingClassifier, HistGradientBoostingCla
 from sklearn.experimental import enable_iterative_imputer  # noqa: F401
 from sklearn.impute import IterativeImputer, KNNImputer
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import RadiusNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEncoder, StandardScaler
 
@@ -113,9 +113,9 @@ def test_imputer_without_a_compiled_form_stays_python(imputer: Any) -> None:
 
 def test_last_step_without_a_compiled_form_leaves_all_to_the_estimator() -> None:
     table = mixed()
-    estimator = make_pipeline(Own(), KNeighborsClassifier()).fit(table, target(table, 2))
+    estimator = make_pipeline(Own(), RadiusNeighborsClassifier()).fit(table, target(table, 2))
     schema = Schema(infer_features(table, 1.0), "frame")
-    with pytest.raises(Unsupported, match="KNeighborsClassifier"):
+    with pytest.raises(Unsupported, match="RadiusNeighborsClassifier"):
         compile_verified(estimator, schema, rows_of_table(schema, table), estimator_compute(estimator, schema))
 
 
