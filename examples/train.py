@@ -20,6 +20,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from examples.demo import SEED, Demo, Table
 from examples.market import MARKET
 from registry.model import LoadedModel
+from registry.rows.infer_schema import FeatureOptions
 from registry.store.add import add_trained
 from registry.training.script import OUTCOME, Trained, TrainingData, record_script, write_script
 
@@ -126,6 +127,10 @@ DEMOS = (
 )
 
 
+AS_SEEN = FeatureOptions(closed="*", required="*")
+"""The demo models take what their samples show, and numbers as far outside as a sample is wide."""
+
+
 def fit(demo: Demo, outcomes: pd.DataFrame | None = None) -> Trained:
     """Fit on three quarters of the rows and on `outcomes` (see `TrainingData`); the other quarter is held out.
 
@@ -141,7 +146,15 @@ def fit(demo: Demo, outcomes: pd.DataFrame | None = None) -> Trained:
     given = rows[list(table.columns)]
     estimator = demo.estimator()
     estimator.fit(given if demo.named_columns else given.to_numpy(), rows[name])
-    return Trained(estimator=estimator, sample=rows, held_out=held_out, target=name, source=demo.source)
+    return Trained(
+        estimator=estimator,
+        sample=rows,
+        held_out=held_out,
+        target=name,
+        margin=1.0,
+        features=AS_SEEN,
+        source=demo.source,
+    )
 
 
 def fit_again(data: TrainingData) -> Trained:

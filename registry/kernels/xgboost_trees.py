@@ -36,13 +36,18 @@ LOGISTIC = {"binary:logistic", "reg:logistic"}
 
 def category_codes(estimator: Any, schema: Schema) -> list[CategoryCodes]:
     """The booster's encoding of a DataFrame's categories; [] if it was fitted on none. Raises Unsupported."""
-    encoders = _parts(estimator)["model"]["cats"]["enc"]
-    listed = [_texts(encoder) if encoder.get("values") else None for encoder in encoders]
+    listed = listed_categories(estimator)
     if not any(listed):
         return []
     if len(listed) != len(schema):
         raise Unsupported("its categories belong to other columns")
     return [CategoryCodes(tuple(listed), refuses_unknown=True)]
+
+
+def listed_categories(estimator: Any) -> list[list[str] | None]:
+    """The categories that a booster knows for each column, None for a column of numbers. Raises Unsupported."""
+    encoders = _parts(estimator)["model"]["cats"]["enc"]
+    return [_texts(encoder) if encoder.get("values") else None for encoder in encoders]
 
 
 def booster_ensemble(estimator: Any, plan: Plan) -> Trees:

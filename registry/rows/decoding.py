@@ -103,7 +103,7 @@ def _type(feature: Feature) -> Any:
         case "boolean":
             kind = bool
         case "category":
-            kind = _category_type(feature)
+            kind = functools.reduce(operator.or_, feature.category_types())
         case "text":
             kind = Annotated[str, msgspec.Meta(max_length=feature.max_length)]
         case "datetime":
@@ -112,7 +112,3 @@ def _type(feature: Feature) -> Any:
             step = 1 if feature.kind == "integer" else None
             kind = Annotated[float, msgspec.Meta(ge=feature.minimum, le=feature.maximum, multiple_of=step)]
     return kind | None if feature.nullable else kind
-
-
-def _category_type(feature: Feature) -> Any:
-    return functools.reduce(operator.or_, {type(category) for category in feature.categories} - {str}, str)

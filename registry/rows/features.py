@@ -139,7 +139,7 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         """Times that `format` would not write whole are refused: the estimator would be asked about another time."""
         cell = encode_time(value)
         if cell % step_of(self.format):
-            raise ValueError(f"must be a time that {self.format} can write")
+            raise ValueError(f"must be no finer than {self.format}, as {show_time(cell, self.format)}")
         return cell
 
     def _number_encoder(self) -> Callable[[Any], float]:
@@ -164,11 +164,14 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
         return encode
 
+    def category_types(self) -> set[type]:
+        """The types of values that may be a category: True and 1.0 equal 1, and would otherwise find its code."""
+        kinds = {str, *map(type, self.categories)}
+        return kinds | NUMBERS if self.dtype not in TEXT_TYPES and kinds & NUMBERS else kinds
+
     def _category_encoder(self) -> Callable[[Any], float]:
         codes = {category: float(index) for index, category in enumerate(self.categories)}
-        # by type: True and 1.0 equal 1 and would find its code; only among fractions a whole number may be one
-        kinds = {str, *map(type, self.categories)}
-        kinds |= {int} if float in kinds else set()
+        kinds = self.category_types()
         if self.open:
             return self._open_encoder(codes, kinds)
         listed = ", ".join(str(category) for category in self.categories)

@@ -69,6 +69,16 @@ def step_of(form: str) -> int:
     return next((step for code, step in smallest if code in form), 24 * 3600 * 10**6)
 
 
+def are_times(texts: Iterable[str]) -> bool:
+    """Return whether all texts are dates or times in ISO 8601."""
+    try:
+        for text in texts:
+            encode_time(text)
+    except ValueError:
+        return False
+    return True
+
+
 def form_of(texts: Iterable[str]) -> str | None:
     """The `strftime` format that writes all of these times exactly as they are, None if there is none."""
     texts = list(texts)

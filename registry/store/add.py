@@ -46,13 +46,15 @@ from registry.kernels.kernel import KNOWN_LIBRARIES
 from registry.model import LoadedModel
 from registry.outputs import Label, Labels, Layout
 from registry.rows.features import Feature, Rows
-from registry.rows.infer_schema import infer_features
+from registry.rows.infer_schema import NO_OPTIONS, FeatureOptions
 from registry.rows.schema import Schema
 from registry.store.code import CODE, OwnCode, dump_pickle, plain, write_files
 from registry.store.directory import NAME, directories, version_order
+from registry.store.intake import Wishes, decide_schema, instances_of
 from registry.store.loader import load_version
 from registry.store.manifest import ExplainerRecord, Manifest, TrainingRecord, write_manifest
 from registry.store.sources import Sources, collect_code, collect_imports, merged
+from registry.store.tables import read_table
 from registry.threads import in_one_thread
 from registry.training.metrics import (
     BUILT_IN,
@@ -89,14 +91,21 @@ def add_version(
     target: str | None = None,
     labels: Sequence[str] = (),
     held_out: pd.DataFrame | None = None,
-    margin: float | None = 1.0,
+    margin: float | None = None,
+    features: FeatureOptions = NO_OPTIONS,
 ) -> LoadedModel:
     """Write the next version of `name` below `root` and load it back as a server would.
 
     For the other parameters see `Trained`. Raises CannotAdd, and then nothing is left behind.
     """
     trained = Trained(
-        estimator=estimator, sample=sample, held_out=held_out, target=target, labels=labels, margin=margin
+        estimator=estimator,
+        sample=sample,
+        held_out=held_out,
+        target=target,
+        labels=labels,
+        margin=margin,
+        features=features,
     )
     with in_one_thread(estimator):
         return add_trained(root, name, trained)
@@ -213,7 +222,13 @@ def read_estimator(path: Path) -> Any:
     return read_trained(path)[0]
 
 
-def read_sample(path: Path | None, artefact: Artefact) -> pd.DataFrame:
+def read_sample(
+    path: Path | None,
+    artefact: Artefact,
+    estimator: Any = None,
+    options: FeatureOptions = NO_OPTIONS,
+    targets: Sequence[str] = (),
+) -> pd.DataFrame:
     """Rows of a model's input: a CSV file, else the rows that an MLflow model was saved with. Raises CannotAdd."""
     model = artefact.mlflow
     if path is None:
@@ -221,18 +236,11 @@ def read_sample(path: Path | None, artefact: Artefact) -> pd.DataFrame:
             raise CannotAdd(f"{artefact.path}: no rows of its input came with it; give a table of some with --data")
         return model.example
     columns = model.columns if model is not None else {}
-    table = read_table(path, {name: dtype for name, dtype in columns.items() if dtype == "str"})
+    strings = [name for name, dtype in columns.items() if dtype == "str"]
+    table = read_table(path, estimator, options, targets, strings)
     # a column of whole numbers may be one of decimals, as the signature says
     numbers = {name: dtype for name, dtype in columns.items() if name in table and table[name].dtype.kind in "iub"}
     return table.astype({name: dtype for name, dtype in numbers.items() if dtype.startswith("float")})
-
-
-def read_table(path: Path, dtypes: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """A CSV file with a header; `dtypes` of columns are guessed where none are given. Raises CannotAdd."""
-    try:
-        return pd.read_csv(path, dtype=dict(dtypes or {}) or None)
-    except (OSError, ValueError) as error:
-        raise CannotAdd(f"{path}: {error}") from error
 
 
 def next_version(directory: Path) -> str:
@@ -301,11 +309,11 @@ class _Draft:
         """True values, and what the estimator answers. Raises CannotAdd."""
         columns = trained.target_columns
         table = labelled_rows(trained.sample if trained.held_out is None else trained.held_out, trained)
-        given: Any = table[self.columns]
-        given = (
-            with_categories(trained.estimator, given) if self.schema.input == "frame" else given.to_numpy(np.float64)
-        )
-        return true_values(table, columns, self.layout), asking(trained.estimator, self.layout)(given)
+        rows, places = self.schema.fitting_rows(instances_of(table[self.columns]))
+        if not places:
+            raise CannotAdd("no held-out row fits the features")
+        outputs = asking(trained.estimator, self.layout)(self.schema.table(rows))
+        return true_values(table.iloc[places], columns, self.layout), outputs
 
     def calibrate(self, trained: Trained) -> tuple[float, ...]:
         """The scores of the calibration rows that the schema accepts, as requests would send them. Raises CannotAdd."""
@@ -329,14 +337,8 @@ def _examine(trained: Trained, accepting: Sequence[Feature]) -> _Draft:
     estimator = trained.estimator
     task = _checked_task(estimator)
     columns = _input_columns(estimator, trained.sample, _checked_targets(trained))
-    frame = hasattr(estimator, "feature_names_in_")
     table = with_categories(estimator, trained.sample[columns])
-    others = {feature.name: feature for feature in accepting}
-    inferred = infer_features(table, trained.margin)
-    features = [feature.widened(others.get(feature.name, feature)) for feature in inferred]
-    schema = Schema(features, "frame" if frame else "array")
-    if not frame and any(feature.kind == "category" for feature in inferred):
-        raise CannotAdd("the estimator takes numbers only, but the table has columns of text")
+    schema = decide_schema(estimator, table, Wishes(options=trained.features, margin=trained.margin, before=accepting))
     try:
         # decoded as requests are, so that what is recorded here holds for them
         rows = schema.rows(instances_of(table))
@@ -349,6 +351,8 @@ def _examine(trained: Trained, accepting: Sequence[Feature]) -> _Draft:
     except (CannotAdd, WrongOutputs) as error:
         raise CannotAdd(str(error)) from error
     except Exception as error:
+        if schema.input == "array" and any(feature.kind == "category" for feature in schema.features):
+            raise CannotAdd("the estimator takes numbers only, but the table has columns of text") from error
         raise CannotAdd(f"the estimator cannot predict this table: {type(error).__name__}: {error}") from error
     if not np.isfinite(outputs).all():
         raise CannotAdd("the estimator's output for this table is not finite")
@@ -422,15 +426,7 @@ def _input_columns(estimator: Any, sample: pd.DataFrame, targets: Sequence[str])
     return columns
 
 
-def instances_of(frame: pd.DataFrame) -> list[list[Any]]:
-    """The rows of a table as JSON would give them."""
-    table = frame.astype(object).where(frame.notna(), None).to_numpy(dtype=object)
-    return [[_plain(cell) for cell in row] for row in table.tolist()]
-
-
 def _plain(cell: Any) -> Any:
-    if isinstance(cell, datetime.date):  # and datetimes, and those of pandas
-        return cell.isoformat()
     return cell.item() if isinstance(cell, np.generic) else cell
 
 

@@ -18,9 +18,10 @@ from registry.asking import layout_of
 from registry.errors import CannotAdd, Superseded, VersionRefused
 from registry.model import LoadedModel
 from registry.rows.features import Rows
-from registry.store.add import instances_of, labelled_rows
+from registry.store.add import labelled_rows
 from registry.store.aliases import Aliases, alone, current, write_aliases
 from registry.store.directory import directories, sync_directory, write_whole
+from registry.store.intake import instances_of
 from registry.store.manifest import Manifest, read_manifest
 from registry.training.metrics import MEASURED, Truth, true_values
 from registry.training.script import Trained

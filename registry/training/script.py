@@ -19,6 +19,7 @@ import pandas as pd
 from registry.errors import CannotTrain
 from registry.formats.artefact import Artefact
 from registry.outputs import Label
+from registry.rows.infer_schema import NO_OPTIONS, FeatureOptions
 from registry.store.aliases import current
 from registry.store.code import CODE, OwnCode
 from registry.store.definitions import definitions
@@ -60,12 +61,14 @@ class Trained:
     `sample` is a table of the estimator's input, one column a feature; `held_out` one of the same columns, of rows that
     were not used for fitting. With `target`, the column of true values without gaps, metrics are measured: on
     `held_out`, else on the sample. `targets` name several outputs in their order; columns of these names, if the tables
-    have them, are the true values. `labels` name the classes in the order of `classes_`. For `margin` see
-    `infer_features`. `source` says where the data came from. `calibration` has further rows that were not used for
-    fitting, with the target; intervals and sets of labels are made from them. A `train.py` must return held-out rows.
-    `artefact` is the file that the estimator was read from; a version then keeps that file with its own code, otherwise
-    a pickle with the own code that is found by the names of the estimator's classes. `metrics` are functions of your
-    own to be measured, `{"costs:profit": "higher"}`: module and name of an `f(y_true, y_pred)`, and what is better.
+    have them, are the true values. `labels` name the classes in the order of `classes_`. Numbers beyond the sample's
+    are accepted unless a `margin` is given (see `infer_features`); `features` says what else a model should take than
+    its pipeline and its sample show. `source` says where the data came from. `calibration` has further rows that were
+    not used for fitting, with the target; intervals and sets of labels are made from them. A `train.py` must return
+    held-out rows. `artefact` is the file that the estimator was read from; a version then keeps that file with its own
+    code, otherwise a pickle with the own code that is found by the names of the estimator's classes. `metrics` are
+    functions of your own to be measured, `{"costs:profit": "higher"}`: module and name of an `f(y_true, y_pred)`, and
+    what is better.
     `groups` are features whose contributions explanations sum, by the name of the sum; `feature_labels` are labels for
     people, by feature or group. A retrained version keeps those of the live one where a `train.py` gives none.
     """
@@ -76,7 +79,8 @@ class Trained:
     target: str | None = None
     targets: Sequence[str] = ()
     labels: Sequence[Label] = ()
-    margin: float | None = 1.0
+    margin: float | None = None
+    features: FeatureOptions = NO_OPTIONS
     source: str = ""
     artefact: Artefact | None = None
     metrics: Mapping[str, Better] = field(default_factory=dict)

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serving.cli.command import argument, command, fail, say
+from serving.cli.features import COLUMN_ARGUMENTS, MARGINS, feature_options, feature_table
 from serving.settings import Settings
 
 if TYPE_CHECKING:
     from registry.model import LoadedModel
     from registry.training.metrics import Better
-
-MARGINS = {"seen": 0.0, "wide": 1.0, "none": None}
 
 MODEL = argument("model", help="name of the model")
 
@@ -94,12 +93,7 @@ def models(_arguments: argparse.Namespace, settings: Settings) -> int:
         metavar="FEATURE=TEXT",
         help="a feature's or group's label for people; may be given several times",
     ),
-    argument(
-        "--bounds",
-        choices=tuple(MARGINS),
-        default="wide",
-        help="numbers to accept: only the range seen; as far outside as it is wide (default); all that fit",
-    ),
+    *COLUMN_ARGUMENTS,
     argument("--reload", action="store_true", help="have the service that runs here serve it, and wait until it does"),
 )
 def add(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -121,7 +115,8 @@ def add(arguments: argparse.Namespace, settings: Settings) -> int:
 
 def _write_version(arguments: argparse.Namespace, seconds: float, version: str, root: Path) -> None:
     """Write a version below `root`, and say what it is; reading its artefact may take `seconds`. Raises CannotAdd."""
-    from registry.store.add import add_trained, read_sample, read_table, read_trained, with_imports_of
+    from registry.store.add import add_trained, read_sample, read_trained, with_imports_of
+    from registry.store.tables import read_table
     from registry.training.script import Trained, read_script, record_script, write_script
     from serving.process.apart import time_limit
 
@@ -137,16 +132,19 @@ def _write_version(arguments: argparse.Namespace, seconds: float, version: str, 
         )
     if script is not None:
         artefact = with_imports_of(arguments.train, script, artefact, arguments.code)
+    features, targets = feature_options(arguments), arguments.targets.split(",") if arguments.targets else []
+    columns = targets if arguments.target is None else [*targets, arguments.target]
     trained = Trained(
         estimator=estimator,
         artefact=artefact,
         metrics=metrics,
-        sample=read_sample(arguments.data, artefact),
+        sample=read_sample(arguments.data, artefact, estimator, features, columns),
         target=arguments.target,
-        targets=arguments.targets.split(",") if arguments.targets else (),
-        calibration=read_table(arguments.calibrate) if arguments.calibrate else None,
+        targets=targets,
+        calibration=read_table(arguments.calibrate, estimator, features, columns) if arguments.calibrate else None,
         labels=arguments.labels.split(",") if arguments.labels else (),
         margin=MARGINS[arguments.bounds],
+        features=features,
         source=arguments.source,
         groups={name: members.split(",") for name, members in _pairs("--group", arguments.group)},
         feature_labels=dict(_pairs("--label", arguments.label)),
@@ -161,6 +159,8 @@ def _write_version(arguments: argparse.Namespace, seconds: float, version: str, 
     )
     if script is not None:
         write_script(root / model.name, script)
+    for line in feature_table(model.manifest.features):
+        say(line)
     if artefact.code:
         say(f"own code: {', '.join(artefact.code)}")
     if model.python_steps:

@@ -141,7 +141,7 @@ def test_pipeline_gets_the_columns_that_it_was_fitted_on(tmp_path: Path, dtype: 
     assert [feature.kind for feature in model.manifest.features] == [
         *["number"] * 3,
         "category",
-        "integer",
+        "number",
         "boolean",
         "number",
     ]

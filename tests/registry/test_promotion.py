@@ -28,7 +28,7 @@ def add_plane(root: Path, table: pd.DataFrame | None = None, **options: Any) -> 
     """A version of a linear model."""
     table = small_table() if table is None else table
     estimator = LinearRegression().fit(table[["x", "y"]].to_numpy(), table["z"])
-    return add_trained(root, "plane", Trained(estimator=estimator, sample=table, target="z"), **options)
+    return add_trained(root, "plane", Trained(estimator=estimator, sample=table, target="z", margin=1.0), **options)
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ def test_sklearn_model_is_added_from_its_directory_alone(
     write_mlflow(directory, sklearn_flavor(name, form), dump(fitted), name, PEOPLE[:6], signature=signature)
     model = add(directory)
     assert (model.manifest.artefact, model.manifest.artefact_format) == (name, kept_in)
-    assert [feature.kind for feature in model.manifest.features] == ["integer", "number", "category"]
+    assert [feature.kind for feature in model.manifest.features] == ["number", "number", "category"]
     given = model.predict(model.schema.rows(PEOPLE[:6].to_dict("records")))
     assert [one["label"] for one in given] == fitted.predict(PEOPLE[:6]).tolist()
 

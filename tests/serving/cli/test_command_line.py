@@ -19,8 +19,9 @@ from sklearn.preprocessing import StandardScaler
 from examples.train import DEMOS
 from harness.estimators import ExplainShyRegressor, ForkShyRegressor
 from harness.service import ROOT
-from registry.store.add import add_version, read_estimator, read_table
+from registry.store.add import add_version, read_estimator
 from registry.store.aliases import promote
+from registry.store.tables import read_table
 from tests.conftest import Run
 
 SOON = "a running service will serve it within a few seconds\n"
