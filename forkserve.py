@@ -1,6 +1,6 @@
 """The module that your own code imports: `add_version`, and `Trained` and `TrainingData` for a `train.py`.
 
-    from forkserve import Trained, TrainingData, add_version
+    from forkserve import FeatureOptions, Trained, TrainingData, add_version
 
 Importing this module is cheap; each name imports its own module when it is first used.
 """
@@ -11,12 +11,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from registry.rows.infer_schema import FeatureOptions
     from registry.store.add import add_version
     from registry.training.script import Trained, TrainingData
 
-__all__ = ["Trained", "TrainingData", "add_version"]
+__all__ = ["FeatureOptions", "Trained", "TrainingData", "add_version"]
 
 HOMES = {
+    "FeatureOptions": "registry.rows.infer_schema",
     "Trained": "registry.training.script",
     "TrainingData": "registry.training.script",
     "add_version": "registry.store.add",

@@ -82,33 +82,13 @@ IMPORTANCE_SECONDS = 10.0
 """Once a slow explainer has taken this long, it explains no more background rows."""
 
 
-def add_version(
-    root: Path,
-    name: str,
-    estimator: Any,
-    sample: pd.DataFrame,
-    *,
-    target: str | None = None,
-    labels: Sequence[str] = (),
-    held_out: pd.DataFrame | None = None,
-    margin: float | None = None,
-    features: FeatureOptions = NO_OPTIONS,
-) -> LoadedModel:
+def add_version(root: Path, name: str, estimator: Any, sample: pd.DataFrame, **options: Any) -> LoadedModel:
     """Write the next version of `name` below `root` and load it back as a server would.
 
-    For the other parameters see `Trained`. Raises CannotAdd, and then nothing is left behind.
+    The options are the other fields of `Trained`. Raises CannotAdd, and then nothing is left behind.
     """
-    trained = Trained(
-        estimator=estimator,
-        sample=sample,
-        held_out=held_out,
-        target=target,
-        labels=labels,
-        margin=margin,
-        features=features,
-    )
     with in_one_thread(estimator):
-        return add_trained(root, name, trained)
+        return add_trained(root, name, Trained(estimator=estimator, sample=sample, **options))
 
 
 def add_trained(
