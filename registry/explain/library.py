@@ -110,7 +110,7 @@ def _contributions_of(estimator: Any) -> Callable[[Any], Any] | None:
 def _catboost_contributions(estimator: Any, table: Any) -> Any:
     import catboost
 
-    pool = catboost.Pool(table, cat_features=estimator.get_cat_feature_indices() or None)
+    pool = catboost.Pool(table, cat_features=estimator.get_cat_feature_indices() or None, thread_count=1)
     return estimator.get_feature_importance(pool, type="ShapValues")
 
 

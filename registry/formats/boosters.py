@@ -189,6 +189,7 @@ def _from_lightgbm(booster: Any) -> Any:
         "_n_features_in": booster.num_feature(),
         "_objective": objective,
         "_best_iteration": booster.best_iteration,
+        "_fitted_with_feature_names": booster.feature_name() != [f"Column_{i}" for i in range(booster.num_feature())],
         "fitted_": True,
     }
     if classes:

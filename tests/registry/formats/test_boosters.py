@@ -77,10 +77,10 @@ def shares(made: Any, objective: str) -> Any:
     return made / made.sum(axis=1, keepdims=True) if objective in ("multiclassova", "MultiClassOneVsAll") else made
 
 
-def explains(model: LoadedModel) -> bool:
+def explains(model: LoadedModel, table: Any = TABLE) -> bool:
     """Whether a model explains rows exactly; values that do not add up are an error."""
     assert model.explainer is not None
-    model.explain(model.schema.rows(TABLE.to_numpy()[:2].tolist()))
+    model.explain(model.schema.rows(table[:2].astype(object).to_numpy().tolist()))
     return model.explainer.method in ("native", "tree-path-dependent")
 
 
@@ -140,6 +140,23 @@ def test_catboost_file_answers_as_its_model(tmp_path: Path, loss: str, target: s
     assert answers(model) == pytest.approx(shares(made, loss), abs=1e-12)
     assert explains(model)
     assert model.manifest.fitted_with == {"catboost": catboost.__version__}
+
+
+def test_lightgbm_file_keeps_its_categories(tmp_path: Path) -> None:
+    texts = TABLE.assign(city=["Rome", "Oslo", "Bonn", "Rome"] * 20)
+    texts.loc[5, "city"] = np.nan
+    categories = texts.astype({"city": "category"})
+    data = lightgbm.Dataset(categories, (texts["city"] == "Oslo").astype(int))
+    parameters = {"objective": "binary", "verbose": -1, "num_threads": 1, "min_data_in_leaf": 2, "cat_smooth": 1}
+    booster = lightgbm.train(parameters, data, 5)
+    booster.save_model(tmp_path / "model.txt")
+    estimator, artefact = read_trained(tmp_path / "model.txt")
+    sample = texts[texts["city"] != "Bonn"]  # the sample does not show all that the booster knows
+    model = add_trained(tmp_path / "models", "model", Trained(estimator=estimator, artefact=artefact, sample=sample))
+    given = model.predict(model.schema.rows(sample.astype(object).where(sample.notna(), None).to_dict("records")))
+    expected = booster.predict(categories[texts["city"] != "Bonn"])
+    assert [one["probabilities"]["1"] for one in given] == pytest.approx(expected, abs=1e-12)
+    assert explains(model, sample)
 
 
 def test_booster_answers_with_all_trees_and_an_estimator_with_those_up_to_the_best(tmp_path: Path) -> None:
