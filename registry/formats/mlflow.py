@@ -46,7 +46,6 @@ class MLflowModel:
     python: str = ""
     code: tuple[Path, ...] = ()
     columns: Mapping[str, str] = field(default_factory=dict)
-    nullable: tuple[str, ...] = ()
     example: pd.DataFrame | None = None
 
 
@@ -71,9 +70,8 @@ def read_mlflow(directory: Path) -> MLflowModel:
         versions={library: str(said[version])} if said.get(version) else {},
         python=str(python or ""),
         code=(_inside(directory, code),) if code else (),
-        columns={name: DTYPES[kind] for name, kind, _ in columns if kind in DTYPES},
-        nullable=tuple(name for name, _, required in columns if not required),
-        example=_example(directory, stated, {name: DTYPES.get(kind) for name, kind, _ in columns}),
+        columns={name: DTYPES[kind] for name, kind in columns if kind in DTYPES},
+        example=_example(directory, stated, {name: DTYPES.get(kind) for name, kind in columns}),
     )
 
 
@@ -109,11 +107,11 @@ def _inside(directory: Path, name: object) -> Path:
     return path
 
 
-def _signature(stated: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
-    """Name, type, and whether it is required, of each column; [] for a tensor or without a signature."""
+def _signature(stated: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name and type of each column; [] for a tensor or without a signature."""
     try:
         inputs = json.loads(stated["signature"]["inputs"])
-        return [(str(one["name"]), str(one["type"]), bool(one.get("required", True))) for one in inputs]
+        return [(str(one["name"]), str(one["type"])) for one in inputs]
     except (KeyError, TypeError, ValueError, AttributeError):
         return []
 

@@ -28,7 +28,7 @@ WELL, FAULT = b"well", b"!"
 def inspect(arguments: argparse.Namespace, settings: Settings) -> int:
     """Say what a model file is, and what `add` would make of it, without adding anything."""
     from registry.errors import CannotAdd
-    from registry.store.inspection import Inspection, inspect_file
+    from serving.cli.report import Inspection, inspect_file
     from serving.process.apart import Apart, EndedBadly
     from serving.process.trial import can_try
 
@@ -61,7 +61,7 @@ def inspect(arguments: argparse.Namespace, settings: Settings) -> int:
 def _inspect_apart(inspection: object, report: Path, writing: int) -> None:
     """Write the lines into a file, because what foreign code prints is dropped, and then the verdict."""
     from registry.errors import RegistryError
-    from registry.store.inspection import Inspection, inspect_file
+    from serving.cli.report import Inspection, inspect_file
     from serving.process.child import be_early_out_of_memory, limit_memory, mute
     from serving.process.kernel import available_memory
 

@@ -18,9 +18,11 @@ from registry.formats.artefact import Artefact, open_artefact
 from registry.formats.boosters import RescaledClassifier
 from registry.formats.versions import installed_version, mismatch, refusal
 from registry.model import LoadedModel
-from registry.rows.features import Feature
+from registry.rows.infer_schema import Use
 from registry.store.add import add_trained, read_sample, read_trained
+from registry.store.fitted import takes_series, uses_of
 from registry.training.script import Trained
+from serving.cli.features import feature_table
 
 LABEL_WIDTH = 13
 MAX_SHOWN = 12
@@ -30,6 +32,7 @@ MAX_TREE_LINES = 60
 MAX_FEATURE_LINES = 200
 MAX_DEPTH = 8
 MADE_UP_ROWS = 24
+MADE_UP_TEXTS = ("a first text", "another one, of seven words in all", "and a third")
 
 POWERFUL = frozenset(
     {"os", "posix", "nt", "subprocess", "sys", "socket", "shutil", "pty", "runpy", "importlib", "webbrowser"}
@@ -188,60 +191,43 @@ def _say_trial(inspection: Inspection, estimator: Any, artefact: Artefact, say: 
 
 
 def _sample(inspection: Inspection, estimator: Any, artefact: Artefact) -> tuple[pd.DataFrame | None, bool]:
-    """Rows of the model's input, and whether they are made up from what the estimator knows."""
+    """Rows of the model's input, and whether they are made up from what the estimator knows. Raises CannotAdd."""
     if inspection.data is not None or (artefact.mlflow is not None and artefact.mlflow.example is not None):
-        return read_sample(inspection.data, artefact), False
+        targets = () if inspection.target is None else (inspection.target,)
+        return read_sample(inspection.data, artefact, estimator, targets=targets), False
     return made_up_sample(estimator), True
 
 
 def made_up_sample(estimator: Any) -> pd.DataFrame | None:
-    """Rows that an estimator may take: numbers, and the categories that its encoders know; None if it says too little.
+    """Rows that an estimator may take: numbers, texts, and the categories that its encoders know.
 
-    They are good enough to see whether it is compiled and explained.
+    They are good enough to see whether it is compiled and explained. None for one that says too little about its input.
     """
     names = getattr(estimator, "feature_names_in_", None)
-    count = getattr(estimator, "n_features_in_", None)
+    count = 1 if takes_series(estimator) else getattr(estimator, "n_features_in_", None)
     if not count:
         return None
-    random = np.random.default_rng(0)
     columns = [f"x{place}" for place in range(count)] if names is None else [str(name) for name in names]
-    table = pd.DataFrame(random.normal(size=(MADE_UP_ROWS, count)), columns=pd.Index(columns))
-    for column, categories in _known_categories(unwrap(estimator), columns):
-        table[column] = pd.Series([categories[place % len(categories)] for place in range(MADE_UP_ROWS)])
+    numbers = np.random.default_rng(0).normal(size=(MADE_UP_ROWS, count))
+    table = pd.DataFrame(numbers, columns=pd.Index(columns))
+    for column, uses in zip(columns, uses_of(estimator, table), strict=True):
+        values = next((_values(use) for use in uses if use.role in ("encoder", "text")), None)
+        if values:
+            table[column] = pd.Series([values[place % len(values)] for place in range(MADE_UP_ROWS)])
     return table
 
 
-def _known_categories(part: Any, columns: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
-    """The columns of an estimator's input whose categories its first encoders know."""
-    if hasattr(part, "steps"):
-        yield from _known_categories(unwrap(part.steps[0][1]), columns)
-    elif isinstance(part, ColumnTransformer):
-        for _, inner, chosen in part.transformers_:
-            named = [columns[one] if isinstance(one, int) else str(one) for one in _as_list(chosen)]
-            yield from _known_categories(inner, named)
-    elif isinstance(getattr(part, "categories_", None), list) and len(part.categories_) == len(columns):
-        for column, categories in zip(columns, part.categories_, strict=True):
-            known = [value for value in np.asarray(categories).tolist() if not pd.isna(value)]
-            if known:
-                yield column, known
-
-
-def _as_list(chosen: Any) -> list[Any]:
-    if isinstance(chosen, str | int):
-        return [chosen]
-    return [] if callable(chosen) or isinstance(chosen, slice) else np.asarray(chosen).tolist()
+def _values(use: Use) -> list[Any]:
+    return list(MADE_UP_TEXTS) if use.role == "text" else [value for value in use.categories if not pd.isna(value)]
 
 
 def _about_model(model: LoadedModel, *, made_up: bool) -> Iterator[str]:
     doubt = " (as far as can be seen without --data)" if made_up else ""
-    features = model.manifest.features
-    width = max(len(feature.name) for feature in features[:MAX_FEATURE_LINES])
-    for place, feature in enumerate(features[:MAX_FEATURE_LINES]):
-        yield _line(
-            "" if place else "features", f"{one_line(feature.name):{width}}  {_takes(feature, made_up=made_up)}"
-        )
-    if len(features) > MAX_FEATURE_LINES:
-        yield _line("", f"... ({len(features)} in all)")
+    lines = list(feature_table(model.manifest.features))
+    for place, line in enumerate(lines[:MAX_FEATURE_LINES]):
+        yield _line("" if place else "features", one_line(line) if not line.isprintable() else line)
+    if len(lines) > MAX_FEATURE_LINES:
+        yield _line("", f"... ({len(lines) - 1} in all)")
     if model.python_steps:
         yield _line("compiled", f"after {_listed(model.python_steps)}{doubt}")
     else:
@@ -255,9 +241,3 @@ def _about_model(model: LoadedModel, *, made_up: bool) -> Iterator[str]:
         )
     for name, value in model.manifest.metrics.items():
         yield _line(name, f"{value:.4g}")
-
-
-def _takes(feature: Feature, *, made_up: bool) -> str:
-    if feature.categories:
-        return f"{feature.kind}: {_listed(feature.categories)}"
-    return "number, or what --data shows" if made_up else feature.kind

@@ -13,6 +13,7 @@ import sklearn
 import xgboost
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -20,7 +21,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from harness.estimators import SleepingRegressor
 from registry.errors import CannotAdd
-from registry.store.inspection import Inspection, inspect_file
+from serving.cli.report import Inspection, inspect_file
 from tests.registry.formats.files import TABLE, VALUES, WORDS, forest, old_pickle, write
 
 CITIES = TABLE.assign(city=["Oslo", "Rome"] * 40)
@@ -58,8 +59,8 @@ def test_without_rows_it_says_what_the_estimator_knows(tmp_path: Path) -> None:
         "  randomforestclassifier: RandomForestClassifier",
     ]
     assert (said["task"], said["classes"]) == (["classification"], ["no, yes"])
-    assert [line.split()[0] for line in said["features"]] == ["a", "b", "c", "city"]
-    assert "Oslo, Rome" in said["features"][3]
+    assert [line.split()[0] for line in said["features"]] == ["feature", "a", "b", "c", "city"]
+    assert "category, 2 listed" in said["features"][4]
     assert said["compiled"][0].startswith("yes")
     assert said["explained"][0].startswith("tree-path-dependent, in probabilities")
 
@@ -94,7 +95,14 @@ def test_booster_file_is_told_from_itself(tmp_path: Path) -> None:
     xgboost.XGBClassifier(n_estimators=3, n_jobs=1).fit(TABLE, WORDS == "yes").save_model(tmp_path / "model.ubj")
     said = report(tmp_path / "model.ubj")
     assert (said["format"], said["estimator"]) == (["xgboost"], ["XGBClassifier"])
-    assert [line.split()[0] for line in said["features"]] == ["a", "b", "c"]
+    assert [line.split()[0] for line in said["features"]] == ["feature", "a", "b", "c"]
+
+
+def test_text_classifier_needs_no_rows_either(tmp_path: Path) -> None:
+    fitted = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(["good", "bad", "fine", "poor"], [1, 0, 1, 0])
+    said = report(write(tmp_path / "model.pkl", pickle.dumps(fitted)))
+    assert "text of at most" in said["features"][1]
+    assert said["compiled"][0].startswith("yes")
 
 
 def test_other_release_is_refused_after_what_can_be_told(tmp_path: Path) -> None:
