@@ -54,6 +54,8 @@ class Labels:
         if not isinstance(value, str | int | float):
             return None
         place = self._places.get(_identity(value))
+        if isinstance(value, int) and abs(value) >= 2**64:
+            return place  # too long to be a text
         return self._places.get((str, str(value))) if place is None else place
 
 
@@ -126,6 +128,8 @@ class Layout:
         Of several targets each is shown below its name: {"prediction": {"a": ..., "b": ...}}.
         """
         each = [self._presenter(index) for index in range(len(self.targets))]
+        if self.parts[0] == "probabilities" and not self.is_named:
+            return self._present_probabilities
         if not self.is_named:
             return each[0]
         names = [target.name for target in self.targets]
@@ -135,6 +139,25 @@ class Layout:
             return [{"prediction": dict(zip(names, row, strict=True))} for row in answers]
 
         return by_name
+
+    def _present_probabilities(self, outputs: NDArray[np.float64]) -> list[Any]:
+        """What most models answer, as fast as it can be."""
+        classes, texts = self.targets[0].classes, self._texts
+        if len(self.parts) > 1:
+            place = len(classes)
+            return [
+                {"label": classes[int(row[place])], "probabilities": dict(zip(texts, row, strict=False))}
+                for row in outputs.tolist()
+            ]
+        labels = outputs.argmax(axis=1).tolist()
+        return [
+            {"label": classes[label], "probabilities": dict(zip(texts, row, strict=False))}
+            for label, row in zip(labels, outputs.tolist(), strict=True)
+        ]
+
+    @cached_property
+    def _texts(self) -> tuple[str, ...]:
+        return Labels(self.targets[0].classes).texts
 
     def _presenter(self, index: int) -> Present:
         columns, classes = self.columns[index], self.targets[index].classes

@@ -32,7 +32,8 @@ from registry.store.add import add_trained
 from registry.store.loader import load_version
 from registry.store.manifest import FILENAME, read_manifest, write_manifest
 from registry.store.options import LoadOptions
-from registry.training.promotion import find_breaches
+from registry.training.candidates import read_held_out, write_held_out
+from registry.training.promotion import find_breaches, measure_both
 from registry.training.script import Trained
 
 RANDOM = np.random.default_rng(3)
@@ -480,3 +481,32 @@ def test_labels_of_several_targets_without_numbers_are_not_explained(tmp_path: P
     model = add(tmp_path, multioutput.MultiOutputClassifier(svm.LinearSVC()).fit(ROWS, FLAGS))
     assert model.explainer is None
     assert "gives labels and no numbers to explain" in model.not_explained
+
+
+@pytest.mark.parametrize(
+    ("estimator", "target", "options"),
+    [
+        (linear_model.Ridge(), TARGETS, {"targets": ["y0", "y1"]}),
+        (ensemble.RandomForestClassifier(5, random_state=0), MIXED, {"targets": ["y0", "y1"]}),
+        (OwnOrder(label="high"), MIXED[:, :1], {"target": "y0"}),
+        (linear_model.LogisticRegression(), TWO[:, None], {"target": "y0", "labels": ("no", "yes")}),
+    ],
+)
+def test_held_out_rows_measure_both_versions_of_a_retraining(
+    tmp_path: Path, estimator: Any, target: Any, options: dict[str, Any]
+) -> None:
+    estimator.fit(ROWS, target if target.shape[1] > 1 else target.ravel())
+    whole = TABLE.assign(**{f"y{index}": column for index, column in enumerate(target.T)})
+    trained = Trained(estimator=estimator, sample=whole, held_out=whole[:40], **options)
+    root = tmp_path / ".candidate-job.1"
+    model = add_trained(root, "model", trained)
+    write_held_out(root, model, trained)
+    held_out = read_held_out(root / "model" / "1")
+    measured = measure_both(model, model, held_out)
+    assert measured.rows == 40
+    assert measured.new == measured.live == pytest.approx(model.manifest.metrics, abs=1e-12)
+    assert model.manifest.metrics
+
+
+def test_numbers_without_end_are_no_labels() -> None:
+    assert Labels((0, 1)).find(10**5000) is None
