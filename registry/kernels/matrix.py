@@ -344,15 +344,20 @@ def _tables(matrix: Matrix) -> dict[int, Tabled]:
             missing[source] = math.nan
         if schema.features[source].kind in ("number", "integer"):
             unlisted[source] = max(values[source]) + 1.0
-    # three calls: a missing value changes the dtype of a pandas column, and must not do so for the others
-    seen = [_filled(matrix, rows, list(listed)) for rows in (known, missing[None], unlisted[None])]
+    chosen = list(listed)
+    of_known = _filled(matrix, known, chosen)
+    # calls apart: a missing value changes the dtype of a pandas column, and must not do so for the others
+    takes_missing = any(schema.features[source].nullable for source in values)
+    of_missing = _filled(matrix, missing[None], chosen)[0] if takes_missing else np.full(len(chosen), math.nan)
+    takes_unlisted = any(column.searched is not None for column in listed.values())
+    of_unlisted = _filled(matrix, unlisted[None], chosen)[0] if takes_unlisted else np.full(len(chosen), math.nan)
 
     def table(place: int, followed: Listed) -> Tabled:
         source = followed.source
         count = len(values[source])
-        of_missing = seen[1][0, place] if schema.features[source].nullable else math.nan
-        of_unlisted = seen[2][0, place] if followed.searched is not None else math.nan
-        cells = (*seen[0][:count, place].tolist(), float(of_missing), float(of_unlisted))
+        for_missing = of_missing[place] if schema.features[source].nullable else math.nan
+        for_unlisted = of_unlisted[place] if followed.searched is not None else math.nan
+        cells = (*of_known[:count, place].tolist(), float(for_missing), float(for_unlisted))
         return Tabled(source, cells, None if followed.searched is None else tuple(values[source]))
 
     return {index: table(place, followed) for place, (index, followed) in enumerate(listed.items())}

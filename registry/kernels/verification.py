@@ -37,7 +37,7 @@ MAX_CATEGORIES = 64
 MAX_VARIED_ROWS = 256
 """Rows in which one feature has a value to be tried; where there are more such values, several features have one."""
 
-WHOLE_ROWS = 8
+WHOLE_ROWS = 3
 """Rows that the whole estimator is asked about alone, where its last step is asked about the others."""
 
 PYTHON_ROWS = 64
