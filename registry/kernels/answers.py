@@ -107,7 +107,13 @@ def _of_targets(answers: Sequence[Answer], targets: int) -> Compute:
 
 def most_probable(probabilities: Answer, margins: Answer | None = None) -> Answers:
     """The answers of a classifier that predicts the first of its most probable classes."""
-    return Answers(labels=lambda rows: probabilities(rows).argmax(axis=1), probabilities=probabilities, margins=margins)
+
+    def outputs(rows: Rows) -> Rows:
+        shares = np.asarray(probabilities(rows), np.float64)
+        labels = np.where(np.isnan(shares[:, 0]), np.nan, shares.argmax(axis=1))
+        return np.column_stack([shares, labels])
+
+    return Answers(labels=_indices(probabilities), probabilities=probabilities, margins=margins, outputs=outputs)
 
 
 def label_places(own: Any, classes: Any) -> NDArray[np.intp]:
@@ -165,12 +171,36 @@ class Members:
 
 
 def label_values(member: Answers, estimator: Any) -> Answer:
-    """The labels of a classifier whose classes are numbers, as numbers. Raises Unsupported."""
+    """The labels of a classifier whose classes are numbers, as numbers, NaN for a refused row. Raises Unsupported."""
     classes, labels = np.asarray(estimator.classes_), needed(member.labels)
     if classes.dtype.kind not in "biuf":
         raise Unsupported("a member hands on labels that are not numbers")
-    values = classes.astype(np.float64)
+    values = np.append(classes.astype(np.float64), np.nan)  # at -1
     return lambda rows: values[labels(rows)]
+
+
+def refusing(answers: Answers, feed: Callable[[Rows], Rows], refused: Callable[[Rows], Any]) -> Answers:
+    """The answers about what `feed` makes of rows, and none for those of which `refused` is true."""
+
+    def of(answer: Answer | None, nothing: float) -> Answer | None:
+        def ask(rows: Rows) -> Any:
+            fed = feed(rows)
+            found, lost = needed(answer)(fed), refused(fed)
+            if lost.any():
+                found = np.array(found)
+                found[lost] = nothing
+            return found
+
+        return None if answer is None else ask
+
+    return replace(
+        answers,
+        values=of(answers.values, np.nan),
+        labels=of(answers.labels, -1),
+        probabilities=of(answers.probabilities, np.nan),
+        margins=of(answers.margins, np.nan),
+        outputs=None,
+    )
 
 
 def side_by_side(answers: Sequence[Answer], rows: Rows) -> Rows:

@@ -22,6 +22,7 @@ from registry.kernels.answers import (
     label_values,
     most_probable,
     needed,
+    refusing,
     side_by_side,
     with_python,
 )
@@ -77,7 +78,8 @@ def _bagging_classifier(bagging: Any, members: Members) -> Answers:
             if member.probabilities is not None:
                 total[:, places] += member.probabilities(rows)
             else:
-                total[every, places[needed(member.labels)(rows)]] += 1
+                indices = needed(member.labels)(rows)
+                total[every, places[indices]] += np.where(indices < 0, np.nan, 1)
         return total / divisor
 
     margins = _mean_of([member.margins for member in own], divisor)
@@ -113,7 +115,8 @@ def _stacking(stacking: Any, members: Members) -> Answers:
         made = [answer(rows).reshape(len(rows), -1) for answer in asked]
         return np.ascontiguousarray(np.hstack([*made, rows] if beside else made), dtype)
 
-    return with_python(replace(final, outputs=None).behind(predictions), [*own, final])
+    made = refusing(final, predictions, lambda fed: np.isnan(fed[:, : width - beside]).any(axis=1))
+    return with_python(made, [*own, final])
 
 
 def _stacked(member: Answers, estimator: Any, method: str, *, drops_first: bool) -> Answer:
@@ -131,32 +134,40 @@ def _boosted_classifier(boosting: Any, members: Members) -> Answers:
     if count < 2:
         raise Unsupported("it has seen a single class")
     total = boosting.estimator_weights_.sum()
-    steps = [
-        (needed(member.labels), label_places(estimator.classes_, boosting.classes_), weight)
-        for member, estimator, weight in zip(own, boosting.estimators_, boosting.estimator_weights_, strict=False)
-    ]
+    votes = []
+    for member, estimator, weight in zip(own, boosting.estimators_, boosting.estimator_weights_, strict=False):
+        places = label_places(estimator.classes_, boosting.classes_)
+        by_label = np.where(places[:, None] == np.arange(count), weight, -1 / (count - 1) * weight)
+        votes.append((needed(member.labels), np.vstack([by_label, np.full(count, np.nan)])))  # of a refused row at -1
 
     def margins(rows: Rows) -> Any:
-        made = sum(
-            np.where(places[ask(rows)][:, None] == np.arange(count), weight, -1 / (count - 1) * weight)
-            for ask, places, weight in steps
-        )
+        made = sum(by_label[ask(rows)] for ask, by_label in votes)
         made /= total
         return made[:, 1] - made[:, 0] if count == 2 else made
 
-    def probabilities(rows: Rows) -> Rows:
-        made = margins(rows)
+    def shares(made: Rows) -> Rows:
         made = np.column_stack([-made, made]) / 2 if count == 2 else made / (count - 1)
         made -= made.max(axis=1, keepdims=True)
         np.exp(made, out=made)
         made /= made.sum(axis=1, keepdims=True)
         return made
 
-    def labels(rows: Rows) -> Any:
-        made = margins(rows)
-        return (made > 0).astype(np.intp) if count == 2 else made.argmax(axis=1)
+    def decided(made: Rows) -> Any:
+        labels = (made > 0).astype(np.intp) if count == 2 else made.argmax(axis=1)
+        return np.where(np.isnan(made if count == 2 else made[:, 0]), -1, labels)
 
-    return with_python(Answers(labels=labels, probabilities=probabilities, margins=margins), own)
+    def outputs(rows: Rows) -> Rows:
+        made = margins(rows)
+        labels = decided(made)
+        return np.column_stack([shares(made), labels])
+
+    answers = Answers(
+        labels=lambda rows: decided(margins(rows)),
+        probabilities=lambda rows: shares(margins(rows)),
+        margins=margins,
+        outputs=outputs,
+    )
+    return with_python(answers, own)
 
 
 def _boosted_regressor(boosting: Any, members: Members) -> Answers:

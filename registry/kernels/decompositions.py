@@ -38,8 +38,8 @@ def _one_vs_rest(wrapper: Any, members: Members) -> Answers:
     def labels(rows: Rows) -> Any:
         found = side_by_side(scores, rows)
         if multiclass_:
-            return found.argmax(axis=1)
-        above = (found > threshold).astype(np.intp)
+            return np.where(np.isnan(found).any(axis=1), -1, found.argmax(axis=1))
+        above = np.where(np.isnan(found), -1, found > threshold)
         return above[:, 0] if single else above
 
     each = [member.probabilities for member in own if member.probabilities is not None]

@@ -15,7 +15,7 @@ from sklearn.metrics import pairwise_distances_argmin
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor, NearestCentroid
 from sklearn.utils.extmath import row_norms, weighted_mode
 
-from registry.kernels.answers import Answer, Answers
+from registry.kernels.answers import Answer, Answers, most_probable
 from registry.kernels.kernel import Unsupported
 from registry.rows.features import Rows
 
@@ -119,11 +119,11 @@ def _neighbor_classes(estimator: Any) -> Answers:
 
     def labels(rows: Rows) -> Any:
         places, shares = neighbors(rows)
-        if shares is None:
-            return votes(rows).argmax(axis=1)
         found, _ = weighted_mode(known[places], shares, axis=1)
         return found.ravel().astype(np.intp)
 
+    if estimator.weights != "distance":
+        return most_probable(probabilities)
     return Answers(labels=labels, probabilities=probabilities)
 
 

@@ -284,10 +284,22 @@ def test_missing_values_go_where_the_members_send_them() -> None:
     made.assert_same(np.ascontiguousarray(table.to_numpy()[:60]))
 
 
-@pytest.mark.parametrize("voting", ["soft", "hard"])
-def test_row_that_a_member_refuses_is_answered_nan(voting: str) -> None:
-    vote = make_pipeline(StandardScaler(), VotingClassifier(three(), voting=voting))
-    made = pair(vote, numbers(), target(numbers(), 2), margin=None)
+REFUSING: dict[str, Callable[[], Any]] = {
+    "vote, soft": lambda: VotingClassifier(three(), voting="soft"),
+    "vote, hard": lambda: VotingClassifier(three(), voting="hard"),
+    "bagging": lambda: BaggingClassifier(forest(), **FEW),
+    "stacking": stacking,
+    "stacking of labels": lambda: stacking(stack_method="predict", final_estimator=forest()),
+    "boosting": lambda: AdaBoostClassifier(forest(), **FEW),
+    "one against one": lambda: OneVsOneClassifier(forest()),
+    "calibrated": lambda: calibrated(forest(), "isotonic"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSING)
+def test_row_that_a_member_refuses_is_answered_nan(name: str) -> None:
+    estimator = make_pipeline(StandardScaler(), REFUSING[name]())
+    made = pair(estimator, numbers(), target(numbers(), 2), margin=None)
     rows = np.full((2, 5), 0.5)
     rows[1, 2] = 3.4e38  # as a scaled float32 it is infinite
     with np.errstate(over="ignore"), pytest.raises(ValueError, match="infinity"):
