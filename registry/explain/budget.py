@@ -11,9 +11,11 @@ import math
 import time
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from registry.estimator import Compute, quickest
 from registry.explain.sampling import call_rows, rows_per_explanation, sampling_explainer
-from registry.explain.shap_values import Budget, Explainer, Space
+from registry.explain.shap_values import Budget, CannotExplain, Contributions, Explainer, Space
 from registry.rows.features import Rows
 
 MAX_REQUEST_SECONDS = 1.0
@@ -39,7 +41,10 @@ class Sampled:
     space: Space
 
     def explainer(self, asked: int, recorded: Budget | None) -> Explainer:
-        """The explainer within the budget that was recorded, if it still holds, or else within a new one."""
+        """The explainer within the budget that was recorded, if it still holds, or else within a new one.
+
+        Raises CannotExplain.
+        """
         budget = recorded if recorded is not None and self._holds(recorded, asked) else self._decide(asked)
         made = sampling_explainer(self.function, self.background, self.space, budget.evaluations)
         return replace(made, jobs_only=budget.jobs_only, budget=budget)
@@ -73,7 +78,7 @@ class Sampled:
         return _CallCost(max(0.0, one - per_row), per_row)
 
     def _seconds(self, evaluations: int) -> float:
-        """The time of one explanation; infinite where it takes longer than a request may."""
+        """The time of one explanation; infinite where it takes longer than a request may. Raises CannotExplain."""
         row = self.background[len(self.background) // 2][None]
         ends = math.inf
 
@@ -84,10 +89,14 @@ class Sampled:
 
         explain = sampling_explainer(bounded, self.background, self.space, evaluations).explain
         ends = time.perf_counter() + MAX_REQUEST_SECONDS
+        found: list[Contributions] = []
         try:
-            return quickest(lambda: explain(row))
+            seconds = quickest(lambda: found.append(explain(row)))
         except _TooSlow:
             return math.inf
+        if not np.isfinite(found[-1].values).all():
+            raise CannotExplain("it gives no finite numbers for rows whose values come from several others")
+        return seconds
 
 
 class _TooSlow(Exception):

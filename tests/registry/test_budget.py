@@ -10,7 +10,7 @@ import pytest
 from registry import estimator
 from registry.explain import budget
 from registry.explain.budget import Sampled
-from registry.explain.shap_values import Budget
+from registry.explain.shap_values import Budget, CannotExplain
 from registry.rows.features import Rows
 
 BACKGROUND = np.random.default_rng(0).normal(size=(100, 12))
@@ -85,3 +85,12 @@ def test_decision_that_is_off_by_far_is_made_anew(
 def test_other_setting_is_decided_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     model = SlowModel(monkeypatch, 1e-6)
     assert model.decide(1000, model.decide(500)) == Budget(1000, 1000, jobs_only=False)
+
+
+def test_model_without_numbers_for_mixed_rows_is_not_explained() -> None:
+    def function(rows: Rows) -> Rows:
+        known = (rows[:, None] == BACKGROUND).all(axis=2).any(axis=1)
+        return np.where(known, 1.0, np.nan)[:, None]
+
+    with pytest.raises(CannotExplain, match="no finite numbers"):
+        Sampled(function, BACKGROUND, "value").explainer(500, None)
