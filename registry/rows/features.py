@@ -73,7 +73,9 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     origin: str = ""
 
     def widened(self, other: Feature) -> Feature:
-        """The feature, accepting also every number that `other` accepts, if that is of the same kind."""
+        """The feature, accepting also every number that `other` accepts, and every text as long as its texts."""
+        if self.kind == "text" == other.kind:
+            return msgspec.structs.replace(self, max_length=max(self.max_length, other.max_length))
         if self.kind != other.kind:
             return self
         lows, highs = (self.minimum, other.minimum), (self.maximum, other.maximum)

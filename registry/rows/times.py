@@ -64,7 +64,9 @@ def show_time(cell: float, form: str = "") -> str:
 
 
 def step_of(form: str) -> int:
-    """The microseconds from one time that `form` can write to the next."""
+    """The microseconds from one time that `form` can write to the next; 1 without a form."""
+    if not form:
+        return 1
     smallest = (("%f", 1), ("%S", 10**6), ("%M", 60 * 10**6), ("%H", 3600 * 10**6))
     return next((step for code, step in smallest if code in form), 24 * 3600 * 10**6)
 

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from registry.estimator import Task
 from registry.model import LoadedModel
 from registry.outputs import Label
-from registry.rows.features import Feature, Rows
+from registry.rows.features import Feature, Kind, Rows
+from registry.rows.times import step_of
 from registry.store.manifest import Manifest
 from registry.training.candidates import HeldOut
 from registry.training.metrics import MEASURED, Better, custom_functions, measure, measure_custom, short_name
 
 SCORES = frozenset({"accuracy", "r2", "roc_auc"})
 """Metrics that should be high; all others are errors, which should be low."""
+
+
+WIDER_KINDS: Mapping[Kind, tuple[Kind, ...]] = {
+    "integer": ("number",),
+    "category": ("integer", "number", "text", "datetime"),
+}
+"""Kinds that may take all that another one takes; the values of a category are tried."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +62,31 @@ def _alike(before: Sequence[Label], after: Sequence[Label]) -> bool:
 
 
 def _breach(before: Feature, after: Feature) -> str:
-    if after.kind != before.kind:
+    """What the feature takes no more, in words; a number may become one with fractions, a category a text."""
+    if after.kind not in (before.kind, *WIDER_KINDS.get(before.kind, ())):
         return f"is of kind {after.kind}, not {before.kind}"
-    if before.nullable and not after.nullable:
-        return "must not be missing any more"
-    if lost := set(before.categories) - set(after.categories):
-        return f"lacks {len(lost)} of its categories"
-    if after.minimum is not None and (before.minimum is None or after.minimum > before.minimum):
-        return "has a higher minimum"
-    if after.maximum is not None and (before.maximum is None or after.maximum < before.maximum):
-        return "has a lower maximum"
-    return ""
+    encode = after.encoder()
+    lost = sum(not _fits(encode, value) for value in before.categories)
+    breaches = {
+        "must not be missing any more": before.nullable and not after.nullable,
+        "takes no categories any more that are not listed": before.open and not (after.open or after.kind == "text"),
+        f"lacks {lost} of its categories": lost > 0,
+        f"takes texts of {after.max_length} characters only": before.kind == "text"
+        and after.max_length < before.max_length,
+        "takes no times as fine any more": before.kind == "datetime" and step_of(after.format) > step_of(before.format),
+        "has a higher minimum": after.minimum is not None
+        and (before.minimum is None or after.minimum > before.minimum),
+        "has a lower maximum": after.maximum is not None and (before.maximum is None or after.maximum < before.maximum),
+    }
+    return next((reason for reason, is_broken in breaches.items() if is_broken), "")
+
+
+def _fits(encode: Callable[[Any], Any], value: Any) -> bool:
+    try:
+        encode(value)
+    except ValueError:
+        return False
+    return True
 
 
 def find_losses(live: LoadedModel, new: LoadedModel) -> list[str]:

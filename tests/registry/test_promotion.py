@@ -72,6 +72,34 @@ def test_category_that_is_lost_and_classes_in_another_order_are_breaches(live: L
     ]
 
 
+TEXT = {"kind": "text", "max_length": 100}
+OPEN = {"kind": "category", "categories": ("a", "b"), "open": True}
+KINDS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"kind": "integer"}, {"kind": "number"}, ""),
+    (OPEN, {**OPEN, "categories": ("a",)}, ""),
+    (OPEN, {**OPEN, "open": False}, "y takes no categories any more that are not listed"),
+    (OPEN, TEXT, ""),
+    ({**OPEN, "open": False}, OPEN, ""),
+    ({**OPEN, "open": False}, TEXT, ""),
+    ({**OPEN, "categories": (1, 2), "open": False}, {"kind": "integer"}, ""),
+    ({**OPEN, "categories": ("1", "2"), "open": False}, {"kind": "integer"}, "y lacks 2 of its categories"),
+    ({**OPEN, "categories": ("2024-05-01",), "open": False}, {"kind": "datetime"}, ""),
+    ({**OPEN, "categories": ("2024-05-01", "x"), "open": False}, {"kind": "datetime"}, "y lacks 1 of its categories"),
+    (TEXT, {**TEXT, "max_length": 10}, "y takes texts of 10 characters only"),
+    (TEXT, {**TEXT, "max_length": 1000}, ""),
+    (TEXT, OPEN, "y is of kind category, not text"),
+    ({"kind": "datetime"}, {"kind": "datetime", "format": "%Y-%m-%d"}, "y takes no times as fine any more"),
+    ({"kind": "datetime", "format": "%Y-%m-%d"}, {"kind": "datetime"}, ""),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "breach"), KINDS)
+def test_features_of_all_kinds_may_become_wider(live: LoadedModel, before: Any, after: Any, breach: str) -> None:
+    unbounded = {"minimum": None, "maximum": None}
+    found = find_breaches(changed(live.manifest, **unbounded, **before), changed(live.manifest, **unbounded, **after))
+    assert found == ([breach] if breach else [])
+
+
 def test_model_that_was_compiled_and_explained_must_be_again(live: LoadedModel) -> None:
     assert find_losses(live, live) == []
     assert find_losses(live, replace(live, compiled=False, explainer=None)) == [
