@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import structlog
+from sklearn.exceptions import InconsistentVersionWarning
 
 from registry.errors import CannotRead, one_line
 from registry.formats.compression import TRUNCATED, open_content
@@ -25,6 +26,9 @@ SKIPPED_BYTES = 1 << 20
 
 SUBIMPORT = f"{CLOUDPICKLE}:subimport"
 """What cloudpickle calls with the name of a module that a function needs."""
+
+STATED = re.compile(rb"_sklearn_version[^0-9.]{1,16}?([0-9]+\.[0-9]+[0-9A-Za-z.+]{0,20})", re.DOTALL)
+"""How a pickle states its version, for one that cannot be looked into otherwise."""
 
 VERSION = re.compile(r"[0-9][0-9A-Za-z.+!-]{0,40}", re.ASCII)
 
@@ -71,6 +75,10 @@ def survey_pickle(content: bytes) -> Survey:
         raise
     except Exception:  # noqa: BLE001 - a pickle may do anything to what stands in for its classes; loading it decides
         survey.complete = False
+    if not survey.complete and "scikit-learn" not in survey.versions:
+        stated = STATED.search(open_content(content).read())
+        if stated is not None:
+            survey.versions["scikit-learn"] = stated_version(stated[1].decode())
     return survey
 
 
@@ -88,7 +96,9 @@ def load_pickle(path: Path, content: bytes, code: OwnCode | None = None) -> Any:
         raise CannotRead(f"does not load: {TRUNCATED.removeprefix('is ')}") from error
     except (Exception, SystemExit) as error:
         raise CannotRead(f"does not load: {type(error).__name__}: {plain(one_line(error))}") from error
-    for message in {one_line(warning.message) for warning in caught}:
+    # another release of scikit-learn is refused, forced, or one of which nothing is to be feared
+    others = [one.message for one in caught if not issubclass(one.category, InconsistentVersionWarning)]
+    for message in dict.fromkeys(map(one_line, others)):
         log.warning("Model loaded with a warning", artefact=str(path), warning=message)
     return loaded
 

@@ -174,6 +174,8 @@ def read_trained(
         return artefact.load(own), artefact
     except CannotRead as error:
         raise CannotAdd(f"{path}: {error}{_advice(error.__cause__, own)}") from error
+    except MemoryError as error:
+        raise CannotAdd(f"{path}: needs more memory than there is") from error
 
 
 def with_imports_of(script: Path, content: bytes, artefact: Artefact, code: Sequence[Path] = ()) -> Artefact:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,10 @@ def _inside(part: Any) -> list[tuple[str, Any]]:
     for attribute in ("steps", "transformer_list"):
         if hasattr(part, attribute):
             return [(name, inner) for name, inner, *_ in getattr(part, attribute) if inner is not None]
-    given = part.get_params(deep=False) if hasattr(part, "get_params") else {}
+    given: dict[str, Any] = {}
+    if hasattr(part, "get_params"):
+        with suppress(Exception):  # of another release, whose parameters it lacks
+            given = part.get_params(deep=False)
     several = [pair for value in given.values() if isinstance(value, list) for pair in value if _is_named(pair)]
     return [*several, *((name, value) for name, value in given.items() if _is_estimator(value))]
 

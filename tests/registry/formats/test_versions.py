@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 from registry.errors import CannotAdd, VersionRefused
 from registry.formats import versions
-from registry.formats.pickles import Survey
+from registry.formats.pickles import Survey, survey_pickle
 from registry.formats.versions import Format, mismatch
 from registry.store.add import add_trained, add_version, read_trained
 from registry.store.loader import load_version
@@ -48,6 +48,14 @@ def test_pickle_whose_classes_have_moved_is_refused_for_its_version(tmp_path: Pa
     content = old_pickle(forest()).replace(b"sklearn.tree._tree", b"sklearn.gone._tree")
     with pytest.raises(CannotAdd, match=BOTH):
         read_trained(write(tmp_path / "model.pkl", content))
+
+
+def test_version_is_found_in_a_pickle_that_cannot_be_looked_into(tmp_path: Path) -> None:
+    old = old_pickle(forest())
+    old = old[:2] + b"\x82\x07" + old[2:]  # an extension that nobody has registered
+    assert not survey_pickle(old).complete
+    with pytest.raises(CannotAdd, match=BOTH):
+        read_trained(write(tmp_path / "model.pkl", gzip.compress(old)))
 
 
 def test_joblib_file_of_another_release_is_refused(tmp_path: Path) -> None:
