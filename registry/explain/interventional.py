@@ -56,6 +56,8 @@ Derivatives = Callable[[Rows, Rows], Rows]
 
 def interventional_explainer(parts: Parts, background: Rows, outputs: Compute, space: Space) -> Explainer:
     """Explains `outputs`, shape (rows, classes or 1), of an estimator. Raises CannotExplain, Unsupported."""
+    if parts.head.has_entries:
+        raise CannotExplain("its columns are words, which are explained by their margins")
     matrix = parts.behind_matrix(lambda made: made)
     known = matrix(background)
     margins = _tree_margins(parts, known) if parts.trees is not None else _linear_margins(parts, known)
@@ -149,13 +151,13 @@ def _slope(margins: Rows, first: Rows, second: Rows) -> float:
 
 
 def _tree_margins(parts: Parts, known: Rows) -> _Margins:
-    """Margins of trees, in float64. Raises CannotExplain."""
+    """Margins of trees, in float64. Raises CannotExplain, Unsupported."""
     assert parts.trees is not None
     if parts.trees.are_probabilities:
         raise CannotExplain("its trees have no margins")
     ensemble = replace(parts.trees.explained or parts.trees.ensemble, single=False)
     forest, features, margins = ensemble.forest, parts.features, len(ensemble.start)
-    sources = np.array([column.source for column in parts.plan], np.int32)
+    sources = np.array(parts.head.sources(), np.int32)
     nodes = credited(forest, sources)
     values = np.ascontiguousarray(forest.values, np.float64)
     weights = part_weights(forest, features)
@@ -173,7 +175,7 @@ def _tree_margins(parts: Parts, known: Rows) -> _Margins:
 def _linear_margins(parts: Parts, known: Rows) -> _Margins:
     """Margins of a linear classifier. Raises Unsupported."""
     weights, intercept = coefficients(parts.last)
-    sources: Any = np.array([column.source for column in parts.plan])
+    sources: Any = np.array(parts.head.sources(), np.intp)
 
     def attribute(made: Rows, factors: Factors) -> Rows:
         by_column = np.einsum("rbc,cm,rbmo->rco", made[:, None] - known, weights, factors, optimize=True)

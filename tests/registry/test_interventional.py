@@ -20,7 +20,7 @@ from sklearn.ensemble import (
 )
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.preprocessing import OneHotEncoder, SplineTransformer, StandardScaler
 
 from registry.errors import InvalidSelection
 from registry.explain import choose
@@ -190,3 +190,14 @@ def test_space_that_is_the_models_own_is_the_default(tmp_path: Path) -> None:
     assert model.explain(ROWS[:1], Selection(space="probability")) == model.explain(ROWS[:1])
     with pytest.raises(InvalidSelection, match="space must be one of probability"):
         model.explain(ROWS[:1], Selection(space="margin"))
+
+
+def test_columns_that_a_step_makes_are_credited_to_the_feature_that_it_is_given(tmp_path: Path) -> None:
+    y = (target(TABLE, 2) == "b").astype(int)
+    splines = make_column_transformer((SplineTransformer(n_knots=4), [1]), remainder="passthrough")
+    boosted = GradientBoostingClassifier(n_estimators=5, random_state=0)
+    model = add_version(tmp_path, "model", make_pipeline(splines, boosted).fit(ROWS, y), TABLE)
+    assert model.compiled
+    explainer = model.explainer_for(Selection(space="probability"))
+    assert explainer.method == "interventional"
+    assert_additive(explainer.explain(ROWS[:5]))
