@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from registry.kernels.kernel import MATRIX, NUMBERS, OUT, Kernel, Unsupported, part_of_kernel, records
 from registry.rows.features import Rows
 
-SUBTRACT, DIVIDE, MULTIPLY, ADD, RAISE_TO, CUT_TO, FILL, IS_MISSING = range(8)
+SUBTRACT, DIVIDE, MULTIPLY, ADD, RAISE_TO, CUT_TO, FILL, IS_MISSING, ROUND_TO_SINGLE = range(9)
 Step = tuple[int, float]
 
 STEP = np.dtype([("operand", "f8"), ("operation", "i4")], align=True)
@@ -82,6 +82,8 @@ def _changed(value: Any, operation: Any, operand: Any) -> Any:
         value = operand if value > operand else value  # noqa: FURB136
     elif operation == FILL:
         value = operand if math.isnan(value) else value
+    elif operation == ROUND_TO_SINGLE:
+        value = np.float64(np.float32(value))
     else:
         value = 1.0 if math.isnan(value) else 0.0
     return value

@@ -124,8 +124,8 @@ def take_apart_from(estimator: Any, matrix: Matrix) -> Parts:
 
 def _take_apart(steps: list[Any], last: Any, matrix: Matrix) -> Parts:
     schema = matrix.schema
-    if schema.input == "frame" and any(feature.dtype.lower() in ("float16", "float32") for feature in schema.features):
-        raise Unsupported("a column is float32 or float16")  # scikit-learn computes with them in that precision
+    if schema.input == "frame" and any(feature.dtype in ("float16", "Float32") for feature in schema.features):
+        raise Unsupported("a column is float16, or pandas' own Float32")  # scikit-learn computes in that precision
     booster = BOOSTERS.get(qualified_name(type(last)))
     if booster is not None and schema.input == "frame" and not steps:
         steps = booster.category_codes(last, schema)

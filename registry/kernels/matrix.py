@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from registry.kernels.columns import Computed, Plan, Step, Tabled, builder
+from registry.kernels.columns import ROUND_TO_SINGLE, Computed, Plan, Step, Tabled, builder
 from registry.kernels.kernel import MATRIX, NUMBERS, OUT, Kernel, Unsupported, read_only
 from registry.rows.features import Feature, Rows
 from registry.rows.schema import Schema
@@ -74,6 +74,14 @@ class Made:
 
 
 Followed = Computed | Listed | Made | Raw
+
+IN_SINGLE: tuple[Step, ...] = ((ROUND_TO_SINGLE, 0.0),)
+"""The steps of a column of float32, as the estimator's DataFrame holds it."""
+
+
+def are_single(columns: Iterable[Followed]) -> bool:
+    """Return whether all columns are float32, so that scikit-learn computes with them in that precision."""
+    return all(isinstance(column, Computed) and column.steps == IN_SINGLE for column in columns)
 
 
 @dataclass(frozen=True, slots=True)

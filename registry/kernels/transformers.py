@@ -19,7 +19,7 @@ from sklearn.utils import _safe_indexing
 
 from registry.kernels.columns import MULTIPLY, Computed
 from registry.kernels.kernel import Unsupported
-from registry.kernels.matrix import Followed, Listed, Made, Matrix, Raw, Stage, dense, usual_row
+from registry.kernels.matrix import IN_SINGLE, Followed, Listed, Made, Matrix, Raw, Stage, are_single, dense, usual_row
 from registry.kernels.preprocessing import BY_COLUMN, with_steps
 from registry.kernels.stages import STAGES
 from registry.kernels.text import TEXTS
@@ -33,7 +33,8 @@ MAX_PYTHON_COLUMNS = 4096
 def source_matrix(schema: Schema) -> Matrix:
     """The matrix of the features themselves."""
     columns = tuple(_source(index, schema) for index in range(len(schema)))
-    return Matrix(schema, columns, lambda table: table, vector=schema.input == "series")
+    is_series = schema.input == "series"
+    return Matrix(schema, columns, lambda table: table, single=are_single(columns), vector=is_series)
 
 
 def _source(index: int, schema: Schema) -> Followed:
@@ -42,7 +43,8 @@ def _source(index: int, schema: Schema) -> Followed:
             return Listed(index)
         case "text" | "datetime":
             return Raw(index)
-    return Computed(index)
+    is_single = schema.input == "frame" and schema.features[index].dtype == "float32"
+    return Computed(index, IN_SINGLE if is_single else ())
 
 
 def follow(transformer: Any, matrix: Matrix) -> Matrix:
@@ -117,7 +119,7 @@ def _selected(matrix: Matrix, chosen: Sequence[int], *, scalar: bool) -> Matrix:
     before, index = matrix.made, int(chosen[0]) if scalar else list(chosen)
     columns = tuple(matrix.columns[i] for i in chosen)
     made: Callable[[Any], Any] = lambda table: _safe_indexing(before(table), index, axis=1)  # noqa: E731
-    return replace(matrix, columns=columns, made=made, vector=scalar)
+    return replace(matrix, columns=columns, made=made, single=matrix.single or are_single(columns), vector=scalar)
 
 
 def _union(union: FeatureUnion, matrix: Matrix) -> Matrix:

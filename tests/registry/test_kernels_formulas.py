@@ -14,6 +14,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, Matern, WhiteKernel
 from sklearn.isotonic import IsotonicRegression
 from sklearn.kernel_ridge import KernelRidge
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.svm import SVC, SVR, LinearSVR, NuSVC, NuSVR, OneClassSVM
 
@@ -51,6 +52,8 @@ SMOOTH: list[Any] = [
     KernelRidge(kernel="rbf", gamma=0.2),
     KernelRidge(kernel="poly"),
     GaussianProcessRegressor(ConstantKernel() * RBF() + WhiteKernel(), optimizer=None),
+    KNeighborsRegressor(4),
+    KNeighborsRegressor(weights="distance", algorithm="ball_tree", p=1),
     GaussianProcessRegressor(Matern(), optimizer=None, normalize_y=True),
 ]
 MARGINS: list[Any] = [
@@ -58,6 +61,8 @@ MARGINS: list[Any] = [
     SVC(kernel="linear"),
     SVC(kernel="poly", break_ties=True),
     NuSVC(nu=0.2),
+    KNeighborsClassifier(4),
+    KNeighborsClassifier(weights="distance", metric="manhattan"),
     naive_bayes.GaussianNB(),
     QuadraticDiscriminantAnalysis(),
     QuadraticDiscriminantAnalysis(reg_param=0.1),
