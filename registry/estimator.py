@@ -6,8 +6,9 @@ recognised by name.
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +24,7 @@ from sklearn.semi_supervised import SelfTrainingClassifier
 from sklearn.tree import DecisionTreeClassifier
 
 from registry.rows.features import Rows
+from registry.threads import parts_of
 
 Task = Literal["classification", "regression", "clustering", "outlier-detection", "ranking"]
 
@@ -133,8 +135,8 @@ def library_of(estimator: Any) -> str:
 
 
 def libraries(estimator: Any) -> set[str]:
-    """The top-level packages that an estimator and its steps come from."""
-    return {library_of(step) for step in _steps(estimator)}
+    """The top-level packages that an estimator, its steps and its members come from."""
+    return {library_of(part) for part in parts_of(estimator)} - sys.stdlib_module_names
 
 
 def input_names(estimator: Any, columns: Sequence[str]) -> list[str] | None:
@@ -158,16 +160,6 @@ def with_categories(estimator: Any, table: pd.DataFrame) -> pd.DataFrame:
         return table
     texts = [name for name in table.columns if pd.api.types.is_string_dtype(table[name].dropna())]
     return table.astype(dict.fromkeys(texts, "category"))
-
-
-def _steps(estimator: Any) -> Iterator[Any]:
-    """The steps of a pipeline, nested ones included; any other estimator is its only step."""
-    estimator = unwrap(estimator)
-    if isinstance(estimator, Pipeline):
-        for _, step in estimator.steps:
-            yield from _steps(step)
-    else:
-        yield estimator
 
 
 def quickest(call: Callable[[], object]) -> float:

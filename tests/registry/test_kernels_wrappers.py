@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.compose import make_column_transformer
-from sklearn.ensemble import RandomForestClassifier
+from sklearn.ensemble import RandomForestClassifier, VotingRegressor
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401 - the search cannot be imported without
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -102,8 +102,11 @@ def test_wrapped_estimator_is_explained_as_it_is_alone(name: str, tmp_path: Path
 
 def test_libraries_inside_of_wrappers_are_found() -> None:
     lightgbm = pytest.importorskip("lightgbm", exc_type=(ImportError, OSError))  # type: ignore[arg-type]
-    search = GridSearchCV(lightgbm.LGBMRegressor(n_estimators=2, verbose=-1), {"num_leaves": [3]}, cv=2)
-    assert libraries(search.fit(TABLE.to_numpy(), target(TABLE))) == {"lightgbm"}
+    booster = lightgbm.LGBMRegressor(n_estimators=2, verbose=-1)
+    search = GridSearchCV(booster, {"num_leaves": [3]}, cv=2)
+    vote = VotingRegressor([("linear", Ridge()), ("boosted", make_pipeline(StandardScaler(), booster))])
+    for estimator in (search, vote):
+        assert libraries(estimator.fit(TABLE.to_numpy(), target(TABLE))) == {"lightgbm", "sklearn"}
 
 
 def test_class_that_extends_a_wrapper_is_left_alone() -> None:
