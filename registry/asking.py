@@ -55,18 +55,15 @@ def layout_of(estimator: Any, table: Any = None, names: Sequence[str] = ()) -> L
     """
     count = 1 if table is None else np.size(_dense(estimator.predict(table[:1])))
     classes = [tuple(map(json_label, own)) for own in _classes(estimator, count, table)]
+    row = None if table is None else table[:1]
     if count == 1:
-        return Layout(_parts(estimator, classes[0]), (Target(name="", classes=classes[0]),))
+        return Layout(_parts(estimator, classes[0], row), (Target(name="", classes=classes[0]),))
     names = names or [f"output_{index}" for index in range(count)]
     targets = tuple(Target(name=name, classes=own) for name, own in zip(names, classes, strict=True))
     if not is_classifier(estimator):
         return Layout(("value",), targets)
-    with_shares = Layout(("probabilities", "label"), targets)
-    try:
-        fits = _target_probabilities(estimator, with_shares)(table[:1])
-    except (AttributeError, NotImplementedError, ValueError):
-        fits = None
-    return with_shares if fits is not None else Layout(("label",), targets)
+    has_shares = _can(estimator, "predict_proba", row) and _shares_by_target(estimator.predict_proba(row), targets)
+    return Layout(("probabilities", "label") if has_shares else ("label",), targets)
 
 
 def asking(estimator: Any, layout: Layout | None = None) -> Ask:
@@ -100,8 +97,8 @@ def _classes(estimator: Any, count: int, table: Any) -> list[list[Any]]:
     return [[0, 1]] * count if count > 1 and len(each) != count else each
 
 
-def _parts(estimator: Any, classes: Sequence[Label]) -> tuple[Part, ...]:
-    """The parts of the outputs of an estimator with one target."""
+def _parts(estimator: Any, classes: Sequence[Label], row: Any) -> tuple[Part, ...]:
+    """The parts of the outputs of an estimator with one target; it is asked for a `row`, unless that is None."""
     match task_of(estimator):
         case "regression":
             return ("value",)
@@ -109,17 +106,31 @@ def _parts(estimator: Any, classes: Sequence[Label]) -> tuple[Part, ...]:
             return ("score",)
         case "outlier-detection":
             return ("label", "score") if _score_of(estimator) else ("label",)
-    return _parts_of_classes(estimator, len(classes)) if classes else ("label",)
+    return _parts_of_classes(estimator, len(classes), row) if classes else ("label",)
 
 
-def _parts_of_classes(estimator: Any, classes: int) -> tuple[Part, ...]:
-    if hasattr(estimator, "predict_proba"):
+def _parts_of_classes(estimator: Any, classes: int, row: Any) -> tuple[Part, ...]:
+    if _can(estimator, "predict_proba", row):
         kind = type(last_step(estimator))
         most_probable = kind in MOST_PROBABLE or qualified_name(kind) in MOST_PROBABLE_BOOSTERS
         return ("probabilities",) if most_probable else ("probabilities", "label")
-    if hasattr(estimator, "decision_function") and (classes == 2 or not _is_by_pairs(estimator)):
+    margins = 1 if classes == 2 else classes
+    if _can(estimator, "decision_function", row, margins) and (classes == 2 or not _is_by_pairs(estimator)):
         return ("label", "margins")
     return ("label",)
+
+
+def _can(estimator: Any, method: str, row: Any, numbers: int | None = None) -> bool:
+    """Return whether a method exists and answers the row, with so many numbers."""
+    if not hasattr(estimator, method):
+        return False
+    if row is None:
+        return True
+    try:
+        made = getattr(estimator, method)(row)
+    except (AttributeError, NotImplementedError):
+        return False
+    return numbers is None or np.size(made) == numbers
 
 
 def _is_by_pairs(estimator: Any) -> bool:
@@ -255,19 +266,31 @@ def _asking_for_targets(estimator: Any, layout: Layout) -> Ask:
 
 
 def _target_probabilities(estimator: Any, layout: Layout) -> Callable[[Any], list[Outputs]]:
-    """A function from a table to the probabilities of each target; one number a target is the probability of 1."""
-    widths = [len(target.classes) for target in layout.targets]
+    """A function from a table to the probabilities of each target."""
+    allow_none = _may_know_no_class(estimator)
 
     def ask(table: Any) -> list[Outputs]:
-        made = estimator.predict_proba(table)
-        if not isinstance(made, list):
-            if set(widths) != {2}:
-                raise WrongOutputs("the estimator has probabilities of two classes a target only")
-            ones = _columns(_dense(made), table, len(widths))
-            made = [np.column_stack([1.0 - share, share]) for share in ones.T]
-        return [_checked(_columns(own, table, width)) for own, width in zip(made, widths, strict=True)]
+        shares = _shares_by_target(estimator.predict_proba(table), layout.targets)
+        if shares is None:
+            raise WrongOutputs("the estimator's probabilities are not those of the classes of each target")
+        return [_checked(own, allow_none=allow_none) for own in shares]
 
     return ask
+
+
+def _shares_by_target(made: Any, targets: Sequence[Target]) -> list[Outputs] | None:
+    """What `predict_proba` returned as one array a target; None if it does not fit their classes.
+
+    It is a list of such arrays, or one array with the probability of 1 of each target.
+    """
+    widths = [len(target.classes) for target in targets]
+    if not isinstance(made, list):
+        ones = np.asarray(_dense(made), np.float64)
+        if set(widths) != {2} or ones.ndim != 2 or ones.shape[1] != len(widths):
+            return None
+        return [np.column_stack([1.0 - share, share]) for share in ones.T]
+    each = [np.asarray(own, np.float64) for own in made]
+    return each if [own.shape[1] if own.ndim == 2 else 0 for own in each] == widths else None
 
 
 def _dense(made: Any) -> Any:

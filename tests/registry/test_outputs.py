@@ -510,3 +510,29 @@ def test_held_out_rows_measure_both_versions_of_a_retraining(
 
 def test_numbers_without_end_are_no_labels() -> None:
     assert Labels((0, 1)).find(10**5000) is None
+
+
+class Shy(OwnOrder):
+    """Has probabilities that cannot be asked for, and margins that are not those of its classes."""
+
+    def predict_proba(self, X: Any) -> Any:  # noqa: N803
+        raise NotImplementedError
+
+    def decision_function(self, X: Any) -> Any:  # noqa: N803
+        return np.zeros((len(X), 5))
+
+
+class WrongShares(multioutput.MultiOutputClassifier):  # type: ignore[misc]
+    """Probabilities of several targets as another release of a library might give them."""
+
+    def predict_proba(self, X: Any) -> Any:  # noqa: N803
+        return [shares * 4.03 for shares in super().predict_proba(X)]
+
+
+def test_what_a_classifier_cannot_answer_is_left_out(tmp_path: Path) -> None:
+    assert ask(add(tmp_path, Shy().fit(TABLE)))[0] == {"label": "high"}
+
+
+def test_wrong_probabilities_of_several_targets_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CannotAdd, match="they must be between 0 and 1"):
+        add(tmp_path, WrongShares(linear_model.LogisticRegression()).fit(ROWS, MIXED))
