@@ -6,6 +6,7 @@ like one that was fitted through scikit-learn's interface. Libraries are importe
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import warnings
@@ -16,7 +17,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from registry.errors import CannotRead, one_line
-from registry.estimator import library_of, qualified_name
+from registry.estimator import PIPELINES, library_of, qualified_name, unwrap
 from registry.formats.versions import Format
 from registry.threads import parts_of
 
@@ -101,8 +102,22 @@ def as_estimator(model: Any) -> Any:
     for part in parts_of(model):
         if type(part).__module__ == "catboost.core" and hasattr(part, "get_feature_importance"):
             _complete_catboost(part)
-    adapt = ADAPTERS.get(qualified_name(type(model)))
-    return model if adapt is None else adapt(model)
+    return _adapted(model)
+
+
+def _adapted(model: Any) -> Any:
+    inner = unwrap(model)
+    kind = qualified_name(type(inner))
+    if kind in PIPELINES:
+        name, last = inner.steps[-1]
+        adapted = _adapted(last)
+        if adapted is last:
+            return model
+        inner = copy.copy(inner)  # the pipeline may be its owner's
+        inner.steps = [*inner.steps[:-1], (name, adapted)]
+        return inner
+    adapted = ADAPTERS[kind](inner) if kind in ADAPTERS else inner
+    return model if adapted is inner else adapted
 
 
 def _read_xgboost(content: bytes) -> Any:

@@ -40,7 +40,7 @@ from registry.estimator import (
 from registry.explain.explanation import checked_groups, checked_labels
 from registry.explain.shap_values import mean_contributions
 from registry.formats.artefact import Artefact, read_artefact
-from registry.formats.boosters import RescaledClassifier, as_estimator
+from registry.formats.boosters import as_estimator
 from registry.formats.pickles import survey_pickle
 from registry.kernels.kernel import KNOWN_LIBRARIES
 from registry.model import LoadedModel
@@ -482,9 +482,9 @@ def _record_explainer(model: LoadedModel) -> ExplainerRecord | None:
 
 
 def _describe(estimator: Any) -> str:
-    estimator = estimator.model if isinstance(estimator, RescaledClassifier) else estimator
-    steps = getattr(estimator, "steps", None)
-    return " | ".join(type(step).__name__ for _, step in steps) if steps else type(estimator).__name__
+    steps = [step for _, step in getattr(estimator, "steps", None) or [("", estimator)]]
+    # a booster's own class, not ours around it
+    return " | ".join(type(getattr(step, "native_model", step)).__name__ for step in steps)
 
 
 def _library_versions(estimator: Any) -> dict[str, str]:

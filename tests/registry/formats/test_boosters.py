@@ -12,6 +12,9 @@ import lightgbm
 import numpy as np
 import pytest
 import xgboost
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from registry.errors import CannotAdd
 from registry.model import LoadedModel
@@ -170,21 +173,34 @@ def test_booster_answers_with_all_trees_and_an_estimator_with_those_up_to_the_be
     assert answers(add_file(tmp_path, tmp_path / "booster.ubj"))[:, 1] == pytest.approx(every)
 
 
-ESTIMATORS: list[Callable[[], Any]] = [
-    lambda: xgboost.XGBClassifier(n_estimators=5, objective="binary:logitraw", n_jobs=1).fit(TABLE, ONE),
-    lambda: lightgbm.LGBMClassifier(n_estimators=5, objective="multiclassova", verbose=-1, n_jobs=1).fit(TABLE, THREE),
+ESTIMATORS: list[Callable[[], tuple[Any, Any]]] = [
+    lambda: (xgboost.XGBClassifier(n_estimators=5, objective="binary:logitraw", n_jobs=1), ONE),
+    lambda: (lightgbm.LGBMClassifier(n_estimators=5, objective="multiclassova", verbose=-1, n_jobs=1), THREE),
+]
+WRAPPERS: list[Callable[[Any], Any]] = [
+    lambda estimator: estimator,
+    lambda estimator: make_pipeline(StandardScaler(), estimator),
+    lambda estimator: GridSearchCV(estimator, {"n_estimators": [5]}, cv=2),
+    lambda estimator: GridSearchCV(make_pipeline(StandardScaler(), estimator), {}, cv=2),
 ]
 
 
+@pytest.mark.parametrize("wrap", WRAPPERS)
 @pytest.mark.parametrize("make", ESTIMATORS)
-def test_estimator_without_proper_probabilities_keeps_its_labels(tmp_path: Path, make: Callable[[], Any]) -> None:
-    fitted = make()
+def test_estimator_without_proper_probabilities_keeps_its_labels(
+    tmp_path: Path, make: Callable[[], tuple[Any, Any]], wrap: Callable[[Any], Any]
+) -> None:
+    estimator, target = make()
+    fitted = wrap(estimator).fit(TABLE, target)
+    before = type(fitted)
     model = add_version(tmp_path, "model", fitted, TABLE)
     given = model.predict(model.schema.rows(TABLE.to_numpy().tolist()))
     assert [one["label"] for one in given] == fitted.predict(TABLE).tolist()
     assert [sum(one["probabilities"].values()) for one in given] == pytest.approx([1.0] * len(TABLE))
-    assert explains(model)
-    assert model.manifest.estimator == type(fitted).__name__
+    assert type(estimator).__name__ in model.manifest.estimator
+    assert type(fitted) is before
+    if wrap is WRAPPERS[0]:
+        assert explains(model)
 
 
 def gradient(truth: Any, margin: Any) -> Any:
