@@ -11,16 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from registry.estimator import Compute
+from registry.explain.compiled import linear_explainer
 from registry.explain.shap_values import CannotExplain, Contributions, Explainer, Space
 from registry.kernels.compiling import Parts
 from registry.kernels.interventional import INTERVENTIONAL, credited, part_weights
-from registry.kernels.linear import coefficients
 from registry.rows.features import Rows
 
 TINY = 1e-6
@@ -38,7 +37,7 @@ Factors = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Margins:
-    """Margins of a model, from its matrix: a function to them, shape (rows, margins), and one to their values.
+    """Margins of a model: a function from rows to them, shape (rows, margins), and one to their values.
 
     The latter takes Factors, too, and sums over the background rows: shape (rows, features, outputs).
     """
@@ -56,23 +55,19 @@ Derivatives = Callable[[Rows, Rows], Rows]
 
 def interventional_explainer(parts: Parts, background: Rows, outputs: Compute, space: Space) -> Explainer:
     """Explains `outputs`, shape (rows, classes or 1), of an estimator. Raises CannotExplain, Unsupported."""
-    if parts.head.has_entries:
-        raise CannotExplain("its columns are words, which are explained by their margins")
-    matrix = parts.behind_matrix(lambda made: made)
-    known = matrix(background)
-    margins = _tree_margins(parts, known) if parts.trees is not None else _linear_margins(parts, known)
+    margins = _tree_margins(parts, background) if parts.trees is not None else _linear_margins(parts, background)
     expected = outputs(background)
     base_values = expected.mean(axis=0)
-    ends = margins.compute(known)
+    ends = margins.compute(background)
     derivatives = _find_derivatives(ends, expected, space)
 
     def values_of(row: Rows) -> Rows:
-        """Of one row of the matrix, shape (1, columns), because a row must not depend on the others."""
+        """Of one row, shape (1, features), because a row must not depend on the others."""
         return margins.attribute(row, derivatives(margins.compute(row)[0], ends)[None])
 
     def explain(rows: Rows) -> Contributions:
         found = outputs(rows)
-        values = np.concatenate([values_of(row[None]) for row in matrix(rows)]) / len(background)
+        values = np.concatenate([values_of(row[None]) for row in rows]) / len(background)
         if values.shape[2] < found.shape[1]:  # the second of two classes alone
             values = np.concatenate([-values, values], axis=2)
         return Contributions(found, base_values, _without_gap(values, found - base_values))
@@ -150,11 +145,13 @@ def _slope(margins: Rows, first: Rows, second: Rows) -> float:
     return rounded if abs(slope - rounded) < LINK_TOLERANCE else slope
 
 
-def _tree_margins(parts: Parts, known: Rows) -> _Margins:
+def _tree_margins(parts: Parts, background: Rows) -> _Margins:
     """Margins of trees, in float64. Raises CannotExplain, Unsupported."""
     assert parts.trees is not None
     if parts.trees.are_probabilities:
         raise CannotExplain("its trees have no margins")
+    if parts.head.has_entries:
+        raise CannotExplain("its columns are words, of which there are too many")
     ensemble = replace(parts.trees.explained or parts.trees.ensemble, single=False)
     forest, features, margins = ensemble.forest, parts.features, len(ensemble.start)
     sources = np.array(parts.head.sources(), np.int32)
@@ -162,25 +159,27 @@ def _tree_margins(parts: Parts, known: Rows) -> _Margins:
     values = np.ascontiguousarray(forest.values, np.float64)
     weights = part_weights(forest, features)
     kernel = INTERVENTIONAL.load()
+    matrix = parts.behind_matrix(lambda made: made)
+    known = matrix(background)
 
-    def attribute(made: Rows, factors: Factors) -> Rows:
-        out = np.zeros((len(made), features, factors.shape[3]))
-        kernel(made, known, np.ascontiguousarray(factors), nodes, forest.roots, values, weights, out)
+    def attribute(row: Rows, factors: Factors) -> Rows:
+        out = np.zeros((len(row), features, factors.shape[3]))
+        kernel(matrix(row), known, np.ascontiguousarray(factors), nodes, forest.roots, values, weights, out)
         return out / ensemble.divisor
 
     assert margins % values.shape[1] == 0
-    return _Margins(ensemble.compute(None), attribute)
+    return _Margins(parts.behind_matrix(ensemble.compute(None)), attribute)
 
 
-def _linear_margins(parts: Parts, known: Rows) -> _Margins:
-    """Margins of a linear classifier. Raises Unsupported."""
-    weights, intercept = coefficients(parts.last)
-    sources: Any = np.array(parts.head.sources(), np.intp)
+def _linear_margins(parts: Parts, background: Rows) -> _Margins:
+    """Margins of a linear model, which are sums over its features. Raises Unsupported."""
+    explain = linear_explainer(parts, background).explain
+    ends = explain(background)
+    first = -1 if ends.outputs.shape[1] == 2 else 0  # of two classes the second's
 
-    def attribute(made: Rows, factors: Factors) -> Rows:
-        by_column = np.einsum("rbc,cm,rbmo->rco", made[:, None] - known, weights, factors, optimize=True)
-        values = np.zeros((len(made), parts.features, factors.shape[3]))
-        np.add.at(values.swapaxes(0, 1), sources, by_column.swapaxes(0, 1))
+    def attribute(row: Rows, factors: Factors) -> Rows:
+        apart = explain(row).values[:, None, :, first:] - ends.values[:, :, first:]
+        values: Rows = np.einsum("rbfm,rbmo->rfo", apart, factors, optimize=True)
         return values
 
-    return _Margins(lambda made: np.matmul(made, weights) + intercept, attribute)
+    return _Margins(lambda rows: explain(rows).outputs[:, first:], attribute)

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.compose import make_column_transformer
+from sklearn.decomposition import PCA
 from sklearn.ensemble import (
     AdaBoostClassifier,
     GradientBoostingClassifier,
@@ -18,6 +19,7 @@ from sklearn.ensemble import (
     HistGradientBoostingRegressor,
     RandomForestClassifier,
 )
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, SplineTransformer, StandardScaler
@@ -181,6 +183,27 @@ def test_probabilities_behind_an_unknown_link_are_sampled(tmp_path: Path, monkey
     found = model.contributions(ROWS[:2], "probability")
     assert_additive(found)
     np.testing.assert_allclose(found.outputs, estimator.predict_proba(ROWS[:2]), rtol=0, atol=CLOSE)
+
+
+def test_columns_made_of_several_features_are_sampled(tmp_path: Path) -> None:
+    estimator = make_pipeline(PCA(2), GradientBoostingClassifier(n_estimators=5)).fit(ROWS, target(TABLE, 2))
+    model = add_version(tmp_path, "model", estimator, TABLE)
+    explainers = [model.explainer, *model.other_explainers.values()]
+    assert [one.method for one in explainers if one is not None and one.space == "probability"] == ["exact"]
+    assert_additive(model.contributions(ROWS[:2], "probability"))
+
+
+def test_texts_are_explained_in_probabilities(tmp_path: Path) -> None:
+    texts = pd.Series([f"{'good' if index % 3 else 'bad'} soup {index % 7}" for index in range(60)], name="text")
+    labels = np.where(texts.str.startswith("good"), "yes", "no")
+    estimator = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(texts, labels)
+    model = add_version(tmp_path, "model", estimator, texts.to_frame())
+    assert model.other_explainers["probability"].method == "interventional"
+    rows = background_of(model)[:5]
+    found = model.contributions(rows, "probability")
+    assert_additive(found)
+    expected = estimator.predict_proba(model.schema.table(rows))
+    np.testing.assert_allclose(found.outputs, expected, rtol=0, atol=CLOSE)
 
 
 def test_space_that_is_the_models_own_is_the_default(tmp_path: Path) -> None:
