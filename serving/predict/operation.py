@@ -82,9 +82,11 @@ class Operation:
     def may_run_inline(self) -> bool:
         """True if its time depends on the number of rows alone, so that it can be measured beforehand.
 
-        An estimator may take any time for another row, and so may its steps in Python.
+        An estimator may take any time for another row, so may its steps in Python, and a text may be long.
         """
-        return self.model.compiled and not self.model.python_steps if self.verb == "predict" else not self.is_isolated
+        if self.model.schema.has_text or self.model.python_steps:
+            return False
+        return self.model.compiled if self.verb == "predict" else not self.is_isolated
 
     def answer(self, rows: Rows, selection: Selection) -> list[bytes]:
         """One answer a row, of shape (rows, features), as JSON; `selection` fits the model. Raises ModelFailed."""

@@ -16,6 +16,7 @@ from sklearn.compose import make_column_transformer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
+from registry.asking import estimator_compute, layout_of
 from registry.kernels import compile_estimator, probe_rows, verify
 from registry.kernels.kernel import Unsupported
 from registry.rows.infer_schema import infer_features
@@ -225,16 +226,28 @@ def test_only_the_trees_up_to_the_best_iteration_count(library: str) -> None:
     assert compiled(x).tobytes() == estimator.predict_proba(x).astype(np.float64).tobytes()
 
 
+@pytest.mark.parametrize(
+    "estimator",
+    [xgboost.XGBRanker(**XGB), LGBMRegressor(objective=lambda y, p: (p - y, np.ones_like(y)), **LGBM)],
+    ids=["ranks", "own objective"],
+)
+def test_booster_whose_score_is_its_answer(estimator: Any) -> None:
+    table, estimator = numbers(), clone(estimator)
+    ranks = isinstance(estimator, xgboost.XGBRanker)
+    estimator.fit(table.to_numpy(), outcome(table, "", 2 if ranks else 0), **({"group": [len(table)]} if ranks else {}))
+    schema, rows = Schema(infer_features(table, 1.0)), np.ascontiguousarray(table)
+    reference = estimator_compute(estimator, schema, layout_of(estimator, rows))
+    assert verify(compile_estimator(estimator, schema), reference, probe_rows(schema, rows[:50]))
+
+
 UNSUPPORTED: dict[str, Any] = {
     "XGBoost, linear": XGBRegressor(booster="gblinear", **XGB),
     "XGBoost, zero is missing": XGBRegressor(missing=0.0, **XGB),
     "XGBoost, hinge": XGBClassifier(objective="binary:hinge", **XGB),
-    "XGBoost, ranks": xgboost.XGBRanker(**XGB),
     "LightGBM, zero is missing": LGBMRegressor(zero_as_missing=True, **LGBM),
     "LightGBM, linear trees": LGBMRegressor(linear_tree=True, **LGBM),
     "LightGBM, square root": LGBMRegressor(reg_sqrt=True, **LGBM),
     "LightGBM, one against all": LGBMClassifier(objective="multiclassova", num_class=3, **LGBM),
-    "LightGBM, own objective": LGBMRegressor(objective=lambda y, p: (p - y, np.ones_like(y)), **LGBM),
 }
 
 
@@ -243,8 +256,8 @@ UNSUPPORTED: dict[str, Any] = {
 def test_booster_without_a_compiled_form_is_left_alone(name: str) -> None:
     table, estimator = numbers(), clone(UNSUPPORTED[name])
     table.loc[::3, "x2"] = 0.0
-    y = outcome(table, "", 3 if "all" in name else 2 if "hinge" in name or "ranks" in name else 0)
-    estimator.fit(table.to_numpy(), y, **({"group": [len(table)]} if "ranks" in name else {}))
+    y = outcome(table, "", 3 if "all" in name else 2 if "hinge" in name else 0)
+    estimator.fit(table.to_numpy(), y)
     with pytest.raises(Unsupported):
         compile_estimator(estimator, Schema(infer_features(table, None)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ from registry.kernels import Compiled, compile_verified
 from registry.kernels.compiling import take_apart
 from registry.rows.features import Feature, Rows
 from registry.rows.schema import Schema
+from registry.store.add import add_version
+from serving.predict.operation import Operation
 
 WORDS = [
     "so-so",
@@ -232,3 +235,16 @@ def test_texts_are_explained_beside_other_columns() -> None:
     assert found.gap() < 1e-12
     assert found.words is not None
     assert all(words.keys() == {"text", "title"} for words in found.words)
+
+
+def test_model_of_texts_is_added_and_explained(tmp_path: Path) -> None:
+    table = pd.DataFrame({"text": pd.Series(texts(), dtype=object)})
+    estimator = make_pipeline(TfidfVectorizer(), LogisticRegression())
+    estimator.fit(table["text"], labels(list(table["text"]), 2))
+    model = add_version(tmp_path, "texts", estimator, table)
+    assert (model.compiled, model.python_steps) == (True, ())
+    assert model.explainer is not None
+    assert model.explainer.method == "linear"
+    assert not Operation(model, "predict").may_run_inline  # a text may be long
+    (answer,) = model.explain(np.array([["a good film"]], dtype=object))
+    assert set(answer["words"]["text"]) == {"good", "film", "(other)"}
