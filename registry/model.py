@@ -73,7 +73,7 @@ class LoadedModel:
     @cached_property
     def ignores_sign_of_zero(self) -> bool:
         """True if 0.0 and -0.0 get equal answers, as with trees, which only compare their input."""
-        return self.manifest.estimator in TREES
+        return self.manifest.estimator in TREES and not self.manifest.code  # own code may have such a name, too
 
     @cached_property
     def schema(self) -> Schema:

@@ -433,3 +433,11 @@ def test_metric_that_does_not_work_is_named(
         add_trained(project.models, "own", trained)
     with pytest.raises(CannotAdd, match="name the column of true values"):
         add_trained(project.models, "own", dataclasses.replace(trained, target=None, sample=sample[["a"]]))
+
+
+def test_own_class_that_is_called_like_a_tree_may_tell_minus_zero_from_zero(project: Project) -> None:
+    source = f"FACTOR = 1\n{SCALER}".replace("class Scaler", "class RandomForestRegressor")
+    project.write({"helpers.py": source})
+    project.run(f"from helpers import RandomForestRegressor as Scaler\n{DUMP}")
+    assert project.add().manifest.estimator == "RandomForestRegressor"
+    assert not project.load().ignores_sign_of_zero
