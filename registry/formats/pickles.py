@@ -51,11 +51,6 @@ class Survey:
     """The class of what it holds."""
     complete: bool = True
 
-    @property
-    def modules(self) -> set[str]:
-        """The modules that are imported when it is loaded."""
-        return {name.rpartition(":")[0] for name in self.names}
-
 
 def survey_pickle(content: bytes) -> Survey:
     """Look into a pickle, compressed or not, without importing or calling anything. Raises CannotRead if it is cut."""
