@@ -25,8 +25,6 @@ MAX_SCORES = 5000
 
 def conformal_scores(outputs: Rows, truth: Rows, layout: Layout) -> tuple[float, ...]:
     """The sorted scores of rows with known true values: numbers, or indices of labels. Raises CannotAdd."""
-    if layout.is_named:
-        raise CannotAdd("a model with several outputs cannot be calibrated")
     if layout.parts == ("value",):
         scores = np.abs(outputs[:, 0] - truth)
     elif not can_be_bounded(layout):
@@ -60,9 +58,15 @@ def threshold(scores: Sequence[float], coverage: float) -> float:
     count = len(scores)
     rank = math.ceil((count + 1) * Decimal(repr(coverage)))  # exact: 100 * 0.07 is more than 7 in floats
     if rank > count:
-        largest = math.floor(10**6 * count / (count + 1)) / 10**6
-        raise InvalidSelection(f"the largest coverage that {count} calibration rows allow is {largest:g}")
+        raise InvalidSelection(
+            f"the largest coverage that {count} calibration rows allow is {largest_coverage(count):g}"
+        )
     return scores[rank - 1]
+
+
+def largest_coverage(count: int) -> float:
+    """The largest coverage that so many calibration rows allow, to six digits."""
+    return math.floor(10**6 * count / (count + 1)) / 10**6
 
 
 def add_bounds(answers: Sequence[Any], outputs: Rows, layout: Layout, bound: float) -> list[dict[str, Any]]:

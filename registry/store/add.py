@@ -302,6 +302,8 @@ class _Draft:
         table, columns = trained.calibration, trained.target_columns
         if table is None:
             return ()
+        if self.layout.is_named:
+            raise CannotAdd("a model with several outputs cannot be calibrated")
         if len(columns) != 1 or self.task not in MEASURED:
             raise CannotAdd("calibration is for regressors and classifiers, and needs a target")
         if missing := [name for name in (*self.columns, *columns) if name not in table]:
@@ -391,7 +393,8 @@ def _input_columns(estimator: Any, sample: pd.DataFrame, targets: Sequence[str])
     if not sample.columns.is_unique:
         raise CannotAdd("the table has two columns of the same name")
     if missing := [name for name in targets if name not in sample]:
-        raise CannotAdd(f"the table has no column {missing[0]!r}")
+        hint = "; name several with --targets" if "," in missing[0] else ""
+        raise CannotAdd(f"the table has no column {missing[0]!r}{hint}")
     expected = input_names(estimator, list(map(str, sample.columns)))
     if expected is not None:
         missing = [name for name in expected if name not in sample]

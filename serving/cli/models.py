@@ -115,6 +115,7 @@ def add(arguments: argparse.Namespace, settings: Settings) -> int:
 
 def _write_version(arguments: argparse.Namespace, seconds: float, version: str, root: Path) -> None:
     """Write a version below `root`, and say what it is; reading its artefact may take `seconds`. Raises CannotAdd."""
+    from registry.conformal import largest_coverage
     from registry.store.add import add_trained, read_sample, read_trained, with_imports_of
     from registry.store.tables import read_table
     from registry.training.script import Trained, read_script, record_script, write_script
@@ -168,6 +169,8 @@ def _write_version(arguments: argparse.Namespace, seconds: float, version: str, 
     else:
         say(f"not compiled: {model.reason}" if model.reason else "compiled: it answers the very bits of its estimator")
     say(_explained(model))
+    if rows := len(model.manifest.conformal):
+        say(f"calibrated with {rows} rows: a request may ask for a coverage of up to {largest_coverage(rows):g}")
 
 
 @command(

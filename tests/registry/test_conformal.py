@@ -155,3 +155,11 @@ def test_what_cannot_be_calibrated_is_refused(
         return
     with pytest.raises(CannotAdd, match=reason):
         add(tmp_path, estimator, table, **options)
+
+
+def test_several_outputs_cannot_be_calibrated(tmp_path: Path) -> None:
+    table = data("numbers", 0).assign(z=1.0)
+    fitted = LinearRegression().fit(table[list("abcde")], table[["y", "z"]])
+    given = Trained(estimator=fitted, sample=table, targets=["y", "z"], calibration=table)
+    with pytest.raises(CannotAdd, match="several outputs cannot be calibrated"):
+        add_trained(tmp_path, "model", given)

@@ -12,7 +12,7 @@ from pathlib import Path
 import joblib
 import pandas as pd
 import pytest
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -48,6 +48,23 @@ def test_add_makes_a_version_that_models_lists_and_check_accepts(run: Run, churn
     assert (checked.returncode, checked.stdout) == (0, "ready to serve\n")
     manifest = json.loads((churn / "models/churn/1/manifest.json").read_text())
     assert set(manifest["metrics"]) == {"accuracy", "log_loss", "roc_auc"}
+
+
+def test_add_calibrates_and_names_several_outputs(run: Run, churn: Path) -> None:
+    added = run(
+        *("add", "churn.joblib", "--name", "churn", "--data", "churn.csv", "--target", "left"),
+        *("--calibrate", "churn.csv"),
+    )
+    assert "calibrated with 40 rows: a request may ask for a coverage of up to 0.975609" in added.stdout
+    table = pd.read_csv(churn / "churn.csv").assign(up=1.5, down=range(40))
+    table.to_csv(churn / "two.csv", index=False)
+    joblib.dump(Ridge().fit(table[["months", "calls"]], table[["up", "down"]]), churn / "two.joblib")
+    two = ("add", "two.joblib", "--name", "two", "--data", "two.csv")
+    assert run(*two, "--targets", "up,down").returncode == 0
+    manifest = json.loads((churn / "models/two/1/manifest.json").read_text())
+    assert [target["name"] for target in manifest["targets"]] == ["up", "down"]
+    refused = run(*two, "--target", "up,down")
+    assert "the table has no column 'up,down'; name several with --targets" in refused.stderr
 
 
 def test_add_groups_and_labels_features_and_says_how_they_are_explained(run: Run, churn: Path) -> None:
