@@ -45,6 +45,10 @@ FILL_ENTRIES = Kernel(_fill, PLACES, PLACES, NUMBERS, OUT)
 NORMALIZE_ENTRIES = Kernel(_normalize_entries, PLACES, types.boolean, writable(types.float64, 1))
 
 
+MAX_COLUMNS = 250_000
+"""Columns of texts that are followed one by one; as many take seconds to load."""
+
+
 @dataclass(frozen=True, slots=True)
 class Vectorizer:
     """The words of texts as entries of a row; `change` makes the values of the counts."""
@@ -144,6 +148,8 @@ def weighting(transformer: text.TfidfTransformer) -> Callable[[Entries], Entries
 def _entries_matrix(
     matrix: Matrix, entries: Callable[[Rows], Entries], width: int, source: int, words: Sequence[str]
 ) -> Matrix:
+    if width > MAX_COLUMNS:
+        raise Unsupported(f"its texts make more than {MAX_COLUMNS} columns")
     fill = FILL_ENTRIES.load()
 
     def compute(rows: Rows) -> Rows:

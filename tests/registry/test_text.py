@@ -27,6 +27,7 @@ from registry.explain.compiled import linear_explainer
 from registry.explain.shap_values import Contributions
 from registry.kernels import Compiled, compile_verified
 from registry.kernels.compiling import take_apart
+from registry.kernels.kernel import Unsupported
 from registry.rows.features import Feature, Rows
 from registry.rows.schema import Schema
 from registry.store.add import add_version
@@ -132,6 +133,11 @@ def test_classifier_of_texts(name: str, classes: int) -> None:
     assert compiled.python == ()
     rows = np.array(texts(40, seed=9), dtype=object)[:, None]
     assert compiled.compute(rows).tobytes() == reference(rows).tobytes()
+
+
+def test_texts_of_a_million_columns_are_left_to_the_estimator() -> None:
+    with pytest.raises(Unsupported, match="HashingVectorizer makes more than"):
+        compiled_text(make_pipeline(HashingVectorizer(), LogisticRegression()))
 
 
 def test_trees_on_texts() -> None:
