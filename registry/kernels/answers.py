@@ -43,11 +43,21 @@ class Answers:
     python: tuple[str, ...] = ()
     reason: str = ""
 
-    def behind(self, matrix: Callable[[Rows], Rows]) -> Answers:
-        """The answers to rows whose matrix is asked about."""
+    def behind(self, matrix: Callable[[Rows], Rows], most: int | None = None) -> Answers:
+        """The answers to rows whose matrix is asked about, that of at most so many rows at once."""
 
         def of_rows(answer: Answer | None) -> Answer | None:
-            return None if answer is None else lambda rows: answer(matrix(rows))
+            if answer is None or most is None:
+                return None if answer is None else lambda rows: answer(matrix(rows))
+
+            def in_parts(rows: Rows) -> Any:
+                starts = range(0, max(1, len(rows)), most)
+                parts = [answer(matrix(rows[start : start + most])) for start in starts]
+                if isinstance(parts[0], list):
+                    return [np.concatenate(of_target) for of_target in zip(*parts, strict=True)]
+                return np.concatenate(parts)
+
+            return in_parts
 
         return replace(
             self,

@@ -91,7 +91,7 @@ class Parts:
             made = answers_in(form.compute_of(products), self.last, form.margins_of(products))
             return replace(made, python=self.head.python)
         made = self._of_matrix()
-        return replace(made.behind(self.head.matrix()), python=self.head.python)
+        return replace(made.behind(self.head.matrix(), self.head.rows_at_once), python=self.head.python)
 
     def _of_matrix(self) -> Answers:
         """The answers of the last step about its matrix."""

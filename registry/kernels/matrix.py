@@ -123,6 +123,13 @@ class Matrix:
             return self.made(self.schema.table(rows))
 
 
+WIDE = 2048
+"""Columns of a matrix that is made in parts, because a batch of texts would fill gigabytes with zeros."""
+
+MAX_CELLS = 8_000_000
+"""Cells of such a part, of 8 bytes each."""
+
+
 @dataclass(frozen=True, slots=True)
 class Head:
     """All that comes before the last step: `plan` are the columns, from features and, after those, from stages."""
@@ -141,6 +148,11 @@ class Head:
     def python(self) -> tuple[str, ...]:
         """The names of the transformers whose own code runs."""
         return tuple(dict.fromkeys(name for stage in self.stages for name in stage.python))
+
+    @property
+    def rows_at_once(self) -> int | None:
+        """Rows whose matrix has MAX_CELLS cells; None for a narrow matrix."""
+        return max(1, MAX_CELLS // len(self.plan)) if len(self.plan) > WIDE else None
 
     @property
     def has_entries(self) -> bool:

@@ -25,7 +25,7 @@ from sklearn.svm import LinearSVC
 from registry.asking import estimator_compute, layout_of
 from registry.explain.compiled import linear_explainer
 from registry.explain.shap_values import Contributions
-from registry.kernels import Compiled, compile_verified
+from registry.kernels import Compiled, compile_verified, matrix
 from registry.kernels.compiling import take_apart
 from registry.kernels.kernel import Unsupported
 from registry.rows.features import Feature, Rows
@@ -135,6 +135,14 @@ def test_classifier_of_texts(name: str, classes: int) -> None:
     assert compiled.compute(rows).tobytes() == reference(rows).tobytes()
 
 
+def test_wide_matrix_of_texts_is_made_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrix, "WIDE", 3)
+    monkeypatch.setattr(matrix, "MAX_CELLS", 90)
+    compiled, reference = compiled_text(make_pipeline(TfidfVectorizer(), RandomForestClassifier(9, random_state=0)), 3)
+    rows = np.array(texts(40, seed=9), dtype=object)[:, None]
+    assert compiled.compute(rows).tobytes() == reference(rows).tobytes()
+
+
 def test_texts_of_a_million_columns_are_left_to_the_estimator() -> None:
     with pytest.raises(Unsupported, match="HashingVectorizer makes more than"):
         compiled_text(make_pipeline(HashingVectorizer(), LogisticRegression()))
@@ -211,15 +219,15 @@ def explained(estimator: Any, classes: int) -> tuple[Contributions, Any, Rows]:
 def test_words_of_a_text_are_explained_by_coefficient_and_mean() -> None:
     found, estimator, rows = explained(make_pipeline(TfidfVectorizer(), LogisticRegression()), 2)
     vectorizer, last = estimator
-    matrix = vectorizer.transform(rows[:, 0]).toarray()
-    expected = last.coef_[0] * (matrix[100:120] - matrix[:100].mean(axis=0))
+    found_in = vectorizer.transform(rows[:, 0]).toarray()
+    expected = last.coef_[0] * (found_in[100:120] - found_in[:100].mean(axis=0))
     np.testing.assert_allclose(found.values[:, 0, 1], expected.sum(axis=1), atol=1e-12)
     np.testing.assert_allclose(found.outputs[:, 1], estimator.decision_function(rows[100:120, 0]))
     assert found.gap() < 1e-12
     assert found.words is not None
     names = vectorizer.get_feature_names_out().tolist()
     for row, by_feature in enumerate(found.words):
-        assert by_feature["text"].keys() == {names[place] for place in np.flatnonzero(matrix[100 + row])}
+        assert by_feature["text"].keys() == {names[place] for place in np.flatnonzero(found_in[100 + row])}
         for word, contribution in by_feature["text"].items():
             np.testing.assert_allclose(contribution[1], expected[row, names.index(word)], atol=1e-12)
 
