@@ -184,7 +184,7 @@ def test_corrupt_version_leaves_the_old_in_service_and_is_named_everywhere(
     tally, (status, problem) = asyncio.run(hammer_while(running, reload))
     assert tally.failed == 0
     assert (status, problem["title"]) == (409, "Conflict")
-    assert problem["detail"].startswith("diabetes/2: model.joblib has sha256 ")
+    assert problem["detail"].startswith("diabetes/2/model.joblib: has sha256 ")
     assert live(running, "diabetes") == "1"
     health = running.get("/health")
     assert (health["status"], len(health["refused"])) == ("degraded", 1)
@@ -235,7 +235,7 @@ def test_rollback_without_a_previous_version_is_not_found(unchanged: tuple[Servi
     assert list(models.rglob("aliases.json")) == []
 
 
-def test_damaged_aliases_refuse_the_start_and_leave_a_running_service_as_it_is(
+def test_damaged_aliases_refuse_a_strict_start_and_leave_a_running_service_as_it_is(
     unchanged: tuple[Service, Path],
 ) -> None:
     service, models = unchanged
@@ -247,7 +247,7 @@ def test_damaged_aliases_refuse_the_start_and_leave_a_running_service_as_it_is(
             "wine/aliases.json: says that version '7' is live, which does not exist",
         )
     assert live(service, "wine") == "1"
-    second = Service({"MODEL_DIR": str(models)})
+    second = Service({"MODEL_DIR": str(models), "STRICT_MODELS": "true"})
     with pytest.raises(RuntimeError, match=r"wine/aliases\.json: says that version '7' is live"):
         second.__enter__()
 

@@ -361,8 +361,8 @@ def test_check_names_every_fault_on_a_line_of_its_own(run: Run, churn: Path) -> 
     checked = run("check")
     assert checked.returncode == 1
     first, second = checked.stderr.splitlines()
-    assert "churn/1: model.joblib has sha256" in first
-    assert "churn/2: manifest.json is not a manifest" in second
+    assert "churn/1/model.joblib: has sha256" in first
+    assert "churn/2/manifest.json: is not a manifest" in second
 
 
 @pytest.mark.parametrize("kind", [ForkShyRegressor, ExplainShyRegressor])
