@@ -56,7 +56,7 @@ def answers_of(estimator: Any, matrix: Matrix) -> Answers:
     if matrix.single:
         raise Unsupported("its transformers make float32")
     inner = number_matrix(len(matrix.columns), sparse=matrix.sparse)
-    made = combined(combine, last, Members(inner, answers_of)).behind(head.matrix())
+    made = combined(combine, last, Members(inner, answers_of)).behind(head.matrix(), head.rows_at_once)
     return replace(made, python=(*head.python, *made.python))
 
 

@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import make_column_transformer
 from sklearn.decomposition import TruncatedSVD
-from sklearn.ensemble import RandomForestClassifier
+from sklearn.ensemble import RandomForestClassifier, VotingClassifier
 from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer, TfidfTransformer, TfidfVectorizer
 from sklearn.feature_selection import SelectKBest, chi2
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier, SGDClassifier
@@ -114,6 +115,8 @@ LAST: dict[str, Callable[[], Any]] = {
     "multinomial": MultinomialNB,
     "complement": ComplementNB,
     "Bernoulli": BernoulliNB,
+    "calibrated SVC": lambda: CalibratedClassifierCV(LinearSVC(), cv=2),
+    "vote": lambda: VotingClassifier([("a", LogisticRegression()), ("b", MultinomialNB())], voting="soft"),
 }
 
 
