@@ -38,6 +38,8 @@ from registry.store.fitted import takes_series, uses_of
 
 TRIED_ROWS = 20
 MAX_CALLS = 200
+MAX_BOUNDS_CALLS = 30
+"""Calls to find the columns whose numbers need bounds."""
 MAX_SECONDS = 5.0
 """Once trying has taken this long, columns take no more than their sample shows."""
 
@@ -181,11 +183,15 @@ class _Trial:
         self._calls = 0
         self._ends = time.monotonic() + MAX_SECONDS
 
-    def change(self, changes: Sequence[Change]) -> dict[int, str]:
+    def change(self, changes: Sequence[Change], calls: int = MAX_CALLS) -> dict[int, str]:
         """Make those changes that work, and return the reasons against the others, by the feature's index."""
+        return self._change(changes, self._calls + calls)
+
+    def _change(self, changes: Sequence[Change], last: int) -> dict[int, str]:
+        """Try until `last` calls have been made in all."""
         if not changes:
             return {}
-        if self._calls >= MAX_CALLS or time.monotonic() > self._ends:
+        if self._calls >= last or time.monotonic() > self._ends:
             return {change.index: "there was no time to try" for change in changes}
         reason = self._try(changes)
         if not reason:
@@ -194,7 +200,7 @@ class _Trial:
         if len(changes) == 1:
             return {changes[0].index: reason}
         half = len(changes) // 2
-        return self.change(changes[:half]) | self.change(changes[half:])
+        return self._change(changes[:half], last) | self._change(changes[half:], last)
 
     def _try(self, changes: Sequence[Change]) -> str:
         """Why the changes do not work together; empty if they do."""
@@ -261,17 +267,21 @@ class _Decision:
         return tuple(map(self._required, self.trial.features))
 
     def _unbind(self) -> None:
-        """Try numbers as large and as small as the column can hold, then less and less far outside of the sample."""
-        tried: set[int] = set()
+        """Try numbers as large and as small as the column can hold, then less and less far outside of the sample.
+
+        What works for all columns is taken for all, and then wider bounds are tried for some.
+        """
         attempts: list[tuple[float | None, bool]] = [(None, False), (None, True), *((margin, True) for margin in FAR)]
-        for margin, keeps_sign in attempts:
-            changes = [
-                _bounded(index, feature, margin, keeps_sign=keeps_sign)
-                for index, feature in enumerate(self.trial.features)
-                if feature.seen is not None and index not in tried
-            ]
-            failed = self.trial.change(changes)
-            tried |= {change.index for change in changes if change.index not in failed}
+        together = (n for n, attempt in enumerate(attempts) if not self.trial.change(self._bounded(*attempt), calls=1))
+        for attempt in attempts[: next(together, len(attempts))]:
+            self.trial.change(self._bounded(*attempt), calls=MAX_BOUNDS_CALLS)
+
+    def _bounded(self, margin: float | None, keeps_sign: bool) -> list[Change]:  # noqa: FBT001 - a pair in a list
+        return [
+            _bounded(index, feature, margin, keeps_sign=keeps_sign)
+            for index, feature in enumerate(self.trial.features)
+            if feature.seen is not None
+        ]
 
     def _change(self, make: Callable[[int, Feature], Change | None], wanted: Any, fault: str) -> None:
         """Try a change of all features that it is made for; `wanted` are the columns that an option asks it for."""
