@@ -7,9 +7,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from registry.errors import InvalidSelection
+from registry.outputs import Target
 from registry.registry import Registry, load_registry
 from serving.errors import CallFailed
 from serving.jobs.attempt import JobFailed
+from serving.jobs.requests import JobReader
+from serving.jobs.results import _table
 from serving.jobs.rows import RowHandler, RowParameters, pack
 from serving.jobs.store import JobStore
 from serving.predict.operation import Operation
@@ -25,8 +29,10 @@ class Killed:
 
     def __init__(self, times: int) -> None:
         self.left = times
+        self.asked: list[str] = []
 
     async def run(self, operation: Operation, payload: bytes, *, timeout: float) -> bytes:  # noqa: ARG002 - a backend's
+        self.asked.append(operation.name)
         if self.left:
             self.left -= 1
             raise CallFailed("the process that ran the call was killed")
@@ -67,3 +73,40 @@ async def test_row_whose_call_was_killed_once_is_answered(store: JobStore, model
 async def test_row_whose_call_is_killed_again_fails_its_job(store: JobStore, models: Path) -> None:
     with pytest.raises(JobFailed, match="instance 0"):
         await answer_one(store, load_registry(models), 2)
+
+
+async def test_job_explains_in_the_space_that_was_asked_for(store: JobStore, models: Path) -> None:
+    registry = load_registry(models)
+    model = registry.get("wine")
+    reader = JobReader(registry, max_rows=10, chunk_rows=10)
+    asked = {"operation": "explain", "model": "wine", "instances": [model.manifest.example]}
+    for space in (None, "probability"):
+        request = await reader.read_json(msgspec.json.encode(asked | {"parameters": {"space": space}}), "")
+        await store.submit(request)
+        job = await claimed(store)
+        backend = Killed(0)
+        content = await RowHandler(registry, backend, timeout=5.0)(job, 0, request.inputs[0], lambda _share: None)
+        assert msgspec.json.decode(content)["space"] == (space or "margin")
+        assert backend.asked == [f"wine/1:explain{'-probability' if space else ''}"]
+    with pytest.raises(InvalidSelection, match="space must be one of margin, probability"):
+        await reader.read_json(msgspec.json.encode(asked | {"parameters": {"space": "value"}}), "")
+
+
+async def test_table_of_explained_targets_has_a_line_for_each() -> None:
+    targets = (Target(name="a"), Target(name="b", classes=("no", "yes")))
+    parameters = RowParameters(
+        content_hash="",
+        rows=1,
+        chunk_rows=1,
+        features=("x", "y", "z"),
+        labels=(),
+        classes="predicted",
+        top=None,
+        targets=targets,
+        shown=("xy", "z"),
+    )
+    columns, lines = _table("explain", parameters)
+    plain = {"output": 3.0, "base_value": 1.0, "values": {"xy": 2.5, "z": -0.5}}
+    answer = {"targets": {"a": plain, "b": plain | {"label": "yes"}}}
+    assert columns == ["instance", "target", "class", "output", "base_value", "xy", "z"]
+    assert list(lines(answer)) == [["a", None, 3.0, 1.0, 2.5, -0.5], ["b", "yes", 3.0, 1.0, 2.5, -0.5]]
