@@ -8,12 +8,11 @@ only a model that is many times slower or faster here than where it was added is
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from registry.estimator import Compute, quickest
+from registry.estimator import Compute, clock, quickest
 from registry.explain.sampling import call_rows, rows_per_explanation, sampling_explainer
 from registry.explain.shap_values import Budget, CannotExplain, Contributions, Explainer, Space
 from registry.rows.features import Rows
@@ -83,12 +82,12 @@ class Sampled:
         ends = math.inf
 
         def bounded(rows: Rows) -> Rows:
-            if time.perf_counter() > ends:
+            if clock() > ends:
                 raise _TooSlow
             return self.function(rows)
 
         explain = sampling_explainer(bounded, self.background, self.space, evaluations).explain
-        ends = time.perf_counter() + MAX_REQUEST_SECONDS
+        ends = clock() + MAX_REQUEST_SECONDS
         found: list[Contributions] = []
         try:
             seconds = quickest(lambda: found.append(explain(row)))

@@ -21,8 +21,9 @@ class SlowModel:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, per_row: float, per_call: float = 0.0) -> None:
         self.now, self.per_row, self.per_call = 0.0, per_row, per_call
-        for module in (budget, estimator):
-            monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: self.now))
+        monkeypatch.setattr(budget, "clock", lambda: self.now)
+        monkeypatch.setattr(estimator, "time", SimpleNamespace(perf_counter=lambda: self.now))
+        monkeypatch.setattr(estimator, "held_up", lambda: 0.0)
 
     def __call__(self, rows: Rows) -> Rows:
         self.now += self.per_call + self.per_row * len(rows)

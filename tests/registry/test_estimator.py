@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -27,5 +28,25 @@ def test_a_call_that_was_held_up_does_not_count(
         now += left.pop(0)
 
     monkeypatch.setattr(estimator, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(estimator, "held_up", lambda: 0.0)
     assert estimator.quickest(call) == pytest.approx(quickest)
     assert len(durations) - len(left) == calls
+
+
+def test_waiting_for_a_processor_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, waited = 100.0, 7.0
+
+    def call() -> None:
+        nonlocal now, waited
+        now, waited = now + 3.0, waited + 2.5
+
+    monkeypatch.setattr(estimator, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(estimator, "held_up", lambda: waited)
+    assert estimator.quickest(call) == pytest.approx(0.5)
+    assert estimator.clock() == pytest.approx(now - waited)
+
+
+def test_kernel_that_does_not_tell_of_waiting_costs_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert estimator.held_up() >= 0
+    monkeypatch.setattr(estimator, "SCHEDULE", tmp_path / "none")
+    assert estimator.held_up() == 0.0
