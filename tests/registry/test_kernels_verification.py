@@ -64,6 +64,29 @@ def test_estimator_that_depends_on_the_batch_is_taken_at_its_word_for_single_row
     assert verify(halves, off_in_a_batch, ROWS)
 
 
+def test_of_many_rows_that_depend_on_the_batch_some_are_asked_about_alone() -> None:
+    rows = np.linspace(1.0, 2.0, 50)[:, None]
+    asked = []
+
+    def reference(rows: Rows) -> Outputs:
+        asked.append(len(rows))
+        return off_in_a_batch(rows)
+
+    assert verify(halves, reference, rows, most=10)
+    assert asked == [50, *[1] * 10]
+    assert not verify(lambda rows: np.nextafter(rows / 2, 0), off_in_a_batch, rows, most=10)
+
+
+def test_row_that_is_not_asked_about_alone_must_be_close() -> None:
+    rows = np.linspace(1.0, 2.0, 50)[:, None]
+    between = rows[2, 0]  # not among ten that are spread over fifty
+
+    def wrong_at_one(rows: Rows) -> Outputs:
+        return np.where(rows == between, 0.0, rows / 2)
+
+    assert not verify(wrong_at_one, off_in_a_batch, rows, most=10)
+
+
 @pytest.mark.parametrize("width", [0, 2])
 def test_another_width_is_refused(width: int) -> None:
     assert not verify(lambda rows: np.zeros((len(rows), width)), lambda rows: np.zeros((len(rows), 1)), ROWS)
