@@ -40,7 +40,7 @@ class LoadedModel:
     compiled: bool = False
     """True if a compiled form, verified bit for bit against the estimator, answers instead of it."""
     python_steps: tuple[str, ...] = ()
-    """The transformers whose own code runs in front of what is compiled; a row may take them any time."""
+    """The transformers and members whose own code runs beside what is compiled; a row may take them any time."""
     reason: str = ""
     """Why it is not compiled; "" if it is."""
     explainer: Explainer | None = None

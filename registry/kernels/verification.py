@@ -40,7 +40,7 @@ MAX_VARIED_ROWS = 256
 WHOLE_ROWS = 3
 """Rows that the whole estimator is asked about alone, where its last step is asked about the others."""
 
-MEMBERS_ROWS = 64
+MEMBERS_ROWS = 24
 """Rows that an estimator made of others is asked about alone, which may take each member milliseconds."""
 
 CLOSE_ENOUGH = 1e-9

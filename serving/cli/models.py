@@ -165,7 +165,7 @@ def _write_version(arguments: argparse.Namespace, seconds: float, version: str, 
     if artefact.code:
         say(f"own code: {', '.join(artefact.code)}")
     if model.python_steps:
-        say(f"compiled, after {', '.join(model.python_steps)}: the very bits of its estimator")
+        say(f"compiled, all but {', '.join(model.python_steps)}: the very bits of its estimator")
     else:
         say(f"not compiled: {model.reason}" if model.reason else "compiled: it answers the very bits of its estimator")
     say(_explained(model))

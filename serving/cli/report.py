@@ -233,7 +233,7 @@ def _about_model(model: LoadedModel, *, made_up: bool) -> Iterator[str]:
     if len(lines) > MAX_FEATURE_LINES:
         yield _line("", f"... ({len(lines) - 1} in all)")
     if model.python_steps:
-        yield _line("compiled", f"after {_listed(model.python_steps)}{doubt}")
+        yield _line("compiled", f"yes, all but {_listed(model.python_steps)}{doubt}")
     else:
         yield _line("compiled", f"no: {model.reason}{doubt}" if model.reason else f"yes{doubt}")
     if model.explainer is None:
