@@ -88,17 +88,18 @@ class Schema:
             if len(instance) != len(self.names):
                 faults.append(Fault(index, None, f"must have {len(self.names)} values, has {len(instance)}"))
                 return []
-            return self._encode(index, zip(self.names, instance, strict=True), faults)
+            return self._encode(index, zip(self.names, self._encoders, instance, strict=True), faults)
         if instance.keys() != self._positions.keys():
             faults.extend(self._misnamed(index, instance))
-        present = [(name, instance[name]) for name in self.names if name in instance]
+        encoders = zip(self.names, self._encoders, strict=True)
+        present = [(name, encode, instance[name]) for name, encode in encoders if name in instance]
         return self._encode(index, present, faults)
 
     def _encode(self, index: int, values: Any, faults: list[Fault]) -> list[Any]:
         cells = []
-        for name, value in values:
+        for name, encode, value in values:
             try:
-                cells.append(self._encoders[self._positions[name]](value))
+                cells.append(encode(value))
             except ValueError as error:
                 faults.append(Fault(index, name, str(error)))
         return cells
