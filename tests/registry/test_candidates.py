@@ -5,10 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+from sklearn.compose import ColumnTransformer
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.pipeline import make_pipeline
+from sklearn.tree import DecisionTreeClassifier
 
 from registry.errors import CannotAdd, Superseded
 from registry.registry import load_registry
+from registry.store.add import add_trained
 from registry.store.aliases import Aliases, current
 from registry.training import candidates
 from registry.training.candidates import (
@@ -16,10 +22,13 @@ from registry.training.candidates import (
     candidate_root,
     find_candidate,
     find_trained,
+    read_held_out,
     remove_candidates,
     root_of,
     take_in,
+    write_held_out,
 )
+from registry.training.script import Trained
 from tests.registry.test_promotion import add_plane
 
 
@@ -93,3 +102,19 @@ def test_live_version_stays_live_when_the_process_ends_half_way(
         take_in(candidate, root / "plane", instead_of="1")
     assert current(root / "plane").live == "1"
     assert load_registry(root).get("plane").version == "1"
+
+
+def test_held_out_texts_are_kept_without_a_pickle(tmp_path: Path) -> None:
+    texts = pd.DataFrame({"note": ["good", "bad, bad", "", "naïve \U0001f600"] * 5, "size": range(20)})
+    truth = ["yes", "no"] * 10
+    head = ColumnTransformer([("note", CountVectorizer(), "note"), ("size", "passthrough", ["size"])])
+    estimator = make_pipeline(head, DecisionTreeClassifier()).fit(texts, truth)
+    table = texts.assign(label=truth)
+    trained = Trained(estimator=estimator, sample=table, held_out=table, target="label")
+    aside = candidate_root(tmp_path, "job", 1)
+    model = add_trained(aside, "notes", trained)
+    write_held_out(aside, model, trained)
+    candidate = find_candidate(tmp_path, "job", "notes")
+    assert candidate is not None
+    kept = read_held_out(candidate)
+    assert kept.rows.tolist() == [[note, float(size)] for note, size in texts.itertuples(index=False)]

@@ -168,3 +168,13 @@ def test_names_that_json_has_to_escape_take_no_quick_way() -> None:
     assert not InstanceDecoder.fits([Feature(name='5" pipes', kind="number")])
     assert not InstanceDecoder.fits([Feature(name="C:\\", kind="number")])
     assert InstanceDecoder.fits(FEATURES)
+
+
+def test_values_that_an_open_category_does_not_list_leave_nothing_behind() -> None:
+    feature = Feature(name="city", kind="category", dtype="str", categories=("Bern",), open=True)
+    decoder = InstanceDecoder([feature])
+    (_, codes), *_ = decoder._codes
+    rows = decoder.rows([(f"city {number}",) for number in range(10_000)])
+    assert rows is not None
+    assert set(rows[:, 0].tolist()) == {1.0}
+    assert dict(codes) == {"Bern": 0.0}

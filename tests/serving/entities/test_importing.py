@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from serving.entities.importing import import_records, read_records_csv
-from serving.entities.record import make_record
+from serving.entities.record import make_record, value_of
 from serving.entities.sqlite import SQLiteEntityStore
 from serving.entities.store import BATCH
 from serving.errors import InvalidRequest
@@ -79,3 +79,11 @@ async def test_what_came_before_a_bad_line_is_kept_and_counted(tmp_path: Path) -
         await import_records(store, read_records_csv(write(tmp_path, HEADER + lines + b"a,never,1\n")))
     assert len(await store.newest("a", 10_000)) == BATCH
     await store.close()
+
+
+@pytest.mark.parametrize(
+    ("cell", "value"),
+    [("01069", "01069"), ("0", 0), ("0.5", 0.5), ("10", 10), ("-05", -5), ("TRUE", True)],
+)
+def test_digits_after_a_leading_zero_are_a_code(cell: str, value: object) -> None:
+    assert value_of(cell) == value
