@@ -107,7 +107,7 @@ FOREIGN: list[tuple[bytes, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("content", "reason"), FOREIGN)
+@pytest.mark.parametrize(("content", "reason"), FOREIGN, ids=range(len(FOREIGN)))  # some contents hold the time
 def test_file_that_is_no_model_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
     path = write(tmp_path / "model.joblib", content)
     with pytest.raises(CannotAdd, match=reason) as refusal:
