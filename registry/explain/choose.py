@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import structlog
 
+from registry.errors import one_line
 from registry.estimator import Compute, last_step, task_of, unwrap
 from registry.explain.budget import Sampled
 from registry.explain.compiled import linear_explainer, tree_explainer
@@ -186,7 +187,7 @@ def _first(builders: Sequence[Builder], subject: Subject) -> tuple[Explainer | N
         except (CannotExplain, Unsupported) as error:
             reasons.append(str(error))
         except Exception as error:  # noqa: BLE001 - private parts of estimators and another library's code
-            reasons.append(f"{type(error).__name__}: {error}")
+            reasons.append(one_line(f"{type(error).__name__}: {error}"))
     return None, reasons
 
 
