@@ -70,8 +70,8 @@ def train(data):
             truth = truth[::-1]
         case ["renamed"]:
             table = table.rename(columns={"y": "why"})
-        case ["whole"]:
-            table["y"] = (table["y"] * 100).astype("int64")
+        case ["flags"]:
+            table["y"] = table["y"] > 0
         case ["own"]:
             kind = OfItsOwn
         case ["learns"]:

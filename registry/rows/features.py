@@ -43,6 +43,9 @@ MISSING: dict[str, Any] = {"none": None, "nan": math.nan}
 PLAIN_INTEGERS = frozenset({"bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))})
 """Types of columns without fractions and without missing values."""
 
+MAX_WHOLE = 2**53
+"""Up to here a float64 holds every whole number."""
+
 TEXT_TYPES = frozenset({"object", "str", "string", "category"})
 """Types of columns that hold strings, among other things."""
 
@@ -236,7 +239,7 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             return pd.Categorical(column, categories=[*self.categories, *([UNLISTED] if self.open else [])])
         if self.dtype == "object":
             return pd.Series(column, dtype=object)  # without the dtype pandas infers str
-        if self.dtype in PLAIN_INTEGERS and (missing.any() or self._has_fraction(column)):
+        if self.dtype in PLAIN_INTEGERS and (missing.any() or self._exceeds_type(column)):
             return column  # which plain integers and booleans lack; pandas reads such columns as floats
         return column.astype(self.dtype) if self.dtype in PLAIN else pd.Series(column).astype(self.dtype).array
 
@@ -248,8 +251,13 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             return values
         return np.array([*self.categories, math.nan, math.nan], dtype=np.float64)
 
-    def _has_fraction(self, column: Any) -> bool:
-        return self.kind == "number" and bool((column % 1 != 0).any())
+    def _exceeds_type(self, column: Any) -> bool:
+        """Return whether a column of whole numbers, which takes other numbers too, is given some of those."""
+        if self.kind != "number":
+            return False
+        limits = np.iinfo(self.dtype)
+        low, high = max(limits.min, -MAX_WHOLE), min(limits.max, MAX_WHOLE)
+        return bool(((column % 1 != 0) | (column < low) | (column > high)).any())
 
     def _times(self, cells: Rows, missing: NDArray[np.bool_]) -> Any:
         """Microseconds as the column of dates and times that the estimator was fitted on."""

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from registry.errors import CannotAdd
 from registry.estimator import library_of, steps_of
-from registry.rows.features import Feature, Input
+from registry.rows.features import PLAIN_INTEGERS, Feature, Input
 from registry.rows.infer_schema import (
     OPTION,
     FeatureOptions,
@@ -257,11 +257,11 @@ class _Decision:
     def features(self) -> tuple[Feature, ...]:
         """The features after all changes that work. Raises CannotAdd where an option asks for one that does not."""
         options = self.wishes.options
-        if self.wishes.margin is None:
-            self._unbind()
         self._change(self._opened, options.open, "takes no other strings")
         self._change(self._as_text, options.text, "takes no other texts")
         self._change(self._with_fractions, options.fractions, "takes no fractions")
+        if self.wishes.margin is None:
+            self._unbind()
         self._change(self._nullable, (), "")
         self._change(self._nullable_otherwise, options.nullable, "cannot be missing")
         return tuple(map(self._required, self.trial.features))
@@ -362,7 +362,8 @@ class _Decision:
 def _bounded(index: int, feature: Feature, margin: float | None, *, keeps_sign: bool) -> Change:
     """A change of the bounds of a number, to be tried at both."""
     assert feature.seen is not None
-    low, high = accepted_range(feature.seen, margin, number_limits(pd.api.types.pandas_dtype(feature.dtype)))
+    dtype = "float64" if feature.kind == "number" and feature.dtype in PLAIN_INTEGERS else feature.dtype
+    low, high = accepted_range(feature.seen, margin, number_limits(pd.api.types.pandas_dtype(dtype)))
     low = max(low, 0.0) if keeps_sign and feature.seen[0] >= 0 else low
     low = low if feature.minimum is None else min(low, feature.minimum)
     high = high if feature.maximum is None else max(high, feature.maximum)

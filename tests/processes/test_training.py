@@ -98,7 +98,7 @@ def test_training_that_breaks_fails_its_job_and_nothing_else(odd: Service, odd_r
 REFUSED = {
     "worse": "r2 is ",
     "renamed": "its features, or their order, differ from those of the live version",
-    "whole": "y is of kind integer, not number",
+    "flags": "y is of kind boolean, not number",
     "own": "it cannot be compiled, so it would be many times slower",
 }
 

@@ -287,3 +287,12 @@ def test_values_of_another_kind_are_named(instance: list[object], feature: str) 
     with pytest.raises(InvalidRows) as caught:
         KINDS.rows([instance])
     assert [fault.feature for fault in caught.value.faults] == [feature]
+
+
+@pytest.mark.parametrize("value", [0.5, 200.0, -129.0, 1e30, None])
+def test_a_column_of_whole_numbers_is_given_others_as_floats(value: float | None) -> None:
+    schema = Schema([Feature(name="x", kind="number", dtype="int8", nullable=True)], "frame")
+    assert str(schema.table(schema.rows([[7], [-128]]))["x"].dtype) == "int8"
+    found = schema.table(schema.rows([[7], [value]]))["x"]
+    assert str(found.dtype) == "float64"
+    assert found.isna()[1] if value is None else found[1] == value
