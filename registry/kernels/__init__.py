@@ -8,7 +8,7 @@ from registry.kernels.forest import WALK
 from registry.kernels.linear import MULTIPLY_ENTRIES
 from registry.kernels.links import BEFORE_SOFTMAX, BINARY
 from registry.kernels.matrix import ADD_ENTRIES, ADD_MATRIX
-from registry.kernels.text import FILL_ENTRIES, NORMALIZE_ENTRIES
+from registry.kernels.text import COUNT_WORDS, FILL_ENTRIES, NORMALIZE_ENTRIES
 from registry.kernels.tree_shap import TREE_SHAP
 from registry.kernels.verification import Compiled, compile_verified, probe_rows, verify
 
@@ -20,6 +20,7 @@ KERNELS = (
     BEFORE_SOFTMAX,
     BINARY,
     BUILD,
+    COUNT_WORDS,
     FILL_ENTRIES,
     MULTIPLY_ENTRIES,
     NORMALIZE_ENTRIES,

@@ -7,7 +7,6 @@ around them. Sums over a text's entries are taken one after the other, in the or
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -41,6 +40,32 @@ def _normalize_entries(starts: Any, squares: Any, values: Any) -> None:
             values[e] /= total
 
 
+def _count(starts: Any, places: Any, binary: Any, counts: Any) -> None:
+    """Sort each row's places, keep one of each, with how often it is there; `starts` become those of what is kept.
+
+    Unknown words, whose place is negative, are left out.
+    """
+    kept = 0
+    begin = starts[0]
+    for r in range(starts.shape[0] - 1):
+        end = starts[r + 1]
+        row = np.sort(places[begin:end])
+        first = kept
+        for e in range(row.shape[0]):
+            if row[e] < 0:
+                continue
+            if kept > first and places[kept - 1] == row[e]:
+                counts[kept - 1] += 0.0 if binary else 1.0
+            else:
+                places[kept] = row[e]
+                counts[kept] = 1.0
+                kept += 1
+        begin = end
+        starts[r + 1] = kept
+
+
+WRITABLE_PLACES = writable(types.int64, 1)
+COUNT_WORDS = Kernel(_count, WRITABLE_PLACES, WRITABLE_PLACES, types.boolean, writable(types.float64, 1))
 FILL_ENTRIES = Kernel(_fill, PLACES, PLACES, NUMBERS, OUT)
 NORMALIZE_ENTRIES = Kernel(_normalize_entries, PLACES, types.boolean, writable(types.float64, 1))
 
@@ -49,26 +74,33 @@ MAX_COLUMNS = 250_000
 """Columns of texts that are followed one by one; as many take seconds to load."""
 
 
+class Places(dict[str, int]):
+    """The columns of words; -1 for any other word."""
+
+    def __missing__(self, word: str) -> int:
+        return -1
+
+
 @dataclass(frozen=True, slots=True)
 class Vectorizer:
     """The words of texts as entries of a row; `change` makes the values of the counts."""
 
     analyze: Callable[[str], Sequence[str]]
-    places: dict[str, int]
+    places: Places
+    count: Callable[..., None]
     binary: bool
     change: tuple[Callable[[Entries], Entries], ...] = ()
 
     def __call__(self, texts: Sequence[str]) -> Entries:
         """The entries of texts."""
-        find, starts, columns, counts = self.places.get, [0], list[int](), list[int]()
+        find, ends, found = self.places.__getitem__, [0], list[int]()
         for one in texts:
-            found: Counter[Any] = Counter(map(find, self.analyze(one)))
-            found.pop(None, None)
-            own = sorted(found)
-            columns += own
-            counts += [1] * len(own) if self.binary else [found[place] for place in own]
-            starts.append(len(columns))
-        entries = Entries(np.array(starts, np.int64), np.array(columns, np.int64), np.array(counts, np.float64))
+            found += map(find, self.analyze(one))
+            ends.append(len(found))
+        places = np.array(found, np.int64)
+        starts, counts = np.array(ends, np.int64), np.empty(len(places))
+        self.count(starts, places, self.binary, counts)
+        entries = Entries(starts, places[: starts[-1]], counts[: starts[-1]])
         for change in self.change:
             entries = change(entries)
         return entries
@@ -81,9 +113,9 @@ def count_vectorizer(vectorizer: text.CountVectorizer, matrix: Matrix) -> Matrix
         raise Unsupported("a text is not given to it as a single column")
     if np.dtype(vectorizer.dtype).kind == "f" and vectorizer.dtype != np.float64:
         raise Unsupported("it computes with float32")
-    places = {word: int(place) for word, place in vectorizer.vocabulary_.items()}
+    places = Places((word, int(place)) for word, place in vectorizer.vocabulary_.items())
     change = (weighting(vectorizer._tfidf),) if isinstance(vectorizer, text.TfidfVectorizer) else ()
-    words = Vectorizer(vectorizer.build_analyzer(), places, vectorizer.binary, change)
+    words = Vectorizer(vectorizer.build_analyzer(), places, COUNT_WORDS.load(), vectorizer.binary, change)
     by_place = dict(zip(places.values(), places, strict=True))
     names = tuple(by_place.get(place, "") for place in range(len(places)))
     index = source.source
