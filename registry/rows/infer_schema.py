@@ -28,12 +28,13 @@ SAMPLE, OPTION = "sample", "option"
 class Use:
     """What a step of a fitted estimator does with a column of its input.
 
-    An encoder's `categories` are listed; if `is_open`, it takes all other values alike. `takes_missing` is None where
-    only trying can tell. `missing` is what stands for a missing value in the encoder's own list.
+    An encoder's `categories` are listed; if `is_open`, it takes all other values alike. A step with the role "written"
+    knows values by their letters and lists none. `takes_missing` is None where only trying can tell. `missing` is what
+    stands for a missing value in the encoder's own list.
     """
 
     step: str
-    role: Literal["encoder", "text", "numbers", "unknown"]
+    role: Literal["encoder", "text", "numbers", "written", "unknown"]
     categories: tuple[Any, ...] = ()
     is_open: bool = False
     takes_missing: bool | None = None
@@ -215,7 +216,7 @@ def _number(make: partial[Feature], values: pd.Series[Any], dtype: Any, margin: 
     low, high = float(values.min()), float(values.max())
     if not (math.isfinite(low) and math.isfinite(high)):
         raise CannotAdd(f"column {make.keywords['name']!r} contains infinite values")
-    minimum, maximum = accepted_range((low, high), margin, number_limits(dtype))
+    minimum, maximum = accepted_range((low, high), margin, number_limits(dtype), keeps_sign=margin is not None)
     kind: Kind = "integer" if pd.api.types.is_integer_dtype(dtype) else "number"
     return make(kind=kind, seen=(low, high), minimum=minimum, maximum=maximum)
 
@@ -233,13 +234,16 @@ def number_limits(dtype: Any) -> tuple[float, float]:
     return -largest, largest
 
 
-def accepted_range(seen: tuple[float, float], margin: float | None, limits: tuple[float, float]) -> tuple[float, float]:
-    """The numbers to accept where some were seen, by the margin of `infer_features` and in what a column can hold."""
+def accepted_range(
+    seen: tuple[float, float], margin: float | None, limits: tuple[float, float], *, keeps_sign: bool
+) -> tuple[float, float]:
+    """The numbers to accept where some were seen, by the margin of `infer_features` and in what a column can hold.
+
+    With `keeps_sign` numbers of which none was negative must not become so.
+    """
     low, high = seen
-    if margin is None:
-        return min(low, limits[0]), max(high, limits[1])
-    reach = margin * (high - low)
-    minimum = low - reach if low < 0 else max(0.0, low - reach)
+    reach = math.inf if margin is None else margin * (high - low)
+    minimum = max(0.0, low - reach) if keeps_sign and low >= 0 else low - reach
     return min(low, max(minimum, limits[0])), max(high, min(high + reach, limits[1]))
 
 

@@ -218,6 +218,8 @@ def _own_categories(step: Any) -> dict[int, Use]:
             place: replace(_encoder(name, one, is_open=True), takes_missing=True)
             for place, one in zip(places, listed, strict=True)
         }
+    if library_of(step) == "catboost":  # which hashes them
+        return {index: Use(name, "written") for index in step.get_cat_feature_indices()}
     if qualified_name(type(step)).startswith("xgboost.sklearn."):
         return {
             index: replace(_encoder(name, listed, is_open=False), takes_missing=True)

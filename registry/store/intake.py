@@ -271,7 +271,7 @@ class _Decision:
 
         What works for all columns is taken for all, and then wider bounds are tried for some.
         """
-        attempts: list[tuple[float | None, bool]] = [(None, False), (None, True), *((margin, True) for margin in FAR)]
+        attempts = [(margin, keeps_sign) for margin in (None, *FAR) for keeps_sign in (False, True)]
         together = (n for n, attempt in enumerate(attempts) if not self.trial.change(self._bounded(*attempt), calls=1))
         for attempt in attempts[: next(together, len(attempts))]:
             self.trial.change(self._bounded(*attempt), calls=MAX_BOUNDS_CALLS)
@@ -363,8 +363,8 @@ def _bounded(index: int, feature: Feature, margin: float | None, *, keeps_sign: 
     """A change of the bounds of a number, to be tried at both."""
     assert feature.seen is not None
     dtype = "float64" if feature.kind == "number" and feature.dtype in PLAIN_INTEGERS else feature.dtype
-    low, high = accepted_range(feature.seen, margin, number_limits(pd.api.types.pandas_dtype(dtype)))
-    low = max(low, 0.0) if keeps_sign and feature.seen[0] >= 0 else low
+    limits = number_limits(pd.api.types.pandas_dtype(dtype))
+    low, high = accepted_range(feature.seen, margin, limits, keeps_sign=keeps_sign)
     low = low if feature.minimum is None else min(low, feature.minimum)
     high = high if feature.maximum is None else max(high, feature.maximum)
     return Change(index, msgspec.structs.replace(feature, minimum=low, maximum=high), (low, high))

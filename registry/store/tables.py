@@ -42,6 +42,9 @@ GAPS = frozenset(
 )
 """What pandas takes for a gap."""
 
+EMPTY = frozenset({"", " "})
+"""Gaps for those who take every letter as it is written."""
+
 CODE = r"0\d+"
 """Digits after a leading zero: a code, such as a postcode, rather than a number."""
 
@@ -64,6 +67,7 @@ def read_table(
             return plain
         for name, categories in _known_strings(estimator, plain, options, targets).items():
             written.restore(name, categories)
+        written.restore_hashed(estimator, [name for name in plain.columns if name not in targets])
         written.restore_codes(estimator, [name for name in plain.columns if name not in targets])
     except (OSError, ValueError) as error:
         raise CannotAdd(f"{path}: {error}") from error
@@ -91,6 +95,15 @@ class _Written:
             cells = cells.mask(cells.isin(list(gaps)))
         self.table = self.table.assign(**{name: cells})
 
+    def restore_hashed(self, estimator: Any, names: Sequence[str]) -> None:
+        """Values that the estimator knows by their letters, where pandas would write others: 1069 for 01069."""
+        inputs = self._named(estimator, names)
+        known = uses_of(estimator, with_categories(estimator, self.table[inputs]))
+        for name, uses in zip(inputs, known, strict=True):
+            hashed = any(use.role == "written" for use in uses)
+            if hashed and (self.table[name].astype(str) != self.cells([name])[name]).any():
+                self.restore(name, GAPS - EMPTY)
+
     def restore_codes(self, estimator: Any, names: Sequence[str]) -> None:
         """Codes with leading zeros that pandas takes for numbers, if the estimator answers them and no numbers."""
         numbers = [str(name) for name in names if pd.api.types.is_integer_dtype(self.table[name])]
@@ -105,9 +118,13 @@ class _Written:
             self.table = table
 
     def _inputs(self, estimator: Any, names: Sequence[str]) -> pd.DataFrame:
-        expected = input_names(estimator, list(map(str, names)))
         rows = self.table.iloc[:: max(1, len(self.table) // TRIED_ROWS)]
-        return rows[[name for name in expected or names if name in rows]]
+        return rows[self._named(estimator, names)]
+
+    def _named(self, estimator: Any, names: Sequence[str]) -> list[str]:
+        """The columns of the estimator's input."""
+        expected = input_names(estimator, list(map(str, names)))
+        return [name for name in expected or names if name in self.table]
 
 
 def _known_strings(

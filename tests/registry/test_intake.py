@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import catboost
 import lightgbm
 import numpy as np
 import pandas as pd
@@ -203,6 +204,15 @@ def test_numbers_that_the_pipeline_cannot_take_are_bounded(tmp_path: Path) -> No
     assert refusal(model, {"age": 1e6}) == ""
 
 
+def test_numbers_too_large_when_scaled_may_be_negative_all_the_same(tmp_path: Path) -> None:
+    table = pd.DataFrame({"share": TABLE["income"] / 1000, "income": TABLE["income"]})
+    estimator = make_pipeline(StandardScaler(), RandomForestClassifier(3, random_state=0)).fit(table, TRUTH)
+    model = add(tmp_path, estimator, table)
+    sent = [{"share": -0.01}, {"share": 1.5}, {"income": -1e6}]
+    asked = pd.DataFrame([model.manifest.example | one for one in sent])[list(table.columns)]
+    assert shares(answered(model, sent)) == pytest.approx(estimator.predict_proba(asked))
+
+
 @pytest.mark.parametrize(("margin", "allowed"), [(0.0, False), (1.0, True)])
 def test_bounds_are_enforced_where_asked(tmp_path: Path, margin: float, allowed: bool) -> None:  # noqa: FBT001
     model = add(tmp_path, boosting().fit(TABLE[["age"]], TRUTH), TABLE[["age"]], margin=margin)
@@ -335,6 +345,20 @@ def test_boosters_know_their_categories(tmp_path: Path, library: str) -> None:
     sent = ["Bern", "Oslo", "Rome"]
     asked = pd.DataFrame({"age": model.manifest.example["age"], "city": pd.Categorical(sent, dtype=known)})
     assert shares(answered(model, [{"city": one} for one in sent])) == pytest.approx(booster.predict_proba(asked))
+
+
+def test_catboost_is_given_its_categories_as_they_are_written(tmp_path: Path) -> None:
+    table = TABLE[["income", "zip", "flag", "code", "answer"]].assign(release=RANDOM.choice(["1.1", "1.10"], COUNT))
+    booster = catboost.CatBoostClassifier(
+        iterations=9, verbose=0, cat_features=list(table.columns[1:]), allow_writing_files=False
+    )
+    booster.fit(table, TRUTH)
+    model = add(tmp_path, booster, table)
+    kinds = {name: feature.kind for name, feature in features_of(model).items()}
+    assert kinds == dict.fromkeys(table, "text") | {"income": "number", "code": "integer"}
+    rows = table.head(9).to_dict("records")
+    sent = [row | {"code": int(row["code"])} for row in rows]
+    assert shares(answered(model, sent)) == pytest.approx(booster.predict_proba(table.head(9)))
 
 
 REFUSED_OPTIONS: list[tuple[dict[str, Any], str]] = [
