@@ -62,7 +62,7 @@ class RemoteService:
         import httpx
 
         headers = dict(options.pop("headers", {}))
-        if admin:
+        if admin and self._token:
             headers["Authorization"] = f"Bearer {self._token}"
         try:
             return self._client.request(method, path, headers=headers, **options)

@@ -223,6 +223,7 @@ def test_an_added_version_that_is_not_live_says_how_to_make_it_live(run: Run, tw
     unreached = run("add", "churn.joblib", "--name", "churn", "--data", "churn.csv", "--reload", PORT="1")
     assert "added churn version 4" in unreached.stdout
     assert (unreached.returncode, unreached.stderr.startswith("forkserve: no service is reached (http://")) == (1, True)
+    assert "Connection refused" in unreached.stderr
 
 
 def test_remove_takes_versions_and_models_out_and_says_what_is_live(run: Run, two_versions: Path) -> None:
