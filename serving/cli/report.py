@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 from sklearn.compose import ColumnTransformer
@@ -19,7 +20,8 @@ from registry.formats.artefact import Artefact, open_artefact
 from registry.formats.boosters import RescaledClassifier
 from registry.formats.versions import installed_version, mismatch, refusal
 from registry.model import LoadedModel
-from registry.rows.infer_schema import Use
+from registry.rows.features import Feature
+from registry.rows.infer_schema import SAMPLE, Use
 from registry.store.add import add_trained, read_sample, read_trained
 from registry.store.fitted import takes_series, uses_of
 from registry.training.script import Trained
@@ -225,9 +227,16 @@ def _values(use: Use) -> list[Any]:
     return list(MADE_UP_TEXTS) if use.role == "text" else [value for value in use.categories if not pd.isna(value)]
 
 
+def _guessed(feature: Feature) -> Feature:
+    """What is known of a feature without rows: nothing of the rows that were made up."""
+    origin = "a guess" if feature.origin == SAMPLE else feature.origin
+    return msgspec.structs.replace(feature, seen=None, origin=origin)
+
+
 def _about_model(model: LoadedModel, *, made_up: bool) -> Iterator[str]:
     doubt = " (as far as can be seen without --data)" if made_up else ""
-    lines = list(feature_table(model.manifest.features))
+    features = model.manifest.features
+    lines = list(feature_table(list(map(_guessed, features)) if made_up else features))
     for place, line in enumerate(lines[:MAX_FEATURE_LINES]):
         yield _line("" if place else "features", one_line(line) if not line.isprintable() else line)
     if len(lines) > MAX_FEATURE_LINES:

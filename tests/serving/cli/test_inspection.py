@@ -61,6 +61,7 @@ def test_without_rows_it_says_what_the_estimator_knows(tmp_path: Path) -> None:
     assert (said["task"], said["classes"]) == (["classification"], ["no, yes"])
     assert [line.split()[0] for line in said["features"]] == ["feature", "a", "b", "c", "city"]
     assert "category, 2 listed" in said["features"][4]
+    assert [line.split()[-2:] for line in said["features"][1:4]] == [["a", "guess"]] * 3
     assert said["compiled"][0].startswith("yes")
     assert said["explained"][0].startswith("tree-path-dependent, in probabilities")
 
