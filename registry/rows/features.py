@@ -100,7 +100,7 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             case "text":
                 kind["maxLength"] = self.max_length
             case "datetime":
-                kind["format"] = "date-time"
+                kind["format"] = "date" if self.format and "%H" not in self.format else "date-time"
             case "category" if self.open:
                 kind["x-known-values"] = list(self.categories)
         for keyword, bound in (("minimum", self.minimum), ("maximum", self.maximum)):

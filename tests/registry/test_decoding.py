@@ -110,6 +110,13 @@ OTHERS = (
     Feature(name="size", kind="number", nullable=True),
     Feature(name="sold", kind="boolean", dtype="bool"),
 )
+
+
+def test_days_are_described_as_dates() -> None:
+    formats = [feature.json_schema()["format"] for feature in OTHERS if feature.kind == "datetime"]
+    assert formats == ["date-time", "date"]
+
+
 STRINGS = st.text(max_size=10) | st.sampled_from(
     [
         "2024-05-01",
