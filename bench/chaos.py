@@ -87,7 +87,7 @@ def submit(service: Service, chaos: Chaos) -> list[Sent]:
 def add_sleepy(root: Path) -> None:
     """A model that takes as long as its row says, however busy the machine is."""
     sample = pd.DataFrame({"seconds": np.linspace(0.0, 0.001, 5)})
-    add_version(root, SLEEPY, SleepingRegressor().fit(sample.to_numpy(), None), sample, margin=None)
+    add_version(root, SLEEPY, SleepingRegressor().fit(sample.to_numpy(), None), sample, margin=1e6)
 
 
 class Disturbance:

@@ -83,12 +83,12 @@ def add_leaking(root: Path) -> None:
 
 def add_slow(root: Path) -> None:
     """`slow`: so many milliseconds for every row, in a batch as well as alone."""
-    add_untaught(root, "slow", SlowRegressor(), margin=None)
+    add_untaught(root, "slow", SlowRegressor(), margin=1e6)
 
 
 def add_holding(root: Path, switch_seconds: float | None) -> None:
     """`holding`: as slow as `slow`, and nobody else runs Python code meanwhile but for the interpreter's switching."""
-    add_untaught(root, "holding", HoldingRegressor(switch_seconds), margin=None)
+    add_untaught(root, "holding", HoldingRegressor(switch_seconds), margin=1e6)
 
 
 def forest_of_100() -> tuple[pd.DataFrame, Any]:

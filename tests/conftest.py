@@ -109,7 +109,7 @@ def sleeper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("sleeper")
     sample = pd.DataFrame({"seconds": np.linspace(0.0, 0.001, 5)})
     estimator = SleepingRegressor().fit(sample.to_numpy(), None)
-    add_version(root, "sleeper", estimator, sample, margin=None)
+    add_version(root, "sleeper", estimator, sample, margin=1e6)
     return root
 
 

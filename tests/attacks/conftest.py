@@ -36,7 +36,7 @@ def impatient(few_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     shutil.copytree(few_models, directory)
     sample = pd.DataFrame({"value": np.linspace(0.0, 1.0, 5)})
     for name, estimator in (("sleepy", SleepingRegressor()), ("fragile", FragileRegressor())):
-        add_version(directory, name, estimator.fit(sample.to_numpy() * 0, None), sample * 0.01, margin=None)
+        add_version(directory, name, estimator.fit(sample.to_numpy() * 0, None), sample * 0.01, margin=1e6)
     environ = {
         "MODEL_DIR": str(directory),
         "DATA_DIR": str(directory.parent / "data"),

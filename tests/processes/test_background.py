@@ -26,9 +26,9 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One model that sleeps, one whose explanations are for jobs only; two jobs may wait."""
     root = tmp_path_factory.mktemp("slow")
     sample = pd.DataFrame({"value": np.linspace(0.0, 0.001, 5)})
-    add_version(root, "sleepy", SleepingRegressor().fit(sample.to_numpy(), None), sample, margin=None)
+    add_version(root, "sleepy", SleepingRegressor().fit(sample.to_numpy(), None), sample, margin=1e6)
     wide = pd.DataFrame({"amount": np.linspace(0.0, 0.001, 5), "other": np.arange(5.0)})
-    add_version(root, "ponderer", PonderingRegressor().fit(wide.to_numpy(), None), wide, margin=None)
+    add_version(root, "ponderer", PonderingRegressor().fit(wide.to_numpy(), None), wide, margin=1e6)
     environ = {
         "MODEL_DIR": str(root),
         "WEB_CONCURRENCY": "2",

@@ -30,7 +30,7 @@ def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         ("ponderer", PonderingRegressor()),
     ):
         sample = pd.DataFrame({"amount": np.linspace(0.0, 0.001, 5), "other": np.arange(5.0)})
-        add_version(root, name, estimator.fit(sample.to_numpy(), None), sample, margin=None)
+        add_version(root, name, estimator.fit(sample.to_numpy(), None), sample, margin=1e6)
     environ = {
         "MODEL_DIR": str(root),
         "WEB_CONCURRENCY": "1",

@@ -34,7 +34,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sample = pd.DataFrame({"value": np.linspace(0.0, 0.001, 5)})
     estimators = {"sleepy": SleepingRegressor(), "fragile": FragileRegressor(), "greedy": GreedyRegressor()}
     for name, estimator in estimators.items():
-        add_version(root, name, estimator.fit(sample.to_numpy(), None), sample, margin=None)
+        add_version(root, name, estimator.fit(sample.to_numpy(), None), sample, margin=1e6)
     return root
 
 

@@ -26,7 +26,7 @@ ROOM = 240
 def leaking(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("leaking")
     sample = pd.DataFrame({"number": np.linspace(0.0, 1.0, 5)})
-    add_version(root, "leaking", LeakingRegressor().fit(sample.to_numpy(), None), sample, margin=None)
+    add_version(root, "leaking", LeakingRegressor().fit(sample.to_numpy(), None), sample, margin=1e6)
     return root
 
 

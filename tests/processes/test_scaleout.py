@@ -44,7 +44,7 @@ def odd_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("odd")
     sample = pd.DataFrame({"value": np.linspace(0.0, 0.001, 5)})
     for name, estimator in {"sleepy": SleepingRegressor(), "fragile": FragileRegressor()}.items():
-        add_version(root, name, estimator.fit(sample.to_numpy(), None), sample, margin=None)
+        add_version(root, name, estimator.fit(sample.to_numpy(), None), sample, margin=1e6)
     return root
 
 

@@ -53,7 +53,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(root: Path) -> LoadedModel:
     sample = pd.DataFrame({"value": np.linspace(0.0, 0.001, 5)})
-    return add_version(root, "deadly", DeadlyRegressor().fit(sample.to_numpy(), None), sample, margin=None)
+    return add_version(root, "deadly", DeadlyRegressor().fit(sample.to_numpy(), None), sample, margin=1e6)
 
 
 @pytest.fixture(scope="module")
@@ -139,9 +139,9 @@ async def test_a_cluster_without_workers_is_said_once(root: Path, model: LoadedM
 def test_a_version_whose_files_have_changed_is_not_sent(tmp_path: Path) -> None:
     sample = pd.DataFrame({"value": np.linspace(0.0, 0.001, 5)})
     estimator = DeadlyRegressor().fit(sample.to_numpy(), None)
-    model = add_version(tmp_path, "deadly", estimator, sample, margin=None)
+    model = add_version(tmp_path, "deadly", estimator, sample, margin=1e6)
     (tmp_path / "deadly/1").rename(tmp_path / "before")
-    add_version(tmp_path, "deadly", estimator, sample * 2, margin=None)
+    add_version(tmp_path, "deadly", estimator, sample * 2, margin=1e6)
     with pytest.raises(VersionRefused, match="has changed since it was loaded"):
         pack_version(tmp_path, model, options=DEFAULT_OPTIONS)
 
