@@ -219,7 +219,8 @@ def _own_categories(step: Any) -> dict[int, Use]:
             for place, one in zip(places, listed, strict=True)
         }
     if library_of(step) == "catboost":  # which hashes them
-        return {index: Use(name, "written") for index in step.get_cat_feature_indices()}
+        native = getattr(step, "native_model", step)
+        return {index: Use(name, "written") for index in native.get_cat_feature_indices()}
     if qualified_name(type(step)).startswith("xgboost.sklearn."):
         return {
             index: replace(_encoder(name, listed, is_open=False), takes_missing=True)
