@@ -95,20 +95,24 @@ def decide_schema(estimator: Any, sample: pd.DataFrame, wishes: Wishes) -> Schem
     return first[0]  # of which the caller finds the error again
 
 
-def answers(estimator: Any, table: pd.DataFrame) -> bool:
-    """Return whether an estimator answers the rows of a table in any form that it may take."""
-    return any(_is_answered(estimator, table, form) for form in _forms(estimator, table))
-
-
-def _is_answered(estimator: Any, table: pd.DataFrame, form: Input) -> bool:
+def answers_to(estimator: Any, table: pd.DataFrame) -> NDArray[Any] | None:
+    """What an estimator answers the rows of a table, in the first form that it takes; None if it takes none."""
     forms: dict[Input, Any] = {"series": table.iloc[:, 0], "frame": table, "array": table.to_numpy()}
-    try:
-        _answers(estimator, forms[form])
-    except MemoryError:
-        raise
-    except Exception:  # noqa: BLE001 - own code may raise anything
-        return False
-    return True
+    for form in _forms(estimator, table):
+        try:
+            return _answers(estimator, forms[form])
+        except MemoryError:
+            raise
+        except Exception:  # noqa: BLE001, S112 - own code may raise anything; another form may work
+            continue
+    return None
+
+
+def are_equal(answers: NDArray[Any], expected: NDArray[Any]) -> bool:
+    """Return whether answers are the same but for the order of sums."""
+    if answers.dtype.kind not in "fiu":
+        return bool(np.array_equal(answers, expected))
+    return answers.shape == expected.shape and np.allclose(answers, expected, rtol=CLOSE, atol=CLOSE)
 
 
 def _inferred(table: pd.DataFrame, uses: Uses, wishes: Wishes) -> tuple[Feature, ...]:
@@ -137,7 +141,7 @@ def _same_in_both(estimator: Any, table: pd.DataFrame) -> bool:
     """Return whether own code answers an array as it answers a DataFrame, so that the quicker one will do."""
     rows = table.iloc[:TRIED_ROWS]
     try:
-        return _equal(_answers(estimator, rows.to_numpy(np.float64)), _answers(estimator, rows))
+        return are_equal(_answers(estimator, rows.to_numpy(np.float64)), _answers(estimator, rows))
     except Exception:  # noqa: BLE001 - own code may raise anything
         return False
 
@@ -219,7 +223,7 @@ class _Trial:
             return f"{type(error).__name__}: {error}".splitlines()[0]
         if answers.dtype.kind == "f" and not np.isfinite(answers).all():
             return "the answer is not finite"
-        return "" if _equal(answers[: len(self._expected)], self._expected) else "other rows are answered otherwise"
+        return "" if are_equal(answers[: len(self._expected)], self._expected) else "other rows are answered otherwise"
 
     def _changed(self, changes: Sequence[Change]) -> tuple[Feature, ...]:
         by_index = {change.index: change.feature for change in changes}
@@ -238,12 +242,6 @@ def _answers(estimator: Any, table: Any) -> NDArray[Any]:
         made = ask(table)
     made = np.hstack(made) if isinstance(made, list) and np.ndim(made[0]) > 1 else np.asarray(made)
     return made.reshape(len(table), -1)
-
-
-def _equal(answers: NDArray[Any], expected: NDArray[Any]) -> bool:
-    if answers.dtype.kind not in "fiu":
-        return bool(np.array_equal(answers, expected))
-    return answers.shape == expected.shape and np.allclose(answers, expected, rtol=CLOSE, atol=CLOSE)
 
 
 @dataclass(frozen=True, slots=True)

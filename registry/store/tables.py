@@ -16,9 +16,9 @@ import pandas as pd
 
 from registry.errors import CannotAdd
 from registry.estimator import input_names, with_categories
-from registry.rows.infer_schema import NO_OPTIONS, FeatureOptions, Use
+from registry.rows.infer_schema import NO_OPTIONS, FeatureOptions, Use, is_named
 from registry.store.fitted import uses_of
-from registry.store.intake import TRIED_ROWS, answers
+from registry.store.intake import TRIED_ROWS, answers_to, are_equal
 
 GAPS = frozenset(
     {
@@ -68,7 +68,7 @@ def read_table(
         for name, categories in _known_strings(estimator, plain, options, targets).items():
             written.restore(name, categories)
         written.restore_hashed(estimator, [name for name in plain.columns if name not in targets])
-        written.restore_codes(estimator, [name for name in plain.columns if name not in targets])
+        written.restore_codes(estimator, [name for name in plain.columns if name not in targets], options.fractions)
     except (OSError, ValueError) as error:
         raise CannotAdd(f"{path}: {error}") from error
     return written.table
@@ -104,18 +104,29 @@ class _Written:
             if hashed and (self.table[name].astype(str) != self.cells([name])[name]).any():
                 self.restore(name, GAPS - EMPTY)
 
-    def restore_codes(self, estimator: Any, names: Sequence[str]) -> None:
-        """Codes with leading zeros that pandas takes for numbers, if the estimator answers them and no numbers."""
-        numbers = [str(name) for name in names if pd.api.types.is_integer_dtype(self.table[name])]
-        if not numbers:
+    def restore_codes(self, estimator: Any, names: Sequence[str], numbers: Collection[str]) -> None:
+        """Codes with leading zeros that pandas takes for numbers, if the estimator answers them in another way.
+
+        Not those that an encoder knows as numbers, nor the columns `numbers`.
+        """
+        inputs = self._named(estimator, names)
+        known = uses_of(estimator, with_categories(estimator, self.table[inputs]))
+        free = [
+            name
+            for name, uses in zip(inputs, known, strict=True)
+            if pd.api.types.is_integer_dtype(self.table[name]) and not any(use.role == "encoder" for use in uses)
+        ]
+        if not free:
             return
-        cells = self.cells(numbers)
-        codes = [name for name in numbers if cells[name].str.fullmatch(CODE).any()]
-        if not codes or answers(estimator, self._inputs(estimator, names)):
+        cells = self.cells(free)
+        codes = [name for name in free if not is_named(name, numbers) and cells[name].str.fullmatch(CODE).any()]
+        if not codes:
             return
-        table, self.table = self.table, self.table.assign(**{name: cells[name] for name in codes})
-        if not answers(estimator, self._inputs(estimator, names)):
-            self.table = table
+        of_numbers = answers_to(estimator, self._inputs(estimator, names))
+        plain, self.table = self.table, self.table.assign(**{name: cells[name] for name in codes})
+        of_codes = answers_to(estimator, self._inputs(estimator, names))
+        if of_codes is None or (of_numbers is not None and are_equal(of_codes, of_numbers)):
+            self.table = plain
 
     def _inputs(self, estimator: Any, names: Sequence[str]) -> pd.DataFrame:
         rows = self.table.iloc[:: max(1, len(self.table) // TRIED_ROWS)]

@@ -44,6 +44,13 @@ class Regions(OwnStep):
         return table.assign(zip=table["zip"].str[:2].astype(int))
 
 
+class WrittenRegions(OwnStep):
+    """The first two digits of a postcode, of whatever type it is."""
+
+    def transform(self, table: pd.DataFrame) -> pd.DataFrame:
+        return table.assign(zip=table["zip"].astype(str).str[:2].astype(int))
+
+
 class Clipped(OwnStep):
     """Numbers within a range; takes whatever numpy takes."""
 

@@ -30,7 +30,7 @@ from registry.store.add import add_trained
 from registry.store.intake import Wishes, decide_schema
 from registry.store.tables import read_table
 from registry.training.script import Trained
-from tests.registry.own_steps import Clipped, KnownCities, Lengths, Months, Regions, WrittenMonths
+from tests.registry.own_steps import Clipped, KnownCities, Lengths, Months, Regions, WrittenMonths, WrittenRegions
 
 RANDOM = np.random.default_rng(3)
 COUNT = 120
@@ -267,6 +267,7 @@ def test_texts_stand_beside_other_columns(tmp_path: Path) -> None:
 OWN = {
     "strings that own code reads": (KnownCities, "city", "text", ["RoMe", "Paris", " bern "], {}),
     "strings that own code takes apart": (Regions, "zip", "category", ["01069", "99999"], {"12": "must be one of"}),
+    "numbers and strings": (WrittenRegions, "zip", "category", ["01069", "99999"], {"x": "must be one of"}),
     "dates as strings": (WrittenMonths, "when", "datetime", ["2025-07-01"], {"2025-07-01T12:00": "must be no finer"}),
 }
 
@@ -282,6 +283,15 @@ def test_own_code_is_tried(tmp_path: Path, name: str) -> None:
     assert shares(answered(model, [{column: value} for value in good])) == pytest.approx(estimator.predict_proba(asked))
     for value, reason in bad.items():
         assert reason in refusal(model, {column: value})
+
+
+def test_codes_that_are_numbers_to_the_pipeline_stay_numbers(tmp_path: Path) -> None:
+    numbers = TABLE[["age", "zip"]].astype({"zip": int})
+    for step, options in ((WrittenRegions(), {"fractions": ["zip"]}), (StandardScaler(), {})):
+        estimator = make_pipeline(step, boosting()).fit(numbers, TRUTH)
+        model = add(tmp_path / type(step).__name__, estimator, TABLE[["age", "zip"]], **options)
+        expected = estimator.predict_proba(numbers.head(5))
+        assert shares(answered(model, numbers.head(5).to_dict("records"))) == pytest.approx(expected)
 
 
 DATES: dict[str, Any] = {
