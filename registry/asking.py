@@ -44,7 +44,12 @@ MAY_KNOW_NO_CLASS = (OneVsRestClassifier, RadiusNeighborsClassifier)
 def estimator_compute(estimator: Any, schema: Schema, layout: Layout | None = None) -> Compute:
     """A function that calls the estimator itself, with rows in the form that it was fitted on."""
     ask = asking(estimator, layout)
-    return ask if schema.is_plain else lambda rows: ask(schema.table(rows))
+    return lambda rows: ask(schema.table(rows))
+
+
+def _own(table: Any) -> Any:
+    """The table for one call of several: an estimator may change what it is given, as StandardScaler(copy=False)."""
+    return table.copy(deep=False) if hasattr(table, "iloc") else table.copy()  # pandas copies on write
 
 
 def layout_of(estimator: Any, table: Any = None, names: Sequence[str] = ()) -> Layout:
@@ -53,7 +58,7 @@ def layout_of(estimator: Any, table: Any = None, names: Sequence[str] = ()) -> L
     Several targets have `names`, or are called output_0, output_1... Without a table there is one. Raises what the
     estimator raises.
     """
-    count = 1 if table is None else np.size(_dense(estimator.predict(table[:1])))
+    count = 1 if table is None else np.size(_dense(estimator.predict(_own(table[:1]))))
     classes = [tuple(map(json_label, own)) for own in _classes(estimator, count, table)]
     row = None if table is None else table[:1]
     if count == 1:
@@ -62,7 +67,9 @@ def layout_of(estimator: Any, table: Any = None, names: Sequence[str] = ()) -> L
     targets = tuple(Target(name=name, classes=own) for name, own in zip(names, classes, strict=True))
     if not is_classifier(estimator):
         return Layout(("value",), targets)
-    has_shares = _can(estimator, "predict_proba", row) and _shares_by_target(estimator.predict_proba(row), targets)
+    has_shares = _can(estimator, "predict_proba", row) and _shares_by_target(
+        estimator.predict_proba(_own(row)), targets
+    )
     return Layout(("probabilities", "label") if has_shares else ("label",), targets)
 
 
@@ -77,7 +84,7 @@ def asking(estimator: Any, layout: Layout | None = None) -> Ask:
     if layout.parts == ("label", "score") and type(last_step(estimator)) in SCORE_DECIDES:
         return _label_by_score(estimator)
     makers = [_maker(estimator, part, classes, layout) for part in layout.parts]
-    return makers[0] if len(makers) == 1 else lambda table: np.hstack([make(table) for make in makers])
+    return makers[0] if len(makers) == 1 else lambda table: np.hstack([make(_own(table)) for make in makers])
 
 
 def _classes(estimator: Any, count: int, table: Any) -> list[list[Any]]:
@@ -85,7 +92,7 @@ def _classes(estimator: Any, count: int, table: Any) -> list[list[Any]]:
     found: Any
     if task_of(estimator) == "clustering" and hasattr(estimator, "predict_proba"):
         found = np.arange(
-            last_step(estimator).n_components if table is None else estimator.predict_proba(table[:1]).shape[1]
+            last_step(estimator).n_components if table is None else estimator.predict_proba(_own(table[:1])).shape[1]
         )
     elif is_classifier(estimator):
         found = estimator.classes_
@@ -127,7 +134,7 @@ def _can(estimator: Any, method: str, row: Any, numbers: int | None = None) -> b
     if row is None:
         return True
     try:
-        made = getattr(estimator, method)(row)
+        made = getattr(estimator, method)(_own(row))
     except (AttributeError, NotImplementedError):
         return False
     return numbers is None or np.size(made) == numbers
@@ -255,7 +262,7 @@ def _asking_for_targets(estimator: Any, layout: Layout) -> Ask:
     ask_shares = _target_probabilities(estimator, layout) if "probabilities" in layout.parts else None
 
     def ask(table: Any) -> Outputs:
-        predicted = np.asarray(_dense(estimator.predict(table))).reshape(len(table), count)
+        predicted = np.asarray(_dense(estimator.predict(_own(table)))).reshape(len(table), count)
         labels = _indices(predicted, places)
         if ask_shares is None:
             return labels

@@ -240,7 +240,7 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         if self.dtype == "object":
             return pd.Series(column, dtype=object)  # without the dtype pandas infers str
         if self.dtype in PLAIN_INTEGERS and (missing.any() or self._exceeds_type(column)):
-            return column  # which plain integers and booleans lack; pandas reads such columns as floats
+            return column.copy()  # which plain integers and booleans lack; pandas reads such columns as floats
         return column.astype(self.dtype) if self.dtype in PLAIN else pd.Series(column).astype(self.dtype).array
 
     def _values(self, gap: Any) -> NDArray[Any]:

@@ -140,9 +140,9 @@ class Schema:
         return shown
 
     def table(self, rows: Rows) -> Any:
-        """Rows in the form that the estimator was fitted on."""
+        """Rows in the form that the estimator was fitted on; it may change this table, but not the rows."""
         if self.is_plain:
-            return rows
+            return rows.copy()
         if self.input == "array":
             return self._array(rows)
         return self.frame(rows) if self.input == "frame" else self.frame(rows).iloc[:, 0]

@@ -20,7 +20,7 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.semi_supervised import SelfTrainingClassifier
 from xgboost import XGBClassifier
 
@@ -536,3 +536,34 @@ def test_what_a_classifier_cannot_answer_is_left_out(tmp_path: Path) -> None:
 def test_wrong_probabilities_of_several_targets_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CannotAdd, match="they must be between 0 and 1"):
         add(tmp_path, WrongShares(linear_model.LogisticRegression()).fit(ROWS, MIXED))
+
+
+class Changing(ensemble.RandomForestClassifier):  # type: ignore[misc]
+    """One of one's own that changes the table that it is given."""
+
+    def predict_proba(self, X: Any) -> Any:  # noqa: N803
+        X["b"] = X["b"] - X["a"]
+        return super().predict_proba(X)
+
+    def predict(self, X: Any) -> Any:  # noqa: N803
+        return self.predict_proba(X).argmax(axis=1)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        make_pipeline(MinMaxScaler(copy=False), linear_model.LogisticRegression()),
+        make_pipeline(MinMaxScaler(copy=False), multioutput.MultiOutputClassifier(linear_model.LogisticRegression())),
+        Changing(5, random_state=0),
+    ],
+)
+def test_an_estimator_that_changes_its_input_is_given_one_of_its_own(tmp_path: Path, estimator: Any) -> None:
+    table: Any = TABLE if isinstance(estimator, Changing) else ROWS
+    several = "multioutputclassifier" in getattr(estimator, "named_steps", {})
+    estimator.fit(table.copy(), FLAGS if several else TWO)
+    model = add_trained(tmp_path, "m", Trained(estimator=estimator, sample=TABLE))
+    rows = TABLE.to_numpy(copy=True)
+    outputs = model.compute(rows)
+    assert np.array_equal(rows, TABLE)
+    for index, labels in enumerate(np.asarray(estimator.predict(table.copy())).reshape(len(rows), -1).T):
+        assert np.array_equal(model.layout.label_indices(outputs, index), labels)
