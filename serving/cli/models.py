@@ -261,7 +261,7 @@ def remove(arguments: argparse.Namespace, settings: Settings) -> int:
         said = f"removed {arguments.model} version {version}{f'; {then}' * bool(then)}"
     say(said)
     if any(map(directories, directories(settings.model_dir))):
-        say(taken_over(settings))
+        say(taken_over(settings, "follow"))
     else:
         say("no model is left: a running service goes on with what it has loaded, and would not start again")
     return 0
@@ -301,11 +301,11 @@ def _pairs(option: str, given: Sequence[str]) -> list[tuple[str, str]]:
     return [(name, meaning) for name, _, meaning in (one.partition("=") for one in given)]
 
 
-def taken_over(settings: Settings) -> str:
-    """A sentence: when a running service will serve the change that was just made in the model directory."""
+def taken_over(settings: Settings, act: str = "serve it") -> str:
+    """A sentence: when a running service will act on the change that was just made in the model directory."""
     if settings.watch_models:
-        return "a running service will serve it within a few seconds"
-    return "WATCH_MODELS is false: a running service will serve it after a reload (POST /api/admin/models:reload)"
+        return f"a running service will {act} within a few seconds"
+    return f"WATCH_MODELS is false: a running service will {act} after a reload (POST /api/admin/models:reload)"
 
 
 @command()

@@ -25,6 +25,7 @@ from registry.store.tables import read_table
 from tests.conftest import Run
 
 SOON = "a running service will serve it within a few seconds\n"
+GONE = "a running service will follow within a few seconds\n"
 
 
 @pytest.fixture
@@ -230,7 +231,7 @@ def test_remove_takes_versions_and_models_out_and_says_what_is_live(run: Run, tw
     refused = run("remove", "churn", "2")
     assert refused.stderr == ("forkserve: version 2 of churn is live: promote another version first, or use --force\n")
     forced = run("remove", "churn", "2", "--force")
-    assert (forced.returncode, forced.stdout) == (0, f"removed churn version 2; version 1 is live\n{SOON}")
+    assert (forced.returncode, forced.stdout) == (0, f"removed churn version 2; version 1 is live\n{GONE}")
     assert [path.name for path in two_versions.iterdir()] == ["1"]
     last = run("remove", "churn")
     assert last.stdout.splitlines()[0] == "removed churn with 1 version"
