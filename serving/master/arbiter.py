@@ -54,6 +54,9 @@ class _OldWorkersDrain(Exception):
 class EarlyReplacingArbiter(Arbiter):  # type: ignore[misc]
     """Counts retiring workers as gone, up to SURGE of them."""
 
+    WORKER_BOOT_ERROR, APP_LOAD_ERROR = 203, 204
+    """The statuses that stop the service; gunicorn's own, 3 and 4, a model's code may end a worker with."""
+
     runners: tuple[Runners, ...] = ()
     memory: MemoryWatch | None = None
     watch: ModelWatch | None = None

@@ -22,12 +22,12 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import structlog
-from gunicorn.arbiter import Arbiter
 from uvicorn.config import Config
 from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
 
 from serving.http.protocol import LimitedProtocol
+from serving.master.arbiter import EarlyReplacingArbiter
 
 log = structlog.get_logger(__name__)
 
@@ -176,6 +176,6 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc]
         # the plain sockets: gunicorn's wrapper logs an error when uvloop has closed them first
         await server.serve(sockets=[listener.sock for listener in self.sockets])
         if not server.started:
-            sys.exit(Arbiter.WORKER_BOOT_ERROR)
+            sys.exit(EarlyReplacingArbiter.WORKER_BOOT_ERROR)
         if server.force_exit:
             self._exit()  # a lifespan that was not shut down would be cancelled, and log a traceback
