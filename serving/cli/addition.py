@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -55,6 +56,8 @@ def add_apart(write: Callable[[str, Path], None], name: str, version: str | None
         publish(candidate, directory)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it is not empty
+            settings.model_dir.rmdir()
     say(f"added {name} version {directory.name} in {directory}")
     say(said, end="")
     return directory

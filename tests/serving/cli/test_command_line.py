@@ -371,7 +371,7 @@ def test_check_names_every_fault_on_a_line_of_its_own(run: Run, churn: Path) -> 
 def test_check_finds_a_model_that_fails_only_after_the_fork(
     tmp_path: Path, run: Run, kind: type[ForkShyRegressor]
 ) -> None:
-    sample = pd.DataFrame({"seconds": [0.0, 0.0, 0.0]})
+    sample = pd.DataFrame({"seconds": [0.0, 0.001, 0.002], "others": [0.0, 0.001, 0.0]})
     estimator = kind().fit(sample.to_numpy(), None)
     add_version(tmp_path / "models", "shy", estimator, sample)
     checked = run("check", PYTHONPATH=str(ROOT))
