@@ -109,7 +109,7 @@ def add_trained(
     """
     directory = new_directory(root, name, version)
     artefact = trained.artefact or pickled(trained.estimator, names=trained.metrics)
-    trained = replace(trained, estimator=_adapted(trained))
+    trained = _with_names(replace(trained, estimator=_adapted(trained)))
     draft = _examine(trained, accepting)
     layout = _labelled(draft.layout, trained.labels)
     metrics = draft.measure(trained) | draft.measure_custom(trained, layout, artefact.code)
@@ -314,6 +314,13 @@ class _Draft:
             raise CannotAdd("no calibration row fits the features")
         truth = true_values(table.iloc[places], columns, self.layout)[:, 0]
         return conformal_scores(self.compute(rows), truth, self.layout)
+
+
+def _with_names(trained: Trained) -> Trained:
+    """Columns that are numbered, as those of an array, have their numbers for names."""
+    tables = {name: getattr(trained, name) for name in ("sample", "held_out", "calibration")}
+    named = {name: table.rename(columns=str) for name, table in tables.items() if table is not None}
+    return replace(trained, **named)
 
 
 def _examine(trained: Trained, accepting: Sequence[Feature]) -> _Draft:
@@ -552,6 +559,8 @@ def _write(root: Path, directory: Path, manifest: Manifest, artefact: Artefact) 
         unnamed.rename(directory)
     except VersionRefused as error:
         raise CannotAdd(error.reason) from error
+    except UnicodeEncodeError as error:
+        raise CannotAdd("a label, a category or a column's name is no text that JSON can hold") from error
     finally:
         shutil.rmtree(scratch)
     return load_version(root, directory)

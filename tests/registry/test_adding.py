@@ -242,3 +242,17 @@ def test_version_never_changes(tmp_path: Path) -> None:
     with pytest.raises(CannotAdd, match="a version never changes"):
         add(tmp_path, LinearRegression().fit(TABLE, TABLE["a"]), version="1")
     assert {path.name: path.read_bytes() for path in (tmp_path / "model" / "1").iterdir()} == before
+
+
+def test_columns_that_are_numbered_have_their_numbers_for_names(tmp_path: Path) -> None:
+    rows = np.arange(12.0).reshape(6, 2)
+    model = add_version(tmp_path, "model", LinearRegression().fit(rows, rows[:, 0]), pd.DataFrame(rows))
+    assert model.schema.names == ("0", "1")
+
+
+def test_labels_that_json_cannot_hold_are_refused(tmp_path: Path) -> None:
+    labels = np.array(["\ud800", "b"] * 5, dtype=object)
+    estimator = DecisionTreeClassifier().fit(np.arange(10.0).reshape(10, 1), labels)
+    with pytest.raises(CannotAdd, match="JSON"):
+        add_version(tmp_path, "model", estimator, pd.DataFrame({"x": np.arange(10.0)}))
+    assert not (tmp_path / "model").exists()
