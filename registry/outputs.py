@@ -12,6 +12,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from registry.rows.features import python_value
+
 Label = str | int | float | bool
 """A class as JSON has it: a classifier fitted on 0 and 1, or on true and false, answers these and no strings."""
 
@@ -66,7 +68,7 @@ def _identity(label: Label) -> tuple[type, Label]:
 
 def json_label(label: Any) -> Label:
     """A class of an estimator as JSON has it; one that JSON has no type for becomes a string."""
-    plain = label.item() if isinstance(label, np.generic) else label
+    plain = python_value(label)
     if isinstance(plain, str | bool | int) or (isinstance(plain, float) and math.isfinite(plain)):
         return plain
     return str(label)

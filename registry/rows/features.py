@@ -50,6 +50,11 @@ TEXT_TYPES = frozenset({"object", "str", "string", "category"})
 """Types of columns that hold strings, among other things."""
 
 
+def python_value(value: Any) -> Any:
+    """The Python value of one of numpy's; any other is its own."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One feature.
 

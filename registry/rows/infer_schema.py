@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from registry.errors import CannotAdd
-from registry.rows.features import MAX_TEXT_CHARACTERS, Feature, Kind
+from registry.rows.features import MAX_TEXT_CHARACTERS, Feature, Kind, python_value
 from registry.rows.times import are_times, form_of
 
 MAX_SAMPLE_CATEGORIES = 1000
@@ -248,7 +248,7 @@ def accepted_range(
 
 
 def _categories(name: str, values: Any) -> tuple[str | int | float | bool, ...]:
-    plain = tuple(value.item() if isinstance(value, np.generic) else value for value in values)
+    plain = tuple(map(python_value, values))
     if not all(type(value) in (str, int) for value in plain):
         raise CannotAdd(f"column {name!r}: categories must be strings or integers")
     if len(plain) > MAX_SAMPLE_CATEGORIES:

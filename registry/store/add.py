@@ -109,7 +109,7 @@ def add_trained(
     """
     directory = new_directory(root, name, version)
     artefact = trained.artefact or pickled(trained.estimator, names=trained.metrics)
-    trained = _with_names(replace(trained, estimator=_adapted(trained)))
+    trained = replace(trained, estimator=_adapted(trained))
     draft = _examine(trained, accepting)
     layout = _labelled(draft.layout, trained.labels)
     metrics = draft.measure(trained) | draft.measure_custom(trained, layout, artefact.code)
@@ -316,13 +316,6 @@ class _Draft:
         return conformal_scores(self.compute(rows), truth, self.layout)
 
 
-def _with_names(trained: Trained) -> Trained:
-    """Columns that are numbered, as those of an array, have their numbers for names."""
-    tables = {name: getattr(trained, name) for name in ("sample", "held_out", "calibration")}
-    named = {name: table.rename(columns=str) for name, table in tables.items() if table is not None}
-    return replace(trained, **named)
-
-
 def _examine(trained: Trained, accepting: Sequence[Feature]) -> _Draft:
     """Infer the schema from the sample and predict all of it. Raises CannotAdd."""
     estimator = trained.estimator
@@ -402,13 +395,13 @@ def _input_columns(estimator: Any, sample: pd.DataFrame, targets: Sequence[str])
     if missing := [name for name in targets if name not in sample]:
         hint = "; name several with --targets" if "," in missing[0] else ""
         raise CannotAdd(f"the table has no column {missing[0]!r}{hint}")
-    expected = input_names(estimator, list(map(str, sample.columns)))
+    expected = input_names(estimator, list(sample.columns))
     if expected is not None:
         missing = [name for name in expected if name not in sample]
         if missing:
             raise CannotAdd(f"the estimator was fitted on {', '.join(missing)}, which the table lacks")
         return expected
-    columns = [str(column) for column in sample.columns if column not in targets]
+    columns = [column for column in sample.columns if column not in targets]
     count = getattr(estimator, "n_features_in_", len(columns))
     if len(columns) != count:
         raise CannotAdd(
@@ -416,10 +409,6 @@ def _input_columns(estimator: Any, sample: pd.DataFrame, targets: Sequence[str])
             "drop the other columns, or name the target column"
         )
     return columns
-
-
-def _plain(cell: Any) -> Any:
-    return cell.item() if isinstance(cell, np.generic) else cell
 
 
 def labelled_rows(table: pd.DataFrame, trained: Trained) -> pd.DataFrame:

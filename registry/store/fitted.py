@@ -39,6 +39,7 @@ from sklearn.utils import get_tags
 from registry.estimator import PIPELINES, library_of, qualified_name, unwrap
 from registry.kernels import xgboost_trees
 from registry.kernels.kernel import Unsupported
+from registry.rows.features import python_value
 from registry.rows.infer_schema import Use
 
 ENCODERS = (OneHotEncoder, OrdinalEncoder, TargetEncoder)
@@ -181,7 +182,7 @@ def _computed(step: Any) -> Paths:
 
 def _encoder(name: str, listed: Any, *, is_open: bool) -> Use:
     """The use of a column by an encoder that knows these categories."""
-    values = [value.item() if isinstance(value, np.generic) else value for value in np.asarray(listed).tolist()]
+    values = [python_value(value) for value in np.asarray(listed).tolist()]
     gaps = ["none" if value is None else "nan" for value in values if _is_gap(value)]
     known = tuple(value for value in values if not _is_gap(value))
     if not all(type(value) in (str, int, float, bool) for value in known):

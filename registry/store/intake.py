@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from registry.errors import CannotAdd
 from registry.estimator import library_of, steps_of
-from registry.rows.features import PLAIN_INTEGERS, Feature, Input
+from registry.rows.features import PLAIN_INTEGERS, Feature, Input, python_value
 from registry.rows.infer_schema import (
     OPTION,
     FeatureOptions,
@@ -371,4 +371,4 @@ def _bounded(index: int, feature: Feature, margin: float | None, *, keeps_sign: 
 def _plain(cell: Any) -> Any:
     if hasattr(cell, "isoformat"):
         return cell.isoformat()
-    return cell.item() if isinstance(cell, np.generic) else cell
+    return python_value(cell)

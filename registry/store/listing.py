@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -11,7 +12,7 @@ from registry.errors import VersionRefused
 from registry.store.aliases import current
 from registry.store.directory import NAME, directories, model_directories, read_file
 
-MANIFEST_FILE = "manifest.json"
+FILENAME = "manifest.json"
 
 
 class _Head(msgspec.Struct, frozen=True):
@@ -23,6 +24,9 @@ class _Head(msgspec.Struct, frozen=True):
     estimator: str
     artefact: str
     metrics: dict[str, float] = {}
+
+
+Kind = TypeVar("Kind")
 
 
 class ListedVersion(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,16 +66,22 @@ def _listed(directory: Path, *, live: bool) -> ListedVersion:
 
 def _read_head(directory: Path) -> _Head:
     """Raises VersionRefused."""
-    path = directory / MANIFEST_FILE
-    try:
-        head = msgspec.json.decode(read_file(path), type=_Head)
-    except OSError as error:
-        raise VersionRefused(path, error.strerror or str(error)) from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise VersionRefused(path, f"is not a manifest: {error}") from error
-    if (head.name, head.version) != (directory.parent.name, directory.name):
-        raise VersionRefused(path, f"is the manifest of {head.name}/{head.version}")
+    head = decode_manifest(directory, _Head)
     artefact = directory / head.artefact
     if not NAME.fullmatch(head.artefact) or not artefact.exists():
         raise VersionRefused(artefact, "does not exist")
     return head
+
+
+def decode_manifest(directory: Path, kind: type[Kind]) -> Kind:
+    """The manifest of the version kept in `directory`, or the part of it that `kind` has. Raises VersionRefused."""
+    path = directory / FILENAME
+    try:
+        manifest: Any = msgspec.json.decode(read_file(path), type=kind)
+    except OSError as error:
+        raise VersionRefused(path, error.strerror or str(error)) from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise VersionRefused(path, f"is not a manifest: {error}") from error
+    if (manifest.name, manifest.version) != (directory.parent.name, directory.name):
+        raise VersionRefused(path, f"is the manifest of {manifest.name}/{manifest.version}")
+    return manifest  # type: ignore[no-any-return]

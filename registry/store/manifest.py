@@ -14,9 +14,8 @@ from registry.formats.versions import Format
 from registry.outputs import Label, Layout, Part, Target
 from registry.rows.features import Feature, Input
 from registry.store.code import CODE
-from registry.store.directory import NAME, read_file
-
-FILENAME = "manifest.json"
+from registry.store.directory import NAME
+from registry.store.listing import FILENAME, decode_manifest
 
 
 class ExplainerRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -111,15 +110,7 @@ def layout_in(manifest: Manifest) -> Layout:
 
 def read_manifest(directory: Path) -> Manifest:
     """The manifest of the version kept in `directory`. Raises VersionRefused."""
-    path = directory / FILENAME
-    try:
-        manifest = msgspec.json.decode(read_file(path), type=Manifest)
-    except OSError as error:
-        raise VersionRefused(path, error.strerror or str(error)) from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise VersionRefused(path, f"is not a manifest: {error}") from error
-    if (manifest.name, manifest.version) != (directory.parent.name, directory.name):
-        raise VersionRefused(path, f"is the manifest of {manifest.name}/{manifest.version}")
+    path, manifest = directory / FILENAME, decode_manifest(directory, Manifest)
     scripts = () if manifest.training is None else (manifest.training.script,)
     for name in (manifest.name, manifest.version, manifest.artefact, *scripts):
         if not NAME.fullmatch(name):

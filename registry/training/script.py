@@ -36,6 +36,9 @@ MODULE = "forkserve_train"
 
 MODULE_FILE = f"{MODULE}.py"
 
+TABLES = ("sample", "held_out", "calibration")
+"""The tables of Trained."""
+
 OUTCOME, TIME = "outcome", "time"
 """The columns of TrainingData.outcomes besides the features."""
 
@@ -87,6 +90,13 @@ class Trained:
     calibration: pd.DataFrame | None = None
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
     feature_labels: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Columns that are numbered, as those of an array, have their numbers for names."""
+        for name in TABLES:
+            table = getattr(self, name)
+            if isinstance(table, pd.DataFrame):  # a train.py may have given anything
+                object.__setattr__(self, name, table.rename(columns=str))
 
     @property
     def target_columns(self) -> list[str]:
@@ -169,7 +179,7 @@ def checked(trained: object) -> Trained:
     """The result of a training function, if its types are right. Raises CannotTrain."""
     if not isinstance(trained, Trained):
         raise CannotTrain(f"{FUNCTION} returned a {type(trained).__name__}, not a Trained")
-    for name in ("sample", "held_out", "calibration"):
+    for name in TABLES:
         table = getattr(trained, name)
         if table is None and name == "calibration":
             continue

@@ -30,8 +30,9 @@ from distributed.scheduler import KilledWorker
 from registry.errors import RegistryError, VersionRefused
 from registry.model import LoadedModel
 from registry.store.code import CODE, write_files
+from registry.store.listing import FILENAME
 from registry.store.loader import load_version
-from registry.store.manifest import FILENAME, read_manifest
+from registry.store.manifest import read_manifest
 from registry.store.options import LoadOptions
 from serving.errors import DeadlineExceeded
 from serving.jobs.rows import Backend

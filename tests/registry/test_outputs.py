@@ -29,8 +29,9 @@ from registry.explain.explanation import Selection
 from registry.model import LoadedModel
 from registry.outputs import Labels
 from registry.store.add import add_trained
+from registry.store.listing import FILENAME
 from registry.store.loader import load_version
-from registry.store.manifest import FILENAME, read_manifest, write_manifest
+from registry.store.manifest import read_manifest, write_manifest
 from registry.store.options import LoadOptions
 from registry.training.candidates import read_held_out, write_held_out
 from registry.training.promotion import find_breaches, measure_both
