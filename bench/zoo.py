@@ -49,8 +49,13 @@ from bench.table import Table  # noqa: E402
 from bench.zoo_models import TARGET, Animal, Make  # noqa: E402
 from bench.zoo_steps import Clip  # noqa: E402
 from harness.service import Service  # noqa: E402
+from registry.errors import RegistryError  # noqa: E402
+from registry.registry import load_one  # noqa: E402
 from registry.store.add import add_version  # noqa: E402
 from registry.store.loader import load_version  # noqa: E402
+from serving.cli.parser import parser  # noqa: E402
+from serving.errors import ServingError  # noqa: E402
+from serving.settings import Settings  # noqa: E402
 from serving.telemetry import logs  # noqa: E402
 
 PARTS = ("classes", "models", "wide", "speed", "versions")
@@ -103,8 +108,6 @@ def try_animal(make: Make, place: Path) -> Found:
 
 
 def _ask(found: Found, animal: Animal, place: Path) -> None:
-    from registry.registry import load_one
-
     animal.table.to_csv(place / "table.csv", index=False)
     joblib.dump(animal.estimator, place / "model.joblib")
     status, said = add(place, animal.options)
@@ -125,11 +128,6 @@ def _ask(found: Found, animal: Animal, place: Path) -> None:
 
 def add(place: Path, options: Iterable[str]) -> tuple[int, str]:
     """`forkserve add` of the files in `place`: its status, and what it printed."""
-    from registry.errors import RegistryError
-    from serving.cli.parser import parser
-    from serving.errors import ServingError
-    from serving.settings import Settings
-
     command = ["add", str(place / "model.joblib"), "--name", "animal", "--data", str(place / "table.csv")]
     arguments = parser().parse_args([*command, "--target", TARGET, *options])
     printed = io.StringIO()
@@ -398,8 +396,6 @@ def _add_pickle(place: Path, artefact: Path) -> tuple[int, str]:
 
 def _answers_as_it_did(place: Path, artefact: Path) -> bool:
     """Return whether the answers are those that the estimator gave where it was fitted."""
-    from registry.registry import load_one
-
     model = load_one(place / "models", "animal")
     table = pd.read_csv(place / "table.csv").drop(columns=TARGET)
     answers = model.predict(model.schema.rows(table.to_numpy().tolist()))

@@ -63,7 +63,7 @@ class CannotAdd(RegistryError):
 
 
 class WrongOutputs(ValueError):
-    """An estimator returned what cannot be right, such as probabilities above 1; the message says what."""
+    """An estimator returned outputs that cannot be right, such as probabilities above 1; the message says which."""
 
 
 class CannotRemove(RegistryError):

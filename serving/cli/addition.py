@@ -22,10 +22,9 @@ WRITE_TIMES = 10
 """Writing a version may take as many times RELOAD_TIMEOUT_SECONDS: the whole table is predicted, too."""
 
 LOOK_SECONDS = 0.2
+"""Between two looks at the service: it tells no client when it has reloaded."""
 
 SCRATCH = ".scratch"
-
-WRITTEN, FAULT = b"written", b"!"
 
 
 def add_apart(write: Callable[[str, Path], None], name: str, version: str | None, settings: Settings) -> Path:
@@ -42,7 +41,7 @@ def add_apart(write: Callable[[str, Path], None], name: str, version: str | None
     directory = new_directory(settings.model_dir, name, version)
     aside = settings.model_dir / f".adding-{os.getpid()}"
     candidate = aside / name / directory.name
-    said = ""
+    said, is_new = "", not settings.model_dir.exists()
     try:
         if not can_try():  # not on Linux
             write(directory.name, aside)
@@ -56,8 +55,9 @@ def add_apart(write: Callable[[str, Path], None], name: str, version: str | None
         publish(candidate, directory)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-        with contextlib.suppress(OSError):  # it is not empty
-            settings.model_dir.rmdir()
+        if is_new:
+            with contextlib.suppress(OSError):  # it is not empty
+                settings.model_dir.rmdir()
     say(f"added {name} version {directory.name} in {directory}")
     say(said, end="")
     return directory
@@ -76,7 +76,7 @@ def publish(candidate: Path, directory: Path) -> None:
 
 def _write_apart(write: Callable[[], None], scratch: Path, seconds: float) -> str:
     """What it printed; its temporary files are below `scratch`. Raises CannotAdd."""
-    from serving.process.apart import Apart, EndedBadly
+    from serving.process.apart import Apart, EndedBadly, told_fault
 
     printed: list[bytes] = []
     try:
@@ -84,19 +84,21 @@ def _write_apart(write: Callable[[], None], scratch: Path, seconds: float) -> st
     except EndedBadly as error:
         say(b"".join(printed).decode(errors="replace"), end="")
         raise CannotAdd(f"the model cannot be added: {error}") from None
-    if verdict.startswith(FAULT):
-        raise CannotAdd(verdict[len(FAULT) :].decode(errors="replace"))
+    if (fault := told_fault(verdict)) is not None:
+        raise CannotAdd(fault)
     return b"".join(printed).decode(errors="replace")
 
 
 def _write(write: Callable[[], None], scratch: Path, writing: int) -> None:
+    from serving.process.apart import tell
+
     tempfile.tempdir = str(scratch)  # the process may end without a chance to remove anything
-    verdict = WRITTEN
+    fault = None
     try:
         write()
     except RegistryError as error:
-        verdict = FAULT + str(error).encode(errors="replace")
-    os.write(writing, verdict[:4000])
+        fault = str(error)
+    tell(writing, fault)
 
 
 def await_served(settings: Settings, name: str, version: str) -> str:

@@ -21,6 +21,11 @@ def argument(*names: str, **options: Any) -> Argument:
     return names, options
 
 
+def repeated(name: str, text: str, **options: Any) -> Argument:
+    """An option that may be given several times; `text` says what it is for."""
+    return argument(name, action="append", default=[], help=f"{text}; may be given several times", **options)
+
+
 class Command(NamedTuple):
     """A function, whose name and docstring are those of the command, and its arguments."""
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from serving.cli.command import Argument, argument
+from serving.cli.command import Argument, argument, repeated
 
 if TYPE_CHECKING:
     from registry.rows.features import Feature
@@ -18,17 +18,11 @@ COLUMN = "COL"
 
 
 def _column(name: str, text: str) -> Argument:
-    return argument(name, action="append", default=[], metavar=COLUMN, help=text)
+    return repeated(name, text, metavar=COLUMN)
 
 
 COLUMN_ARGUMENTS = (
-    argument(
-        "--text",
-        action="append",
-        default=[],
-        metavar="COL[:LENGTH]",
-        help="a column of texts, of at most LENGTH characters (default 10000); this and the next may be repeated",
-    ),
+    repeated("--text", "a column of texts, of at most LENGTH characters (default 10000)", metavar="COL[:LENGTH]"),
     _column("--open", "a column of categories that takes any other string, too"),
     _column("--closed", "a column of categories that takes no other string; * is every column"),
     _column("--nullable", "a column whose values may be missing"),

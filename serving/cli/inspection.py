@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 from functools import partial
 from pathlib import Path
 
-from serving.cli.command import argument, command, fail, say
+from serving.cli.command import argument, command, fail, repeated, say
 from serving.settings import Settings
 
 TIMES = 10
 """Loading, compiling and explaining may take as many times RELOAD_TIMEOUT_SECONDS together."""
 
-WELL, FAULT = b"well", b"!"
+READING_ARGUMENTS = (
+    repeated(
+        "--code", "file or directory of own code that goes with the model; what lies beside it is found", type=Path
+    ),
+    repeated("--trust", "a type that a skops file may make, such as mypackage.Type", metavar="TYPE"),
+    argument(
+        "--force-version",
+        action="store_true",
+        help="take a model that another version of its library has fitted; every answer then says so",
+    ),
+)
+"""Options for reading a model file."""
 
 
 @command(
     argument("artefact", type=Path, help="model file, or directory of MLflow; loading a pickle runs its code"),
     argument("--data", type=Path, help="CSV of the model's input: says more about features, and tries them"),
     argument("--target", help="column of the CSV that the model predicts"),
-    argument("--code", type=Path, action="append", default=[], help="file or directory of own code that it needs"),
-    argument("--trust", action="append", default=[], metavar="TYPE", help="a type that a skops file may make"),
-    argument("--force-version", action="store_true", help="go on where another version of its library has fitted it"),
+    *READING_ARGUMENTS,
 )
 def inspect(arguments: argparse.Namespace, settings: Settings) -> int:
     """Say what a model file is, and what `add` would make of it, without adding anything."""
     from registry.errors import CannotAdd
     from serving.cli.report import Inspection, inspect_file
-    from serving.process.apart import Apart, EndedBadly
+    from serving.process.apart import Apart, EndedBadly, told_fault
     from serving.process.trial import can_try
 
     inspection = Inspection(
@@ -51,17 +59,18 @@ def inspect(arguments: argparse.Namespace, settings: Settings) -> int:
         report.touch()
         work = partial(_inspect_apart, inspection, report)
         try:
-            verdict = Apart(work, "inspect").wait(TIMES * settings.reload_timeout_seconds)
+            fault = told_fault(Apart(work, "inspect").wait(TIMES * settings.reload_timeout_seconds))
         except EndedBadly as error:
-            verdict = FAULT + f"{arguments.artefact}: {error}".encode(errors="replace")
+            fault = f"{arguments.artefact}: {error}"
         say(report.read_text(errors="replace"), end="")
-    return 0 if verdict == WELL else fail(verdict.removeprefix(FAULT).decode(errors="replace"))
+    return 0 if fault is None else fail(fault)
 
 
 def _inspect_apart(inspection: object, report: Path, writing: int) -> None:
     """Write the lines into a file, because what foreign code prints is dropped, and then the verdict."""
     from registry.errors import RegistryError
     from serving.cli.report import Inspection, inspect_file
+    from serving.process.apart import tell
     from serving.process.child import be_early_out_of_memory, limit_memory, mute
     from serving.process.kernel import available_memory
 
@@ -69,14 +78,14 @@ def _inspect_apart(inspection: object, report: Path, writing: int) -> None:
     be_early_out_of_memory()
     limit_memory(available_memory())
     mute()
-    verdict = WELL
+    fault = None
     with report.open("w", errors="replace") as lines:
         try:
             inspect_file(inspection, partial(print, file=lines, flush=True))
         except RegistryError as error:
-            verdict = FAULT + str(error).encode(errors="replace")
+            fault = str(error)
         except MemoryError:
-            verdict = FAULT + f"{inspection.path}: needs more memory than there is".encode(errors="replace")
+            fault = f"{inspection.path}: needs more memory than there is"
         except BaseException as error:  # noqa: BLE001 - the edge of the process: whatever it is, the parent is told
-            verdict = FAULT + f"{inspection.path}: {type(error).__name__}: {error}".encode(errors="replace")
-    os.write(writing, verdict[:4000])
+            fault = f"{inspection.path}: {type(error).__name__}: {error}"
+    tell(writing, fault)

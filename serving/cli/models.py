@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serving.cli.command import argument, command, fail, say
+from serving.cli.command import argument, command, fail, repeated, say
 from serving.cli.features import COLUMN_ARGUMENTS, MARGINS, feature_options, feature_table
+from serving.cli.inspection import READING_ARGUMENTS
 from serving.settings import Settings
 
 if TYPE_CHECKING:
@@ -47,52 +48,14 @@ def models(_arguments: argparse.Namespace, settings: Settings) -> int:
         "--calibrate", type=Path, help="CSV of rows not used for fitting, with the target; for intervals and sets"
     ),
     argument("--labels", help="names of the classes, separated by commas, in the order of classes_"),
-    argument(
-        "--code",
-        type=Path,
-        action="append",
-        default=[],
-        help="file or directory of own code that goes with the version; what lies beside the artefact is found",
-    ),
-    argument(
-        "--metric",
-        action="append",
-        default=[],
-        metavar="MODULE:FUNCTION",
-        help="metric of your own, f(y_true, y_pred) -> float, higher is better",
-    ),
-    argument(
-        "--loss", action="append", default=[], metavar="MODULE:FUNCTION", help="metric of your own, lower is better"
-    ),
+    *READING_ARGUMENTS,
+    repeated("--metric", "metric of your own, f(y_true, y_pred) -> float, higher is better", metavar="MODULE:FUNCTION"),
+    repeated("--loss", "metric of your own, lower is better", metavar="MODULE:FUNCTION"),
     argument("--train", type=Path, help="train.py that retrains the model; a retraining runs its code"),
     argument("--entities", action="store_true", help="also predict for the records of entities"),
-    argument(
-        "--force-version",
-        action="store_true",
-        help="add a model that another version of its library has fitted; every answer then says so",
-    ),
-    argument(
-        "--trust",
-        action="append",
-        default=[],
-        metavar="TYPE",
-        help="a type that a skops file may make, such as mypackage.Type; may be given several times",
-    ),
     argument("--source", default="", help="origin and licence of the data"),
-    argument(
-        "--group",
-        action="append",
-        default=[],
-        metavar="NAME=FEATURE,FEATURE",
-        help="features whose contributions explanations show as one sum; may be given several times",
-    ),
-    argument(
-        "--label",
-        action="append",
-        default=[],
-        metavar="FEATURE=TEXT",
-        help="a feature's or group's label for people; may be given several times",
-    ),
+    repeated("--group", "features whose contributions explanations show as one sum", metavar="NAME=FEATURE,FEATURE"),
+    repeated("--label", "a feature's or group's label for people", metavar="FEATURE=TEXT"),
     *COLUMN_ARGUMENTS,
     argument("--reload", action="store_true", help="have the service that runs here serve it, and wait until it does"),
 )

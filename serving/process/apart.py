@@ -15,6 +15,9 @@ from serving.process.kernel import child_pids, lasting_threads
 MAX_VERDICT_BYTES = 4096
 """A pipe takes as many at once, whether they are read or not."""
 
+WELL, FAULT = b"well", b"!"
+"""The verdicts of `tell`; what is wrong follows the latter."""
+
 MAX_OUTPUT_BYTES = 10 << 20
 READ_BYTES = 1 << 16
 
@@ -99,6 +102,17 @@ class Apart:
     def _close(*descriptors: int) -> None:
         for descriptor in descriptors:
             os.close(descriptor)
+
+
+def tell(writing: int, fault: str | None = None) -> None:
+    """Write the verdict of a process apart: it has done its work, or what was wrong with it."""
+    verdict = WELL if fault is None else FAULT + fault.encode(errors="replace")
+    os.write(writing, verdict[:MAX_VERDICT_BYTES])
+
+
+def told_fault(verdict: bytes) -> str | None:
+    """What was wrong, for a verdict of `tell`; None if nothing was."""
+    return verdict.removeprefix(FAULT).decode(errors="replace") if verdict.startswith(FAULT) else None
 
 
 def what_is_left() -> str | None:

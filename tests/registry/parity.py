@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +103,12 @@ def rows_of_table(schema: Schema, table: pd.DataFrame) -> Rows:
     """A table as a client would send it."""
     cells = table.astype(object).where(table.notna(), None).to_numpy(dtype=object).tolist()
     return schema.rows([[cell.item() if isinstance(cell, np.generic) else cell for cell in row] for row in cells])
+
+
+def pair_and_values(make: Callable[[], Any], classes: int) -> tuple[Pair, list[float]]:
+    """A pair fitted on `numbers`, of so many classes or on numbers for 0, and values to make rows of."""
+    table = numbers()
+    return pair(make(), table, target(table, classes)), around(table["x0"].tolist()[:20])
 
 
 def around(values: Sequence[float]) -> list[float]:

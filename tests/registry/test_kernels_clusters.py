@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 
 from registry.kernels.kernel import Unsupported
 from tests.registry.ensembles import SEED
-from tests.registry.parity import Pair, around, numbers, pair, rows_of, target
+from tests.registry.parity import Pair, numbers, pair, pair_and_values, rows_of, target
 
 KINDS = ("full", "tied", "diag", "spherical")
 
@@ -60,10 +60,7 @@ FORMULAS: dict[str, tuple[Callable[[], Any], int]] = {
 
 @cache
 def fitted(name: str) -> tuple[Pair, list[float]]:
-    make, classes = FORMULAS[name]
-    table = numbers()
-    made = pair(make(), table, target(table, classes))
-    return made, around(table["x0"].tolist()[:20])
+    return pair_and_values(*FORMULAS[name])
 
 
 @pytest.mark.parametrize("name", FORMULAS)

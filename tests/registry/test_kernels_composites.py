@@ -43,7 +43,7 @@ from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from registry.kernels.kernel import Unsupported
 from tests.registry.ensembles import QUICK, SEED, SMALL
-from tests.registry.parity import Pair, around, mixed, numbers, pair, rows_of, rows_of_table, target
+from tests.registry.parity import Pair, around, mixed, numbers, pair, pair_and_values, rows_of, rows_of_table, target
 
 FEW = SMALL | {"n_estimators": 3}
 
@@ -176,10 +176,7 @@ COMPOSITES: dict[str, tuple[Callable[[], Any], int]] = {
 
 @cache
 def fitted(name: str) -> tuple[Pair, list[float]]:
-    make, classes = COMPOSITES[name]
-    table = numbers()
-    made = pair(make(), table, target(table, classes))
-    return made, around(table["x0"].tolist()[:20])
+    return pair_and_values(*COMPOSITES[name])
 
 
 @pytest.mark.parametrize("name", COMPOSITES)
