@@ -12,8 +12,9 @@ from pathlib import Path
 import pandas as pd
 
 from registry.model import LoadedModel
-from registry.store.add import add_trained, read_trained
+from registry.store.add import add_trained
 from registry.store.loader import load_version
+from registry.store.reading import read_trained
 from registry.training.script import Trained
 
 TABLE = pd.DataFrame({"a": [1.0, 2.0, 3.0, 4.0], "b": [0.0, 1.0, 0.0, 1.0]})

@@ -79,7 +79,8 @@ def add(arguments: argparse.Namespace, settings: Settings) -> int:
 def _write_version(arguments: argparse.Namespace, seconds: float, version: str, root: Path) -> None:
     """Write a version below `root`, and say what it is; reading its artefact may take `seconds`. Raises CannotAdd."""
     from registry.conformal import largest_coverage
-    from registry.store.add import add_trained, read_sample, read_trained, with_imports_of
+    from registry.store.add import add_trained
+    from registry.store.reading import read_sample, read_trained, with_imports_of
     from registry.store.tables import read_table
     from registry.training.script import Trained, read_script, record_script, write_script
     from serving.process.apart import time_limit

@@ -22,8 +22,9 @@ from registry.formats.versions import installed_version, mismatch, refusal
 from registry.model import LoadedModel
 from registry.rows.features import Feature
 from registry.rows.infer_schema import SAMPLE, Use
-from registry.store.add import add_trained, read_sample, read_trained
+from registry.store.add import add_trained
 from registry.store.fitted import takes_series, uses_of
+from registry.store.reading import read_sample, read_trained
 from registry.training.script import Trained
 from serving.cli.features import feature_table
 

@@ -18,7 +18,8 @@ from sklearn.preprocessing import FunctionTransformer
 from harness.project import DUMP, SCALER, SCALER_HEAD, TABLE, Project
 from registry.errors import CannotAdd, VersionRefused
 from registry.model import LoadedModel
-from registry.store.add import add_trained, add_version, pickled, read_trained, with_imports_of
+from registry.store.add import add_trained, add_version, pickled
+from registry.store.reading import read_trained, with_imports_of
 from registry.training.candidates import HeldOut
 from registry.training.metrics import Better
 from registry.training.promotion import find_decline, measure_both

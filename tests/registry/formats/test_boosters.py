@@ -18,7 +18,8 @@ from sklearn.preprocessing import StandardScaler
 
 from registry.errors import CannotAdd
 from registry.model import LoadedModel
-from registry.store.add import add_trained, add_version, read_trained
+from registry.store.add import add_trained, add_version
+from registry.store.reading import read_trained
 from registry.training.script import Trained
 from tests.registry.formats.files import TABLE, THREE, VALUES, WORDS, write
 

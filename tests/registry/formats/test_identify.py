@@ -26,7 +26,7 @@ from registry.formats import compression
 from registry.formats.artefact import open_artefact
 from registry.formats.identify import identify
 from registry.formats.pickles import survey_pickle
-from registry.store.add import read_trained
+from registry.store.reading import read_trained
 from tests.registry.formats.files import TABLE, forest, write
 
 

@@ -26,7 +26,8 @@ from skops import io
 
 from registry.errors import CannotAdd
 from registry.model import LoadedModel
-from registry.store.add import add_trained, read_sample, read_trained
+from registry.store.add import add_trained
+from registry.store.reading import read_sample, read_trained
 from registry.training.script import Trained
 from tests.registry.formats.files import TABLE, WORDS
 

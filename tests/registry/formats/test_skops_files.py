@@ -17,8 +17,9 @@ from skops import io
 
 from harness.estimators import SleepingRegressor
 from registry.errors import CannotAdd, VersionRefused
-from registry.store.add import add_trained, read_trained
+from registry.store.add import add_trained
 from registry.store.loader import load_version
+from registry.store.reading import read_trained
 from registry.training.script import Trained
 from tests.registry.formats.files import TABLE, VALUES, WORDS, forest, write
 

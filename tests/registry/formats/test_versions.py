@@ -20,8 +20,9 @@ from registry.errors import CannotAdd, VersionRefused
 from registry.formats import versions
 from registry.formats.pickles import Survey, survey_pickle
 from registry.formats.versions import Format, mismatch
-from registry.store.add import add_trained, add_version, read_trained
+from registry.store.add import add_trained, add_version
 from registry.store.loader import load_version
+from registry.store.reading import read_trained
 from registry.training.script import Trained
 from serving.predict.operation import encode_answer
 from tests.registry.formats.files import TABLE, WORDS, forest, old_pickle, write

@@ -19,8 +19,9 @@ from sklearn.preprocessing import StandardScaler
 from examples.train import DEMOS
 from harness.estimators import ExplainShyRegressor, ForkShyRegressor
 from harness.service import ROOT
-from registry.store.add import add_version, read_estimator
+from registry.store.add import add_version
 from registry.store.aliases import promote
+from registry.store.reading import read_trained
 from registry.store.tables import read_table
 from tests.conftest import Run
 
@@ -117,7 +118,7 @@ def add_churn(churn: Path, name: str, versions: int) -> None:
     """What `forkserve add` does, in a tenth of its time."""
     for _ in range(versions):
         table = read_table(churn / "churn.csv")
-        add_version(churn / "models", name, read_estimator(churn / "churn.joblib"), table)
+        add_version(churn / "models", name, read_trained(churn / "churn.joblib")[0], table)
 
 
 @pytest.fixture
