@@ -17,7 +17,7 @@ from registry.estimator import Compute
 from registry.explain.explanation import Names, Selection, present_contributions
 from registry.explain.shap_values import Contributions, Explainer, Space
 from registry.outputs import Labels, Layout
-from registry.rows.features import Rows
+from registry.rows.features import Rows, characters
 from registry.rows.schema import Schema
 from registry.store.code import OwnCode
 from registry.store.manifest import Manifest, layout_in
@@ -78,6 +78,12 @@ class LoadedModel:
     @cached_property
     def schema(self) -> Schema:
         return Schema(self.manifest.features, self.manifest.input)
+
+    @cached_property
+    def usual_characters(self) -> float:
+        """The characters of a usual row's texts, at least 1."""
+        background = self.schema.rows(self.manifest.background)
+        return max(1.0, characters(background) / len(background))
 
     @cached_property
     def instance_schema(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from sklearn.exceptions import InconsistentVersionWarning
 from registry.errors import CannotRead, one_line
 from registry.formats.compression import TRUNCATED, open_content
 from registry.formats.versions import catboost_version, xgboost_version
+from registry.memory import limited_memory
 from registry.store.code import CLOUDPICKLE, OwnCode, load_stream, plain
 
 log = structlog.get_logger(__name__)
@@ -29,6 +30,10 @@ SUBIMPORT = f"{CLOUDPICKLE}:subimport"
 
 STATED = re.compile(rb"_sklearn_version[^0-9.]{1,16}?([0-9]+\.[0-9]+[0-9A-Za-z.+]{0,20})", re.DOTALL)
 """How a pickle states its version, for one that cannot be looked into otherwise."""
+
+SURVEY_BYTES = 1 << 30
+SURVEY_TIMES = 64
+"""The memory for looking into a file: so much, and so many times its size. A dozen damaged bytes may ask for 32 GB."""
 
 VERSION = re.compile(r"[0-9][0-9A-Za-z.+!-]{0,40}", re.ASCII)
 
@@ -56,7 +61,8 @@ def survey_pickle(content: bytes) -> Survey:
     """Look into a pickle, compressed or not, without importing or calling anything. Raises CannotRead if it is cut."""
     survey = Survey()
     try:
-        found = _Surveyor(open_content(content), survey).load()
+        with limited_memory(SURVEY_BYTES + SURVEY_TIMES * len(content)):
+            found = _Surveyor(open_content(content), survey).load()
         survey.root = type(found).name if isinstance(found, _Stand) else type(found).__name__
     except CannotRead:
         raise
@@ -66,8 +72,8 @@ def survey_pickle(content: bytes) -> Survey:
         if "truncated" in str(error):
             raise CannotRead(TRUNCATED) from error
         survey.complete = False
-    except MemoryError:
-        raise
+    except MemoryError as error:
+        raise CannotRead("asks for much more memory than a file of its size can need") from error
     except Exception:  # noqa: BLE001 - a pickle may do anything to what stands in for its classes; loading it decides
         survey.complete = False
     if not survey.complete and "scikit-learn" not in survey.versions:

@@ -55,6 +55,11 @@ def python_value(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def characters(rows: Rows) -> int:
+    """The characters of all texts in rows."""
+    return sum(len(cell) for cell in rows.flat if isinstance(cell, str))
+
+
 class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One feature.
 

@@ -64,6 +64,8 @@ class BatchJob:
     """The rows of one request until they are answered."""
 
     rows: Rows
+    size: int
+    """By `Operation.size`."""
     selection: Selection
     done: asyncio.Future[BatchResult]
     batch: Batch | None = None
@@ -76,7 +78,7 @@ class Batch:
 
     queue: BatchQueue
     jobs: list[BatchJob]
-    rows: int
+    size: int
     ends: float = 0.0
     """The time when a thread is expected to finish it, by `perf_counter`."""
     seconds: float = 0.0
@@ -90,7 +92,7 @@ class Batch:
             rows = jobs[0].rows if len(jobs) == 1 else np.concatenate([job.rows for job in jobs])
             answers = self.queue.operation.answer(rows, jobs[0].selection)
         except (ModelFailed, MemoryError) as error:
-            return [error] if len(jobs) == 1 else [Batch(self.queue, [job], len(job.rows)).run()[0] for job in jobs]
+            return [error] if len(jobs) == 1 else [Batch(self.queue, [job], job.size).run()[0] for job in jobs]
         self.seconds = time.perf_counter() - started
         if len(jobs) == 1:
             return [BatchResult(answers, self.seconds)]
@@ -128,13 +130,14 @@ class BatchQueue:
     inline_rows: int
     small: deque[BatchJob] = field(default_factory=deque)
     large: deque[BatchJob] = field(default_factory=deque)
-    large_rows: int = 0
+    large_size: int = 0
+    """The sizes of `large` together, by `Operation.size`."""
     cost: Cost = field(default_factory=Cost)
     """The cost of batches on a thread."""
 
     def add_large(self, job: BatchJob) -> None:
         self.large.append(job)
-        self.large_rows += len(job.rows)
+        self.large_size += job.size
 
     def take_small(self) -> Batch | None:
         """The next batch to run on the event loop."""
@@ -144,38 +147,38 @@ class BatchQueue:
         """The next batch to run on a thread."""
         batch = self._take(self.large, self.cost.batch_rows(BATCH_SECONDS, MAX_ROWS))
         if batch is not None:
-            batch.ends = time.perf_counter() + self.cost.expect(batch.rows)
+            batch.ends = time.perf_counter() + self.cost.expect(batch.size)
             for job in batch.jobs:
                 job.batch = batch
         return batch
 
     def _take(self, waiting: deque[BatchJob], most: int) -> Batch | None:
-        """Take jobs up to `most` rows in all (always at least one); skip cancelled jobs. None if no job is left."""
+        """Take jobs up to a size of `most` (always at least one) and skip cancelled ones. None if no job is left."""
         taken: list[BatchJob] = []
-        rows = 0
+        size = 0
         while waiting:
             job = waiting[0]
-            if taken and (rows + len(job.rows) > most or job.selection != taken[0].selection):
+            if taken and (size + job.size > most or job.selection != taken[0].selection):
                 break
             waiting.popleft()
             if waiting is self.large:
-                self.large_rows -= len(job.rows)
+                self.large_size -= job.size
             if not job.done.done():
                 taken.append(job)
-                rows += len(job.rows)
-        return Batch(self, taken, rows) if taken else None
+                size += job.size
+        return Batch(self, taken, size) if taken else None
 
     def waiting_batches(self) -> int:
         """The number of batches that the jobs that wait here are expected to be."""
-        return math.ceil(self.large_rows / self.cost.batch_rows(BATCH_SECONDS, MAX_ROWS))
+        return math.ceil(self.large_size / self.cost.batch_rows(BATCH_SECONDS, MAX_ROWS))
 
     def turn_seconds(self) -> float:
         """Seconds for which one batch of this queue will occupy a thread, at most."""
-        return max(BATCH_SECONDS, self.cost.expect(max((len(job.rows) for job in self.large), default=1)))
+        return max(BATCH_SECONDS, self.cost.expect(max((job.size for job in self.large), default=1)))
 
     def expected_seconds(self) -> float:
         """Seconds for which the jobs that wait here will occupy the threads."""
-        whole, rest = divmod(self.large_rows, MAX_ROWS)
+        whole, rest = divmod(self.large_size, MAX_ROWS)
         return whole * self.cost.expect(MAX_ROWS) + (self.cost.expect(rest) if rest else 0.0)
 
 
@@ -201,7 +204,7 @@ class Batcher:
         self._pool: ThreadPoolExecutor | None = None
 
     def prepare(self, operation: Operation, inline_rows: int) -> None:
-        """Make a queue for an operation, of which `inline_rows` rows at once may run on the event loop."""
+        """Make a queue for an operation, of which rows of size `inline_rows` may run on the event loop at once."""
         self._queues[operation] = BatchQueue(operation, inline_rows)
 
     def start(self) -> None:
@@ -216,7 +219,7 @@ class Batcher:
 
     def figures(self) -> tuple[int, ...]:
         """Batches run since the start, rows in them, threads that got stuck; threads stuck and rows waiting now."""
-        waiting = sum(queue.large_rows for queue in self._queues.values())
+        waiting = sum(queue.large_size for queue in self._queues.values())
         return self._batches, self._batch_rows, self._ever_stuck, len(self._stuck), waiting
 
     def reason_to_replace(self) -> str | None:
@@ -225,9 +228,9 @@ class Batcher:
             return None
         return f"all {self._threads} inference threads are stuck"
 
-    def is_quick(self, operation: Operation, rows: int) -> bool:
-        """Return whether so many rows run on the event loop, in its next turn."""
-        return rows <= self._queues[operation].inline_rows
+    def is_quick(self, operation: Operation, rows: Rows) -> bool:
+        """Return whether these rows run on the event loop, in its next turn."""
+        return operation.size(rows) <= self._queues[operation].inline_rows
 
     def part_rows(self, operation: Operation) -> int:
         """The number of rows of one request to run before others have their turn."""
@@ -250,12 +253,12 @@ class Batcher:
         deadline.
         """
         queue = self._queues[operation]
-        job = BatchJob(rows, selection, asyncio.get_running_loop().create_future())
-        if len(rows) <= queue.inline_rows:
+        job = BatchJob(rows, operation.size(rows), selection, asyncio.get_running_loop().create_future())
+        if job.size <= queue.inline_rows:
             self._enqueue_small(queue, job)
         else:
             if not admitted:
-                self._check_room(queue, len(rows), seconds)
+                self._check_room(queue, job.size, seconds)
             self._enqueue_large(queue, job)
         return await job.done
 
@@ -271,12 +274,12 @@ class Batcher:
         if batch is not None:
             self._settle(batch, batch.run())
 
-    def _check_room(self, queue: BatchQueue, rows: int, seconds: float) -> None:
+    def _check_room(self, queue: BatchQueue, size: int, seconds: float) -> None:
         """Raises Overloaded."""
         with self._lock:
             row = queue.cost.expect(1)
             scaled = self._queue_seconds * row / SLOW_SECONDS
-            patience = max(self._queue_seconds, PATIENT_ROWS * row, min(scaled, seconds - queue.cost.expect(rows)))
+            patience = max(self._queue_seconds, PATIENT_ROWS * row, min(scaled, seconds - queue.cost.expect(size)))
             wait = self._expected_wait(queue)
         if wait > patience or self.reason_to_replace() is not None:
             raise Overloaded
@@ -335,7 +338,7 @@ class Batcher:
             with self._lock:  # before any answer is out: its client could be refused because of this batch
                 self._running.remove(batch)
                 if batch.seconds:
-                    batch.queue.cost.learn(batch.rows, batch.seconds)
+                    batch.queue.cost.learn(batch.size, batch.seconds)
                 following = self._take()
             loop.call_soon_threadsafe(self._settle, batch, outcomes)
             del outcomes  # the answers are not to be kept while the next batch runs
@@ -343,7 +346,7 @@ class Batcher:
 
     def _settle(self, batch: Batch, outcomes: Sequence[BatchOutcome]) -> None:
         self._batches += 1
-        self._batch_rows += batch.rows
+        self._batch_rows += sum(len(job.rows) for job in batch.jobs)
         self._stuck.discard(batch)
         batch.settle(outcomes)
 

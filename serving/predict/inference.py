@@ -191,9 +191,7 @@ class Inference:
     def _is_immediate(self, request: _Request) -> bool:
         """True if it is answered in this turn of the loop or the next: a timer would cost more than it could save."""
         operation = request.lane.operation
-        return (
-            self._cache.is_local and not operation.is_isolated and self._batcher.is_quick(operation, len(request.rows))
-        )
+        return self._cache.is_local and not operation.is_isolated and self._batcher.is_quick(operation, request.rows)
 
     async def _answer(self, request: _Request, found: Sequence[bytes | None]) -> list[Answer]:
         """Take the values found in memory, follow other requests that are making the same rows, make the rest."""

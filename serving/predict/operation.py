@@ -15,7 +15,7 @@ from registry.explain.explanation import Selection
 from registry.explain.shap_values import Explainer, Space
 from registry.model import LoadedModel
 from registry.registry import Registry
-from registry.rows.features import Rows
+from registry.rows.features import Rows, characters
 
 Verb = Literal["predict", "explain"]
 VERBS: tuple[Verb, ...] = ("predict", "explain")
@@ -80,13 +80,19 @@ class Operation:
 
     @property
     def may_run_inline(self) -> bool:
-        """True if its time depends on the number of rows alone, so that it can be measured beforehand.
+        """True if its time depends on the size of the rows alone, so that it can be measured beforehand.
 
-        An estimator may take any time for another row, so may its steps in Python, and a text may be long.
+        An estimator may take any time for another row, and so may its steps in Python.
         """
-        if self.model.schema.has_text or self.model.python_steps:
+        if self.model.python_steps:
             return False
         return self.model.compiled if self.verb == "predict" else not self.is_isolated
+
+    def size(self, rows: Rows) -> int:
+        """The number of usual rows that take as long: one for each row, more if their texts are longer than usual."""
+        if not self.model.schema.has_text:
+            return len(rows)
+        return max(len(rows), round(characters(rows) / self.model.usual_characters))
 
     def answer(self, rows: Rows, selection: Selection) -> list[bytes]:
         """One answer a row, of shape (rows, features), as JSON; `selection` fits the model. Raises ModelFailed."""

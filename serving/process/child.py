@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import resource
 import signal
 import sys
 import traceback
@@ -13,7 +12,7 @@ from collections.abc import Callable, Iterable, MutableMapping
 from pathlib import Path
 from typing import NoReturn
 
-from serving.process.kernel import PAGE_BYTES, rename
+from serving.process.kernel import rename
 
 NUMERIC_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
@@ -145,19 +144,6 @@ def give_way() -> None:
     if hasattr(os, "SCHED_BATCH"):
         with contextlib.suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-
-
-def limit_memory(size: int) -> None:
-    """Let this process allocate `size` bytes more than it has now; beyond that it gets a MemoryError. Linux only.
-
-    RLIMIT_DATA counts private writable mappings, so neither shared memory nor the files of libraries. It also counts
-    the pages shared with the parent; therefore the limit is set above what is there now.
-    """
-    with contextlib.suppress(OSError):
-        pages = int(Path("/proc/self/statm").read_text().split()[5])
-        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        limit = pages * PAGE_BYTES + size
-        resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 def describe_exit(status: int) -> str:

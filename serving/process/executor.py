@@ -18,8 +18,9 @@ from typing import IO, Any, Literal, TypeAlias
 import msgspec
 import structlog
 
+from registry.memory import limit_memory
 from serving.errors import CallFailed, DeadlineExceeded, ExecutorGone, MemoryExceeded, Overloaded
-from serving.process.child import be_early_out_of_memory, give_way, limit_memory
+from serving.process.child import be_early_out_of_memory, give_way
 from serving.process.zygote import Child, Zygote
 
 log = structlog.get_logger(__name__)

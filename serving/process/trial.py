@@ -14,10 +14,11 @@ from functools import partial
 from pathlib import Path
 
 from registry.errors import VersionRefused
+from registry.memory import limit_memory
 from registry.model import LoadedModel
 from registry.store.reload import Load
 from serving.process.apart import MAX_VERDICT_BYTES, Apart, EndedBadly, what_is_left
-from serving.process.child import be_early_out_of_memory, describe_exit, fork, limit_memory
+from serving.process.child import be_early_out_of_memory, describe_exit, fork
 from serving.process.kernel import available_memory, thread_names
 
 FIT = b"fit"

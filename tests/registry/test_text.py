@@ -262,6 +262,6 @@ def test_model_of_texts_is_added_and_explained(tmp_path: Path) -> None:
     assert (model.compiled, model.python_steps) == (True, ())
     assert model.explainer is not None
     assert model.explainer.method == "linear"
-    assert not Operation(model, "predict").may_run_inline  # a text may be long
+    assert Operation(model, "predict").may_run_inline
     (answer,) = model.explain(np.array([["a good film"]], dtype=object))
     assert set(answer["words"]["text"]) == {"good", "film", "(other)"}

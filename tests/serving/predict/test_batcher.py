@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -21,7 +22,7 @@ from registry.errors import ModelFailed
 from registry.estimator import Outputs
 from registry.explain.explanation import Selection
 from registry.registry import load_registry
-from registry.rows.features import Rows
+from registry.rows.features import Feature, Rows
 from serving.errors import Overloaded
 from serving.predict.batcher import (
     BATCH_SECONDS,
@@ -57,6 +58,10 @@ class Oracle:
         if (rows[:, 0] == -1).any():
             raise ValueError("a row that the model cannot stand")
         return rows[:, :1]
+
+    def length(self, rows: Rows) -> Outputs:
+        """The lengths of texts."""
+        return self(np.array([[float(len(text))] for text in rows[:, 0]]))
 
 
 @pytest.fixture
@@ -113,6 +118,20 @@ def test_a_request_of_more_rows_goes_to_a_thread(operation: Operation, oracle: O
         ran = asyncio.run(batcher.run(operation, rows(1.0, 2.0)))
     assert ran.answers == [b"1.0", b"2.0"]
     assert all(name.startswith("inference") for name in oracle.threads)
+
+
+def test_a_text_much_longer_than_usual_goes_to_a_thread(models: Path, oracle: Oracle) -> None:
+    model = load_registry(models).get("diabetes")
+    manifest = msgspec.structs.replace(
+        model.manifest, features=(Feature(name="note", kind="text"),), background=(("four",), ("sixsix",))
+    )
+    operation = Operation(dataclasses.replace(model, manifest=manifest, compute=oracle.length), "predict")
+    with started(operation, inline_rows=10) as batcher:
+        for characters, is_quick in ((52, True), (53, False)):
+            text = np.array([["x" * characters]], dtype=object)
+            assert batcher.is_quick(operation, text) == is_quick
+            assert asyncio.run(batcher.run(operation, text)).answers == [str(float(characters)).encode()]
+            assert any(name.startswith("inference") for name in oracle.threads) != is_quick
 
 
 def test_what_arrives_while_the_threads_are_busy_is_the_next_batch(operation: Operation, oracle: Oracle) -> None:
@@ -220,7 +239,7 @@ def test_a_job_given_up_while_a_thread_takes_it_is_counted(
 
     def take_slowly(queue: BatchQueue, waiting: deque[BatchJob], most: int) -> Batch | None:
         batch = take(queue, waiting, most)
-        if batch is not None and batch.rows == 2:
+        if batch is not None and batch.size == 2:
             looked.set()
             given_up.wait(0.5)  # for as long as it has the lock nobody can give up
         return batch

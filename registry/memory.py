@@ -1,0 +1,34 @@
+"""Limits the memory that this process may allocate. Linux only: elsewhere nothing is limited."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def limit_memory(size: int) -> None:
+    """Let this process allocate `size` bytes more than it has now; beyond that it gets a MemoryError.
+
+    RLIMIT_DATA counts private writable mappings, so neither shared memory nor the files of libraries. It also counts
+    the pages shared with the parent; therefore the limit is set above what is there now.
+    """
+    with contextlib.suppress(OSError):
+        pages = int(Path("/proc/self/statm").read_text().split()[5])
+        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        limits = [pages * resource.getpagesize() + size, soft, hard]
+        resource.setrlimit(
+            resource.RLIMIT_DATA, (min(limit for limit in limits if limit != resource.RLIM_INFINITY), hard)
+        )
+
+
+@contextlib.contextmanager
+def limited_memory(size: int) -> Iterator[None]:
+    """Let this process allocate at most `size` bytes more in here; beyond that it gets a MemoryError."""
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    limit_memory(size)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
