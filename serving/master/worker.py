@@ -53,7 +53,8 @@ class DrainingServer(Server):
         A single Ctrl-C reaches a worker twice: as SIGINT from the terminal, and as SIGQUIT from its master.
         """
         if sig in (signal.SIGINT, signal.SIGQUIT):
-            self.force_exit = sig == signal.SIGINT and self._interrupted
+            # the SIGQUIT of the first Ctrl-C may arrive after the second
+            self.force_exit = self.force_exit or (sig == signal.SIGINT and self._interrupted)
             self._interrupted = self._interrupted or sig == signal.SIGINT
             self._hurried = True
         # not `should_exit`: it would end a worker that is still starting without a drain

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import socket
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.config import Config
 
@@ -55,3 +55,12 @@ def test_a_worker_that_is_told_to_end_while_it_starts_drains_all_the_same() -> N
 
     asyncio.run(serve())
     assert worker.announced == 1
+
+
+def test_second_ctrl_c_holds_when_the_signal_of_the_first_arrives_late() -> None:
+    server = DrainingServer(Config(app=""), worker=cast("Any", Worker()))
+    server.handle_exit(signal.SIGINT, None)
+    assert not server.force_exit
+    server.handle_exit(signal.SIGINT, None)
+    server.handle_exit(signal.SIGQUIT, None)
+    assert server.force_exit
