@@ -79,10 +79,15 @@ class LoadedModel:
     def schema(self) -> Schema:
         return Schema(self.manifest.features, self.manifest.input)
 
+    @property
+    def background(self) -> Rows:
+        """The manifest's background, shape (rows, features)."""
+        return self.schema.rows([list(row) for row in self.manifest.background])
+
     @cached_property
     def usual_characters(self) -> float:
         """The characters of a usual row's texts, at least 1."""
-        background = self.schema.rows(self.manifest.background)
+        background = self.background
         return max(1.0, characters(background) / len(background))
 
     @cached_property

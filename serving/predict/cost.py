@@ -108,7 +108,7 @@ def measure_inline_rows(operation: Operation) -> int:
     if not operation.may_run_inline:
         return 0
     model, selection = operation.model, Selection(space=operation.space)
-    rows = model.schema.rows([list(row) for row in model.manifest.background])
+    rows = model.background
     one, many = rows[:1], np.resize(rows, (SAMPLE_ROWS, rows.shape[1]))
     seconds_of_one = quickest(lambda: operation.answer(one, selection))
     if seconds_of_one > INLINE_SECONDS:
