@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -32,6 +33,9 @@ DEMO_MODELS = sorted(demo.name for demo in DEMOS)
 FEW_MODELS = ["diabetes", "wine"]
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+
+# a shell that runs tests in the background has Ctrl-C ignored, and services would inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # how long an example takes says how busy the machine is
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
