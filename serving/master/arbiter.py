@@ -18,13 +18,17 @@ from gunicorn.arbiter import Arbiter
 
 from serving.master.children import Runners
 from serving.master.memory import MemoryWatch
-from serving.master.reload import ModelWatch
+from serving.master.reload import Interrupted, ModelWatch
+from serving.process.child import ENDING
 
 SURGE = 1
 """Workers that may run besides the configured number while others drain: memory for one more, not for twice as many."""
 
-ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-"""Signals that end a worker."""
+COUNTED = (signal.SIGTTIN, signal.SIGTTOU)
+"""Signals that each count: a worker more, a worker less. Of all others, one does what many ask for."""
+
+ORDER = {signal.SIGCHLD: 0, signal.SIGHUP: 2}
+"""Ended workers are reaped before, and models reloaded after, everything else (1)."""
 
 
 class ServiceApplication(Application):  # type: ignore[misc]
@@ -62,16 +66,29 @@ class EarlyReplacingArbiter(Arbiter):  # type: ignore[misc]
     watch: ModelWatch | None = None
     reloading = False
 
+    def wait_for_signals(self, timeout: float = 1.0) -> list[int]:
+        """Return the signals to handle now, joined and in order; one that ends the service leaves no time for others.
+
+        Several are there when a reload has taken its time: one more reload serves all who asked meanwhile.
+        """
+        received: list[int] = super().wait_for_signals(timeout)
+        ending = [number for number in received if number in ENDING]
+        if ending:
+            return [min(ending, key=lambda number: number == signal.SIGTERM)]  # the others are more urgent
+        joined = dict.fromkeys(number for number in received if number not in COUNTED)
+        counted = [number for number in received if number in COUNTED]
+        return sorted([*joined, *counted], key=lambda number: ORDER.get(number, 1))
+
     def reload(self) -> None:
         """Reload as gunicorn does, but without its wait for the old workers, which keeps it from ending them twice.
 
         `retire` ends each worker once. While gunicorn waits, it replaces nobody, and a worker that has asked for the
-        next reload waits for its master, which waits for the worker.
+        next reload waits for its master, which waits for the worker. A signal that ends the service ends the reload, too.
         """
         self.reloading = True
         try:
             super().reload()
-        except _OldWorkersDrain:
+        except (_OldWorkersDrain, Interrupted):
             pass
         finally:
             self.reloading = False
@@ -119,10 +136,10 @@ class EarlyReplacingArbiter(Arbiter):  # type: ignore[misc]
 
     def reap_workers(self) -> None:
         """Reap runners first: gunicorn waits for any child, and forgets those that it does not know."""
-        if self.reloading:  # the first thing that gunicorn's wait does
-            raise _OldWorkersDrain
         self.tend_runners()
         super().reap_workers()
+        if self.reloading:  # the first thing that gunicorn's wait does
+            raise _OldWorkersDrain
 
     def tend_runners(self) -> None:
         """Replace runners that have ended."""

@@ -20,8 +20,8 @@ import structlog
 from serving.app import Application, build, build_scheduler, build_shared
 from serving.master import prefork
 from serving.master.memory import MemoryWatch
-from serving.master.reload import ModelWatch, reload
-from serving.process.child import IGNORED, be_early_out_of_memory, fork_isolated
+from serving.master.reload import Interrupted, ModelWatch, reload
+from serving.process.child import ENDING, IGNORED, be_early_out_of_memory, fork_isolated
 from serving.process.kernel import MESSENGER, RUNNER, SCHEDULER
 from serving.settings import Settings
 from serving.shared.book import Book
@@ -193,8 +193,8 @@ class RunnerMaster:
         self._scheduler.run()
 
     def run(self) -> None:
-        """Look after all of them until SIGTERM or SIGINT. SIGHUP, or a change in the model directory, is a reload."""
-        waited = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
+        """Look after all of them until a signal of ENDING. SIGHUP, or a change in the model directory, is a reload."""
+        waited = {*ENDING, signal.SIGHUP, signal.SIGCHLD}
         signal.pthread_sigmask(signal.SIG_BLOCK, waited)
         if self._app is not None:
             self._shared.reloads.open()
@@ -202,9 +202,13 @@ class RunnerMaster:
             self._settings, self._shared, processes=self._settings.job_runners, replace=self._replace_one
         )
         arrived = 0
-        while arrived not in (signal.SIGTERM, signal.SIGINT):
+        while arrived not in ENDING:
             if arrived == signal.SIGHUP or (self._watch is not None and self._watch.changed()):
-                self._reload(memory)
+                try:
+                    self._reload(memory)
+                except Interrupted as stop:
+                    arrived = stop.number
+                    break
             for runners in self.kinds:
                 runners.tend()
             memory.look({}, ChainMap(*(runners.leaving for runners in self.kinds)))

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import structlog
 
 from registry.store.directory import fingerprint
 from serving.app import Application, renew
 from serving.master import prefork
+from serving.process.child import ENDING
 from serving.shared.reloads import ReloadOutcome
 
 log = structlog.get_logger(__name__)
 
 LOOK_SECONDS = 1.0
 """Between two looks at the model directory; a change is acted on when it is the same at the next look."""
+
+
+class Interrupted(BaseException):
+    """A signal that ends the service has arrived during a reload."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number.name)
+        self.number = number
 
 
 class ModelWatch:
@@ -51,15 +64,21 @@ class ModelWatch:
 def reload(app: Application) -> Application:
     """The app over the models that are on disk now; `app` itself if it cannot be built.
 
-    Never raises: in a gunicorn hook that would end the service. Workers are told the outcome.
+    Nothing that happens to it is raised: in a gunicorn hook that would end the service. Workers are told the outcome.
+    Raises Interrupted.
     """
     started = time.monotonic()
     app.service.shared.reloads.begin()
     refused: tuple[str, ...]
     try:
-        successor, refused = renew(app)
-        prefork.warm(successor)
-        prefork.check_single_thread()
+        with _interruptible():
+            successor, refused = renew(app)
+            prefork.warm(successor)
+            prefork.check_single_thread()
+    except Interrupted as stop:
+        log.info("Reload interrupted", signal=stop.number.name)
+        app.service.shared.reloads.finish(ReloadOutcome(refused=("the service is stopping",)))
+        raise
     except BaseException as error:  # even one that is meant to end the process
         log.error("Reload failed", exc_info=error)
         successor, refused = app, (f"{type(error).__name__}: {error}",)
@@ -83,3 +102,31 @@ def _compare(old: Application, new: Application, refused: tuple[str, ...], secon
         live={model.name: model.version for model in new.service.registry.live()},
         seconds=round(seconds, 3),
     )
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Raise Interrupted at the first signal of ENDING, even if it is blocked; its handler is called before, if any."""
+    arrived: list[signal.Signals] = []
+    before = {number: signal.getsignal(number) for number in ENDING}
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        handler = before[signal.Signals(number)]
+        if callable(handler):
+            handler(number, frame)
+        arrived.append(signal.Signals(number))
+        if len(arrived) == 1:  # another would cut short what is put in order now
+            raise Interrupted(arrived[0])
+
+    for number in ENDING:
+        signal.signal(number, interrupt)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if arrived:  # foreign code that was being loaded may have caught it
+            raise Interrupted(arrived[0])

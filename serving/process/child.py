@@ -19,6 +19,9 @@ NUMERIC_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Service managers send these to every process; the worker, which still drains, decides when its processes end."""
 
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+"""Signals that end a master or a worker."""
+
 PR_SET_PDEATHSIG = 1
 LOWEST_PRIORITY = 19
 

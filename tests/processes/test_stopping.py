@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -116,3 +117,28 @@ def test_forkserve_worker_ends_quietly(sleeper: Path, tmp_path: Path, how: signa
     assert process.returncode == 0
     assert "Traceback" not in rest
     assert '"event":"Runner master stopped"' in rest.splitlines()[-1]
+
+
+def hang_up(service: Service) -> None:
+    """Ask for a reload, and wait until the master has taken note: the kernel joins signals that are still pending."""
+    os.kill(service.master, signal.SIGHUP)
+    status = Path(f"/proc/{service.master}/status")
+
+    def is_taken() -> bool:
+        (pending,) = re.findall(r"^ShdPnd:\s*(\w+)", status.read_text(), re.MULTILINE)
+        return not int(pending, 16) & 1 << signal.SIGHUP - 1
+
+    assert eventually(is_taken)
+
+
+def test_many_reloads_that_wait_are_one_and_the_end_does_not_wait_for_it(served: Service) -> None:
+    workers = served.workers
+    for _ in range(25):
+        hang_up(served)
+    assert eventually(lambda: len(served.events("Models reloaded")) == 2)
+    assert eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))  # reaped, too
+    for _ in range(25):
+        hang_up(served)
+    os.kill(served.master, signal.SIGTERM)
+    assert served.process.wait(PATIENCE) == 0
+    assert len(served.events("Models reloaded")) <= 3

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import queue
+import signal
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -12,6 +14,8 @@ from gunicorn.errors import HaltServer
 from serving.master.arbiter import EarlyReplacingArbiter
 
 PID = 12345
+CHLD, HUP, INT, TERM = signal.SIGCHLD, signal.SIGHUP, signal.SIGINT, signal.SIGTERM
+TTIN, USR1 = signal.SIGTTIN, signal.SIGUSR1
 
 
 def _reap(status: int, monkeypatch: pytest.MonkeyPatch) -> EarlyReplacingArbiter:
@@ -35,3 +39,25 @@ def test_a_worker_that_a_models_code_ends_is_only_replaced(status: int, monkeypa
 def test_a_worker_that_cannot_start_stops_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(HaltServer):
         _reap(EarlyReplacingArbiter.WORKER_BOOT_ERROR, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("received", "handled"),
+    [
+        ([], []),
+        ([HUP], [HUP]),
+        ([HUP] * 25, [HUP]),
+        ([HUP, CHLD, HUP, CHLD, HUP], [CHLD, HUP]),
+        ([HUP, USR1, CHLD, USR1], [CHLD, USR1, HUP]),
+        ([HUP, TTIN, TTIN], [TTIN, TTIN, HUP]),
+        ([*[HUP] * 10, TERM], [TERM]),
+        ([TERM, HUP, INT, CHLD], [INT]),
+        ([signal.NSIG, HUP], [HUP]),
+    ],
+)
+def test_signals_that_wait_are_joined_and_the_end_comes_first(received: list[int], handled: list[int]) -> None:
+    arbiter = EarlyReplacingArbiter.__new__(EarlyReplacingArbiter)
+    arbiter.SIG_QUEUE = queue.SimpleQueue()
+    for number in received:
+        arbiter.SIG_QUEUE.put(number)
+    assert arbiter.wait_for_signals(timeout=0.01) == handled

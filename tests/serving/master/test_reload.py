@@ -1,13 +1,19 @@
-"""When the master takes a change in the model directory for one that it should load."""
+"""When the master takes a change in the model directory for one that it should load, and what ends a reload early."""
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from serving.app import Application
 from serving.master import reload
-from serving.master.reload import LOOK_SECONDS, ModelWatch
+from serving.master.reload import LOOK_SECONDS, Interrupted, ModelWatch
+from serving.shared.reloads import Reloads
 
 
 class Clock:
@@ -85,3 +91,41 @@ def test_the_directory_is_read_at_most_once_in_an_interval(
     monkeypatch.setattr(reload, "fingerprint", read)
     clock.now += 0.9 * LOOK_SECONDS
     assert not watch.changed()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+@pytest.mark.parametrize("is_blocked", [False, True])
+@pytest.mark.parametrize("is_caught", [False, True])
+def test_a_signal_that_ends_the_service_ends_a_reload_whatever_it_is_doing(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals, is_blocked: bool, is_caught: bool
+) -> None:
+    reloads, seen = Reloads(), list[int]()
+    app = cast("Application", SimpleNamespace(service=SimpleNamespace(shared=SimpleNamespace(reloads=reloads))))
+
+    def renew(_app: Any) -> Any:
+        try:
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)  # an impatient operator
+            signal.pause()
+        except BaseException:
+            if not is_caught:
+                raise
+        return app, ()
+
+    monkeypatch.setattr(reload, "renew", renew)
+    monkeypatch.setattr(reload.prefork, "warm", lambda _app: None)
+    monkeypatch.setattr(reload.prefork, "check_single_thread", lambda: None)
+    handler = signal.signal(number, lambda number, _frame: seen.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {number} if is_blocked else ())
+    try:
+        with pytest.raises(Interrupted) as raised:
+            reload.reload(app)
+        assert (number in signal.pthread_sigmask(signal.SIG_BLOCK, ())) is is_blocked
+        assert signal.getsignal(number)(number, None) is None  # type: ignore[operator,misc]
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(number, handler)
+    assert raised.value.number == number
+    assert set(seen) == {number}
+    assert reloads.finished == 1
+    assert reloads.last().refused == ("the service is stopping",)
