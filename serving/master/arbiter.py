@@ -27,7 +27,7 @@ SURGE = 1
 COUNTED = (signal.SIGTTIN, signal.SIGTTOU)
 """Signals that each count: a worker more, a worker less. Of all others, one does what many ask for."""
 
-ORDER = {signal.SIGCHLD: 0, signal.SIGHUP: 2}
+ORDER: dict[int, int] = {signal.SIGCHLD: 0, signal.SIGHUP: 2}
 """Ended workers are reaped before, and models reloaded after, everything else (1)."""
 
 
@@ -83,7 +83,7 @@ class EarlyReplacingArbiter(Arbiter):  # type: ignore[misc]
         """Reload as gunicorn does, but without its wait for the old workers, which keeps it from ending them twice.
 
         `retire` ends each worker once. While gunicorn waits, it replaces nobody, and a worker that has asked for the
-        next reload waits for its master, which waits for the worker. A signal that ends the service ends the reload, too.
+        next reload waits for its master, which waits for the worker. A signal that ends the service ends the reload.
         """
         self.reloading = True
         try:

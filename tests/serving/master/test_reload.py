@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from serving.app import Application
-from serving.master import reload
+from serving.master import prefork, reload
 from serving.master.reload import LOOK_SECONDS, Interrupted, ModelWatch
 from serving.shared.reloads import Reloads
 
@@ -97,7 +97,7 @@ def test_the_directory_is_read_at_most_once_in_an_interval(
 @pytest.mark.parametrize("is_blocked", [False, True])
 @pytest.mark.parametrize("is_caught", [False, True])
 def test_a_signal_that_ends_the_service_ends_a_reload_whatever_it_is_doing(
-    monkeypatch: pytest.MonkeyPatch, number: signal.Signals, is_blocked: bool, is_caught: bool
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals, *, is_blocked: bool, is_caught: bool
 ) -> None:
     reloads, seen = Reloads(), list[int]()
     app = cast("Application", SimpleNamespace(service=SimpleNamespace(shared=SimpleNamespace(reloads=reloads))))
@@ -113,8 +113,8 @@ def test_a_signal_that_ends_the_service_ends_a_reload_whatever_it_is_doing(
         return app, ()
 
     monkeypatch.setattr(reload, "renew", renew)
-    monkeypatch.setattr(reload.prefork, "warm", lambda _app: None)
-    monkeypatch.setattr(reload.prefork, "check_single_thread", lambda: None)
+    monkeypatch.setattr(prefork, "warm", lambda _app: None)
+    monkeypatch.setattr(prefork, "check_single_thread", lambda: None)
     handler = signal.signal(number, lambda number, _frame: seen.append(number))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {number} if is_blocked else ())
     try:
