@@ -85,6 +85,11 @@ class LoadedModel:
         return self.schema.rows([list(row) for row in self.manifest.background])
 
     @cached_property
+    def example(self) -> dict[str, Any]:
+        """A made-up instance to show to anybody; that of the manifest is a row of somebody's data."""
+        return self.schema.usual(self.background)
+
+    @cached_property
     def usual_characters(self) -> float:
         """The characters of a usual row's texts, at least 1."""
         background = self.background

@@ -267,6 +267,8 @@ def build_service(settings: Settings, registry: Registry, shared: Shared) -> Ser
             max_explained_instances=settings.shap_max_batch_size,
         ),
         access_log=settings.access_log,
+        show_examples=settings.show_examples,
+        show_timing=settings.show_timing,
     )
     service.prepare()
     return service

@@ -88,6 +88,10 @@ class Service:
     tracing: Tracing | None
     limits: Limits
     access_log: bool
+    show_examples: bool
+    """Whether clients see an example of each model's input."""
+    show_timing: bool
+    """Whether clients see where an answer came from and what took how long."""
 
     def prepare(self) -> None:
         """Do before the fork everything that is needed once, and register the metrics that parts count themselves."""

@@ -75,6 +75,10 @@ class Settings:
     cors_origins: tuple[str, ...] = setting(
         (), "origins whose pages may call, such as `https://app.example`, separated by commas"
     )
+    show_examples: bool = setting(True, "show an example of each model's input, made of medians and commonest values")
+    show_timing: bool = setting(
+        True, "answer with `X-Cache` and `Server-Timing`, which tell whether somebody has asked the same"
+    )
     inference_timeout_seconds: float = setting(30, "seconds a prediction may take; a slower one gets 504", low=0.01)
     use_background_inference: bool = setting(False, "turn a request that takes longer into a job and answer 202")
     inference_threads: int = setting(2, "threads per worker that run models", low=1)

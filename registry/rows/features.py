@@ -40,6 +40,10 @@ MISSING: dict[str, Any] = {"none": None, "nan": math.nan}
 """What a column of objects may hold where a value is missing."""
 
 
+PLACEHOLDER = "an example of a text"
+
+DAY_MICROSECONDS = 24 * 3600 * 10**6
+
 PLAIN_INTEGERS = frozenset({"bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))})
 """Types of columns without fractions and without missing values."""
 
@@ -226,6 +230,36 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             case "boolean" | "integer":
                 return (bool if self.kind == "boolean" else int)(cell)
         return float(cell)
+
+    def usual(self, cells: Rows) -> Any:
+        """A made-up JSON value like those of `cells`: the commonest, or a rounded median; never a text of theirs."""
+        if self.kind == "text":
+            return PLACEHOLDER[: self.max_length]
+        known = np.asarray(cells, np.float64)
+        known = known[~np.isnan(known)]
+        if self.open:
+            listed = known[known < len(self.categories)]
+            known = listed if len(listed) else np.zeros(1)  # an unlisted value is somebody's own
+        if not len(known):
+            return None
+        match self.kind:
+            case "boolean" | "category":
+                values, counts = np.unique(known, return_counts=True)
+                return self.decode(values[counts.argmax()])
+            case "datetime":
+                return self.decode(np.median(known) // DAY_MICROSECONDS * DAY_MICROSECONDS)
+        return self.decode(self._rounded_median(known))
+
+    def _rounded_median(self, known: Rows) -> float:
+        """With the fewest digits, three or more, that leave it among the values seen; whole if all values are."""
+        low, high = self.seen or (self.minimum, self.maximum)
+        median, whole = float(np.median(known)), bool((known % 1 == 0).all())
+        for digits in range(3, 18):
+            rounded = float(f"{median:.{digits}g}")
+            rounded = float(round(rounded)) if whole else rounded
+            if (low is None or low <= rounded) and (high is None or rounded <= high):
+                return rounded
+        return float(np.sort(known)[len(known) // 2])
 
     def column(self, cells: Rows) -> Any:
         """`cells`, shape (rows,), as the pandas column that the estimator was fitted on."""

@@ -116,6 +116,10 @@ class Schema:
         """The instance of a row, in the user's own terms."""
         return {f.name: f.decode(cell) for f, cell in zip(self.features, row, strict=True)}
 
+    def usual(self, rows: Rows) -> dict[str, Any]:
+        """A made-up instance like `rows`, shape (rows, features), and the row of nobody in particular."""
+        return {feature.name: feature.usual(rows[:, index]) for index, feature in enumerate(self.features)}
+
     @cached_property
     def strings(self) -> frozenset[str]:
         """The names of features that take strings only."""

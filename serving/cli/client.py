@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
@@ -81,12 +81,34 @@ class RemoteService:
         return json_of(self.expect(200, "GET", path, admin=admin))
 
     def models(self) -> list[dict[str, Any]]:
-        """The description of each model's live version. Raises RemoteFault."""
-        return [self.get(f"/v1/models/{model['name']}") for model in self.get("/v1/models")["models"]]
+        """The description of each model's live version, with an example of its input. Raises RemoteFault."""
+        models = [self.get(f"/v1/models/{model['name']}") for model in self.get("/v1/models")["models"]]
+        return [model | {"example": model.get("example") or make_instance(model["schema"])} for model in models]
 
     def memory(self) -> int | None:
         """PSS of all processes in bytes; None without the admin token. Raises RemoteFault."""
         return int(self.get("/api/admin/metrics", admin=True)["pss_bytes"]) if self._token else None
+
+
+def make_instance(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """An instance that fits a model's JSON Schema, for a service that shows no examples."""
+    return {name: _make_value(feature) for name, feature in schema["properties"].items()}
+
+
+def _make_value(feature: Mapping[str, Any]) -> Any:
+    if listed := feature.get("enum") or feature.get("x-known-values"):
+        return listed[0]
+    kinds = feature["type"]
+    match kinds[0] if isinstance(kinds, list) else kinds:
+        case "boolean":
+            return False
+        case "string":
+            times = {"date": "2000-01-01", "date-time": "2000-01-01T00:00:00Z"}
+            return times.get(feature.get("format", ""), "text"[: feature.get("maxLength")])
+        case kind:
+            seen = feature.get("x-seen", feature)
+            middle = (seen.get("minimum", 0.0) + seen.get("maximum", seen.get("minimum", 0.0))) / 2
+            return int(middle) if kind == "integer" else middle
 
 
 def json_of(answer: httpx.Response) -> Any:

@@ -71,22 +71,29 @@ def _object(properties: Schema, required: list[str], **more: Any) -> Schema:
     return {"type": "object", "properties": properties, "required": required, **more}
 
 
-def document(app: FastAPI, registry: Registry, *, background: bool) -> Schema:
+def document(app: FastAPI, registry: Registry, *, background: bool, show_examples: bool) -> Schema:
     """The whole OpenAPI 3.1 document; with `background`, requests that take too long become jobs."""
     openapi = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
     _, bodies = msgspec.json.schema_components(BODIES, ref_template="#/components/schemas/{name}")
     openapi.setdefault("components", {}).setdefault("schemas", {}).update(bodies)
     for model in registry.live():
-        openapi["paths"] |= _operations(model, "", "", background=background)
+        openapi["paths"] |= _operations(model, "", "", background=background, show_examples=show_examples)
     for model in registry:
         openapi["paths"] |= _operations(
-            model, f"/versions/{model.version}", f"_version_{model.version}", background=background
+            model,
+            f"/versions/{model.version}",
+            f"_version_{model.version}",
+            background=background,
+            show_examples=show_examples,
         )
     return openapi
 
 
-def _operations(model: LoadedModel, path: str, suffix: str, *, background: bool) -> Schema:
+def _operations(model: LoadedModel, path: str, suffix: str, *, background: bool, show_examples: bool) -> Schema:
     """The operations of one model, by path."""
+    taken = _request(model)
+    if show_examples:
+        taken["example"] = {"instances": [model.example]}
     summaries: dict[Verb, str] = {"predict": f"Predict with {model.name} ({model.manifest.estimator})"}
     if model.explainer is not None:
         how = f"{model.explainer.method}, in {model.explainer.space} space"
@@ -98,7 +105,7 @@ def _operations(model: LoadedModel, path: str, suffix: str, *, background: bool)
                 "operationId": f"{verb}_{model.name}{suffix}",
                 "summary": summary,
                 "parameters": [TIMEOUT_HEADER],
-                "requestBody": {"required": True, "content": {"application/json": {"schema": _request(model)}}},
+                "requestBody": {"required": True, "content": {"application/json": {"schema": taken}}},
                 "responses": answers | {status: _refusal(reason) for status, reason in REFUSALS.items()},
             }
         }
@@ -154,7 +161,6 @@ def _request(model: LoadedModel) -> Schema:
         },
         ["instances"],
         additionalProperties=False,
-        example={"instances": [model.manifest.example]},
     )
 
 
@@ -272,9 +278,11 @@ def make_api(service: Service, streams: Streams, authorize: Authorize | None, li
         redirect_slashes=False,
     )
     background = service.background is not None
-    api.openapi = cache(lambda: document(api, service.registry, background=background))  # type: ignore[method-assign]
+    api.openapi = cache(
+        lambda: document(api, service.registry, background=background, show_examples=service.show_examples)
+    )  # type: ignore[method-assign]
     for router in (
-        models_router(service.registry),
+        models_router(service.registry, show_examples=service.show_examples),
         health_router(service),
         entities_router(service, streams),
         outcomes_router(service),

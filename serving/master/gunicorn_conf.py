@@ -90,7 +90,7 @@ def when_ready(server: Any) -> None:
 def _greeting(address: str, registry: Registry) -> str:
     """The address, and a curl line to paste, for the model with the fewest features."""
     model = min(registry.live(), key=lambda model: len(model.manifest.features))
-    body = shlex.quote(json.dumps({"instances": [model.manifest.example]}))
+    body = shlex.quote(json.dumps({"instances": [model.example]}))
     url = f"{address}/v1/models/{model.name}:predict"
     left_out = "".join(f"Left out: {refusal.reason}\n" for refusal in registry.refusals)
     return (

@@ -57,6 +57,40 @@ def test_frame_holds_what_the_instances_said(instances: list[dict[str, Any]]) ->
     assert back.to_dict("records") == instances
 
 
+@given(st.lists(INSTANCES, min_size=1, max_size=9))
+def test_a_made_up_instance_fits_whatever_it_is_made_from(instances: list[dict[str, Any]]) -> None:
+    made_up = SCHEMA.usual(SCHEMA.rows(instances))
+    assert SCHEMA.rows([made_up]).shape == (1, 5)
+    for name, value in made_up.items():
+        given = [one[name] for one in instances if one[name] is not None]
+        assert value is None if not given else min(given) <= value <= max(given) or name in ("number", "integer")
+
+
+KINDS = [
+    (Feature(name="x", kind="text", max_length=9), ["Ada Lovelace"[:9], None], "an exampl"),
+    (Feature(name="x", kind="datetime"), ["2024-05-06T07:08:09Z"], "2024-05-06T00:00:00Z"),
+    (Feature(name="x", kind="datetime", dtype="str", format="%Y-%m-%d"), ["2024-05-06", "2024-05-08"], "2024-05-07"),
+    (Feature(name="x", kind="category", dtype="str", categories=("a", "b"), open=True), ["Ada", "Ada", "b"], "b"),
+    (Feature(name="x", kind="category", dtype="str", categories=("a", "b"), open=True), ["Ada"], "a"),
+    (Feature(name="x", kind="category", dtype="str", categories=("a", "b"), nullable=True), [None, None], None),
+    (Feature(name="x", kind="boolean", dtype="bool"), [True, False, True], True),
+    (Feature(name="x", kind="number"), [1.23456, 3.45678], 2.35),
+    (Feature(name="x", kind="number", seen=(98764.0, 98766.0)), [98764.0, 98766.0], 98765.0),
+    (Feature(name="x", kind="number", minimum=0.12345, maximum=0.12345), [0.12345], 0.12345),
+    (Feature(name="x", kind="integer", dtype="int64"), [1, 2], 2),
+    (Feature(name="x", kind="integer", dtype="int64"), [123456, 123457], 123000),
+]
+
+
+@pytest.mark.parametrize(("feature", "values", "expected"), KINDS)
+def test_a_made_up_value_is_like_the_values_and_nobodys(feature: Feature, values: list[Any], expected: Any) -> None:
+    schema = Schema([msgspec.structs.replace(feature, nullable=feature.nullable or None in values)])
+    made_up = schema.usual(schema.rows([[value] for value in values]))
+    assert made_up == {"x": expected}
+    assert type(made_up["x"]) is type(expected)
+    assert schema.rows([made_up]).shape == (1, 1)
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),

@@ -137,7 +137,8 @@ def entities_router(service: Service, streams: Streams) -> APIRouter:
         if service.access_log:
             said = f"Prediction of {len(answer.models)} models completed in {seconds:.3f}s"
             log.info(said, entity=entity, records=len(answer.records), stale=answer.stale)
-        return Response(answer.content(), headers=_headers(answer, seconds), media_type="application/json")
+        headers = _headers(answer, seconds if service.show_timing else None)
+        return Response(answer.content(), headers=headers, media_type="application/json")
 
     @router.get(
         "/{entity}/events",
@@ -152,11 +153,13 @@ def entities_router(service: Service, streams: Streams) -> APIRouter:
     return router
 
 
-def _headers(answer: EntityAnswer, seconds: float) -> dict[str, str]:
-    sources = answer.sources
-    headers = {"Server-Timing": f"total;dur={seconds * 1e3:.3f}"}
-    if sources:
-        headers["X-Cache"] = sources.pop() if len(sources) == 1 else "mixed"
+def _headers(answer: EntityAnswer, seconds: float | None) -> dict[str, str]:
+    """Without `seconds`, nothing of what has been cached."""
+    headers = {}
+    if seconds is not None:
+        headers["Server-Timing"] = f"total;dur={seconds * 1e3:.3f}"
+        if sources := answer.sources:
+            headers["X-Cache"] = sources.pop() if len(sources) == 1 else "mixed"
     if answer.stale:
         headers["X-Records"] = "stale"
     if any(model.fallback for model, _ in answer.models):

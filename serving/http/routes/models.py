@@ -11,8 +11,8 @@ from registry.model import LoadedModel
 from registry.registry import Registry
 
 
-def models_router(registry: Registry) -> APIRouter:
-    """Routes that only read the registry."""
+def models_router(registry: Registry, *, show_examples: bool) -> APIRouter:
+    """Routes that only read the registry; without `show_examples`, the example of a model is null."""
     router = APIRouter(prefix="/v1/models", tags=["models"])
 
     @router.get("", summary="All models")
@@ -25,11 +25,11 @@ def models_router(registry: Registry) -> APIRouter:
 
     @router.get("/{model}", summary="One model: its features, versions and metrics")
     async def show_model(model: str) -> dict[str, Any]:
-        return detail(registry, registry.get(model))
+        return detail(registry, registry.get(model), show_examples=show_examples)
 
     @router.get("/{model}/versions/{version}", summary="One version of a model")
     async def show_version(model: str, version: str) -> dict[str, Any]:
-        return detail(registry, registry.get(model, version))
+        return detail(registry, registry.get(model, version), show_examples=show_examples)
 
     return router
 
@@ -55,7 +55,7 @@ def summary(registry: Registry, model: LoadedModel) -> dict[str, Any]:
     }
 
 
-def detail(registry: Registry, model: LoadedModel) -> dict[str, Any]:
+def detail(registry: Registry, model: LoadedModel, *, show_examples: bool) -> dict[str, Any]:
     """Everything that a client may know about a version."""
     manifest = model.manifest
     return summary(registry, model) | {
@@ -71,7 +71,7 @@ def detail(registry: Registry, model: LoadedModel) -> dict[str, Any]:
         "metrics": manifest.metrics,
         "not_explained": model.not_explained,
         "importance": None if manifest.explainer is None else manifest.explainer.importance,
-        "example": manifest.example,
+        "example": model.example if show_examples else None,
         "features": [feature.name for feature in manifest.features],
         "schema": model.instance_schema,
         "groups": manifest.groups,

@@ -59,6 +59,7 @@ class InferenceRoute:
             verb: {model: service.metrics.model(model.name, verb) for model in registry} for verb in VERBS
         }
         self._access_log = service.access_log
+        self._show_timing = service.show_timing
         self._background = service.background
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -109,7 +110,9 @@ class InferenceRoute:
         content = encode_answer(model, {verb: [value for value, _ in answers]})
         ended = time.perf_counter()
         self._figures[verb][model].answered(ended - started, sources)
-        answer_headers: Headers = [(b"x-cache", source), (b"server-timing", timing.header(started, decoded, ended))]
+        answer_headers: Headers = []
+        if self._show_timing:
+            answer_headers += [(b"x-cache", source), (b"server-timing", timing.header(started, decoded, ended))]
         if model.fallback:
             answer_headers.append((b"x-model-fallback", b"true"))
         if model.manifest.forced:

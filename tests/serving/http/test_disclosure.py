@@ -1,0 +1,107 @@
+"""What a service shows of its models' data and of other clients: made-up examples, and headers that can be hidden."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jsonschema
+import pytest
+
+from registry.model import LoadedModel
+from serving.app import Application, build, build_alerts
+from serving.cli.client import make_instance
+from serving.settings import Settings
+
+Ask = Callable[..., httpx.Response]
+TIMING = {"x-cache", "server-timing"}
+
+
+def app(models: Path, data: Path, **options: Any) -> Application:
+    settings = Settings(model_dir=models, data_dir=data, **options)
+    return build(settings, build_alerts(settings))
+
+
+def ask(app: Application, method: str, path: str, **options: Any) -> httpx.Response:
+    async def send() -> httpx.Response:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.request(method, path, **options)
+
+    return asyncio.run(send())
+
+
+@pytest.fixture(scope="module")
+def shown(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Application:
+    return app(models, tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def hidden(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Application:
+    return app(models, tmp_path_factory.mktemp("data"), show_examples=False, show_timing=False)
+
+
+def _is_of_somebody(model: LoadedModel, instance: dict[str, Any]) -> bool:
+    return list(instance.values()) in [list(row) for row in model.manifest.background]
+
+
+def test_examples_fit_and_are_answered_and_are_nobodys_row(shown: Application) -> None:
+    for model in shown.service.registry:
+        example = ask(shown, "GET", f"/v1/models/{model.name}").json()["example"]
+        jsonschema.validate(example, model.instance_schema)
+        assert not _is_of_somebody(model, example), model.name
+        assert _is_of_somebody(model, model.manifest.example), "that one is for trials"
+        assert len(model.predict(model.schema.rows([example]))) == 1
+
+
+def test_every_example_of_the_document_is_the_made_up_one(shown: Application) -> None:
+    document = ask(shown, "GET", "/openapi.json").json()
+    found = list(_members(document, "example"))
+    assert len(found) > 4
+    made_up = [{"instances": [model.example]} for model in shown.service.registry]
+    assert [example for example in found if example not in made_up] == []
+
+
+def test_hidden_examples_are_nowhere(hidden: Application) -> None:
+    for model in hidden.service.registry:
+        for path in (f"/v1/models/{model.name}", f"/v1/models/{model.name}/versions/{model.version}"):
+            assert ask(hidden, "GET", path).json()["example"] is None
+    assert list(_members(ask(hidden, "GET", "/openapi.json").json(), "example")) == []
+
+
+def test_commands_make_an_instance_up_where_examples_are_hidden(hidden: Application) -> None:
+    for model in hidden.service.registry:
+        instance = make_instance(ask(hidden, "GET", f"/v1/models/{model.name}").json()["schema"])
+        assert len(model.schema.rows([instance])) == 1
+
+
+@pytest.mark.parametrize("path", ["/v1/models/wine:predict", "/v1/models/wine:explain"])
+def test_headers_that_tell_of_other_clients_can_be_hidden(shown: Application, hidden: Application, path: str) -> None:
+    body = {"instances": [hidden.service.registry.get("wine").example]}
+    assert ask(shown, "POST", path, json=body).headers.keys() >= TIMING
+    for _ in range(2):
+        answer = ask(hidden, "POST", path, json=body)
+        assert (answer.status_code, answer.headers.keys() & TIMING) == (200, set())
+
+
+def test_they_are_hidden_of_entities_too(shown: Application, hidden: Application) -> None:
+    model = next(model for model in shown.service.registry if model.manifest.entities)
+    for one, expected in ((shown, TIMING), (hidden, set())):
+        assert ask(one, "POST", "/v1/entities/e/records", json={"values": model.example}).status_code == 201
+        answer = ask(one, "GET", f"/v1/entities/e/predictions?models={model.name}")
+        assert (answer.status_code, answer.headers.keys() & TIMING) == (200, expected)
+
+
+def _members(value: Any, name: str) -> Any:
+    """Every member of this name, at any depth."""
+    if isinstance(value, list):
+        for inner in value:
+            yield from _members(inner, name)
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            if key == name:
+                yield inner
+            yield from _members(inner, name)
