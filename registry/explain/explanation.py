@@ -45,11 +45,18 @@ class Selection:
         if not isinstance(self.classes, tuple):
             known = self.classes in ("predicted", "all")
         elif len(labels):
-            known = bool(self.classes) and None not in map(labels.find, self.classes)
+            known = 0 < len(self.classes) <= len(labels) and self._names_classes(labels)
         else:
             raise InvalidSelection("the model has no classes")
         if not known:
-            raise InvalidSelection("classes must be 'predicted', 'all', or some of the model's classes")
+            raise InvalidSelection(
+                "classes must be 'predicted', 'all', or classes of the model, each named once"
+            )
+
+    def _names_classes(self, labels: Labels) -> bool:
+        """True if each of the listed classes exists, and none is named twice, as 1 and "1" would."""
+        places = {labels.find(name) for name in self.classes}
+        return len(places) == len(self.classes) and None not in places
 
 
 @dataclass(frozen=True, slots=True)

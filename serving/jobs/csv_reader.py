@@ -13,6 +13,9 @@ from registry.rows.features import Feature, Rows
 from serving.errors import InvalidRequest, TooManyInstances
 
 MAX_ROW_BYTES = 64 * 1024
+MAX_TRIES = 16
+"""How often the beginning of a row may be parsed in vain; two are usual, and each looks at the whole row again."""
+
 BOM = b"\xef\xbb\xbf"
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
@@ -22,7 +25,7 @@ Cell = Callable[[str], Any]
 class CsvReader:
     """Splits the bytes of one CSV in UTF-8, fed in pieces of any size, into rows of cells; the first is the header.
 
-    A quoted field may hold line ends. Empty lines are allowed at the end only, unless `skip_empty`.
+    A quoted field may hold line ends. One empty line is allowed at the end, any number anywhere if `skip_empty`.
     """
 
     def __init__(self, *, max_row_bytes: int = MAX_ROW_BYTES, skip_empty: bool = False) -> None:
@@ -36,6 +39,7 @@ class CsvReader:
         self._row: list[bytes] = []
         """The lines of a row that is not complete."""
         self._row_bytes = 0
+        self._tries = 0
         self._rest = b""
 
     def rows(self, pieces: Iterable[bytes]) -> Iterator[list[str]]:
@@ -70,6 +74,9 @@ class CsvReader:
         self._lines_read += 1
         in_quotes = bool(self._row)
         if not in_quotes:
+            if line in (b"", b"\r"):
+                self._pass_empty_line()
+                return
             self.line = self._lines_read
         self._row.append(line)
         self._row_bytes += len(line) + 1
@@ -80,14 +87,19 @@ class CsvReader:
         cells = self._cells()
         if cells is None:
             return
-        self._row, self._row_bytes = [], 0
-        if not cells:
-            self._empty_line = self._empty_line or self.line
-            return
-        if self._empty_line and not self._skip_empty:
+        self._row, self._row_bytes, self._tries = [], 0, 0
+        if self._empty_line:
             self.line = self._empty_line
             raise self.error("is empty")
         yield cells
+
+    def _pass_empty_line(self) -> None:
+        if self._skip_empty:
+            return
+        if self._empty_line:
+            self.line = self._empty_line
+            raise self.error("is empty")
+        self._empty_line = self._lines_read
 
     def _cells(self) -> list[str] | None:
         """The cells of the row so far; None while a quoted field is open."""
@@ -99,7 +111,8 @@ class CsvReader:
         except UnicodeDecodeError:
             raise self.error("is not UTF-8") from None
         except csv.Error as error:
-            if "unexpected end of data" in str(error):
+            self._tries += 1
+            if "unexpected end of data" in str(error) and self._tries <= MAX_TRIES:
                 return None
             raise self.error("is not CSV; a quote within quotes is doubled") from None
 
@@ -142,8 +155,9 @@ class FeatureReader:
         return np.array(rows, dtype=self._dtype) if rows else None
 
     def _read_header(self, names: list[str]) -> None:
+        given = set(names)
         for name in self._features:
-            if name not in names:
+            if name not in given:
                 raise self._csv.error(f"{name} is missing")
         if len(names) != len(self._features):
             raise self._csv.error(f"names {len(names)} columns, the model has {len(self._features)} features")

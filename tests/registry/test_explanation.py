@@ -111,9 +111,11 @@ def test_sums_hold_for_any_values_even_where_a_feature_has_the_name_of_the_rest(
 @pytest.mark.parametrize(
     ("name", "selection", "reason"),
     [
-        ("classes", Selection(classes=("a", "z")), "some of the model's classes"),
-        ("classes", Selection(classes=()), "some of the model's classes"),
-        ("classes", Selection(classes="some"), "some of the model's classes"),  # type: ignore[arg-type]
+        ("classes", Selection(classes=("a", "z")), "classes of the model"),
+        ("classes", Selection(classes=()), "classes of the model"),
+        ("classes", Selection(classes=("a", "a")), "each named once"),
+        ("classes", Selection(classes=("a", "b", "c", "a")), "each named once"),
+        ("classes", Selection(classes="some"), "classes of the model"),  # type: ignore[arg-type]
         ("values", Selection(classes=("a",)), "the model has no classes"),
         ("values", Selection(top=0), "top must be at least 1"),
     ],

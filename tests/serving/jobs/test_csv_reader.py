@@ -11,7 +11,7 @@ import pytest
 from serving.errors import InvalidRequest
 from serving.jobs.csv_reader import CsvReader
 
-DOCUMENT = '\ufeffname,note\r\na,"two\nlines, and ""quotes"""\r\n"",\nb,5" pipe\n"\r\n",é\n\n\n'.encode()
+DOCUMENT = '\ufeffname,note\r\na,"two\nlines, and ""quotes"""\r\n"",\nb,5" pipe\n"\r\n",é\n\n'.encode()
 ROWS = [["name", "note"], ["a", 'two\nlines, and "quotes"'], ["", ""], ["b", '5" pipe'], ["\r\n", "é"]]
 
 
@@ -36,6 +36,10 @@ def test_rows_come_as_soon_as_they_are_complete_and_know_their_line() -> None:
     ("document", "reason"),
     [
         (b"a\n\nb\n", "line 2: is empty"),
+        (b"a\n\n\n", "line 2: is empty"),
+        (b"a\nb\n\r\n\n", "line 3: is empty"),
+        (b"\n\n", "line 1: is empty"),
+        (b'a\n"\n' + b'",x"y,"\n' * 100, "line 2: is not CSV; a quote within quotes is doubled"),
         (b'a\n"b\nb"\n\0\n', "line 4: has a NUL byte"),
         (b'a\n"b\n\xff"\n', "line 2: is not UTF-8"),
         (b'a\n"b" b\n', "line 2: is not CSV; a quote within quotes is doubled"),
