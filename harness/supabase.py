@@ -188,8 +188,16 @@ class SupabaseServer:
             content: bytes = answer.read()
             return content
 
+    def run(self, statement: str) -> None:
+        """Run SQL past the server. Raises RuntimeError."""
+        self.postgres.run(self.database, "--command", statement)
+
+    def apply_schema(self) -> None:
+        """Run the schema (again)."""
+        self.postgres.run(self.database, f"--file={SCHEMA}")
+
     def empty(self) -> None:
-        self.postgres.run(self.database, "--command", "truncate entity_records, model_outcomes")
+        self.run("truncate entity_records, model_outcomes")
 
     def pause(self) -> None:
         """It keeps its connections and answers nothing: what a hung server looks like."""

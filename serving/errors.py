@@ -4,6 +4,7 @@ ServingError
 ├── InvalidSetting, CannotServe                                         the service cannot start
 ├── NotJSON, InvalidRequest, UnsupportedBody, BodyTooLarge, TooManyInstances,
 │   MethodNotAllowed, NotAuthorized                                     the request is wrong
+├── InvalidRecord                                                       what is stored cannot be used
 ├── JobNotFound, JobUnfinished, EntityNotFound                          nothing is there, or not yet
 ├── Overloaded, TooManyRequests, TooManyStreams, QueueFull, DataQueueFull, StoreUnavailable,
 │   ExecutorGone                                                        the same request may succeed later
@@ -146,6 +147,13 @@ class MemoryExceeded(ServingError):
 
 class CallFailed(ServingError):
     """A call in a process of its own raised an error, or its process died; the client does not see the message."""
+
+
+class InvalidRecord(ServingError):
+    """A stored record was not written by this service and cannot be read; only its entity is affected."""
+
+    def __init__(self, record_id: str) -> None:
+        super().__init__(f"the stored record {record_id[:64]} is not valid: repair or delete it")
 
 
 class ReloadRefused(ServingError):

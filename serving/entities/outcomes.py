@@ -18,7 +18,7 @@ from registry.model import LoadedModel
 from registry.outputs import Label, Labels
 from registry.registry import Registry
 from registry.rows.features import Rows
-from serving.entities.record import MAX_INTEGER, Outcome, TrueValue, digest, new_id, now, parse_time
+from serving.entities.record import MAX_INTEGER, Outcome, TrueValue, digest, new_id, now, parse_past_time
 from serving.entities.store import BATCH, EntityStore
 from serving.errors import (
     CallFailed,
@@ -77,8 +77,10 @@ class OutcomeReader:
         model = self._registry.get(name, sent.version)
         self._check(sent)
         rows = model.schema.rows(sent.instances)
+        if b"\\u0000" in body:
+            raise InvalidRequest("strings must not have NUL in them")
         outcomes = check_outcomes(model, sent.outcomes)
-        moment = now() if sent.time is None else parse_time(sent.time)
+        moment = now() if sent.time is None else parse_past_time(sent.time)
         predictions = await self._predict(model, rows)
         return [
             Outcome(
@@ -205,9 +207,9 @@ class OutcomeWriter:
             self._queue.clear()
 
     async def _write(self) -> None:
-        unavailable = False
+        unavailable, size = False, BATCH
         while self._queue:
-            batch = list(islice(self._queue, BATCH))
+            batch = list(islice(self._queue, size))
             try:
                 await self._store.add_outcomes(batch)
             except StoreUnavailable as error:
@@ -216,7 +218,12 @@ class OutcomeWriter:
                 unavailable = True
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
-            unavailable = False
+            except InvalidRequest as error:
+                if len(batch) > 1:  # those of other clients are good
+                    size = len(batch) // 2
+                    continue
+                log.error("Outcomes lost", outcomes=1, reason=str(error))
+            unavailable, size = False, BATCH
             # only now: a batch that is sent twice is stored once
             for _ in batch:
                 self._queue.popleft()

@@ -8,14 +8,14 @@ import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import msgspec
 
 from cache.keys import key_prefix
 from registry.outputs import Label
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRecord, InvalidRequest
 
 Value = float | int | str | bool | None
 
@@ -33,6 +33,9 @@ MAX_STRING_CHARACTERS = 10_000
 MAX_RECORD_BYTES = 64 * 1024
 """The limit of a record's values as JSON."""
 MAX_TIME_CHARACTERS = 64
+
+MAX_AHEAD = timedelta(days=1)
+"""How far ahead of our clock a time may be: a record of a later time would stay the newest one until then."""
 
 MAX_INTEGER = 2**53
 """Up to here a row, which is float64, represents every integer."""
@@ -81,7 +84,7 @@ def make_record(entity: str, values: Any, time: str | None = None, record_id: st
     if not ENTITY.fullmatch(entity):
         raise InvalidRequest("an entity is 1 to 64 letters, digits and ._-, beginning with a letter or digit")
     checked = check_values(values)
-    moment = now() if time is None else parse_time(time)
+    moment = now() if time is None else parse_past_time(time)
     if record_id is None:
         record_id = (
             new_id() if time is None else digest(moment.isoformat(), msgspec.json.encode(checked, order="sorted"))
@@ -89,6 +92,14 @@ def make_record(entity: str, values: Any, time: str | None = None, record_id: st
     elif not ID.fullmatch(record_id):
         raise InvalidRequest("an id is 1 to 64 letters, digits and ._:-")
     return Record(entity, record_id, moment, checked)
+
+
+def stored_record(entity: str, record_id: str, time: str, values: Any) -> Record:
+    """A record as a store keeps it, which somebody else may have written. Raises InvalidRecord naming it."""
+    with suppress(ValueError, OverflowError):
+        if isinstance(values, dict) and all(isinstance(value, Value) for value in values.values()):
+            return Record(entity, record_id, in_utc(datetime.fromisoformat(time)), values)
+    raise InvalidRecord(record_id)
 
 
 def check_values(values: Any) -> dict[str, Value]:
@@ -151,6 +162,14 @@ def parse_time(text: str) -> datetime:
         if len(text) <= MAX_TIME_CHARACTERS:
             return in_utc(datetime.fromisoformat(text))
     raise InvalidRequest("a time must be in ISO 8601, such as 2026-05-01 or 2026-05-01T12:30:00Z")
+
+
+def parse_past_time(text: str) -> datetime:
+    """The time of something that has happened: at most MAX_AHEAD in the future. Raises InvalidRequest."""
+    moment = parse_time(text)
+    if moment > now() + MAX_AHEAD:
+        raise InvalidRequest("a time may be at most a day ahead")
+    return moment
 
 
 def in_utc(moment: datetime) -> datetime:

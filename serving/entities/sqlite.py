@@ -9,7 +9,7 @@ from pathlib import Path
 from sqlite3 import Connection, Row
 from typing import Any
 
-from serving.entities.record import Judged, Outcome, Record
+from serving.entities.record import Judged, Outcome, Record, stored_record
 from serving.storage.sqlite import Database, reads, writes
 from serving.storage.statements import statements
 
@@ -85,7 +85,11 @@ def _record_row(record: Record) -> dict[str, str]:
 
 
 def _record(row: Row) -> Record:
-    return Record(row["entity"], row["id"], datetime.fromisoformat(row["time"]), json.loads(row["data"]))
+    try:
+        values = json.loads(row["data"])
+    except ValueError:
+        values = None
+    return stored_record(row["entity"], row["id"], row["time"], values)
 
 
 def _outcome_row(outcome: Outcome) -> dict[str, str]:

@@ -20,12 +20,13 @@ from typing import Any, TypeVar
 
 import httpx
 import msgspec
+import structlog
 from postgrest.exceptions import APIError
 from supabase import AsyncClient
 from supabase.lib.client_options import AsyncClientOptions
 
-from serving.entities.record import MAX_INTEGER, Judged, Outcome, Record, Value, in_utc
-from serving.errors import StoreUnavailable
+from serving.entities.record import MAX_INTEGER, Judged, Outcome, Record, in_utc, stored_record
+from serving.errors import InvalidRecord, InvalidRequest, StoreUnavailable
 from serving.storage.guard import Breaker, Guard, NotTried, PerProcess, ServerUnavailable
 
 RECORDS, OUTCOMES = "entity_records", "model_outcomes"
@@ -40,13 +41,23 @@ DEADLINE_SECONDS = 3.0
 """Seconds for a whole call; without it a server that sends its answer byte by byte, each in time, is never given up."""
 
 PAGE_ROWS = 1000
-"""Supabase cuts longer answers here unless it is configured otherwise."""
+"""Supabase cuts longer answers here; a project may have it cut shorter ones, so a short page need not be the last."""
 
 UNWELL = (httpx.HTTPError, httpx.InvalidURL, APIError, ValueError, TypeError, KeyError, AttributeError)
 """The last four are raised by the client, or by us, when an answer has the wrong form."""
 
+SQLSTATE_CHARACTERS = 5
+
+OUR_FAULT = ("22", "23")
+"""Classes of SQLSTATE: PostgreSQL is well, and refuses the data of this call."""
+
+OLD_SCHEMA = ("42703", "42883", "42P01", "PGRST200", "PGRST202", "PGRST204", "PGRST205")
+"""A column, function or table is missing."""
+
 Call = Callable[[AsyncClient], Awaitable[Any]]
 T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,6 +82,14 @@ class _Connection:
             self.places.release()
 
 
+class _DataRefused(Exception):
+    """The server is well, and refuses what a call would store."""
+
+
+class _OldSchema(Exception):
+    """The server is well, and lacks something that `supabase.sql` creates."""
+
+
 class SupabaseEntityStore:
     """An EntityStore in two tables of one project. Building it connects to nothing, so it may be forked."""
 
@@ -85,6 +104,7 @@ class SupabaseEntityStore:
         self._guard = Guard(
             DEADLINE_SECONDS,
             unwell=UNWELL,
+            refused=(_DataRefused, _OldSchema, InvalidRecord),
             breaker=breaker or Breaker(max_cool_down=3.0),
             reason=_reason,
             events=("Supabase is unavailable", "Supabase is back"),
@@ -103,41 +123,55 @@ class SupabaseEntityStore:
         return await self._ask(lambda client: _result(client.rpc("add_entity_records", parameters)), int)
 
     async def newest(self, entity: str, limit: int) -> list[Record]:
-        def call(client: AsyncClient) -> Awaitable[Any]:
-            query = client.table(RECORDS).select("entity,id,time,data").eq("entity", entity)
-            return _result(query.order("time", desc=True).order("number", desc=True).limit(limit))
+        def select(client: AsyncClient) -> Any:
+            return client.table(RECORDS).select("number,entity,id,time,data").eq("entity", entity)
 
-        return await self._ask(call, _records)
+        return await self._pages(select, limit, _record, _before_in_time, ("time", "number"))
 
     async def add_outcomes(self, outcomes: Sequence[Outcome]) -> int:
         parameters = {"outcomes": _encode(outcomes), "keep": self._keep_outcomes}
         return await self._ask(lambda client: _result(client.rpc("add_model_outcomes", parameters)), int)
 
     async def outcomes(self, model: str, limit: int) -> list[Outcome]:
-        return await self._pages(lambda client: client.table(OUTCOMES).select("*").eq("model", model), limit, _outcome)
+        def select(client: AsyncClient) -> Any:
+            return client.table(OUTCOMES).select("*").eq("model", model)
+
+        found = await self._pages(select, limit, _outcome, _before, ("number",))
+        outcomes = [one for one in found if one is not None]
+        if len(outcomes) < len(found):
+            log.warning("Stored outcomes are not valid", model=model, outcomes=len(found) - len(outcomes))
+        return outcomes
 
     async def judged(self, model: str, version: str, limit: int) -> list[Judged]:
         def select(client: AsyncClient) -> Any:
             query = client.table(OUTCOMES).select("number,outcome,prediction").eq("model", model)
             return query.eq("version", version).not_.is_("prediction", "null")
 
-        return await self._pages(select, limit, lambda row: Judged(row["outcome"], row["prediction"]))
+        return await self._pages(select, limit, _judged, _before, ("number",))
 
-    async def _pages(self, select: Callable[[AsyncClient], Any], limit: int, read: Callable[[Any], T]) -> list[T]:
-        """Return the last `limit` rows by their number, the last first."""
+    async def _pages(
+        self,
+        select: Callable[[AsyncClient], Any],
+        limit: int,
+        read: Callable[[Any], T],
+        before: Callable[[Any, Any], Any],
+        order: tuple[str, ...],
+    ) -> list[T]:
+        """Return the first `limit` rows in the descending `order`; `before` narrows a query to the rows after one."""
         found: list[T] = []
-        before, page = MAX_INTEGER, 0
+        last: Any = None
 
         def call(client: AsyncClient) -> Awaitable[Any]:
-            return _result(select(client).lt("number", before).order("number", desc=True).limit(page))
+            query = select(client) if last is None else before(select(client), last)
+            for column in order:
+                query = query.order(column, desc=True)
+            return _result(query.limit(min(PAGE_ROWS, limit - len(found))))
 
         while len(found) < limit:
-            page = min(PAGE_ROWS, limit - len(found))
-            numbered = await self._ask(call, lambda rows: [(row["number"], read(row)) for row in rows])
-            found += [one for _, one in numbered]
-            if len(numbered) < page:
+            page, last = await self._ask(call, lambda rows: ([read(row) for row in rows], rows[-1] if rows else None))
+            if not page:
                 break
-            before, _ = numbered[-1]
+            found += page
         return found
 
     async def probe(self) -> None:
@@ -155,10 +189,17 @@ class SupabaseEntityStore:
         async def attempt() -> T:
             connection = self._connection.get()
             async with connection.place():
-                return read(await call(connection.client))
+                try:
+                    return read(await call(connection.client))
+                except APIError as error:
+                    raise _kind_of(error) from error
 
         try:
             return await self._guard.run(attempt)
+        except _DataRefused:
+            raise InvalidRequest("the store refuses these values") from None
+        except _OldSchema as error:
+            raise StoreUnavailable("the schema in Supabase is older than this version: run supabase.sql") from error
         except NotTried:
             raise StoreUnavailable("Supabase is unavailable") from None
         except ServerUnavailable as error:
@@ -185,19 +226,44 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__} {error.code}" if isinstance(error, APIError) else type(error).__name__
 
 
-def _records(rows: Any) -> list[Record]:
-    return [Record(row["entity"], row["id"], _time(row["time"]), _values(row["data"])) for row in rows]
+def _before(query: Any, last: Any) -> Any:
+    """The rows that were stored before that row."""
+    return query.lt("number", last["number"])
 
 
-def _values(data: dict[str, Any]) -> dict[str, Value]:
+def _before_in_time(query: Any, last: Any) -> Any:
+    """The rows of earlier times than that row, and of the same time those stored before it."""
+    time, number = last["time"], last["number"]
+    return query.or_(f'time.lt."{time}",and(time.eq."{time}",number.lt.{number})')
+
+
+def _kind_of(error: APIError) -> Exception:
+    """What an error of the server says: about the data of a call, about the schema, or that the server is unwell."""
+    code = error.code or ""
+    if len(code) == SQLSTATE_CHARACTERS and code.startswith(OUR_FAULT):
+        return _DataRefused()
+    return _OldSchema(code) if code in OLD_SCHEMA else error
+
+
+def _record(row: Any) -> Record:
+    return stored_record(row["entity"], row["id"], row["time"], _values(row["data"]))
+
+
+def _values(data: Any) -> Any:
     """Return values as they were sent: PostgreSQL returns large floats without exponent, so they look like integers."""
+    if not isinstance(data, dict):
+        return data
     large = {name: float(value) for name, value in data.items() if type(value) is int and abs(value) > MAX_INTEGER}
     return data | large
 
 
-def _outcome(row: Any) -> Outcome:
-    return msgspec.convert(row | {"time": _time(row["time"])}, Outcome)
+def _judged(row: Any) -> Judged:
+    return Judged(row["outcome"], row["prediction"])
 
 
-def _time(text: str) -> datetime:
-    return in_utc(datetime.fromisoformat(text))
+def _outcome(row: Any) -> Outcome | None:
+    """None for a row that somebody else has written."""
+    try:
+        return msgspec.convert(row | {"time": in_utc(datetime.fromisoformat(row["time"]))}, Outcome)
+    except (ValueError, OverflowError):
+        return None

@@ -26,6 +26,17 @@ create index if not exists model_outcomes_by_model on public.model_outcomes (mod
 create index if not exists model_outcomes_judged on public.model_outcomes (model, version, number desc)
     where prediction is not null;
 
+-- What somebody else writes has to have our forms, too; `not valid` lets older rows be.
+alter table public.entity_records drop constraint if exists entity_records_forms;
+alter table public.entity_records add constraint entity_records_forms check (
+    jsonb_typeof(data) = 'object' and time >= '0001-01-01 00:00Z' and time < '10000-01-01 00:00Z'
+) not valid;
+alter table public.model_outcomes drop constraint if exists model_outcomes_forms;
+alter table public.model_outcomes add constraint model_outcomes_forms check (
+    jsonb_typeof(instance) = 'object' and jsonb_typeof(outcome) <> 'array'
+    and time >= '0001-01-01 00:00Z' and time < '10000-01-01 00:00Z'
+) not valid;
+
 alter table public.entity_records enable row level security;
 alter table public.model_outcomes enable row level security;
 revoke all on public.entity_records, public.model_outcomes from public, anon, authenticated;

@@ -37,6 +37,7 @@ ERRORS: dict[HTTPStatus, tuple[type[Exception], ...]] = {
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: (errors.UnsupportedBody,),
     HTTPStatus.UNPROCESSABLE_ENTITY: (
         errors.InvalidRequest,
+        errors.InvalidRecord,
         model_errors.InvalidRows,
         model_errors.InvalidSelection,
         model_errors.NotExplained,

@@ -87,7 +87,7 @@ async def read_records(entity: str, body: bytes, max_records: int) -> list[Recor
         try:
             records.append(make_record(entity, one.values, one.time, one.id))
         except InvalidRequest as error:
-            raise InvalidRequest(f"record {index}: {error}") from None
+            raise InvalidRequest(f"record {index}: {error}; nothing is stored") from None
     return records
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from serving.entities.record import make_record, parse_time
-from serving.errors import InvalidRequest
+from serving.entities.record import make_record, parse_time, stored_record
+from serving.errors import InvalidRecord, InvalidRequest
 
 
 def test_equal_records_of_a_time_have_equal_ids_whatever_the_order_of_their_columns() -> None:
@@ -67,3 +67,20 @@ def test_times_are_in_utc_to_the_millisecond(text: str, moment: datetime) -> Non
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest):
         parse_time(text)
+
+
+@pytest.mark.parametrize("ahead", [timedelta(hours=25), timedelta(days=365)])
+def test_a_time_more_than_a_day_ahead_is_refused(ahead: timedelta) -> None:
+    with pytest.raises(InvalidRequest, match="a time may be at most a day ahead"):
+        make_record("a", {"x": 1}, (datetime.now(UTC) + ahead).isoformat())
+
+
+def test_a_clock_that_is_a_few_hours_fast_is_accepted() -> None:
+    moment = datetime.now(UTC) + timedelta(hours=14)
+    assert make_record("a", {"x": 1}, moment.isoformat()).time > datetime.now(UTC)
+
+
+@pytest.mark.parametrize("values", [None, [1], "text", {"x": [1]}, {"x": {"y": 1}}])
+def test_stored_values_of_another_form_are_no_record(values: Any) -> None:
+    with pytest.raises(InvalidRecord, match="the stored record 1 is not valid"):
+        stored_record("a", "1", "2024-01-01", values)

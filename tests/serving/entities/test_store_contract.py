@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.entities.record import make_record
+from serving.entities.record import Record, make_record
 from serving.entities.sqlite import SQLiteEntityStore, _sql
 from serving.entities.store import EntityStore
 from tests.serving.entities.conftest import KEEP, Open, outcome, record
@@ -61,7 +61,7 @@ async def test_values_come_back_as_they_were(store: EntityStore) -> None:
 
 @pytest.mark.parametrize("moment", [datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, tzinfo=UTC)])
 async def test_times_far_away_are_kept(store: EntityStore, moment: datetime) -> None:
-    await store.add_records([make_record("a", {"x": 1}, moment.isoformat())])
+    await store.add_records([Record("a", "1", moment, {"x": 1})])
     (found,) = await store.newest("a", 1)
     assert found.time == moment
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator
 from random import Random
+from typing import Any
 
+import httpx
 import pytest
 
 from harness.supabase import SupabaseServer
 from serving.entities.supabase import CALLS_AT_ONCE, SupabaseEntityStore
-from serving.errors import StoreUnavailable
+from serving.errors import InvalidRecord, InvalidRequest, StoreUnavailable
 from serving.storage.guard import Breaker
 from tests.serving.conftest import WallClock, until
 from tests.serving.entities.conftest import outcome, record
@@ -91,8 +94,7 @@ async def test_answers_that_are_none_are_failures() -> None:
         await writer.drain()
         writer.close()
 
-    rows = [b'[{"id": 1}]', b'[{"entity": "a", "id": "1", "time": "2024-01-01", "data": [1]}]', b"[1]"]
-    answers = [*rows, b"not JSON", b'"text"', b"null", b'{"a": 1}']
+    answers = [b'[{"id": 1}]', b"[1]", b"not JSON", b'"text"', b"null", b'{"a": 1}']
     babbled = answers + answers
     server = await asyncio.start_server(babble, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
@@ -105,6 +107,83 @@ async def test_answers_that_are_none_are_failures() -> None:
     await store.close()
     server.close()
     await server.wait_closed()
+
+
+BAD_ROWS = {
+    "text": ("now()", "'\"text\"'"),
+    "array": ("now()", "'[1]'"),
+    "nested": ("now()", """'{"x": [1]}'"""),
+    "infinite time": ("'infinity'", """'{"x": 1}'"""),
+    "late time": ("'10000-01-01'", """'{"x": 1}'"""),
+}
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_row_that_somebody_else_has_written_costs_its_entity_only(
+    store: SupabaseEntityStore, own_supabase: SupabaseServer
+) -> None:
+    await store.add_records([record(1, "good")])
+    own_supabase.run("alter table entity_records drop constraint entity_records_forms")
+    for name, (time, data) in BAD_ROWS.items():
+        row = f"values ('{name}', 'odd', {time}, {data})"
+        own_supabase.run(f"insert into entity_records (entity, id, time, data) {row}")
+    own_supabase.run("alter table model_outcomes drop constraint model_outcomes_forms")
+    await store.add_outcomes([outcome(1)])
+    outcomes = "('m', '1', 'a', 'infinity', '{}', '1', '1'), ('m', '1', 'b', now(), '[]', '[]', '1')"
+    own_supabase.run(
+        f"insert into model_outcomes (model, version, id, time, instance, outcome, prediction) values {outcomes}"
+    )
+    own_supabase.apply_schema()  # older rows do not prevent it
+    for _ in range(3):
+        for name in BAD_ROWS:
+            with pytest.raises(InvalidRecord, match="the stored record odd is not valid"):
+                await store.newest(name, 1)
+        assert await store.outcomes("m", 10) == [outcome(1)]
+    assert await store.newest("good", 1) == [record(1, "good")]
+    assert store.state == "closed"
+    for name in BAD_ROWS.keys() - {"nested"}:
+        with pytest.raises(RuntimeError, match="entity_records_forms"):
+            own_supabase.run(f"update entity_records set id = 'other' where entity = '{name}'")
+
+
+@pytest.mark.usefixtures("patient")
+async def test_values_that_the_server_refuses_do_not_make_it_look_unwell(store: SupabaseEntityStore) -> None:
+    for _ in range(5):
+        with pytest.raises(InvalidRequest, match="the store refuses these values"):
+            await store.add_outcomes([outcome(1, instance={"x": "a\0b"})])
+    assert store.state == "closed"
+
+
+@pytest.mark.usefixtures("patient")
+async def test_an_old_schema_is_named_and_costs_only_the_calls_that_need_the_new_one(
+    store: SupabaseEntityStore, own_supabase: SupabaseServer
+) -> None:
+    own_supabase.run("drop table model_outcomes")
+    for _ in range(5):
+        with pytest.raises(StoreUnavailable, match=r"run supabase\.sql"):
+            await store.outcomes("m", 1)
+    assert await store.newest("a", 1) == []
+
+
+@pytest.mark.parametrize("most", [1, 3, 1000])
+@pytest.mark.usefixtures("patient")
+async def test_a_server_that_cuts_its_answers_short_is_asked_until_a_page_is_empty(
+    store: SupabaseEntityStore, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    await store.add_records([dataclasses.replace(record(number // 2), id=str(number)) for number in range(5)])
+    await store.add_outcomes([outcome(number) for number in range(7)])
+    send = httpx.AsyncClient.send
+
+    async def cut(client: httpx.AsyncClient, request: httpx.Request, **options: Any) -> httpx.Response:
+        if limit := request.url.params.get("limit"):
+            request.url = request.url.copy_set_param("limit", min(int(limit), most))
+        return await send(client, request, **options)
+
+    monkeypatch.setattr(httpx.AsyncClient, "send", cut)
+    assert [one.id for one in await store.newest("a", 9)] == ["4", "3", "2", "1", "0"]
+    assert [one.id for one in await store.newest("a", 2)] == ["4", "3"]
+    assert [one.id for one in await store.outcomes("m", 6)] == ["6", "5", "4", "3", "2", "1"]
+    assert len(await store.judged("m", "1", 9)) == 7
 
 
 @pytest.mark.usefixtures("patient")
