@@ -157,7 +157,7 @@ def verify(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # encoders warn of unknown values
         answers = compute(rows)
-        if by_row and not _same(answers, _each_alone(compute, rows)).all():
+        if by_row and not _same(answers, each_alone(compute, rows)).all():
             return False
         expected = _refused_as_nan(reference, rows, answers)
         different = np.flatnonzero(~_same(answers, expected))
@@ -169,7 +169,7 @@ def verify(
             some = np.unique(
                 np.concatenate([_spread(different, PYTHON_ROWS), _spread(np.arange(len(rows)), WHOLE_ROWS)])
             )
-            return _is_same_alone(_each_alone(compute, rows[some]), reference, rows[some])
+            return _is_same_alone(each_alone(compute, rows[some]), reference, rows[some])
         if alone is not None and len(different) > WHOLE_ROWS:
             try:
                 expected = alone(rows[different])
@@ -181,7 +181,8 @@ def verify(
         return _is_same_alone(answers[different], reference, rows[different])
 
 
-def _each_alone(compute: Compute, rows: Rows) -> Outputs:
+def each_alone(compute: Compute, rows: Rows) -> Outputs:
+    """The answers to rows that are asked about one at a time."""
     return np.vstack([compute(row[None]) for row in rows])
 
 

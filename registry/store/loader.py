@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import weakref
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from registry.formats.artefact import load_content, look_into
 from registry.formats.versions import mismatch, refusal
 from registry.kernels import Compiled, compile_verified
 from registry.kernels.kernel import Unsupported
+from registry.kernels.verification import each_alone
 from registry.model import LoadedModel
 from registry.outputs import Layout
 from registry.rows.features import Rows
@@ -36,6 +38,9 @@ log = structlog.get_logger(__name__)
 
 CLOSE_ENOUGH = 1e-9
 """The tolerance between outputs and those recorded with the version: builds of BLAS sum in different orders."""
+
+ASKED_ALONE = 3
+"""Rows that an estimator in Python is asked about together and alone."""
 
 
 def load_version(
@@ -74,9 +79,10 @@ def load_version(
         quick, reason = _compile(estimator, schema, background, compute, layout)
         if reason:
             log.info("Model not compiled", model=manifest.name, version=manifest.version, reason=reason)
-    python: tuple[str, ...] = ()
-    if quick is not None:
-        compute, python = quick.compute, quick.python
+    python = () if quick is None else quick.python
+    compute = compute if quick is None else quick.compute
+    if quick is None or python:
+        compute = _independent_of_batch(manifest, compute, background[:ASKED_ALONE])
     choice = choose_explainers(manifest, estimator, compute, background, options.shap_evaluations)
     layout = layout.in_text if options.labels_as_text else layout
     model = LoadedModel(
@@ -205,6 +211,18 @@ def _verify_answers(path: Path, manifest: Manifest, background: Rows, compute: C
     answers = answers[:, :width]  # margins and scores were not recorded at first
     if answers.shape != expected.shape or not np.allclose(answers, expected, rtol=CLOSE_ENOUGH, atol=CLOSE_ENOUGH):
         raise VersionRefused(path, "does not answer as it did when it was added")
+
+
+def _independent_of_batch(manifest: Manifest, compute: Compute, rows: Rows) -> Compute:
+    """A function that answers each row as alone, since who else asks at the same time must not matter."""
+    try:
+        together, alone = compute(rows), each_alone(compute, rows)
+    except Exception:  # noqa: BLE001 - a row that breaks it, which the trial or the request is told
+        return compute
+    if np.allclose(together, alone, rtol=CLOSE_ENOUGH, atol=CLOSE_ENOUGH, equal_nan=True):
+        return compute
+    log.info("Model asked about one row at a time", model=manifest.name, version=manifest.version)
+    return partial(each_alone, compute)
 
 
 def _compile(

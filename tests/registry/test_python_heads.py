@@ -15,7 +15,7 @@ from sklearn.ensemble import GradientBoostingClassifier, HistGradientBoostingCla
 from sklearn.experimental import enable_iterative_imputer  # noqa: F401
 from sklearn.impute import IterativeImputer, KNNImputer
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.neighbors import RadiusNeighborsClassifier
+from sklearn.neighbors import KNeighborsClassifier, RadiusNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEncoder, StandardScaler
 
@@ -27,6 +27,7 @@ from registry.rows.infer_schema import infer_features
 from registry.rows.schema import Schema
 from registry.store.add import add_version
 from serving.predict.operation import Operation
+from tests.registry.own_steps import OwnStep
 from tests.registry.parity import mixed, numbers, rows_of_table, target
 
 
@@ -130,6 +131,25 @@ def test_model_with_a_step_in_python_is_not_run_on_the_event_loop(tmp_path: Path
 
     assert (own.compiled, own.python_steps, inline(own)) == (True, ("Own",), False)
     assert (plain.compiled, plain.python_steps, inline(plain)) == (True, (), True)
+
+
+class Centred(OwnStep):
+    """Columns less their mean over the rows of the call, which makes each answer depend on the others."""
+
+    def transform(self, table: Any) -> Any:
+        cells = np.asarray(table, np.float64)
+        return cells - cells.mean(axis=0)
+
+
+@pytest.mark.parametrize("last", [FOREST, KNeighborsClassifier()])
+def test_row_is_answered_as_alone_where_the_estimator_makes_something_of_the_batch(tmp_path: Path, last: Any) -> None:
+    table = mixed()
+    numeric = table[["age", "rooms"]].fillna(0.0)
+    estimator = make_pipeline(Centred(), last).fit(numeric, target(table, 2))
+    model = add_version(tmp_path, "centred", estimator, numeric)
+    rows = rows_of_table(model.schema, numeric)[:20]
+    assert not np.allclose(estimator.predict_proba(numeric[:20]), estimator.predict_proba(numeric[:1]))
+    assert model.predict(rows) == [model.predict(row[None])[0] for row in rows]
 
 
 def test_step_in_python_that_makes_another_number_of_columns_is_an_error() -> None:
