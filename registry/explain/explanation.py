@@ -49,9 +49,7 @@ class Selection:
         else:
             raise InvalidSelection("the model has no classes")
         if not known:
-            raise InvalidSelection(
-                "classes must be 'predicted', 'all', or classes of the model, each named once"
-            )
+            raise InvalidSelection("classes must be 'predicted', 'all', or classes of the model, each named once")
 
     def _names_classes(self, labels: Labels) -> bool:
         """True if each of the listed classes exists, and none is named twice, as 1 and "1" would."""
