@@ -278,9 +278,9 @@ def make_api(service: Service, streams: Streams, authorize: Authorize | None, li
         redirect_slashes=False,
     )
     background = service.background is not None
-    api.openapi = cache(
+    api.openapi = cache(  # type: ignore[method-assign]
         lambda: document(api, service.registry, background=background, show_examples=service.show_examples)
-    )  # type: ignore[method-assign]
+    )
     for router in (
         models_router(service.registry, show_examples=service.show_examples),
         health_router(service),

@@ -66,7 +66,7 @@ def test_a_made_up_instance_fits_whatever_it_is_made_from(instances: list[dict[s
         assert value is None if not given else min(given) <= value <= max(given) or name in ("number", "integer")
 
 
-KINDS = [
+MADE_UP = [
     (Feature(name="x", kind="text", max_length=9), ["Ada Lovelace"[:9], None], "an exampl"),
     (Feature(name="x", kind="datetime"), ["2024-05-06T07:08:09Z"], "2024-05-06T00:00:00Z"),
     (Feature(name="x", kind="datetime", dtype="str", format="%Y-%m-%d"), ["2024-05-06", "2024-05-08"], "2024-05-07"),
@@ -82,7 +82,7 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize(("feature", "values", "expected"), KINDS)
+@pytest.mark.parametrize(("feature", "values", "expected"), MADE_UP)
 def test_a_made_up_value_is_like_the_values_and_nobodys(feature: Feature, values: list[Any], expected: Any) -> None:
     schema = Schema([msgspec.structs.replace(feature, nullable=feature.nullable or None in values)])
     made_up = schema.usual(schema.rows([[value] for value in values]))
