@@ -1,7 +1,8 @@
 """Errors about models and the rows that are sent to them.
 
 RegistryError
-├── ModelNotFound, VersionNotFound                 nothing of that name is there
+├── ModelNotFound                                  nothing of that name is there
+├── VersionNotFound ── NotYetLoaded                nothing of that name is there, or not before a reload
 ├── VersionRefused                                 a version on disk is not fit to serve; names the file
 ├── CannotRead                                     a file is not a model that can be read
 ├── NotLoaded                                      a version is on disk, but it could not be loaded
@@ -39,6 +40,10 @@ class ModelNotFound(RegistryError):
 
 class VersionNotFound(RegistryError):
     """The model has no such version."""
+
+
+class NotYetLoaded(VersionNotFound):
+    """A version that is asked for is on disk, but was not when the models were loaded; the message names it."""
 
 
 class VersionRefused(RegistryError):

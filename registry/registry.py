@@ -8,10 +8,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, NoReturn
 
-from registry.errors import ModelNotFound, NotLoaded, VersionNotFound
+from registry.errors import ModelNotFound, NotLoaded, NotYetLoaded, VersionNotFound
 from registry.model import LoadedModel
 from registry.store.aliases import Aliases, newest, read_aliases
-from registry.store.directory import directories, find_model, model_directories, version_order
+from registry.store.directory import NAME, directories, find_model, model_directories, version_order
+from registry.store.listing import FILENAME
 from registry.store.loader import load_version
 from registry.store.options import DEFAULT_OPTIONS, LoadOptions
 
@@ -37,8 +38,9 @@ class Registry:
         models: Sequence[LoadedModel],
         aliases: Mapping[str, Aliases] | None = None,
         refusals: Sequence[Refusal] = (),
+        root: Path | None = None,
     ) -> None:
-        """`aliases` by model name; for a model without, the newest version is live.
+        """`aliases` by model name; for a model without, the newest version is live. They were loaded from `root`.
 
         A model whose live version is not among its versions has none: only its others can be asked for, by name.
         """
@@ -53,6 +55,7 @@ class Registry:
         live = {name: self._aliases[name].live for name in versions}
         self._live = {name: versions[name][version] for name, version in live.items() if version in versions[name]}
         self.refusals = tuple(refusals)
+        self._root = root
 
     def get(self, name: str, version: str | None = None) -> LoadedModel:
         """One version of a model, the live one if none is named. Raises ModelNotFound, VersionNotFound, NotLoaded."""
@@ -65,9 +68,18 @@ class Registry:
             raise NotLoaded(f"the model {name} could not be loaded; /health says why")
         if version in refused:
             raise NotLoaded(f"version {version} of the model {name} could not be loaded; /health says why")
+        if self._is_on_disk(name, version):
+            which = f"the model {name}" if version is None else f"version {version} of the model {name}"
+            raise NotYetLoaded(f"{which} is there but not loaded; a reload does it: POST /api/admin/models:reload")
         if refused or name in self._versions:
             raise VersionNotFound
         raise ModelNotFound
+
+    def _is_on_disk(self, name: str, version: str | None) -> bool:
+        if self._root is None or not all(NAME.fullmatch(part) for part in (name, version or name)):
+            return False
+        found = directories(self._root / name)
+        return any(version in (None, path.name) and (path / FILENAME).is_file() for path in found)
 
     def versions(self, name: str) -> Mapping[str, LoadedModel]:
         """All versions of a model, oldest first. Raises ModelNotFound, NotLoaded."""

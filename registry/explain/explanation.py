@@ -23,6 +23,9 @@ MAX_WORDS = 20
 """Words of a text that are shown; the others are summed."""
 
 
+MAX_TOP = 2**31 - 1
+
+
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Which explanation is made, and which part of it is shown.
@@ -40,8 +43,8 @@ class Selection:
 
     def check(self, labels: Labels) -> None:
         """Raises InvalidSelection where a model of these classes cannot show it."""
-        if self.top is not None and self.top < 1:
-            raise InvalidSelection("top must be at least 1")
+        if self.top is not None and not 1 <= self.top <= MAX_TOP:
+            raise InvalidSelection(f"top must be from 1 to {MAX_TOP}")
         if not isinstance(self.classes, tuple):
             known = self.classes in ("predicted", "all")
         elif len(labels):

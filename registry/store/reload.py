@@ -50,7 +50,8 @@ def renew_registry(old: Registry, root: Path, load: Load, *, selected: Selected)
     for directory in names:
         renewal.take_model(directory)
     refusals = renewal.refusals
-    return Registry(renewal.models, renewal.aliases, refusals), tuple(refusal.reason for refusal in refusals)
+    registry = Registry(renewal.models, renewal.aliases, refusals, root)
+    return registry, tuple(refusal.reason for refusal in refusals)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from serving.errors import (
     TooManyInstances,
 )
 from serving.predict.inference import Inference
-from serving.predict.request_body import decode
+from serving.predict.json_body import decode
 from serving.storage.background import BackgroundTask
 
 USAGE = 'send an object: {"instances": [...], "outcomes": [...]}'

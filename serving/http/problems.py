@@ -23,6 +23,7 @@ ERRORS: dict[HTTPStatus, tuple[type[Exception], ...]] = {
     HTTPStatus.NOT_FOUND: (
         model_errors.ModelNotFound,
         model_errors.VersionNotFound,
+        model_errors.NotYetLoaded,
         errors.JobNotFound,
         errors.EntityNotFound,
     ),
@@ -59,8 +60,8 @@ ERRORS: dict[HTTPStatus, tuple[type[Exception], ...]] = {
 STATUS = {error: status for status, group in ERRORS.items() for error in group}
 
 DETAIL: dict[type[Exception], str] = {
-    model_errors.ModelNotFound: "there is no model of that name",
-    model_errors.VersionNotFound: "the model has no such version",
+    model_errors.ModelNotFound: "there is no model of that name; GET /v1/models lists all",
+    model_errors.VersionNotFound: "the model has no such version; GET /v1/models lists all",
     model_errors.InvalidRows: "the instances do not fit the model's features",
     model_errors.NestedTooDeep: "the body is nested too deeply",
     model_errors.ModelFailed: "the model failed on this request",

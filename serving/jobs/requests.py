@@ -25,8 +25,9 @@ from serving.jobs.csv_reader import FeatureReader
 from serving.jobs.job import Job, JobRequest, content_key
 from serving.jobs.rows import RowParameters, pack
 from serving.jobs.store import JobStore
+from serving.predict.json_body import decode
 from serving.predict.operation import Verb
-from serving.predict.request_body import Parameters, Reader, decode
+from serving.predict.request_body import NO_PARAMETERS, Parameters, Reader
 from serving.predict.turns import Turns
 
 log = structlog.get_logger(__name__)
@@ -56,7 +57,7 @@ class JobBody(msgspec.Struct, forbid_unknown_fields=True):
     model: str
     instances: list[msgspec.Raw]
     version: str | None = None
-    parameters: Parameters = Parameters()
+    parameters: Parameters | None = None
 
 
 class JobQuery(msgspec.Struct, forbid_unknown_fields=True):
@@ -90,7 +91,7 @@ class JobReader:
         InvalidSelection.
         """
         asked = decode(_body, body, USAGE)
-        draft = self._draft(asked.operation, asked.model, asked.version, asked.parameters)
+        draft = self._draft(asked.operation, asked.model, asked.version, asked.parameters or NO_PARAMETERS)
         if len(asked.instances) > self._max_rows:
             raise TooManyInstances(f"a job may have {self._max_rows} rows; send more as several jobs")
         reader = Reader(draft.model, INSTANCES_AT_ONCE)
@@ -124,7 +125,7 @@ class JobReader:
 
     def _draft(self, verb: Verb, name: str, version: str | None, parameters: Parameters) -> _Draft:
         model = self._registry.get(name, version)
-        return _Draft(model, verb, parameters.selection(verb), self._chunk_rows)
+        return _Draft(model, verb, parameters.selection(verb, model), self._chunk_rows)
 
 
 def idempotency_key(header: str | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, cast
 
 import msgspec
 
@@ -13,8 +13,8 @@ from registry.model import LoadedModel
 from registry.outputs import Label
 from registry.rows.decoding import InstanceDecoder
 from registry.rows.features import Rows
-from registry.rows.schema import MAX_LEVELS, depth
-from serving.errors import InvalidRequest, NotJSON, TooManyInstances
+from serving.errors import TooManyInstances
+from serving.predict.json_body import decode
 from serving.predict.operation import EVERYTHING, Verb
 
 USAGE = 'send an object: {"instances": [...]}'
@@ -32,29 +32,35 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     space: Space | None = None
     coverage: float | None = None
 
-    def selection(self, verb: Verb) -> Selection:
-        """What is to be shown. Raises InvalidSelection."""
+    def selection(self, verb: Verb, model: LoadedModel) -> Selection:
+        """What is to be shown. Raises InvalidSelection, NotExplained.
+
+        Predictions take the parameters of explanations, which change nothing, but refuse those that no explanation has.
+        """
+        if self == NO_PARAMETERS:
+            return EVERYTHING
+        shown = Selection(cast("Any", self.classes), self.top, self.space)  # `check` refuses other strings
+        shown.check(model.labels)
         if verb == "predict":
-            return EVERYTHING if self.coverage is None else Selection(coverage=self.coverage)
+            if self.space is not None:
+                model.explainer_for(shown)
+            return Selection(coverage=self.coverage)
         if self.coverage is not None:
             raise InvalidSelection("coverage is a parameter of predictions")
-        if isinstance(self.classes, tuple):
-            return Selection(self.classes, self.top, self.space)
-        if self.classes not in ("predicted", "all"):
-            raise InvalidSelection("classes must be 'predicted', 'all', or some of the model's classes")
-        return Selection("all" if self.classes == "all" else "predicted", self.top, self.space)
+        return shown
+
+
+NO_PARAMETERS = Parameters()
 
 
 class Body(msgspec.Struct, forbid_unknown_fields=True):
     """The body of a request whose instances are not checked yet."""
 
     instances: list[Any]
-    parameters: Parameters = Parameters()
+    parameters: Parameters | None = None
 
 
 _any = msgspec.json.Decoder(Body)
-
-T = TypeVar("T")
 
 
 class Reader:
@@ -70,7 +76,7 @@ class Reader:
         instances = list[self._instances.type]  # type: ignore[name-defined]
         body = msgspec.defstruct(
             "ModelBody",
-            [("instances", instances), ("parameters", Parameters, Parameters())],
+            [("instances", instances), ("parameters", Parameters | None, None)],
             forbid_unknown_fields=True,
         )
         self._decode = msgspec.json.Decoder(body).decode
@@ -86,41 +92,11 @@ class Reader:
         if len(decoded.instances) > self._max_instances:
             return self._look_at(body)
         rows = self._instances.rows(decoded.instances)
-        return self._look_at(body) if rows is None else (rows, decoded.parameters)
+        return self._look_at(body) if rows is None else (rows, decoded.parameters or NO_PARAMETERS)
 
     def _look_at(self, body: bytes) -> tuple[Rows, Parameters]:
         """Read the body the slow way, which can explain its faults."""
         decoded = decode(_any, body, USAGE)
         if len(decoded.instances) > self._max_instances:
             raise TooManyInstances(f"a request may have {self._max_instances} instances; send more as several requests")
-        return self._schema.rows(decoded.instances), decoded.parameters
-
-
-def decode(decoder: msgspec.json.Decoder[T], body: bytes, usage: str) -> T:
-    """Decode a body; `usage` is the message for one of another shape. Raises NotJSON, InvalidRequest."""
-    try:
-        return decoder.decode(body)
-    except RecursionError:
-        raise NotJSON("the body is nested too deeply") from None
-    except UnicodeDecodeError:
-        raise NotJSON("the body is not UTF-8") from None
-    except msgspec.ValidationError as error:
-        raise _misfit(body, error, usage) from None
-    except msgspec.DecodeError as error:
-        raise NotJSON(f"the body is not JSON: {str(error)[:200]}") from None
-
-
-def _misfit(body: bytes, error: msgspec.ValidationError, usage: str) -> NotJSON | InvalidRequest:
-    """The error for JSON of another shape; a number that fits no machine type counts as invalid JSON."""
-    reason = str(error)
-    if len(reason) > 160 or not reason.isprintable():
-        reason = usage  # it quotes the name of an unknown field, which is the client's own text
-    if "out of range" in reason:
-        return NotJSON(reason)
-    try:
-        value = msgspec.json.decode(body)
-    except (RecursionError, ValueError):
-        return NotJSON(reason)
-    if not isinstance(value, dict) or depth(value) > MAX_LEVELS:
-        return NotJSON(usage)
-    return InvalidRequest(reason)
+        return self._schema.rows(decoded.instances), decoded.parameters or NO_PARAMETERS

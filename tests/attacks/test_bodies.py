@@ -122,7 +122,7 @@ def test_body_that_does_not_say_json_is_refused(target: Service, kind: str | Non
     check_refusal(ask(target, request(PATH, body(), content_type=kind)), 415)
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "utf-8-sig"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
 def test_json_in_another_encoding_is_not_json(target: Service, encoding: str) -> None:
     check_refusal(ask(target, request(PATH, body().decode().encode(encoding))), 400)
 

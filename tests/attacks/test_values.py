@@ -111,7 +111,15 @@ def test_broken_text_is_not_json(target: Service) -> None:
 
 
 def test_text_that_is_not_json_is_refused(target: Service) -> None:
-    contents = [b"", b"{", b"[", b"nonsense", b'{"instances":[[1]]}x', b'{"instances":[[1,]]}', b"\xef\xbb\xbf{}"]
+    contents = [
+        b"",
+        b"{",
+        b"[",
+        b"nonsense",
+        b'{"instances":[[1]]}x',
+        b'{"instances":[[1,]]}',
+        b"\xef\xbb\xbf\xef\xbb\xbf{}",
+    ]
     check_refused(target, contents)
 
 

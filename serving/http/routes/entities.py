@@ -20,7 +20,7 @@ from serving.http.body import answer_json, describe_body, read_json
 from serving.http.edge import network_of
 from serving.http.routes.predict import parse_timeout
 from serving.http.sse import EventStream, LastEventId, Streams
-from serving.predict.request_body import decode
+from serving.predict.json_body import decode
 from serving.service import Service
 
 log = structlog.get_logger(__name__)

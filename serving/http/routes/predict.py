@@ -84,7 +84,7 @@ class InferenceRoute:
         body = await read_body(headers, receive, self._max_body_bytes)
         rows, parameters = self._readers[verb][model].read(body)
         scope["instances"] = len(rows)
-        selection = parameters.selection(verb)
+        selection = parameters.selection(verb, model)
         if self._background is not None and verb == "explain" and is_for_jobs(model, selection):
             await _accept(send, await self._background.submit(model, verb, rows, selection))
             self._figures[verb][model].refused(HTTPStatus.ACCEPTED)

@@ -86,7 +86,9 @@ def test_unknown_model_or_version_is_not_found(client: httpx.Client, path: str) 
     answer = client.post(path, json={"instances": [[1]]})
     assert answer.status_code == 404
     assert answer.json()["detail"] == (
-        "the model has no such version" if "wine" in path else "there is no model of that name"
+        "the model has no such version; GET /v1/models lists all"
+        if "wine" in path
+        else "there is no model of that name; GET /v1/models lists all"
     )
 
 
@@ -194,7 +196,8 @@ def test_other_bodies_are_refused(client: httpx.Client, body: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "parameters", [{}, {"classes": "all"}, {"classes": "predicted"}, {"classes": ["a"]}, {"top": 3}]
+    "parameters",
+    [{}, {"classes": "all"}, {"classes": "predicted"}, {"classes": ["class_0"]}, {"top": 3}, {"space": "margin"}, None],
 )
 def test_parameters_of_explanations_are_taken_and_change_nothing(client: httpx.Client, parameters: Any) -> None:
     body = {"instances": [example(client, "wine")]}
@@ -204,10 +207,30 @@ def test_parameters_of_explanations_are_taken_and_change_nothing(client: httpx.C
     assert answer.json() == plain.json()
 
 
-@pytest.mark.parametrize("parameters", [{"unknown": 1}, {"top": "3"}, {"top": 1.5}, {"classes": 1}, [], "all", None])
-def test_parameters_that_mean_nothing_are_refused(client: httpx.Client, parameters: Any) -> None:
+USELESS = [
+    {"unknown": 1},
+    {"top": "3"},
+    {"top": 1.5},
+    {"top": 0},
+    {"top": 10**30},
+    {"classes": 1},
+    {"classes": []},
+    {"classes": ["a"]},
+    {"classes": "bogus"},
+    {"space": "value"},
+    {"space": "bogus"},
+    [],
+    "all",
+]
+
+
+@pytest.mark.parametrize("verb", ["predict", "explain"])
+@pytest.mark.parametrize("parameters", USELESS, ids=str)
+def test_parameters_that_mean_nothing_are_refused(client: httpx.Client, verb: str, parameters: Any) -> None:
     body = {"instances": [example(client, "wine")], "parameters": parameters}
-    assert client.post("/v1/models/wine:predict", json=body).status_code == 422
+    assert client.post(f"/v1/models/wine:{verb}", json=body).status_code == 422
+    job = {"operation": verb, "model": "wine"} | body
+    assert client.post("/v1/jobs", json=job).status_code == 422
 
 
 @pytest.mark.parametrize("given", ["5", "5.5", "30", "1000000"])

@@ -1,0 +1,141 @@
+"""Decodes the JSON bodies of requests, and says in plain words what is wrong with one."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import inspect
+
+from registry.rows.schema import MAX_LEVELS, depth
+from serving.errors import InvalidRequest, NotJSON
+
+T = TypeVar("T")
+
+BOM = b"\xef\xbb\xbf"
+
+MAX_NAME_CHARACTERS = 64
+
+AT = r"(?: - at `(?P<path>[^`]*)`)?"
+WRONG_KIND = re.compile(r"Expected `(?P<kinds>[^`]*)`, got `\w+`" + AT)
+WRONG_VALUE = re.compile(r"Invalid enum value .*?" + AT, re.DOTALL)
+MISSING = re.compile(r"Object missing required field `(?P<name>[^`]*)`" + AT)
+UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*?)`" + AT, re.DOTALL)
+MALFORMED = re.compile(r"JSON is malformed: (?P<reason>.*) \(byte (?P<byte>[0-9]+)\)")
+
+WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a string",
+    "bool": "true or false",
+    "array": "an array",
+    "object": "an object",
+    "null": "null",
+}
+
+NO_NUMBERS = (b"NaN", b"nan", b"Infinity", b"inf", b"-Infinity", b"-inf")
+PYTHON = (b"None", b"True", b"False", b"'")
+
+
+def decode(decoder: msgspec.json.Decoder[T], body: bytes, usage: str) -> T:
+    """Decode a body; `usage` says what to send instead of one of another shape. Raises NotJSON, InvalidRequest."""
+    body = body.removeprefix(BOM)
+    try:
+        return decoder.decode(body)
+    except RecursionError:
+        raise NotJSON("the body is nested too deeply") from None
+    except UnicodeDecodeError:
+        raise NotJSON("the body is not UTF-8") from None
+    except msgspec.ValidationError as error:
+        raise _misfit(body, error, decoder.type, usage) from None
+    except msgspec.DecodeError as error:
+        raise NotJSON(f"the body is not JSON: {_malformed(body, str(error))}") from None
+
+
+def _malformed(body: bytes, reason: str) -> str:
+    """The reason why a body is not JSON, which is often that it was written by something else than a JSON library."""
+    if not body.strip():
+        return "it is empty"
+    found = MALFORMED.fullmatch(reason)
+    if found is None:
+        return "it ends too early" if "truncated" in reason else reason[:200]
+    place = int(found["byte"])
+    # of what begins as `null` does, msgspec names the end
+    if body.startswith(NO_NUMBERS, place) or body.startswith(b"nan", place - 4):
+        return f"it has no NaN and no Infinity; send null for a missing value (byte {place})"
+    if body.startswith(PYTHON, place):
+        return f"this is how Python writes it; use json.dumps (byte {place})"
+    return f"{found['reason']} (byte {place})"
+
+
+def _misfit(body: bytes, error: msgspec.ValidationError, kind: Any, usage: str) -> NotJSON | InvalidRequest:
+    """The error for JSON of another shape; a number that fits no machine type counts as invalid JSON."""
+    if "out of range" in str(error):
+        return NotJSON(f"a number is too large: {str(error).partition('at ')[2] or usage}")
+    try:
+        value = msgspec.json.decode(body)
+    except (RecursionError, ValueError):
+        return NotJSON(usage)
+    if not isinstance(value, dict) or depth(value) > MAX_LEVELS:
+        return NotJSON(usage)
+    return InvalidRequest(_plain(str(error), kind, usage))
+
+
+def _plain(reason: str, kind: Any, usage: str) -> str:
+    """What a msgspec error says, without Python's words; it shows no text of the client's but a short unknown name."""
+    if found := WRONG_KIND.fullmatch(reason):
+        return f"{_place(found)} must be {_kinds(found['kinds'])}" if found["path"] else usage
+    if found := WRONG_VALUE.fullmatch(reason):
+        values = getattr(_node(kind, found["path"] or ""), "values", ())
+        return f"{_place(found)} must be one of {', '.join(map(str, values))}"
+    if found := MISSING.fullmatch(reason):
+        return f"{_place(found)} lacks {found['name']}" if found["path"] else f"{found['name']} is missing; {usage}"
+    if found := UNKNOWN.fullmatch(reason):
+        name = found["name"]
+        shown = f"`{name}`" if len(name) <= MAX_NAME_CHARACTERS and name.isprintable() else "with that name"
+        if not found["path"]:
+            return f"there is no member {shown}; {usage}"
+        fields = getattr(_node(kind, found["path"]), "fields", ())
+        return f"{_place(found)} has no member {shown}; it may have {', '.join(one.encode_name for one in fields)}"
+    return usage
+
+
+def _place(found: re.Match[str]) -> str:
+    return (found["path"] or "").removeprefix("$").removeprefix(".")
+
+
+def _kinds(text: str) -> str:
+    kinds = text.split(" | ")
+    if "float" in kinds and "int" in kinds:
+        kinds.remove("int")
+    *first, last = [WORDS.get(kind, kind) for kind in kinds]
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def _node(kind: Any, path: str) -> inspect.Type:
+    """The description of the type at a path of msgspec's, such as `$.records[...]`."""
+    node = _described(kind)
+    for step in re.findall(r"\w+|\[", path.removeprefix("$")):
+        if isinstance(node, inspect.StructType):
+            node = next((field.type for field in node.fields if field.encode_name == step), node)
+        elif step == "[":
+            node = getattr(node, "item_type", node)
+        node = _bare(node)
+    return node
+
+
+@lru_cache
+def _described(kind: Any) -> inspect.Type:
+    return _bare(inspect.type_info(kind))
+
+
+def _bare(node: inspect.Type) -> inspect.Type:
+    """A type without its metadata and without null."""
+    while isinstance(node, inspect.Metadata | inspect.UnionType):
+        if isinstance(node, inspect.Metadata):
+            node = node.type
+        else:
+            node = next(one for one in node.types if not isinstance(one, inspect.NoneType))
+    return node
