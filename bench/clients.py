@@ -27,9 +27,9 @@ class Dictionary(RateTable):
         super().__init__(rate, buckets=1)
         self._paid: dict[str, float] = {}
 
-    def count(self, client: bytes) -> RateVerdict:
+    def count(self, client: bytes, rate: Rate | None = None) -> RateVerdict:
         now, key = time.monotonic(), client.hex()
-        paid = max(self._paid.get(key, now), now) + self.rate.interval
+        paid = max(self._paid.get(key, now), now) + (rate or self.rate).interval
         self._paid[key] = paid
         return RateVerdict(allowed=True, debt=paid - now)
 

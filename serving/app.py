@@ -32,9 +32,9 @@ from serving.events.follow import Hub
 from serving.http.api import make_api
 from serving.http.cors import Origins
 from serving.http.edge import Edge
+from serving.http.keys import ADMIN, ANY, Key, Keys, digest_of, parse_entries
 from serving.http.problems import render, status_of
-from serving.http.rate_limit import Limiter
-from serving.http.routes.admin import make_authorize
+from serving.http.rate_limit import Limiter, Limiters
 from serving.http.routes.predict import PATH, InferenceRoute
 from serving.http.sse import Streams
 from serving.jobs.attempt import AttemptFailed, Handler, Report
@@ -57,7 +57,7 @@ from serving.settings import Settings, warn_of_misspelt
 from serving.shared.book import Book
 from serving.shared.metrics import Metrics
 from serving.shared.pressure import Pressure, Trimmer
-from serving.shared.rate_table import RateTable, parse_rate
+from serving.shared.rate_table import Rate, RateTable, parse_rate
 from serving.shared.reloads import Reloads
 from serving.storage.http import Outbound
 from serving.stores import build_entity_store, build_event_log, build_job_store
@@ -76,6 +76,9 @@ log = structlog.get_logger(__name__)
 RELOAD = "reload"
 """The operation of jobs that have the models reloaded."""
 
+KEY_BUCKETS = 1 << 12
+"""Of the table of keys: 256 KB, for more keys than one service has."""
+
 
 class Application:
     """The ASGI app: one edge around a dispatcher, which sends predictions their own short way, all else to FastAPI.
@@ -83,11 +86,12 @@ class Application:
     FastAPI's own routing costs 20 us a request, as much as everything else that a prediction needs.
     """
 
-    def __init__(self, service: Service, settings: Settings, limiter: Limiter | None) -> None:
-        """`limiter` counts requests by client; it outlives reloads."""
+    def __init__(self, service: Service, settings: Settings, limiters: Limiters, keys: Keys) -> None:
+        """`limiters` count requests by client; they outlive reloads, and so do the `keys`."""
         self.service = service
         self.settings = settings
-        self.limiter = limiter
+        self.limiters = limiters
+        self.keys = keys
         self.streams = Streams(service.hub, heartbeat_seconds=settings.stream_heartbeat_seconds)
         self._trimmer = Trimmer(service.shared.pressure)
         self._stack = self._build_stack()
@@ -100,8 +104,7 @@ class Application:
         """Everything that a request goes through, outermost first."""
         service, settings = self.service, self.settings
         hot_path = InferenceRoute(service, self.streams)
-        authorize = make_authorize(settings.admin_token, in_query=settings.admin_token_in_query)
-        api = make_api(service, self.streams, authorize, lambda _api: self._running())
+        api = make_api(service, self.streams, self.keys, lambda _api: self._running())
 
         def dispatch(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
             path = PATH.fullmatch(scope["path"]) if scope["type"] == "http" else None
@@ -116,7 +119,8 @@ class Application:
             access_log=settings.access_log,
             trusted_proxies=settings.trusted_proxy_count,
             origins=Origins(settings.cors_origins) if settings.cors_origins else None,
-            limiter=self.limiter,
+            limiters=self.limiters,
+            keys=self.keys,
         )
         return edge if service.tracing is None else service.tracing.wrap(edge)
 
@@ -124,8 +128,7 @@ class Application:
     async def _running(self) -> AsyncIterator[None]:
         async with AsyncExitStack() as closing:
             await self.service.open(closing)
-            if self.limiter is not None:
-                closing.push_async_callback(self.limiter.close)
+            closing.push_async_callback(self.limiters.close)
             closing.push_async_callback(self.streams.end)
             yield
 
@@ -141,7 +144,7 @@ class Application:
 def build(settings: Settings, alerts: Alerts) -> Application:
     """The app over all models that are there. Raises RegistryError, InvalidSetting, InvalidRedisUrl, CannotServe."""
     service = build_service(settings, load_models(settings), build_shared(settings, alerts))
-    return Application(service, settings, build_limiter(settings))
+    return Application(service, settings, build_limiters(settings), build_keys(settings))
 
 
 def load_models(settings: Settings) -> Registry:
@@ -183,7 +186,7 @@ def renew(app: Application) -> tuple[Application, tuple[str, ...]]:
     plain = functools.partial(load_version, settings.model_dir, options=settings.load_options)
     load = try_first(plain, seconds=settings.reload_timeout_seconds)
     registry, refused = renew_registry(service.registry, settings.model_dir, load, selected=settings.serve_versions)
-    return Application(build_service(settings, registry, service.shared), settings, app.limiter), refused
+    return Application(build_service(settings, registry, service.shared), settings, app.limiters, app.keys), refused
 
 
 def build_alerts(settings: Settings) -> Alerts:
@@ -274,12 +277,29 @@ def build_service(settings: Settings, registry: Registry, shared: Shared) -> Ser
     return service
 
 
-def build_limiter(settings: Settings) -> Limiter | None:
-    """Counts requests by client, to be built before the fork; None without RATE_LIMIT. Raises InvalidRedisUrl."""
-    if not settings.rate_limit:
-        return None
-    table = RateTable(parse_rate(settings.rate_limit, settings.rate_limit_burst))
-    return Limiter(table, settings.redis_url, health_check_interval=settings.redis_health_check_interval)
+def build_keys(settings: Settings) -> Keys:
+    """All keys that requests may be sent with. Raises InvalidSetting if API_KEYS_FILE cannot be used."""
+    keys = list(parse_entries(settings.api_keys)) if settings.api_keys else []
+    if settings.api_key:
+        keys.append(Key("default", digest_of(settings.api_key), ANY - ADMIN))
+    if settings.admin_token:
+        keys.append(Key("admin", digest_of(settings.admin_token), ADMIN))
+    file = Path(settings.api_keys_file) if settings.api_keys_file else None
+    return Keys(keys, file, is_open=not settings.has_keys, admin_in_query=settings.admin_token_in_query)
+
+
+def build_limiters(settings: Settings) -> Limiters:
+    """Count requests by client, to be built before the fork. Raises InvalidRedisUrl."""
+
+    def build_limiter(table: RateTable) -> Limiter:
+        return Limiter(table, settings.redis_url, health_check_interval=settings.redis_health_check_interval)
+
+    rate = parse_rate(settings.rate_limit, settings.rate_limit_burst) if settings.rate_limit else None
+    return Limiters(
+        of_addresses=build_limiter(RateTable(rate)) if rate else None,
+        # each key has a rate of its own
+        of_keys=build_limiter(RateTable(Rate(1, 1.0, 1), buckets=KEY_BUCKETS)) if settings.has_keys else None,
+    )
 
 
 def build_tracing(settings: Settings) -> Tracing | None:

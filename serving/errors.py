@@ -3,7 +3,7 @@
 ServingError
 ├── InvalidSetting, CannotServe                                         the service cannot start
 ├── NotJSON, InvalidRequest, UnsupportedBody, BodyTooLarge, TooManyInstances,
-│   MethodNotAllowed, NotAuthorized                                     the request is wrong
+│   MethodNotAllowed, NotAuthorized, NotPermitted, RouteNotFound          the request is wrong
 ├── InvalidRecord                                                       what is stored cannot be used
 ├── JobNotFound, JobUnfinished, EntityNotFound                          nothing is there, or not yet
 ├── Overloaded, TooManyRequests, TooManyStreams, QueueFull, DataQueueFull, StoreUnavailable,
@@ -64,7 +64,22 @@ class MethodNotAllowed(ServingError):
 
 
 class NotAuthorized(ServingError):
-    """The admin token is missing or wrong."""
+    """The key is missing, unknown or expired; the message says which header it goes into."""
+
+
+class NotPermitted(ServingError):
+    """The key may not do this; `scope` is the one that it lacks, empty if it may not use the model."""
+
+    def __init__(self, reason: str, scope: str = "") -> None:
+        super().__init__(reason)
+        self.scope = scope
+
+
+class RouteNotFound(ServingError):
+    """There is no such route for this key."""
+
+    def __init__(self) -> None:
+        super().__init__("Not Found")
 
 
 class JobNotFound(ServingError):
@@ -91,8 +106,8 @@ class Overloaded(ServingError):
 class TooManyRequests(ServingError):
     """A client has exceeded its rate; its next request is accepted after `retry_after` seconds."""
 
-    def __init__(self, retry_after: float) -> None:
-        super().__init__("too many requests from this address")
+    def __init__(self, retry_after: float, client: str = "from this address") -> None:
+        super().__init__(f"too many requests {client}")
         self.retry_after = retry_after
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import ipaddress
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ TRUE, FALSE = frozenset({"true", "1", "yes", "on"}), frozenset({"false", "0", "n
 ROLES = frozenset({"web", "worker", "scheduler"})
 
 HTTP_SCHEMES = ("http://", "https://")
-MIN_TOKEN_CHARACTERS = 16
+MIN_TOKEN_CHARACTERS, MAX_TOKEN_CHARACTERS = 16, 256
 
 SIMILAR = 0.86
 """The share of characters that a misspelt name has in common with the right one: two letters of twelve may be wrong."""
@@ -156,6 +157,12 @@ class Settings:
     model_fallback: bool = setting(False, "serve a minimal model in place of one that does not load")
     max_memory_mb: int = setting(0, "MB that all processes together may use; 0 for the limit of the cgroup", low=0)
     max_worker_memory_mb: int = setting(0, "MB of private memory per worker; 0 for an equal share", low=0)
+    api_key: str = setting(
+        "", "one key for everything but `/api/admin/` and `/metrics`, at least 16 characters", secret=True
+    )
+    api_keys: str = setting("", "entries of keys, `name:sha256:scopes`, separated by spaces; see Keys", secret=True)
+    api_keys_file: str = setting("", "file of such entries, one a line, which is watched")
+    require_keys: bool = setting(False, "refuse to start without any of these keys")
     admin_token: str = setting(
         "", "token for `/api/admin/` and `/metrics`, at least 16 characters; empty closes them", secret=True
     )
@@ -196,6 +203,16 @@ class Settings:
         )
 
     @property
+    def has_keys(self) -> bool:
+        """Whether the routes of clients need a key."""
+        return bool(self.api_key or self.api_keys or self.api_keys_file)
+
+    @property
+    def is_exposed(self) -> bool:
+        """Whether anybody on the network may use everything but the admin's routes."""
+        return "web" in self.roles and not self.has_keys and not is_loopback(self.host)
+
+    @property
     def supabase_key(self) -> str:
         """The service role key, whichever of its two names was used."""
         return self.supabase_service_key or self.supabase_service_role_key
@@ -225,15 +242,21 @@ def warn_of_misspelt(environ: Iterable[str]) -> None:
         log.warning("Unknown setting", name=name, similar=similar)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect to an address that is listened on."""
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _check(settings: Settings) -> None:
     """Check everything that the type of a single variable cannot express. Raises InvalidSetting."""
     if settings.supabase_url and not settings.supabase_key:
         raise InvalidSetting("SUPABASE_SERVICE_KEY or SUPABASE_SERVICE_ROLE_KEY must be set beside SUPABASE_URL")
     if not settings.roles or not ROLES.issuperset(settings.roles):
         raise InvalidSetting("ROLES must be some of web, worker, scheduler, separated by commas")
-    token = settings.admin_token
-    if token and (len(token) < MIN_TOKEN_CHARACTERS or not token.isprintable()):
-        raise InvalidSetting(f"ADMIN_TOKEN must have at least {MIN_TOKEN_CHARACTERS} characters, all of them printable")
+    _check_keys(settings)
     if settings.rate_limit:
         try:
             parse_rate(settings.rate_limit, settings.rate_limit_burst)
@@ -251,6 +274,25 @@ def _check(settings: Settings) -> None:
 
         if not all(map(is_origin, settings.cors_origins)):
             raise InvalidSetting("CORS_ORIGINS must be origins such as https://app.example, separated by commas")
+
+
+def _check_keys(settings: Settings) -> None:
+    for name, token in (("ADMIN_TOKEN", settings.admin_token), ("API_KEY", settings.api_key)):
+        if token and not (token.isprintable() and MIN_TOKEN_CHARACTERS <= len(token) <= MAX_TOKEN_CHARACTERS):
+            raise InvalidSetting(
+                f"{name} must have {MIN_TOKEN_CHARACTERS} to {MAX_TOKEN_CHARACTERS} characters, all of them printable"
+            )
+    if settings.api_key and settings.api_key == settings.admin_token:
+        raise InvalidSetting("API_KEY must not be the ADMIN_TOKEN")
+    if settings.api_keys:
+        from serving.http.keys import parse_entries  # not at the top: it imports the HTTP layer
+
+        try:
+            parse_entries(settings.api_keys)
+        except ValueError as error:
+            raise InvalidSetting(f"API_KEYS {error}") from None
+    if settings.require_keys and "web" in settings.roles and not settings.has_keys:
+        raise InvalidSetting("REQUIRE_KEYS is true, but none of API_KEY, API_KEYS and API_KEYS_FILE is set")
 
 
 def _parse(field: dataclasses.Field[Any], kind: Any, text: str) -> Any:

@@ -27,14 +27,17 @@ def _misspelt_settings() -> Iterator[str]:
 
 
 def _unusable_parts(settings: Settings) -> Iterator[str]:
-    from serving.app import build_alerts, build_shared, read_schedules
+    from serving.app import build_alerts, build_keys, build_shared, read_schedules
     from serving.errors import CannotServe, InvalidRedisUrl, InvalidSetting
 
     try:
         build_shared(settings, build_alerts(settings))
         read_schedules(settings)
+        build_keys(settings)
     except (InvalidSetting, InvalidRedisUrl, CannotServe) as error:
         yield str(error)
+    if settings.is_exposed:
+        yield f"HOST is {settings.host}, and anybody may use the service: set API_KEY, API_KEYS or API_KEYS_FILE"
 
 
 def _unfit_versions(settings: Settings) -> Iterator[str]:

@@ -30,12 +30,16 @@ class RemoteFault(Exception):
 class RemoteService:
     """A context manager over one connection: the same worker answers every request for as long as it lives."""
 
-    def __init__(self, address: str, admin_token: str = "") -> None:
-        """`address`: `http://host:port` or `https://host`. Without a token, metrics cannot be read."""
+    def __init__(self, address: str, admin_token: str = "", api_key: str = "") -> None:
+        """`address`: `http://host:port` or `https://host`. Without a token, metrics cannot be read.
+
+        The token is also the key for everything else if there is no other.
+        """
         import httpx  # here, or `forkserve --help` would wait for it
 
         self.address = address.rstrip("/")
         self._token = admin_token
+        self.key = api_key or admin_token
         self._client = httpx.Client(
             base_url=self.address,
             timeout=REQUEST_SECONDS,
@@ -49,7 +53,7 @@ class RemoteService:
         """The service at `url`; by default the one of these settings on this machine."""
         host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - not listened on
         host = f"[{host}]" if ":" in host else host
-        return cls(url or f"http://{host}:{settings.port}", settings.admin_token)
+        return cls(url or f"http://{host}:{settings.port}", settings.admin_token, settings.api_key)
 
     def __enter__(self) -> RemoteService:
         return self
@@ -62,8 +66,9 @@ class RemoteService:
         import httpx
 
         headers = dict(options.pop("headers", {}))
-        if admin and self._token:
-            headers["Authorization"] = f"Bearer {self._token}"
+        key = self._token if admin else self.key
+        if key:
+            headers.setdefault("Authorization", f"Bearer {key}")
         try:
             return self._client.request(method, path, headers=headers, **options)
         except httpx.HTTPError as error:
@@ -187,12 +192,13 @@ class Connection(asyncio.Protocol):
 Connect: TypeAlias = Callable[[], Coroutine[Any, Any, tuple[asyncio.BaseTransport, Connection]]]
 
 
-def post(url: str, body: bytes) -> bytes:
+def post(url: str, body: bytes, key: str = "") -> bytes:
     """The bytes of a POST request with a JSON body."""
     parts = urlsplit(url)
+    credentials = f"Authorization: Bearer {key}\r\n" if key else ""
     return (
         f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
+        f"Content-Length: {len(body)}\r\n{credentials}\r\n"
     ).encode() + body
 
 

@@ -37,7 +37,7 @@ def load_test(arguments: argparse.Namespace, settings: Settings) -> int:
     """Send a running service as many requests as it answers, and report how it went."""
     try:
         with RemoteService.of(arguments.url, settings) as service:
-            messages = _messages(service.address, _selected(service, arguments.models), arguments)
+            messages = _messages(service, _selected(service, arguments.models), arguments)
             before = service.memory()
             started = time.monotonic()
             tally = asyncio.run(_send(service.address, messages, arguments.seconds, arguments.connections))
@@ -110,7 +110,7 @@ def _progress(line: str) -> None:
     sys.stderr.flush()
 
 
-def _messages(address: str, models: list[dict[str, Any]], arguments: argparse.Namespace) -> list[bytes]:
+def _messages(service: RemoteService, models: list[dict[str, Any]], arguments: argparse.Namespace) -> list[bytes]:
     """Requests for all models in turn, each with a row of its own except those that are repeated."""
     chance = random.Random(0)  # noqa: S311 - the same requests every time
     made: list[bytes] = []
@@ -122,7 +122,7 @@ def _messages(address: str, models: list[dict[str, Any]], arguments: argparse.Na
         explains = explainer is not None and not explainer["jobs_only"] and chance.random() < arguments.explained
         path = f"/v1/models/{model['name']}:{'explain' if explains else 'predict'}"
         body = json.dumps({"instances": [_vary(model, index / MAX_MESSAGES)]}).encode()
-        made.append(post(address + path, body))
+        made.append(post(service.address + path, body, service.key))
     return made
 
 

@@ -6,6 +6,7 @@ import argparse
 
 from serving.cli.check import check
 from serving.cli.inspection import inspect
+from serving.cli.keys import keys
 from serving.cli.load_test import load_test
 from serving.cli.models import add, explain, models, promote, remove, retrain, rollback, train
 from serving.cli.records import entities
@@ -29,6 +30,7 @@ COMMANDS = (
     verify,
     load_test,
     entities,
+    keys,
 )
 
 

@@ -21,8 +21,9 @@ from registry.outputs import Layout, Target
 from registry.registry import Registry
 from serving.entities.outcomes import OutcomesBody
 from serving.http import problems
+from serving.http.keys import Keys, describe_security
 from serving.http.problems import Problem
-from serving.http.routes.admin import Authorize, admin_router
+from serving.http.routes.admin import admin_router
 from serving.http.routes.entities import RecordsBody, entities_router
 from serving.http.routes.health import health_router
 from serving.http.routes.jobs import jobs_router
@@ -263,8 +264,8 @@ def _target_prediction(layout: Layout, target: Target) -> Schema:
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
-def make_api(service: Service, streams: Streams, authorize: Authorize | None, lifespan: Lifespan) -> FastAPI:
-    """The app of all routes; without `authorize` it has no admin routes."""
+def make_api(service: Service, streams: Streams, keys: Keys, lifespan: Lifespan) -> FastAPI:
+    """The app of all routes; if no key has the scope `admin`, it has no admin routes."""
     api = _API(
         title="forkserve",
         version=importlib.metadata.version("forkserve"),
@@ -278,9 +279,13 @@ def make_api(service: Service, streams: Streams, authorize: Authorize | None, li
         redirect_slashes=False,
     )
     background = service.background is not None
-    api.openapi = cache(  # type: ignore[method-assign]
-        lambda: document(api, service.registry, background=background, show_examples=service.show_examples)
-    )
+
+    def describe() -> Schema:
+        openapi = document(api, service.registry, background=background, show_examples=service.show_examples)
+        describe_security(openapi, _refusal(""), is_open=keys.is_open)
+        return openapi
+
+    api.openapi = cache(describe)  # type: ignore[method-assign]
     for router in (
         models_router(service.registry, show_examples=service.show_examples),
         health_router(service),
@@ -289,8 +294,8 @@ def make_api(service: Service, streams: Streams, authorize: Authorize | None, li
         jobs_router(service, streams),
     ):
         api.include_router(router)
-    if authorize is not None:
-        api.include_router(admin_router(service, streams, authorize))
+    if keys.can_have_admin:
+        api.include_router(admin_router(service, streams))
     api.add_exception_handler(HTTPException, _problem)
     return api
 

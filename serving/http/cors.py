@@ -16,8 +16,8 @@ from serving.http.body import Headers
 ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 
 ALLOWED_HEADERS = (
-    b"Accept, Authorization, Content-Type, Idempotency-Key, Last-Event-ID, Prefer, X-Admin-Token, X-Request-ID, "
-    b"X-Request-Timeout"
+    b"Accept, Authorization, Content-Type, Idempotency-Key, Last-Event-ID, Prefer, X-API-Key, X-Admin-Token, "
+    b"X-Request-ID, X-Request-Timeout"
 )
 EXPOSED_HEADERS = (
     b"Location, RateLimit, RateLimit-Policy, Retry-After, Server-Timing, X-Cache, X-Model-Fallback, "

@@ -7,6 +7,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterable
+from hashlib import sha256
 from http import HTTPStatus
 from typing import Any
 
@@ -17,8 +18,9 @@ from serving.errors import TooManyRequests
 from serving.http import problems
 from serving.http.body import ClientGone, Headers
 from serving.http.cors import Origins
-from serving.http.rate_limit import Limiter
-from serving.telemetry.logs import CURRENT_REQUEST
+from serving.http.keys import Keys
+from serving.http.rate_limit import Limiters
+from serving.telemetry.logs import CURRENT_KEY, CURRENT_REQUEST
 
 MAPPED = bytes(10) + b"\xff\xff"
 """The first bytes of an IPv4 address written as IPv6."""
@@ -100,16 +102,22 @@ class Edge:
         access_log: bool,
         trusted_proxies: int,
         origins: Origins | None,
-        limiter: Limiter | None,
+        limiters: Limiters,
+        keys: Keys,
     ) -> None:
-        """`trusted_proxies` stand before the service; pages of `origins` may call; `limiter` outlives reloads."""
+        """`trusted_proxies` stand before the service; pages of `origins` may call.
+
+        `limiters` and `keys` outlive reloads.
+        """
         self._app = app
         self._count_response = count_response
         self._access_log = access_log
         self._trusted_proxies = trusted_proxies
         self._origins = origins
-        self._limiter = limiter
-        self._admits_all = not (trusted_proxies or origins or limiter)
+        self._limiter = limiters.of_addresses
+        self._key_limiter = limiters.of_keys
+        self._keys = keys
+        self._admits_all = not (trusted_proxies or origins or self._limiter)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -117,12 +125,15 @@ class Edge:
             return
         exchange = Exchange(scope, send)
         CURRENT_REQUEST.set(exchange.request_id)
+        CURRENT_KEY.set("")
         try:
             preflight = None if self._admits_all else await self._admit(scope, exchange.headers)
             if preflight is not None:
                 await exchange.send({"type": "http.response.start", "status": 204, "headers": preflight})
                 await exchange.send({"type": "http.response.body", "body": b""})
             else:
+                if "warmup" not in scope["state"]:
+                    await self._authorize(scope, exchange.headers)
                 await self._app(scope, receive, exchange.send)
         except ClientGone:
             exchange.status = unanswered_status(scope)
@@ -132,6 +143,21 @@ class Edge:
             self._count_response(exchange.status)
             if self._access_log and "warmup" not in scope["state"]:
                 exchange.log()
+
+    async def _authorize(self, scope: Scope, headers: Headers) -> None:
+        """Keep the request's key in `scope`, and charge it for the request.
+
+        Raises NotAuthorized, NotPermitted, RouteNotFound, TooManyRequests.
+        """
+        key = scope["state"]["key"] = self._keys.check(scope)
+        CURRENT_KEY.set(key.name)
+        if key.rate is None or self._key_limiter is None:
+            return
+        # longer than any network, so that no key counts as an address
+        verdict = await self._key_limiter.take(b"key:" + sha256(key.name.encode()).digest(), key.rate)
+        headers += self._key_limiter.headers(verdict, key.rate, b"key")
+        if not verdict.allowed:
+            raise TooManyRequests(self._key_limiter.retry_after(verdict, key.rate), "with this key")
 
     async def _admit(self, scope: Scope, headers: Headers) -> Headers | None:
         """Correct the client's address in `scope`, and add to `headers` what every answer to this request has to say.

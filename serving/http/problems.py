@@ -20,12 +20,14 @@ MAX_PROBLEM_BYTES = 8 * 1024
 ERRORS: dict[HTTPStatus, tuple[type[Exception], ...]] = {
     HTTPStatus.BAD_REQUEST: (errors.NotJSON, model_errors.NestedTooDeep),
     HTTPStatus.UNAUTHORIZED: (errors.NotAuthorized,),
+    HTTPStatus.FORBIDDEN: (errors.NotPermitted,),
     HTTPStatus.NOT_FOUND: (
         model_errors.ModelNotFound,
         model_errors.VersionNotFound,
         model_errors.NotYetLoaded,
         errors.JobNotFound,
         errors.EntityNotFound,
+        errors.RouteNotFound,
     ),
     HTTPStatus.METHOD_NOT_ALLOWED: (errors.MethodNotAllowed,),
     HTTPStatus.CONFLICT: (
@@ -99,7 +101,10 @@ def render(error: Exception, request_id: str) -> tuple[HTTPStatus, list[tuple[by
     if isinstance(error, errors.MethodNotAllowed):
         headers.append((b"allow", error.allowed.encode()))
     if isinstance(error, errors.NotAuthorized):
-        headers.append((b"www-authenticate", b'Bearer realm="admin"'))
+        headers.append((b"www-authenticate", b'Bearer realm="forkserve"'))
+    if isinstance(error, errors.NotPermitted) and error.scope:
+        lacking = f'Bearer realm="forkserve", error="insufficient_scope", scope="{error.scope}"'
+        headers.append((b"www-authenticate", lacking.encode()))
     if isinstance(error, errors.ServingError) and error.retry_after is not None:
         headers.append((b"retry-after", b"%d" % math.ceil(error.retry_after)))
     faults = error.faults if isinstance(error, model_errors.InvalidRows) else ()

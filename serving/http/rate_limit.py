@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from serving.http.body import Headers
-from serving.shared.rate_table import RateTable, RateVerdict
+from serving.shared.rate_table import Rate, RateTable, RateVerdict
 from serving.storage.guard import Guard, NotTried, ServerUnavailable
 from serving.storage.redis import HEALTH_CHECK_INTERVAL, REFUSED, UNWELL, RedisClient
 
@@ -49,12 +50,8 @@ class Limiter:
 
         A whole call, connecting included, may take five times as long. Raises InvalidRedisUrl.
         """
-        rate = table.rate
         self._table = table
         self._patience = patience
-        self._arguments = (round(rate.interval * 1e6), rate.burst)
-        window = math.ceil(rate.burst * rate.interval)
-        self._policy = (b"ratelimit-policy", b'"default";q=%d;w=%d' % (rate.burst, window))
         timeout = 5 * patience
         self._client: RedisClient | None = None
         if redis_url:
@@ -72,12 +69,12 @@ class Limiter:
         )
         self._asking: set[asyncio.Task[RateVerdict | None]] = set()
 
-    async def take(self, client: bytes) -> RateVerdict:
-        """Charge `client` for one request, unless it is refused."""
-        here = self._table.count(client)
+    async def take(self, client: bytes, rate: Rate | None = None) -> RateVerdict:
+        """Charge `client` for one request, unless it is refused; without a `rate` by that of the table."""
+        here = self._table.count(client, rate)
         if self._client is None or not here.allowed or self._guard.state == "open":
             return here
-        asking = asyncio.get_running_loop().create_task(self._ask(self._client, client))
+        asking = asyncio.get_running_loop().create_task(self._ask(self._client, client, rate or self._table.rate))
         # never cancelled: a client must be charged for what it sent, and the guard must learn whether Redis answers
         self._asking.add(asking)
         asking.add_done_callback(self._asking.discard)
@@ -90,24 +87,43 @@ class Limiter:
         if self._client is not None:
             await self._client.close()
 
-    def headers(self, verdict: RateVerdict) -> Headers:
+    def headers(self, verdict: RateVerdict, rate: Rate | None = None, policy: bytes = b"default") -> Headers:
         """Say that `r` requests are left, and all after `t` whole seconds: draft-ietf-httpapi-ratelimit-headers-10."""
-        debt = verdict.debt
-        left = self._table.rate.burst - debt / self._table.rate.interval + 1e-6 if verdict.allowed else 0.0
+        rate, debt = rate or self._table.rate, verdict.debt
+        left = rate.burst - debt / rate.interval + 1e-6 if verdict.allowed else 0.0
         # %d rounds down; seconds are rounded up
-        return [self._policy, (b"ratelimit", b'"default";r=%d;t=%d' % (left, debt + 0.999999))]
+        return [
+            (b"ratelimit-policy", b'"%s";q=%d;w=%d' % (policy, rate.burst, math.ceil(rate.burst * rate.interval))),
+            (b"ratelimit", b'"%s";r=%d;t=%d' % (policy, left, debt + 0.999999)),
+        ]
 
-    def retry_after(self, verdict: RateVerdict) -> float:
+    def retry_after(self, verdict: RateVerdict, rate: Rate | None = None) -> float:
         """Seconds until the next request of a refused client is allowed."""
-        return max(0.0, verdict.debt - (self._table.rate.burst - 1) * self._table.rate.interval)
+        rate = rate or self._table.rate
+        return max(0.0, verdict.debt - (rate.burst - 1) * rate.interval)
 
-    async def _ask(self, redis: RedisClient, client: bytes) -> RateVerdict | None:
+    async def _ask(self, redis: RedisClient, client: bytes, rate: Rate) -> RateVerdict | None:
         """Return the verdict of Redis; None if it gives none."""
+        arguments = (round(rate.interval * 1e6), rate.burst)
         try:
             async with self._guard.call():
-                answer: Any = await redis.get().register_script(TAKE)([PREFIX + client.hex().encode()], self._arguments)
+                answer: Any = await redis.get().register_script(TAKE)([PREFIX + client.hex().encode()], arguments)
                 if not (isinstance(answer, list) and [type(number) for number in answer] == [int, int]):
                     raise ValueError("the answer of the script is not two numbers")
         except (NotTried, ServerUnavailable, *REFUSED):
             return None
         return RateVerdict(allowed=bool(answer[0]), debt=answer[1] / 1e6)
+
+
+@dataclass(frozen=True, slots=True)
+class Limiters:
+    """Those of a service: by client address, where RATE_LIMIT is set, and by key, where there are keys."""
+
+    of_addresses: Limiter | None
+    of_keys: Limiter | None
+
+    async def close(self) -> None:
+        """Close both."""
+        for limiter in (self.of_addresses, self.of_keys):
+            if limiter is not None:
+                await limiter.close()

@@ -22,7 +22,7 @@ from serving.master.arbiter import EarlyReplacingArbiter
 from serving.master.children import Runners
 from serving.master.memory import MemoryWatch
 from serving.process.kernel import SCHEDULER, WEB, rename
-from serving.settings import Settings
+from serving.settings import Settings, is_loopback
 from serving.shared.book import Book
 from serving.telemetry.logs import GunicornLogger
 
@@ -65,6 +65,7 @@ def on_starting(server: Any) -> None:
 
 def when_ready(server: Any) -> None:
     """In the master, models loaded, before the first fork."""
+    _warn_if_exposed(server)
     if not _settings.preload:  # then every process loads its own models, and the master none
         _add_runners(server, Book(2 * (_settings.job_runners + 1)), None)
         return
@@ -85,6 +86,13 @@ def when_ready(server: Any) -> None:
     if _settings.greeting:
         host, port = server.LISTENERS[0].getsockname()[:2]
         print(_greeting(f"http://{host}:{port}", app.service.registry), flush=True)  # noqa: T201
+
+
+def _warn_if_exposed(server: Any) -> None:
+    """Look at the sockets, because options of gunicorn's may override HOST."""
+    names = [listener.getsockname() for listener in server.LISTENERS]
+    if not _settings.has_keys and not all(isinstance(name, str) or is_loopback(name[0]) for name in names):
+        server.log.warning("Open to everybody: no key is needed; set API_KEY, API_KEYS or API_KEYS_FILE")
 
 
 def _greeting(address: str, registry: Registry) -> str:

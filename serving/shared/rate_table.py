@@ -81,18 +81,18 @@ class RateTable:
         self.rate = rate
         self._words = shared_integers(buckets * BUCKET_CLIENTS)
         self._mask = buckets - 1
-        self._interval = max(1, round(rate.interval * TICKS_PER_SECOND))
-        self._tolerance = self._interval * (rate.burst - 1)
+        self._interval, self._tolerance = _ticks(rate)
         self._clock = clock
         self._started = clock()
         # clients must not be able to choose their bucket; the hash of bytes is the same in all forked processes
         self._salt = os.urandom(16)
 
-    def count(self, client: bytes) -> RateVerdict:
-        """Charge a client for one request, unless it is refused.
+    def count(self, client: bytes, rate: Rate | None = None) -> RateVerdict:
+        """Charge a client for one request, unless it is refused; a client with a `rate` of its own always by that.
 
         A client that is new to a full bucket replaces the one that owes least, usually one that owes nothing.
         """
+        interval, tolerance = (self._interval, self._tolerance) if rate is None else _ticks(rate)
         number = hash(self._salt + client)
         mark = number & FINGERPRINT
         first = (number >> FINGERPRINT_BITS & self._mask) * BUCKET_CLIENTS
@@ -104,8 +104,14 @@ class RateTable:
                 break
         else:
             place, debt = words.index(min(words)), 0
-        if debt > self._tolerance:
+        if debt > tolerance:
             return RateVerdict(False, debt / TICKS_PER_SECOND)  # noqa: FBT003 - twice as quick as by name
-        debt = debt + self._interval if debt > 0 else self._interval
+        debt = debt + interval if debt > 0 else interval
         self._words[first + place] = (now + debt) << FINGERPRINT_BITS | mark
         return RateVerdict(True, debt / TICKS_PER_SECOND)  # noqa: FBT003
+
+
+def _ticks(rate: Rate) -> tuple[int, int]:
+    """The interval of a rate, and the largest debt with which a request is still allowed."""
+    interval = max(1, round(rate.interval * TICKS_PER_SECOND))
+    return interval, interval * (rate.burst - 1)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Any
 
 import msgspec
-from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import APIRouter, Response
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from registry.errors import VersionNotFound, VersionRefused
 from registry.registry import Registry
 from registry.store import aliases
 from registry.store.aliases import Aliases
-from serving.errors import NotAuthorized, ReloadRefused
+from serving.errors import ReloadRefused
 from serving.http.routes.jobs import submitted
 from serving.http.sse import EventStream, Frames, Streams, frame, opening
 from serving.service import Service
@@ -27,9 +25,6 @@ from serving.status.json import summarize
 from serving.status.prometheus import expose
 from serving.status.snapshot import recent_snapshot
 from serving.training.job import submit_training
-
-Authorize: TypeAlias = Callable[..., Awaitable[None]]
-"""A dependency of FastAPI's that raises NotAuthorized."""
 
 RELOAD_SECONDS = 20.0
 """Seconds that a client waits for the outcome of its reload; the reload goes on without it."""
@@ -54,35 +49,9 @@ TRAIN_ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def make_authorize(token: str, *, in_query: bool) -> Authorize | None:
-    """Make the check of the admin token; None without a token: a forgotten setting opens no admin routes.
-
-    `in_query` also accepts `?admin_token=`, for clients that cannot set a header. No log line of ours shows the query,
-    but those of a proxy may.
-    """
-    if not token:
-        return None
-    expected = token.encode()
-
-    async def authorize(
-        request: Request,
-        authorization: Annotated[str | None, Header()] = None,
-        x_admin_token: Annotated[str | None, Header()] = None,
-    ) -> None:
-        scheme, _, credentials = (authorization or "").partition(" ")
-        # as bytes: compare_digest refuses text that is not ASCII, and a header or a query may hold anything
-        given = (credentials if scheme.lower() == "bearer" else x_admin_token or "").strip().encode("latin-1")
-        if not given and in_query:
-            given = request.query_params.get("admin_token", "").encode("utf-8", "replace")
-        if not hmac.compare_digest(given, expected):
-            raise NotAuthorized("a valid admin token is needed")
-
-    return authorize
-
-
-def admin_router(service: Service, streams: Streams, authorize: Authorize) -> APIRouter:
-    """Everything that needs the admin token."""
-    router = APIRouter(tags=["admin"], dependencies=[Depends(authorize)])
+def admin_router(service: Service, streams: Streams) -> APIRouter:
+    """Everything that needs a key of scope `admin`."""
+    router = APIRouter(tags=["admin"])
     _add_models(router, service)
     _add_metrics(router, service, streams)
     return router

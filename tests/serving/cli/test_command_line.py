@@ -395,3 +395,36 @@ def test_check_names_a_variable_that_is_almost_a_setting(run: Run) -> None:
 
 def test_check_without_models_says_what_to_do(run: Run) -> None:
     assert "forkserve train" in run("check").stderr
+
+
+def test_a_new_key_is_printed_once_with_an_entry_that_the_settings_take(run: Run) -> None:
+    made = run("keys", "new", "shop", "--scopes", "predict,write", "--rate", "600/minute", "--expires", "2020-01-31")
+    assert (made.returncode, made.stderr) == (0, "")
+    secret, entry = (line.split()[-1] for line in made.stdout.splitlines())
+    assert entry == f"shop:{hashlib.sha256(secret.encode()).hexdigest()}:predict,write:600/minute::2020-01-31"
+    listed = run("keys", "list", API_KEYS=entry)
+    assert " ".join(listed.stdout.split()) == (
+        "shop predict,write 600 in 60 s all models expired 2020-01-31T00:00+00:00"
+    )
+    assert run("keys", "new", "shop").stdout != run("keys", "new", "shop").stdout
+
+
+@pytest.mark.parametrize("arguments", [[], ["a b"], ["shop", "--scopes", "cook"], ["shop", "--expires", "soon"]])
+def test_a_key_whose_entry_the_settings_would_refuse_is_not_made(run: Run, arguments: list[str]) -> None:
+    refused = run("keys", "new", *arguments)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.startswith("forkserve: the entry ")
+
+
+def test_check_refuses_a_service_that_is_open_to_the_network(run: Run, churn: Path) -> None:
+    run("add", "churn.joblib", "--name", "churn", "--data", "churn.csv")
+    for host, environ, status in (
+        ("127.0.0.1", {}, 0),
+        ("::1", {}, 0),
+        ("0.0.0.0", {}, 1),
+        ("0.0.0.0", {"ROLES": "worker"}, 0),
+        ("0.0.0.0", {"API_KEY": "a-key-of-enough-characters"}, 0),
+        ("0.0.0.0", {"API_KEYS_FILE": "nowhere"}, 1),
+        ("127.0.0.1", {"REQUIRE_KEYS": "true"}, 1),
+    ):
+        assert run("check", HOST=host, **environ).returncode == status, (host, environ)

@@ -1,0 +1,272 @@
+"""Requests without a key, with a wrong or expired one, or with one of another scope, to every route there is."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.linear_model import LinearRegression
+
+from harness.service import ADMIN_TOKEN, Service
+from harness.wire import ask, check_refusal, request
+from registry.store.add import add_version
+from serving.app import Application, build, build_alerts
+from serving.settings import Settings
+from tests.cases import cases
+
+OPEN = "open"
+ANY = "any"
+
+OPERATIONS: Mapping[str, str] = {
+    "GET /health": OPEN,
+    "GET /health/live": OPEN,
+    "GET /health/ready": OPEN,
+    "GET /v1/models": ANY,
+    "GET /v1/models/{model}": ANY,
+    "GET /v1/models/{model}/versions/{version}": ANY,
+    "POST /v1/models/line:predict": "predict",
+    "POST /v1/models/line:explain": "predict",
+    "POST /v1/models/line/versions/1:predict": "predict",
+    "POST /v1/models/line/versions/1:explain": "predict",
+    "POST /v1/jobs": "predict",
+    "GET /v1/jobs/{job_id}": "predict",
+    "GET /v1/jobs/{job_id}/result": "predict",
+    "GET /v1/jobs/{job_id}/events": "predict",
+    "DELETE /v1/jobs/{job_id}": "predict",
+    "POST /v1/models/{model}/outcomes": "write",
+    "POST /v1/entities/{entity}/records": "write",
+    "GET /v1/entities/{entity}/predictions": "read",
+    "GET /v1/entities/{entity}/events": "read",
+    "GET /metrics": "admin",
+    "GET /api/admin/metrics": "admin",
+    "GET /api/admin/events": "admin",
+    "POST /api/admin/models:reload": "admin",
+    "POST /api/admin/models/{model}:rollback": "admin",
+    "POST /api/admin/models/{model}:train": "admin",
+}
+"""The scope of every operation. A new route needs a line here, and a scope in `serving/http/keys.py`."""
+
+SCOPES = ("predict", "write", "read", "admin")
+SECRETS = {scope: f"the-secret-of-the-key-{scope}" for scope in SCOPES}
+EXPIRED = "a-key-of-all-scopes-that-has-expired"
+NARROW = "a-key-for-a-model-that-is-another"
+
+
+def entry(name: str, secret: str, *rest: str) -> str:
+    return ":".join((name, hashlib.sha256(secret.encode()).hexdigest(), *rest))
+
+
+ENTRIES = " ".join(
+    [
+        *(entry(f"only-{scope}", secret, scope) for scope, secret in SECRETS.items()),
+        entry("old", EXPIRED, ",".join(SCOPES), "", "", "2020-01-01"),
+        entry("narrow", NARROW, "predict,write,read", "", "other"),
+    ]
+)
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with one small model."""
+    root = tmp_path_factory.mktemp("line") / "models"
+    sample = pd.DataFrame({"value": np.linspace(0.0, 1.0, 20)})
+    add_version(root, "line", LinearRegression().fit(sample, sample["value"]), sample)
+    return root
+
+
+@pytest.fixture(scope="module")
+def app(line: Path) -> Application:
+    settings = Settings(model_dir=line, data_dir=line.parent / "data", api_keys=ENTRIES)
+    return build(settings, build_alerts(settings))
+
+
+Response = tuple[int, dict[str, str], bytes]
+
+
+def send(app: Application, operation: str, headers: Mapping[str, str]) -> Response:
+    """The answer of the app to an operation with an empty object, whose client leaves as soon as it has sent it."""
+    method, path = operation.split()
+    path = re.sub(r"{\w+}", "line", path)
+    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json"), *raw],
+        "client": ("127.0.0.1", 1),
+    }
+    sent: list[dict[str, Any]] = []
+    parts = iter([{"type": "http.request", "body": b"{}", "more_body": False}])
+
+    async def receive() -> dict[str, Any]:
+        return next(parts, {"type": "http.disconnect"})
+
+    async def answer(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, answer))
+    head = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return sent[0]["status"], head, b"".join(message["body"] for message in sent[1:])
+
+
+def bearer(secret: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {secret}"}
+
+
+def documented(app: Application) -> dict[str, dict[str, Any]]:
+    _, _, content = send(app, "GET /openapi.json", {})
+    paths = msgspec.json.decode(content)["paths"]
+    return {f"{method.upper()} {path}": one for path, item in paths.items() for method, one in item.items()}
+
+
+def test_every_operation_has_a_line_in_the_table(app: Application) -> None:
+    assert documented(app).keys() == OPERATIONS.keys()
+
+
+def test_without_a_valid_key_nothing_is_answered(app: Application) -> None:
+    expired = bearer(EXPIRED)
+    wrong: list[dict[str, str]] = [
+        {},
+        bearer("nobody-has-this-key"),
+        bearer(""),
+        {"Authorization": SECRETS["admin"]},
+        {"Authorization": f"Basic {SECRETS['admin']}"},
+        {"X-API-Key": "x" * 100_000},
+        {"X-API-Key": "\xff\x00"},
+        {"X-API-Key": hashlib.sha256(SECRETS["admin"].encode()).hexdigest()},
+        {"Cookie": f"key={SECRETS['admin']}"},
+        expired,
+    ]
+    with cases() as case:
+        for operation, scope in OPERATIONS.items():
+            for headers in wrong:
+                with case((operation, str(headers)[:80])):
+                    status, answer, content = send(app, operation, headers)
+                    if scope == OPEN:
+                        assert status == 200
+                        continue
+                    assert status == 401
+                    assert answer["www-authenticate"].startswith("Bearer")
+                    detail = msgspec.json.decode(content)["detail"]
+                    assert "`Authorization: Bearer KEY` or `X-API-Key: KEY`" in detail
+                    assert ("expired" in detail) == (headers is expired)
+
+
+def test_a_key_of_another_scope_is_told_which_it_lacks(app: Application) -> None:
+    with cases() as case:
+        for operation, scope in OPERATIONS.items():
+            for own, secret in SECRETS.items():
+                with case((operation, own)):
+                    status, answer, content = send(app, operation, {"X-API-Key": secret})
+                    if scope in (OPEN, ANY, own) or own == "admin":
+                        assert status not in (401, 403)
+                        continue
+                    assert status == 403
+                    assert f"lacks the scope {scope}" in msgspec.json.decode(content)["detail"]
+                    assert f'scope="{scope}"' in answer["www-authenticate"]
+
+
+def test_a_key_of_one_model_cannot_tell_whether_there_are_others(app: Application) -> None:
+    with cases() as case:
+        for operation, scope in OPERATIONS.items():
+            if "/models/" in operation and scope in ("predict", "write", ANY):
+                for path in (operation, operation.replace("line", "nothing").replace("{model}", "nothing")):
+                    with case(path):
+                        status, _, content = send(app, path, bearer(NARROW))
+                        assert status == 403
+                        assert msgspec.json.decode(content)["detail"] == "this key may not use that model"
+    assert send(app, "GET /v1/models/other", bearer(NARROW))[0] == 404
+
+
+def test_a_route_that_nobody_gave_a_scope_is_there_for_the_admin_only(app: Application) -> None:
+    for operation in ("GET /v1/anything", "POST /v2/models/line/infer", "GET /v1/models//x/../../metrics/"):
+        assert send(app, operation, {})[0] == 401
+        assert send(app, operation, bearer(SECRETS["predict"]))[0] == 404
+
+
+def test_the_document_says_which_key_an_operation_takes(app: Application, line: Path) -> None:
+    with cases() as case:
+        for operation, said in documented(app).items():
+            with case(operation):
+                scope = OPERATIONS[operation]
+                if scope == OPEN:
+                    assert said["security"] == []
+                    continue
+                scopes = [] if scope == ANY else [scope]
+                assert said["security"] == [{"bearer": scopes}, {"header": scopes}]
+                assert {"401", "403"} <= said["responses"].keys()
+    settings = Settings(model_dir=line, data_dir=line.parent / "data", admin_token=ADMIN_TOKEN)
+    open_app = build(settings, build_alerts(settings))
+    for operation, said in documented(open_app).items():
+        assert ({} in said["security"]) == (OPERATIONS[operation] not in (OPEN, "admin"))
+        status, _, _ = send(open_app, operation, {})
+        assert (status == 401) == (OPERATIONS[operation] == "admin")
+
+
+@pytest.fixture(scope="module")
+def guarded(line: Path) -> Iterator[Service]:
+    """A service of two workers whose keys are in a file."""
+    file = line.parent / "keys.txt"
+    file.write_text(f"# keys\n{entry('first', 'the-first-of-two-keys', 'predict')}\n")
+    environ = {
+        "MODEL_DIR": str(line),
+        "API_KEYS_FILE": str(file),
+        "API_KEYS": entry("slow", "slow-key", "read", "3/day"),
+    }
+    with Service(environ | {"API_KEY": "the-simplest-key-there-is", "ADMIN_TOKEN": ADMIN_TOKEN}) as service:
+        yield service
+
+
+def listing(secret: str) -> bytes:
+    return request("/v1/models", method="GET", authorization=f"Bearer {secret}")
+
+
+def test_a_rate_counts_all_requests_of_a_key_over_all_workers(guarded: Service) -> None:
+    answers = [ask(guarded, listing("slow-key")) for _ in range(5)]
+    assert [answer.status for answer in answers] == [200, 200, 200, 429, 429]
+    assert answers[0].headers["ratelimit-policy"] == '"key";q=3;w=86400'
+    assert "with this key" in check_refusal(answers[4], 429)["detail"]
+    assert ask(guarded, listing("the-simplest-key-there-is")).status == 200
+
+
+def test_keys_are_exchanged_while_the_service_runs_and_a_broken_file_changes_nothing(
+    guarded: Service, line: Path
+) -> None:
+    file = line.parent / "keys.txt"
+
+    def wait_for(event: str) -> None:
+        """Ask until both workers have looked at the file; each looks once a second."""
+        while len(guarded.events(event)) < 2:
+            assert ask(guarded, listing(ADMIN_TOKEN)).status == 200
+
+    def replace(text: str) -> None:
+        new = file.with_suffix(".new")
+        new.write_text(text)
+        new.replace(file)
+
+    assert ask(guarded, listing("the-first-of-two-keys")).status == 200
+    replace("first:nonsense:predict\n")
+    wait_for("Keys not read again")
+    assert ask(guarded, listing("the-first-of-two-keys")).status == 200
+    replace(entry("first", "the-second-of-two-keys", "predict"))
+    wait_for("Keys read again")
+    check_refusal(ask(guarded, listing("the-first-of-two-keys")), 401)
+    assert ask(guarded, listing("the-second-of-two-keys")).status == 200
+
+
+def test_the_log_names_the_key_and_never_shows_it(guarded: Service) -> None:
+    assert ask(guarded, listing("the-simplest-key-there-is")).status == 200
+    check_refusal(ask(guarded, listing("not-a-key-of-anybody")), 401)
+    lines = guarded.events("Request completed")
+    assert {"default", None} <= {line.get("key") for line in lines}
+    assert not any(secret in guarded.log() for secret in ("the-simplest-key-there-is", "not-a-key-of-anybody"))
