@@ -178,7 +178,7 @@ def _scopes(method: str, path: str) -> frozenset[str] | None:
     if kind == "data":
         return NEEDED["read" if is_reading else "write"]
     if kind == "models":
-        return ANY if is_reading else ADMIN
+        return ANY if is_reading else None
     return NEEDED[str(kind)]
 
 
