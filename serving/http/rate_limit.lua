@@ -3,8 +3,8 @@
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local interval, burst = tonumber(ARGV[1]), tonumber(ARGV[2])
--- bounded, whatever the key holds: a clock that was set back must not lock anybody out
-local debt = math.min(math.max((tonumber(redis.call('GET', KEYS[1])) or 0) - now, 0), interval * burst)
+local debt = math.max((tonumber(redis.call('GET', KEYS[1])) or 0) - now, 0)
+if debt > interval * burst then debt = 0 end  -- nobody owes as much: the clock was ahead, and must lock nobody out
 if debt > interval * (burst - 1) then return {0, debt} end
 debt = debt + interval
 redis.call('SET', KEYS[1], string.format('%.0f', now + debt), 'PX', math.ceil(debt / 1000))

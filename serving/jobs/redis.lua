@@ -75,21 +75,46 @@ end
 
 local function renew(id, lease, progress)
   redis.call('ZADD', prefix .. 'running', text(now() + lease), id)
+  set(id, 'lease', text(lease))
   if progress > tonumber(get(id, 'progress')) then set(id, 'progress', text(progress)) end
   return get(id, 'cancelling') == '1' and 'cancelled' or 'held'
+end
+
+local function lose(id, at)
+  local cancelling, stalled, most, owner, due = get(id, 'cancelling', 'stalled', 'max_attempts', 'owner', 'due')
+  if not stalled then
+    redis.call('ZREM', prefix .. 'running', id)  -- a server that evicts what has no time to live took the job
+  elseif cancelling == '1' then
+    place(id, 'cancelled', at)
+  else
+    set(id, 'error', lost .. ' ' .. owner)
+    if tonumber(stalled) >= tonumber(most) then place(id, 'failed', at) else place(id, 'queued', tonumber(due)) end
+  end
 end
 
 local function reap()
   local at = now()
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', prefix .. 'running', '-inf', text(at), 'LIMIT', 0, 100)) do
-    local cancelling, stalled, most, owner, due = get(id, 'cancelling', 'stalled', 'max_attempts', 'owner', 'due')
-    if not stalled then
-      redis.call('ZREM', prefix .. 'running', id)  -- a server that evicts what has no time to live took the job
-    elseif cancelling == '1' then
-      place(id, 'cancelled', at)
-    else
-      set(id, 'error', lost .. ' ' .. owner)
-      if tonumber(stalled) >= tonumber(most) then place(id, 'failed', at) else place(id, 'queued', tonumber(due)) end
+    lose(id, at)
+  end
+end
+
+-- Gives up leases that end later than any can, and queued jobs that are due later: the clock ran ahead for a while.
+local function mend_times(lease, longest, operations)
+  local at, running = now(), prefix .. 'running'
+  local far = redis.call('ZRANGEBYSCORE', running, text(at + 2 * lease), '+inf', 'WITHSCORES', 'LIMIT', 0, 100)
+  for i = 1, #far, 2 do
+    local own = tonumber(get(far[i], 'lease') or nil)
+    if own and tonumber(far[i + 1]) > at + 2 * own then lose(far[i], at) end
+  end
+  for _, operation in ipairs(operations) do
+    while true do
+      local last = redis.call('ZREVRANGE', prefix .. 'due:' .. operation, 0, 0, 'WITHSCORES')
+      if not last[1] or tonumber(last[2]) <= at then break end
+      local created, attempts = get(last[1], 'created', 'attempts')
+      if not created then break end
+      if tonumber(created) <= at and (attempts == '0' or tonumber(last[2]) <= at + longest) then break end
+      place(last[1], 'queued', at)
     end
   end
 end
@@ -156,22 +181,23 @@ end
 return all
 
 -- name: claim
-local owner, lease = ARGV[1], tonumber(ARGV[2])
+local owner, lease, operations = ARGV[1], tonumber(ARGV[2]), {unpack(ARGV, 4)}
 reap()
+mend_times(lease, tonumber(ARGV[3]), operations)
 local at, id, earliest = now(), nil, nil
-for i = 3, #ARGV do
-  local first = redis.call('ZRANGEBYSCORE', prefix .. 'due:' .. ARGV[i], '-inf', text(at), 'WITHSCORES', 'LIMIT', 0, 1)
+for _, operation in ipairs(operations) do
+  local first = redis.call('ZRANGEBYSCORE', prefix .. 'due:' .. operation, '-inf', text(at), 'WITHSCORES', 'LIMIT', 0, 1)
   if first[1] and (not earliest or tonumber(first[2]) < earliest) then id, earliest = first[1], tonumber(first[2]) end
 end
 if not id then return false end
 if not get(id, 'operation') then
-  for i = 3, #ARGV do redis.call('ZREM', prefix .. 'due:' .. ARGV[i], id) end  -- evicted: see `reap`
+  for _, operation in ipairs(operations) do redis.call('ZREM', prefix .. 'due:' .. operation, id) end  -- see `lose`
   return false
 end
 redis.call('HSETNX', key(id), 'started', text(at))
 redis.call('HINCRBY', key(id), 'attempts', 1)
 redis.call('HINCRBY', key(id), 'stalled', 1)
-set(id, 'owner', owner)
+set(id, 'owner', owner, 'lease', text(lease))
 place(id, 'running', at + lease)
 return whole(id)
 

@@ -39,7 +39,8 @@ _sql = statements(__file__, "sqlite.sql")
 
 def jobs_database(directory: Path, *, busy_seconds: float = 5.0) -> Database:
     """Return `jobs.db`, unopened: jobs, since schema 2 events (before in `events.db`), since schema 3 schedules."""
-    migrations = (_sql("schema_1"), partial(create_tables, old_file=directory / "events.db"), _sql("schema_3"))
+    take_events = partial(create_tables, old_file=directory / "events.db")
+    migrations = (_sql("schema_1"), take_events, _sql("schema_3"), _sql("schema_4"))
     return Database(directory / "jobs.db", migrations, busy_seconds=busy_seconds)
 
 
@@ -80,8 +81,9 @@ class SQLiteJobStore:
     @writes
     def claim(self, connection: Connection, owner: str, lease_seconds: float, operations: Sequence[str]) -> Job | None:
         self._reap(connection)
-        wanted = json.dumps(list(operations))
-        row = _one(connection, "claim", now=self._clock(), owner=owner, lease=lease_seconds, operations=wanted)
+        now, wanted = self._clock(), json.dumps(list(operations))
+        connection.execute(_sql("mend_due"), {"now": now, "longest": self._backoff.longest})
+        row = _one(connection, "claim", now=now, owner=owner, lease=lease_seconds, operations=wanted)
         return None if row is None else _job(row)
 
     @writes
@@ -222,13 +224,14 @@ class SQLiteJobStore:
         await self._database.close()
 
     def _reap(self, connection: Connection) -> None:
-        """Queue again, fail or cancel the jobs whose lease has run out."""
+        """Queue again, fail or cancel the jobs whose lease has run out, or ends later than any lease can."""
         for row in connection.execute(_sql("reap"), {"now": self._clock(), "lost": LOST}).fetchall():
             if row["finished"] is not None:
                 self._tell_end(connection, _job(row))
 
     def _renew(self, connection: Connection, job_id: str, lease_seconds: float, progress: float) -> Job:
-        return _job(_one(connection, "renew", id=job_id, until=self._clock() + lease_seconds, progress=progress))
+        values = {"id": job_id, "now": self._clock(), "lease": lease_seconds, "progress": progress}
+        return _job(_one(connection, "renew", **values))
 
     def _end(self, connection: Connection, job_id: str, state: str, error: str) -> Job:
         job = _job(_one(connection, "end", id=job_id, state=state, now=self._clock(), error=error))

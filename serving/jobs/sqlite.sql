@@ -1,4 +1,5 @@
 -- Jobs in SQLite. Each statement runs in a transaction; those that change something exclude all other processes.
+-- Times are the clock's, which may have run ahead when they were written: `reap` and `mend_due` do not wait for them.
 
 -- name: schema_1
 create table jobs (
@@ -66,6 +67,9 @@ create table schedules (
     overlap_incidents integer not null default 0
 );
 
+-- name: schema_4
+alter table jobs add column lease real;
+
 -- name: same_job
 select * from (
     select 1 as rank, * from jobs where idempotency_key = :idempotency_key and idempotency_key <> ''
@@ -92,10 +96,14 @@ update jobs set
     state = case when cancelling then 'cancelled' when stalled >= max_attempts then 'failed' else 'queued' end,
     finished = case when cancelling or stalled >= max_attempts then :now end,
     error = case when cancelling then error else :lost || ' ' || owner end
-where state = 'running' and lease_until <= :now returning *
+where state = 'running' and (lease_until <= :now or lease_until > :now + 2 * lease) returning *
+
+-- name: mend_due
+update jobs set due = :now
+where state = 'queued' and due > :now and (created > :now or attempts > 0 and due > :now + :longest)
 
 -- name: claim
-update jobs set state = 'running', owner = :owner, lease_until = :now + :lease, started = coalesce(started, :now),
+update jobs set state = 'running', owner = :owner, lease = :lease, lease_until = :now + :lease, started = coalesce(started, :now),
     attempts = attempts + 1, stalled = stalled + 1
 where number = (
     select number from jobs
@@ -110,7 +118,7 @@ select * from jobs where id = :id
 select * from jobs where id = :id and owner = :owner and state = 'running'
 
 -- name: renew
-update jobs set lease_until = :until, progress = max(progress, :progress) where id = :id returning *
+update jobs set lease = :lease, lease_until = :now + :lease, progress = max(progress, :progress) where id = :id returning *
 
 -- name: keep_result
 insert into results (job, chunk, data) values (?, ?, ?) on conflict do nothing
