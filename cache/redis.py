@@ -60,6 +60,7 @@ class RedisTier:
             refused=REFUSED,
             breaker=breaker,
             events=("Redis is unavailable; continuing without it", "Redis connection established"),
+            refusal="Redis refuses commands; continuing without it",
             log_first_success=True,
         )
         self._ttl = max(1, round(ttl_seconds * 1000))

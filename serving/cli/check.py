@@ -6,9 +6,13 @@ import argparse
 import os
 from collections.abc import Iterator
 from functools import partial
+from typing import TYPE_CHECKING
 
 from serving.cli.command import command, fail, say
 from serving.settings import Settings, find_misspelt
+
+if TYPE_CHECKING:
+    from serving.schedules.parse import Schedule
 
 
 @command()
@@ -32,12 +36,27 @@ def _unusable_parts(settings: Settings) -> Iterator[str]:
 
     try:
         build_shared(settings, build_alerts(settings))
-        read_schedules(settings)
+        schedules = read_schedules(settings)
         build_keys(settings)
     except (InvalidSetting, InvalidRedisUrl, CannotServe) as error:
         yield str(error)
+    else:
+        for schedule in schedules:
+            yield from _impossible_jobs(schedule)
     if settings.is_exposed:
         yield f"HOST is {settings.host}, and anybody may use the service: set API_KEY, API_KEYS or API_KEYS_FILE"
+
+
+def _impossible_jobs(schedule: Schedule) -> Iterator[str]:
+    """What keeps a schedule from making a job now: it would count a failure at every firing."""
+    from registry.errors import CannotTrain, ModelNotFound, VersionRefused
+
+    try:
+        schedule.action.request(*schedule.arguments)
+    except VersionRefused:
+        pass  # found among the versions
+    except (ModelNotFound, CannotTrain) as error:
+        yield f"SCHEDULES: {schedule.name!r}: {error}"
 
 
 def _unfit_versions(settings: Settings) -> Iterator[str]:

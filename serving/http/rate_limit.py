@@ -66,6 +66,7 @@ class Limiter:
             unwell=UNWELL,
             refused=REFUSED,
             events=("Rate limits are not shared", "Rate limits are shared again"),
+            refusal="Rate limits are not shared: Redis refuses",
         )
         self._asking: set[asyncio.Task[RateVerdict | None]] = set()
 

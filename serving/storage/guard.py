@@ -155,6 +155,7 @@ class Guard:
         breaker: Breaker | None = None,
         reason: Callable[[Exception], str] = lambda error: f"{type(error).__name__}: {error}",
         events: tuple[str, str] | None = None,
+        refusal: str | None = None,
         log_first_success: bool = False,
     ) -> None:
         """A call may take `deadline` seconds.
@@ -162,7 +163,7 @@ class Guard:
         Exceptions in `refused`, which is checked first, pass through and count as a sign of health. Those in `unwell`
         and a missed deadline count against the server and become ServerUnavailable with `reason` as the message. All
         others pass through and say nothing about the server. `events` are logged when the breaker opens and closes; the
-        second one also after the first success if `log_first_success`.
+        second one also after the first success if `log_first_success`. `refusal` is logged once for refusals in a row.
         """
         self._deadline = deadline
         self._unwell: tuple[type[Exception], ...] = (*unwell, TimeoutError)
@@ -170,6 +171,8 @@ class Guard:
         self._breaker = breaker or Breaker()
         self._reason = reason
         self._events = events
+        self._refusal = refusal
+        self._is_refusing = False
         self._unlogged = log_first_success
         self._running: PerProcess[dict[asyncio.Task[Any], asyncio.Task[Any]]] = PerProcess(dict)
 
@@ -222,7 +225,11 @@ class Guard:
     def _end(self, period: int, error: BaseException | None) -> None:
         """Report the end of a call to the breaker. Raises ServerUnavailable."""
         if error is None or isinstance(error, self._refused):
-            if (self._breaker.succeeded(period) or self._unlogged) and self._events:
+            if error is not None and self._refusal and not self._is_refusing:
+                log.warning(self._refusal, reason=self._reason(error))
+            self._is_refusing = error is not None
+            is_first = self._unlogged and error is None
+            if (self._breaker.succeeded(period) or is_first) and self._events:
                 self._unlogged = False
                 log.info(self._events[1])
         elif isinstance(error, self._unwell):

@@ -6,6 +6,7 @@ import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 from redis._parsers import _AsyncRESP2Parser
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -34,8 +35,15 @@ class ValueTooLong(InvalidResponse):
 REFUSED = (ResponseError, BusyLoadingError, ValueTooLong)
 """The server is well and says no: out of memory, read-only, loading its data, not permitted."""
 
+MAX_REASON_CHARACTERS = 200
+
 UNWELL = (RedisError, OSError, ValueError, RecursionError)
 """The last two are what the parser raises when a server does not speak Redis."""
+
+
+def describe(error: Exception) -> str:
+    """The reason of a failed call; redis-py keeps only in the type what a cluster's `MOVED` or `CROSSSLOT` says."""
+    return f"{type(error).__name__}: {error}"[:MAX_REASON_CHARACTERS]
 
 
 class RedisClient:
@@ -72,6 +80,7 @@ class RedisClient:
             **pool,
         }
         try:
+            _check_database(url)
             given = parse_url(url)
             if "path" not in given:
                 self._settings["socket_keepalive"] = True
@@ -80,7 +89,8 @@ class RedisClient:
             made.connection_class(**made.connection_kwargs)  # connects to nothing, but refuses unknown options
         except (RedisError, TypeError, ValueError):
             # `from None`: the reason may quote a password with a "/" in it
-            raise InvalidRedisUrl("is not redis://, rediss:// or unix:// with special characters escaped") from None
+            rule = "redis://, rediss:// or unix://, special characters escaped, and a database by its number, as in /0"
+            raise InvalidRedisUrl(f"REDIS_URL {_without_secrets(url)!r} is not valid: it must be {rule}") from None
         self._client = PerProcess(self._connect)
 
     def get(self) -> Redis:
@@ -95,6 +105,25 @@ class RedisClient:
 
     def _connect(self) -> Redis:
         return Redis.from_pool(BlockingConnectionPool(**self._settings))
+
+
+def _check_database(url: str) -> None:
+    """Raises ValueError for a path that redis-py would take for database 0, as it does what is no number."""
+    parts = urlsplit(url)
+    database = parts.path.strip("/")
+    if parts.scheme != "unix" and database and not database.isdecimal():
+        raise ValueError
+
+
+def _without_secrets(url: str) -> str:
+    """The scheme and host of a URL that is not valid; whatever might be a password is left out, wherever it is."""
+    scheme, separator, rest = url.partition("?")[0].partition("://")
+    if not separator or scheme not in ("redis", "rediss", "unix"):
+        return "..."
+    place = rest.rpartition("@")[2].partition("/")[0]
+    host, colon, port = place.rpartition(":")
+    is_whole = not colon or place.endswith("]") or port.isdecimal()
+    return f"{scheme}://{place if is_whole else host}" + ("" if is_whole else ":...")
 
 
 def _bounded_parser(max_value_bytes: int) -> type[_AsyncRESP2Parser]:
@@ -165,13 +194,7 @@ class ScriptedRedis:
 
 def _store_guard(deadline: float) -> Guard:
     """Return a guard that tries every call: an accepted job must not be lost because others have failed before."""
-    return Guard(
-        deadline,
-        unwell=UNWELL,
-        refused=REFUSED,
-        breaker=Breaker(failures=math.inf),
-        reason=lambda error: type(error).__name__,
-    )
+    return Guard(deadline, unwell=UNWELL, refused=REFUSED, breaker=Breaker(failures=math.inf))
 
 
 @asynccontextmanager
@@ -182,4 +205,4 @@ async def _store_call(guard: Guard) -> AsyncIterator[None]:
     except ServerUnavailable as error:
         raise StoreUnavailable(f"Redis is unavailable: {error}") from error
     except REFUSED as error:
-        raise StoreUnavailable(f"Redis refuses: {str(error)[:200]}") from error
+        raise StoreUnavailable(f"Redis refuses: {describe(error)}") from error

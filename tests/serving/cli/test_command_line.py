@@ -368,6 +368,18 @@ def test_check_names_every_fault_on_a_line_of_its_own(run: Run, churn: Path) -> 
     assert "churn/2/manifest.json: is not a manifest" in second
 
 
+def test_check_names_what_schedules_and_redis_cannot_do(run: Run, churn: Path) -> None:
+    add_churn(churn, "churn", 1)
+    checked = run("check", SCHEDULES="a: every 1h: train nope; b: every 1h: train churn; c: every 1h: reload")
+    assert checked.returncode == 1
+    first, second = checked.stderr.splitlines()
+    assert first.startswith("forkserve: SCHEDULES: 'a': there is no model 'nope'")
+    assert second.startswith("forkserve: SCHEDULES: 'b': churn/1 has no training function")
+    checked = run("check", REDIS_URL="redis://user:secret@there/zero")
+    assert checked.returncode == 1
+    assert checked.stderr.startswith("forkserve: REDIS_URL 'redis://there' is not valid")
+
+
 @pytest.mark.parametrize("kind", [ForkShyRegressor, ExplainShyRegressor])
 def test_check_finds_a_model_that_fails_only_after_the_fork(
     tmp_path: Path, run: Run, kind: type[ForkShyRegressor]

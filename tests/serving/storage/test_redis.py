@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 import redis
+import structlog
+import trustme
 
+from cache.redis import RedisTier
 from harness.servers import RedisServer, free_port, redis_server
 from serving.errors import InvalidRedisUrl, JobNotFound, StoreUnavailable
 from serving.events.follow import Hub
@@ -18,6 +21,7 @@ from serving.events.redis import RedisEventLog
 from serving.jobs.redis import RedisJobStore
 from serving.storage.redis import RedisClient
 from tests.cache.conftest import listening
+from tests.cache.test_redis import tls_in_front_of
 from tests.serving.conftest import PATIENCE, until
 from tests.serving.jobs.conftest import LEASE, adds_a_job, claim, claimed, complete, job_request
 
@@ -56,12 +60,76 @@ async def forgetful_proxy(port: int, forgets: int) -> AsyncIterator[str]:
         yield f"redis://127.0.0.1:{proxy}/0"
 
 
-@pytest.mark.parametrize("url", ["", "http://localhost", "redis://user:pa/ss@localhost:notaport/0"])
-def test_url_that_cannot_be_is_refused_without_its_password(url: str) -> None:
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("", "..."),
+        ("http://localhost", "..."),
+        ("secret", "..."),
+        ("redis://user:secret/x@localhost:notaport/0", "redis://localhost:..."),
+        ("redis://user:secret", "redis://user:..."),
+        ("redis://:secret@there:6379/zero", "redis://there:6379"),
+        ("redis://there/zero", "redis://there"),
+        ("redis://there/1/2", "redis://there"),
+        ("redis://there/-1", "redis://there"),
+        ("rediss://there:99999/0", "rediss://there:99999"),
+        ("redis://there?db=zero&password=secret", "redis://there"),
+        ("redis://there/0?colour=secret", "redis://there"),
+        ("unix:///run/redis.sock?db=secret", "unix://"),
+        ("redis://[::1]:6379/zero", "redis://[::1]:6379"),
+    ],
+)
+def test_a_url_that_is_not_valid_is_named_without_what_may_be_its_password(url: str, shown: str) -> None:
     for build in (RedisJobStore, RedisEventLog):
         with pytest.raises(InvalidRedisUrl) as caught:
             build(url)
-        assert "ss@" not in str(caught.value)
+        assert f"REDIS_URL {shown!r} is not valid" in str(caught.value)
+        assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://there", "redis://there/", "redis://:a%2Fb@there/3", "unix:///run/redis.sock?db=1"]
+)
+def test_a_url_that_is_valid_is_taken(url: str) -> None:
+    RedisJobStore(url)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"-MOVED 866 10.0.0.7:7002\r\n", "Moved"),
+        (b"-CLUSTERDOWN Hash slot not served\r\n", "ClusterDown"),
+        (b"-OOM command not allowed when used memory > 'maxmemory'.\r\n", "maxmemory"),
+        (b"-NOPERM this user has no permissions to run the 'evalsha' command\r\n", "evalsha"),
+        (b"-NOAUTH Authentication required.\r\n", "Authentication required"),
+    ],
+)
+async def test_what_a_server_says_is_the_reason(answer: bytes, reason: str) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(1 << 16):
+            writer.write(answer)
+
+    async with listening(serve) as port:
+        store, cache = (
+            RedisJobStore(f"redis://127.0.0.1:{port}/0"),
+            RedisTier(f"redis://127.0.0.1:{port}/0", ttl_seconds=1),
+        )
+        with pytest.raises(StoreUnavailable, match=reason):
+            await store.counts()
+        with structlog.testing.capture_logs() as lines:
+            for _ in range(5):
+                await cache.get_many([b"key"])
+        assert [reason in line["reason"] for line in lines] == [True]
+        await store.close()
+        await cache.close()
+
+
+async def test_a_certificate_that_is_not_trusted_is_the_reason(shared_server: RedisServer) -> None:
+    async with tls_in_front_of(shared_server.port, trustme.CA().issue_cert("127.0.0.1")) as port:
+        store = RedisJobStore(f"rediss://127.0.0.1:{port}/0", timeout=PATIENCE)
+        with pytest.raises(StoreUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
+            await store.counts()
+        await store.close()
 
 
 async def test_server_that_is_not_there_is_said_soon() -> None:
