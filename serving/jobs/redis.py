@@ -66,8 +66,8 @@ class RedisJobStore:
         return [new_id(), self._max_queued, request.delay, len(fields), *fields, *request.inputs]
 
     async def claim(self, owner: str, lease_seconds: float, operations: Sequence[str]) -> Job | None:
-        arguments = (owner, lease_seconds, self._backoff.longest, *operations)
-        return _job_or_none(await self._run("claim", *arguments, safe=False))
+        longest = self._backoff.longest
+        return _job_or_none(await self._run("claim", owner, lease_seconds, longest, *operations, safe=False))
 
     async def heartbeat(self, job_id: str, owner: str, lease_seconds: float, progress: float = 0.0) -> Lease:
         return _lease(await self._run("heartbeat", job_id, owner, lease_seconds, progress))
