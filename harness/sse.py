@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import suppress
@@ -12,6 +13,9 @@ from urllib.parse import urlsplit
 
 Frame = dict[str, str]
 """Its fields by name; `data` of several lines in one text, a comment under the empty name."""
+
+FRAME_END = re.compile(r"\A:\n|\n\n")
+"""A heartbeat, which belongs to no event, or the empty line after an event."""
 
 
 class Stream:
@@ -72,9 +76,10 @@ class Stream:
     async def __aiter__(self) -> AsyncIterator[Frame]:
         rest = ""
         async for chunk in self._chunks():
-            *frames, rest = (rest + chunk.decode()).split("\n\n")
-            for frame in frames:
-                yield _parse(frame)
+            rest += chunk.decode()
+            while end := FRAME_END.search(rest):
+                yield _parse(rest[: end.end()].rstrip("\n"))
+                rest = rest[end.end() :]
 
     async def _chunks(self) -> AsyncIterator[bytes]:
         try:

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import sys
+import urllib.parse
 from collections import deque
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from serving.http import problems
-
-MAX_HEAD_BYTES = 64 * 1024
-"""Request line and headers, or the trailers of a chunked body; the parser itself has no limit."""
-
-HEAD_TOO_LARGE = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the headers are too large"
+from serving.http.parser import Refused, RequestHead, RequestParser
 
 HIGH_WATER_BYTES = 16 * 1024
 """Bytes of a response in parts that may wait in memory for a client to read; uvicorn's 64 KB for each of 1,000 streams
@@ -28,22 +24,31 @@ are too many."""
 MAX_PIPELINED = 100
 """Requests on one connection that may wait for the one before them; each takes some kilobytes."""
 
+CLOSE = (b"connection", b"close")
+
+UNBOUNDED = 2**62
+"""The length of an answer that ends with its connection."""
+
 
 class LimitedProtocol(HttpToolsProtocol):
-    """Uvicorn's protocol, which times only idle connections; the server calls `sweep` to end slow ones as well."""
+    """Uvicorn's protocol with a strict parser and limits; the server calls `sweep` to end slow connections.
+
+    All requests that were received are answered, in order. Then comes the refusal of what could not be received.
+    """
 
     def __init__(self, *args: Any, count: Callable[[int], None] = lambda _status: None, **kwargs: Any) -> None:
         """`count` is called with the status of every answer to a request that the app has not seen."""
         super().__init__(*args, **kwargs)
+        self.parser: RequestParser = RequestParser(self)  # type: ignore[assignment]
         self._count = count
         self._reading_since: float | None = None
-        self._active: RequestResponseCycle | None = None
+        self.cycle: Cycle = None  # type: ignore[assignment]  # as uvicorn's, until the first request
+        self._active: Cycle | None = None
         """The request that is being answered; `cycle` is the last one received, which may be waiting for it."""
-        self._head_bytes = 0
-        self._silent_bytes = 0
-        """Bytes since the last callback of the parser: parts of one long header, or of a chunk extension."""
-        self._data = b""
-        self._refusal = (HTTPStatus.BAD_REQUEST, "this is not HTTP/1.1")
+        self._ended = False
+        """True if nothing that still arrives is read."""
+        self._refusal: tuple[HTTPStatus, str] | None = None
+        """What to answer after the answers that are owed."""
         self._sent_bytes = -1
         self._stalled_since = 0.0
 
@@ -59,16 +64,31 @@ class LimitedProtocol(HttpToolsProtocol):
         self._disconnect()
 
     def data_received(self, data: bytes) -> None:
-        self._silent_bytes += len(data)
-        self._data = data
-        super().data_received(data)
-        self._data = b""
-        if self.transport.is_closing():
+        self._unset_keepalive_if_required()
+        if self._ended:
             return
-        if self._silent_bytes > MAX_HEAD_BYTES:
-            self.refuse(*HEAD_TOO_LARGE)
+        try:
+            self.parser.feed(data)
+        except Refused as refused:
+            self.refuse(refused.status, refused.detail)
+            return
+        if self.parser.is_reading:
+            if self._reading_since is None:
+                self._reading_since = self.loop.time()
         elif self._reading_since is None and self._active is not None and self._active.response_complete:
             self._arm_keep_alive()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Answer what was received of a client that will not send more; True keeps the connection open for that."""
+        self._ended = True
+        if self.cycle is not None and self.cycle.more_body:
+            self._drop_unfinished()
+        if self._active is None or not self._is_owing() or "endless" in self._active.scope["state"]:
+            self.transport.close()  # which sends what was written in this turn
+            return False
+        if self._refusal is None:
+            self.cycle.keep_alive = False
+        return True
 
     def _arm_keep_alive(self) -> None:
         """Arm the keep-alive timer again: any byte disarms it, even a stray line end or the rest of a refused body."""
@@ -77,86 +97,50 @@ class LimitedProtocol(HttpToolsProtocol):
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
 
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._head_bytes = self._silent_bytes = 0
+    def on_head(self, head: RequestHead) -> None:
+        """Have a request answered, after those before it; its body follows. Raises Refused."""
         if self._reading_since is None:
             self._reading_since = self.loop.time()
-
-    def on_url(self, url: bytes) -> None:
-        super().on_url(url)
-        self._count_head(len(url))
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
-        self._count_head(len(name) + len(value) + len(b": \r\n"))
-
-    def _count_head(self, size: int) -> None:
-        self._silent_bytes = 0
-        self._head_bytes += size
-        if self._head_bytes > MAX_HEAD_BYTES:
-            self._stop(*HEAD_TOO_LARGE)
-
-    def on_headers_complete(self) -> None:
-        self._silent_bytes = 0
-        if not self._asks_for_upgrade():
-            super().on_headers_complete()
-            self._head_bytes = 0
-            if len(self.pipeline) > MAX_PIPELINED:
-                self._stop(HTTPStatus.TOO_MANY_REQUESTS, "too many requests at once on one connection")
+        waits = self.cycle is not None and not self.cycle.response_complete
+        self.cycle = Cycle(self, head)
+        if not waits:
+            self._start_asgi_task(self.cycle, self.app)
+            return
+        self.flow.pause_reading()
+        self.pipeline.appendleft((self.cycle, self.app))
+        if len(self.pipeline) > MAX_PIPELINED:
+            raise Refused(HTTPStatus.TOO_MANY_REQUESTS, "too many requests at once on one connection")
 
     def on_body(self, body: bytes) -> None:
-        self._silent_bytes = 0
-        super().on_body(body)
+        cycle = self.cycle
+        if cycle.response_complete:
+            return
+        cycle.body += body
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.message_event.set()
 
     def on_message_complete(self) -> None:
-        if self._asks_for_upgrade():
-            return
         self._reading_since = None
-        super().on_message_complete()
         self.cycle.more_body = False
-
-    def _asks_for_upgrade(self) -> bool:
-        return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """Parse the request again without its Upgrade header, as HTTP allows.
-
-        The parser leaves everything after the headers to the other protocol. But a client that offers to switch to
-        HTTP/2 (Java's does in its first request) sends a body, and expects an answer in either case.
-        """
-        stopped = sys.exc_info()[1]
-        if not isinstance(stopped, httptools.HttpParserUpgrade) or not self._asks_for_upgrade():
-            return
-        lines = [self.parser.get_method(), b" ", self.url, b" HTTP/1.1\r\n"]
-        for name, value in self.headers:
-            if name != b"upgrade":
-                lines += [name, b": ", value, b"\r\n"]
-        rest = self._data[stopped.args[0] :]
-        self.parser = httptools.HttpRequestParser(self)
-        self.data_received(b"".join([*lines, b"\r\n", rest]))
+        self.cycle.message_event.set()
 
     def on_response_complete(self) -> None:
         if self._reading_since is not None:
             self._reading_since = self.loop.time()  # until now the client has waited
         super().on_response_complete()
+        if self._ended and not self.transport.is_closing() and not self._is_owing():
+            self._end()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        assert isinstance(cycle, Cycle)
         self._active = cycle
         super()._start_asgi_task(cycle, app)
-
-    def _stop(self, status: HTTPStatus, detail: str) -> None:
-        """Leave the parser by an exception, its only way; uvicorn then calls `send_400_response`."""
-        self._refusal = status, detail
-        raise ValueError(detail)
-
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - the signature is uvicorn's
-        self.refuse(*self._refusal)
 
     def sweep(self, now: float, limit: float) -> None:
         """End the connection if a request has been arriving, or a response has stood still, for more than `limit` s."""
         late = self._reading_since is not None and now - self._reading_since > limit
-        if late and not self._is_owing() and not self.transport.is_closing():
+        if late and not self._ended and not self._is_owing() and not self.transport.is_closing():
             self.refuse(HTTPStatus.REQUEST_TIMEOUT, "the request did not arrive in time")
         else:
             self._sweep_unsent(now, limit)
@@ -171,15 +155,38 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.abort()
 
     def refuse(self, status: HTTPStatus, detail: str) -> None:
-        """Answer in place of the app, which has not seen the request or is waiting for its body, and close."""
-        if not self._is_answering():
-            if self._active is None or self._active.response_complete:
+        """Answer in place of the app, after the answers that are owed, and close.
+
+        The app has not seen the request, or is waiting for its body. If it has begun to answer, that is all.
+        """
+        self._ended = True
+        self._refusal = status, detail
+        if self.cycle is not None and self.cycle.more_body:
+            if self.cycle.response_started:
+                self._refusal = None
+            elif self.cycle is self._active:  # the app counts and logs the request that it has
+                self.cycle.scope["state"]["refused"] = int(status)
+            self._drop_unfinished()
+        if self._is_owing():
+            self.flow.pause_reading()
+        else:
+            self._end()
+
+    def _drop_unfinished(self) -> None:
+        """Forget the last request, whose body will never be complete."""
+        if self.pipeline:
+            self.pipeline.popleft()
+            self.cycle = self.pipeline[0][0] if self.pipeline else self._active  # type: ignore[assignment]
+        else:
+            self.cycle.disconnect()
+
+    def _end(self) -> None:
+        """Say what is left to be said, and close."""
+        if self._refusal is not None:
+            status, detail = self._refusal
+            if self._active is None or "refused" not in self._active.scope["state"]:
                 self._count(status)
-            else:  # the app counts and logs the request that it has
-                self._active.scope["state"]["refused"] = int(status)
-            body = problems.body(status, detail, secrets.token_hex(12))
-            head = b"content-type: %s\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
-            self.transport.write(STATUS_LINE[status] + head % (problems.CONTENT_TYPE, len(body)) + body)
+            self.transport.write(_refusal(status, detail))
         self.transport.close()
         self._disconnect()
 
@@ -187,18 +194,97 @@ class LimitedProtocol(HttpToolsProtocol):
         """Let the app's receive() return a disconnect, and drop what it sends."""
         self.pipeline.clear()
         for cycle in (self._active, self.cycle):
-            if cycle is not None and not cycle.response_complete:
-                cycle.disconnected = True
-                cycle.message_event.set()
+            if cycle is not None:
+                cycle.disconnect()
 
     def _is_owing(self) -> bool:
-        """True if a complete request has no response yet; requests pipelined after it have to wait."""
+        """True if a complete request has no whole response yet; requests pipelined after it have to wait."""
         return self._active is not None and not self._active.more_body and not self._active.response_complete
 
-    def _is_answering(self) -> bool:
-        """True if the client would take bytes sent now for a part of another response, or for a second response."""
-        active = self._active
-        return active is not None and active.response_started and (active.more_body or not active.response_complete)
+
+def _refusal(status: HTTPStatus, detail: str) -> bytes:
+    body = problems.body(status, detail, secrets.token_hex(12))
+    head = b"content-type: %s\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+    return STATUS_LINE[status] + head % (problems.CONTENT_TYPE, len(body)) + body
+
+
+class Cycle(RequestResponseCycle):
+    """A request and its answer."""
+
+    def __init__(self, protocol: LimitedProtocol, head: RequestHead) -> None:
+        """Raises Refused."""
+        super().__init__(
+            scope=_scope(protocol, head),
+            transport=protocol.transport,
+            flow=protocol.flow,
+            logger=protocol.logger,
+            access_logger=protocol.access_logger,
+            access_log=False,
+            default_headers=[],
+            message_event=asyncio.Event(),
+            expect_100_continue=head.expects_continue,
+            keep_alive=head.keep_alive,
+            on_response=protocol.on_response_complete,
+        )
+        self._protocol = protocol
+        self._ends_with_connection = False
+
+    async def send(self, message: Any) -> None:
+        if not self.response_started:
+            self._prepare(message)
+        elif self._ends_with_connection and not message.get("more_body", False):
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)
+
+    def _prepare(self, message: Any) -> None:
+        """Decide how the answer ends, and whether the connection does."""
+        self.default_headers = self._protocol.server_state.default_headers
+        if self._protocol.pipeline:  # a worker that drains closes after the last answer
+            self.default_headers = [header for header in self.default_headers if header != CLOSE]
+        if self.waiting_for_100_continue:
+            self.keep_alive = False  # the body may come, or not
+        if self.scope["http_version"] == "1.0":
+            self._prepare_for_1_0(message)
+
+    def _prepare_for_1_0(self, message: Any) -> None:
+        """HTTP/1.0 knows no chunks, and keeps a connection only if both sides say so."""
+        headers = message.get("headers", ())
+        if not any(name.lower() == b"content-length" for name, _ in headers):
+            self._ends_with_connection, self.keep_alive = True, False
+            self.chunked_encoding, self.expected_content_length = False, UNBOUNDED
+        elif self.keep_alive and CLOSE not in self.default_headers:
+            message["headers"] = [*headers, (b"connection", b"keep-alive")]
+
+    def disconnect(self) -> None:
+        """Let the app's receive() return a disconnect, and drop what it sends."""
+        if not self.response_complete:
+            self.disconnected = True
+            self.message_event.set()
+
+
+def _scope(protocol: LimitedProtocol, head: RequestHead) -> Any:
+    """The ASGI scope of a request. Raises Refused."""
+    try:
+        url = httptools.parse_url(head.target)
+    except httptools.HttpParserInvalidURLError:
+        raise Refused(HTTPStatus.BAD_REQUEST, "the request target is not valid") from None
+    path = url.path or b"/"
+    text = path.decode("ascii")
+    return {
+        "type": "http",
+        "asgi": {"version": protocol.asgi_version, "spec_version": "2.3"},
+        "http_version": head.version,
+        "server": protocol.server,
+        "client": protocol.client,
+        "scheme": protocol.scheme,
+        "method": head.method.decode("ascii"),
+        "root_path": protocol.root_path,
+        "path": protocol.root_path + (urllib.parse.unquote(text) if "%" in text else text),
+        "raw_path": protocol.root_path.encode("ascii") + path,
+        "query_string": url.query or b"",
+        "headers": list(head.headers),
+        "state": protocol.app_state.copy(),
+    }
 
 
 class PipelineFlow(FlowControl):
@@ -242,9 +328,11 @@ class JoiningTransport:
         self.written_bytes += len(data)
 
     def flush(self) -> None:
-        if self._held:
-            data = self._held[0] if len(self._held) == 1 else b"".join(self._held)
-            self._held.clear()
+        if not self._held:
+            return
+        data = self._held[0] if len(self._held) == 1 else b"".join(self._held)
+        self._held.clear()
+        if not self._transport.is_closing():  # the client may have reset the connection in this turn
             self._transport.write(data)
 
     def get_write_buffer_size(self) -> int:

@@ -32,7 +32,8 @@ HEADERS: Headers = [
     (b"x-accel-buffering", b"no"),  # nginx would hold events back until its buffer is full
 ]
 
-HEARTBEAT = b":\n\n"
+HEARTBEAT = b":\n"
+"""A comment; an empty line after it would let some clients hand out an event without data."""
 
 RETRY_MILLISECONDS = (500, 1500)
 """Between a stream's end and its client's return; drawn at random, because all clients of a worker return at once."""
@@ -144,6 +145,7 @@ class EventStream(Response):
         self._frames = frames
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"]["endless"] = True  # the protocol ends it when its client has closed its side
         await self._streams.send(self._frames, scope, receive, send)
 
 
