@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -11,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive
 
 from serving.errors import BodyTooLarge, UnsupportedBody
+from serving.predict.pieces import Turns
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -73,6 +76,21 @@ async def read_body(headers: HeaderMap, receive: Receive, limit: int) -> bytes:
         size += len(pieces[-1])
         more = message.get("more_body", False)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+@contextmanager
+def turns_of_client(receive: Receive) -> Iterator[Turns]:
+    """Turns that raise ClientGone once the client has left; to be used when its whole body is there."""
+    gone = asyncio.ensure_future(receive())
+
+    def check_client() -> None:
+        if gone.done():
+            raise ClientGone
+
+    try:
+        yield Turns(check_client)
+    finally:
+        gone.cancel()
 
 
 async def stream_body(headers: HeaderMap, receive: Receive, limit: int) -> AsyncIterator[bytes]:

@@ -6,36 +6,34 @@ import asyncio
 import dataclasses
 import hashlib
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
 import numpy as np
 import structlog
 
-from registry.errors import Fault, InvalidRows
 from registry.explain.explanation import Selection
 from registry.explain.shap_values import Space
 from registry.model import LoadedModel
 from registry.outputs import Label
 from registry.registry import Registry
 from registry.rows.features import Rows
-from serving.errors import DeadlineExceeded, InvalidRequest, NotJSON, QueueFull, StoreUnavailable, TooManyInstances
+from serving.errors import DeadlineExceeded, InvalidRequest, NotJSON, QueueFull, StoreUnavailable
 from serving.jobs.csv_reader import FeatureReader
 from serving.jobs.job import Job, JobRequest, content_key
 from serving.jobs.rows import RowParameters, pack
 from serving.jobs.store import JobStore
 from serving.predict.json_body import decode
 from serving.predict.operation import Verb
-from serving.predict.request_body import NO_PARAMETERS, Parameters, Reader
-from serving.predict.turns import Turns
+from serving.predict.pieces import Turns
+from serving.predict.request_body import Parameters, Reader, read_parameters
 
 log = structlog.get_logger(__name__)
 
 USAGE = 'send an object: {"operation": "predict" or "explain", "model": "...", "instances": [...]}'
 
-INSTANCES_AT_ONCE = 200
-"""Instances decoded without yielding to the event loop: about a millisecond."""
+TOO_MANY = "a job may have {} rows; send more as several jobs"
 
 CSV_BYTES_AT_ONCE = 2048
 """Bytes of a CSV read without looking at the clock: at most 1,000 rows, and some milliseconds."""
@@ -55,9 +53,9 @@ class JobBody(msgspec.Struct, forbid_unknown_fields=True):
 
     operation: Verb
     model: str
-    instances: list[msgspec.Raw]
+    instances: msgspec.Raw
     version: str | None = None
-    parameters: Parameters | None = None
+    parameters: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class JobQuery(msgspec.Struct, forbid_unknown_fields=True):
@@ -83,23 +81,19 @@ class JobReader:
         self._registry = registry
         self._max_rows = max_rows
         self._chunk_rows = chunk_rows
+        self._readers = {model: Reader(model, max_rows, TOO_MANY) for model in registry}
 
-    async def read_json(self, body: bytes, key: str) -> JobRequest:
+    async def read_json(self, body: bytes, key: str, turns: Turns | None = None) -> JobRequest:
         """The job of a JSON body; `key` is the client's idempotency key, or empty.
 
         Raises NotJSON, InvalidRequest, InvalidRows, TooManyInstances, ModelNotFound, VersionNotFound, NotExplained,
-        InvalidSelection.
+        InvalidSelection, and what `turns` raise.
         """
         asked = decode(_body, body, USAGE)
-        draft = self._draft(asked.operation, asked.model, asked.version, asked.parameters or NO_PARAMETERS)
-        if len(asked.instances) > self._max_rows:
-            raise TooManyInstances(f"a job may have {self._max_rows} rows; send more as several jobs")
-        reader = Reader(draft.model, INSTANCES_AT_ONCE)
-        for first in range(0, len(asked.instances), INSTANCES_AT_ONCE):
-            draft.add(_read_some(reader, asked.instances[first : first + INSTANCES_AT_ONCE], first))
-            await asyncio.sleep(0)
-        if not asked.instances:
-            raise InvalidRows([Fault(0, None, "there must be at least one instance")])
+        parameters = read_parameters(asked.parameters)
+        draft = self._draft(asked.operation, asked.model, asked.version, parameters)
+        async for rows in self._readers[draft.model].read_array(asked.instances, turns or Turns()):
+            draft.add(rows)
         return await draft.request(key)
 
     async def read_csv(self, query: dict[str, Any], pieces: AsyncIterator[bytes], key: str) -> JobRequest:
@@ -133,16 +127,6 @@ def idempotency_key(header: str | None) -> str:
     if header is not None and not KEY.fullmatch(header):
         raise NotJSON("Idempotency-Key is 1 to 255 printable characters without spaces")
     return header or ""
-
-
-def _read_some(reader: Reader, raws: Sequence[msgspec.Raw], first: int) -> Rows:
-    """Instances as rows; raises NotJSON, InvalidRows, whose numbers count from instance `first` of the job."""
-    try:
-        rows, _ = reader.read(b'{"instances":[' + b",".join([bytes(raw) for raw in raws]) + b"]}")
-    except InvalidRows as error:
-        faults = [Fault(first + fault.instance, fault.feature, fault.reason) for fault in error.faults]
-        raise type(error)(faults) from None
-    return rows
 
 
 class _Draft:

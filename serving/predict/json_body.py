@@ -11,12 +11,17 @@ from msgspec import inspect
 
 from registry.rows.schema import MAX_LEVELS, depth
 from serving.errors import InvalidRequest, NotJSON
+from serving.predict.pieces import finite_number
 
 T = TypeVar("T")
 
 BOM = b"\xef\xbb\xbf"
 
 MAX_NAME_CHARACTERS = 64
+MAX_REASON_CHARACTERS = 1000
+
+MAX_EXPLAINED_BYTES = 64 * 1024
+"""Bytes of a body, or of one instance, whose faults are looked for: some milliseconds of work."""
 
 AT = r"(?: - at `(?P<path>[^`]*)`)?"
 WRONG_KIND = re.compile(r"Expected `(?P<kinds>[^`]*)`, got `\w+`" + AT)
@@ -37,6 +42,10 @@ WORDS = {
 
 NO_NUMBERS = (b"NaN", b"nan", b"Infinity", b"inf", b"-Infinity", b"-inf")
 PYTHON = (b"None", b"True", b"False", b"'")
+
+
+_any: msgspec.json.Decoder[Any] = msgspec.json.Decoder(float_hook=finite_number)
+_outline: msgspec.json.Decoder[Any] = msgspec.json.Decoder(msgspec.Raw)
 
 
 def decode(decoder: msgspec.json.Decoder[T], body: bytes, usage: str) -> T:
@@ -74,13 +83,26 @@ def _misfit(body: bytes, error: msgspec.ValidationError, kind: Any, usage: str) 
     """The error for JSON of another shape; a number that fits no machine type counts as invalid JSON."""
     if "out of range" in str(error):
         return NotJSON(f"a number is too large: {str(error).partition('at ')[2] or usage}")
+    refusal = refuse_shape(body, usage)
+    if isinstance(refusal, NotJSON) or len(str(error)) > MAX_REASON_CHARACTERS:  # then it quotes what was sent
+        return refusal
+    return InvalidRequest(_plain(str(error), kind, usage))
+
+
+def refuse_shape(body: bytes, usage: str) -> NotJSON | InvalidRequest:
+    """The error for a body of another shape than `usage` says, which is no JSON if it is no object or nests too deep.
+
+    Only the beginning of a large one is looked at: to decode it all would take half a second.
+    """
+    is_small = len(body) <= MAX_EXPLAINED_BYTES
     try:
-        value = msgspec.json.decode(body)
+        value = (_any if is_small else _outline).decode(body)
     except (RecursionError, ValueError):
         return NotJSON(usage)
-    if not isinstance(value, dict) or depth(value) > MAX_LEVELS:
-        return NotJSON(usage)
-    return InvalidRequest(_plain(str(error), kind, usage))
+    is_object = isinstance(value, dict) if is_small else bytes(value).startswith(b"{")
+    if is_small and depth(value) > MAX_LEVELS:
+        is_object = False
+    return InvalidRequest(usage) if is_object else NotJSON(usage)
 
 
 def _plain(reason: str, kind: Any, usage: str) -> str:

@@ -13,7 +13,7 @@ from registry.model import LoadedModel
 from registry.registry import Registry
 from serving.errors import InvalidRequest, JobUnfinished, UnsupportedBody
 from serving.events.log import EventLog
-from serving.http.body import answer_json, body_type, check_encoding, read_body, stream_body
+from serving.http.body import answer_json, body_type, check_encoding, read_body, stream_body, turns_of_client
 from serving.http.edge import network_of
 from serving.http.sse import EventStream, LastEventId, Streams
 from serving.jobs.job import Job, JobRequest
@@ -76,7 +76,9 @@ async def _read(request: Request, reader: JobReader, limits: Limits) -> JobReque
     kind = body_type(headers)
     check_encoding(headers)
     if kind == b"application/json":
-        return await reader.read_json(await read_body(headers, request.receive, limits.max_body_bytes), key)
+        body = await read_body(headers, request.receive, limits.max_body_bytes)
+        with turns_of_client(request.receive) as turns:
+            return await reader.read_json(body, key, turns)
     if kind == b"text/csv":
         rows = stream_body(headers, request.receive, limits.max_csv_bytes)
         return await reader.read_csv(_query(request), rows, key)

@@ -17,7 +17,7 @@ from cache.flight import Answer
 from registry.explain.explanation import Selection
 from registry.model import LoadedModel
 from serving.errors import DeadlineExceeded, MethodNotAllowed, NotJSON
-from serving.http.body import ClientGone, Headers, check_json, read_body
+from serving.http.body import ClientGone, Headers, check_json, read_body, turns_of_client
 from serving.http.edge import respond, unanswered_status
 from serving.http.problems import status_of
 from serving.http.routes.jobs import job_view
@@ -26,6 +26,7 @@ from serving.http.sse import Frames, Streams, frame
 from serving.jobs.job import Job
 from serving.predict.inference import Timing
 from serving.predict.operation import ANSWERS, EVERYTHING, VERBS, Verb, encode_answer, marks
+from serving.predict.pieces import PIECE_BYTES
 from serving.predict.request_body import Reader
 from serving.service import Service
 from serving.shared.metrics import ModelCounters
@@ -82,7 +83,12 @@ class InferenceRoute:
         given = headers.get(b"x-request-timeout")
         timeout = None if given is None else parse_timeout(given)
         body = await read_body(headers, receive, self._max_body_bytes)
-        rows, parameters = self._readers[verb][model].read(body)
+        reader = self._readers[verb][model]
+        if len(body) <= PIECE_BYTES:
+            rows, parameters = reader.read(body)
+        else:
+            with turns_of_client(receive) as turns:
+                rows, parameters = await reader.read_large(body, turns)
         scope["instances"] = len(rows)
         selection = parameters.selection(verb, model)
         if self._background is not None and verb == "explain" and is_for_jobs(model, selection):

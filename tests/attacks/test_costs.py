@@ -1,0 +1,139 @@
+"""Bodies that cost more than they weigh: each is cut into small pieces, and refused before it costs much."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from harness.service import Service
+from harness.wire import ask, check_refusal, request
+from registry.errors import InvalidRows
+from registry.model import LoadedModel
+from registry.registry import Registry
+from registry.store.loader import load_version
+from serving.errors import InvalidRequest, TooManyInstances
+from serving.jobs.csv_reader import CsvReader
+from serving.jobs.requests import JobReader
+from serving.predict.pieces import PIECE_BYTES, ElementTooLarge, Turns, split
+from serving.predict.request_body import Reader
+from tests.attacks.payloads import PATH, ROW
+
+BYTES = 4 * 1024 * 1024
+GOOD = b"[" + b",".join(ROW) + b"]"
+
+
+def fill(element: bytes, start: bytes = b'{"instances":[', end: bytes = b"]}") -> bytes:
+    """A body of BYTES, full of one element."""
+    return start + b",".join([element] * ((BYTES - len(start) - len(end)) // (len(element) + 1))) + end
+
+
+class CountedTurns(Turns):
+    """Turns that count, and raise when there are too many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pauses = 0
+
+    async def pause(self) -> None:
+        self.pauses += 1
+        await super().pause()
+
+
+@pytest.fixture(scope="module")
+def wine(models: Path) -> LoadedModel:
+    return load_version(models, models / "wine" / "1")
+
+
+BODIES = {
+    "numbers": fill(b"0"),
+    "arrays": fill(b"[]"),
+    "objects": fill(b"{}"),
+    "nested": fill(b"[" * 13 + b"]" * 13),
+    "texts": fill(b'"\\n"'),
+    "slow numbers": fill(b"1e308"),
+    "rows of slow numbers": fill(b"[" + b",".join([b"1e308"] * 13) + b"]"),
+    "one row of arrays": fill(b"[]", b'{"instances":[[', b"]]}"),
+    "one row of slow numbers": fill(b"1e308", b'{"instances":[[', b"]]}"),
+    "one row of keys": b'{"instances":[{' + b",".join(b'"%x":0' % number for number in range(300_000)) + b"}]}",
+    "good rows": fill(GOOD),
+    "classes": fill(b"1e308", b'{"instances":[%b],"parameters":{"classes":[' % GOOD, b"]}}"),
+    "unknown member": fill(b"1e308", b'{"inputs":[', b"]}"),
+    "member twice": fill(b'"instances":[]', b"{", b"}"),
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("name", BODIES)
+async def test_body_is_refused_after_a_few_pieces(wine: LoadedModel, name: str) -> None:
+    turns = CountedTurns()
+    with pytest.raises((InvalidRows, InvalidRequest, TooManyInstances)):
+        await Reader(wine, 1000).read_large(BODIES[name], turns)
+    assert turns.pauses <= 1000 * len(GOOD) / PIECE_BYTES + 2
+
+
+@pytest.mark.parametrize("name", ["rows of slow numbers", "good rows", "nested"])
+def test_pieces_are_small(name: str) -> None:
+    array = BODIES[name].removeprefix(b'{"instances":').removesuffix(b"}")
+    pieces = [*split(array, BYTES)]
+    assert max(len(piece.content) for piece in pieces) < PIECE_BYTES + 200
+    assert b",".join(piece.content[1:-1] for piece in pieces) == array[1:-1]
+    assert sum(piece.count for piece in pieces) == len(json.loads(array))
+
+
+@pytest.mark.parametrize("array", [b'[1, "],[", {"a": "\\\\", "}": [[], {}]} , null]', b"[ ]", b'[["\\"]"]]'])
+def test_pieces_end_where_elements_end(monkeypatch: pytest.MonkeyPatch, array: bytes) -> None:
+    monkeypatch.setattr("serving.predict.pieces.PIECE_BYTES", 1)
+    pieces = [*split(array, BYTES)]
+    assert [json.loads(piece.content) for piece in pieces] == [[element] for element in json.loads(array)]
+    assert [piece.first for piece in pieces] == [*range(len(pieces))]
+
+
+def test_element_that_is_larger_than_any_that_fits_is_not_read() -> None:
+    with pytest.raises(ElementTooLarge) as error:
+        [*split(b"[" + GOOD + b',["' + b"x" * 5000 + b'"]]', 4000)]
+    assert error.value.index == 1
+
+
+@pytest.mark.anyio
+async def test_large_body_gives_the_rows_and_faults_of_a_small_one(wine: LoadedModel) -> None:
+    reader = Reader(wine, 1000)
+    slow = GOOD.replace(ROW[0], b"13.2e000")
+    rows, _ = await reader.read_large(b'{"instances":[' + b",\n".join([GOOD, slow] * 500) + b"]}", Turns())
+    assert rows.shape == (1000, 13)
+    assert (rows == reader.read(b'{"instances":[' + GOOD + b"]}")[0]).all()
+    bad = [GOOD] * 400 + [b"[1e308]", b"{}", GOOD]
+    with pytest.raises(InvalidRows) as error:
+        await reader.read_large(b'{"instances":[' + b",".join(bad) + b"]}" + b" " * BYTES, Turns())
+    assert [(fault.instance, fault.reason) for fault in error.value.faults] == [
+        (400, "must have 13 values, has 1"),
+        (401, "must be an array, like the first"),
+    ]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("classes", [["class_0", "class_0"], ["class_0"] * 300_000, ["class_0", "class_1"] * 2])
+async def test_class_that_is_named_twice_is_refused_in_jobs(wine: LoadedModel, classes: list[str]) -> None:
+    reader = JobReader(Registry([wine]), max_rows=10, chunk_rows=10)
+    asked = {"operation": "explain", "model": "wine", "parameters": {"classes": classes}}
+    with pytest.raises(Exception, match=r"each named once|parameters may have"):
+        await reader.read_json(json.dumps(asked | {"instances": [json.loads(GOOD)]}).encode(), "")
+
+
+@pytest.mark.parametrize("classes", [["class_0", "class_0"], ["class_0"] * 100_000])
+def test_class_that_is_named_twice_is_refused(service: Service, classes: list[str]) -> None:
+    content = json.dumps({"instances": [json.loads(GOOD)], "parameters": {"classes": classes}}).encode()
+    check_refusal(ask(service, request(PATH.replace("predict", "explain"), content)), 422)
+
+
+@pytest.mark.parametrize(
+    ("document", "lines"),
+    [(b"\n" * BYTES, 2), (b'a\n"\n' + b'",x"y,"\n' * 8000, 20), (b'a\r\n\r\n\r\n"', 3)],
+    ids=["line ends", "open quotes", "two empty lines"],
+)
+def test_csv_that_costs_much_is_refused_at_once(document: bytes, lines: int) -> None:
+    reader = CsvReader()
+    with pytest.raises(InvalidRequest):
+        [*reader.rows([document])]
+    assert reader._lines_read <= lines
