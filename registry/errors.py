@@ -34,6 +34,11 @@ def one_line(error: object) -> str:
     return printable if len(printable) <= MAX_ERROR_CHARACTERS else f"{printable[:MAX_ERROR_CHARACTERS]}..."
 
 
+def encodable(text: str) -> str:
+    """A text that UTF-8 can hold: half characters (surrogates), as file names and errors may have them, are escaped."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 class ModelNotFound(RegistryError):
     """There is no model of that name."""
 
@@ -50,9 +55,9 @@ class VersionRefused(RegistryError):
     """A version on disk is not fit to serve."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
         self.path = path
-        self.reason = reason
+        self.reason = encodable(reason)
+        super().__init__(encodable(f"{path}: {reason}"))
 
 
 class CannotRead(RegistryError):

@@ -16,13 +16,23 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from sklearn.base import is_classifier, is_clusterer, is_outlier_detector, is_regressor
-from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
+from sklearn.dummy import DummyClassifier, DummyRegressor
+from sklearn.ensemble import (
+    ExtraTreesClassifier,
+    ExtraTreesRegressor,
+    GradientBoostingClassifier,
+    GradientBoostingRegressor,
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+    RandomForestClassifier,
+    RandomForestRegressor,
+)
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import RANSACRegressor
 from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import Pipeline
 from sklearn.semi_supervised import SelfTrainingClassifier
-from sklearn.tree import DecisionTreeClassifier
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier, ExtraTreeRegressor
 
 from registry.rows.features import Rows
 from registry.threads import parts_of
@@ -54,6 +64,22 @@ MOST_PROBABLE_BOOSTERS = frozenset({"lightgbm.sklearn.LGBMClassifier", "xgboost.
 scikit-learn's boosting and logistic regression are not: they compare their margin with 0, and break ties the other way.
 """
 
+TREES = frozenset(
+    {
+        DecisionTreeClassifier,
+        DecisionTreeRegressor,
+        ExtraTreeClassifier,
+        ExtraTreeRegressor,
+        ExtraTreesClassifier,
+        ExtraTreesRegressor,
+        HistGradientBoostingClassifier,
+        HistGradientBoostingRegressor,
+        RandomForestClassifier,
+        RandomForestRegressor,
+    }
+)
+BOOSTED = frozenset({GradientBoostingClassifier, GradientBoostingRegressor})
+
 WRAPPED = {
     BaseSearchCV: "best_estimator_",
     FrozenEstimator: "estimator",
@@ -71,6 +97,16 @@ SCHEDULE = Path("/proc/thread-self/schedstat")
 MAX_TIMED_CALLS = 5
 MAX_TIMED_SECONDS = 0.5
 """Once calls have taken this long, no more are timed."""
+
+
+def only_compares(estimator: Any) -> bool:
+    """Return whether nothing but trees sees a row, which compare its values: 0.0 and -0.0 are then the same.
+
+    A class of another's that is named like one may do anything, and so may the `init` of gradient boosting.
+    """
+    if type(estimator) in BOOSTED:
+        return type(getattr(estimator, "init_", None)) in (str, DummyClassifier, DummyRegressor)
+    return type(estimator) in TREES
 
 
 def qualified_name(kind: type) -> str:

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+
+def available_memory() -> int:
+    """Bytes that processes can still allocate on this machine without swapping; a cgroup may allow less."""
+    try:
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    except OSError:
+        return sys.maxsize
+    return int(fields["MemAvailable"].split()[0]) * 1024
 
 
 def limit_memory(size: int) -> None:

@@ -22,12 +22,6 @@ from registry.rows.schema import Schema
 from registry.store.code import OwnCode
 from registry.store.manifest import Manifest, layout_in
 
-TREES = frozenset(
-    f"{family}{task}"
-    for family in ("DecisionTree", "ExtraTrees", "GradientBoosting", "HistGradientBoosting", "RandomForest")
-    for task in ("Classifier", "Regressor")
-)
-
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
@@ -51,6 +45,9 @@ class LoadedModel:
     code: OwnCode | None = None
     """The version's own code, if it has any."""
 
+    ignores_sign_of_zero: bool = False
+    """True if 0.0 and -0.0 certainly get equal answers, so that they may share a cached one."""
+
     other_layout: Layout | None = None
     """The layout of the outputs where it is not that of the manifest: an old one's, or with labels as text."""
 
@@ -69,11 +66,6 @@ class LoadedModel:
         if self.other_layout is not None:
             content += msgspec.json.encode(self.other_layout)
         return hashlib.sha256(content).digest()
-
-    @cached_property
-    def ignores_sign_of_zero(self) -> bool:
-        """True if 0.0 and -0.0 get equal answers, as with trees, which only compare their input."""
-        return self.manifest.estimator in TREES and not self.manifest.code  # own code may have such a name, too
 
     @cached_property
     def schema(self) -> Schema:

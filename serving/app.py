@@ -157,7 +157,7 @@ def load_models(settings: Settings) -> Registry:
     order = versions_to_load(root, selected)
     load: Load = functools.partial(load_version, root, options=settings.load_options)
     if can_try():
-        load = try_first(load, seconds=settings.reload_timeout_seconds, order=order)
+        load = try_first(load, seconds=settings.reload_timeout_seconds, order=order, read=read_manifest)
     if settings.model_fallback:
         load = functools.partial(_load_or_fall_back, load, settings.load_options)
     registry, refused = renew_registry(Registry([]), root, load, selected=selected)
@@ -184,7 +184,7 @@ def renew(app: Application) -> tuple[Application, tuple[str, ...]]:
     """A new app over the model directory as it is now, and the versions that were refused, each with its reason."""
     settings, service = app.settings, app.service
     plain = functools.partial(load_version, settings.model_dir, options=settings.load_options)
-    load = try_first(plain, seconds=settings.reload_timeout_seconds)
+    load = try_first(plain, seconds=settings.reload_timeout_seconds, read=read_manifest)
     registry, refused = renew_registry(service.registry, settings.model_dir, load, selected=settings.serve_versions)
     return Application(build_service(settings, registry, service.shared), settings, app.limiters, app.keys), refused
 

@@ -17,7 +17,9 @@ from pathlib import Path
 import msgspec
 
 from registry.errors import CannotRemove, ModelNotFound, VersionNotFound, VersionRefused
-from registry.store.directory import ALIASES_FILE, directories, read_file, write_whole
+from registry.store.directory import ALIASES_FILE, directories, read_json, write_whole
+
+MAX_ALIASES_BYTES = 64 << 10
 
 
 class Aliases(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -40,13 +42,9 @@ def read_aliases(directory: Path, versions: Sequence[str]) -> Aliases:
     """
     path = directory / ALIASES_FILE
     try:
-        aliases = msgspec.json.decode(read_file(path), type=Aliases)
+        aliases = read_json(path, Aliases, "does not say which version is live", max_bytes=MAX_ALIASES_BYTES)
     except FileNotFoundError:
         return newest(versions)
-    except OSError as error:
-        raise VersionRefused(path, error.strerror or str(error)) from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise VersionRefused(path, f"does not say which version is live: {error}") from error
     if aliases.live not in versions:
         raise VersionRefused(path, f"says that version {aliases.live!r} is live, which does not exist")
     return aliases if aliases.previous in versions else Aliases(aliases.live)

@@ -8,6 +8,9 @@ import re
 import stat
 import tempfile
 from pathlib import Path
+from typing import TypeVar
+
+import msgspec
 
 from registry.errors import ModelNotFound, VersionRefused
 
@@ -15,6 +18,8 @@ from registry.errors import ModelNotFound, VersionRefused
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
 ALIASES_FILE = "aliases.json"
+
+Kind = TypeVar("Kind")
 
 FileState = tuple[str, int, int, int]
 """Path below the model directory, inode, size in bytes, time of the last change in nanoseconds."""
@@ -28,20 +33,33 @@ def version_order(version: str) -> tuple[tuple[int, int, str], ...]:
 def directories(path: Path) -> list[Path]:
     """The directories inside `path` whose names a model or a version may have, in the order of versions.
 
-    Others (`.git`, a half-written `.new-...`) are ignored.
+    Others (`.git`, a half-written `.new-...`) are ignored. Raises VersionRefused if it cannot be read.
     """
     if not path.is_dir():
         return []
-    inside = [inner for inner in path.iterdir() if NAME.fullmatch(inner.name) and inner.is_dir()]
+    try:
+        inside = [inner for inner in path.iterdir() if NAME.fullmatch(inner.name) and inner.is_dir()]
+    except OSError as error:
+        raise VersionRefused(path, error.strerror or str(error)) from error
     return sorted(inside, key=lambda inner: version_order(inner.name))
 
 
 def model_directories(root: Path) -> list[Path]:
-    """Every `{name}` directory below `root` that has versions, by name. Raises VersionRefused when there is none."""
-    found = sorted(path for path in directories(root) if directories(path))
+    """Every `{name}` directory below `root` that has versions, by name. Raises VersionRefused when there is none.
+
+    One that cannot be read is there, too, and is refused when its versions are asked for.
+    """
+    found = sorted(path for path in directories(root) if _may_have_versions(path))
     if not found:
         raise VersionRefused(root, "contains no model; create one with `forkserve train` or `forkserve add`")
     return found
+
+
+def _may_have_versions(path: Path) -> bool:
+    try:
+        return bool(directories(path))
+    except VersionRefused:
+        return True
 
 
 def find_model(root: Path, name: str) -> Path:
@@ -69,16 +87,46 @@ def fingerprint(root: Path) -> tuple[FileState, ...]:
     return tuple(found)
 
 
-def read_file(path: Path) -> bytes:
-    """The bytes of a regular file. Raises OSError, also for a pipe, whose reader would wait for ever."""
+def read_file(path: Path, *, max_bytes: int | None = None, flags: int = 0) -> bytes:
+    """The bytes of a regular file of at most `max_bytes`; `flags` are further ones of `os.open`.
 
-    def open_at_once(name: str, flags: int) -> int:
-        return os.open(name, flags | os.O_NONBLOCK)
+    Raises OSError, also for a pipe, whose reader would wait for ever; a file that is too large is not read.
+    """
+    no_file = OSError(errno.EINVAL, "is not a file", str(path))
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | flags)
+    except OSError as error:
+        raise no_file if error.errno == errno.ENXIO else error from None  # it is a socket
+    try:
+        state = os.fstat(descriptor)
+        if not stat.S_ISREG(state.st_mode):
+            raise no_file
+        if max_bytes is not None and state.st_size > max_bytes:
+            raise OSError(errno.EFBIG, f"is larger than {max_bytes} bytes", str(path))
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(state.st_size)  # and not what is appended meanwhile
+    finally:
+        os.close(descriptor)
 
-    with open(path, "rb", opener=open_at_once) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "is not a file", str(path))
-        return file.read()
+
+def read_json(path: Path, kind: type[Kind], fault: str, *, max_bytes: int) -> Kind:
+    """What a JSON file of ours states; `fault` says what is wrong with a file that does not.
+
+    Raises FileNotFoundError, VersionRefused.
+    """
+    try:
+        return msgspec.json.decode(read_file(path, max_bytes=max_bytes, flags=os.O_NOFOLLOW), type=kind)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        reason = "is a link" if error.errno == errno.ELOOP else error.strerror or str(error)
+        raise VersionRefused(path, reason) from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise VersionRefused(path, f"{fault}: {error}") from error
+    except RecursionError as error:
+        raise VersionRefused(path, f"{fault}: it is nested too deep") from error
+    except MemoryError as error:
+        raise VersionRefused(path, "needs more memory than there is") from error
 
 
 def _entries(directory: str) -> list[str]:

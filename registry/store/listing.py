@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
 from registry.errors import VersionRefused
 from registry.store.aliases import current
-from registry.store.directory import NAME, directories, model_directories, read_file
+from registry.store.directory import NAME, Kind, directories, model_directories, read_json
 
 FILENAME = "manifest.json"
+
+MAX_MANIFEST_BYTES = 32 << 20
+"""A hundred background rows of 10,000 features take less; all processes that read it may need ten times as much."""
 
 
 class _Head(msgspec.Struct, frozen=True):
@@ -24,9 +27,6 @@ class _Head(msgspec.Struct, frozen=True):
     estimator: str
     artefact: str
     metrics: dict[str, float] = {}
-
-
-Kind = TypeVar("Kind")
 
 
 class ListedVersion(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,12 +44,13 @@ class ListedVersion(msgspec.Struct, frozen=True, kw_only=True):
 def list_versions(root: Path) -> Iterator[ListedVersion]:
     """Every version below `root`, unloaded, by name and in the order of versions. Raises VersionRefused if none."""
     for directory in model_directories(root):
-        live = ""
+        live, versions = "", []
         try:
+            versions = directories(directory)
             live = current(directory).live
         except VersionRefused as error:
             yield ListedVersion(model=directory.name, fault=f"{error.path.name} {error.reason}")
-        for version in directories(directory):
+        for version in versions:
             yield _listed(version, live=live == version.name)
 
 
@@ -77,11 +78,9 @@ def decode_manifest(directory: Path, kind: type[Kind]) -> Kind:
     """The manifest of the version kept in `directory`, or the part of it that `kind` has. Raises VersionRefused."""
     path = directory / FILENAME
     try:
-        manifest: Any = msgspec.json.decode(read_file(path), type=kind)
-    except OSError as error:
-        raise VersionRefused(path, error.strerror or str(error)) from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise VersionRefused(path, f"is not a manifest: {error}") from error
+        manifest: Any = read_json(path, kind, "is not a manifest", max_bytes=MAX_MANIFEST_BYTES)
+    except FileNotFoundError as error:
+        raise VersionRefused(path, "No such file or directory") from error
     if (manifest.name, manifest.version) != (directory.parent.name, directory.name):
         raise VersionRefused(path, f"is the manifest of {manifest.name}/{manifest.version}")
     return manifest  # type: ignore[no-any-return]

@@ -6,7 +6,9 @@ file swapped in between changes nothing.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import weakref
 from dataclasses import replace
 from functools import partial
@@ -19,18 +21,20 @@ import structlog
 from registry.asking import estimator_compute, layout_of
 from registry.completion import completed
 from registry.errors import CannotRead, InvalidRows, VersionRefused, WrongOutputs
-from registry.estimator import Compute, task_of
+from registry.estimator import Compute, only_compares, task_of
 from registry.explain.choose import choose_explainers
 from registry.formats.artefact import load_content, look_into
 from registry.formats.versions import mismatch, refusal
 from registry.kernels import Compiled, compile_verified
 from registry.kernels.kernel import Unsupported
 from registry.kernels.verification import each_alone
+from registry.memory import available_memory
 from registry.model import LoadedModel
 from registry.outputs import Layout
 from registry.rows.features import Rows
 from registry.rows.schema import Schema
 from registry.store.code import CODE, MAX_BYTES, MAX_FILES, OwnCode, plain
+from registry.store.directory import read_file
 from registry.store.manifest import Manifest, layout_in, read_manifest
 from registry.store.options import DEFAULT_OPTIONS, LoadOptions
 
@@ -44,15 +48,20 @@ ASKED_ALONE = 3
 
 
 def load_version(
-    root: Path, directory: Path, options: LoadOptions = DEFAULT_OPTIONS, *, fallback: bool = False
+    root: Path,
+    directory: Path,
+    options: LoadOptions = DEFAULT_OPTIONS,
+    *,
+    fallback: bool = False,
+    manifest: Manifest | None = None,
 ) -> LoadedModel:
     """The version kept in `directory` below the model directory `root`.
 
-    A version whose manifest is valid but whose artefact is not raises VersionRefused, naming the file; with `fallback`
-    a model that answers the sample's mean replaces it. Where a compiled form answers bit for bit as the estimator does,
-    it serves and the estimator is dropped, unless the options say otherwise.
+    It must be what a `manifest` that was read before says. A version whose manifest is valid but whose artefact is not
+    raises VersionRefused, naming the file; with `fallback` a model that answers the sample's mean replaces it.
+    A compiled form that answers bit for bit as the estimator does replaces it, unless the options say otherwise.
     """
-    manifest = read_manifest(directory)
+    manifest = manifest or read_manifest(directory)
     path = directory / manifest.artefact
     layout = recorded = layout_in(manifest)
     code = None
@@ -74,11 +83,7 @@ def load_version(
         if not fallback:
             raise
         return fall_back(manifest, str(error), options)
-    quick, reason = None, "COMPILE is false"
-    if options.compiled:
-        quick, reason = _compile(estimator, schema, background, compute, layout)
-        if reason:
-            log.info("Model not compiled", model=manifest.name, version=manifest.version, reason=reason)
+    quick, reason = _compile(manifest, estimator, schema, background, compute, layout, options)
     python = () if quick is None else quick.python
     compute = compute if quick is None else quick.compute
     if quick is None or python:
@@ -95,6 +100,8 @@ def load_version(
         other_explainers=choice.others,
         not_explained=choice.reason,
         code=code,
+        # own code may change what a class does
+        ignores_sign_of_zero=code is None and only_compares(estimator),
         other_layout=None if layout == recorded else layout,
     )
     if code is not None:
@@ -119,11 +126,11 @@ def verified_bytes(root: Path, path: Path, sha256: str) -> bytes:
         real = path.resolve(strict=True)
         if not real.is_relative_to(root.resolve(strict=True)):
             raise VersionRefused(path, f"is a link that leaves {root}")
-        if not real.is_file():  # reading a pipe would block the start
-            raise VersionRefused(path, "is not a file")
-        content = real.read_bytes()
+        content = read_file(real, max_bytes=available_memory(), flags=os.O_NOFOLLOW)
     except OSError as error:
-        raise VersionRefused(path, error.strerror or str(error)) from error
+        too_large = error.errno == errno.EFBIG
+        reason = "needs more memory than there is" if too_large else error.strerror or str(error)
+        raise VersionRefused(path, reason) from error
     except RuntimeError as error:  # Python before 3.13 raises this for a link to itself
         raise VersionRefused(path, "is a link that leads nowhere") from error
     found = hashlib.sha256(content).hexdigest()
@@ -226,12 +233,22 @@ def _independent_of_batch(manifest: Manifest, compute: Compute, rows: Rows) -> C
 
 
 def _compile(
-    estimator: Any, schema: Schema, background: Rows, compute: Compute, layout: Layout
+    manifest: Manifest,
+    estimator: Any,
+    schema: Schema,
+    background: Rows,
+    compute: Compute,
+    layout: Layout,
+    options: LoadOptions,
 ) -> tuple[Compiled | None, str]:
     """The estimator's compiled form, if it has one that answers probe rows with equal bits; else why not."""
+    if not options.compiled:
+        return None, "COMPILE is false"
     try:
         return compile_verified(estimator, schema, background, compute, layout), ""
     except Unsupported as error:
-        return None, str(error)
+        reason = str(error)
     except Exception as error:  # noqa: BLE001 - private attributes of estimators, which another release may lack
-        return None, f"it could not be read ({type(error).__name__}: {error})"
+        reason = f"it could not be read ({type(error).__name__}: {error})"
+    log.info("Model not compiled", model=manifest.name, version=manifest.version, reason=reason)
+    return None, reason

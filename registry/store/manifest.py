@@ -129,7 +129,11 @@ def _is_inside(path: str) -> bool:
     return not plain.is_absolute() and ".." not in plain.parts and str(plain) == path != "." and path.isprintable()
 
 
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The content of a manifest's file, indented, so that people can read it too."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+
+
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Write it indented, so that people can read it too."""
-    text = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
-    (directory / FILENAME).write_bytes(text + b"\n")
+    """Write the file into the directory of the version."""
+    (directory / FILENAME).write_bytes(encode_manifest(manifest))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import structlog
 
-from registry.errors import VersionRefused
+from registry.errors import VersionRefused, one_line
 from registry.model import LoadedModel
 from registry.registry import Refusal, Registry, Selected, select_versions
 from registry.store.aliases import Aliases
@@ -91,8 +91,11 @@ class _Renewal:
                 return before
             return self.load(path)
         except VersionRefused as error:
-            self.refusals.append(Refusal(path.parent.name, path.name, _line(self.root, error)))
-            return before
+            refused = error
+        except Exception as error:  # noqa: BLE001 - foreign code; it must not take the other models along
+            refused = VersionRefused(path, f"does not load: {type(error).__name__}: {one_line(error)}")
+        self.refusals.append(Refusal(path.parent.name, path.name, _line(self.root, refused)))
+        return before
 
 
 def _aliases_of(name: str, wanted: Aliases, loaded: dict[str, LoadedModel]) -> Aliases:

@@ -20,7 +20,7 @@ from registry.model import LoadedModel
 from registry.rows.features import Rows
 from registry.store.add import labelled_rows
 from registry.store.aliases import Aliases, alone, current, write_aliases
-from registry.store.directory import directories, sync_directory, write_whole
+from registry.store.directory import directories, read_file, sync_directory, write_whole
 from registry.store.intake import instances_of
 from registry.store.manifest import Manifest, read_manifest
 from registry.training.metrics import MEASURED, Truth, true_values
@@ -85,7 +85,8 @@ def write_held_out(path: Path, model: LoadedModel, trained: Trained) -> None:
 
 def read_held_out(candidate: Path) -> HeldOut:
     """The held-out rows of a candidate."""
-    with np.load(root_of(candidate) / HELD_OUT, allow_pickle=False) as arrays:
+    content = read_file(root_of(candidate) / HELD_OUT)
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         rows = arrays["rows"]
         if rows.dtype == np.uint8:  # they hold texts; an array of objects would have to be pickled
             rows = np.array(msgspec.msgpack.decode(rows.tobytes()), dtype=object)

@@ -69,11 +69,10 @@ def inspect(arguments: argparse.Namespace, settings: Settings) -> int:
 def _inspect_apart(inspection: object, report: Path, writing: int) -> None:
     """Write the lines into a file, because what foreign code prints is dropped, and then the verdict."""
     from registry.errors import RegistryError
-    from registry.memory import limit_memory
+    from registry.memory import available_memory, limit_memory
     from serving.cli.report import Inspection, inspect_file
     from serving.process.apart import tell
     from serving.process.child import be_early_out_of_memory, mute
-    from serving.process.kernel import available_memory
 
     assert isinstance(inspection, Inspection)
     be_early_out_of_memory()

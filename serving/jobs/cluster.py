@@ -31,8 +31,8 @@ from registry.errors import RegistryError, VersionRefused
 from registry.model import LoadedModel
 from registry.store.code import CODE, write_files
 from registry.store.listing import FILENAME
-from registry.store.loader import load_version
-from registry.store.manifest import read_manifest
+from registry.store.loader import load_version, read_code, verified_bytes
+from registry.store.manifest import encode_manifest, read_manifest
 from registry.store.options import LoadOptions
 from serving.errors import DeadlineExceeded
 from serving.jobs.rows import Backend
@@ -143,11 +143,10 @@ def pack_version(root: Path, model: LoadedModel, *, options: LoadOptions) -> Par
     directory = root / model.name / model.version
     if read_manifest(directory) != model.manifest:
         raise VersionRefused(directory / FILENAME, "has changed since it was loaded")
-    names = (FILENAME, model.manifest.artefact, *(f"{CODE}/{name}" for name in model.manifest.code))
-    try:
-        files = {name: (directory / name).read_bytes() for name in names}
-    except OSError as error:
-        raise VersionRefused(directory, error.strerror or str(error)) from error
+    manifest, artefact = model.manifest, model.manifest.artefact
+    code = {f"{CODE}/{name}": content for name, content in read_code(root, directory, manifest).items()}
+    content = verified_bytes(root, directory / artefact, manifest.sha256)
+    files = {FILENAME: encode_manifest(manifest), artefact: content, **code}
     return Parcel(model, files, platform_of_answers(), options=options)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
+import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
@@ -17,6 +18,11 @@ from serving.jobs.job import Job
 from serving.jobs.rows import RowParameters, parameters_of
 from serving.jobs.store import JobStore
 from serving.predict.operation import ANSWERS, begin_answer, marks
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""What a spreadsheet may take for the beginning of a formula, or skip in front of one; also in full width."""
+
+PLAIN_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
 
 async def json_result(store: JobStore, job: Job, model: LoadedModel | None) -> AsyncIterator[bytes]:
@@ -138,5 +144,15 @@ def _cell(answer: Any, path: Path) -> Any:
 
 def _csv(rows: Iterable[list[Any]]) -> bytes:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows(map(_defuse, row) for row in rows)
     return text.getvalue().encode()
+
+
+def _defuse(cell: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula: a text that begins like one gets an apostrophe in front.
+
+    Labels and names come from those who train models, and perhaps from their data. See OWASP, CSV Injection.
+    """
+    if isinstance(cell, str) and cell.startswith(FORMULA_STARTS) and not PLAIN_NUMBER.fullmatch(cell):
+        return f"'{cell}"
+    return cell

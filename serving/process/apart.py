@@ -106,7 +106,7 @@ class Apart:
 
 def tell(writing: int, fault: str | None = None) -> None:
     """Write the verdict of a process apart: it has done its work, or what was wrong with it."""
-    verdict = WELL if fault is None else FAULT + fault.encode(errors="replace")
+    verdict = WELL if fault is None else FAULT + fault.encode(errors="backslashreplace")
     os.write(writing, verdict[:MAX_VERDICT_BYTES])
 
 

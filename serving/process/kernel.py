@@ -57,12 +57,6 @@ def read_age(pid: int) -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started
 
 
-def available_memory() -> int:
-    """Bytes that processes can still allocate on this machine without swapping; a cgroup may allow less."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(fields["MemAvailable"].split()[0]) * 1024
-
-
 def child_pids(pid: int) -> list[int]:
     """The direct children of a process. Raises OSError when it is gone."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -10,16 +10,18 @@ import itertools
 import os
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from registry.errors import VersionRefused
-from registry.memory import limit_memory
+from registry.memory import available_memory, limit_memory
 from registry.model import LoadedModel
+from registry.store.manifest import Manifest
 from registry.store.reload import Load
 from serving.process.apart import MAX_VERDICT_BYTES, Apart, EndedBadly, what_is_left
 from serving.process.child import be_early_out_of_memory, describe_exit, fork
-from serving.process.kernel import available_memory, thread_names
+from serving.process.kernel import thread_names
 
 FIT = b"fit"
 """In place of a reason."""
@@ -60,22 +62,34 @@ def try_version(load: Load, directory: Path, *, seconds: float) -> str | None:
     return refusal.reason if refusal.path == directory else f"{refusal.path.name} {refusal.reason}"
 
 
-def try_first(load: Load, *, seconds: float, order: Sequence[Path] = ()) -> Load:
+def try_first(
+    load: Callable[..., LoadedModel],
+    *,
+    seconds: float,
+    order: Sequence[Path] = (),
+    read: Callable[[Path], Manifest] | None = None,
+) -> Load:
     """`load`, preceded by a trial of at most `seconds`; a version that fails it is not loaded here.
 
-    While a version is loaded, the one that follows it in `order` is tried already.
+    While a version is loaded, the one that follows it in `order` is tried already. A manifest that is `read` before the
+    trial is handed to `load` both times: with its hashes, what was tried is what is loaded.
     """
-    begun: dict[Path, Trial] = {}
+    begun: dict[Path, tuple[Load, Trial]] = {}
     following = dict(itertools.pairwise(order))
 
+    def begin(directory: Path) -> tuple[Load, Trial]:
+        same = load if read is None else partial(load, manifest=read(directory))
+        return same, Trial(same, directory)
+
     def try_and_load(directory: Path) -> LoadedModel:
-        trial = begun.pop(directory, None) or Trial(load, directory)
+        same, trial = begun.pop(directory) if directory in begun else begin(directory)
         refusal = trial.refusal(seconds)
-        if directory in following:
-            begun[following[directory]] = Trial(load, following[directory])
+        if (then := following.get(directory)) is not None:
+            with suppress(VersionRefused):  # it is read again in its turn
+                begun[then] = begin(then)
         if refusal is not None:
             raise refusal
-        return load(directory)
+        return same(directory)
 
     return try_and_load
 
@@ -101,11 +115,11 @@ def _report(step: Callable[[], bytes], writing: int) -> None:
             os._exit(0)
         reason = (what_is_left() or "").encode() or reason
     except VersionRefused as error:
-        reason = f"{error.path}{SEPARATOR}{error.reason}".encode(errors="replace")
+        reason = f"{error.path}{SEPARATOR}{error.reason}".encode(errors="backslashreplace")
     except MemoryError:
         pass
     except BaseException as error:  # noqa: BLE001 - the edge of the process: whatever it is, the parent is told
-        reason = f"{type(error).__name__}: {error}".encode(errors="replace")
+        reason = f"{type(error).__name__}: {error}".encode(errors="backslashreplace")
     os.write(writing, reason[:MAX_VERDICT_BYTES])
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import msgspec
 
-from registry.errors import CannotTrain
-from registry.store.directory import write_whole
+from registry.errors import CannotTrain, VersionRefused
+from registry.store.directory import read_json, write_whole
 from registry.store.manifest import Manifest
 from serving.errors import StoreUnavailable, TrainingBusy
 from serving.jobs.job import Job, JobRequest
@@ -30,6 +30,7 @@ OPERATION = "train"
 Ending = Literal["promoted", "refused", "failed"]
 
 LAST_FILENAME = "last-training.json"
+MAX_LAST_BYTES = 4096
 
 CACHE_SECONDS = 5.0
 """Seconds for which the files about last trainings are not read again."""
@@ -120,8 +121,8 @@ def write_last(directory: Path, outcome: Ending, version: str) -> None:
 def read_last(directory: Path) -> LastTraining | None:
     """Read it from the directory of a model; None if the model was never trained here, or the file is damaged."""
     try:
-        return msgspec.json.decode((directory / LAST_FILENAME).read_bytes(), type=LastTraining)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return read_json(directory / LAST_FILENAME, LastTraining, "is damaged", max_bytes=MAX_LAST_BYTES)
+    except (FileNotFoundError, VersionRefused):
         return None
 
 
