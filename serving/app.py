@@ -63,6 +63,7 @@ from serving.storage.http import Outbound
 from serving.stores import build_entity_store, build_event_log, build_job_store
 from serving.telemetry import logs
 from serving.telemetry.alerts import Alerts, form_of
+from serving.telemetry.output import protect_output
 from serving.training.handler import TrainHandler
 from serving.training.job import OPERATION as TRAIN
 from serving.training.job import last_trainings, training_request
@@ -198,6 +199,7 @@ def build_alerts(settings: Settings) -> Alerts:
 def start_logging(settings: Settings) -> Alerts:
     """Log as a service does, send alerts for what is logged, and warn of variables that may be misspelt settings."""
     alerts = build_alerts(settings)
+    protect_output()
     logs.configure(settings.log_level, watch=alerts.watch)
     warn_of_misspelt(os.environ)
     return alerts

@@ -24,11 +24,12 @@ from serving.predict.inference import Inference
 from serving.process.executor import Executor
 from serving.schedules.scheduler import Scheduler
 from serving.shared.book import Book
-from serving.shared.metrics import BATCHES, BREAKERS, CACHE, EXECUTORS, OUTCOMES_QUEUED, STREAMS, Metrics
+from serving.shared.metrics import BATCHES, BREAKERS, CACHE, EXECUTORS, LOG_LINES, OUTCOMES_QUEUED, STREAMS, Metrics
 from serving.shared.pressure import Pressure
 from serving.shared.reloads import Reloads
 from serving.storage.background import Recent
 from serving.telemetry.alerts import Alerts
+from serving.telemetry.output import dropped_lines
 from serving.training.job import LastTraining
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ class Service:
             (EXECUTORS, lambda: (self.executor.replacements,)),
             (OUTCOMES_QUEUED, lambda: (self.outcome_writer.queued,)),
             (STREAMS, lambda: (self.hub.open_streams,)),
+            (LOG_LINES, lambda: (dropped_lines(),)),
             (BREAKERS, lambda: (self.cache.redis_state in ("open", "half-open"),)),
         ):
             self.metrics.follow(families, figures)

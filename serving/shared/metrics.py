@@ -58,6 +58,8 @@ ATTEMPTS = Family("job_attempts", "counter", "Attempts at jobs on this box, by h
 REPLACEMENTS = Family("job_executor_replacements", "counter", "Executor processes of jobs killed or lost")
 JOBS = (ATTEMPTS, REPLACEMENTS)
 
+LOG_LINES = (Family("log_lines_dropped", "counter", "Lines of the log that nobody read in time"),)
+
 BREAKERS = (Family("breakers_open", "gauge", "Workers in which the breaker is not closed", "breaker", ("redis",)),)
 
 Read: TypeAlias = Callable[[], Iterable[float]]

@@ -12,6 +12,8 @@ import msgspec
 import structlog
 from gunicorn import glogging
 
+from serving.telemetry.output import protect_output
+
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 CURRENT_REQUEST: ContextVar[str] = ContextVar("request_id")
@@ -84,6 +86,7 @@ class GunicornLogger(glogging.Logger):  # type: ignore[misc]
 
     def setup(self, cfg: Any) -> None:
         """Called at the start and at every reload."""
+        protect_output()
         super().setup(cfg)
         logging.captureWarnings(capture=True)
         for logger in (self.error_log, logging.getLogger("py.warnings")):
