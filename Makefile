@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?= -n 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lock clean
+.PHONY: help run test check audit lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -22,6 +22,9 @@ check: $(VENV)/.installed-dev  ## lint and type check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+audit: $(VENV)/.installed-dev  ## look for known vulnerabilities in the locked requirements
+	$(BIN)/python .ci/audit.py requirements.txt
 
 lock: $(VENV)/.installed-dev  ## resolve and lock the requirements again, for Python 3.11 to 3.14
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

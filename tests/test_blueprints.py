@@ -78,6 +78,14 @@ def test_a_web_service_is_reached_watched_and_drained(service: Service) -> None:
     assert variables(service)["ADMIN_TOKEN"]["generateValue"] is True
 
 
+@pytest.mark.parametrize("service", of_type("web"))
+def test_each_client_of_a_web_service_is_limited(service: Service) -> None:
+    settings = Settings.from_env(values(service))
+    assert settings.rate_limit
+    assert settings.max_streams_per_address > 0
+    assert settings.trusted_proxy_count == 2, "without it all clients would share one limit"
+
+
 @pytest.mark.parametrize("service", of_type("worker", "cron"))
 def test_what_answers_no_requests_has_no_health_check(service: Service) -> None:
     assert "healthCheckPath" not in service  # the schema allows it for a worker, Render does not

@@ -44,7 +44,7 @@ class Selection:
     def check(self, labels: Labels) -> None:
         """Raises InvalidSelection where a model of these classes cannot show it."""
         if self.top is not None and not 1 <= self.top <= MAX_TOP:
-            raise InvalidSelection(f"top must be from 1 to {MAX_TOP}")
+            raise InvalidSelection(f"top must be at least 1 and at most {MAX_TOP}")
         if not isinstance(self.classes, tuple):
             known = self.classes in ("predicted", "all")
         elif len(labels):

@@ -61,6 +61,7 @@ def read_table(
     The columns `strings` are known to be such.
     """
     try:
+        _check_header(path)
         plain = pd.read_csv(path, dtype=dict.fromkeys(strings, "str"))
         written = _Written(path, plain)
         if estimator is None:
@@ -72,6 +73,13 @@ def read_table(
     except (OSError, ValueError) as error:
         raise CannotAdd(f"{path}: {error}") from error
     return written.table
+
+
+def _check_header(path: Path) -> None:
+    """Raises CannotAdd for two columns of the same name, the second of which pandas would rename."""
+    header = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False).iloc[0]
+    if len(twice := header[header.duplicated() & (header != "")]):
+        raise CannotAdd(f"{path}: the header has two columns {twice.iloc[0]!r}")
 
 
 class _Written:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -12,6 +13,9 @@ from fastapi import APIRouter, Request
 from serving.process.kernel import read_age, read_rss
 from serving.service import Service
 from serving.storage.background import watch_store
+
+SERVER_STATES: Mapping[str, str] = {"closed": "ok", "half-open": "away", "open": "away", "disabled": "disabled"}
+"""What the state of a breaker says about its server."""
 
 
 def health_router(service: Service) -> APIRouter:
@@ -40,8 +44,8 @@ def health_router(service: Service) -> APIRouter:
         forced = {f"{model.name}/{model.version}": model.manifest.forced for model in registry if model.manifest.forced}
         refused = refused_now()
         memory = shared.pressure.read()
-        breakers = {"redis": service.cache.redis_state, "supabase": shared.entities.state}
-        away = {"unavailable", "open", "half-open"}.intersection((*stores.values(), *breakers.values()))
+        servers = {name: SERVER_STATES[state] for name, state in _breakers(service).items()}
+        away = {"unavailable", "away"}.intersection((*stores.values(), *servers.values()))
         well = memory.stage == "calm" and not away
         return {
             "status": "ok" if well and not fallbacks and not forced and not refused else "degraded",
@@ -49,10 +53,10 @@ def health_router(service: Service) -> APIRouter:
             "fallbacks": fallbacks,
             "forced": forced,
             "refused": refused,
-            "redis": service.cache.redis_state,
+            **servers,
             **stores,
             "last_training": msgspec.to_builtins(await service.trainings.get()),
-            "breakers": breakers,
+            "breakers": _breakers(service),
             "memory": {"used_bytes": memory.used or None, "limit_bytes": memory.limit or None, "stage": memory.stage},
             "worker": {
                 "pid": os.getpid(),
@@ -70,3 +74,7 @@ def health_router(service: Service) -> APIRouter:
         return {"status": "degraded" if registry.refusals else "ok"}
 
     return router
+
+
+def _breakers(service: Service) -> dict[str, str]:
+    return {"redis": service.cache.redis_state, "supabase": service.shared.entities.state}

@@ -19,10 +19,12 @@ from sklearn.preprocessing import StandardScaler
 from examples.train import DEMOS
 from harness.estimators import ExplainShyRegressor, ForkShyRegressor
 from harness.service import ROOT
+from registry.errors import CannotAdd
 from registry.store.add import add_version
 from registry.store.aliases import promote
 from registry.store.reading import read_trained
 from registry.store.tables import read_table
+from serving.cli.parser import parser
 from tests.conftest import Run
 
 SOON = "a running service will serve it within a few seconds\n"
@@ -440,3 +442,36 @@ def test_check_refuses_a_service_that_is_open_to_the_network(run: Run, churn: Pa
         ("127.0.0.1", {"REQUIRE_KEYS": "true"}, 1),
     ):
         assert run("check", HOST=host, **environ).returncode == status, (host, environ)
+
+
+@pytest.mark.parametrize(
+    ("before", "options", "after"),
+    [
+        (["load-test"], ["--models", "wine", "--seconds", "5"], ["http://localhost"]),
+        (["verify"], ["--max-memory-mb", "5"], ["http://localhost"]),
+        (["remove", "churn"], ["--force"], ["2"]),
+    ],
+)
+def test_options_may_stand_before_and_after_what_may_be_left_out(
+    before: list[str], options: list[str], after: list[str]
+) -> None:
+    orders = [[*before, *options, *after], [*before, *after, *options], [before[0], *options, *before[1:], *after]]
+    first, *others = [vars(parser().parse_args(order)) for order in orders]
+    assert after[0] in first.values()
+    assert all(other == first for other in others)
+
+
+@pytest.mark.parametrize("seconds", ["-5", "0", "nan", "inf", "x"])
+def test_a_load_test_of_no_time_is_refused(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parser().parse_args(["load-test", f"--seconds={seconds}"])
+    assert ended.value.code == 2
+    assert "argument --seconds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("header", ["a,a", "a,b,a", '"a",a'])
+def test_a_table_with_two_columns_of_one_name_is_refused(tmp_path: Path, header: str) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text(f"{header}\n{','.join('1' * len(header.split(',')))}\n")
+    with pytest.raises(CannotAdd, match="the header has two columns 'a'"):
+        read_table(table)
