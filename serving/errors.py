@@ -120,8 +120,8 @@ class TooManyStreams(ServingError):
 class QueueFull(ServingError):
     """The queue of jobs is full; there may be room after `retry_after` seconds."""
 
-    def __init__(self, retry_after: float) -> None:
-        super().__init__("too many jobs are waiting")
+    def __init__(self, retry_after: float, whose: str = "") -> None:
+        super().__init__(f"too many jobs {whose}are waiting")
         self.retry_after = retry_after
 
 

@@ -125,6 +125,7 @@ class Settings:
     )
     job_runners: int = setting(1, "number of processes that run jobs", low=1)
     job_max_queued: int = setting(100, "jobs that may wait; one more gets 429", low=1)
+    job_max_queued_per_key: int = setting(50, "how many of them one key may have waiting; 0 for all", low=0)
     job_max_rows: int = setting(100_000, "rows in one job; more get 413", low=1)
     job_max_body_bytes: int = setting(64 * 1024 * 1024, "largest CSV of a job; a larger one gets 413", low=1)
     job_lease_seconds: float = setting(

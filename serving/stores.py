@@ -18,11 +18,16 @@ def build_job_store(settings: Settings) -> JobStore:
         return RedisJobStore(
             settings.redis_url,
             max_queued=settings.job_max_queued,
+            max_queued_of_client=settings.job_max_queued_per_key,
             health_check_interval=settings.redis_health_check_interval,
         )
     from serving.jobs.sqlite import SQLiteJobStore
 
-    return SQLiteJobStore(settings.data_dir, max_queued=settings.job_max_queued)
+    return SQLiteJobStore(
+        settings.data_dir,
+        max_queued=settings.job_max_queued,
+        max_queued_of_client=settings.job_max_queued_per_key,
+    )
 
 
 def build_event_log(settings: Settings) -> EventLog:

@@ -26,8 +26,9 @@ from urllib.parse import parse_qs
 import structlog
 from starlette.types import Scope
 
-from serving.errors import InvalidSetting, NotAuthorized, NotPermitted, RouteNotFound
+from serving.errors import InvalidSetting, JobNotFound, NotAuthorized, NotPermitted, RouteNotFound
 from serving.http.body import HeaderMap
+from serving.jobs.job import Job
 from serving.shared.rate_table import Rate, parse_rate
 
 SCOPES = ("predict", "write", "read", "admin")
@@ -81,14 +82,29 @@ class Key:
     expires: float | None = None
     """In seconds since the epoch; None for never."""
 
+    def may_use(self, model: str) -> bool:
+        """Whether the key may use this model."""
+        return not self.models or model in self.models
+
     def check_model(self, model: str) -> None:
         """Raise NotPermitted if the key may not use this model, whether there is one of that name or not."""
-        if self.models and model not in self.models:
+        if not self.may_use(model):
             raise NotPermitted("this key may not use that model")
+
+    def check_job(self, job: Job) -> None:
+        """Raise JobNotFound for the job of another key. Old jobs, and those of schedules, belong to none."""
+        if "admin" not in self.scopes and job.client not in ("", self.name):
+            raise JobNotFound("there is no such job, or it has been deleted")
 
 
 NOBODY = Key("", b"", ANY)
 """Stands for whoever sends a request to an open service."""
+
+
+def key_of(scope: Scope) -> Key:
+    """The key of a request that has been checked."""
+    found: Key = scope["state"].get("key", NOBODY)
+    return found
 
 
 def new_secret() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
@@ -49,6 +50,8 @@ class Job:
     unique_key: str = ""
     idempotency_key: str = ""
     mutex: str = ""
+    client: str = ""
+    """The name of the API key that it belongs to; empty for none."""
 
     @property
     def is_finished(self) -> bool:
@@ -72,12 +75,23 @@ class JobRequest:
     unique_key: str = ""
     idempotency_key: str = ""
     mutex: str = ""
+    client: str = ""
     max_attempts: int = 3
     delay: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.operation or not self.inputs or self.max_attempts < 1:
             raise ValueError("a job needs an operation, at least one chunk and at least one attempt")
+
+    def of(self, client: str) -> JobRequest:
+        """The same request by a client, whose keys find no job of another client."""
+        if not client:
+            return self
+        unique, idempotency = (
+            key and hashlib.sha256(f"{client} {key}".encode()).hexdigest()
+            for key in (self.unique_key, self.idempotency_key)
+        )
+        return dataclasses.replace(self, client=client, unique_key=unique, idempotency_key=idempotency)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

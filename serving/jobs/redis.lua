@@ -4,7 +4,7 @@
 -- After the prefix: `job:ID` is a hash of the job's fields, `input:ID` and `result:ID` are hashes of its chunks;
 -- `due:OPERATION` holds queued jobs by the time they are due, `running` by the end of their lease, `finished` by
 -- their end; `unique_key`, `mutex` and `idempotency_key` are hashes from such a key to the job that holds it;
--- `counts` has the jobs by state; `operations` is a set; `schedule:NAME` is a hash of what is known of a schedule, and
+-- `counts` has the jobs by state, `waiting` the queued ones by client; `operations` is a set; `schedule:NAME` is a hash of what is known of a schedule, and
 -- `schedules` the set of their names.
 -- Nothing expires, so a server that evicts only expiring keys (`volatile-lru`) loses no job. Times are the server's,
 -- in seconds; fractions are passed as text, because Lua's own text of them is too short.
@@ -43,7 +43,11 @@ local function end_job(id, state, at)
 end
 
 local function place(id, state, at)
-  local before, operation = get(id, 'state', 'operation')
+  local before, operation, client = get(id, 'state', 'operation', 'client')
+  if client and before == 'queued' and redis.call('HINCRBY', prefix .. 'waiting', client, -1) <= 0 then
+    redis.call('HDEL', prefix .. 'waiting', client)
+  end
+  if client and state == 'queued' then redis.call('HINCRBY', prefix .. 'waiting', client, 1) end
   if before then
     redis.call('HINCRBY', prefix .. 'counts', before, -1)
     redis.call('ZREM', before == 'queued' and prefix .. 'due:' .. operation or prefix .. before, id)
@@ -119,17 +123,21 @@ local function mend_times(lease, longest, operations)
   end
 end
 
--- Submits the request that begins at an argument: 1 and its id, 0 and the id of the job that a key belongs to, or -1.
+-- Submits the request that begins at an argument: 1 and its id, 0 and the id of the job that a key belongs to, -1 if too many jobs
+-- are waiting, or -2 if too many of this client are.
 local function submit(first)
-  local id, most, delay, count = ARGV[first], tonumber(ARGV[first + 1]), tonumber(ARGV[first + 2]), ARGV[first + 3]
+  local id, most, most_of_client = ARGV[first], tonumber(ARGV[first + 1]), tonumber(ARGV[first + 2])
+  local delay, count = tonumber(ARGV[first + 3]), ARGV[first + 4]
   if redis.call('EXISTS', key(id)) == 1 then return 1, id end
-  local given, inputs = {}, first + 4 + tonumber(count)
-  for i = first + 4, inputs - 1, 2 do given[ARGV[i]] = ARGV[i + 1] end
+  local given, inputs = {}, first + 5 + tonumber(count)
+  for i = first + 5, inputs - 1, 2 do given[ARGV[i]] = ARGV[i + 1] end
   for _, kind in ipairs({'idempotency_key', 'unique_key', 'mutex'}) do
     local other = given[kind] and redis.call('HGET', prefix .. kind, given[kind])
     if other then return 0, other end
   end
   if tonumber(redis.call('HGET', prefix .. 'counts', 'queued') or 0) >= most then return -1, '' end
+  local waiting = given['client'] and redis.call('HGET', prefix .. 'waiting', given['client']) or 0
+  if tonumber(waiting) >= most_of_client then return -2, '' end
   local at = now()
   for name, value in pairs(given) do
     set(id, name, value)

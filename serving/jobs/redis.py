@@ -31,6 +31,8 @@ from serving.storage.statements import statements
 
 _lua = statements(__file__, "redis.lua")
 KEYS = ["forkserve:{jobs}:", *EVENT_KEYS]
+OF_CLIENT = -2
+"""What `submit` says when too many jobs of this client are waiting."""
 REFUSED_WHEN_FULL = ("submit", "fire", "probe")
 
 
@@ -42,19 +44,23 @@ class RedisJobStore:
         url: str,
         *,
         max_queued: int = MAX_QUEUED,
+        max_queued_of_client: int = 0,
         backoff: Backoff | None = None,
         timeout: float = 1.0,
         health_check_interval: float = 30.0,
     ) -> None:
-        """Connecting, writing and reading may each take `timeout` seconds. Raises InvalidRedisUrl."""
+        """Connecting, writing and reading may each take `timeout` seconds. Raises InvalidRedisUrl.
+
+        A `max_queued_of_client` of 0 sets no limit of its own.
+        """
         self._redis = ScriptedRedis(url, timeout=timeout, health_check_interval=health_check_interval)
-        self._max_queued = max_queued
+        self._limits = (max_queued, max_queued_of_client or max_queued)
         self._backoff = backoff or Backoff()
 
     async def submit(self, request: JobRequest) -> Job:
         outcome, found = await self._run("submit", *self._request(request))
         if outcome < 0:
-            raise QueueFull(RETRY_AFTER_SECONDS)
+            raise QueueFull(RETRY_AFTER_SECONDS, "of this key " if outcome == OF_CLIENT else "")
         return _job(found)
 
     def _request(self, request: JobRequest) -> list[Any]:
@@ -63,7 +69,7 @@ class RedisJobStore:
         for name in KEPT_FIELDS:
             if value := getattr(request, name):
                 fields += [name, value]
-        return [new_id(), self._max_queued, request.delay, len(fields), *fields, *request.inputs]
+        return [new_id(), *self._limits, request.delay, len(fields), *fields, *request.inputs]
 
     async def claim(self, owner: str, lease_seconds: float, operations: Sequence[str]) -> Job | None:
         longest = self._backoff.longest

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import hashlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
@@ -72,6 +72,13 @@ class JobQuery(msgspec.Struct, forbid_unknown_fields=True):
 
 _body = msgspec.json.Decoder(JobBody)
 
+CheckModel = Callable[[str], None]
+"""Raises if the client may not use a model of that name, whether there is one or not."""
+
+
+def any_model(_name: str) -> None:
+    """Lets a client use every model."""
+
 
 class JobReader:
     """Makes JobRequests of what clients send."""
@@ -83,26 +90,31 @@ class JobReader:
         self._chunk_rows = chunk_rows
         self._readers = {model: Reader(model, max_rows, TOO_MANY) for model in registry}
 
-    async def read_json(self, body: bytes, key: str, turns: Turns | None = None) -> JobRequest:
-        """The job of a JSON body; `key` is the client's idempotency key, or empty.
+    async def read_json(
+        self, body: bytes, key: str, turns: Turns | None = None, check: CheckModel = any_model
+    ) -> JobRequest:
+        """The job of a JSON body; `key` is the client's idempotency key, or empty; `check` refuses a model's name.
 
         Raises NotJSON, InvalidRequest, InvalidRows, TooManyInstances, ModelNotFound, VersionNotFound, NotExplained,
         InvalidSelection, and what `turns` raise.
         """
         asked = decode(_body, body, USAGE)
         parameters = read_parameters(asked.parameters)
-        draft = self._draft(asked.operation, asked.model, asked.version, parameters)
+        draft = self._draft(check, asked.operation, asked.model, asked.version, parameters)
         async for rows in self._readers[draft.model].read_array(asked.instances, turns or Turns()):
             draft.add(rows)
         return await draft.request(key)
 
-    async def read_csv(self, query: dict[str, Any], pieces: AsyncIterator[bytes], key: str) -> JobRequest:
+    async def read_csv(
+        self, query: dict[str, Any], pieces: AsyncIterator[bytes], key: str, check: CheckModel = any_model
+    ) -> JobRequest:
         """The job of a CSV that arrives in pieces. Raises what `read_json` raises, but for NotJSON and InvalidRows."""
         try:
             asked = msgspec.convert(query, JobQuery, strict=False)
         except msgspec.ValidationError:
             raise InvalidRequest("use ?operation=predict or explain, &model=, and no unknown parameters") from None
         draft = self._draft(
+            check,
             asked.operation,
             asked.model,
             asked.version,
@@ -117,7 +129,8 @@ class JobReader:
         draft.add(table.end())
         return await draft.request(key)
 
-    def _draft(self, verb: Verb, name: str, version: str | None, parameters: Parameters) -> _Draft:
+    def _draft(self, check: CheckModel, verb: Verb, name: str, version: str | None, parameters: Parameters) -> _Draft:
+        check(name)
         model = self._registry.get(name, version)
         return _Draft(model, verb, parameters.selection(verb, model), self._chunk_rows)
 
@@ -204,11 +217,11 @@ class Background:
         self._store = store
         self._chunk_rows = chunk_rows
 
-    async def submit(self, model: LoadedModel, verb: Verb, rows: Rows, selection: Selection) -> Job:
-        """The job that will answer these rows, or has. Raises QueueFull, StoreUnavailable, InvalidSelection."""
+    async def submit(self, model: LoadedModel, verb: Verb, rows: Rows, selection: Selection, client: str) -> Job:
+        """The client's job for these rows, done or not. Raises QueueFull, StoreUnavailable, InvalidSelection."""
         draft = _Draft(model, verb, selection, self._chunk_rows)
         draft.add(rows)
-        request = await draft.request("")
+        request = (await draft.request("")).of(client)
         # with a space, so that no client can have taken it
         key = hashlib.sha256(f"background {request.unique_key}".encode()).hexdigest()
         job = await self._store.submit(dataclasses.replace(request, idempotency_key=key))
@@ -219,11 +232,11 @@ class Background:
         return job
 
     async def take_over(
-        self, late: DeadlineExceeded, model: LoadedModel, verb: Verb, rows: Rows, selection: Selection
+        self, late: DeadlineExceeded, model: LoadedModel, verb: Verb, rows: Rows, selection: Selection, client: str
     ) -> Job:
         """The job for a request whose deadline has passed. Raises `late` if it cannot be submitted."""
         try:
-            return await self.submit(model, verb, rows, selection)
+            return await self.submit(model, verb, rows, selection, client)
         except (QueueFull, StoreUnavailable) as error:
             log.warning("Late request not queued as a job", reason=str(error))
             raise late from None

@@ -40,7 +40,7 @@ _sql = statements(__file__, "sqlite.sql")
 def jobs_database(directory: Path, *, busy_seconds: float = 5.0) -> Database:
     """Return `jobs.db`, unopened: jobs, since schema 2 events (before in `events.db`), since schema 3 schedules."""
     take_events = partial(create_tables, old_file=directory / "events.db")
-    migrations = (_sql("schema_1"), take_events, _sql("schema_3"), _sql("schema_4"))
+    migrations = (_sql("schema_1"), take_events, *map(_sql, ("schema_3", "schema_4", "schema_5")))
     return Database(directory / "jobs.db", migrations, busy_seconds=busy_seconds)
 
 
@@ -52,12 +52,15 @@ class SQLiteJobStore:
         directory: Path,
         *,
         max_queued: int = MAX_QUEUED,
+        max_queued_of_client: int = 0,
         backoff: Backoff | None = None,
         busy_seconds: float = 5.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """A `max_queued_of_client` of 0 sets no limit of its own."""
         self._database = jobs_database(directory, busy_seconds=busy_seconds)
         self._max_queued = max_queued
+        self._max_queued_of_client = max_queued_of_client or max_queued
         self._backoff = backoff or Backoff()
         self._clock = clock
 
@@ -73,6 +76,8 @@ class SQLiteJobStore:
             return _job(same)
         if _one(connection, "count_queued")["queued"] >= self._max_queued:
             raise QueueFull(RETRY_AFTER_SECONDS)
+        if _one(connection, "count_queued_of", client=request.client)["queued"] >= self._max_queued_of_client:
+            raise QueueFull(RETRY_AFTER_SECONDS, "of this key ")
         job = _job(_one(connection, "insert", **values))
         chunks = ((job.id, chunk, data) for chunk, data in enumerate(request.inputs))
         connection.executemany(_sql("insert_input"), chunks)

@@ -70,6 +70,10 @@ create table schedules (
 -- name: schema_4
 alter table jobs add column lease real;
 
+-- name: schema_5
+alter table jobs add column client text not null default '';
+create index jobs_waiting_of_client on jobs (client) where state = 'queued' and client <> '';
+
 -- name: same_job
 select * from (
     select 1 as rank, * from jobs where idempotency_key = :idempotency_key and idempotency_key <> ''
@@ -82,11 +86,14 @@ select * from (
 -- name: count_queued
 select count(*) as queued from jobs where state = 'queued'
 
+-- name: count_queued_of
+select count(*) as queued from jobs where state = 'queued' and client <> '' and client = :client
+
 -- name: insert
 insert into jobs (id, operation, model, version, parameters, state, chunks, max_attempts, created, due,
-                  unique_key, idempotency_key, mutex)
+                  unique_key, idempotency_key, mutex, client)
 values (:id, :operation, :model, :version, :parameters, 'queued', :chunks, :max_attempts, :created, :due,
-        :unique_key, :idempotency_key, :mutex) returning *
+        :unique_key, :idempotency_key, :mutex, :client) returning *
 
 -- name: insert_input
 insert into inputs (job, chunk, data) values (?, ?, ?)

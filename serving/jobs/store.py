@@ -29,7 +29,10 @@ PRUNE_AT_ONCE = 500
 LOST = "lost with its runner"
 """The error of a job whose lease has run out. The owner's name follows it, which clients do not see."""
 
-KEPT_FIELDS = ("operation", "model", "version", "parameters", "max_attempts", "unique_key", "idempotency_key", "mutex")
+KEPT_FIELDS = (
+    *("operation", "model", "version", "parameters", "max_attempts"),
+    *("unique_key", "idempotency_key", "mutex", "client"),
+)
 """The fields of a JobRequest that are kept as they are."""
 
 

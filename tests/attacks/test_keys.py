@@ -17,8 +17,10 @@ from sklearn.linear_model import LinearRegression
 
 from harness.service import ADMIN_TOKEN, Service
 from harness.wire import ask, check_refusal, request
-from registry.store.add import add_version
+from registry.store.add import add_trained
+from registry.training.script import Trained
 from serving.app import Application, build, build_alerts
+from serving.jobs.job import JobRequest
 from serving.settings import Settings
 from tests.cases import cases
 
@@ -58,6 +60,11 @@ SCOPES = ("predict", "write", "read", "admin")
 SECRETS = {scope: f"the-secret-of-the-key-{scope}" for scope in SCOPES}
 EXPIRED = "a-key-of-all-scopes-that-has-expired"
 NARROW = "a-key-for-a-model-that-is-another"
+OTHER = "a-key-of-somebody-else"
+GREEDY = "a-key-that-wants-everything"
+
+MAX_WAITING = 3
+"""Jobs that one key may have waiting."""
 
 
 def entry(name: str, secret: str, *rest: str) -> str:
@@ -69,6 +76,8 @@ ENTRIES = " ".join(
         *(entry(f"only-{scope}", secret, scope) for scope, secret in SECRETS.items()),
         entry("old", EXPIRED, ",".join(SCOPES), "", "", "2020-01-01"),
         entry("narrow", NARROW, "predict,write,read", "", "other"),
+        entry("other", OTHER, "predict"),
+        entry("greedy", GREEDY, "predict"),
     ]
 )
 
@@ -78,22 +87,26 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with one small model."""
     root = tmp_path_factory.mktemp("line") / "models"
     sample = pd.DataFrame({"value": np.linspace(0.0, 1.0, 20)})
-    add_version(root, "line", LinearRegression().fit(sample, sample["value"]), sample)
+    trained = Trained(estimator=LinearRegression().fit(sample, sample["value"]), sample=sample)
+    add_trained(root, "line", trained, entities=True)
     return root
 
 
 @pytest.fixture(scope="module")
 def app(line: Path) -> Application:
-    settings = Settings(model_dir=line, data_dir=line.parent / "data", api_keys=ENTRIES)
+    settings = Settings(
+        model_dir=line, data_dir=line.parent / "data", api_keys=ENTRIES, job_max_queued_per_key=MAX_WAITING
+    )
     return build(settings, build_alerts(settings))
 
 
 Response = tuple[int, dict[str, str], bytes]
 
 
-def send(app: Application, operation: str, headers: Mapping[str, str]) -> Response:
-    """The answer of the app to an operation with an empty object, whose client leaves as soon as it has sent it."""
-    method, path = operation.split()
+def send(app: Application, operation: str, headers: Mapping[str, str], body: bytes = b"{}") -> Response:
+    """The answer of the app to an operation whose client leaves as soon as it has sent the body."""
+    method, target = operation.split()
+    path, _, query = target.partition("?")
     path = re.sub(r"{\w+}", "line", path)
     raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     scope = {
@@ -101,12 +114,12 @@ def send(app: Application, operation: str, headers: Mapping[str, str]) -> Respon
         "method": method,
         "path": path,
         "raw_path": path.encode(),
-        "query_string": b"",
+        "query_string": query.encode(),
         "headers": [(b"content-type", b"application/json"), *raw],
         "client": ("127.0.0.1", 1),
     }
     sent: list[dict[str, Any]] = []
-    parts = iter([{"type": "http.request", "body": b"{}", "more_body": False}])
+    parts = iter([{"type": "http.request", "body": body, "more_body": False}])
 
     async def receive() -> dict[str, Any]:
         return next(parts, {"type": "http.disconnect"})
@@ -211,6 +224,66 @@ def test_the_document_says_which_key_an_operation_takes(app: Application, line: 
         assert ({} in said["security"]) == (OPERATIONS[operation] not in (OPEN, "admin"))
         status, _, _ = send(open_app, operation, {})
         assert (status == 401) == (OPERATIONS[operation] == "admin")
+
+
+JOB = b'{"operation": "predict", "model": "line", "instances": [{"value": 0.5}]}'
+
+
+def submit(app: Application, secret: str, **headers: str) -> dict[str, Any]:
+    status, _, content = send(app, "POST /v1/jobs", bearer(secret) | headers, JOB)
+    assert status == 202
+    job: dict[str, Any] = msgspec.json.decode(content)
+    return job
+
+
+PARTS = (("GET", ""), ("GET", "/result"), ("GET", "/events"), ("DELETE", ""))
+
+
+def test_jobs_belong_to_the_key_that_made_them(app: Application) -> None:
+    mine, repeat = SECRETS["predict"], {"Idempotency-Key": "order-1"}
+    job = submit(app, mine, **repeat)
+    assert submit(app, mine, **repeat)["id"] == job["id"], "the same request of the same key"
+    assert submit(app, mine)["id"] == job["id"], "equal work of the same key is done once"
+    theirs = submit(app, OTHER, **repeat)
+    assert theirs["id"] != job["id"]
+    assert submit(app, SECRETS["admin"])["id"] not in (job["id"], theirs["id"])
+    for operation in (f"{method} /v1/jobs/{job['id']}{rest}" for method, rest in PARTS):
+        unknown = send(app, operation.replace(job["id"], "x" * 24), bearer(OTHER), b"")
+        refused = send(app, operation, bearer(OTHER), b"")
+        assert refused[0] == unknown[0] == 404
+        assert [msgspec.json.decode(content)["detail"] for _, _, content in (refused, unknown)] == [
+            "there is no such job, or it has been deleted"
+        ] * 2
+    assert msgspec.json.decode(send(app, f"GET /v1/jobs/{job['id']}", bearer(mine))[2])["state"] == "queued"
+    assert send(app, f"GET /v1/jobs/{job['id']}", bearer(SECRETS["admin"]))[0] == 200, "the admin sees all"
+    assert send(app, f"DELETE /v1/jobs/{job['id']}", bearer(mine))[0] == 200
+
+
+def test_a_job_that_belongs_to_nobody_is_there_for_every_key(app: Application) -> None:
+    job = asyncio.run(
+        app.service.shared.jobs.submit(JobRequest(operation="predict", model="line", version="1", inputs=[b"0"]))
+    )
+    assert send(app, f"GET /v1/jobs/{job.id}", bearer(OTHER))[0] == 200
+
+
+def test_one_key_cannot_fill_the_queue(app: Application) -> None:
+    answers = [
+        send(app, "POST /v1/jobs", bearer(GREEDY), JOB.replace(b"0.5", b"0.%d" % number))
+        for number in range(1, MAX_WAITING + 2)
+    ]
+    assert [status for status, _, _ in answers] == [202] * MAX_WAITING + [429]
+    _, answer, content = answers[-1]
+    assert answer["retry-after"] == "10"
+    assert "of this key" in msgspec.json.decode(content)["detail"]
+    submit(app, OTHER, **{"Idempotency-Key": "still-room"})
+
+
+def test_a_key_of_one_model_sees_and_asks_no_other(app: Application) -> None:
+    assert msgspec.json.decode(send(app, "GET /v1/models", bearer(NARROW))[2])["models"] == []
+    for model in ("line", "nothing"):
+        assert send(app, "POST /v1/jobs", bearer(NARROW), JOB.replace(b"line", model.encode()))[0] == 403
+        assert send(app, f"GET /v1/entities/e/predictions?models=other,{model}", bearer(NARROW))[0] == 403
+    assert send(app, "GET /v1/entities/e/events", bearer(NARROW))[0] == 403
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from serving.entities.record import Record, make_record
 from serving.errors import InvalidRequest, TooManyInstances
 from serving.http.body import answer_json, describe_body, read_json
 from serving.http.edge import network_of
+from serving.http.keys import key_of
 from serving.http.routes.predict import parse_timeout
 from serving.http.sse import EventStream, LastEventId, Streams
 from serving.predict.json_body import decode
@@ -115,6 +116,7 @@ def entities_router(service: Service, streams: Streams) -> APIRouter:
 
     @router.get("/{entity}/predictions", summary="Predictions of all models for the newest records, newest first")
     async def predict(
+        request: Request,
         entity: str,
         models: Annotated[
             str | None, Query(description="Names separated by commas; default all models that are bound to entities")
@@ -125,10 +127,15 @@ def entities_router(service: Service, streams: Streams) -> APIRouter:
             str | None, Header(description="Seconds; may shorten the deadline, never lengthen it")
         ] = None,
     ) -> Response:
-        started = time.perf_counter()
+        started, key = time.perf_counter(), key_of(request.scope)
+        names = None if models is None else [name for name in models.split(",") if name]
+        for name in names or ():
+            key.check_model(name)
+        if names is None and key.models:
+            names = [model.name for model in service.predictor.bound() if key.may_use(model.name)]
         answer = await service.predictor.predict(
             entity,
-            names=None if models is None else [name for name in models.split(",") if name],
+            names=names,
             limit=_count(limit),
             explained=_truth(explain),
             timeout=None if x_request_timeout is None else parse_timeout(x_request_timeout.encode()),
@@ -148,6 +155,8 @@ def entities_router(service: Service, streams: Streams) -> APIRouter:
     )
     async def follow(entity: str, request: Request, after: LastEventId) -> Response:
         check_entity(entity)
+        for model in service.predictor.bound():
+            key_of(request.scope).check_model(model.name)  # an event has the answers of all of them
         return EventStream(streams, streams.follow(topic_of(entity), after, network_of(request.scope).hex()))
 
     return router

@@ -15,6 +15,7 @@ from serving.errors import InvalidRequest, JobUnfinished, UnsupportedBody
 from serving.events.log import EventLog
 from serving.http.body import answer_json, body_type, check_encoding, read_body, stream_body, turns_of_client
 from serving.http.edge import network_of
+from serving.http.keys import key_of
 from serving.http.sse import EventStream, LastEventId, Streams
 from serving.jobs.job import Job, JobRequest
 from serving.jobs.requests import JobReader, idempotency_key
@@ -34,21 +35,30 @@ def jobs_router(service: Service, streams: Streams) -> APIRouter:
 
     @router.post("", status_code=202, summary="Predict or explain many rows in the background")
     async def submit(request: Request) -> Response:
-        return submitted(await _submit(store, await _read(request, reader, limits)))
+        key = key_of(request.scope)
+        asked = await _read(request, reader, limits)
+        return submitted(await _submit(store, asked.of(key.name)))
+
+    async def find(job_id: str, request: Request) -> Job:
+        """The job, if it belongs to the request's key. Raises JobNotFound."""
+        job = await store.get(job_id)
+        key_of(request.scope).check_job(job)
+        return job
 
     @router.get("/{job_id}", summary="The state of a job")
-    async def show(job_id: str) -> Response:
-        return answer_json(job_view(await store.get(job_id)))
+    async def show(job_id: str, request: Request) -> Response:
+        return answer_json(job_view(await find(job_id, request)))
 
     @router.get("/{job_id}/result", summary="The answers, as JSON, or as CSV if the client accepts that")
     async def result(job_id: str, request: Request) -> Response:
-        job = await store.get(job_id)
+        job = await find(job_id, request)
         if job.state != "done":
             raise JobUnfinished(f"the job has no result; it is {job.state}")
         return _result(store, job, _model_of(service.registry, job), request.headers.get("accept", ""))
 
     @router.delete("/{job_id}", summary="Cancel a job")
-    async def cancel(job_id: str) -> Response:
+    async def cancel(job_id: str, request: Request) -> Response:
+        await find(job_id, request)
         return answer_json(job_view(await store.cancel(job_id)))
 
     @router.get(
@@ -59,7 +69,7 @@ def jobs_router(service: Service, streams: Streams) -> APIRouter:
         responses={204: {"description": "The job is finished and has no further events; do not come back"}},
     )
     async def follow_job(job_id: str, request: Request, last_event_id: LastEventId) -> Response:
-        job = await store.get(job_id)
+        job = await find(job_id, request)
         after = last_event_id or 0
         if job.is_finished and not await _has_more(events, job_id, after):
             return Response(status_code=204)
@@ -72,16 +82,17 @@ def jobs_router(service: Service, streams: Streams) -> APIRouter:
 
 async def _read(request: Request, reader: JobReader, limits: Limits) -> JobRequest:
     headers = dict(request.scope["headers"])
+    check = key_of(request.scope).check_model
     key = idempotency_key(request.headers.get("idempotency-key"))
     kind = body_type(headers)
     check_encoding(headers)
     if kind == b"application/json":
         body = await read_body(headers, request.receive, limits.max_body_bytes)
         with turns_of_client(request.receive) as turns:
-            return await reader.read_json(body, key, turns)
+            return await reader.read_json(body, key, turns, check)
     if kind == b"text/csv":
         rows = stream_body(headers, request.receive, limits.max_csv_bytes)
-        return await reader.read_csv(_query(request), rows, key)
+        return await reader.read_csv(_query(request), rows, key, check)
     raise UnsupportedBody("send application/json or text/csv in UTF-8")
 
 

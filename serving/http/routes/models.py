@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from registry.model import LoadedModel
 from registry.registry import Registry
+from serving.http.keys import key_of
 
 
 def models_router(registry: Registry, *, show_examples: bool) -> APIRouter:
@@ -16,11 +17,12 @@ def models_router(registry: Registry, *, show_examples: bool) -> APIRouter:
     router = APIRouter(prefix="/v1/models", tags=["models"])
 
     @router.get("", summary="All models")
-    async def list_models() -> dict[str, Any]:
+    async def list_models(request: Request) -> dict[str, Any]:
+        key = key_of(request.scope)
         return {
-            "models": [summary(registry, model) for model in registry.live()],
+            "models": [summary(registry, model) for model in registry.live() if key.may_use(model.name)],
             "status": "degraded" if registry.refusals else "ok",
-            "refused": [msgspec.to_builtins(refusal) for refusal in registry.refusals],
+            "refused": [msgspec.to_builtins(refusal) for refusal in registry.refusals if key.may_use(refusal.model)],
         }
 
     @router.get("/{model}", summary="One model: its features, versions and metrics")

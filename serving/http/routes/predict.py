@@ -19,6 +19,7 @@ from registry.model import LoadedModel
 from serving.errors import DeadlineExceeded, MethodNotAllowed, NotJSON
 from serving.http.body import ClientGone, Headers, check_json, read_body, turns_of_client
 from serving.http.edge import respond, unanswered_status
+from serving.http.keys import key_of
 from serving.http.problems import status_of
 from serving.http.routes.jobs import job_view
 from serving.http.sse import CONTENT_TYPE as EVENTS
@@ -92,7 +93,7 @@ class InferenceRoute:
         scope["instances"] = len(rows)
         selection = parameters.selection(verb, model)
         if self._background is not None and verb == "explain" and is_for_jobs(model, selection):
-            await _accept(send, await self._background.submit(model, verb, rows, selection))
+            await _accept(send, await self._background.submit(model, verb, rows, selection, key_of(scope).name))
             self._figures[verb][model].refused(HTTPStatus.ACCEPTED)
             return
         if EVENTS in headers.get(b"accept", b""):
@@ -108,7 +109,9 @@ class InferenceRoute:
         except DeadlineExceeded as late:
             if self._background is None:
                 raise
-            await _accept(send, await self._background.take_over(late, model, verb, rows, selection))
+            await _accept(
+                send, await self._background.take_over(late, model, verb, rows, selection, key_of(scope).name)
+            )
             self._figures[verb][model].refused(HTTPStatus.GATEWAY_TIMEOUT)
             return
         sources = [source for _, source in answers]

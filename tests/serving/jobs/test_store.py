@@ -22,12 +22,12 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_submitted_job_is_found_as_it_was_requested(store: JobStore) -> None:
-    request = job_request(parameters=b"\x00\xff", unique_key="u", idempotency_key="i", mutex="x", max_attempts=5)
+    request = job_request(parameters=b"\x00\xff", unique_key="u", idempotency_key="i", mutex="x", client="c", max_attempts=5)
     job = await store.submit(request)
     assert await store.get(job.id) == job
     assert (job.state, job.progress, job.attempts, job.chunks, job.chunks_done) == ("queued", 0.0, 0, 3, 0)
     assert (job.started, job.finished, job.error, job.owner, job.cancelling) == (None, None, "", "", False)
-    for name in ("operation", "model", "version", "parameters", "unique_key", "idempotency_key", "mutex"):
+    for name in ("operation", "model", "version", "parameters", "unique_key", "idempotency_key", "mutex", "client"):
         assert getattr(job, name) == getattr(request, name)
     assert job.max_attempts == 5
     assert 1.7e9 <= job.created == job.due < 1e10
@@ -550,3 +550,29 @@ async def test_request_whose_mutex_is_held_is_given_the_holder_although_its_key_
     again = await store.submit(job_request(idempotency_key="backup@1", mutex="schedule:backup"))
     assert (again.id, again.state) == (first.id, "failed")
     assert await adds_a_job(store, job_request(idempotency_key="backup@2", mutex="schedule:backup"))
+
+
+async def test_waiting_jobs_are_limited_by_client(jobs: Jobs) -> None:
+    store = jobs.open(max_queued=4, max_queued_of_client=2)
+    mine = [await store.submit(job_request(client="mine")) for _ in range(2)]
+    with pytest.raises(QueueFull, match="too many jobs of this key are waiting"):
+        await store.submit(job_request(client="mine"))
+    await store.submit(job_request(client="theirs"))
+    await store.submit(job_request())
+    with pytest.raises(QueueFull, match="too many jobs are waiting"):
+        await store.submit(job_request(client="theirs"))
+    await store.cancel(mine[0].id)
+    await store.submit(job_request(client="mine"))
+    claimed_job = await claimed(store)
+    assert claimed_job.client == "mine"
+    await store.submit(job_request(client="mine"))
+    await store.release(claimed_job.id, "a")
+    with pytest.raises(QueueFull, match="of this key|are waiting"):
+        await store.submit(job_request(client="mine"))
+
+
+async def test_equal_keys_of_two_clients_are_two_jobs(store: JobStore) -> None:
+    asked = job_request(unique_key="u", idempotency_key="i")
+    jobs = [await store.submit(asked.of(client)) for client in ("", "a", "b", "a")]
+    assert len({job.id for job in jobs}) == 3
+    assert jobs[1] == jobs[3]
