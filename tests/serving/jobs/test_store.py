@@ -22,7 +22,9 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_submitted_job_is_found_as_it_was_requested(store: JobStore) -> None:
-    request = job_request(parameters=b"\x00\xff", unique_key="u", idempotency_key="i", mutex="x", client="c", max_attempts=5)
+    request = job_request(
+        parameters=b"\x00\xff", unique_key="u", idempotency_key="i", mutex="x", client="c", max_attempts=5
+    )
     job = await store.submit(request)
     assert await store.get(job.id) == job
     assert (job.state, job.progress, job.attempts, job.chunks, job.chunks_done) == ("queued", 0.0, 0, 3, 0)
@@ -567,7 +569,7 @@ async def test_waiting_jobs_are_limited_by_client(jobs: Jobs) -> None:
     assert claimed_job.client == "mine"
     await store.submit(job_request(client="mine"))
     await store.release(claimed_job.id, "a")
-    with pytest.raises(QueueFull, match="of this key|are waiting"):
+    with pytest.raises(QueueFull, match="are waiting"):
         await store.submit(job_request(client="mine"))
 
 
