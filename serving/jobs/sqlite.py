@@ -40,7 +40,7 @@ _sql = statements(__file__, "sqlite.sql")
 def jobs_database(directory: Path, *, busy_seconds: float = 5.0) -> Database:
     """Return `jobs.db`, unopened: jobs, since schema 2 events (before in `events.db`), since schema 3 schedules."""
     take_events = partial(create_tables, old_file=directory / "events.db")
-    migrations = (_sql("schema_1"), take_events, *map(_sql, ("schema_3", "schema_4", "schema_5")))
+    migrations = (_sql("schema_1"), take_events, _sql("schema_3"), _sql("schema_4"), _sql("schema_5"))
     return Database(directory / "jobs.db", migrations, busy_seconds=busy_seconds)
 
 
