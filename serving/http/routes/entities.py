@@ -13,12 +13,12 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from msgspec import Meta
 
 from serving.entities.notifier import topic_of
-from serving.entities.predictor import EntityAnswer, check_entity
+from serving.entities.predictor import EntityAnswer, EntityPredictor, check_entity
 from serving.entities.record import Record, make_record
 from serving.errors import InvalidRequest, TooManyInstances
 from serving.http.body import answer_json, describe_body, read_json
 from serving.http.edge import network_of
-from serving.http.keys import key_of
+from serving.http.keys import Key, key_of
 from serving.http.routes.predict import parse_timeout
 from serving.http.sse import EventStream, LastEventId, Streams
 from serving.predict.json_body import decode
@@ -127,15 +127,10 @@ def entities_router(service: Service, streams: Streams) -> APIRouter:
             str | None, Header(description="Seconds; may shorten the deadline, never lengthen it")
         ] = None,
     ) -> Response:
-        started, key = time.perf_counter(), key_of(request.scope)
-        names = None if models is None else [name for name in models.split(",") if name]
-        for name in names or ():
-            key.check_model(name)
-        if names is None and key.models:
-            names = [model.name for model in service.predictor.bound() if key.may_use(model.name)]
+        started = time.perf_counter()
         answer = await service.predictor.predict(
             entity,
-            names=names,
+            names=_names(models, key_of(request.scope), service.predictor),
             limit=_count(limit),
             explained=_truth(explain),
             timeout=None if x_request_timeout is None else parse_timeout(x_request_timeout.encode()),
@@ -160,6 +155,16 @@ def entities_router(service: Service, streams: Streams) -> APIRouter:
         return EventStream(streams, streams.follow(topic_of(entity), after, network_of(request.scope).hex()))
 
     return router
+
+
+def _names(models: str | None, key: Key, predictor: EntityPredictor) -> list[str] | None:
+    """The models that are asked for, None for all; of a key that may not use all, those that it may."""
+    if models is None:
+        return [model.name for model in predictor.bound() if key.may_use(model.name)] if key.models else None
+    names = [name for name in models.split(",") if name]
+    for name in names:
+        key.check_model(name)
+    return names
 
 
 def _headers(answer: EntityAnswer, seconds: float | None) -> dict[str, str]:
