@@ -142,6 +142,11 @@ def entities_router(service: Service, streams: Streams) -> APIRouter:
         headers = _headers(answer, seconds if service.show_timing else None)
         return Response(answer.content(), headers=headers, media_type="application/json")
 
+    _add_events(router, service, streams)
+    return router
+
+
+def _add_events(router: APIRouter, service: Service, streams: Streams) -> None:
     @router.get(
         "/{entity}/events",
         summary="Predictions for each record that arrives, as server-sent events",
@@ -153,8 +158,6 @@ def entities_router(service: Service, streams: Streams) -> APIRouter:
         for model in service.predictor.bound():
             key_of(request.scope).check_model(model.name)  # an event has the answers of all of them
         return EventStream(streams, streams.follow(topic_of(entity), after, network_of(request.scope).hex()))
-
-    return router
 
 
 def _names(models: str | None, key: Key, predictor: EntityPredictor) -> list[str] | None:
