@@ -31,8 +31,10 @@ def web() -> Application:
     from registry.errors import RegistryError
     from serving.app import build, start_logging
     from serving.errors import CannotServe, InvalidRedisUrl, InvalidSetting
+    from serving.process.child import make_files_private
     from serving.settings import Settings
 
+    make_files_private()
     try:
         settings = Settings.from_env(os.environ)
         return build(settings, start_logging(settings))

@@ -6,7 +6,6 @@ import errno
 import os
 import re
 import stat
-import tempfile
 from pathlib import Path
 from typing import TypeVar
 
@@ -156,16 +155,16 @@ def write_whole(path: Path, content: bytes) -> None:
     scratch_prefix = f".{path.name}-"
     for left_over in path.parent.glob(f"{scratch_prefix}*"):
         left_over.unlink()
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=scratch_prefix, delete=False) as scratch:
-        try:
-            scratch.write(content)
-            scratch.flush()
-            os.fchmod(scratch.fileno(), 0o644)
-            os.fsync(scratch.fileno())
-            Path(scratch.name).rename(path)
-        except BaseException:
-            Path(scratch.name).unlink(missing_ok=True)
-            raise
+    scratch = path.with_name(f"{scratch_prefix}{os.getpid()}")
+    try:
+        with scratch.open("xb") as file:  # who may read it is for the umask to say: a service's keeps it private
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.rename(path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
     sync_directory(path.parent)
 
 

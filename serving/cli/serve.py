@@ -9,6 +9,7 @@ import secrets
 from typing import Any
 
 from serving.cli.command import argument, command, fail, say
+from serving.process.child import make_files_private
 from serving.settings import Settings
 
 COUNTED = ("fired", "missed", "coalesced", "overlaps_prevented", "failed", "overlap_incidents")
@@ -39,6 +40,7 @@ def _run_once(settings: Settings) -> int:
     from serving.app import build, start_logging
     from serving.jobs.runner import immediately
 
+    make_files_private()
     app = build(settings, start_logging(settings))
     _settle(settings)
     app.service.runner.run(until=immediately)
@@ -49,6 +51,7 @@ def _run_worker(settings: Settings) -> int:
     from serving.app import start_logging
     from serving.master.children import RunnerMaster
 
+    make_files_private()
     master = RunnerMaster(settings, start_logging(settings))
     if not master.kinds:
         return fail("ROLES includes only the scheduler, and SCHEDULES is empty")

@@ -26,6 +26,11 @@ PR_SET_PDEATHSIG = 1
 LOWEST_PRIORITY = 19
 
 
+def make_files_private() -> None:
+    """Have nobody else read the files that this process and its children make: data, and versions that are trained."""
+    os.umask(0o077)
+
+
 def limit_numeric_threads(environ: MutableMapping[str, str]) -> None:
     """Keep the numeric libraries on one thread, whatever was set; call this before numpy is first imported.
 

@@ -14,6 +14,7 @@ import asyncio
 import functools
 import os
 import sqlite3
+import stat
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,8 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from serving.errors import StoreUnavailable
 from serving.storage.guard import PerProcess
+
+PRIVATE_FILE, PRIVATE_DIRECTORY = 0o600, 0o700
 
 WAL_BYTES = 16 << 20
 """Size to which a checkpoint cuts the write-ahead log; without it the log keeps its largest size."""
@@ -102,7 +105,7 @@ class Database:
             raise StoreUnavailable(f"{self._path.name}: {reason}") from error
 
     def _connect(self) -> sqlite3.Connection:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(self._path)
         connection = sqlite3.connect(
             self._path, timeout=self._busy_seconds, isolation_level=None, check_same_thread=False
         )
@@ -145,6 +148,30 @@ class Database:
             else:
                 run_script(connection, step)
         connection.execute(f"pragma user_version = {len(self._migrations)}")
+
+
+def make_private(path: Path) -> None:
+    """Make a file and its directory if they are missing, and have nobody but their owner read them. Raises OSError.
+
+    SQLite gives its other files the mode of this one. None is opened that exists: closing it would drop the locks of
+    other connections of this process.
+    """
+    path.parent.mkdir(mode=PRIVATE_DIRECTORY, parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE_FILE))
+    if not path.parent.stat().st_mode & stat.S_ISVTX:  # it is everybody's, such as /tmp
+        _tighten(path.parent, PRIVATE_DIRECTORY)
+    for file in path.parent.glob("*.db*"):  # those of an older version, too
+        _tighten(file, PRIVATE_FILE)
+
+
+def _tighten(path: Path, mode: int) -> None:
+    """Take from others what they may do with it, if it is ours."""
+    with suppress(FileNotFoundError):
+        state = path.lstat()
+        is_ours = state.st_uid == os.geteuid() and not stat.S_ISLNK(state.st_mode)
+        if is_ours and stat.S_IMODE(state.st_mode) & ~mode:
+            path.chmod(mode & state.st_mode)
 
 
 class Store(Protocol):

@@ -229,3 +229,16 @@ def play(call: str) -> str:
     command = [sys.executable, "-W", "error", "-c", code]
     done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=True)
     return done.stdout.strip()
+
+
+def test_files_that_a_service_makes_are_private(root: Path, tmp_path: Path) -> None:
+    code = (
+        "import main; app = main.web();"
+        "from registry.store.aliases import promote; from pathlib import Path; promote(Path({!r}), '1');"
+        "Path({!r}).mkdir()"
+    ).format(str(root / "wine"), str(tmp_path / "made"))
+    environ = {**os.environ, "MODEL_DIR": str(root), "DATA_DIR": str(tmp_path / "data")}
+    limit_numeric_threads(environ)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, check=True, capture_output=True, timeout=60)
+    assert (root / "wine" / "aliases.json").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "made").stat().st_mode & 0o777 == 0o700

@@ -205,3 +205,28 @@ async def test_cancelled_caller_leaves_the_store_in_order(database: Database) ->
     release.set()
     await database.write(partial(insert, 2))
     assert 2 in await database.read(numbers)
+
+
+def test_files_are_private_and_older_ones_become_so(tmp_path: Path) -> None:
+    before, link = tmp_path / "data" / "events.db", tmp_path / "data" / "link.db"
+    before.parent.mkdir(mode=0o755)
+    before.touch(0o644)
+    (tmp_path / "elsewhere").touch(0o644)
+    link.symlink_to(tmp_path / "elsewhere")
+    for path in (tmp_path / "data" / "jobs.db", tmp_path / "new" / "deep" / "jobs.db"):
+        database = Database(path, ["create table t (x)"])
+        asyncio.run(database.write(lambda connection: connection.execute("insert into t values (1)")))
+        files = {file.name: file.stat().st_mode & 0o777 for file in path.parent.glob("*.db*") if file != link}
+        assert {"jobs.db", "jobs.db-shm", "jobs.db-wal"} <= set(files)
+        assert set(files.values()) == {0o600}
+        assert path.parent.stat().st_mode & 0o777 == 0o700
+        asyncio.run(database.close())
+    assert (tmp_path / "elsewhere").stat().st_mode & 0o777 == 0o644
+
+
+def test_directory_that_is_everybodys_stays_as_it_is(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    database = Database(tmp_path / "jobs.db", [])
+    asyncio.run(database.read(lambda connection: connection.execute("select 1")))
+    assert tmp_path.stat().st_mode & 0o7777 == 0o1777
+    asyncio.run(database.close())
