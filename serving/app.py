@@ -30,6 +30,7 @@ from serving.entities.predictor import EntityPredictor, RecordReader
 from serving.errors import CannotReload, CannotServe, InvalidSetting
 from serving.events.follow import Hub
 from serving.http.api import make_api
+from serving.http.body import Bodies
 from serving.http.cors import Origins
 from serving.http.edge import Edge
 from serving.http.keys import ADMIN, ANY, Key, Keys, digest_of, parse_entries
@@ -122,6 +123,7 @@ class Application:
             origins=Origins(settings.cors_origins) if settings.cors_origins else None,
             limiters=self.limiters,
             keys=self.keys,
+            bodies=Bodies(settings.web_concurrency, settings.max_body_bytes),
         )
         return edge if service.tracing is None else service.tracing.wrap(edge)
 

@@ -6,7 +6,7 @@ ServingError
 │   MethodNotAllowed, NotAuthorized, NotPermitted, RouteNotFound          the request is wrong
 ├── InvalidRecord                                                       what is stored cannot be used
 ├── JobNotFound, JobUnfinished, EntityNotFound                          nothing is there, or not yet
-├── Overloaded, TooManyRequests, TooManyStreams, QueueFull, DataQueueFull, StoreUnavailable,
+├── Overloaded, TooManyRequests, TooManyBytes, BodiesFull, TooManyStreams, QueueFull, DataQueueFull, StoreUnavailable,
 │   ExecutorGone                                                        the same request may succeed later
 ├── DeadlineExceeded, MemoryExceeded, CallFailed                        a computation was given up
 ├── ReloadRefused, CannotReload, TrainingBusy                           models stay as they are
@@ -109,6 +109,24 @@ class TooManyRequests(ServingError):
     def __init__(self, retry_after: float, client: str = "from this address") -> None:
         super().__init__(f"too many requests {client}")
         self.retry_after = retry_after
+
+
+class TooManyBytes(ServingError):
+    """A client is sending more bytes in several bodies at once than one client may."""
+
+    retry_after = 1.0
+
+    def __init__(self) -> None:
+        super().__init__("too many bytes at once from this client")
+
+
+class BodiesFull(ServingError):
+    """The bodies that are being received take as much memory as they may."""
+
+    retry_after = 1.0
+
+    def __init__(self) -> None:
+        super().__init__("too many bytes are being received")
 
 
 class TooManyStreams(ServingError):

@@ -12,13 +12,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive
 
-from serving.errors import BodyTooLarge, UnsupportedBody
+from serving.errors import BodiesFull, BodyTooLarge, TooManyBytes, UnsupportedBody
 from serving.predict.pieces import Turns
 
 Headers = list[tuple[bytes, bytes]]
 
 HeaderMap = dict[bytes, bytes]
 """Headers by lower-case name; the last one wins if a name comes twice."""
+
+
+MAX_BYTES = 64 * 1024 * 1024
+"""Bytes of bodies that all workers together hold at a time, of all clients."""
 
 
 class ClientGone(Exception):
@@ -118,3 +122,76 @@ def _piece(message: Message, size: int, limit: int) -> bytes:
     if size + len(piece) > limit:
         raise BodyTooLarge(f"the body may have {limit} bytes")
     return piece
+
+
+class Bodies:
+    """The bytes of the bodies that one worker is receiving, or has received in parts and not answered yet.
+
+    All bodies may have MAX_BYTES in all workers, those of one client half of it. One at a time may have more, such as
+    the CSV of a large job: it is not counted. A body that arrives at once, as nearly all do, is not counted either: it
+    is answered before the next can be read.
+    """
+
+    def __init__(self, workers: int, max_body_bytes: int) -> None:
+        """A client may always send one body of `max_body_bytes`."""
+        self._max_client_bytes = max(MAX_BYTES // workers // 2, max_body_bytes)
+        self._max_bytes = 2 * self._max_client_bytes
+        self.bytes = 0
+        self._of_clients: dict[bytes, int] = {}
+        self._largest: HeldBody | None = None
+
+    def hold(self, body: HeldBody, size: int) -> None:
+        """Count more bytes of a body. Raises TooManyBytes, BodiesFull."""
+        if body is self._largest:
+            return
+        of_client = self._of_clients.get(body.client, 0)
+        is_full = self.bytes + size > self._max_bytes
+        if is_full or of_client + size > self._max_client_bytes:
+            if of_client > body.bytes:
+                raise TooManyBytes
+            if self._largest is not None:
+                raise BodiesFull
+            self.release(body)
+            self._largest = body
+            return
+        body.bytes += size
+        self.bytes += size
+        self._of_clients[body.client] = of_client + size
+
+    def release(self, body: HeldBody) -> None:
+        """Forget a body that is answered."""
+        if body is self._largest:
+            self._largest = None
+        if not body.bytes:
+            return
+        self.bytes -= body.bytes
+        self._of_clients[body.client] -= body.bytes
+        if not self._of_clients[body.client]:
+            del self._of_clients[body.client]
+        body.bytes = 0
+
+
+class HeldBody:
+    """The body of one request, which is counted while it arrives in parts."""
+
+    __slots__ = ("_bodies", "_in_parts", "_receive", "bytes", "client")
+
+    def __init__(self, bodies: Bodies, client: bytes, receive: Receive) -> None:
+        self._bodies = bodies
+        self._receive = receive
+        self._in_parts = False
+        self.client = client
+        self.bytes = 0
+
+    async def receive(self) -> Message:
+        """The next message. Raises TooManyBytes, BodiesFull."""
+        message = await self._receive()
+        if self._in_parts or message.get("more_body"):
+            self._in_parts = True
+            self._bodies.hold(self, len(message.get("body", b"")))
+        return message
+
+    def release(self) -> None:
+        """Called when the request is answered."""
+        if self._in_parts:
+            self._bodies.release(self)

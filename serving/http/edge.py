@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import TooManyRequests
 from serving.http import problems
-from serving.http.body import ClientGone, Headers
+from serving.http.body import Bodies, ClientGone, Headers, HeldBody
 from serving.http.cors import Origins
 from serving.http.keys import Keys
 from serving.http.rate_limit import Limiters
@@ -104,6 +104,7 @@ class Edge:
         origins: Origins | None,
         limiters: Limiters,
         keys: Keys,
+        bodies: Bodies,
     ) -> None:
         """`trusted_proxies` stand before the service; pages of `origins` may call.
 
@@ -117,6 +118,7 @@ class Edge:
         self._limiter = limiters.of_addresses
         self._key_limiter = limiters.of_keys
         self._keys = keys
+        self._bodies = bodies
         self._admits_all = not (trusted_proxies or origins or self._limiter)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -126,6 +128,7 @@ class Edge:
         exchange = Exchange(scope, send)
         CURRENT_REQUEST.set(exchange.request_id)
         CURRENT_KEY.set("")
+        body: HeldBody | None = None
         try:
             preflight = None if self._admits_all else await self._admit(scope, exchange.headers)
             if preflight is not None:
@@ -134,12 +137,15 @@ class Edge:
             else:
                 if "warmup" not in scope["state"]:
                     await self._authorize(scope, exchange.headers)
-                await self._app(scope, receive, exchange.send)
+                body = HeldBody(self._bodies, _client(scope), receive)
+                await self._app(scope, body.receive, exchange.send)
         except ClientGone:
             exchange.status = unanswered_status(scope)
         except Exception as error:  # noqa: BLE001 - the edge of the process: every error gets an answer
             await exchange.refuse(error)
         finally:
+            if body is not None:
+                body.release()
             self._count_response(exchange.status)
             if self._access_log and "warmup" not in scope["state"]:
                 exchange.log()
@@ -177,6 +183,12 @@ class Edge:
         if not verdict.allowed:
             raise TooManyRequests(self._limiter.retry_after(verdict))
         return None
+
+
+def _client(scope: Scope) -> bytes:
+    """Who sends a request: the name of its key, or else its network."""
+    key = scope["state"].get("key")
+    return key.name.encode() if key is not None and key.name else network_of(scope)
 
 
 def _is_exempt(scope: Scope) -> bool:

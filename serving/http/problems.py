@@ -45,13 +45,14 @@ ERRORS: dict[HTTPStatus, tuple[type[Exception], ...]] = {
         model_errors.InvalidSelection,
         model_errors.NotExplained,
     ),
-    HTTPStatus.TOO_MANY_REQUESTS: (errors.TooManyRequests, errors.QueueFull),
+    HTTPStatus.TOO_MANY_REQUESTS: (errors.TooManyRequests, errors.TooManyBytes, errors.QueueFull),
     HTTPStatus.INTERNAL_SERVER_ERROR: (model_errors.ModelFailed, errors.CallFailed),
     HTTPStatus.NOT_IMPLEMENTED: (errors.CannotReload,),
     HTTPStatus.SERVICE_UNAVAILABLE: (
         errors.Overloaded,
         errors.ExecutorGone,
         errors.TooManyStreams,
+        errors.BodiesFull,
         errors.DataQueueFull,
         errors.StoreUnavailable,
         model_errors.NotLoaded,
@@ -107,6 +108,8 @@ def render(error: Exception, request_id: str) -> tuple[HTTPStatus, list[tuple[by
         headers.append((b"www-authenticate", lacking.encode()))
     if isinstance(error, errors.ServingError) and error.retry_after is not None:
         headers.append((b"retry-after", b"%d" % math.ceil(error.retry_after)))
+    if isinstance(error, errors.TooManyBytes | errors.BodiesFull):
+        headers.append((b"connection", b"close"))  # so that the rest of the body is not received
     faults = error.faults if isinstance(error, model_errors.InvalidRows) else ()
     return status, headers, body(status, detail, request_id, faults)
 

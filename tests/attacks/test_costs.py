@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
+from starlette.types import Message, Receive
 
 from harness.service import Service
-from harness.wire import ask, check_refusal, request
+from harness.wire import Connection, ask, check_refusal, request
 from registry.errors import InvalidRows
 from registry.model import LoadedModel
 from registry.registry import Registry
 from registry.store.loader import load_version
-from serving.errors import InvalidRequest, TooManyInstances
+from serving.errors import BodiesFull, InvalidRequest, TooManyBytes, TooManyInstances
+from serving.http.body import Bodies, HeldBody
 from serving.jobs.csv_reader import CsvReader
 from serving.jobs.requests import JobReader
 from serving.predict.pieces import PIECE_BYTES, ElementTooLarge, Turns, split
 from serving.predict.request_body import Reader
-from tests.attacks.payloads import PATH, ROW
+from tests.attacks.payloads import PATH, ROW, body
 
 BYTES = 4 * 1024 * 1024
 GOOD = b"[" + b",".join(ROW) + b"]"
@@ -137,3 +140,61 @@ def test_csv_that_costs_much_is_refused_at_once(document: bytes, lines: int) -> 
     with pytest.raises(InvalidRequest):
         [*reader.rows([document])]
     assert reader._lines_read <= lines
+
+
+def held(bodies: Bodies, client: bytes, *sizes: int) -> HeldBody:
+    """A body that arrives in parts of these sizes, and is not complete."""
+    body = HeldBody(bodies, client, parts(*sizes))
+    for _ in sizes:
+        asyncio.run(body.receive())
+    return body
+
+
+def parts(*sizes: int) -> Receive:
+    left = iter(sizes)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"x" * next(left), "more_body": True}
+
+    return receive
+
+
+def test_unfinished_bodies_of_one_client_leave_room_for_others() -> None:
+    bodies = Bodies(2, BYTES)
+    kept = [held(bodies, b"a", BYTES) for _ in range(4)]
+    with pytest.raises(TooManyBytes):
+        held(bodies, b"a", 1)
+    kept += [held(bodies, b"b", BYTES) for _ in range(4)]
+    assert bodies.bytes == 32 * 1024 * 1024
+    large = held(bodies, b"c", BYTES, BYTES)
+    with pytest.raises(BodiesFull):
+        held(bodies, b"d", 1)
+    for one in [*kept, large]:
+        one.release()
+    assert bodies.bytes == 0
+    held(bodies, b"d", 16 * BYTES)
+
+
+def test_unfinished_bodies_of_one_client_are_refused(target: Service) -> None:
+    """Each is complete but for a byte; those that are not refused are complete in the end."""
+    content = body() + b" " * (BYTES - len(body()))
+    connections = [Connection(target) for _ in range(16)]
+    try:
+        for connection in connections:
+            connection.send(request(PATH, content)[:-1])
+        refused: set[Connection] = set()
+        while len(refused) < len(connections) - 2 * 4:  # each of two workers holds four of them
+            refused |= {connection for connection in connections if connection.says_something(0.1)}
+        for connection in refused:
+            answer = connection.answer()
+            assert answer is not None
+            check_refusal(answer, 429)
+            assert answer.headers["connection"] == "close"
+        for connection in set(connections) - refused:
+            connection.send(b" ")
+            answer = connection.answer()
+            assert answer is not None
+            assert answer.status in (200, 429)
+    finally:
+        for connection in connections:
+            connection.close()
