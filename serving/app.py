@@ -94,6 +94,7 @@ class Application:
         self.settings = settings
         self.limiters = limiters
         self.keys = keys
+        service.metrics.name_keys(key.name for key in keys.listed)
         self.streams = Streams(service.hub, heartbeat_seconds=settings.stream_heartbeat_seconds)
         self._trimmer = Trimmer(service.shared.pressure)
         self._stack = self._build_stack()
@@ -259,6 +260,7 @@ def build_service(settings: Settings, registry: Registry, shared: Shared) -> Ser
             shared.events,
             max_streams=settings.max_streams,
             max_streams_per_address=settings.max_streams_per_address,
+            max_streams_per_key=settings.max_streams_per_key,
         ),
         predictor=predictor,
         notifier=EntityNotifier(predictor, shared.events, lambda error, request_id: render(error, request_id)[2]),

@@ -46,9 +46,10 @@ class Hub:
         *,
         max_streams: int = 1000,
         max_streams_per_address: int = 50,
+        max_streams_per_key: int = 0,
         idle_seconds: float = 600.0,
     ) -> None:
-        """A `max_streams_per_address` of 0 sets no limit.
+        """A `max_streams_per_address` or `max_streams_per_key` of 0 sets no limit.
 
         The stream of a client that got no event for `idle_seconds` ends, dead or alive: a client that is alive
         resumes, and nothing else notices for a quarter of an hour that a peer has vanished silently.
@@ -57,7 +58,9 @@ class Hub:
         self._max_streams = max_streams
         self._max_streams_per_address = max_streams_per_address
         self._idle_seconds = idle_seconds
+        self._max_streams_per_key = max_streams_per_key
         self._by_address: Counter[str] = Counter()
+        self._by_key: Counter[str] = Counter()
         self._waiting: dict[str | None, set[_News]] = {}
         self._recent: Page | None = None
         self._reads: dict[tuple[str | None, int], asyncio.Task[Page]] = {}
@@ -75,17 +78,18 @@ class Hub:
 
     @asynccontextmanager
     async def subscribe(
-        self, topic: str | None, *, after: int, address: str = "", follow: bool = True
+        self, topic: str | None, *, after: int, address: str = "", key: str = "", follow: bool = True
     ) -> AsyncIterator[AsyncGenerator[Event, None]]:
         """Stream the events of a topic, or of all topics, with an id above `after`. Raises TooManyStreams.
 
-        Streams with the same `address` count together; those with an empty one do not count. Without `follow` the
-        stream ends with the last event that is in the log now. It raises StoreUnavailable if the log cannot be read at
-        the beginning; later it waits for the log.
+        Streams with the same `address`, or `key`, count together; those with an empty one do not count.
+        Without `follow` the stream ends with the last event that is in the log now. It raises StoreUnavailable if the
+        log cannot be read at the beginning; later it waits for the log.
         """
-        self._check_limits(address)
+        self._check_limits(address, key)
         self.open_streams += 1
         self._by_address[address] += 1
+        self._by_key[key] += 1
         if self._follower is None:
             # in no request's context, although a request happens to start it
             self._follower = asyncio.get_running_loop().create_task(self._follow(), context=contextvars.Context())
@@ -95,9 +99,10 @@ class Hub:
                 yield events
         finally:
             self.open_streams -= 1
-            self._by_address[address] -= 1
-            if not self._by_address[address]:
-                del self._by_address[address]
+            for counter, name in ((self._by_address, address), (self._by_key, key)):
+                counter[name] -= 1
+                if not counter[name]:
+                    del counter[name]
             if not self.open_streams and self._follower is not None:
                 for task in (self._follower, *self._reading):  # a read that began later would open a closed log again
                     task.cancel()
@@ -109,11 +114,13 @@ class Hub:
         self._closed = True
         self._wake_all()
 
-    def _check_limits(self, address: str) -> None:
+    def _check_limits(self, address: str, key: str) -> None:
         if self.open_streams >= self._max_streams:
             raise TooManyStreams("too many streams are open")
         if address and 0 < self._max_streams_per_address <= self._by_address[address]:
             raise TooManyStreams("too many streams are open from this address")
+        if key and 0 < self._max_streams_per_key <= self._by_key[key]:
+            raise TooManyStreams("too many streams of this key are open")
 
     async def _stream(
         self, topic: str | None, position: int, follower: asyncio.Task[None], *, follow: bool

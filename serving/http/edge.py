@@ -18,7 +18,7 @@ from serving.errors import TooManyRequests
 from serving.http import problems
 from serving.http.body import Bodies, ClientGone, Headers, HeldBody
 from serving.http.cors import Origins
-from serving.http.keys import Keys
+from serving.http.keys import Keys, key_of
 from serving.http.rate_limit import Limiters
 from serving.telemetry.logs import CURRENT_KEY, CURRENT_REQUEST
 
@@ -98,7 +98,7 @@ class Edge:
         self,
         app: ASGIApp,
         *,
-        count_response: Callable[[int], None],
+        count_response: Callable[[int, str], None],
         access_log: bool,
         trusted_proxies: int,
         origins: Origins | None,
@@ -146,7 +146,7 @@ class Edge:
         finally:
             if body is not None:
                 body.release()
-            self._count_response(exchange.status)
+            self._count_response(exchange.status, key_of(scope).name)
             if self._access_log and "warmup" not in scope["state"]:
                 exchange.log()
 

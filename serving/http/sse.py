@@ -23,6 +23,8 @@ from serving.errors import InvalidRequest
 from serving.events.follow import Hub
 from serving.http import problems
 from serving.http.body import Headers
+from serving.http.edge import network_of
+from serving.http.keys import key_of
 
 CONTENT_TYPE = b"text/event-stream"
 
@@ -93,14 +95,16 @@ class Streams:
         self.hub.close()
 
     async def follow(
-        self, topic: str, after: int | None, address: str, *, last: Collection[str] = (), follow: bool = True
+        self, topic: str, after: int | None, scope: Scope, *, last: Collection[str] = (), follow: bool = True
     ) -> Frames:
         """The frames of a topic's events after an id, or from now on, up to one of a kind in `last`.
 
-        See `Hub.subscribe`. Raises StoreUnavailable, TooManyStreams.
+        They count as a stream of the address and of the key in `scope`; see `Hub.subscribe`. Raises StoreUnavailable,
+        TooManyStreams.
         """
         position = await self.hub.latest() if after is None else after
-        async with self.hub.subscribe(topic, after=position, address=address, follow=follow) as events:
+        client, key = network_of(scope).hex(), key_of(scope).name
+        async with self.hub.subscribe(topic, after=position, address=client, key=key, follow=follow) as events:
             yield opening(position)
             async for event in events:
                 yield frame(event.kind, event.data, event.id)

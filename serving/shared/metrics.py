@@ -9,7 +9,7 @@ from typing import TypeAlias
 from serving.shared.book import Book, Family, Sheet
 from serving.shared.histogram import BOUNDS, BUCKETS
 
-STATUSES = (200, 202, 204, 400, 401, 404, 405, 408, 409, 413, 415, 422, 429, 431, 499, 500, 501, 503, 504)
+STATUSES = (200, 202, 204, 400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 429, 431, 499, 500, 501, 503, 504)
 STATUS_VALUES = (*map(str, STATUSES), "other")
 STATUS_INDEX = {status: index for index, status in enumerate(STATUSES)}
 OTHER_STATUS = len(STATUSES)
@@ -62,6 +62,9 @@ LOG_LINES = (Family("log_lines_dropped", "counter", "Lines of the log that nobod
 
 BREAKERS = (Family("breakers_open", "gauge", "Workers in which the breaker is not closed", "breaker", ("redis",)),)
 
+MAX_KEYS = 200
+"""Names of keys that are counted apart; so many series a scraper always bears."""
+
 Read: TypeAlias = Callable[[], Iterable[float]]
 
 
@@ -96,10 +99,19 @@ class Metrics:
         self._responses = book.sheet(RESPONSES)
         self._jobs = book.sheet(JOBS)
         self._followed: list[tuple[Sheet, Read]] = []
+        self.name_keys(())
 
-    def count_response(self, status: int) -> None:
-        """Count a response of this process to any request."""
+    def name_keys(self, names: Iterable[str]) -> None:
+        """Count the requests of these keys apart, and those of all others together."""
+        counted = (*sorted(set(names))[:MAX_KEYS], "other")
+        self._key_index = {name: index for index, name in enumerate(counted)}
+        self._keys = self.book.sheet((Family("key_requests", "counter", "Requests sent with a key", "key", counted),))
+
+    def count_response(self, status: int, key: str = "") -> None:
+        """Count a response of this process to any request, and the name of its key if it had one."""
         self._responses.cells[STATUS_INDEX.get(status, OTHER_STATUS)] += 1.0
+        if key:
+            self._keys.cells[self._key_index.get(key, len(self._key_index) - 1)] += 1.0
 
     def count_attempt(self, outcome: str, replacements: int) -> None:
         """Count an attempt at a job; `replacements` is the runner's total of replaced executor processes."""

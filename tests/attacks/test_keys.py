@@ -343,3 +343,16 @@ def test_the_log_names_the_key_and_never_shows_it(guarded: Service) -> None:
     lines = guarded.events("Request completed")
     assert {"default", None} <= {line.get("key") for line in lines}
     assert not any(secret in guarded.log() for secret in ("the-simplest-key-there-is", "not-a-key-of-anybody"))
+
+
+def test_requests_are_counted_by_the_name_of_their_key(guarded: Service) -> None:
+    def count() -> dict[str, float]:
+        text = ask(guarded, request("/metrics", method="GET", x_admin_token=ADMIN_TOKEN)).body.decode()
+        found = re.findall(r'forkserve_key_requests_total{key="([^"]+)"} (\S+)', text)
+        return {name: float(number) for name, number in found}
+
+    assert count().keys() == {"admin", "default", "first", "slow", "other"}
+    before = count()["default"]
+    assert ask(guarded, listing("the-simplest-key-there-is")).status == 200
+    while count()["default"] == before:
+        pass  # a snapshot lasts half a second

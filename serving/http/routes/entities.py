@@ -17,7 +17,6 @@ from serving.entities.predictor import EntityAnswer, EntityPredictor, check_enti
 from serving.entities.record import Record, make_record
 from serving.errors import InvalidRequest, TooManyInstances
 from serving.http.body import answer_json, describe_body, read_json
-from serving.http.edge import network_of
 from serving.http.keys import Key, key_of
 from serving.http.routes.predict import parse_timeout
 from serving.http.sse import EventStream, LastEventId, Streams
@@ -157,7 +156,7 @@ def _add_events(router: APIRouter, service: Service, streams: Streams) -> None:
         check_entity(entity)
         for model in service.predictor.bound():
             key_of(request.scope).check_model(model.name)  # an event has the answers of all of them
-        return EventStream(streams, streams.follow(topic_of(entity), after, network_of(request.scope).hex()))
+        return EventStream(streams, streams.follow(topic_of(entity), after, request.scope))
 
 
 def _names(models: str | None, key: Key, predictor: EntityPredictor) -> list[str] | None:

@@ -14,7 +14,6 @@ from registry.registry import Registry
 from serving.errors import InvalidRequest, JobUnfinished, UnsupportedBody
 from serving.events.log import EventLog
 from serving.http.body import answer_json, body_type, check_encoding, read_body, stream_body, turns_of_client
-from serving.http.edge import network_of
 from serving.http.keys import key_of
 from serving.http.sse import EventStream, LastEventId, Streams
 from serving.jobs.job import Job, JobRequest
@@ -73,8 +72,7 @@ def jobs_router(service: Service, streams: Streams) -> APIRouter:
         after = last_event_id or 0
         if job.is_finished and not await _has_more(events, job_id, after):
             return Response(status_code=204)
-        address = network_of(request.scope).hex()
-        frames = streams.follow(job_id, after, address, last=LAST_EVENTS, follow=not job.is_finished)
+        frames = streams.follow(job_id, after, request.scope, last=LAST_EVENTS, follow=not job.is_finished)
         return EventStream(streams, frames)
 
     return router

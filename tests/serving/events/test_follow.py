@@ -212,6 +212,23 @@ async def test_streams_are_counted_by_worker_and_by_address(hubs: Hubs) -> None:
     assert (hub.open_streams, len(hub._by_address), len(hub._waiting)) == (0, 0, 0)
 
 
+async def test_streams_are_counted_by_key_whatever_their_address(hubs: Hubs) -> None:
+    hub = hubs.make(max_streams_per_address=0, max_streams_per_key=2)
+    async with AsyncExitStack() as stack:
+        for address, key in (
+            ("one", "mine"),
+            ("two", "mine"),
+            ("one", "theirs"),
+            ("one", ""),
+            ("one", ""),
+            ("one", ""),
+        ):
+            await stack.enter_async_context(hub.subscribe("t", after=0, address=address, key=key))
+        with pytest.raises(TooManyStreams, match="of this key"):
+            await stack.enter_async_context(hub.subscribe("t", after=0, address="three", key="mine"))
+    assert (hub.open_streams, len(hub._by_key)) == (0, 0)
+
+
 async def test_no_limit_by_address_is_0(hubs: Hubs) -> None:
     hub = hubs.make(max_streams_per_address=0)
     async with AsyncExitStack() as stack:
