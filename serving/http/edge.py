@@ -7,7 +7,6 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterable
-from hashlib import sha256
 from http import HTTPStatus
 from typing import Any
 
@@ -159,8 +158,7 @@ class Edge:
         CURRENT_KEY.set(key.name)
         if key.rate is None or self._key_limiter is None:
             return
-        # longer than any network, so that no key counts as an address
-        verdict = await self._key_limiter.take(b"key:" + sha256(key.name.encode()).digest(), key.rate)
+        verdict = await self._key_limiter.take(_client(scope), key.rate)
         headers += self._key_limiter.headers(verdict, key.rate, b"key")
         if not verdict.allowed:
             raise TooManyRequests(self._key_limiter.retry_after(verdict, key.rate), "with this key")
@@ -186,9 +184,9 @@ class Edge:
 
 
 def _client(scope: Scope) -> bytes:
-    """Who sends a request: the name of its key, or else its network."""
-    key = scope["state"].get("key")
-    return key.name.encode() if key is not None and key.name else network_of(scope)
+    """Who sends a request: the name of its key, or else its network; as bytes, none is the other."""
+    name = key_of(scope).name
+    return b"key:" + name.encode() if name else network_of(scope)
 
 
 def _is_exempt(scope: Scope) -> bool:
