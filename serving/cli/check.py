@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 def check(_arguments: argparse.Namespace, settings: Settings) -> int:
     """Check settings, models and the fork before a deploy; prints a line per fault."""
     faults = [*_misspelt_settings(), *_unusable_parts(settings), *_unfit_versions(settings)]
+    for warning in _risks(settings):
+        say(f"warning: {warning}")
     if faults:
         return fail(*faults)
     say("ready to serve")
@@ -45,6 +48,29 @@ def _unusable_parts(settings: Settings) -> Iterator[str]:
             yield from _impossible_jobs(schedule)
     if settings.is_exposed:
         yield f"HOST is {settings.host}, and anybody may use the service: set API_KEY, API_KEYS or API_KEYS_FILE"
+
+
+def _risks(settings: Settings) -> Iterator[str]:
+    """Why jobs may be lost, if their store can be asked: it need not be there before the service is."""
+    from serving.errors import InvalidRedisUrl, StoreUnavailable
+    from serving.stores import build_job_store
+
+    async def ask() -> str | None:
+        store = build_job_store(settings)
+        try:
+            return await store.risk()
+        finally:
+            await store.close()
+
+    try:
+        risk = asyncio.run(ask())
+    except InvalidRedisUrl:
+        return  # a fault
+    except StoreUnavailable as error:
+        yield str(error)
+    else:
+        if risk is not None:
+            yield risk
 
 
 def _impossible_jobs(schedule: Schedule) -> Iterator[str]:

@@ -66,9 +66,8 @@ class SQLiteEntityStore:
         rows = connection.execute(_sql("judged_outcomes"), (model, version, limit))
         return [Judged(*map(json.loads, row)) for row in rows]
 
-    @writes
-    def probe(self, connection: Connection) -> None:
-        pass  # a transaction that can write is begun, which is all that is asked
+    async def probe(self) -> None:
+        await self._database.probe()
 
     async def close(self) -> None:
         await self._database.close()

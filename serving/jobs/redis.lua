@@ -297,7 +297,16 @@ for _, operation in ipairs(redis.call('SMEMBERS', prefix .. 'operations')) do
 end
 return {redis.call('HGETALL', prefix .. 'counts'), text(waited)}
 
+-- name: risk
+return redis.call('INFO', 'memory'):match('maxmemory_policy:([%w-]+)')
+
 -- name: probe
+local memory = redis.call('INFO', 'memory')
+local most, used = tonumber(memory:match('maxmemory:(%d+)')), tonumber(memory:match('used_memory:(%d+)'))
+-- what is written here may fit where no job does
+if most and most > 0 and memory:find('maxmemory_policy:noeviction', 1, true) and most - used < tonumber(ARGV[1]) then
+  return redis.error_reply('OOM memory is full: ' .. used .. ' of ' .. most .. ' bytes are in use')
+end
 redis.call('SET', prefix .. 'probe', 'written', 'EX', 60)
 return 1
 

@@ -33,6 +33,8 @@ _lua = statements(__file__, "redis.lua")
 KEYS = ["forkserve:{jobs}:", *EVENT_KEYS]
 OF_CLIENT = -2
 """What `submit` says when too many jobs of this client are waiting."""
+ROOM_BYTES = 1 << 20
+"""Less free memory than this is a full server to a probe, where nothing is evicted."""
 REFUSED_WHEN_FULL = ("submit", "fire", "probe")
 
 
@@ -126,7 +128,13 @@ class RedisJobStore:
         return Counts(**by_state, oldest_queued_seconds=float(waited))
 
     async def probe(self) -> None:
-        await self._run("probe")
+        await self._run("probe", ROOM_BYTES)
+
+    async def risk(self) -> str | None:
+        policy: bytes | None = await self._run("risk")
+        if policy is None or not policy.startswith(b"allkeys"):
+            return None
+        return f"maxmemory-policy is {policy.decode()}: Redis may drop jobs; use noeviction or volatile-lru"
 
     async def prune(self, older_than: float, keep: int) -> int:
         removed: int = await self._run("prune", older_than, keep, PRUNE_AT_ONCE)

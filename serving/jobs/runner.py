@@ -78,6 +78,7 @@ class Runner:
         self._backend = backend
         self._next_prune = 0.0
         self._is_unavailable = False
+        self._is_checked = False
 
     def run(self, *, until: Until | None = None) -> None:
         """Work until SIGTERM or SIGINT, or until no job is due and `until` returns True.
@@ -117,6 +118,8 @@ class Runner:
         try:
             if time.monotonic() >= self._next_prune:
                 await self._prune()
+            if not self._is_checked:
+                await self._check_store()
             job = await self._store.claim(owner, self._limits.lease_seconds, list(self._handlers))
         except StoreUnavailable as error:
             if not self._is_unavailable:
@@ -127,6 +130,13 @@ class Runner:
             log.info("Job store available again")
         self._is_unavailable = False
         return job
+
+    async def _check_store(self) -> None:
+        """Once, as soon as it can be reached: warn of a store that may lose jobs."""
+        risk = await self._store.risk()
+        self._is_checked = True
+        if risk is not None:
+            log.warning("Accepted jobs may be lost", reason=risk)
 
     async def _prune(self) -> None:
         self._next_prune = time.monotonic() + PRUNE_SECONDS

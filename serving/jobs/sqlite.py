@@ -190,9 +190,11 @@ class SQLiteJobStore:
         waited = 0.0 if oldest is None else max(0.0, self._clock() - oldest)
         return Counts(**states, oldest_queued_seconds=waited)
 
-    @writes
-    def probe(self, connection: Connection) -> None:
-        pass  # that a transaction can write is all that is asked
+    async def probe(self) -> None:
+        await self._database.probe()
+
+    async def risk(self) -> str | None:
+        return None
 
     @writes
     def prune(self, connection: Connection, older_than: float, keep: int) -> int:

@@ -112,6 +112,10 @@ class JobStore(Protocol):
         """Raise StoreUnavailable if no job could be submitted now, even if jobs can be read."""
         ...
 
+    async def risk(self) -> str | None:
+        """Return why this store may lose jobs that it has accepted, or None."""
+        ...
+
     async def schedules(self) -> Mapping[str, ScheduleRecord]:
         """The records of all schedules, by name."""
         ...

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 from serving.errors import StoreUnavailable
+from serving.storage.guard import ServerUnavailable
 
 
 class BackgroundTask:
@@ -65,15 +67,27 @@ class Recent(Generic[T]):
             return self._result[1]
 
 
-def watch_store(probe: Callable[[], Awaitable[object]]) -> Recent[State]:
+@dataclass(frozen=True, slots=True)
+class StoreHealth:
+    """Whether a store can be written, and if not, why."""
+
+    state: State
+    reason: str = ""
+
+
+def watch_store(probe: Callable[[], Awaitable[object]]) -> Recent[StoreHealth]:
     """Caches whether a store is writable, for the health check; `probe` raises StoreUnavailable."""
 
-    async def state() -> State:
+    async def health() -> StoreHealth:
         try:
             async with asyncio.timeout(PROBE_SECONDS):
                 await probe()
-        except (StoreUnavailable, TimeoutError):
-            return "unavailable"
-        return "ok"
+        except TimeoutError:
+            return StoreHealth("unavailable", "no answer in time")
+        except StoreUnavailable as error:
+            # of a server that does not answer only its name: clients need not know its address
+            is_away = isinstance(error.__cause__, ServerUnavailable)
+            return StoreHealth("unavailable", str(error).partition(":")[0] if is_away else str(error))
+        return StoreHealth("ok")
 
-    return Recent(state, STATE_SECONDS)
+    return Recent(health, STATE_SECONDS)

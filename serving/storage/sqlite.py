@@ -15,6 +15,7 @@ import functools
 import os
 import sqlite3
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,9 @@ PRIVATE_FILE, PRIVATE_DIRECTORY = 0o600, 0o700
 
 WAL_BYTES = 16 << 20
 """Size to which a checkpoint cuts the write-ahead log; without it the log keeps its largest size."""
+
+ROOM_BYTES = 1 << 20
+"""Less free space than this is a full disk to a probe: what it writes itself may fit where no job does."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -80,6 +84,15 @@ class Database:
         Raises StoreUnavailable.
         """
         return await self._run("begin immediate", work)
+
+    async def probe(self) -> None:
+        """Raise StoreUnavailable unless the file can be written now and its disk has ROOM_BYTES left."""
+        await self.write(self._probe)
+
+    def _probe(self, connection: sqlite3.Connection) -> None:
+        connection.execute(f"pragma user_version = {len(self._migrations)}")  # a page, though nothing changes
+        with tempfile.TemporaryFile(dir=self._path.parent) as scratch:
+            os.posix_fallocate(scratch.fileno(), 0, ROOM_BYTES)
 
     async def close(self) -> None:
         """Close the file and end the thread; the next call opens it again."""

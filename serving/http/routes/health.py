@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 
 from serving.process.kernel import read_age, read_rss
 from serving.service import Service
-from serving.storage.background import watch_store
+from serving.storage.background import StoreHealth, watch_store
 
 SERVER_STATES: Mapping[str, str] = {"closed": "ok", "half-open": "away", "open": "away", "disabled": "disabled"}
 """What the state of a breaker says about its server."""
@@ -36,10 +36,9 @@ def health_router(service: Service) -> APIRouter:
     async def health(request: Request) -> dict[str, Any]:
         # nothing is opened before the fork
         warming = "warmup" in request.scope["state"]
-        stores = {"jobs": "ok", "records": "ok"}
-        if not warming:
-            states = await asyncio.gather(jobs.get(), records.get())
-            stores = dict(zip(stores, states, strict=True))
+        found = [StoreHealth("ok")] * 2 if warming else await asyncio.gather(jobs.get(), records.get())
+        kept = dict(zip(("jobs", "records"), found, strict=True))
+        stores = {name: health.state for name, health in kept.items()}
         fallbacks = [f"{model.name}/{model.version}" for model in registry if model.fallback]
         forced = {f"{model.name}/{model.version}": model.manifest.forced for model in registry if model.manifest.forced}
         refused = refused_now()
@@ -55,6 +54,7 @@ def health_router(service: Service) -> APIRouter:
             "refused": refused,
             **servers,
             **stores,
+            "reasons": {name: health.reason for name, health in kept.items() if health.reason},
             "last_training": msgspec.to_builtins(await service.trainings.get()),
             "breakers": _breakers(service),
             "memory": {"used_bytes": memory.used or None, "limit_bytes": memory.limit or None, "stage": memory.stage},

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from serving.errors import StoreUnavailable
-from serving.storage.background import Recent, watch_store
+from serving.storage.background import Recent, StoreHealth, watch_store
 
 pytestmark = pytest.mark.anyio
 
@@ -49,7 +49,7 @@ async def test_a_failure_is_not_remembered() -> None:
 
 async def test_a_store_is_probed_once_for_all_who_ask_for_its_state() -> None:
     well, ill = Counter(), Counter(StoreUnavailable("gone"))
-    for counter, state in ((well, "ok"), (ill, "unavailable")):
+    for counter, health in ((well, StoreHealth("ok")), (ill, StoreHealth("unavailable", "gone"))):
         watch = watch_store(counter.ask)
-        assert set(await asyncio.gather(watch.get(), watch.get())) == {state}
+        assert set(await asyncio.gather(watch.get(), watch.get())) == {health}
         assert counter.asked == 1

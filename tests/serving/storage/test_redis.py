@@ -272,6 +272,28 @@ async def test_server_that_can_be_read_and_not_written_is_found_out(
     await store.close()
 
 
+async def test_a_probe_finds_a_server_that_takes_a_key_and_no_job(own_server: RedisServer) -> None:
+    store = RedisJobStore(own_server.url, timeout=PATIENCE)
+    with redis.Redis(port=own_server.port) as raw:
+        raw.config_set("maxmemory-policy", "noeviction")
+        raw.config_set("maxmemory", raw.info("memory")["used_memory"] + 600_000)
+        with pytest.raises(StoreUnavailable, match="memory is full"):
+            await store.probe()
+        raw.config_set("maxmemory-policy", "volatile-lru")
+        await store.probe()
+    await store.close()
+
+
+@pytest.mark.parametrize("policy", ["noeviction", "volatile-lru", "volatile-ttl", "allkeys-lru", "allkeys-random"])
+async def test_a_server_that_may_evict_jobs_is_a_risk(own_server: RedisServer, policy: str) -> None:
+    store = RedisJobStore(own_server.url, timeout=PATIENCE)
+    with redis.Redis(port=own_server.port) as raw:
+        raw.config_set("maxmemory-policy", policy)
+    risk = await store.risk()
+    assert (risk is not None and policy in risk) is policy.startswith("allkeys")
+    await store.close()
+
+
 async def test_jobs_that_a_wrongly_configured_server_has_evicted_do_not_stop_the_others(
     store: RedisJobStore, raw: redis.Redis
 ) -> None:

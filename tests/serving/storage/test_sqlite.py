@@ -30,6 +30,33 @@ end;
 insert into t (n) values (21);
 """
 
+FULL_DIRECTORY = """
+import asyncio, os, subprocess, sys
+from pathlib import Path
+from serving.entities.sqlite import SQLiteEntityStore
+from serving.errors import StoreUnavailable
+from serving.jobs.sqlite import SQLiteJobStore
+
+async def main(directory, left):
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", directory], check=True)
+    stores = SQLiteJobStore(Path(directory)), SQLiteEntityStore(Path(directory), keep_records=9, keep_outcomes=9)
+    for store in stores:
+        await store.probe()
+    disk = os.statvfs(directory)
+    Path(directory, "filling").write_bytes(bytes(disk.f_bavail * disk.f_frsize - left))
+    for store in stores:
+        try:
+            await store.probe()
+        except StoreUnavailable as error:
+            print(error)
+    Path(directory, "filling").unlink()
+    for store in stores:
+        await store.probe()
+        await store.close()
+
+asyncio.run(main(sys.argv[1], int(sys.argv[2])))
+"""
+
 FULL_DISK = """
 import asyncio, resource, sys
 from pathlib import Path
@@ -189,6 +216,17 @@ async def test_full_disk_is_said_and_nothing_is_kept_by_halves(tmp_path: Path) -
     done = await asyncio.to_thread(subprocess.run, command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("jobs.db: ")
+
+
+@pytest.mark.parametrize("left", [0, 100_000])
+async def test_a_probe_finds_a_disk_that_takes_a_page_and_no_job(tmp_path: Path, left: int) -> None:
+    """As root in a namespace with a disk of its own; elsewhere nothing can be filled."""
+    command = ["unshare", "-Urm", sys.executable, "-c", FULL_DIRECTORY, str(tmp_path), str(left)]
+    done = await asyncio.to_thread(subprocess.run, command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if "unshare" in done.stderr or "mount" in done.stderr:
+        pytest.skip("no namespaces here")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "jobs.db: No space left on device\ndata.db: No space left on device\n"
 
 
 async def test_cancelled_caller_leaves_the_store_in_order(database: Database) -> None:
