@@ -6,7 +6,6 @@ import importlib.metadata
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from functools import cache
-from typing import Any
 
 import msgspec
 from fastapi import FastAPI, Request, Response
@@ -22,6 +21,20 @@ from registry.registry import Registry
 from serving.entities.outcomes import OutcomesBody
 from serving.http import problems
 from serving.http.keys import Keys, describe_security
+from serving.http.openapi import (
+    JOB,
+    LOCATION,
+    NUMBER,
+    REFUSALS,
+    STRING,
+    TIMEOUT_HEADER,
+    Schema,
+    array_of,
+    describe_routes,
+    fill_in_items,
+    object_schema,
+    refusal,
+)
 from serving.http.problems import Problem
 from serving.http.routes.admin import admin_router
 from serving.http.routes.entities import RecordsBody, entities_router
@@ -34,32 +47,12 @@ from serving.http.sse import Streams
 from serving.predict.operation import ANSWERS, Verb
 from serving.service import Service
 
-Schema = dict[str, Any]
+MODEL_REFUSALS = ("400", "404", "413", "415", "422", "429", "503", "504")
 
-STRING: Schema = {"type": "string"}
-NUMBER: Schema = {"type": "number"}
 SHARE: Schema = {"type": "number", "minimum": 0, "maximum": 1}
 
-REFUSALS = {
-    "400": "Not JSON, not UTF-8, or nested too deeply",
-    "404": "No such model or version",
-    "413": "Too many bytes or instances",
-    "415": "Not application/json, or encoded",
-    "422": "The instances do not fit the features",
-    "429": "Too many requests from this address, or too many jobs",
-    "504": "The deadline passed",
-}
-
 BODIES = (RecordsBody, OutcomesBody, Problem)
-"""The bodies that operations refer to: those that routes name with `describe_body`, and that of refusals."""
-
-TIMEOUT_HEADER = {
-    "name": "X-Request-Timeout",
-    "in": "header",
-    "description": "Seconds; may shorten the deadline, never lengthen it",
-    "schema": NUMBER | {"exclusiveMinimum": 0},
-}
-
+"""The bodies that operations refer to: those of requests, and that of refusals."""
 
 COVERAGE = NUMBER | {
     "exclusiveMinimum": 0,
@@ -68,15 +61,12 @@ COVERAGE = NUMBER | {
 }
 
 
-def _object(properties: Schema, required: list[str], **more: Any) -> Schema:
-    return {"type": "object", "properties": properties, "required": required, **more}
-
-
 def document(app: FastAPI, registry: Registry, *, background: bool, show_examples: bool) -> Schema:
     """The whole OpenAPI 3.1 document; with `background`, requests that take too long become jobs."""
     openapi = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
     _, bodies = msgspec.json.schema_components(BODIES, ref_template="#/components/schemas/{name}")
     openapi.setdefault("components", {}).setdefault("schemas", {}).update(bodies)
+    describe_routes(openapi)
     for model in registry.live():
         openapi["paths"] |= _operations(model, "", "", background=background, show_examples=show_examples)
     for model in registry:
@@ -87,6 +77,8 @@ def document(app: FastAPI, registry: Registry, *, background: bool, show_example
             background=background,
             show_examples=show_examples,
         )
+    fill_in_items(openapi["paths"])
+    fill_in_items(openapi["components"])
     return openapi
 
 
@@ -107,7 +99,8 @@ def _operations(model: LoadedModel, path: str, suffix: str, *, background: bool,
                 "summary": summary,
                 "parameters": [TIMEOUT_HEADER],
                 "requestBody": {"required": True, "content": {"application/json": {"schema": taken}}},
-                "responses": answers | {status: _refusal(reason) for status, reason in REFUSALS.items()},
+                "responses": answers
+                | {status: refusal(reason) for status, reason in REFUSALS.items() if status in MODEL_REFUSALS},
             }
         }
         for verb, summary in summaries.items()
@@ -117,7 +110,10 @@ def _operations(model: LoadedModel, path: str, suffix: str, *, background: bool,
 
 def _answers(model: LoadedModel, verb: Verb, *, background: bool) -> Schema:
     """The answers by status, without refusals; empty for what only jobs can do where a request becomes no job."""
-    later = {"202": {"description": "It takes too long and continues as a job, whose URL is in Location"}}
+    content = {"application/json": {"schema": JOB}}
+    later = {
+        "202": {"description": "It takes too long and continues as a job", "headers": LOCATION, "content": content}
+    }
     if verb == "explain" and is_for_jobs(model):
         return later if background else {}
     whole = {
@@ -133,13 +129,8 @@ def _answers(model: LoadedModel, verb: Verb, *, background: bool) -> Schema:
     return whole | later if background else whole
 
 
-def _refusal(description: str) -> Schema:
-    schema = {"$ref": "#/components/schemas/Problem"}
-    return {"description": description, "content": {"application/problem+json": {"schema": schema}}}
-
-
 def _request(model: LoadedModel) -> Schema:
-    """Instances by name or by position, not both in one request; parameters only matter for explanations."""
+    """Instances by name or by position; parameters only matter for explanations."""
     forms = [model.instance_schema, model.schema.array_schema]
     labels = [
         *dict.fromkeys([*map(msgspec.json.encode, model.labels.classes), *map(msgspec.json.encode, model.labels.texts)])
@@ -155,10 +146,10 @@ def _request(model: LoadedModel) -> Schema:
         parameters["space"] = {"enum": list(model.spaces), "default": model.explainer.space, "description": described}
     if model.manifest.conformal:
         parameters["coverage"] = COVERAGE
-    return _object(
+    return object_schema(
         {
-            "instances": {"oneOf": [{"type": "array", "minItems": 1, "items": form} for form in forms]},
-            "parameters": {"type": "object", "properties": parameters, "additionalProperties": False},
+            "instances": array_of({"anyOf": forms}, minItems=1, description="All by name, or all by position"),
+            "parameters": {"type": ["object", "null"], "properties": parameters, "additionalProperties": False},
         },
         ["instances"],
         additionalProperties=False,
@@ -167,7 +158,7 @@ def _request(model: LoadedModel) -> Schema:
 
 def _response(model: LoadedModel, verb: Verb) -> Schema:
     item = _prediction(model) if verb == "predict" else _explanation(model)
-    return _object(
+    return object_schema(
         {
             "model": {"const": model.name},
             "version": {"const": model.version},
@@ -205,21 +196,21 @@ def _explanation(model: LoadedModel) -> Schema:
         properties["labels"] = {"type": "object", "additionalProperties": STRING}
     if len(model.labels):
         properties["label"] = {"enum": list(model.labels.classes)}
-        each = _object(numbers, required)
+        each = object_schema(numbers, required)
         properties["classes"] = {"type": "object", "properties": dict.fromkeys(model.labels.texts, each)}
     if model.names.targets:
         properties["targets"] = {"type": "object", "properties": _explained_targets(model, numbers, required)}
-    return _object(properties, list(origin))
+    return object_schema(properties, list(origin))
 
 
 def _explained_targets(model: LoadedModel, numbers: Schema, required: list[str]) -> Schema:
     """The explanation of each target of several."""
-    each = _object(numbers, required)
+    each = object_schema(numbers, required)
     found: Schema = {}
     for name, labels in model.names.targets:
         classes = {"type": "object", "properties": dict.fromkeys(labels.texts, each)}
         own = {"label": {"enum": list(labels.classes)}, "classes": classes} if len(labels) else {}
-        found[name] = _object(numbers | own, [])
+        found[name] = object_schema(numbers | own, [])
     return found
 
 
@@ -232,7 +223,7 @@ def _prediction(model: LoadedModel) -> Schema:
     if not layout.is_named:
         return each[0]
     by_name = {target.name: schema for target, schema in zip(layout.targets, each, strict=True)}
-    return _object({"prediction": _object(by_name, list(by_name))}, ["prediction"])
+    return object_schema({"prediction": object_schema(by_name, list(by_name))}, ["prediction"])
 
 
 def _bounded(layout: Layout, plain: Schema) -> Schema:
@@ -241,7 +232,7 @@ def _bounded(layout: Layout, plain: Schema) -> Schema:
         labels = {"type": "array", "items": plain["properties"]["label"]}
         return plain | {"properties": plain["properties"] | {"set": labels}}
     interval = {"type": "array", "items": NUMBER, "minItems": 2, "maxItems": 2}
-    return {"oneOf": [plain, _object({"prediction": plain, "interval": interval}, ["prediction", "interval"])]}
+    return {"oneOf": [plain, object_schema({"prediction": plain, "interval": interval}, ["prediction", "interval"])]}
 
 
 def _target_prediction(layout: Layout, target: Target) -> Schema:
@@ -253,12 +244,12 @@ def _target_prediction(layout: Layout, target: Target) -> Schema:
         properties["label"] = {"enum": list(target.classes)} if target.classes else {"type": "integer"}
     texts = list(map(str, target.classes))
     if "probabilities" in layout.parts:
-        properties["probabilities"] = _object(dict.fromkeys(texts, SHARE), texts)
+        properties["probabilities"] = object_schema(dict.fromkeys(texts, SHARE), texts)
     if "margins" in layout.parts:
-        properties["margins"] = _object(dict.fromkeys(texts, NUMBER), texts)
+        properties["margins"] = object_schema(dict.fromkeys(texts, NUMBER), texts)
     if "score" in layout.parts:
         properties["score"] = NUMBER
-    return _object(properties, list(properties))
+    return object_schema(properties, list(properties))
 
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -282,7 +273,7 @@ def make_api(service: Service, streams: Streams, keys: Keys, lifespan: Lifespan)
 
     def describe() -> Schema:
         openapi = document(api, service.registry, background=background, show_examples=service.show_examples)
-        describe_security(openapi, _refusal(""), is_open=keys.is_open)
+        describe_security(openapi, refusal(""), is_open=keys.is_open)
         return openapi
 
     api.openapi = cache(describe)  # type: ignore[method-assign]

@@ -1,0 +1,377 @@
+"""What the OpenAPI document says about the routes: their names, bodies, answers and refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from serving.predict.operation import ANSWERS, VERBS, Verb
+
+Schema = dict[str, Any]
+
+STRING: Schema = {"type": "string"}
+NUMBER: Schema = {"type": "number"}
+INTEGER: Schema = {"type": "integer"}
+BOOLEAN: Schema = {"type": "boolean"}
+ANYTHING: Schema = {}
+OBJECT: Schema = {"type": "object"}
+MAYBE_STRING: Schema = {"type": ["string", "null"]}
+OK: Schema = {"enum": ["ok", "degraded"]}
+
+JSON, EVENTS, CSV, TEXT = "application/json", "text/event-stream", "text/csv", "text/plain"
+
+REFUSALS = {
+    "400": "Not JSON, not UTF-8, or nested too deeply; or an invalid header",
+    "404": "There is nothing of that name",
+    "409": "Not in this state; the problem says which",
+    "413": "Too many bytes, instances or rows",
+    "415": "Another media type or encoding than those that are taken",
+    "422": "What was sent does not fit; the problem names each fault",
+    "429": "Too many requests, or too many jobs that wait; see Retry-After",
+    "501": "This service does not preload its models, and cannot reload them",
+    "503": "Overloaded, draining, or a store is unavailable; see Retry-After",
+    "504": "The deadline passed",
+}
+
+TIMEOUT_HEADER = {
+    "name": "X-Request-Timeout",
+    "in": "header",
+    "description": "Seconds; may shorten the deadline, never lengthen it",
+    "schema": NUMBER | {"exclusiveMinimum": 0},
+}
+LOCATION = {"Location": {"description": "Where the job is", "schema": STRING}}
+
+BODY = ("400", "413", "415", "422")
+"""The refusals of routes that take a body."""
+
+
+def object_schema(properties: Schema, required: list[str] | None = None, **more: Any) -> Schema:
+    """An object with these members, all of which are required unless `required` says which."""
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties) if required is None else required,
+        **more,
+    }
+
+
+def array_of(items: Schema, **more: Any) -> Schema:
+    """An array, whose items every generator of clients wants to know."""
+    return {"type": "array", "items": items, **more}
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the document says about a route beside what its function says.
+
+    `answers` are schemas by status and media type; `refusals` are statuses; `body` are schemas by media type.
+    """
+
+    name: str
+    answers: Mapping[str, Mapping[str, Schema]]
+    refusals: tuple[str, ...] = ()
+    body: Mapping[str, Schema] = field(default_factory=dict)
+    parameters: tuple[Schema, ...] = ()
+
+
+EXPLAINER: Schema = {
+    "type": ["object", "null"],
+    "properties": {"method": STRING, "space": STRING, "jobs_only": BOOLEAN, "spaces": array_of(STRING)},
+}
+SUMMARY = object_schema(
+    {
+        "name": STRING,
+        "version": STRING,
+        "live": STRING,
+        "previous": MAYBE_STRING,
+        "versions": array_of(STRING),
+        "task": STRING,
+        "estimator": STRING,
+        "compiled": BOOLEAN,
+        "fallback": BOOLEAN,
+        "forced": STRING,
+        "entities": BOOLEAN,
+        "explainer": EXPLAINER,
+    }
+)
+REFUSED = array_of(object_schema({"model": STRING, "version": STRING, "reason": STRING}))
+MODELS = object_schema({"models": array_of(SUMMARY), "status": OK, "refused": REFUSED})
+MODEL = object_schema(
+    SUMMARY["properties"]
+    | {
+        "sha256": STRING,
+        "created": STRING,
+        "source": STRING,
+        "libraries": OBJECT,
+        "classes": array_of(ANYTHING),
+        "metrics": {"type": "object", "additionalProperties": NUMBER},
+        "example": {"type": ["object", "null"]},
+        "features": array_of(STRING),
+        "schema": OBJECT,
+    }
+)
+
+SERVER = {"enum": ["ok", "away", "disabled"]}
+HEALTH = object_schema(
+    {
+        "status": OK,
+        "models": INTEGER,
+        "fallbacks": array_of(STRING),
+        "forced": OBJECT,
+        "refused": array_of(STRING),
+        "redis": SERVER,
+        "supabase": SERVER,
+        "jobs": STRING,
+        "records": STRING,
+        "last_training": OBJECT,
+        "breakers": OBJECT,
+        "memory": OBJECT,
+        "worker": OBJECT,
+    }
+)
+STATUS = object_schema({"status": OK})
+
+JOB = object_schema(
+    {
+        "id": STRING,
+        "operation": STRING,
+        "model": STRING,
+        "version": STRING,
+        "state": {"enum": ["queued", "running", "done", "failed", "cancelled"]},
+        "progress": NUMBER | {"minimum": 0, "maximum": 1},
+        "attempts": INTEGER,
+        "chunks": INTEGER,
+        "chunks_done": INTEGER,
+        "created": STRING,
+        "started": MAYBE_STRING,
+        "finished": MAYBE_STRING,
+        "error": STRING,
+        "cancelling": BOOLEAN,
+        "result": STRING,
+    },
+    ["id", "operation", "model", "version", "state", "progress", "attempts", "created", "started", "finished"],
+)
+RESULT = object_schema(
+    {"model": STRING, "version": STRING} | {member: array_of(ANYTHING) for member in ANSWERS.values()}, []
+)
+
+STORED = object_schema({"entity": STRING, "stored": INTEGER, "ids": array_of(STRING)})
+OUTCOMES = {"model": STRING, "version": STRING}
+ENTITY_PREDICTIONS = object_schema(
+    {
+        "entity": STRING,
+        "stale": BOOLEAN,
+        "records": array_of(object_schema({"id": STRING, "time": STRING})),
+        "models": array_of(object_schema(RESULT["properties"], ["model", "version", "predictions"])),
+    }
+)
+RELOADED = object_schema(
+    {
+        "status": STRING,
+        "added": array_of(STRING),
+        "removed": array_of(STRING),
+        "refused": array_of(STRING),
+        "live": {"type": "object", "additionalProperties": STRING},
+        "seconds": NUMBER,
+    },
+    ["status"],
+)
+METRICS = object_schema(
+    {
+        "time": STRING,
+        "pss_bytes": INTEGER,
+        "requests": INTEGER,
+        "workers": array_of(OBJECT),
+        "totals": OBJECT,
+        "models": OBJECT,
+        "quality": ANYTHING,
+    }
+)
+
+
+INSTANCES = array_of({"anyOf": [OBJECT, array_of(ANYTHING)]}, minItems=1, description="All by name, or all by position")
+PARAMETERS: Schema = {
+    "type": ["object", "null"],
+    "properties": {
+        "classes": {"anyOf": [{"enum": ["predicted", "all"]}, array_of(ANYTHING, minItems=1)]},
+        "top": {"type": ["integer", "null"], "minimum": 1},
+        "space": {"enum": ["probability", "margin", "value", None]},
+        "coverage": {"type": ["number", "null"], "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+    },
+    "additionalProperties": False,
+}
+
+
+def inference_schemas(verb: Verb) -> tuple[Schema, Schema]:
+    """The body and the answer of a route for any model; each model's own routes have them in full."""
+    return (
+        object_schema({"instances": INSTANCES, "parameters": PARAMETERS}, ["instances"], additionalProperties=False),
+        object_schema(
+            {
+                "model": STRING,
+                "version": STRING,
+                ANSWERS[verb]: array_of(ANYTHING),
+                "fallback": BOOLEAN,
+                "forced": STRING,
+            },
+            ["model", "version", ANSWERS[verb]],
+        ),
+    )
+
+
+def _inference(verb: Verb, name: str) -> Said:
+    body, answer = inference_schemas(verb)
+    answers = {"200": {JSON: answer, EVENTS: STRING}, "202": {JSON: JOB}}
+    return Said(name, answers, (*BODY, "404", "503", "504"), {JSON: body}, (TIMEOUT_HEADER,))
+
+
+def _query(name: str, schema: Schema) -> Schema:
+    return {"name": name, "in": "query", "description": "For a body of CSV", "schema": schema}
+
+
+CSV_QUERY = (
+    _query("operation", {"enum": list(VERBS)}),
+    _query("model", STRING),
+    _query("version", STRING),
+    _query("classes", STRING),
+    _query("top", INTEGER),
+    _query("space", STRING),
+    _query("coverage", NUMBER),
+    {"name": "Idempotency-Key", "in": "header", "description": "Sent twice, it is one job", "schema": STRING},
+)
+
+JOB_BODY = object_schema(
+    {
+        "operation": {"enum": list(VERBS)},
+        "model": STRING,
+        "instances": INSTANCES,
+        "version": MAYBE_STRING,
+        "parameters": PARAMETERS,
+    },
+    ["operation", "model", "instances"],
+    additionalProperties=False,
+)
+
+ROUTES: Mapping[tuple[str, str], Said] = {
+    ("get", "/v1/models"): Said("list_models", {"200": {JSON: MODELS}}),
+    ("get", "/v1/models/{model}"): Said("show_model", {"200": {JSON: MODEL}}, ("404", "503")),
+    ("get", "/v1/models/{model}/versions/{version}"): Said("show_version", {"200": {JSON: MODEL}}, ("404", "503")),
+    ("post", "/v1/models/{model}/outcomes"): Said(
+        "store_outcomes",
+        {
+            "200": {JSON: object_schema(OUTCOMES | {"stored": INTEGER})},
+            "201": {JSON: object_schema(OUTCOMES | {"stored": INTEGER})},
+            "202": {JSON: object_schema(OUTCOMES | {"accepted": INTEGER})},
+        },
+        (*BODY, "404", "503"),
+    ),
+    ("get", "/health"): Said("health", {"200": {JSON: HEALTH}}),
+    ("get", "/health/live"): Said("live", {"200": {JSON: STATUS}}),
+    ("get", "/health/ready"): Said("ready", {"200": {JSON: STATUS}}),
+    ("post", "/v1/entities/{entity}/records"): Said(
+        "store_records", {"200": {JSON: STORED}, "201": {JSON: STORED}}, (*BODY, "503")
+    ),
+    ("get", "/v1/entities/{entity}/predictions"): Said(
+        "entity_predictions", {"200": {JSON: ENTITY_PREDICTIONS}}, ("400", "404", "422", "503", "504")
+    ),
+    ("get", "/v1/entities/{entity}/events"): Said("follow_entity", {"200": {EVENTS: STRING}}, ("422", "503")),
+    ("get", "/v1/entities"): Said("list_entities", {"200": {JSON: OBJECT}}, ("422", "503")),
+    ("delete", "/v1/entities/{entity}"): Said("delete_entity", {"200": {JSON: OBJECT}}, ("404", "422", "503")),
+    ("get", "/v1/entities/{entity}/records"): Said("list_records", {"200": {JSON: OBJECT}}, ("404", "422", "503")),
+    ("delete", "/v1/entities/{entity}/records"): Said("delete_records", {"200": {JSON: OBJECT}}, ("404", "422", "503")),
+    ("post", "/v1/jobs"): Said(
+        "submit_job", {"202": {JSON: JOB}}, (*BODY, "404", "503"), {JSON: JOB_BODY, CSV: STRING}, CSV_QUERY
+    ),
+    ("get", "/v1/jobs/{job_id}"): Said("show_job", {"200": {JSON: JOB}}, ("404", "503")),
+    ("delete", "/v1/jobs/{job_id}"): Said("cancel_job", {"200": {JSON: JOB}}, ("404", "503")),
+    ("get", "/v1/jobs/{job_id}/result"): Said(
+        "job_result", {"200": {JSON: RESULT, CSV: STRING}}, ("404", "409", "503")
+    ),
+    ("get", "/v1/jobs/{job_id}/events"): Said("follow_job", {"200": {EVENTS: STRING}}, ("404", "422", "503")),
+    ("post", "/api/admin/models:reload"): Said(
+        "reload_models", {"200": {JSON: RELOADED}, "202": {JSON: RELOADED}}, ("409", "501")
+    ),
+    ("post", "/api/admin/models/{model}:rollback"): Said(
+        "roll_back_model", {"200": {JSON: RELOADED}, "202": {JSON: RELOADED}}, ("404", "409", "501", "503")
+    ),
+    ("post", "/api/admin/models/{model}:train"): Said("train_model", {"202": {JSON: JOB}}, ("404", "409", "503")),
+    ("get", "/api/admin/metrics"): Said("metrics", {"200": {JSON: METRICS}}),
+    ("get", "/api/admin/events"): Said("follow_metrics", {"200": {EVENTS: STRING}}, ("503",)),
+    ("get", "/metrics"): Said("prometheus_metrics", {"200": {TEXT: STRING}}),
+    ("post", "/v1/models/{model}:predict"): _inference("predict", "predict"),
+    ("post", "/v1/models/{model}:explain"): _inference("explain", "explain"),
+    ("post", "/v1/models/{model}/versions/{version}:predict"): _inference("predict", "versioned_predict"),
+    ("post", "/v1/models/{model}/versions/{version}:explain"): _inference("explain", "versioned_explain"),
+}
+
+
+def describe_routes(document: Schema) -> None:
+    """Complete what FastAPI has written about the routes, and add those that it does not serve."""
+    paths = document["paths"]
+    for method, path in ROUTES:
+        if path.endswith((":predict", ":explain")):
+            paths.setdefault(path, {})[method] = _bare_inference(path)
+    for path, item in paths.items():
+        for method, operation in item.items():
+            # FastAPI writes a refusal of its own, which never comes
+            operation["responses"].pop("422", None)
+            if said := ROUTES.get((method, path)):
+                _describe(operation, said)
+            if not path.startswith("/health"):
+                operation["responses"]["429"] = refusal(REFUSALS["429"])
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
+
+
+def _bare_inference(path: str) -> Schema:
+    verb = path.rpartition(":")[2]
+    names = ("model", "version") if "{version}" in path else ("model",)
+    return {
+        "tags": [verb],
+        "summary": f"{verb.capitalize()} with any model",
+        "parameters": [{"name": name, "in": "path", "required": True, "schema": STRING} for name in names],
+        "responses": {
+            "200": {"description": f"One {ANSWERS[verb].removesuffix('s')} for every instance, in order"},
+            "202": {"description": "It takes too long and continues as a job", "headers": LOCATION},
+        },
+    }
+
+
+def _describe(operation: Schema, said: Said) -> None:
+    operation["operationId"] = said.name
+    responses = operation["responses"]
+    for status, content in said.answers.items():
+        responses.setdefault(status, {}).setdefault("description", "Successful Response")
+        responses[status]["content"] = {kind: {"schema": schema} for kind, schema in content.items()}
+        if content == {JSON: JOB} and status == "202":
+            responses[status]["headers"] = LOCATION
+    responses |= {status: refusal(REFUSALS[status]) for status in said.refusals}
+    if said.body:
+        content = {kind: {"schema": schema} for kind, schema in said.body.items()}
+        operation["requestBody"] = {"required": True, "content": content}
+    if said.parameters:
+        operation.setdefault("parameters", []).extend(said.parameters)
+
+
+def refusal(description: str) -> Schema:
+    """The response of a refusal."""
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {"description": description, "content": {"application/problem+json": {"schema": schema}}}
+
+
+def fill_in_items(value: Any) -> None:
+    """Give every array in a document its `items`: without, generators of clients leave the operation out."""
+    for schema in _objects(value):
+        kinds = schema.get("type", ())
+        if "array" in ([kinds] if isinstance(kinds, str) else kinds):
+            schema.setdefault("items", {})
+
+
+def _objects(value: Any) -> Iterator[Schema]:
+    if isinstance(value, dict):
+        yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for inner in value:
+            yield from _objects(inner)
