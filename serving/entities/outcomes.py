@@ -30,7 +30,8 @@ from serving.errors import (
     TooManyInstances,
 )
 from serving.predict.inference import Inference
-from serving.predict.json_body import decode
+from serving.predict.json_body import LargeBodyDecoder
+from serving.predict.pieces import Turns
 from serving.storage.background import BackgroundTask
 
 USAGE = 'send an object: {"instances": [...], "outcomes": [...]}'
@@ -56,7 +57,7 @@ class OutcomesBody(msgspec.Struct, forbid_unknown_fields=True):
     request_id: Annotated[str | None, Meta(description="Of the prediction; sent twice, they are stored once")] = None
 
 
-_body = msgspec.json.Decoder(OutcomesBody)
+_body = LargeBodyDecoder(OutcomesBody, USAGE, "a request may have {} instances; send more as several requests")
 
 
 class OutcomeReader:
@@ -67,13 +68,13 @@ class OutcomeReader:
         self._inference = inference
         self._max_instances = max_instances
 
-    async def read(self, name: str, body: bytes) -> list[Outcome]:
+    async def read(self, name: str, body: bytes, turns: Turns) -> list[Outcome]:
         """Outcomes with the current prediction of the named version, or else of the live one.
 
         The id of an outcome follows from the `request_id` of the prediction request, so that it is stored once however
         often it is sent. Raises NotJSON, InvalidRequest, InvalidRows, TooManyInstances, ModelNotFound, VersionNotFound.
         """
-        sent = decode(_body, body, USAGE)
+        sent = await _body.decode(body, self._max_instances, turns)
         model = self._registry.get(name, sent.version)
         self._check(sent)
         rows = model.schema.rows(sent.instances)

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 from msgspec import inspect
 
 from registry.rows.schema import MAX_LEVELS, depth
-from serving.errors import InvalidRequest, NotJSON
-from serving.predict.pieces import finite_number
+from serving.errors import InvalidRequest, NotJSON, TooManyInstances
+from serving.predict.pieces import PIECE_BYTES, ElementTooLarge, Turns, finite_number, split
 
 T = TypeVar("T")
+Struct = TypeVar("Struct", bound=msgspec.Struct)
 
 BOM = b"\xef\xbb\xbf"
 
 MAX_NAME_CHARACTERS = 64
 MAX_REASON_CHARACTERS = 1000
+
+MAX_ELEMENT_BYTES = 256 * 1024
+"""Bytes of one element of a list: a record of 64 KB, of which every character is escaped."""
 
 MAX_EXPLAINED_BYTES = 64 * 1024
 """Bytes of a body, or of one instance, whose faults are looked for: some milliseconds of work."""
@@ -61,6 +66,50 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes, usage: str) -> T:
         raise _misfit(body, error, decoder.type, usage) from None
     except msgspec.DecodeError as error:
         raise NotJSON(f"the body is not JSON: {_malformed(body, str(error))}") from None
+
+
+class LargeBodyDecoder(Generic[Struct]):
+    """Decodes bodies of any size to a struct, whose lists are decoded some elements at a time."""
+
+    def __init__(self, kind: type[Struct], usage: str, too_many: str) -> None:
+        """`usage` says what to send; `too_many` is the message for lists of more than so many elements."""
+        self._decoder = msgspec.json.Decoder(kind, float_hook=finite_number)
+        members = [
+            (field.encode_name, msgspec.Raw | msgspec.UnsetType, msgspec.UNSET)
+            for field in msgspec.structs.fields(kind)
+        ]
+        self._outline = msgspec.json.Decoder(msgspec.defstruct("Outline", members, forbid_unknown_fields=True))
+        self._usage = usage
+        self._too_many = too_many
+
+    async def decode(self, body: bytes, most: int, turns: Turns) -> Struct:
+        """Lists have at most `most` elements. Raises NotJSON, InvalidRequest, TooManyInstances, what `turns` raise."""
+        if len(body) <= PIECE_BYTES:
+            return decode(self._decoder, body, self._usage)
+        parts = {name: bytes(raw) for name, raw in msgspec.structs.asdict(self._decode_outline(body)).items() if raw}
+        lists = {name: part for name, part in parts.items() if part.startswith(b"[") and len(part) > PIECE_BYTES}
+        others = parts | dict.fromkeys(lists, b"[]")
+        if sum(map(len, others.values())) > MAX_ELEMENT_BYTES:
+            raise InvalidRequest(self._usage)
+        whole = self._decode_members(others)
+        for name, array in lists.items():
+            elements = getattr(whole, name)
+            try:
+                for piece in split(array, MAX_ELEMENT_BYTES):
+                    elements += getattr(self._decode_members(others | {name: piece.content}), name)
+                    if len(elements) > most:
+                        raise TooManyInstances(self._too_many.format(most))
+                    await turns.pause()
+            except ElementTooLarge as error:
+                raise InvalidRequest(f"{name}[{error.index}] {error}") from None
+        return whole
+
+    def _decode_outline(self, body: bytes) -> Any:
+        return decode(self._outline, body, self._usage)
+
+    def _decode_members(self, parts: Mapping[str, bytes]) -> Struct:
+        members = b",".join([b'"%b":%b' % (name.encode(), part) for name, part in parts.items()])
+        return decode(self._decoder, b"{%b}" % members, self._usage)
 
 
 def _malformed(body: bytes, reason: str) -> str:

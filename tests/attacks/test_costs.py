@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from starlette.types import Message, Receive
 
@@ -15,10 +17,13 @@ from registry.errors import InvalidRows
 from registry.model import LoadedModel
 from registry.registry import Registry
 from registry.store.loader import load_version
+from serving.entities.outcomes import OutcomesBody
 from serving.errors import BodiesFull, InvalidRequest, TooManyBytes, TooManyInstances
 from serving.http.body import Bodies, HeldBody
+from serving.http.routes.entities import RecordsBody
 from serving.jobs.csv_reader import CsvReader
 from serving.jobs.requests import JobReader
+from serving.predict.json_body import LargeBodyDecoder
 from serving.predict.pieces import PIECE_BYTES, ElementTooLarge, Turns, split
 from serving.predict.request_body import Reader
 from tests.attacks.payloads import PATH, ROW, body
@@ -198,3 +203,33 @@ def test_unfinished_bodies_of_one_client_are_refused(target: Service) -> None:
     finally:
         for connection in connections:
             connection.close()
+
+
+RECORD = b'{"values":{"a":1e308}}'
+LARGE_BODIES: dict[str, tuple[type[Any], bytes]] = {
+    "records": (RecordsBody, fill(RECORD, b'{"records":[')),
+    "numbers for records": (RecordsBody, fill(b"1e308", b'{"records":[')),
+    "columns": (RecordsBody, fill(b"1e308", b'{"values":{"a":[', b"]}}")),
+    "one large record": (RecordsBody, fill(b"1e308", b'{"records":[{"values":{"a":[', b"]}}]}")),
+    "instances": (OutcomesBody, fill(b"1e308", b'{"outcomes":[],"instances":[')),
+    "outcomes": (OutcomesBody, fill(b"[]", b'{"instances":[],"outcomes":[')),
+    "unknown member": (OutcomesBody, fill(b"[]", b'{"inputs":[')),
+    "texts": (OutcomesBody, b'{"instances":[],"outcomes":[],"time":"%b"}' % (b"x" * BYTES)),
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("name", LARGE_BODIES)
+async def test_body_of_records_or_outcomes_is_refused_after_a_few_pieces(name: str) -> None:
+    kind, content = LARGE_BODIES[name]
+    turns = CountedTurns()
+    with pytest.raises((InvalidRequest, TooManyInstances)):
+        await LargeBodyDecoder(kind, "usage", "at most {}").decode(content, 1000, turns)
+    assert turns.pauses <= 1000 * len(RECORD) / PIECE_BYTES + 2
+
+
+@pytest.mark.anyio
+async def test_large_body_of_records_is_read_as_a_small_one() -> None:
+    decoder = LargeBodyDecoder(RecordsBody, "usage", "at most {}")
+    content = b'{"time":"2026-01-01","records":[' + b", ".join([RECORD] * 1000) + b"]}"
+    assert await decoder.decode(content, 1000, Turns()) == msgspec.json.decode(content, type=RecordsBody)

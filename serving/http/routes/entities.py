@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from typing import Annotated, Any
@@ -16,20 +15,18 @@ from serving.entities.notifier import topic_of
 from serving.entities.predictor import EntityAnswer, EntityPredictor, check_entity
 from serving.entities.record import Record, make_record
 from serving.errors import InvalidRequest, TooManyInstances
-from serving.http.body import answer_json, describe_body, read_json
+from serving.http.body import answer_json, describe_body, read_json, turns_of_client
 from serving.http.keys import Key, key_of
 from serving.http.routes.predict import parse_timeout
 from serving.http.sse import EventStream, LastEventId, Streams
-from serving.predict.json_body import decode
+from serving.predict.json_body import LargeBodyDecoder
+from serving.predict.pieces import Turns
 from serving.service import Service
 
 log = structlog.get_logger(__name__)
 
 COUNT = re.compile(r"[1-9][0-9]{0,8}")
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False, "": False}
-
-RECORDS_AT_ONCE = 25
-"""Records that are parsed in a row, for at most 5 ms; then other tasks have their turn on the event loop."""
 
 USAGE = 'send an object: {"values": {...}}, or {"records": [...]} for several'
 
@@ -66,12 +63,12 @@ class RecordsBody(msgspec.Struct, forbid_unknown_fields=True):
     records: Annotated[list[RecordBody], SEVERAL] | None = None
 
 
-_body = msgspec.json.Decoder(RecordsBody)
+_body = LargeBodyDecoder(RecordsBody, USAGE, "a request may have {} records; send more as several requests")
 
 
-async def read_records(entity: str, body: bytes, max_records: int) -> list[Record]:
-    """One record or more. Raises NotJSON, InvalidRequest naming the record, TooManyInstances."""
-    sent = decode(_body, body, USAGE)
+async def read_records(entity: str, body: bytes, max_records: int, turns: Turns) -> list[Record]:
+    """One record or more. Raises NotJSON, InvalidRequest naming the record, TooManyInstances, what `turns` raise."""
+    sent = await _body.decode(body, max_records, turns)
     if sent.records is None:
         if sent.values is None:
             raise InvalidRequest(USAGE)
@@ -82,8 +79,7 @@ async def read_records(entity: str, body: bytes, max_records: int) -> list[Recor
         raise TooManyInstances(f"a request may have {max_records} records; send more as several requests")
     records = []
     for index, one in enumerate(sent.records):
-        if index % RECORDS_AT_ONCE == RECORDS_AT_ONCE - 1:
-            await asyncio.sleep(0)
+        await turns.pause()
         try:
             records.append(make_record(entity, one.values, one.time, one.id))
         except InvalidRequest as error:
@@ -106,7 +102,8 @@ def entities_router(service: Service, streams: Streams) -> APIRouter:
     async def store(entity: str, request: Request) -> Response:
         check_entity(entity)
         body = await read_json(request, limits.max_body_bytes)
-        records = await read_records(entity, body, limits.max_instances)
+        with turns_of_client(request.receive) as turns:
+            records = await read_records(entity, body, limits.max_instances, turns)
         stored = await service.shared.entities.add_records(records)
         if stored:
             service.notifier.add(entity, records, request.state.request_id)

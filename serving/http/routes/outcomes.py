@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from serving.entities.outcomes import OutcomesBody
-from serving.http.body import answer_json, describe_body, read_json
+from serving.http.body import answer_json, describe_body, read_json, turns_of_client
 from serving.service import Service
 
 RESPOND_ASYNC = "respond-async"
@@ -31,7 +31,8 @@ def outcomes_router(service: Service) -> APIRouter:
     )
     async def store(model: str, request: Request) -> Response:
         body = await read_json(request, service.limits.max_body_bytes)
-        outcomes = await service.outcome_reader.read(model, body)
+        with turns_of_client(request.receive) as turns:
+            outcomes = await service.outcome_reader.read(model, body, turns)
         said: dict[str, Any] = {"model": outcomes[0].model, "version": outcomes[0].version}
         if request.headers.get("prefer", "").strip().lower() == RESPOND_ASYNC:
             service.outcome_writer.add(outcomes)
