@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from cache.tiered import build_cache
 from registry.errors import VersionRefused
 from registry.model import LoadedModel
 from registry.registry import Registry
-from registry.store.directory import find_model
+from registry.store.directory import Fingerprint, find_model, fingerprint
 from registry.store.loader import fall_back, load_version
 from registry.store.manifest import read_manifest
 from registry.store.options import LoadOptions
@@ -147,7 +147,8 @@ class Application:
 
 def build(settings: Settings, alerts: Alerts) -> Application:
     """The app over all models that are there. Raises RegistryError, InvalidSetting, InvalidRedisUrl, CannotServe."""
-    service = build_service(settings, load_models(settings), build_shared(settings, alerts))
+    seen = fingerprint(settings.model_dir)  # before they are loaded: later changes count
+    service = build_service(settings, load_models(settings), build_shared(settings, alerts), seen)
     return Application(service, settings, build_limiters(settings), build_keys(settings))
 
 
@@ -187,10 +188,12 @@ def _load_or_fall_back(load: Load, options: LoadOptions, directory: Path) -> Loa
 def renew(app: Application) -> tuple[Application, tuple[str, ...]]:
     """A new app over the model directory as it is now, and the versions that were refused, each with its reason."""
     settings, service = app.settings, app.service
+    seen = fingerprint(settings.model_dir)
     plain = functools.partial(load_version, settings.model_dir, options=settings.load_options)
     load = try_first(plain, seconds=settings.reload_timeout_seconds, read=read_manifest)
     registry, refused = renew_registry(service.registry, settings.model_dir, load, selected=settings.serve_versions)
-    return Application(build_service(settings, registry, service.shared), settings, app.limiters, app.keys), refused
+    renewed = build_service(settings, registry, service.shared, seen)
+    return Application(renewed, settings, app.limiters, app.keys), refused
 
 
 def build_alerts(settings: Settings) -> Alerts:
@@ -222,8 +225,11 @@ def build_shared(settings: Settings, alerts: Alerts) -> Shared:
     )
 
 
-def build_service(settings: Settings, registry: Registry, shared: Shared) -> Service:
-    """All parts over these models. Raises InvalidSetting, InvalidRedisUrl."""
+def build_service(settings: Settings, registry: Registry, shared: Shared, seen: Fingerprint) -> Service:
+    """All parts over these models; `seen` is the model directory as it was when they were loaded.
+
+    Raises InvalidSetting, InvalidRedisUrl.
+    """
     metrics = Metrics(shared.book)
     cache = build_cache(
         max_items=settings.cache_max_items,
@@ -254,7 +260,7 @@ def build_service(settings: Settings, registry: Registry, shared: Shared) -> Ser
         background=Background(shared.jobs, chunk_rows=settings.shap_max_batch_size)
         if settings.use_background_inference
         else None,
-        runner=build_runner(settings, shared, registry, metrics),
+        runner=build_runner(settings, shared, registry, metrics, seen),
         scheduler=build_scheduler(settings, shared),
         hub=Hub(
             shared.events,
@@ -321,7 +327,7 @@ def build_tracing(settings: Settings) -> Tracing | None:
         raise InvalidSetting("OTEL_EXPORTER_OTLP_ENDPOINT needs `pip install forkserve[otel]`") from None
 
 
-def build_runner(settings: Settings, shared: Shared, registry: Registry, metrics: Metrics) -> Runner:
+def build_runner(settings: Settings, shared: Shared, registry: Registry, metrics: Metrics, seen: Fingerprint) -> Runner:
     """Works on all jobs. Raises InvalidSetting."""
     functions = {operation.name: operation.answer_call for operation in make_operations(registry)}
     executor = Executor(functions, memory=settings.job_memory_bytes, background=True)
@@ -329,7 +335,9 @@ def build_runner(settings: Settings, shared: Shared, registry: Registry, metrics
     handlers: dict[str, Handler] = {
         **dict.fromkeys(VERBS, RowHandler(registry, backend, timeout=settings.job_timeout_seconds)),
         POLL: Poller(parse_feeds(settings.feeds), shared.alerts.outbound, shared.entities),
-        RELOAD: build_reload_handler(shared),
+        RELOAD: build_reload_handler(
+            shared, lambda: bool(registry.refusals) or fingerprint(settings.model_dir) != seen
+        ),
     }
     return build_trainer(settings, shared, metrics, handlers, (executor,), backend)
 
@@ -390,10 +398,13 @@ def build_trainer_alone(settings: Settings) -> tuple[JobStore, Runner]:
     return shared.jobs, build_trainer(settings, shared, Metrics(shared.book))
 
 
-def build_reload_handler(shared: Shared) -> Handler:
-    """Works on jobs that have the models reloaded."""
+def build_reload_handler(shared: Shared, is_needed: Callable[[], bool]) -> Handler:
+    """Works on jobs that have the models reloaded, if something has changed: a reload replaces all workers."""
 
     async def reload(_job: Job, _chunk: int, _data: bytes, _report: Report) -> bytes:
+        if not is_needed():
+            log.info("Reload not needed")
+            return b"{}"
         try:
             shared.reloads.request()  # not waited for: the reload replaces this runner
         except CannotReload as error:

@@ -21,6 +21,7 @@ ALIASES_FILE = "aliases.json"
 Kind = TypeVar("Kind")
 
 FileState = tuple[str, int, int, int]
+Fingerprint = tuple[FileState, ...]
 """Path below the model directory, inode, size in bytes, time of the last change in nanoseconds."""
 
 
@@ -69,7 +70,7 @@ def find_model(root: Path, name: str) -> Path:
     raise ModelNotFound(f"there is no model {name!r} in {root}")
 
 
-def fingerprint(root: Path) -> tuple[FileState, ...]:
+def fingerprint(root: Path) -> Fingerprint:
     """A value that changes when a version below `root` is added, changed, promoted, rolled back or removed.
 
     It holds the state of each `aliases.json` and of all files of each version, nothing else: scratch directories and

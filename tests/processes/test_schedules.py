@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -96,11 +97,19 @@ def test_each_firing_happens_once_over_two_schedulers_of_which_each_is_killed_on
     assert "incidents" not in listed.stdout
 
 
-def test_a_scheduler_of_the_master_fires_and_its_counts_are_shown(environ: dict[str, str]) -> None:
+def test_a_scheduler_of_the_master_fires_and_reloads_what_has_changed(
+    environ: dict[str, str], sleeper: Path, tmp_path: Path
+) -> None:
     schedules = "yearly: 0 3 1 1 * in Europe/Berlin: reload; often: every 2s: reload"
-    with Service(environ | {"SCHEDULES": schedules}) as service:
+    models = Path(shutil.copytree(sleeper, tmp_path / "models"))
+    environ |= {"SCHEDULES": schedules, "MODEL_DIR": str(models), "WATCH_MODELS": "false"}
+    with Service(environ) as service:
         assert eventually(lambda: len(service.schedulers) == 1)
-        assert eventually(lambda: len(service.events("Models reloaded")) > 0)
+        workers, runners = service.workers, service.runners
+        assert eventually(lambda: len(service.events("Reload not needed")) > 1)
+        assert (service.workers, service.runners) == (workers, runners)
+        os.utime(models / "sleeper/1/manifest.json")
+        assert eventually(lambda: len(service.events("Models reloaded")) == 1)
 
         def told() -> Any:
             return admin_figures(service)["schedules"]
