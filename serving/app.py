@@ -226,10 +226,7 @@ def build_shared(settings: Settings, alerts: Alerts) -> Shared:
 
 
 def build_service(settings: Settings, registry: Registry, shared: Shared, seen: Fingerprint) -> Service:
-    """All parts over these models; `seen` is the model directory as it was when they were loaded.
-
-    Raises InvalidSetting, InvalidRedisUrl.
-    """
+    """All parts over the models of a directory that was `seen` so. Raises InvalidSetting, InvalidRedisUrl."""
     metrics = Metrics(shared.book)
     cache = build_cache(
         max_items=settings.cache_max_items,
