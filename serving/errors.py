@@ -56,11 +56,11 @@ class TooManyInstances(ServingError):
 
 
 class MethodNotAllowed(ServingError):
-    """The route exists, but not with this method; `allowed` is the one that it has."""
+    """The route exists, but not with this method; it has `method`."""
 
-    def __init__(self, allowed: str) -> None:
-        super().__init__(f"use {allowed}")
-        self.allowed = allowed
+    def __init__(self, method: str) -> None:
+        super().__init__(f"use {method}")
+        self.allowed = f"OPTIONS, {method}"
 
 
 class NotAuthorized(ServingError):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
-from functools import cache
+from functools import cache, partial
+from http import HTTPStatus
 
 import msgspec
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
-from starlette.types import ASGIApp
+from starlette.routing import Match, Route
+from starlette.types import ASGIApp, Scope
 
 from registry.model import LoadedModel
 from registry.outputs import Layout, Target
@@ -262,10 +264,10 @@ def make_api(service: Service, streams: Streams, keys: Keys, lifespan: Lifespan)
         version=importlib.metadata.version("forkserve"),
         summary="Predictions of scikit-learn models and their explanations",
         lifespan=lifespan,
-        # the pages of FastAPI load scripts from other sites; the document itself is at /openapi.json
+        # the pages of FastAPI load scripts from other sites; its document is encoded anew for every request
         docs_url=None,
         redoc_url=None,
-        openapi_url="/openapi.json",
+        openapi_url=None,
         # a redirect would go to any host that the client names
         redirect_slashes=False,
     )
@@ -277,18 +279,33 @@ def make_api(service: Service, streams: Streams, keys: Keys, lifespan: Lifespan)
         return openapi
 
     api.openapi = cache(describe)  # type: ignore[method-assign]
-    for router in (
+    routers = [
+        _document_router(api),
         models_router(service.registry, show_examples=service.show_examples),
         health_router(service),
         entities_router(service, streams),
         outcomes_router(service),
         jobs_router(service, streams),
-    ):
-        api.include_router(router)
+    ]
     if keys.can_have_admin:
-        api.include_router(admin_router(service, streams))
-    api.add_exception_handler(HTTPException, _problem)
+        routers.append(admin_router(service, streams))
+    for router in routers:
+        api.include_router(router)
+    routes = [route for router in routers for route in router.routes if isinstance(route, Route)]
+    api.add_exception_handler(HTTPException, partial(_answer_problem, routes))
     return api
+
+
+def _document_router(api: FastAPI) -> APIRouter:
+    """The OpenAPI document, encoded once."""
+    router = APIRouter()
+    encode = cache(lambda: msgspec.json.encode(api.openapi()))
+
+    @router.get("/openapi.json", include_in_schema=False)
+    async def show_document() -> Response:
+        return Response(encode(), headers={"cache-control": "private, no-cache"}, media_type="application/json")
+
+    return router
 
 
 class _API(FastAPI):
@@ -298,8 +315,22 @@ class _API(FastAPI):
         return ExceptionMiddleware(AsyncExitStackMiddleware(self.router), handlers=self.exception_handlers)
 
 
-async def _problem(request: Request, error: Exception) -> Response:
-    """Answer a refusal of the router (404, 405) in the form of every other refusal."""
+async def _answer_problem(routes: Sequence[Route], request: Request, error: Exception) -> Response:
+    """Answer a refusal of the router (404, 405) in the form of every other refusal; and OPTIONS."""
     assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = allowed_methods(routes, request.scope)
+        if request.method == "OPTIONS":
+            return Response(status_code=HTTPStatus.NO_CONTENT, headers=headers)
     content = problems.body(error.status_code, error.detail, request.state.request_id)
-    return Response(content, error.status_code, error.headers, problems.CONTENT_TYPE.decode())
+    return Response(content, error.status_code, headers, problems.CONTENT_TYPE.decode())
+
+
+def allowed_methods(routes: Iterable[Route], scope: Scope) -> str:
+    """The methods of all routes that have the path of `scope`."""
+    found = {"OPTIONS"}
+    for route in routes:
+        if route.matches(scope)[0] is not Match.NONE:
+            found |= route.methods or set()
+    return ", ".join(sorted(found | ({"HEAD"} if "GET" in found else set())))

@@ -56,9 +56,10 @@ def check_json(headers: HeaderMap) -> None:
 
 def body_type(headers: HeaderMap) -> bytes:
     """The media type of a UTF-8 body, in lower case; empty for any other character set."""
-    content_type = headers.get(b"content-type", b"")
-    kind, *parameters = content_type.lower().replace(b" ", b"").replace(b'"', b"").split(b";")
-    return kind if all(parameter in (b"charset=utf-8", b"") for parameter in parameters) else b""
+    kind, *parameters = headers.get(b"content-type", b"").lower().replace(b'"', b"").split(b";")
+    named = [parameter.partition(b"=") for parameter in parameters]
+    charsets = [value.strip() for name, _, value in named if name.strip() == b"charset"]
+    return kind.strip() if all(charset == b"utf-8" for charset in charsets) else b""
 
 
 def check_encoding(headers: HeaderMap) -> None:

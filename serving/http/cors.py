@@ -17,10 +17,10 @@ ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 
 ALLOWED_HEADERS = (
     b"Accept, Authorization, Content-Type, Idempotency-Key, Last-Event-ID, Prefer, X-API-Key, X-Admin-Token, "
-    b"X-Request-ID, X-Request-Timeout"
+    b"X-Request-ID, X-Request-Timeout, If-None-Match, traceparent, tracestate, baggage"
 )
 EXPOSED_HEADERS = (
-    b"Location, RateLimit, RateLimit-Policy, Retry-After, Server-Timing, X-Cache, X-Model-Fallback, "
+    b"ETag, Location, RateLimit, RateLimit-Policy, Retry-After, Server-Timing, X-Cache, X-Model-Fallback, "
     b"X-Model-Forced, X-Records, X-Request-ID"
 )
 VARY = (b"vary", b"Origin")

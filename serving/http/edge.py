@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,6 +20,7 @@ from serving.http.body import Bodies, ClientGone, Headers, HeldBody
 from serving.http.cors import Origins
 from serving.http.keys import Keys, key_of
 from serving.http.rate_limit import Limiters
+from serving.http.representation import MIN_COMPRESSED_BYTES, NO_STORE, Compressor, represent
 from serving.telemetry.logs import CURRENT_KEY, CURRENT_REQUEST
 
 MAPPED = bytes(10) + b"\xff\xff"
@@ -80,6 +82,9 @@ REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 MAX_LOGGED_PATH_BYTES = 256
 
+NOSNIFF = (b"x-content-type-options", b"nosniff")
+"""Browsers take an answer for what its type says, whatever it looks like."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -137,7 +142,9 @@ class Edge:
                 if "warmup" not in scope["state"]:
                     await self._authorize(scope, exchange.headers)
                 body = HeldBody(self._bodies, _client(scope), receive)
-                await self._app(scope, body.receive, exchange.send)
+                # an app need not know HEAD: its answer is that to GET, of which `exchange` sends no body
+                asked = {**scope, "method": "GET"} if exchange.is_head else scope
+                await self._app(asked, body.receive, exchange.send)
         except ClientGone:
             exchange.status = unanswered_status(scope)
         except Exception as error:  # noqa: BLE001 - the edge of the process: every error gets an answer
@@ -214,6 +221,12 @@ def _new_id() -> str:
     return random.randbytes(12).hex()  # noqa: S311
 
 
+def _raw_path(scope: Scope) -> bytes:
+    """The path as it came, which not every server gives."""
+    raw: bytes | None = scope.get("raw_path")
+    return quote(scope["path"]).encode() if raw is None else raw
+
+
 class Exchange:
     """One request and its answer, as the edge sees them."""
 
@@ -224,21 +237,44 @@ class Exchange:
         self.status = 0
         self.request_id = _given_id(scope["headers"]) or _new_id()
         scope.setdefault("state", {})["request_id"] = self.request_id
-        self.headers: Headers = [(b"x-request-id", self.request_id.encode())]
+        self.is_head = scope["method"] == "HEAD"
+        self._start: Message | None = None
+        """The start of the answer, until the first part of its body is there."""
+        self._compressor: Compressor | None = None
+        self._is_complete = False
+        self.headers: Headers = [(b"x-request-id", self.request_id.encode()), NOSNIFF]
         """The headers of every answer to this request."""
 
     async def send(self, message: Message) -> None:
         """Pass a message on to the client, with the headers of every answer."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = [*message.get("headers", ()), *self.headers]
+            headers = message["headers"] = [*message.get("headers", ()), *self.headers]
+            if self._scope["method"] == "POST" or not any(name == b"cache-control" for name, _ in headers):
+                headers.append(NO_STORE)
+            self._start = message
+        elif not self._is_complete:
+            await self._send_part(message)
+
+    async def _send_part(self, message: Message) -> None:
+        start, self._start = self._start, None
+        if start is not None:
+            is_small = len(message["body"]) < MIN_COMPRESSED_BYTES and not message.get("more_body")
+            if not is_small or self._scope["method"] != "POST":
+                self._compressor = await represent(self._scope["headers"], start, message)
+            await self._send(start)
+        elif self._compressor is not None:
+            await self._compressor.compress(message)
+        if self.is_head:
+            self._is_complete = True
+            message = {"type": "http.response.body", "body": b""}
         await self._send(message)
 
     async def refuse(self, error: Exception) -> None:
         """Answer with the problem that `error` is, or raise it if an answer has begun: the server then disconnects."""
         if problems.status_of(error) == HTTPStatus.INTERNAL_SERVER_ERROR:
             log.error("Request failed", exc_info=error)
-        if self.status:
+        if self.status and self._start is None:
             raise error
         status, headers, body = problems.render(error, self.request_id)
         await respond(self.send, status, problems.CONTENT_TYPE, body, headers)
@@ -250,7 +286,7 @@ class Exchange:
         log.info(
             f"Request completed in {seconds:.3f}s",
             method=self._scope["method"],
-            path=self._scope["raw_path"][:MAX_LOGGED_PATH_BYTES].decode("latin-1"),
+            path=_raw_path(self._scope)[:MAX_LOGGED_PATH_BYTES].decode("latin-1"),
             status=self.status,
             seconds=round(seconds, 6),
             client=client[0] if client else None,

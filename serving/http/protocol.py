@@ -204,7 +204,10 @@ class LimitedProtocol(HttpToolsProtocol):
 
 def _refusal(status: HTTPStatus, detail: str) -> bytes:
     body = problems.body(status, detail, secrets.token_hex(12))
-    head = b"content-type: %s\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+    head = (
+        b"content-type: %s\r\ncontent-length: %d\r\nx-content-type-options: nosniff\r\ncache-control: no-store\r\n"
+        b"connection: close\r\n\r\n"
+    )
     return STATUS_LINE[status] + head % (problems.CONTENT_TYPE, len(body)) + body
 
 

@@ -30,7 +30,6 @@ CONTENT_TYPE = b"text/event-stream"
 
 HEADERS: Headers = [
     (b"content-type", CONTENT_TYPE),
-    (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),  # nginx would hold events back until its buffer is full
 ]
 

@@ -15,6 +15,7 @@ from serving.errors import InvalidRequest, JobUnfinished, UnsupportedBody
 from serving.events.log import EventLog
 from serving.http.body import answer_json, body_type, check_encoding, read_body, stream_body, turns_of_client
 from serving.http.keys import key_of
+from serving.http.negotiation import preferred
 from serving.http.sse import EventStream, LastEventId, Streams
 from serving.jobs.job import Job, JobRequest
 from serving.jobs.requests import JobReader, idempotency_key
@@ -53,7 +54,7 @@ def jobs_router(service: Service, streams: Streams) -> APIRouter:
         job = await find(job_id, request)
         if job.state != "done":
             raise JobUnfinished(f"the job has no result; it is {job.state}")
-        return _result(store, job, _model_of(service.registry, job), request.headers.get("accept", ""))
+        return _result(store, job, _model_of(service.registry, job), dict(request.scope["headers"]).get(b"accept"))
 
     @router.delete("/{job_id}", summary="Cancel a job")
     async def cancel(job_id: str, request: Request) -> Response:
@@ -100,11 +101,11 @@ async def _has_more(events: EventLog, job_id: str, after: int) -> bool:
     return bool(page.events) or page.is_gap(after)
 
 
-def _result(store: JobStore, job: Job, model: LoadedModel | None, accept: str) -> Response:
+def _result(store: JobStore, job: Job, model: LoadedModel | None, accept: bytes | None) -> Response:
     if job.operation not in VERBS:
         return StreamingResponse(whole_result(store, job), media_type="application/json")
     headers = {"X-Model-Forced": "true"} if model is not None and model.manifest.forced else {}
-    if "text/csv" in accept:
+    if preferred(accept, (b"application/json", b"text/csv")) == b"text/csv":
         return StreamingResponse(csv_result(store, job), headers=headers, media_type="text/csv; charset=utf-8")
     return StreamingResponse(json_result(store, job, model), headers=headers, media_type="application/json")
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 
 from registry.model import LoadedModel
 from registry.registry import Registry
 from serving.http.keys import key_of
+from serving.http.representation import revalidate
 
 
 def models_router(registry: Registry, *, show_examples: bool) -> APIRouter:
     """Routes that only read the registry; without `show_examples`, the example of a model is null."""
-    router = APIRouter(prefix="/v1/models", tags=["models"])
+    router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[Depends(revalidate)])
 
     @router.get("", summary="All models")
     async def list_models(request: Request) -> dict[str, Any]:

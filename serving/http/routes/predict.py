@@ -20,6 +20,7 @@ from serving.errors import DeadlineExceeded, MethodNotAllowed, NotJSON
 from serving.http.body import ClientGone, Headers, check_json, read_body, turns_of_client
 from serving.http.edge import respond, unanswered_status
 from serving.http.keys import key_of
+from serving.http.negotiation import preferred
 from serving.http.problems import status_of
 from serving.http.routes.jobs import job_view
 from serving.http.sse import CONTENT_TYPE as EVENTS
@@ -36,6 +37,8 @@ log = structlog.get_logger(__name__)
 
 PATH = re.compile(r"/v1/models/(?P<model>[^/]*)(?:/versions/(?P<version>[^/]*))?:(?P<verb>predict|explain)")
 """Names are only looked up in the registry, so any text is allowed here."""
+OPTIONS: Headers = [(b"allow", b"OPTIONS, POST")]
+"""The whole answer to OPTIONS."""
 TIMEOUT = re.compile(rb"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 DONE: Mapping[Verb, str] = {"predict": "Prediction", "explain": "Explanation"}
@@ -66,6 +69,10 @@ class InferenceRoute:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path_params"]
+        if scope["method"] == "OPTIONS":
+            await send({"type": "http.response.start", "status": HTTPStatus.NO_CONTENT, "headers": OPTIONS})
+            await send({"type": "http.response.body", "body": b""})
+            return
         if scope["method"] != "POST":
             raise MethodNotAllowed("POST")
         model, verb = self._registry.get(path["model"], path["version"]), path["verb"]
@@ -96,7 +103,7 @@ class InferenceRoute:
             await _accept(send, await self._background.submit(model, verb, rows, selection, key_of(scope).name))
             self._figures[verb][model].refused(HTTPStatus.ACCEPTED)
             return
-        if EVENTS in headers.get(b"accept", b""):
+        if preferred(headers.get(b"accept"), (b"application/json", EVENTS)) == EVENTS:
             parts = self._inference.answer_by_parts(model, verb, rows, timeout=timeout, selection=selection)
             await self._streams.send(self._frames(model, verb, parts), scope, receive, send)
             return
