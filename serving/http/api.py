@@ -68,7 +68,7 @@ def document(app: FastAPI, registry: Registry, *, background: bool, show_example
     openapi = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
     _, bodies = msgspec.json.schema_components(BODIES, ref_template="#/components/schemas/{name}")
     openapi.setdefault("components", {}).setdefault("schemas", {}).update(bodies)
-    describe_routes(openapi)
+    describe_routes(openapi, background=background)
     for model in registry.live():
         openapi["paths"] |= _operations(model, "", "", background=background, show_examples=show_examples)
     for model in registry:

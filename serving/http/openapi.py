@@ -306,8 +306,11 @@ ROUTES: Mapping[tuple[str, str], Said] = {
 }
 
 
-def describe_routes(document: Schema) -> None:
-    """Complete what FastAPI has written about the routes, and add those that it does not serve."""
+def describe_routes(document: Schema, *, background: bool) -> None:
+    """Complete what FastAPI has written about the routes, and add those that it does not serve.
+
+    With `background`, requests that take too long become jobs.
+    """
     paths = document["paths"]
     for method, path in ROUTES:
         if path.endswith((":predict", ":explain")):
@@ -318,6 +321,8 @@ def describe_routes(document: Schema) -> None:
             operation["responses"].pop("422", None)
             if said := ROUTES.get((method, path)):
                 _describe(operation, said)
+            if path.endswith((":predict", ":explain")) and not background:
+                del operation["responses"]["202"]
             if not path.startswith("/health"):
                 operation["responses"]["429"] = refusal(REFUSALS["429"])
     for name in ("HTTPValidationError", "ValidationError"):

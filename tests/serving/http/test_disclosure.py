@@ -102,6 +102,6 @@ def _members(value: Any, name: str) -> Any:
             yield from _members(inner, name)
     elif isinstance(value, dict):
         for key, inner in value.items():
-            if key == name:
+            if key == name and inner != {"type": ["object", "null"]}:  # the schema of such a member
                 yield inner
             yield from _members(inner, name)

@@ -143,6 +143,7 @@ def test_every_model_has_an_operation_of_its_own(document: dict[str, Any]) -> No
     own = {f"/v1/models/{model}{version}:predict" for model in MODELS for version in ("", "/versions/1")}
     assert predicting - own == {"/v1/models/{model}:predict", "/v1/models/{model}/versions/{version}:predict"}
     assert predicting >= own
+    assert not any("202" in document["paths"][path]["post"]["responses"] for path in predicting), "none becomes a job"
     assert all(set(document["paths"][path]) == {"post"} for path in predicting)
 
 
