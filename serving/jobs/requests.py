@@ -19,13 +19,13 @@ from registry.model import LoadedModel
 from registry.outputs import Label
 from registry.registry import Registry
 from registry.rows.features import Rows
-from serving.errors import DeadlineExceeded, InvalidRequest, NotJSON, QueueFull, StoreUnavailable
+from serving.errors import DeadlineExceeded, InvalidRequest, NotJSON, QueueFull, StoreUnavailable, TooManyInstances
 from serving.jobs.csv_reader import FeatureReader
 from serving.jobs.job import Job, JobRequest, content_key
 from serving.jobs.rows import RowParameters, pack
 from serving.jobs.store import JobStore
 from serving.predict.json_body import decode
-from serving.predict.operation import Verb
+from serving.predict.operation import Verb, answer_bytes
 from serving.predict.pieces import Turns
 from serving.predict.request_body import Parameters, Reader, read_parameters
 
@@ -37,6 +37,12 @@ TOO_MANY = "a job may have {} rows; send more as several jobs"
 
 CSV_BYTES_AT_ONCE = 2048
 """Bytes of a CSV read without looking at the clock: at most 1,000 rows, and some milliseconds."""
+
+MAX_CHUNK_RESULT_BYTES = 8 * 1024 * 1024
+"""Bytes of the answers to one chunk, which a runner holds in memory several times."""
+
+MAX_RESULT_BYTES = 1024 * 1024 * 1024
+"""Bytes of all answers of a job, which are kept in the store of jobs."""
 
 SLOW_CHUNK_ROWS = 20
 """Rows in a chunk where an explainer takes seconds a row, so that little is lost when a runner is replaced."""
@@ -155,6 +161,8 @@ class _Draft:
             model.bound(selection.coverage)
         if verb == "explain" and model.explainer_for(selection).jobs_only:
             self._size = min(most, SLOW_CHUNK_ROWS)
+        self._answer_bytes = answer_bytes(model, verb, selection)
+        self._size = max(1, min(self._size, MAX_CHUNK_RESULT_BYTES // self._answer_bytes))
         self._chunks: list[bytes] = []
         self._rest: Rows = np.empty((0, len(model.schema)), model.schema.dtype)
         """Rows that do not fill a chunk."""
@@ -164,6 +172,8 @@ class _Draft:
         if rows is None:
             return
         self._rows += len(rows)
+        if self._rows * self._answer_bytes > MAX_RESULT_BYTES:
+            raise TooManyInstances(f"the result would have more than {MAX_RESULT_BYTES >> 20} MB; send several jobs")
         self._rest = np.concatenate([self._rest, rows])
         while len(self._rest) >= self._size:
             self._chunks.append(pack(self._rest[: self._size]))

@@ -22,6 +22,9 @@ VERBS: tuple[Verb, ...] = ("predict", "explain")
 ANSWERS: Mapping[str, str] = {"predict": "predictions", "explain": "explanations"}
 """The member of an answer that holds the list, one item per instance."""
 
+NUMBER_BYTES = 24
+"""Bytes of a float64 as JSON, with the punctuation around it and its name."""
+
 EVERYTHING = Selection()
 """The part of an explanation that is shown by default."""
 
@@ -114,6 +117,27 @@ class Operation:
         else:
             answers = self.model.explain(rows, selection)
         return [_encode(one) for one in answers]
+
+
+def answer_bytes(model: LoadedModel, verb: Verb, selection: Selection) -> int:
+    """About how many bytes of JSON one row is answered with, before anything is computed."""
+    if verb == "predict":
+        classes = [text for labels in model.target_labels for text in labels.texts]
+        return NUMBER_BYTES * model.layout.width + sum(map(len, classes))
+    names = tuple(model.names.shown())
+    shown = len(names) if selection.top is None else min(selection.top, len(names))
+    mean = sum(map(len, names)) / len(names)
+    columns = 2 if model.schema.has_text or model.explainer_for(selection).budget is not None else 1
+    outputs = 0
+    for labels in model.target_labels:
+        match selection.classes:
+            case "predicted":
+                outputs += 1
+            case "all":
+                outputs += max(1, len(labels))
+            case some:
+                outputs += len(some)
+    return outputs * (4 * NUMBER_BYTES + round(shown * columns * (NUMBER_BYTES + mean)))
 
 
 def make_operations(registry: Registry) -> list[Operation]:

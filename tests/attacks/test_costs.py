@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 from starlette.types import Message, Receive
@@ -14,9 +15,11 @@ from starlette.types import Message, Receive
 from harness.service import Service
 from harness.wire import Connection, ask, check_refusal, request
 from registry.errors import InvalidRows
+from registry.explain.explanation import Selection
 from registry.model import LoadedModel
 from registry.registry import Registry
 from registry.store.loader import load_version
+from serving.app import build, build_alerts
 from serving.entities.outcomes import OutcomesBody
 from serving.errors import BodiesFull, InvalidRequest, TooManyBytes, TooManyInstances
 from serving.http.body import Bodies, HeldBody
@@ -24,8 +27,10 @@ from serving.http.routes.entities import RecordsBody
 from serving.jobs.csv_reader import CsvReader
 from serving.jobs.requests import JobReader
 from serving.predict.json_body import LargeBodyDecoder
+from serving.predict.operation import VERBS, Operation, answer_bytes
 from serving.predict.pieces import PIECE_BYTES, ElementTooLarge, Turns, split
 from serving.predict.request_body import Reader
+from serving.settings import Settings
 from tests.attacks.payloads import PATH, ROW, body
 
 BYTES = 4 * 1024 * 1024
@@ -233,3 +238,43 @@ async def test_large_body_of_records_is_read_as_a_small_one() -> None:
     decoder = LargeBodyDecoder(RecordsBody, "usage", "at most {}")
     content = b'{"time":"2026-01-01","records":[' + b", ".join([RECORD] * 1000) + b"]}"
     assert await decoder.decode(content, 1000, Turns()) == msgspec.json.decode(content, type=RecordsBody)
+
+
+@pytest.mark.parametrize("name", ["wine", "diabetes"])
+@pytest.mark.parametrize("selection", [Selection(), Selection("all"), Selection(top=2)])
+def test_bytes_of_answers_are_known_before(models: Path, name: str, selection: Selection) -> None:
+    model = load_version(models, models / name / "1")
+    for verb in VERBS:
+        answers = Operation(model, verb).answer(model.background[:20], selection)
+        actual = sum(map(len, answers)) / len(answers)
+        assert 0.3 * actual < answer_bytes(model, verb, selection) < 3 * actual
+
+
+@pytest.mark.anyio
+async def test_answer_that_would_be_too_long_is_refused_before_it_is_computed(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.http.routes.predict.MAX_ANSWER_BYTES", 20_000)
+    settings = Settings(model_dir=models, data_dir=tmp_path, serve_versions="live")
+    app = build(settings, build_alerts(settings))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+        content = {"instances": [json.loads(GOOD)] * 50, "parameters": {"classes": "all"}}
+        answer = await client.post("/v1/models/wine:explain", json=content)
+    assert answer.status_code == 413
+    assert "name fewer classes" in answer.json()["detail"]
+
+
+@pytest.mark.anyio
+async def test_chunks_and_results_of_jobs_are_bounded_in_bytes(
+    wine: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = answer_bytes(wine, "explain", Selection("all"))
+    monkeypatch.setattr("serving.jobs.requests.MAX_CHUNK_RESULT_BYTES", 3 * each)
+    monkeypatch.setattr("serving.jobs.requests.MAX_RESULT_BYTES", 10 * each)
+    reader = JobReader(Registry([wine]), max_rows=100, chunk_rows=50)
+    asked = {"operation": "explain", "model": "wine", "parameters": {"classes": "all"}}
+    rows = [json.loads(GOOD)] * 10
+    request = await reader.read_json(json.dumps(asked | {"instances": rows}).encode(), "")
+    assert len(request.inputs) == 4
+    with pytest.raises(TooManyInstances):
+        await reader.read_json(json.dumps(asked | {"instances": [*rows, *rows]}).encode(), "")

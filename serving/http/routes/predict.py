@@ -16,7 +16,8 @@ from starlette.types import Receive, Scope, Send
 from cache.flight import Answer
 from registry.explain.explanation import Selection
 from registry.model import LoadedModel
-from serving.errors import DeadlineExceeded, MethodNotAllowed, NotJSON
+from registry.rows.features import Rows
+from serving.errors import DeadlineExceeded, MethodNotAllowed, NotJSON, TooManyInstances
 from serving.http.body import ClientGone, Headers, check_json, read_body, turns_of_client
 from serving.http.edge import respond, unanswered_status
 from serving.http.keys import key_of
@@ -27,9 +28,9 @@ from serving.http.sse import CONTENT_TYPE as EVENTS
 from serving.http.sse import Frames, Streams, frame
 from serving.jobs.job import Job
 from serving.predict.inference import Timing
-from serving.predict.operation import ANSWERS, EVERYTHING, VERBS, Verb, encode_answer, marks
+from serving.predict.operation import ANSWERS, EVERYTHING, VERBS, Verb, answer_bytes, encode_answer, marks
 from serving.predict.pieces import PIECE_BYTES
-from serving.predict.request_body import Reader
+from serving.predict.request_body import Parameters, Reader
 from serving.service import Service
 from serving.shared.metrics import ModelCounters
 
@@ -40,6 +41,17 @@ PATH = re.compile(r"/v1/models/(?P<model>[^/]*)(?:/versions/(?P<version>[^/]*))?
 OPTIONS: Headers = [(b"allow", b"OPTIONS, POST")]
 """The whole answer to OPTIONS."""
 TIMEOUT = re.compile(rb"[0-9]{1,9}(\.[0-9]{1,9})?")
+
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
+"""Bytes of an answer that is made whole; it takes four times as much memory until it is sent."""
+
+FEW_ROWS = 16
+"""Rows that make no large answer unless parameters ask for one."""
+
+TOO_LONG = (
+    f"the answer would have more than {MAX_ANSWER_BYTES >> 20} MB; send fewer instances, name fewer classes or a "
+    "smaller `top`, accept text/event-stream, or submit a job"
+)
 
 DONE: Mapping[Verb, str] = {"predict": "Prediction", "explain": "Explanation"}
 
@@ -92,11 +104,7 @@ class InferenceRoute:
         timeout = None if given is None else parse_timeout(given)
         body = await read_body(headers, receive, self._max_body_bytes)
         reader = self._readers[verb][model]
-        if len(body) <= PIECE_BYTES:
-            rows, parameters = reader.read(body)
-        else:
-            with turns_of_client(receive) as turns:
-                rows, parameters = await reader.read_large(body, turns)
+        rows, parameters = reader.read(body) if len(body) <= PIECE_BYTES else await _read_large(reader, body, receive)
         scope["instances"] = len(rows)
         selection = parameters.selection(verb, model)
         if self._background is not None and verb == "explain" and is_for_jobs(model, selection):
@@ -107,6 +115,7 @@ class InferenceRoute:
             parts = self._inference.answer_by_parts(model, verb, rows, timeout=timeout, selection=selection)
             await self._streams.send(self._frames(model, verb, parts), scope, receive, send)
             return
+        _check_size(model, verb, rows, selection)
         decoded = time.perf_counter()
         timing = Timing()
         try:
@@ -160,6 +169,19 @@ class InferenceRoute:
 
     def _log_done(self, model: LoadedModel, verb: Verb, rows: int, seconds: float) -> None:
         log.info(f"{DONE[verb]} {model.name} completed in {seconds:.3f}s", version=model.version, rows=rows)
+
+
+async def _read_large(reader: Reader, body: bytes, receive: Receive) -> tuple[Rows, Parameters]:
+    with turns_of_client(receive) as turns:
+        return await reader.read_large(body, turns)
+
+
+def _check_size(model: LoadedModel, verb: Verb, rows: Rows, selection: Selection) -> None:
+    """Raises TooManyInstances if the answer would be too long to be made whole."""
+    if len(rows) <= FEW_ROWS and selection is EVERYTHING:
+        return
+    if len(rows) * answer_bytes(model, verb, selection) > MAX_ANSWER_BYTES:
+        raise TooManyInstances(TOO_LONG)
 
 
 def is_for_jobs(model: LoadedModel, selection: Selection = EVERYTHING) -> bool:
