@@ -100,11 +100,12 @@ def _greeting(address: str, registry: Registry) -> str:
     model = min(registry.live(), key=lambda model: len(model.manifest.features))
     body = shlex.quote(json.dumps({"instances": [model.example]}))
     url = f"{address}/v1/models/{model.name}:predict"
+    key = "-H 'X-API-Key: KEY' " if _settings.has_keys else ""
     left_out = "".join(f"Left out: {refusal.reason}\n" for refusal in registry.refusals)
     return (
         f"\nforkserve serves {len(registry)} models at {address}\n{left_out}"
         f"Try:\n\n"
-        f"  curl -s {url} -H 'Content-Type: application/json' -d {body}\n"
+        f"  curl -s {url} {key}-H 'Content-Type: application/json' -d {body}\n"
     )
 
 

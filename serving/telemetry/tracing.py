@@ -106,6 +106,9 @@ def _note_request(span: Span, scope: Scope) -> None:
     if route is not None:
         span.update_name(f"{scope['method']} {route}")
         span.set_attribute("http.route", route)
+    key = scope.get("state", {}).get("key")
+    if key is not None and key.name:
+        span.set_attribute("forkserve.key", key.name)
     if instances is not None:
         span.set_attribute("forkserve.model", scope["path_params"]["model"])
         span.set_attribute("forkserve.instances", instances)

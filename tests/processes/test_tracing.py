@@ -25,6 +25,7 @@ from serving.app import build_tracing
 from serving.errors import InvalidSetting
 from serving.settings import Settings
 
+KEY = "a-key-of-enough-characters"
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 WINE = [13.2, 1.78, 2.14, 11.2, 100, 2.65, 2.76, 0.26, 1.28, 4.38, 1.05, 3.4, 1050]
 BODY = json.dumps({"instances": [WINE, WINE]}).encode()
@@ -76,12 +77,13 @@ def test_spans_of_requests_reach_the_collector_when_the_worker_ends_at_the_lates
         "WEB_CONCURRENCY": "1",
         "OTEL_EXPORTER_OTLP_ENDPOINT": collector.address,
         "OTEL_BSP_SCHEDULE_DELAY": "600000",  # nothing is sent before the end
+        "API_KEY": KEY,
     }
     with Service(environ) as service:
         parent = f"00-{TRACE}-{PARENT}-01"
-        assert ask(service, request("/v1/models/wine:predict", BODY, traceparent=parent)).status == 200
-        assert ask(service, request("/v1/models/nothing-of-ours:predict", BODY)).status == 404
-        assert ask(service, request("/v1/models/wine", method="GET")).status == 200
+        assert ask(service, request("/v1/models/wine:predict", BODY, traceparent=parent, x_api_key=KEY)).status == 200
+        assert ask(service, request("/v1/models/nothing-of-ours:predict", BODY, x_api_key=KEY)).status == 404
+        assert ask(service, request("/v1/models/wine", method="GET", x_api_key=KEY)).status == 200
         assert collector.spans == []
     span = collector.find("POST /v1/models/{model}:predict")
     assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE, PARENT)
@@ -90,6 +92,8 @@ def test_spans_of_requests_reach_the_collector_when_the_worker_ends_at_the_lates
     assert (noted["forkserve.model"], noted["forkserve.instances"]) == ("wine", 2)
     assert noted["forkserve.cache"] in ("miss", "mixed")
     assert noted["forkserve.request_id"]
+    assert noted["forkserve.key"] == "default"
+    assert not any(KEY in str(attributes(span)) for span in collector.spans)
     assert attributes(collector.find("GET /v1/models/{model}"))["http.response.status_code"] == 200
     assert not any("nothing-of-ours" in str(attributes(span)) + span.name for span in collector.spans)
 
