@@ -7,7 +7,7 @@ ServingError
 ├── InvalidRecord                                                       what is stored cannot be used
 ├── JobNotFound, JobUnfinished, EntityNotFound                          nothing is there, or not yet
 ├── Overloaded, TooManyRequests, TooManyBytes, BodiesFull, TooManyStreams, QueueFull, DataQueueFull, StoreUnavailable,
-│   ExecutorGone                                                        the same request may succeed later
+│   StoreFull, ExecutorGone                                             the same request may succeed later
 ├── DeadlineExceeded, MemoryExceeded, CallFailed                        a computation was given up
 ├── ReloadRefused, CannotReload, TrainingBusy                           models stay as they are
 └── OutboundFailed                                                      another server did not answer
@@ -156,6 +156,16 @@ class StoreUnavailable(ServingError):
     """The store of jobs, events or records cannot be read or written now; the message names it, but no path."""
 
     retry_after = 5.0
+
+
+class StoreFull(ServingError):
+    """As many records are kept as may be, and none makes room for an entity that has none yet."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the store is full: nothing is stored. Entities that have records may get newer ones; delete some, "
+            "or raise MAX_RECORDS, to store records of others"
+        )
 
 
 class ExecutorGone(ServingError):

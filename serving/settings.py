@@ -114,7 +114,7 @@ class Settings:
     supabase_service_role_key: str = setting("", "another name for `SUPABASE_SERVICE_KEY`", secret=True)
     max_limit_checkins: int = setting(10, "newest records of an entity to predict in one request", low=1)
     max_records_per_entity: int = setting(1000, "newest records to keep of each entity", low=1)
-    max_records: int = setting(1_000_000, "newest records to keep in the file in all", low=1)
+    max_records: int = setting(1_000_000, "records to keep in all; more entities get 507", low=1)
     max_outcomes_per_model: int = setting(100_000, "newest outcomes to keep of each model", low=1)
     max_streams: int = setting(1000, "open event streams per worker; one more gets 503", low=1)
     max_streams_per_address: int = setting(50, "how many of them one client address may open; 0 for all", low=0)

@@ -45,19 +45,16 @@ def build_event_log(settings: Settings) -> EventLog:
 
 def build_entity_store(settings: Settings) -> EntityStore:
     """Keeps records and outcomes in Supabase if there is one, else in a file below DATA_DIR. Raises CannotServe."""
-    keep_records, keep_outcomes = settings.max_records_per_entity, settings.max_outcomes_per_model
+    keep = {
+        "keep_records": settings.max_records_per_entity,
+        "keep_outcomes": settings.max_outcomes_per_model,
+        "keep_in_all": settings.max_records,
+    }
     if not settings.supabase_url:
-        return SQLiteEntityStore(
-            settings.data_dir,
-            keep_records=keep_records,
-            keep_outcomes=keep_outcomes,
-            keep_in_all=settings.max_records,
-        )
+        return SQLiteEntityStore(settings.data_dir, **keep)
     # not at the top: it takes 40 MB; and before the fork, so that the workers share them
     try:
         from serving.entities.supabase import SupabaseEntityStore
     except ImportError as error:
         raise CannotServe(f"SUPABASE_URL is set, which needs `pip install forkserve[supabase]`: {error}") from error
-    return SupabaseEntityStore(
-        settings.supabase_url, settings.supabase_key, keep_records=keep_records, keep_outcomes=keep_outcomes
-    )
+    return SupabaseEntityStore(settings.supabase_url, settings.supabase_key, breaker=None, **keep)

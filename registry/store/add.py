@@ -98,12 +98,13 @@ def add_trained(
     training: TrainingRecord | None = None,
     trained_by: str = "",
     accepting: Sequence[Feature] = (),
-    entities: bool = False,
+    entities: bool | str = False,
 ) -> LoadedModel:
     """Write a version of `name` below `root`, the next one if none is given, and load it back as a server would.
 
-    For `training`, `trained_by` and `entities` see `Manifest`. The version also accepts the numbers that `accepting`,
-    the features of another version, accept. Raises CannotAdd, and then nothing is left behind.
+    For `training`, `trained_by` and `entities`, which may also be their kind, see `Manifest`. The version also accepts
+    the numbers that `accepting`, the features of another version, accept. Raises CannotAdd, and then nothing is left
+    behind.
     """
     directory = new_directory(root, name, version)
     artefact = trained.artefact or pickled(trained.estimator, names=trained.metrics)
@@ -144,7 +145,8 @@ def add_trained(
         source=trained.source,
         training=training,
         trained_by=trained_by,
-        entities=entities,
+        entities=bool(entities),
+        kind=entities if isinstance(entities, str) else "",
     )
     return _write(root, directory, manifest, artefact)
 

@@ -76,6 +76,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     source: str = ""
     entities: bool = False
     """True if the model predicts from records of entities; its features are then columns of a record."""
+    kind: str = ""
+    """The kind of these entities; empty for those that have no kind."""
     explainer: ExplainerRecord | None = None
     """None for a version that was added before explainers were recorded, or where none fits."""
     groups: dict[str, tuple[str, ...]] = {}

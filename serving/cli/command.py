@@ -51,6 +51,17 @@ def number(kind: type[float], low: float, high: float = math.inf) -> Callable[[s
     return parse
 
 
+def kind_of_entities(text: str) -> str:
+    """The type of an argument: a kind of entities."""
+    from serving.entities.record import check_kind
+    from serving.errors import InvalidRequest
+
+    try:
+        return check_kind(text)
+    except InvalidRequest as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def say(text: str, *, file: Any = None, end: str = "\n") -> None:
     """Print a line."""
     print(text, file=file or sys.stdout, end=end, flush=True)

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serving.cli.command import argument, command, fail, repeated, say
+from serving.cli.command import argument, command, fail, kind_of_entities, repeated, say
 from serving.cli.features import COLUMN_ARGUMENTS, MARGINS, feature_options, feature_table
 from serving.cli.inspection import READING_ARGUMENTS
 from serving.settings import Settings
@@ -53,6 +53,7 @@ def models(_arguments: argparse.Namespace, settings: Settings) -> int:
     repeated("--loss", "metric of your own, lower is better", metavar="MODULE:FUNCTION"),
     argument("--train", type=Path, help="train.py that retrains the model; a retraining runs its code"),
     argument("--entities", action="store_true", help="also predict for the records of entities"),
+    argument("--kind", type=kind_of_entities, help="predict for entities of this kind only, such as house"),
     argument("--source", default="", help="origin and licence of the data"),
     repeated("--group", "features whose contributions explanations show as one sum", metavar="NAME=FEATURE,FEATURE"),
     repeated("--label", "a feature's or group's label for people", metavar="FEATURE=TEXT"),
@@ -120,7 +121,7 @@ def _write_version(arguments: argparse.Namespace, seconds: float, version: str, 
         trained,
         version=version,
         training=None if script is None else record_script(script),
-        entities=arguments.entities,
+        entities=arguments.kind or arguments.entities,
     )
     if script is not None:
         write_script(root / model.name, script)

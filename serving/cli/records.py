@@ -1,37 +1,92 @@
-"""`forkserve entities`: imports records of entities."""
+"""`forkserve entities`: imports, shows and deletes what is kept of entities."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serving.cli.command import argument, command, fail, say
+from serving.cli.command import argument, command, fail, kind_of_entities, say
 from serving.settings import Settings
+
+BATCH = 500
+"""Records that are read at once."""
 
 if TYPE_CHECKING:
     from serving.entities.record import Record
 
 
 @command(
-    argument("action", choices=("import", "demo"), help="import a CSV file, or the demo records"),
-    argument("file", nargs="?", type=Path, help="CSV in UTF-8 with the columns entity, time and more; may be repeated"),
+    argument(
+        "action",
+        choices=("import", "demo", "show", "delete"),
+        help="import a CSV file, or the demo records; show or delete all that is kept of an entity",
+    ),
+    argument(
+        "name",
+        nargs="?",
+        metavar="FILE or ENTITY",
+        help="CSV in UTF-8 with the columns entity, time and more, which may be repeated; or the name of an entity",
+    ),
+    argument("--kind", type=kind_of_entities, help="import: kind of the entities, such as house"),
 )
 def entities(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Import records of entities from a CSV file, or those of the demo."""
+    """Import records of entities from a CSV file, or those of the demo; show or delete what is kept of one."""
     from serving.entities.importing import read_records_csv
 
-    if arguments.action == "demo":
+    action, name = arguments.action, arguments.name
+    if action == "demo":
         import_demo(settings)
         return 0
-    if arguments.file is None:
-        return fail("entities import needs a file")
+    if name is None:
+        return fail(f"entities {action} needs {'a file' if action == 'import' else 'the name of an entity'}")
+    if action != "import":
+        return asyncio.run((_show if action == "show" else _delete)(settings, name))
     try:
-        _import(settings, read_records_csv(arguments.file))
+        _import(settings, read_records_csv(Path(name)), arguments.kind)
     except OSError as error:
         return fail(error)
+    return 0
+
+
+async def _show(settings: Settings, entity: str) -> int:
+    """Print each record and outcome as a line of JSON. Raises StoreUnavailable, CannotServe."""
+    import msgspec
+
+    from serving.stores import build_entity_store
+
+    store = build_entity_store(settings)
+    found = False
+    try:
+        after = None
+        while records := await store.newest(entity, BATCH, after):
+            for record in records:
+                say(msgspec.json.encode({"record": record}).decode())
+            found, after = True, records[-1].id
+        for outcome in await store.outcomes_of_entity(entity, sys.maxsize):
+            found = True
+            say(msgspec.json.encode({"outcome": outcome}).decode())
+    finally:
+        await store.close()
+    return 0 if found else fail(f"nothing is kept of {entity}")
+
+
+async def _delete(settings: Settings, entity: str) -> int:
+    """Delete records, outcomes and events, and say how many. Raises StoreUnavailable, CannotServe, InvalidRedisUrl."""
+    from serving.entities.notifier import topic_of
+    from serving.stores import build_entity_store, build_event_log
+
+    store, events = build_entity_store(settings), build_event_log(settings)
+    try:
+        deleted = await store.delete_entity(entity)
+        dropped = await events.drop(topic_of(entity))
+    finally:
+        await store.close()
+        await events.close()
+    say(f"{entity}: deleted {deleted.records} records, {deleted.outcomes} outcomes, {dropped} events")
     return 0
 
 
@@ -43,7 +98,7 @@ def import_demo(settings: Settings) -> None:
     _import(settings, (make_record(share, values, day) for share, day, values in market_records()))
 
 
-def _import(settings: Settings, records: Iterable[Record]) -> None:
+def _import(settings: Settings, records: Iterable[Record], kind: str | None = None) -> None:
     """Store the records and say how many they were. Raises InvalidRequest, StoreUnavailable, CannotServe."""
     from serving.entities.importing import import_records
     from serving.stores import build_entity_store
@@ -52,9 +107,11 @@ def _import(settings: Settings, records: Iterable[Record]) -> None:
 
     async def run() -> None:
         try:
-            count, new = await import_records(store, records)
+            count, added = await import_records(store, records, kind)
         finally:
             await store.close()
-        say(f"imported {count} records, {new} of them new")
+        say(f"imported {count} records, {added.stored} of them new")
+        if added.dropped:
+            say(f"{added.dropped} were not kept: MAX_RECORDS_PER_ENTITY newer ones, or MAX_RECORDS in all, are there")
 
     asyncio.run(run())

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import structlog
 
-from serving.entities.record import Record, make_record, value_of
+from serving.entities.record import KIND, Record, make_record, value_of
 from serving.entities.store import BATCH, EntityStore
 from serving.errors import InvalidRequest, OutboundFailed, ServingError
 from serving.jobs.attempt import AttemptFailed, JobFailed, Report
@@ -51,6 +51,8 @@ class Feed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     entity: str = "entity"
     time: str = "time"
     id: str = ""
+    kind: Annotated[str, msgspec.Meta(pattern=rf"^{KIND.pattern}\Z")] | None = None
+    """The kind of its entities."""
     rows: str = ""
     max_bytes: Positive = 4 << 20
     max_rows: Positive = 10_000
@@ -137,7 +139,8 @@ class Poller:
         records, faults = await asyncio.to_thread(_records, feed, reply.body)
         new = 0
         for first in range(0, len(records), BATCH):
-            new += await self._store.add_records(records[first : first + BATCH])
+            added = await self._store.add_records(records[first : first + BATCH], feed.kind)
+            new += added.stored
         self._validators[name] = _validators(reply)
         return Polled(len(records), new, len(faults), tuple(faults[:MAX_FAULTS]))
 

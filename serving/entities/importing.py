@@ -7,28 +7,28 @@ from itertools import islice
 from pathlib import Path
 
 from serving.entities.record import Record, make_record, value_of
-from serving.entities.store import BATCH, EntityStore
-from serving.errors import InvalidRequest
+from serving.entities.store import BATCH, Added, EntityStore
+from serving.errors import InvalidRequest, StoreFull
 from serving.jobs.csv_reader import CsvReader
 
 PIECE_BYTES = 1 << 20
 
 
-async def import_records(store: EntityStore, records: Iterable[Record]) -> tuple[int, int]:
-    """Store records; return how many there were, and how many of them were new.
+async def import_records(store: EntityStore, records: Iterable[Record], kind: str | None = None) -> tuple[int, Added]:
+    """Store records; return how many there were, and what became of them. For `kind` see `EntityStore.add_records`.
 
     A record that is stored already changes nothing, so an import may be repeated. Raises StoreUnavailable. If `records`
     raise InvalidRequest, those before are stored, and the message says how many.
     """
-    count = new = 0
+    count, added = 0, Added()
     remaining = iter(records)
     try:
         while batch := list(islice(remaining, BATCH)):
-            new += await store.add_records(batch)
+            added += await store.add_records(batch, kind)
             count += len(batch)
-    except InvalidRequest as error:
+    except (InvalidRequest, StoreFull) as error:
         raise InvalidRequest(f"{error}; the {count} records before are imported") from None
-    return count, new
+    return count, added
 
 
 def read_records_csv(path: Path) -> Iterator[Record]:

@@ -61,7 +61,8 @@ class EntityNotifier:
     async def _predict(self, entity: str, records: list[Record], request_id: str) -> tuple[str, bytes]:
         """The kind of the event and its data: the predictions, or the problem that prevented them."""
         try:
-            answers = await self._predictor.predict_records(records, self._predictor.bound())
+            models = await self._predictor.bound_to(entity)
+            answers = await self._predictor.predict_records(records, models)
         except (ServingError, RegistryError) as error:
             return "refused", self._problem_of(error, request_id)
         return "predictions", EntityAnswer(entity, records, answers).content()

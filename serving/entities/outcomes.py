@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Sequence
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Annotated, Any, cast
 
 import msgspec
@@ -18,7 +18,7 @@ from registry.model import LoadedModel
 from registry.outputs import Label, Labels
 from registry.registry import Registry
 from registry.rows.features import Rows
-from serving.entities.record import MAX_INTEGER, Outcome, TrueValue, digest, new_id, now, parse_past_time
+from serving.entities.record import MAX_INTEGER, Outcome, TrueValue, check_name, digest, new_id, now, parse_past_time
 from serving.entities.store import BATCH, EntityStore
 from serving.errors import (
     CallFailed,
@@ -55,6 +55,7 @@ class OutcomesBody(msgspec.Struct, forbid_unknown_fields=True):
     version: Annotated[str | None, Meta(description="The version whose quality they measure; default live")] = None
     time: Annotated[str | None, Meta(description="When they happened, ISO 8601; default now")] = None
     request_id: Annotated[str | None, Meta(description="Of the prediction; sent twice, they are stored once")] = None
+    entity: Annotated[str | None, Meta(description="The entity that they are about; they are deleted with it")] = None
 
 
 _body = LargeBodyDecoder(OutcomesBody, USAGE, "a request may have {} instances; send more as several requests")
@@ -68,11 +69,12 @@ class OutcomeReader:
         self._inference = inference
         self._max_instances = max_instances
 
-    async def read(self, name: str, body: bytes, turns: Turns) -> list[Outcome]:
+    async def read(self, name: str, body: bytes, turns: Turns, writer: str = "") -> list[Outcome]:
         """Outcomes with the current prediction of the named version, or else of the live one.
 
         The id of an outcome follows from the `request_id` of the prediction request, so that it is stored once however
-        often it is sent. Raises NotJSON, InvalidRequest, InvalidRows, TooManyInstances, ModelNotFound, VersionNotFound.
+        often it is sent by one `writer`, the name of a key. Raises NotJSON, InvalidRequest, InvalidRows,
+        TooManyInstances, ModelNotFound, VersionNotFound.
         """
         sent = await _body.decode(body, self._max_instances, turns)
         model = self._registry.get(name, sent.version)
@@ -87,11 +89,14 @@ class OutcomeReader:
             Outcome(
                 model=model.name,
                 version=model.version,
-                id=new_id() if sent.request_id is None else digest(sent.request_id, str(index)),
+                id=new_id()
+                if sent.request_id is None
+                else digest(*filter(None, [writer]), sent.request_id, str(index)),
                 time=moment,
                 instance=model.schema.sent(row, instance),
                 outcome=outcome,
                 prediction=prediction,
+                entity=sent.entity,
             )
             for index, (instance, row, outcome, prediction) in enumerate(
                 zip(sent.instances, rows, outcomes, predictions, strict=True)
@@ -103,6 +108,8 @@ class OutcomeReader:
             raise TooManyInstances(f"a request may have {self._max_instances} instances; send more as several requests")
         if len(sent.outcomes) != len(sent.instances):
             raise InvalidRequest(f"{len(sent.instances)} instances, but {len(sent.outcomes)} outcomes")
+        if sent.entity is not None:
+            check_name(sent.entity)
         if sent.request_id is not None and not 0 < len(sent.request_id) <= MAX_ID_CHARACTERS:
             raise InvalidRequest(f"request_id has 1 to {MAX_ID_CHARACTERS} characters")
 
@@ -185,7 +192,7 @@ class OutcomeWriter:
 
     def __init__(self, store: EntityStore) -> None:
         self._store = store
-        self._queue: deque[Outcome] = deque()
+        self._queue: deque[tuple[str, Outcome]] = deque()
         self._background = BackgroundTask(self._write, closing_seconds=CLOSING_SECONDS)
 
     @property
@@ -193,11 +200,11 @@ class OutcomeWriter:
         """Outcomes that are not yet stored."""
         return len(self._queue)
 
-    def add(self, outcomes: Sequence[Outcome]) -> None:
+    def add(self, outcomes: Sequence[Outcome], writer: str = "") -> None:
         """Queue them all, or none and raise DataQueueFull; never waits."""
         if len(self._queue) + len(outcomes) > MAX_QUEUED:
             raise DataQueueFull
-        self._queue.extend(outcomes)
+        self._queue.extend((writer, outcome) for outcome in outcomes)
         self._background.wake()
 
     async def close(self) -> None:
@@ -210,9 +217,11 @@ class OutcomeWriter:
     async def _write(self) -> None:
         unavailable, size = False, BATCH
         while self._queue:
-            batch = list(islice(self._queue, size))
+            writer, _ = self._queue[0]
+            of_writer = takewhile(lambda queued: queued[0] == writer, islice(self._queue, size))  # noqa: B023 - used at once
+            batch = [outcome for _, outcome in of_writer]
             try:
-                await self._store.add_outcomes(batch)
+                await self._store.add_outcomes(batch, writer)
             except StoreUnavailable as error:
                 if not unavailable:
                     log.warning("Outcomes queued: store is unavailable", outcomes=len(self._queue), reason=str(error))

@@ -16,7 +16,7 @@ from registry.model import LoadedModel
 from registry.registry import Registry
 from registry.rows.features import Rows
 from serving.entities.record import ENTITY, Record, Value
-from serving.entities.store import EntityStore
+from serving.entities.store import NO_KIND, EntityStore
 from serving.errors import DeadlineExceeded, EntityNotFound, InvalidRequest, StoreUnavailable
 from serving.predict.inference import Inference
 from serving.predict.operation import VERBS, Verb, encode_answer
@@ -108,7 +108,10 @@ class EntityPredictor:
         self.max_records = reader.max_records
 
     def bound(self, names: Sequence[str] | None = None) -> list[LoadedModel]:
-        """The live versions of the named models, or of all. Raises ModelNotFound, InvalidRequest."""
+        """The live versions of the named models, or of all that are bound to entities.
+
+        Raises ModelNotFound, InvalidRequest.
+        """
         if names is None:
             return [model for model in self._registry.live() if model.manifest.entities]
         models = [self._registry.get(name) for name in dict.fromkeys(names)]
@@ -117,17 +120,27 @@ class EntityPredictor:
                 raise InvalidRequest(f"{model.name} is not bound to entities")
         return models
 
+    async def bound_to(self, entity: str) -> list[LoadedModel]:
+        """The live versions that are bound to the kind of an entity. Raises StoreUnavailable, InvalidRecord."""
+        models = self.bound()
+        records, _ = await self._reader.newest(entity, 1)
+        return of_kind(models, records[0].kind) if records else []
+
     async def predict(
         self,
         entity: str,
         *,
         names: Sequence[str] | None = None,
+        may_use: Callable[[str], bool] = lambda _name: True,
+        kind: str | None = None,
         limit: int | None = None,
         explained: bool = False,
         timeout: float | None = None,
     ) -> EntityAnswer:
         """Predictions, and explanations if `explained`, for at most `limit` records, newest first.
 
+        Without `names`, all models predict that are bound to the entity's kind and that the client `may_use`. An entity
+        of another kind than `kind`, where one is given, is not found.
         `timeout`, in seconds, may shorten the deadline, never lengthen it. Raises EntityNotFound, StoreUnavailable,
         InvalidRequest, ModelNotFound, InvalidRows naming record, column and model, and what `Inference.answer` raises.
         """
@@ -135,8 +148,12 @@ class EntityPredictor:
         models = self.bound(names)
         check_entity(entity)
         records, stale = await self._reader.newest(entity, self.max_records if limit is None else limit)
-        if not records:
+        if not records or kind not in (None, records[0].kind):
             raise EntityNotFound
+        if names is None:
+            models = [model for model in of_kind(models, records[0].kind) if may_use(model.name)]
+        elif other := [model for model in models if model.manifest.kind != records[0].kind]:
+            raise InvalidRequest(f"{other[0].name} is not bound to entities of kind {records[0].kind or NO_KIND}")
         left = None if timeout is None else timeout - (time.monotonic() - started)
         if left is not None and left <= 0:
             raise DeadlineExceeded(f"reading the records took longer than {timeout:g} s")
@@ -171,6 +188,11 @@ class EntityPredictor:
             raise
         counters.answered(time.perf_counter() - started, [source for _, source in answers])
         return answers
+
+
+def of_kind(models: Sequence[LoadedModel], kind: str) -> list[LoadedModel]:
+    """Those of the models that are bound to a kind of entities."""
+    return [model for model in models if model.manifest.kind == kind]
 
 
 def check_entity(entity: str) -> None:

@@ -7,7 +7,7 @@ import re
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ TrueValue = Label | Mapping[str, Label]
 """A label or a number; of a model with several targets one for each, by name."""
 
 ENTITY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+KIND = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
 ID = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
 
 BOOLEANS = {"true": True, "false": False}
@@ -51,6 +52,20 @@ class Record:
     time: datetime
     """In UTC, to the millisecond."""
     values: Mapping[str, Value]
+    kind: str = field(default="", compare=False)
+    """The kind of its entity, when it is read from a store."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """An entity that has records."""
+
+    entity: str
+    kind: str
+    """Only models that are bound to this kind predict for it; empty for those that are bound to no kind."""
+    records: int
+    newest: datetime | None
+    """The time of its newest record; None if somebody else has stored one that has no valid time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +81,8 @@ class Outcome:
     outcome: TrueValue
     prediction: TrueValue | None
     """The prediction of that version; None when it failed on the instance."""
+    entity: str | None = None
+    """The entity that it is about; deleted together with it."""
 
 
 class Judged(NamedTuple):
@@ -81,8 +98,7 @@ def make_record(entity: str, values: Any, time: str | None = None, record_id: st
     A record without an id gets one derived from its time and values, so that sending it twice stores it once; without a
     time either, the id is random. Raises InvalidRequest, which does not quote values.
     """
-    if not ENTITY.fullmatch(entity):
-        raise InvalidRequest("an entity is 1 to 64 letters, digits and ._-, beginning with a letter or digit")
+    check_name(entity)
     checked = check_values(values)
     moment = now() if time is None else parse_past_time(time)
     if record_id is None:
@@ -94,11 +110,24 @@ def make_record(entity: str, values: Any, time: str | None = None, record_id: st
     return Record(entity, record_id, moment, checked)
 
 
-def stored_record(entity: str, record_id: str, time: str, values: Any) -> Record:
+def check_name(entity: str) -> None:
+    """Raises InvalidRequest for a name that no entity can have."""
+    if not ENTITY.fullmatch(entity):
+        raise InvalidRequest("an entity is 1 to 64 letters, digits and ._-, beginning with a letter or digit")
+
+
+def check_kind(text: str) -> str:
+    """A kind of entities. Raises InvalidRequest."""
+    if not KIND.fullmatch(text):
+        raise InvalidRequest("a kind is 1 to 64 lower-case letters, digits and ._-, beginning with a letter or digit")
+    return text
+
+
+def stored_record(entity: str, record_id: str, time: str, values: Any, kind: str = "") -> Record:
     """A record as a store keeps it, which somebody else may have written. Raises InvalidRecord naming it."""
     with suppress(ValueError, OverflowError):
         if isinstance(values, dict) and all(isinstance(value, Value) for value in values.values()):
-            return Record(entity, record_id, in_utc(datetime.fromisoformat(time)), values)
+            return Record(entity, record_id, in_utc(datetime.fromisoformat(time)), values, kind)
     raise InvalidRecord(record_id)
 
 

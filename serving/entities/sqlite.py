@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from sqlite3 import Connection, Row
 from typing import Any
 
-from serving.entities.record import Judged, Outcome, Record, stored_record
+from serving.entities.record import Entity, Judged, Outcome, Record, stored_record
+from serving.entities.store import UNKNOWN_AFTER, Added, Deleted, other_kind, room_of_writer
+from serving.errors import InvalidRequest, StoreFull
 from serving.storage.sqlite import Database, reads, writes
 from serving.storage.statements import statements
 
 _sql = statements(__file__, "sqlite.sql")
 
 JSON_COLUMNS = ("instance", "outcome", "prediction")
+
+_entity_of = attrgetter("entity")
+_model_of = attrgetter("model")
 
 
 class SQLiteEntityStore:
@@ -24,42 +31,95 @@ class SQLiteEntityStore:
     state = "disabled"
 
     def __init__(self, directory: Path, *, keep_records: int, keep_outcomes: int, keep_in_all: int = 1_000_000) -> None:
-        """Keep `keep_records` of each entity and `keep_outcomes` of each model.
-
-        Clients can create any number of entities, so of all records together only the last `keep_in_all` stored are
-        kept, and up to one in a hundred more.
-        """
-        self._database = Database(directory / "data.db", (_sql("schema_1"), _sql("schema_2")))
+        """Keep `keep_records` of each entity, `keep_outcomes` of each model, and `keep_in_all` records in all."""
+        self._database = Database(directory / "data.db", (_sql("schema_1"), _sql("schema_2"), _sql("schema_3")))
         self._keep_records = keep_records
         self._keep_outcomes = keep_outcomes
         self._keep_in_all = keep_in_all
-        self._step = max(1, keep_in_all // 100)
 
     @writes
-    def add_records(self, connection: Connection, records: Sequence[Record]) -> int:
-        last = _last_number(connection)
-        added = connection.executemany(_sql("add_record"), map(_record_row, records)).rowcount if records else 0
-        for entity in {record.entity for record in records}:
-            connection.execute(_sql("drop_oldest_records_of_entity"), (entity, self._keep_records))
-        # numbers have gaps, so rows are counted; which takes too long to be done for every record
-        if _last_number(connection) // self._step > last // self._step:
-            connection.execute(_sql("drop_first_records"), (self._keep_in_all,))
+    def add_records(
+        self, connection: Connection, records: Sequence[Record], kind: str | None = None, writer: str = ""
+    ) -> Added:
+        added = Added()
+        for entity, group in groupby(sorted(records, key=_entity_of), key=_entity_of):
+            added += self._add_records(connection, entity, list(group), kind, writer)
         return added
+
+    def _add_records(
+        self, connection: Connection, entity: str, records: Sequence[Record], kind: str | None, writer: str
+    ) -> Added:
+        counts = connection.execute(_sql("counts"), {"writer": writer}).fetchone()
+        room = room_of_writer(writer, self._keep_in_all, counts["all_records"], counts["records_of_writer"])
+        present, kind_now = connection.execute(_sql("state_of_entity"), (entity,)).fetchone()
+        if present and kind not in (None, kind_now):
+            raise InvalidRequest(other_kind(entity, kind_now))
+        keep = min(self._keep_records, present + room)
+        if not keep:
+            raise StoreFull
+        (last,) = connection.execute(_sql("last_record")).fetchone()
+        kind = kind_now if present else kind
+        rows = [_record_row(record) | {"kind": kind or "", "writer": writer} for record in records]
+        new = connection.executemany(_sql("add_record"), rows).rowcount
+        if present + new > keep:
+            connection.execute(_sql("trim_records_of_entity"), (entity, keep))
+        (kept,) = connection.execute(_sql("count_new_records"), (entity, last)).fetchone()
+        return Added(kept, len(records) - new, new - kept)
 
     @reads
-    def newest(self, connection: Connection, entity: str, limit: int) -> list[Record]:
-        return [_record(row) for row in connection.execute(_sql("newest_records"), (entity, limit))]
+    def newest(self, connection: Connection, entity: str, limit: int, after: str | None = None) -> list[Record]:
+        named = {"entity": entity, "limit": limit, "after": after}
+        if after is None:
+            return [_record(row) for row in connection.execute(_sql("newest_records"), named)]
+        if connection.execute(_sql("has_record"), (entity, after)).fetchone() is None:
+            raise InvalidRequest(UNKNOWN_AFTER)
+        return [_record(row) for row in connection.execute(_sql("newest_records_before"), named)]
+
+    @reads
+    def entities(self, connection: Connection, limit: int, after: str = "", kind: str | None = None) -> list[Entity]:
+        rows = connection.execute(_sql("entities"), {"limit": limit, "after": after, "kind": kind})
+        return [
+            Entity(row["entity"], row["kind"], row["records"], datetime.fromisoformat(row["newest"])) for row in rows
+        ]
 
     @writes
-    def add_outcomes(self, connection: Connection, outcomes: Sequence[Outcome]) -> int:
-        added = connection.executemany(_sql("add_outcome"), map(_outcome_row, outcomes)).rowcount if outcomes else 0
-        for model in {outcome.model for outcome in outcomes}:
-            connection.execute(_sql("drop_oldest_outcomes_of_model"), (model, self._keep_outcomes))
+    def delete_records(
+        self, connection: Connection, entity: str, before: datetime | None = None, writer: str | None = None
+    ) -> int:
+        named = {"entity": entity, "before": None if before is None else _text(before), "writer": writer}
+        return connection.execute(_sql("delete_records"), named).rowcount
+
+    @writes
+    def delete_entity(self, connection: Connection, entity: str, writer: str | None = None) -> Deleted:
+        named = {"entity": entity, "before": None, "writer": writer}
+        records = connection.execute(_sql("delete_records"), named).rowcount
+        return Deleted(records, connection.execute(_sql("delete_outcomes_of_entity"), named).rowcount)
+
+    @writes
+    def add_outcomes(self, connection: Connection, outcomes: Sequence[Outcome], writer: str = "") -> Added:
+        added = Added()
+        for model, group in groupby(sorted(outcomes, key=_model_of), key=_model_of):
+            added += self._add_outcomes(connection, model, list(group), writer)
         return added
+
+    def _add_outcomes(self, connection: Connection, model: str, outcomes: Sequence[Outcome], writer: str) -> Added:
+        (last,) = connection.execute(_sql("last_outcome")).fetchone()
+        rows = [_outcome_row(outcome) | {"writer": writer} for outcome in outcomes]
+        new = connection.executemany(_sql("add_outcome"), rows).rowcount
+        # one in a hundred more may be kept: to rank them takes too long to be done for every outcome
+        (count,) = connection.execute(_sql("count_outcomes"), (model,)).fetchone()
+        if count > self._keep_outcomes + self._keep_outcomes // 100:
+            connection.execute(_sql("trim_outcomes_of_model"), (model, self._keep_outcomes))
+        (kept,) = connection.execute(_sql("count_new_outcomes"), (model, last)).fetchone()
+        return Added(kept, len(outcomes) - new, new - kept)
 
     @reads
     def outcomes(self, connection: Connection, model: str, limit: int) -> list[Outcome]:
-        return [_outcome(row) for row in connection.execute(_sql("last_outcomes"), (model, limit))]
+        return _outcomes(connection.execute(_sql("last_outcomes"), (model, limit)))
+
+    @reads
+    def outcomes_of_entity(self, connection: Connection, entity: str, limit: int) -> list[Outcome]:
+        return _outcomes(connection.execute(_sql("outcomes_of_entity"), (entity, limit)))
 
     @reads
     def judged(self, connection: Connection, model: str, version: str, limit: int) -> list[Judged]:
@@ -73,14 +133,13 @@ class SQLiteEntityStore:
         await self._database.close()
 
 
-def _last_number(connection: Connection) -> int:
-    number: int | None = connection.execute(_sql("last_record_number")).fetchone()[0]
-    return number or 0
+def _text(time: datetime) -> str:
+    return time.isoformat(timespec="milliseconds")
 
 
 def _record_row(record: Record) -> dict[str, str]:
-    time = record.time.isoformat(timespec="milliseconds")
-    return {"entity": record.entity, "id": record.id, "time": time, "data": json.dumps(record.values)}
+    data = json.dumps(record.values)
+    return {"entity": record.entity, "id": record.id, "time": _text(record.time), "data": data}
 
 
 def _record(row: Row) -> Record:
@@ -88,16 +147,19 @@ def _record(row: Row) -> Record:
         values = json.loads(row["data"])
     except ValueError:
         values = None
-    return stored_record(row["entity"], row["id"], row["time"], values)
+    return stored_record(row["entity"], row["id"], row["time"], values, row["kind"])
 
 
-def _outcome_row(outcome: Outcome) -> dict[str, str]:
-    time = outcome.time.isoformat(timespec="milliseconds")
-    columns = {"model": outcome.model, "version": outcome.version, "id": outcome.id, "time": time}
-    return columns | {name: json.dumps(getattr(outcome, name)) for name in JSON_COLUMNS}
+def _outcome_row(outcome: Outcome) -> dict[str, str | None]:
+    columns = {name: getattr(outcome, name) for name in ("model", "version", "id", "entity")}
+    return columns | {"time": _text(outcome.time)} | {name: json.dumps(getattr(outcome, name)) for name in JSON_COLUMNS}
+
+
+def _outcomes(rows: Iterable[Row]) -> list[Outcome]:
+    return [_outcome(row) for row in rows]
 
 
 def _outcome(row: Row) -> Outcome:
+    columns: dict[str, Any] = {name: row[name] for name in ("model", "version", "id", "entity")}
     values: dict[str, Any] = {name: json.loads(row[name]) for name in JSON_COLUMNS}
-    time = datetime.fromisoformat(row["time"])
-    return Outcome(model=row["model"], version=row["version"], id=row["id"], time=time, **values)
+    return Outcome(time=datetime.fromisoformat(row["time"]), **columns, **values)

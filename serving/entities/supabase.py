@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import httpx
 import msgspec
@@ -25,8 +25,9 @@ from postgrest.exceptions import APIError
 from supabase import AsyncClient
 from supabase.lib.client_options import AsyncClientOptions
 
-from serving.entities.record import MAX_INTEGER, Judged, Outcome, Record, in_utc, stored_record
-from serving.errors import InvalidRecord, InvalidRequest, StoreUnavailable
+from serving.entities.record import MAX_INTEGER, Entity, Judged, Outcome, Record, in_utc, stored_record
+from serving.entities.store import UNKNOWN_AFTER, Added, Deleted, other_kind
+from serving.errors import InvalidRecord, InvalidRequest, StoreFull, StoreUnavailable
 from serving.storage.guard import Breaker, Guard, NotTried, PerProcess, ServerUnavailable
 
 RECORDS, OUTCOMES = "entity_records", "model_outcomes"
@@ -82,6 +83,17 @@ class _Connection:
             self.places.release()
 
 
+class _Answer(msgspec.Struct):
+    """What became of records: the fields of Added, or why nothing is stored."""
+
+    stored: int = 0
+    present: int = 0
+    dropped: int = 0
+    refused: Literal["", "full", "kind"] = ""
+    entity: str = ""
+    kind: str = ""
+
+
 class _DataRefused(Exception):
     """The server is well, and refuses what a call would store."""
 
@@ -94,13 +106,24 @@ class SupabaseEntityStore:
     """An EntityStore in two tables of one project. Building it connects to nothing, so it may be forked."""
 
     def __init__(
-        self, url: str, key: str, *, keep_records: int, keep_outcomes: int, breaker: Breaker | None = None
+        self,
+        url: str,
+        key: str,
+        *,
+        keep_records: int,
+        keep_outcomes: int,
+        keep_in_all: int = 1_000_000,
+        breaker: Breaker | None = None,
     ) -> None:
-        """Keep `keep_records` of each entity and `keep_outcomes` of each model; `key` is the service role's."""
+        """Keep `keep_records` of each entity, `keep_outcomes` of each model, and `keep_in_all` records in all.
+
+        `key` is the service role's.
+        """
         self._url = url
         self._key = key
         self._keep_records = keep_records
         self._keep_outcomes = keep_outcomes
+        self._keep_in_all = keep_in_all
         self._guard = Guard(
             DEADLINE_SECONDS,
             unwell=UNWELL,
@@ -111,35 +134,73 @@ class SupabaseEntityStore:
         )
         self._certificates = ssl.create_default_context()  # before the fork: it takes a while, and 1 MB
         self._connection = PerProcess(self._connect)
+        self._said_old = False
 
     @property
     def state(self) -> str:
         return self._guard.state
 
-    async def add_records(self, records: Sequence[Record]) -> int:
+    async def add_records(self, records: Sequence[Record], kind: str | None = None, writer: str = "") -> Added:
         rows = [{"entity": one.entity, "id": one.id, "time": one.time, "data": one.values} for one in records]
-        # off the loop: megabytes take a while
-        parameters = {"records": await asyncio.to_thread(_encode, rows), "keep": self._keep_records}
-        return await self._ask(lambda client: _result(client.rpc("add_entity_records", parameters)), int)
+        parameters = {
+            "records": await asyncio.to_thread(_encode, rows),  # off the loop: megabytes take a while
+            "keep": self._keep_records,
+            "keep_in_all": self._keep_in_all,
+            "of_kind": kind,
+            "by_writer": writer,
+        }
+        answer = await self._run("store_entity_records", parameters, _Answer)
+        if answer.refused == "full":
+            raise StoreFull
+        if answer.refused == "kind":
+            raise InvalidRequest(other_kind(answer.entity, answer.kind))
+        return Added(answer.stored, answer.present, answer.dropped)
 
-    async def newest(self, entity: str, limit: int) -> list[Record]:
+    async def newest(self, entity: str, limit: int, after: str | None = None) -> list[Record]:
         def select(client: AsyncClient) -> Any:
-            return client.table(RECORDS).select("number,entity,id,time,data").eq("entity", entity)
+            return client.table(RECORDS).select("number,entity,id,time,data,kind").eq("entity", entity)
 
-        return await self._pages(select, limit, _record, _before_in_time, ("time", "number"))
+        last = None
+        if after is not None:
+            found = await self._ask(lambda client: _result(select(client).eq("id", after)), list[Any])
+            if not found:
+                raise InvalidRequest(UNKNOWN_AFTER)
+            last = found[0]
+        return await self._pages(select, limit, _record, _before_in_time, ("time", "number"), last)
 
-    async def add_outcomes(self, outcomes: Sequence[Outcome]) -> int:
-        parameters = {"outcomes": _encode(outcomes), "keep": self._keep_outcomes}
-        return await self._ask(lambda client: _result(client.rpc("add_model_outcomes", parameters)), int)
+    async def entities(self, limit: int, after: str = "", kind: str | None = None) -> list[Entity]:
+        parameters = {"after": after, "of_kind": kind, "most": limit}
+        return await self._run("list_entities", parameters, list[Entity])
+
+    async def delete_records(self, entity: str, before: datetime | None = None, writer: str | None = None) -> int:
+        moment = None if before is None else before.isoformat()
+        parameters = {"of_entity": entity, "before": moment, "by_writer": writer}
+        return await self._run("delete_entity_records", parameters, int)
+
+    async def delete_entity(self, entity: str, writer: str | None = None) -> Deleted:
+        return await self._run("delete_entity", {"of_entity": entity, "by_writer": writer}, Deleted)
+
+    async def add_outcomes(self, outcomes: Sequence[Outcome], writer: str = "") -> Added:
+        parameters = {"outcomes": _encode(outcomes), "keep": self._keep_outcomes, "by_writer": writer}
+        return await self._run("store_model_outcomes", parameters, Added)
 
     async def outcomes(self, model: str, limit: int) -> list[Outcome]:
         def select(client: AsyncClient) -> Any:
             return client.table(OUTCOMES).select("*").eq("model", model)
 
+        return await self._outcomes(select, limit)
+
+    async def outcomes_of_entity(self, entity: str, limit: int) -> list[Outcome]:
+        def select(client: AsyncClient) -> Any:
+            return client.table(OUTCOMES).select("*").eq("entity", entity)
+
+        return await self._outcomes(select, limit)
+
+    async def _outcomes(self, select: Callable[[AsyncClient], Any], limit: int) -> list[Outcome]:
         found = await self._pages(select, limit, _outcome, _before, ("number",))
         outcomes = [one for one in found if one is not None]
         if len(outcomes) < len(found):
-            log.warning("Stored outcomes are not valid", model=model, outcomes=len(found) - len(outcomes))
+            log.warning("Stored outcomes are not valid", outcomes=len(found) - len(outcomes))
         return outcomes
 
     async def judged(self, model: str, version: str, limit: int) -> list[Judged]:
@@ -156,10 +217,10 @@ class SupabaseEntityStore:
         read: Callable[[Any], T],
         before: Callable[[Any, Any], Any],
         order: tuple[str, ...],
+        last: Any = None,
     ) -> list[T]:
-        """Return the first `limit` rows in the descending `order`; `before` narrows a query to the rows after one."""
+        """Return `limit` rows in the descending `order`, after the row `last`: `before` narrows a query to these."""
         found: list[T] = []
-        last: Any = None
 
         def call(client: AsyncClient) -> Awaitable[Any]:
             query = select(client) if last is None else before(select(client), last)
@@ -183,6 +244,14 @@ class SupabaseEntityStore:
             await self._guard.settle(DEADLINE_SECONDS)
             await connection.http.aclose()
 
+    async def _run(self, function: str, parameters: dict[str, Any], kind: type[T]) -> T:
+        """Return what a function of the schema returns, as a `kind`. Raises StoreUnavailable, InvalidRequest."""
+        answer = await self._ask(lambda client: _result(client.rpc(function, parameters)), lambda found: found)
+        try:
+            return msgspec.convert(answer, kind)
+        except msgspec.ValidationError as error:
+            raise StoreUnavailable(f"Supabase answers {function} in a form that is not known") from error
+
     async def _ask(self, call: Call, read: Callable[[Any], T]) -> T:
         """Return what `read` makes of the answer. Raises StoreUnavailable."""
 
@@ -199,6 +268,9 @@ class SupabaseEntityStore:
         except _DataRefused:
             raise InvalidRequest("the store refuses these values") from None
         except _OldSchema as error:
+            if not self._said_old:
+                self._said_old = True
+                log.error("Supabase schema is old", code=str(error))
             raise StoreUnavailable("the schema in Supabase is older than this version: run supabase.sql") from error
         except NotTried:
             raise StoreUnavailable("Supabase is unavailable") from None
@@ -246,7 +318,7 @@ def _kind_of(error: APIError) -> Exception:
 
 
 def _record(row: Any) -> Record:
-    return stored_record(row["entity"], row["id"], row["time"], _values(row["data"]))
+    return stored_record(row["entity"], row["id"], row["time"], _values(row["data"]), row["kind"])
 
 
 def _values(data: Any) -> Any:

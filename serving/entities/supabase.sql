@@ -26,6 +26,12 @@ create index if not exists model_outcomes_by_model on public.model_outcomes (mod
 create index if not exists model_outcomes_judged on public.model_outcomes (model, version, number desc)
     where prediction is not null;
 
+alter table public.entity_records add column if not exists kind text not null default '';
+alter table public.entity_records add column if not exists writer text not null default '';
+alter table public.model_outcomes add column if not exists writer text not null default '';
+alter table public.model_outcomes add column if not exists entity text;
+create index if not exists model_outcomes_by_entity on public.model_outcomes (entity, number desc) where entity is not null;
+
 -- What somebody else writes has to have our forms, too; `not valid` lets older rows be.
 alter table public.entity_records drop constraint if exists entity_records_forms;
 alter table public.entity_records add constraint entity_records_forms check (
@@ -37,58 +43,212 @@ alter table public.model_outcomes add constraint model_outcomes_forms check (
     and time >= '0001-01-01 00:00Z' and time < '10000-01-01 00:00Z'
 ) not valid;
 
+-- How many records each writer has stored, so that nothing has to be counted for a record.
+create table if not exists public.entity_record_counts (writer text primary key, records bigint not null);
+
+alter table public.entity_record_counts enable row level security;
 alter table public.entity_records enable row level security;
 alter table public.model_outcomes enable row level security;
-revoke all on public.entity_records, public.model_outcomes from public, anon, authenticated;
+revoke all on public.entity_records, public.model_outcomes, public.entity_record_counts from public, anon, authenticated;
 grant select, insert, delete on public.entity_records, public.model_outcomes to service_role;
+grant select, insert, update on public.entity_record_counts to service_role;
 
--- Stores records, a JSON array as text, and returns how many are new; of each of their entities the newest `keep` stay.
-create or replace function public.add_entity_records(records text, keep integer) returns integer
+create or replace function public.count_entity_records() returns trigger
 language plpgsql set search_path = '' as $$
-declare
-    added integer;
 begin
-    insert into public.entity_records (entity, id, time, data)
-    select r.entity, r.id, r.time, r.data
-    from jsonb_to_recordset(records::jsonb) as r (entity text, id text, time timestamptz, data jsonb)
-    on conflict (entity, id) do nothing;
-    get diagnostics added = row_count;
-    delete from public.entity_records where number in (
-        select ranked.number
-        from (
-            select number, row_number() over (partition by entity order by time desc, number desc) as place
-            from public.entity_records
-            where entity in (select r.entity from jsonb_to_recordset(records::jsonb) as r (entity text))
-        ) as ranked
-        where ranked.place > keep
-    );
-    return added;
+    if tg_op = 'INSERT' then
+        insert into public.entity_record_counts as c (writer, records)
+        select changed.writer, count(*) from changed group by changed.writer order by changed.writer
+        on conflict (writer) do update set records = c.records + excluded.records;
+    elsif tg_op = 'DELETE' then
+        update public.entity_record_counts as c set records = c.records - gone.records
+        from (select changed.writer, count(*) as records from changed group by changed.writer) as gone
+        where c.writer = gone.writer;
+    else
+        update public.entity_record_counts set records = 0;
+    end if;
+    return null;
 end $$;
 
--- Stores outcomes, a JSON array as text, and returns how many are new; of each of their models the last `keep` stay.
-create or replace function public.add_model_outcomes(outcomes text, keep integer) returns integer
+drop trigger if exists entity_records_added on public.entity_records;
+create trigger entity_records_added after insert on public.entity_records
+    referencing new table as changed for each statement execute function public.count_entity_records();
+drop trigger if exists entity_records_deleted on public.entity_records;
+create trigger entity_records_deleted after delete on public.entity_records
+    referencing old table as changed for each statement execute function public.count_entity_records();
+drop trigger if exists entity_records_truncated on public.entity_records;
+create trigger entity_records_truncated after truncate on public.entity_records
+    for each statement execute function public.count_entity_records();
+
+insert into public.entity_record_counts (writer, records)
+select writer, count(*) from public.entity_records group by writer
+on conflict (writer) do update set records = excluded.records;
+
+-- Stores records, a JSON array as text. Entities grow up to `keep` records, and not at all once there are `keep_in_all`
+-- records, or a writer who is known has stored half of these. Of an entity that may grow no more the newest records of
+-- each writer stay, and all writers have equal shares. Refuses an entity without records that may have none, and one of
+-- another kind.
+create or replace function public.store_entity_records(
+    records text, keep integer, keep_in_all integer, of_kind text, by_writer text
+) returns jsonb
 language plpgsql set search_path = '' as $$
 declare
+    rows constant jsonb := records::jsonb;
+    one record;
+    present integer;
+    present_kind text;
+    room integer;
+    last bigint;
     added integer;
+    kept integer;
+    all_added integer := 0;
+    all_kept integer := 0;
 begin
-    insert into public.model_outcomes (model, version, id, time, instance, outcome, prediction)
-    select r.model, r.version, r.id, r.time, r.instance, r.outcome, r.prediction
-    from jsonb_to_recordset(outcomes::jsonb) as r (
-        model text, version text, id text, time timestamptz, instance jsonb, outcome jsonb, prediction jsonb
+    -- in one order, before anything is written: two calls never wait for each other
+    for one in select distinct r.entity from jsonb_to_recordset(rows) as r (entity text) order by 1 loop
+        perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended(one.entity, 0));
+    end loop;
+    for one in select distinct r.entity from jsonb_to_recordset(rows) as r (entity text) order by 1 loop
+        select count(*), max(r.kind) into present, present_kind from public.entity_records as r where r.entity = one.entity;
+        if present > 0 and of_kind <> present_kind then
+            raise exception using errcode = 'FSKND';
+        end if;
+        select keep_in_all - coalesce(sum(c.records), 0) into room from public.entity_record_counts as c;
+        if by_writer <> '' then
+            select least(room, keep_in_all / 2 - coalesce(sum(c.records), 0)) into room
+            from public.entity_record_counts as c where c.writer = by_writer;
+        end if;
+        room := least(keep, present + greatest(room, 0));
+        if room = 0 then
+            raise exception using errcode = 'FSFUL';
+        end if;
+        select coalesce(max(r.number), 0) into last from public.entity_records as r;
+        insert into public.entity_records (entity, id, time, data, kind, writer)
+        select r.entity, r.id, r.time, r.data, coalesce(present_kind, of_kind, ''), by_writer
+        from jsonb_to_recordset(rows) as r (entity text, id text, time timestamptz, data jsonb)
+        where r.entity = one.entity
+        on conflict (entity, id) do nothing;
+        get diagnostics added = row_count;
+        kept := added;
+        if present + added > room then
+            delete from public.entity_records where number in (
+                select ranked.number
+                from (
+                    select r.number, r.time,
+                        row_number() over (partition by r.writer order by r.time desc, r.number desc) as place
+                    from public.entity_records as r where r.entity = one.entity
+                ) as ranked
+                order by ranked.place, ranked.time desc, ranked.number desc offset room
+            );
+            select count(*) into kept from public.entity_records as r where r.entity = one.entity and r.number > last;
+        end if;
+        all_added := all_added + added;
+        all_kept := all_kept + kept;
+    end loop;
+    return jsonb_build_object(
+        'stored', all_kept, 'present', jsonb_array_length(rows) - all_added, 'dropped', all_added - all_kept
+    );
+exception  -- nothing is stored then
+    when sqlstate 'FSFUL' then return jsonb_build_object('refused', 'full');
+    when sqlstate 'FSKND' then
+        return jsonb_build_object('refused', 'kind', 'entity', one.entity, 'kind', present_kind);
+end $$;
+
+-- The first `most` entities after that name, with the number of their records and the newest time. The names are found
+-- one after the other in the index: an entity costs the same however many records it has.
+create or replace function public.list_entities(after text, of_kind text, most integer) returns jsonb
+language sql stable set search_path = '' as $$
+    with recursive names (entity) as (
+        (select r.entity from public.entity_records as r where r.entity > list_entities.after order by 1 limit 1)
+        union all
+        select (select r.entity from public.entity_records as r where r.entity > names.entity order by 1 limit 1)
+        from names where names.entity is not null
+    ), described as (
+        select names.entity, newest.kind, newest.time as newest,
+            (select count(*) from public.entity_records as r where r.entity = names.entity) as records
+        from names, lateral (
+            select r.kind, case when r.time < '10000-01-01' and r.time >= '0001-01-01' then r.time end as time
+            from public.entity_records as r
+            where r.entity = names.entity order by r.time desc, r.number desc limit 1
+        ) as newest
+        where of_kind is null or newest.kind = of_kind
+        limit most
+    )
+    select coalesce(jsonb_agg(to_jsonb(described) order by described.entity), '[]') from described
+$$;
+
+-- Deletes the records of an entity, or those before a time, or of a writer, and returns how many they were.
+create or replace function public.delete_entity_records(of_entity text, before timestamptz, by_writer text)
+returns integer
+language plpgsql set search_path = '' as $$
+declare
+    deleted integer;
+begin
+    delete from public.entity_records as r
+    where r.entity = of_entity and (by_writer is null or r.writer = by_writer)
+        and (delete_entity_records.before is null or r.time < delete_entity_records.before);
+    get diagnostics deleted = row_count;
+    return deleted;
+end $$;
+
+-- Deletes the records of an entity and the outcomes that are about it, or those of a writer.
+create or replace function public.delete_entity(of_entity text, by_writer text) returns jsonb
+language plpgsql set search_path = '' as $$
+declare
+    deleted integer;
+begin
+    delete from public.model_outcomes as o where o.entity = of_entity and (by_writer is null or o.writer = by_writer);
+    get diagnostics deleted = row_count;
+    return jsonb_build_object('records', public.delete_entity_records(of_entity, null, by_writer), 'outcomes', deleted);
+end $$;
+
+-- Stores outcomes, a JSON array as text; of each of their models about `keep` stay: the last ones of each writer, in
+-- equal shares.
+create or replace function public.store_model_outcomes(outcomes text, keep integer, by_writer text) returns jsonb
+language plpgsql set search_path = '' as $$
+declare
+    rows constant jsonb := outcomes::jsonb;
+    one record;
+    last bigint;
+    added integer;
+    kept integer;
+begin
+    for one in select distinct r.model from jsonb_to_recordset(rows) as r (model text) order by 1 loop
+        perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended(one.model, 1));
+    end loop;
+    select coalesce(max(o.number), 0) into last from public.model_outcomes as o;
+    insert into public.model_outcomes (model, version, id, time, instance, outcome, prediction, entity, writer)
+    select r.model, r.version, r.id, r.time, r.instance, r.outcome, r.prediction, r.entity, by_writer
+    from jsonb_to_recordset(rows) as r (
+        model text, version text, id text, time timestamptz, instance jsonb, outcome jsonb, prediction jsonb, entity text
     )
     on conflict (model, id) do nothing;
     get diagnostics added = row_count;
-    delete from public.model_outcomes where number in (
-        select ranked.number
-        from (
-            select number, row_number() over (partition by model order by number desc) as place
-            from public.model_outcomes
-            where model in (select r.model from jsonb_to_recordset(outcomes::jsonb) as r (model text))
-        ) as ranked
-        where ranked.place > keep
+    for one in select distinct r.model from jsonb_to_recordset(rows) as r (model text) loop
+        -- one in a hundred more may be kept: to rank them takes too long to be done for every outcome
+        if (select count(*) from public.model_outcomes as o where o.model = one.model) > keep + keep / 100 then
+            delete from public.model_outcomes where number in (
+                select ranked.number
+                from (
+                    select o.number, row_number() over (partition by o.writer order by o.number desc) as place
+                    from public.model_outcomes as o where o.model = one.model
+                ) as ranked
+                order by ranked.place, ranked.number desc offset keep
+            );
+        end if;
+    end loop;
+    select count(*) into kept from public.model_outcomes as o
+    where o.number > last and o.model in (select r.model from jsonb_to_recordset(rows) as r (model text));
+    return jsonb_build_object(
+        'stored', least(kept, added), 'present', jsonb_array_length(rows) - added, 'dropped', added - least(kept, added)
     );
-    return added;
 end $$;
 
-revoke execute on function public.add_entity_records, public.add_model_outcomes from public, anon, authenticated;
-grant execute on function public.add_entity_records, public.add_model_outcomes to service_role;
+revoke execute on function
+    public.count_entity_records, public.store_entity_records, public.list_entities, public.delete_entity_records,
+    public.delete_entity, public.store_model_outcomes
+from public, anon, authenticated;
+grant execute on function
+    public.count_entity_records, public.store_entity_records, public.list_entities, public.delete_entity_records,
+    public.delete_entity, public.store_model_outcomes
+to service_role;

@@ -66,6 +66,10 @@ class EventLog(Protocol):
         """Forget the events appended more than `older_than` seconds ago; return how many."""
         ...
 
+    async def drop(self, topic: str) -> int:
+        """Delete the events of a topic; return how many."""
+        ...
+
     async def close(self) -> None:
         """Disconnect; the next call connects again."""
         ...

@@ -59,3 +59,14 @@ if gone > 0 then
   end
 end
 return gone
+
+-- name: drop
+local stream, topic, gone, after = KEYS[1], ARGV[1], 0, '-'
+while true do
+  local scanned = redis.call('XRANGE', stream, after, '+', 'COUNT', 1000)
+  for _, entry in ipairs(scanned) do
+    if entry[2][2] == topic then gone = gone + redis.call('XDEL', stream, entry[1]) end
+  end
+  if #scanned < 1000 then return gone end
+  after = '(' .. scanned[1000][1]
+end

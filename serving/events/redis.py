@@ -57,6 +57,10 @@ class RedisEventLog:
         gone: int = await self._redis.run(lua("latest") + lua("prune"), KEYS, older_than)
         return gone
 
+    async def drop(self, topic: str) -> int:
+        gone: int = await self._redis.run(lua("drop"), KEYS, topic)
+        return gone
+
     async def close(self) -> None:
         await self._redis.close()
 

@@ -64,6 +64,10 @@ class SQLiteEventLog:
         last = connection.execute(_sql("last_before"), {"before": before}).fetchone()["id"]
         return 0 if last is None else _forget(connection, last)
 
+    @writes
+    def drop(self, connection: Connection, topic: str) -> int:
+        return connection.execute(_sql("drop_topic"), (topic,)).rowcount
+
     async def close(self) -> None:
         await self._database.close()
 

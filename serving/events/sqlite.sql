@@ -35,6 +35,9 @@ update span set floor = :last
 -- name: forget
 delete from events where id <= :last
 
+-- name: drop_topic
+delete from events where topic = ?
+
 -- name: insert_span
 insert into span (floor, latest, appended) values (?, ?, ?)
 

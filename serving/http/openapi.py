@@ -32,6 +32,7 @@ REFUSALS = {
     "501": "This service does not preload its models, and cannot reload them",
     "503": "Overloaded, draining, or a store is unavailable; see Retry-After",
     "504": "The deadline passed",
+    "507": "As many records are kept as may be; entities that have some may get newer ones",
 }
 
 TIMEOUT_HEADER = {
@@ -92,6 +93,7 @@ SUMMARY = object_schema(
         "fallback": BOOLEAN,
         "forced": STRING,
         "entities": BOOLEAN,
+        "kind": MAYBE_STRING,
         "explainer": EXPLAINER,
     }
 )
@@ -156,8 +158,32 @@ RESULT = object_schema(
     {"model": STRING, "version": STRING} | {member: array_of(ANYTHING) for member in ANSWERS.values()}, []
 )
 
-STORED = object_schema({"entity": STRING, "stored": INTEGER, "ids": array_of(STRING)})
+ADDED = {"stored": INTEGER, "present": INTEGER, "dropped": INTEGER}
+STORED = object_schema({"entity": STRING, **ADDED, "ids": array_of(STRING)}, ["entity", "stored", "ids"])
 OUTCOMES = {"model": STRING, "version": STRING}
+OUTCOMES_STORED = object_schema(OUTCOMES | ADDED, ["model", "version", "stored"])
+ENTITIES = object_schema(
+    {
+        "entities": array_of(
+            object_schema({"entity": STRING, "kind": STRING, "records": INTEGER, "newest": MAYBE_STRING})
+        ),
+        "next": MAYBE_STRING,
+    }
+)
+RECORDS = object_schema(
+    {
+        "entity": STRING,
+        "kind": MAYBE_STRING,
+        "records": array_of(object_schema({"id": STRING, "time": STRING, "values": OBJECT})),
+        "next": MAYBE_STRING,
+    }
+)
+DELETED = object_schema(
+    {
+        "entity": STRING,
+        "deleted": object_schema({"records": INTEGER, "outcomes": INTEGER, "events": INTEGER}, ["records"]),
+    }
+)
 ENTITY_PREDICTIONS = object_schema(
     {
         "entity": STRING,
@@ -260,8 +286,8 @@ ROUTES: Mapping[tuple[str, str], Said] = {
     ("post", "/v1/models/{model}/outcomes"): Said(
         "store_outcomes",
         {
-            "200": {JSON: object_schema(OUTCOMES | {"stored": INTEGER})},
-            "201": {JSON: object_schema(OUTCOMES | {"stored": INTEGER})},
+            "200": {JSON: OUTCOMES_STORED},
+            "201": {JSON: OUTCOMES_STORED},
             "202": {JSON: object_schema(OUTCOMES | {"accepted": INTEGER})},
         },
         (*BODY, "404", "503"),
@@ -270,16 +296,18 @@ ROUTES: Mapping[tuple[str, str], Said] = {
     ("get", "/health/live"): Said("live", {"200": {JSON: STATUS}}),
     ("get", "/health/ready"): Said("ready", {"200": {JSON: STATUS}}),
     ("post", "/v1/entities/{entity}/records"): Said(
-        "store_records", {"200": {JSON: STORED}, "201": {JSON: STORED}}, (*BODY, "503")
+        "store_records", {"200": {JSON: STORED}, "201": {JSON: STORED}}, (*BODY, "404", "503", "507")
     ),
     ("get", "/v1/entities/{entity}/predictions"): Said(
         "entity_predictions", {"200": {JSON: ENTITY_PREDICTIONS}}, ("400", "404", "422", "503", "504")
     ),
     ("get", "/v1/entities/{entity}/events"): Said("follow_entity", {"200": {EVENTS: STRING}}, ("422", "503")),
-    ("get", "/v1/entities"): Said("list_entities", {"200": {JSON: OBJECT}}, ("422", "503")),
-    ("delete", "/v1/entities/{entity}"): Said("delete_entity", {"200": {JSON: OBJECT}}, ("404", "422", "503")),
-    ("get", "/v1/entities/{entity}/records"): Said("list_records", {"200": {JSON: OBJECT}}, ("404", "422", "503")),
-    ("delete", "/v1/entities/{entity}/records"): Said("delete_records", {"200": {JSON: OBJECT}}, ("404", "422", "503")),
+    ("get", "/v1/entities"): Said("list_entities", {"200": {JSON: ENTITIES}}, ("422", "503")),
+    ("delete", "/v1/entities/{entity}"): Said("delete_entity", {"200": {JSON: DELETED}}, ("404", "422", "503")),
+    ("get", "/v1/entities/{entity}/records"): Said("list_records", {"200": {JSON: RECORDS}}, ("404", "422", "503")),
+    ("delete", "/v1/entities/{entity}/records"): Said(
+        "delete_records", {"200": {JSON: DELETED}}, ("404", "422", "503")
+    ),
     ("post", "/v1/jobs"): Said(
         "submit_job", {"202": {JSON: JOB}}, (*BODY, "404", "503"), {JSON: JOB_BODY, CSV: STRING}, CSV_QUERY
     ),

@@ -57,6 +57,7 @@ ERRORS: dict[HTTPStatus, tuple[type[Exception], ...]] = {
         errors.StoreUnavailable,
         model_errors.NotLoaded,
     ),
+    HTTPStatus.INSUFFICIENT_STORAGE: (errors.StoreFull,),
     HTTPStatus.GATEWAY_TIMEOUT: (errors.DeadlineExceeded,),
 }
 

@@ -102,7 +102,7 @@ class Steps:
             training=live.training,
             trained_by=job.id,
             accepting=live.features,
-            entities=live.entities,
+            entities=live.kind or live.entities,
         )
         write_held_out(aside, model, trained)
 

@@ -232,7 +232,7 @@ def test_bodies_of_other_kinds_and_sizes_are_refused(entities: Service) -> None:
         encoded = call(entities, "POST", path, b"{}", Content_Type="application/json", Content_Encoding="gzip")
         assert encoded.status == 415
         assert wire.ask(entities, wire.request(path, b" " * (5 << 20))).status == 413
-        assert call(entities, "DELETE", path).status == 405
+        assert call(entities, "PUT", path).status == 405
 
 
 @SQLITE_ALONE

@@ -1,9 +1,10 @@
-"""`/v1/entities`: store records of an entity, predict for its newest ones, follow the predictions as events."""
+"""`/v1/entities`: store, list and delete records of entities, predict for the newest, follow predictions as events."""
 
 from __future__ import annotations
 
 import re
 import time
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import msgspec
@@ -12,9 +13,11 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from msgspec import Meta
 
 from serving.entities.notifier import topic_of
-from serving.entities.predictor import EntityAnswer, EntityPredictor, check_entity
-from serving.entities.record import Record, make_record
-from serving.errors import InvalidRequest, TooManyInstances
+from serving.entities.predictor import EntityAnswer, check_entity
+from serving.entities.record import Record, check_kind, make_record, parse_time
+from serving.entities.store import EntityStore
+from serving.errors import EntityNotFound, InvalidRequest, NotPermitted, TooManyInstances
+from serving.events.log import EventLog
 from serving.http.body import answer_json, describe_body, read_json, turns_of_client
 from serving.http.keys import Key, key_of
 from serving.http.routes.predict import parse_timeout
@@ -29,6 +32,15 @@ COUNT = re.compile(r"[1-9][0-9]{0,8}")
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False, "": False}
 
 USAGE = 'send an object: {"values": {...}}, or {"records": [...]} for several'
+
+PAGE = 100
+"""Entities or records in one answer."""
+
+OWN_ONLY = "a key of scope write deletes what it has stored itself; all is deleted with a key of scope admin"
+
+Kind = Annotated[str | None, Query(description="Kind of the entity, to which models are bound; default that it has")]
+Limit = Annotated[str | None, Query(description=f"Number of items, at most {PAGE}")]
+After = Annotated[str, Query(description="`next` of the page before")]
 
 TIME = "ISO 8601; default now"
 ID = "A record that is sent twice with the same id is stored once"
@@ -99,16 +111,17 @@ def entities_router(service: Service, streams: Streams) -> APIRouter:
         responses={200: {"description": "All of them had been stored before"}},
         openapi_extra=describe_body(RecordsBody, oneOf=[{"required": ["values"]}, {"required": ["records"]}]),
     )
-    async def store(entity: str, request: Request) -> Response:
+    async def store(entity: str, request: Request, kind: Kind = None) -> Response:
         check_entity(entity)
+        kind = None if kind is None else check_kind(kind)
         body = await read_json(request, limits.max_body_bytes)
         with turns_of_client(request.receive) as turns:
             records = await read_records(entity, body, limits.max_instances, turns)
-        stored = await service.shared.entities.add_records(records)
-        if stored:
+        added = await service.shared.entities.add_records(records, kind, key_of(request.scope).name)
+        if added.stored:
             service.notifier.add(entity, records, request.state.request_id)
-        answer = {"entity": entity, "stored": stored, "ids": [record.id for record in records]}
-        return answer_json(answer, 201 if stored else 200)
+        answer = {"entity": entity, **added.said(), "ids": [record.id for record in records]}
+        return answer_json(answer, 201 if added.stored else 200)
 
     @router.get("/{entity}/predictions", summary="Predictions of all models for the newest records, newest first")
     async def predict(
@@ -117,6 +130,7 @@ def entities_router(service: Service, streams: Streams) -> APIRouter:
         models: Annotated[
             str | None, Query(description="Names separated by commas; default all models that are bound to entities")
         ] = None,
+        kind: Kind = None,
         limit: Annotated[str | None, Query(description="Number of records, at most MAX_LIMIT_CHECKINS")] = None,
         explain: Annotated[str, Query(description="`true` adds the contribution of each column")] = "false",
         x_request_timeout: Annotated[
@@ -126,7 +140,9 @@ def entities_router(service: Service, streams: Streams) -> APIRouter:
         started = time.perf_counter()
         answer = await service.predictor.predict(
             entity,
-            names=_names(models, key_of(request.scope), service.predictor),
+            names=_names(models, key_of(request.scope)),
+            may_use=key_of(request.scope).may_use,
+            kind=kind,
             limit=_count(limit),
             explained=_truth(explain),
             timeout=None if x_request_timeout is None else parse_timeout(x_request_timeout.encode()),
@@ -139,6 +155,8 @@ def entities_router(service: Service, streams: Streams) -> APIRouter:
         return Response(answer.content(), headers=headers, media_type="application/json")
 
     _add_events(router, service, streams)
+    _add_listings(router, service.shared.entities)
+    _add_deletions(router, service.shared.entities, service.shared.events)
     return router
 
 
@@ -156,14 +174,70 @@ def _add_events(router: APIRouter, service: Service, streams: Streams) -> None:
         return EventStream(streams, streams.follow(topic_of(entity), after, request.scope))
 
 
-def _names(models: str | None, key: Key, predictor: EntityPredictor) -> list[str] | None:
-    """The models that are asked for, None for all; of a key that may not use all, those that it may."""
+def _names(models: str | None, key: Key) -> list[str] | None:
+    """The models that are asked for, None for all. Raises NotPermitted for one that the key may not use."""
     if models is None:
-        return [model.name for model in predictor.bound() if key.may_use(model.name)] if key.models else None
+        return None
     names = [name for name in models.split(",") if name]
     for name in names:
         key.check_model(name)
     return names
+
+
+def _add_listings(router: APIRouter, entities: EntityStore) -> None:
+    @router.get("", summary="Entities that have records, by name")
+    async def list_entities(limit: Limit = None, after: After = "", kind: Kind = None) -> Response:
+        count = _page(limit)
+        found = await entities.entities(count, after, None if kind is None else check_kind(kind))
+        return answer_json({"entities": found, "next": found[-1].entity if len(found) == count else None})
+
+    @router.get("/{entity}/records", summary="Records, newest first")
+    async def list_records(entity: str, limit: Limit = None, after: After = "") -> Response:
+        check_entity(entity)
+        count = _page(limit)
+        found = await entities.newest(entity, count, after or None)
+        if not found and not after:
+            raise EntityNotFound
+        records = [{"id": record.id, "time": record.time, "values": record.values} for record in found]
+        kind = found[0].kind if found else None
+        following = found[-1].id if len(found) == count else None
+        return answer_json({"entity": entity, "kind": kind, "records": records, "next": following})
+
+
+def _add_deletions(router: APIRouter, entities: EntityStore, events: EventLog) -> None:
+    """Routes that delete: with a key of scope `write` what it has stored itself, with one of scope `admin` all."""
+
+    async def check_deleted(entity: str, count: int) -> None:
+        """Raise EntityNotFound, or NotPermitted, if nothing was deleted."""
+        if not count:
+            raise NotPermitted(OWN_ONLY, "admin") if await entities.newest(entity, 1) else EntityNotFound
+
+    @router.delete("/{entity}", summary="Delete all that is kept of an entity: records, outcomes, events")
+    async def delete(entity: str, request: Request) -> Response:
+        check_entity(entity)
+        deleted = await entities.delete_entity(entity, _deletes_of(key_of(request.scope)))
+        is_gone = not await entities.newest(entity, 1)
+        dropped = await events.drop(topic_of(entity)) if is_gone else 0
+        await check_deleted(entity, deleted.records + deleted.outcomes + dropped)
+        return answer_json({"entity": entity, "deleted": {**asdict(deleted), "events": dropped}})
+
+    @router.delete("/{entity}/records", summary="Delete records")
+    async def delete_records(
+        entity: str,
+        request: Request,
+        before: Annotated[str | None, Query(description="Only those of earlier times, ISO 8601; default all")] = None,
+    ) -> Response:
+        check_entity(entity)
+        moment = None if before is None else parse_time(before)
+        deleted = await entities.delete_records(entity, moment, _deletes_of(key_of(request.scope)))
+        if moment is None:
+            await check_deleted(entity, deleted)
+        return answer_json({"entity": entity, "deleted": {"records": deleted}})
+
+
+def _deletes_of(key: Key) -> str | None:
+    """The only writer whose records and outcomes a key may delete; None if it may delete those of all."""
+    return None if "admin" in key.scopes else key.name
 
 
 def _headers(answer: EntityAnswer, seconds: float | None) -> dict[str, str]:
@@ -188,6 +262,10 @@ def _count(text: str | None) -> int | None:
     if not COUNT.fullmatch(text):
         raise InvalidRequest("limit must be a positive integer")
     return int(text)
+
+
+def _page(text: str | None) -> int:
+    return min(_count(text) or PAGE, PAGE)
 
 
 def _truth(text: str) -> bool:

@@ -54,6 +54,7 @@ def summary(registry: Registry, model: LoadedModel) -> dict[str, Any]:
         "fallback": model.fallback,
         "forced": model.manifest.forced,
         "entities": model.manifest.entities,
+        "kind": model.manifest.kind or None,
         "explainer": _explainer(model),
     }
 

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from serving.entities.outcomes import OutcomesBody
 from serving.http.body import answer_json, describe_body, read_json, turns_of_client
+from serving.http.keys import key_of
 from serving.service import Service
 
 RESPOND_ASYNC = "respond-async"
@@ -32,12 +33,12 @@ def outcomes_router(service: Service) -> APIRouter:
     async def store(model: str, request: Request) -> Response:
         body = await read_json(request, service.limits.max_body_bytes)
         with turns_of_client(request.receive) as turns:
-            outcomes = await service.outcome_reader.read(model, body, turns)
+            outcomes = await service.outcome_reader.read(model, body, turns, key_of(request.scope).name)
         said: dict[str, Any] = {"model": outcomes[0].model, "version": outcomes[0].version}
         if request.headers.get("prefer", "").strip().lower() == RESPOND_ASYNC:
-            service.outcome_writer.add(outcomes)
+            service.outcome_writer.add(outcomes, key_of(request.scope).name)
             return answer_json(said | {"accepted": len(outcomes)}, HTTPStatus.ACCEPTED)
-        stored = await service.shared.entities.add_outcomes(outcomes)
-        return answer_json(said | {"stored": stored}, HTTPStatus.CREATED if stored else HTTPStatus.OK)
+        added = await service.shared.entities.add_outcomes(outcomes, key_of(request.scope).name)
+        return answer_json(said | added.said(), HTTPStatus.CREATED if added.stored else HTTPStatus.OK)
 
     return router

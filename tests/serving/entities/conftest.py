@@ -19,7 +19,7 @@ from serving.entities.supabase import SupabaseEntityStore
 from tests.serving.conftest import PATIENCE
 
 KEEP = 5
-Open = Callable[[], EntityStore]
+Open = Callable[..., EntityStore]
 
 
 @pytest.fixture
@@ -31,18 +31,18 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["sqlite", "supabase"])
 async def open_store(request: pytest.FixtureRequest, tmp_path: Path, patient: None) -> AsyncIterator[Open]:
-    """Each call opens what another process would."""
+    """Each call opens what another process would; it takes options of the stores."""
     opened: list[EntityStore] = []
     if request.param == "supabase":
         server: SupabaseServer = request.getfixturevalue("shared_supabase")
         server.empty()
 
-    def open_one() -> EntityStore:
+    def open_one(**options: Any) -> EntityStore:
         store: EntityStore
         if request.param == "supabase":
-            store = SupabaseEntityStore(server.url, server.key, keep_records=KEEP, keep_outcomes=KEEP)
+            store = SupabaseEntityStore(server.url, server.key, keep_records=KEEP, keep_outcomes=KEEP, **options)
         else:
-            store = SQLiteEntityStore(tmp_path, keep_records=KEEP, keep_outcomes=KEEP)
+            store = SQLiteEntityStore(tmp_path, keep_records=KEEP, keep_outcomes=KEEP, **options)
         opened.append(store)
         return store
 

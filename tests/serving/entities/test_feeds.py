@@ -11,6 +11,7 @@ import pytest
 from harness.stub import Stub, reply, serving
 from serving.entities.feeds import Feed, Polled, Poller, parse_feeds, poll_request
 from serving.entities.record import Record, make_record
+from serving.entities.store import Added
 from serving.errors import InvalidRequest, OutboundFailed, StoreUnavailable
 from serving.jobs.attempt import AttemptFailed, JobFailed
 from serving.jobs.job import Job, JobRequest, job_from
@@ -42,15 +43,17 @@ class Store:
         self.kept: dict[tuple[str, str], Record] = {}
         self.unavailable = False
         self.batches: list[int] = []
+        self.kinds: set[str | None] = set()
 
-    async def add_records(self, records: Sequence[Record]) -> int:
+    async def add_records(self, records: Sequence[Record], kind: str | None = None) -> Added:
         if self.unavailable:
             raise StoreUnavailable("unavailable")
         self.batches.append(len(records))
         before = len(self.kept)
         for record in records:
             self.kept.setdefault((record.entity, record.id), record)
-        return len(self.kept) - before
+        self.kinds.add(kind)
+        return Added(len(self.kept) - before)
 
 
 @pytest.fixture
@@ -76,6 +79,8 @@ async def test_rows_become_records_once(outbound: Outbound, document: bytes, opt
         feeds = poller(outbound, stub, store, **options)
         assert await feeds.fetch("prices") == Polled(records=2, new=2)
         assert await feeds.fetch("prices") == Polled(records=2, new=0), "polled again"
+        await poller(outbound, stub, store, **options, kind="share").fetch("prices")
+    assert store.kinds == {None, "share"}
     assert list(store.kept.values()) == [
         make_record("AAPL", {"close": 171.5, "note": None, "halted": False}, "2026-05-01"),
         make_record("MSFT", {"close": 402, "note": "up_2", "halted": True}, "2026-05-01"),

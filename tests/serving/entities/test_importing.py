@@ -9,7 +9,7 @@ import pytest
 from serving.entities.importing import import_records, read_records_csv
 from serving.entities.record import make_record, value_of
 from serving.entities.sqlite import SQLiteEntityStore
-from serving.entities.store import BATCH
+from serving.entities.store import BATCH, Added
 from serving.errors import InvalidRequest
 
 HEADER = b"entity,time,x\n"
@@ -41,7 +41,7 @@ async def test_a_file_may_be_imported_again_and_is_of_any_size(tmp_path: Path) -
     store = SQLiteEntityStore(tmp_path, keep_records=10_000, keep_outcomes=1)
     file = write(tmp_path, HEADER + lines)
     for new in (BATCH + 3, 0):
-        assert await import_records(store, read_records_csv(file)) == (BATCH + 3, new)
+        assert await import_records(store, read_records_csv(file)) == (BATCH + 3, Added(new, BATCH + 3 - new))
     assert len(await store.newest("a", 10_000)) == (BATCH + 4) // 2
     await store.close()
 

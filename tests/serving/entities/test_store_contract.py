@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from serving.entities.record import Record, make_record
+from serving.entities.record import Entity, Record, make_record
 from serving.entities.sqlite import SQLiteEntityStore, _sql
-from serving.entities.store import EntityStore
-from tests.serving.entities.conftest import KEEP, Open, outcome, record
+from serving.entities.store import Added, Deleted, EntityStore
+from serving.errors import InvalidRequest, StoreFull
+from tests.serving.entities.conftest import KEEP, Open, day, outcome, record
 
 pytestmark = pytest.mark.anyio
 
@@ -38,7 +39,7 @@ VALUES = {
 
 async def test_the_newest_records_come_first(store: EntityStore) -> None:
     records = [record(number) for number in (2, 0, 3, 1)]
-    assert await store.add_records(records) == 4
+    assert (await store.add_records(records)).stored == 4
     assert await store.newest("a", 3) == [record(3), record(2), record(1)]
 
 
@@ -69,12 +70,12 @@ async def test_times_far_away_are_kept(store: EntityStore, moment: datetime) -> 
 async def test_a_record_that_comes_again_is_kept_once_as_it_came_first(open_store: Open) -> None:
     await open_store().add_records([record(1)])
     other = open_store()
-    assert await other.add_records([record(1, x=99.0), record(2)]) == 1
+    assert (await other.add_records([record(1, x=99.0), record(2)])).stored == 1
     assert await other.newest("a", KEEP) == [record(2), record(1)]
 
 
 async def test_the_same_id_of_another_entity_is_another_record(store: EntityStore) -> None:
-    assert await store.add_records([record(1), record(1, "b")]) == 2
+    assert (await store.add_records([record(1), record(1, "b")])).stored == 2
     assert await store.newest("b", KEEP) == [record(1, "b")]
 
 
@@ -92,13 +93,13 @@ async def test_only_the_newest_records_of_each_entity_are_kept(store: EntityStor
 async def test_records_that_come_at_once_are_all_kept(open_store: Open) -> None:
     stores = [open_store() for _ in range(3)]
     added = await asyncio.gather(*(store.add_records([record(number)]) for number in range(4) for store in stores))
-    assert sum(added) == 4
+    assert sum(one.stored for one in added) == 4
     assert len(await stores[0].newest("a", 100)) == 4
 
 
 async def test_the_last_outcomes_come_first(store: EntityStore) -> None:
     outcomes = [outcome(number) for number in (2, 0, 1)]
-    assert await store.add_outcomes(outcomes) == 3
+    assert (await store.add_outcomes(outcomes)).stored == 3
     assert await store.outcomes("m", 2) == [outcome(1), outcome(0)]
     assert await store.outcomes("other", 2) == []
 
@@ -120,8 +121,8 @@ async def test_a_version_is_judged_by_its_last_outcomes_if_it_has_answered(store
 
 
 async def test_an_outcome_that_comes_again_is_kept_once(open_store: Open) -> None:
-    assert await open_store().add_outcomes([outcome(1)]) == 1
-    assert await open_store().add_outcomes([outcome(1, outcome="no"), outcome(2)]) == 1
+    assert (await open_store().add_outcomes([outcome(1)])).stored == 1
+    assert (await open_store().add_outcomes([outcome(1, outcome="no"), outcome(2)])).stored == 1
     assert [one.outcome for one in await open_store().outcomes("m", 10)] == ["yes", "yes"]
 
 
@@ -133,8 +134,8 @@ async def test_only_the_last_outcomes_of_each_model_are_kept(store: EntityStore)
 
 
 async def test_nothing_to_keep_is_no_error(store: EntityStore) -> None:
-    assert await store.add_records([]) == 0
-    assert await store.add_outcomes([]) == 0
+    assert (await store.add_records([])).stored == 0
+    assert (await store.add_outcomes([])).stored == 0
 
 
 async def test_a_store_that_can_be_written_says_so(store: EntityStore) -> None:
@@ -148,15 +149,6 @@ async def test_a_closed_store_opens_again(store: EntityStore) -> None:
     assert await store.newest("a", 1) == [record(1)]
 
 
-async def test_a_file_keeps_no_more_records_in_all_than_it_may(tmp_path: Path) -> None:
-    store = SQLiteEntityStore(tmp_path, keep_records=KEEP, keep_outcomes=KEEP, keep_in_all=3)
-    for number in range(5):
-        await store.add_records([record(number, f"entity-{number}")])
-    kept = [await store.newest(f"entity-{number}", 1) for number in range(5)]
-    assert [len(records) for records in kept] == [0, 0, 1, 1, 1]
-    await store.close()
-
-
 async def test_outcomes_of_other_versions_are_not_read_to_judge_one(tmp_path: Path) -> None:
     store = SQLiteEntityStore(tmp_path, keep_records=KEEP, keep_outcomes=KEEP)
     await store.judged("m", "1", 10)
@@ -167,11 +159,139 @@ async def test_outcomes_of_other_versions_are_not_read_to_judge_one(tmp_path: Pa
     assert [step[3] for step in plan] == ["SEARCH outcomes USING INDEX outcomes_judged (model=? AND version=?)"]
 
 
-async def test_an_entity_that_is_quiet_keeps_its_records_while_the_file_has_room(tmp_path: Path) -> None:
-    store = SQLiteEntityStore(tmp_path, keep_records=2, keep_outcomes=KEEP, keep_in_all=5)
-    await store.add_records([record(0, "quiet")])
-    for number in range(20):
-        await store.add_records([record(number, "busy")])
-    assert len(await store.newest("quiet", 1)) == 1
-    assert len(await store.newest("busy", 5)) == 2
-    await store.close()
+async def test_what_is_not_kept_is_said(store: EntityStore) -> None:
+    await store.add_records([record(number) for number in range(1, KEEP + 1)])
+    assert await store.add_records([record(1), record(0), record(9)]) == Added(stored=1, present=1, dropped=1)
+    await store.add_outcomes([outcome(1)])
+    assert await store.add_outcomes([outcome(1), outcome(2)]) == Added(stored=1, present=1)
+    assert (await store.add_outcomes([outcome(number) for number in range(10, 20)])).dropped == 5
+
+
+async def test_one_writer_displaces_at_most_a_share_of_another(store: EntityStore) -> None:
+    first = [record(number) for number in range(KEEP)]
+    await store.add_records(first, writer="good")
+    flood = [record(number) for number in range(100, 200)]
+    added = await store.add_records(flood, writer="bad")
+    assert (added.stored, added.dropped) == (3, 97)
+    assert await store.newest("a", 100) == [flood[99], flood[98], flood[97], first[4], first[3]]
+    await store.add_records([record(300)], writer="good")
+    assert [one.id for one in await store.newest("a", 100)] == ["300", "199", "198", "197", "4"]
+
+
+async def test_one_writer_displaces_at_most_a_share_of_the_outcomes_of_another(store: EntityStore) -> None:
+    first = [outcome(number) for number in range(KEEP)]
+    await store.add_outcomes(first, "good")
+    for number in range(100):
+        await store.add_outcomes([outcome(1000 + number)], "bad")
+    assert [one.id for one in await store.outcomes("m", 100)] == ["1099", "1098", "1097", "4", "3"]
+
+
+async def test_invented_entities_push_out_nobody(open_store: Open) -> None:
+    store = open_store(keep_in_all=8)
+    await store.add_records([record(number) for number in range(3)])
+    for number in range(5):
+        await store.add_records([record(0, f"invented-{number}")])
+    with pytest.raises(StoreFull):
+        await store.add_records([record(0, "invented-5")])
+    with pytest.raises(StoreFull):
+        await store.add_records([record(7), record(0, "invented-5")])
+    assert len(await store.newest("a", 100)) == 3
+    assert await store.add_records([record(8)]) == Added(stored=1)
+    assert [one.id for one in await store.newest("a", 100)] == ["8", "2", "1"]
+    await store.delete_entity("invented-0")
+    assert await store.add_records([record(0, "new")]) == Added(stored=1)
+
+
+async def test_a_writer_fills_half_of_the_store_and_leaves_room_for_others(open_store: Open) -> None:
+    store = open_store(keep_in_all=8)
+    for number in range(4):
+        await store.add_records([record(0, f"bad-{number}")], writer="bad")
+    with pytest.raises(StoreFull):
+        await store.add_records([record(0, "bad-4")], writer="bad")
+    assert (await store.add_records([record(number) for number in range(4)], writer="good")).stored == 4
+
+
+async def test_what_was_deleted_makes_room(open_store: Open) -> None:
+    store = open_store(keep_in_all=4)
+    for _ in range(3):
+        await store.add_records([record(number) for number in range(4)], writer="a")
+        assert len(await store.newest("a", 10)) == 2
+        await store.delete_records("a")
+
+
+async def test_records_are_read_page_by_page(store: EntityStore) -> None:
+    same = [make_record("a", {"x": number}, "2024-01-01", f"same-{number}") for number in range(3)]
+    await store.add_records([record(1), *same, record(0), record(0, "b")])
+    ids, after = [], None
+    while page := await store.newest("a", 2, after):
+        ids += [one.id for one in page]
+        after = page[-1].id
+    assert ids == ["1", "0", "same-2", "same-1", "same-0"]
+    with pytest.raises(InvalidRequest, match="after must be the id of a record"):
+        await store.newest("a", 2, "unknown")
+
+
+async def test_entities_are_listed_by_name_with_what_they_have(store: EntityStore) -> None:
+    for name, kind in (("b", "house"), ("a", None), ("c", "share"), ("d", "house")):
+        await store.add_records([record(1, name), record(0, name)], kind)
+    listed = await store.entities(3)
+    assert listed == [
+        Entity("a", "", 2, day(1)),
+        Entity("b", "house", 2, day(1)),
+        Entity("c", "share", 2, day(1)),
+    ]
+    assert [one.entity for one in await store.entities(3, "c")] == ["d"]
+    assert [one.entity for one in await store.entities(1, "b", "house")] == ["d"]
+    assert await store.entities(3, "d") == []
+    assert await store.entities(3, kind="none") == []
+
+
+async def test_an_entity_has_the_kind_of_its_first_record(store: EntityStore) -> None:
+    await store.add_records([record(0)], "house")
+    await store.add_records([record(1)])
+    await store.add_records([record(2)], "house")
+    assert [one.kind for one in await store.newest("a", 5)] == ["house"] * 3
+    with pytest.raises(InvalidRequest, match="a is an entity of kind house"):
+        await store.add_records([record(3)], "share")
+    assert len(await store.newest("a", 5)) == 3
+    await store.add_records([record(0, "b")])
+    with pytest.raises(InvalidRequest, match=r"b is an entity of kind \(none\)"):
+        await store.add_records([record(1, "b")], "share")
+    await store.delete_entity("a")
+    assert (await store.add_records([record(0)], "share")).stored == 1
+
+
+async def test_records_before_a_time_are_deleted_alone(store: EntityStore) -> None:
+    await store.add_records([record(number) for number in range(4)] + [record(0, "b")])
+    assert await store.delete_records("a", day(2)) == 2
+    assert [one.id for one in await store.newest("a", 9)] == ["3", "2"]
+    assert len(await store.newest("b", 9)) == 1
+    assert await store.delete_records("a") == 2
+    assert await store.newest("a", 9) == []
+
+
+async def test_an_entity_is_deleted_with_all_that_is_about_it(store: EntityStore) -> None:
+    await store.add_records([record(0), record(0, "b")])
+    await store.add_outcomes([outcome(0, entity="a"), outcome(1, entity="b"), outcome(2)])
+    assert await store.outcomes_of_entity("a", 9) == [outcome(0, entity="a")]
+    assert await store.delete_entity("a") == Deleted(records=1, outcomes=1)
+    assert await store.delete_entity("a") == Deleted(records=0, outcomes=0)
+    assert [one.entity for one in await store.outcomes("m", 9)] == [None, "b"]
+    assert len(await store.newest("b", 9)) == 1
+
+
+async def test_writers_of_one_entity_at_once_never_exceed_its_bound(open_store: Open) -> None:
+    stores = [open_store() for _ in range(3)]
+    batches = [[record(10 * n + m) for m in range(4)] for n in range(6)]
+    await asyncio.gather(*(stores[n % 3].add_records(batch, writer=f"w{n % 2}") for n, batch in enumerate(batches)))
+    assert len(await stores[0].newest("a", 100)) == KEEP
+
+
+async def test_what_one_writer_has_stored_is_deleted_alone(store: EntityStore) -> None:
+    await store.add_records([record(0), record(1)], writer="a")
+    await store.add_records([record(2)], writer="b")
+    await store.add_outcomes([outcome(0, entity="a")], "b")
+    assert await store.delete_records("a", day(1), "b") == 0
+    assert await store.delete_records("a", day(1), "a") == 1
+    assert await store.delete_entity("a", "a") == Deleted(records=1, outcomes=0)
+    assert await store.delete_entity("a") == Deleted(records=1, outcomes=1)

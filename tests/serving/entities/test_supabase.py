@@ -13,7 +13,7 @@ import pytest
 
 from harness.supabase import SupabaseServer
 from serving.entities.supabase import CALLS_AT_ONCE, SupabaseEntityStore
-from serving.errors import InvalidRecord, InvalidRequest, StoreUnavailable
+from serving.errors import InvalidRecord, InvalidRequest, StoreFull, StoreUnavailable
 from serving.storage.guard import Breaker
 from tests.serving.conftest import WallClock, until
 from tests.serving.entities.conftest import outcome, record
@@ -156,13 +156,39 @@ async def test_values_that_the_server_refuses_do_not_make_it_look_unwell(store: 
 
 @pytest.mark.usefixtures("patient")
 async def test_an_old_schema_is_named_and_costs_only_the_calls_that_need_the_new_one(
-    store: SupabaseEntityStore, own_supabase: SupabaseServer
+    store: SupabaseEntityStore, own_supabase: SupabaseServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own_supabase.run("drop table model_outcomes")
     for _ in range(5):
         with pytest.raises(StoreUnavailable, match=r"run supabase\.sql"):
             await store.outcomes("m", 1)
     assert await store.newest("a", 1) == []
+    assert capsys.readouterr().out.count("Supabase schema is old") == 1
+
+
+OLD = """
+drop trigger entity_records_added on entity_records; drop trigger entity_records_deleted on entity_records;
+drop trigger entity_records_truncated on entity_records; drop table entity_record_counts;
+alter table entity_records drop column kind, drop column writer, drop constraint entity_records_forms;
+alter table model_outcomes drop column entity, drop column writer, drop constraint model_outcomes_forms;
+insert into entity_records (entity, id, time, data)
+values ('a', '1', '2024-02-28', '{"x": 1}'), ('b', '1', now(), '{}')
+"""
+"""Makes of the present schema that of an earlier version, which has records."""
+
+
+@pytest.mark.usefixtures("patient")
+async def test_the_schema_of_an_earlier_version_is_brought_up_and_keeps_its_rows(own_supabase: SupabaseServer) -> None:
+    own_supabase.run(OLD)
+    for _ in range(2):
+        own_supabase.apply_schema()
+    store = SupabaseEntityStore(own_supabase.url, own_supabase.key, keep_records=5, keep_outcomes=5, keep_in_all=3)
+    assert await store.newest("a", 5) == [record(1)]
+    assert [(one.entity, one.records) for one in await store.entities(9)] == [("a", 1), ("b", 1)]
+    assert (await store.add_records([record(2)])).stored == 1
+    with pytest.raises(StoreFull):
+        await store.add_records([record(1, "c")])
+    await store.close()
 
 
 @pytest.mark.parametrize("most", [1, 3, 1000])

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from datetime import datetime
 
 import pytest
 
 from serving.entities import outcomes
 from serving.entities.outcomes import OutcomeWriter
 from serving.entities.predictor import RecordReader
-from serving.entities.record import Judged, Outcome, Record
-from serving.errors import DataQueueFull, StoreUnavailable
+from serving.entities.record import Entity, Judged, Outcome, Record
+from serving.entities.store import Added, Deleted
+from serving.errors import DataQueueFull, InvalidRequest, StoreUnavailable
 from tests.serving.conftest import until
 from tests.serving.entities.conftest import outcome, record
 
@@ -27,19 +29,36 @@ class FlakyStore:
         self.unavailable = False
         self.records: list[Record] = []
         self.kept: list[Outcome] = []
+        self.writers: list[str] = []
         self.refused = 0
 
-    async def add_records(self, records: Sequence[Record]) -> int:
+    async def add_records(self, records: Sequence[Record], kind: str | None = None, writer: str = "") -> Added:
         raise NotImplementedError
 
-    async def newest(self, entity: str, limit: int) -> list[Record]:
+    async def entities(self, limit: int, after: str = "", kind: str | None = None) -> list[Entity]:
+        raise NotImplementedError
+
+    async def delete_records(self, entity: str, before: datetime | None = None, writer: str | None = None) -> int:
+        raise NotImplementedError
+
+    async def delete_entity(self, entity: str, writer: str | None = None) -> Deleted:
+        raise NotImplementedError
+
+    async def newest(self, entity: str, limit: int, after: str | None = None) -> list[Record]:
         await self.probe()
+        assert after is None
         return [one for one in self.records if one.entity == entity][:limit]
 
-    async def add_outcomes(self, outcomes: Sequence[Outcome]) -> int:
+    async def add_outcomes(self, outcomes: Sequence[Outcome], writer: str = "") -> Added:
         await self.probe()
+        if any(one.id == "odd" for one in outcomes):
+            raise InvalidRequest("refused")
+        self.writers.append(writer)
         self.kept += outcomes
-        return len(outcomes)
+        return Added(len(outcomes))
+
+    async def outcomes_of_entity(self, entity: str, limit: int) -> list[Outcome]:
+        raise NotImplementedError
 
     async def outcomes(self, model: str, limit: int) -> list[Outcome]:
         raise NotImplementedError
@@ -107,6 +126,27 @@ async def test_outcomes_wait_until_the_store_is_back(store: FlakyStore, monkeypa
     await until(lambda: _now(not writer.queued))
     assert store.kept == [outcome(1), outcome(2)]
     await writer.close()
+
+
+async def test_outcomes_that_the_store_refuses_cost_no_others(
+    store: FlakyStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    writer = OutcomeWriter(store)
+    good = [outcome(number) for number in range(5)]
+    writer.add([*good[:2], outcome(9, id="odd"), *good[2:]])
+    await writer.close()
+    assert store.kept == good
+    assert "Outcomes lost" in capsys.readouterr().out
+
+
+async def test_outcomes_are_written_in_the_name_of_their_key(store: FlakyStore) -> None:
+    writer = OutcomeWriter(store)
+    writer.add([outcome(1)], "a")
+    writer.add([outcome(2), outcome(3)], "b")
+    writer.add([outcome(4)], "a")
+    await writer.close()
+    assert store.kept == [outcome(1), outcome(2), outcome(3), outcome(4)]
+    assert store.writers == ["a", "b", "a"]
 
 
 async def test_no_more_outcomes_wait_than_may(store: FlakyStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,3 +176,16 @@ async def test_closed_log_can_be_used_again(log: EventLog) -> None:
     await log.close()
     await log.close()
     assert [event.id for event in (await log.read(None, 0, 10)).events] == ids
+
+
+async def test_a_topic_is_dropped_alone_and_costs_others_nothing(logs: Logs) -> None:
+    log = logs.open(max_events=5000)
+    ids = [await log.append(topic, "tick", b"") for topic in ("a", "b") * 1100]
+    assert await log.drop("a") == 1100
+    assert await log.drop("a") == 0
+    page = await log.read(None, ids[0], 3)
+    assert [event.id for event in page.events] == [ids[1], ids[3], ids[5]]
+    assert not page.is_gap(ids[0])
+    assert page.latest == ids[-1]
+    again = await log.append("a", "tick", b"")
+    assert [event.id for event in (await log.read("a", 0, 9)).events] == [again]

@@ -28,6 +28,7 @@ def test_models_are_listed_by_name(client: httpx.Client) -> None:
         "fallback": False,
         "forced": "",
         "entities": False,
+        "kind": None,
         "explainer": {
             "method": "linear",
             "space": "margin",
