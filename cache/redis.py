@@ -7,6 +7,7 @@ written by something else, and also the answer to another key, as a connection t
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from redis.asyncio import Redis
 from redis.exceptions import InvalidResponse
 
 from cache.memory import Stats
+from serving.storage.background import BackgroundTask
 from serving.storage.guard import Breaker, BreakerState, Guard, NotTried, ServerUnavailable
 from serving.storage.redis import HEALTH_CHECK_INTERVAL, REFUSED, UNWELL, RedisClient, ValueTooLong
 
@@ -25,6 +27,9 @@ CHECKSUM_BYTES = 8
 HEADER_BYTES = len(VERSION) + CHECKSUM_BYTES
 
 MAX_VALUE_BYTES = 1 << 20
+
+PROBE_SECONDS = 2.0
+"""Between probes of a Redis that was unavailable; the breaker lets fewer and fewer of them through."""
 
 T = TypeVar("T")
 
@@ -63,6 +68,7 @@ class RedisTier:
             refusal="Redis refuses commands; continuing without it",
             log_first_success=True,
         )
+        self._prober = BackgroundTask(self._probe, closing_seconds=0.0)
         self._ttl = max(1, round(ttl_seconds * 1000))
         self._stats = stats or Stats()
 
@@ -86,6 +92,7 @@ class RedisTier:
 
     async def close(self) -> None:
         """Disconnect; the next call connects again."""
+        await self._prober.close()
         await self._client.close()
 
     def _unseal(self, key: bytes, sealed: Any) -> bytes | None:
@@ -108,12 +115,19 @@ class RedisTier:
             async with self._guard.call():
                 return await operation(self._client.get())
         except NotTried:
-            pass
+            self._prober.wake()
         except ValueTooLong:
             self._stats.malformed += 1  # the connection is closed, because the rest of the value is unread
         except (ServerUnavailable, *REFUSED):
             self._stats.errors += 1
+            self._prober.wake()
         return None
+
+    async def _probe(self) -> None:
+        """Ask until Redis is back: without requests nothing else closes the breaker after an outage."""
+        while self.state != "closed":
+            await asyncio.sleep(PROBE_SECONDS)
+            await self._call(lambda redis: redis.ping())
 
 
 async def _fetch(redis: Redis, keys: Sequence[bytes]) -> list[Any]:

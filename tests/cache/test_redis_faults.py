@@ -319,3 +319,29 @@ async def test_requests_are_answered_while_the_server_hangs(own_server: RedisSer
     assert time.monotonic() - started < SOON
     assert cache.redis_state == "open"
     assert stats.write_dropped == 201
+
+
+async def test_the_breaker_closes_after_an_outage_though_nobody_asks(
+    own_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cache.redis.PROBE_SECONDS", 0.01)
+    before = asyncio.all_tasks()
+    breaker = Breaker(failures=1, cool_down=0.01, max_cool_down=0.02)
+    tier = RedisTier(own_server.url, ttl_seconds=60, timeout=0.2, breaker=breaker)
+    own_server.pause()
+    assert await tier.get_many([b"a"]) == [None]
+
+    def is_well() -> bool:
+        return tier.state == "closed"
+
+    assert not is_well()
+    own_server.resume()
+    async with asyncio.timeout(PATIENCE):
+        while not is_well():  # noqa: ASYNC110 - it is the tier that changes it
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0)
+    own_server.pause()
+    assert await tier.get_many([b"a"]) == [None]
+    await tier.close()
+    own_server.resume()
+    assert asyncio.all_tasks() == before
