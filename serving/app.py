@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -109,10 +110,18 @@ class Application:
         hot_path = InferenceRoute(service, self.streams)
         api = make_api(service, self.streams, self.keys, lambda _api: self._running())
 
+        async def timed(scope: Scope, receive: Receive, send: Send) -> None:
+            started = time.perf_counter()
+            try:
+                await api(scope, receive, send)
+            finally:
+                if scope["type"] == "http" and not scope["state"].keys() & {"endless", "warmup"}:
+                    service.metrics.count_route(scope["path"], time.perf_counter() - started)
+
         def dispatch(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
             path = PATH.fullmatch(scope["path"]) if scope["type"] == "http" else None
             if path is None:
-                return api(scope, receive, send)
+                return timed(scope, receive, send)
             scope["path_params"] = path.groupdict()
             return hot_path(scope, receive, send)
 

@@ -29,6 +29,10 @@ REFUSALS = Family(
 ROWS = Family("model_rows", "counter", "Rows answered, by source of the answer", "source", SOURCES)
 MODEL = (SECONDS, REFUSALS, ROWS)
 
+ROUTE = (Family("route_seconds", "histogram", "Answers of all other routes but streams, from request head to answer"),)
+ROUTES = {"jobs": "/v1/jobs", "entities": "/v1/entities", "models": "/v1/models", "health": "/health", "admin": "/api/"}
+"""The kinds of routes whose answers are timed, by the beginning of their paths; any other path is `other`."""
+
 CACHE = (
     # in the order of the fields of cache.memory.Stats
     Family("cache_rows", "counter", "Rows looked up, by where they were found", "source", SOURCES),
@@ -98,6 +102,7 @@ class Metrics:
         self.book = book
         self._responses = book.sheet(RESPONSES)
         self._jobs = book.sheet(JOBS)
+        self._routes = {kind: book.sheet(ROUTE, route=kind) for kind in (*ROUTES, "other")}
         self._followed: list[tuple[Sheet, Read]] = []
         self.name_keys(())
 
@@ -112,6 +117,13 @@ class Metrics:
         self._responses.cells[STATUS_INDEX.get(status, OTHER_STATUS)] += 1.0
         if key:
             self._keys.cells[self._key_index.get(key, len(self._key_index) - 1)] += 1.0
+
+    def count_route(self, path: str, seconds: float) -> None:
+        """Count an answer of another route than those of predictions and explanations."""
+        kind = next((kind for kind, start in ROUTES.items() if path.startswith(start)), "other")
+        cells = self._routes[kind].cells
+        cells[bisect_left(BOUNDS, seconds)] += 1.0
+        cells[BUCKETS] += seconds
 
     def count_attempt(self, outcome: str, replacements: int) -> None:
         """Count an attempt at a job; `replacements` is the runner's total of replaced executor processes."""

@@ -9,7 +9,7 @@ import msgspec
 from serving.process.kernel import RUNNER, SCHEDULER, WEB
 from serving.shared.book import Family, SheetCopy
 from serving.shared.histogram import BUCKETS, quantile
-from serving.shared.metrics import MODEL
+from serving.shared.metrics import MODEL, ROUTE
 from serving.status.snapshot import MASTER, Process, Snapshot
 
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
@@ -19,10 +19,14 @@ def summarize(snapshot: Snapshot) -> dict[str, Any]:
     """Totals include processes that have ended; PSS divides shared pages, so it adds up to the memory in use."""
     totals: dict[str, Any] = {}
     models: dict[str, dict[str, Any]] = {}
+    routes: dict[str, Any] = {}
     for page in snapshot.pages:
         if page.sheet.families == MODEL:
             labels = page.sheet.labels
             models.setdefault(labels["model"], {})[labels["operation"]] = _of_model(page)
+        elif page.sheet.families == ROUTE:
+            ((_, seconds),) = page.totals()
+            routes[page.sheet.labels["route"]] = {"answered": int(sum(seconds[:BUCKETS])), "seconds": _latency(seconds)}
         else:
             totals |= {family.name: _plain(family, numbers) for family, numbers in page.totals()}
     master = snapshot.of(MASTER)
@@ -36,6 +40,7 @@ def summarize(snapshot: Snapshot) -> dict[str, Any]:
         "requests": sum(totals["responses"].values()),
         "totals": totals,
         "models": models,
+        "routes": routes,
         "jobs": msgspec.to_builtins(snapshot.jobs),
         "schedules": snapshot.schedules,
         "registry_errors": dict(snapshot.registry_errors),
@@ -50,17 +55,23 @@ def _plain(family: Family, numbers: list[float]) -> Any:
 
 def _of_model(page: SheetCopy) -> dict[str, Any]:
     (_, seconds), (refusals, refused), (rows, counted) = page.totals()
-    buckets, answered = seconds[:BUCKETS], sum(seconds[:BUCKETS])
+    answered = sum(seconds[:BUCKETS])
     statuses: dict[str, int] = {status: n for status, n in _plain(refusals, refused).items() if n}
-    latency = {name: quantile(buckets, share) for name, share in QUANTILES.items()}
     return {
         "requests": int(answered + sum(refused)),
         "answered": int(answered),
         "refused": statuses,
         "timeouts": statuses.get("504", 0),
-        "seconds": {"mean": seconds[BUCKETS] / answered if answered else None} | latency,
+        "seconds": _latency(seconds),
         "rows": _plain(rows, counted),
     }
+
+
+def _latency(seconds: list[float]) -> dict[str, float | None]:
+    """The mean and quantiles of a histogram, which ends with the sum of all."""
+    buckets, answered = seconds[:BUCKETS], sum(seconds[:BUCKETS])
+    mean = seconds[BUCKETS] / answered if answered else None
+    return {"mean": mean} | {name: quantile(buckets, share) for name, share in QUANTILES.items()}
 
 
 def _of_process(process: Process) -> dict[str, Any]:

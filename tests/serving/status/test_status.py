@@ -34,6 +34,8 @@ def snapshot() -> Snapshot:
         metrics.count_response(200)
     wine.refused(504)
     metrics.count_response(418)
+    for path in ("/v1/jobs", "/v1/jobs/x/events", "/nowhere"):
+        metrics.count_route(path, 0.5)
     metrics.publish()
     memory = Memory(rss=9, pss=5, private=3, held=4)
     return Snapshot(
@@ -96,6 +98,12 @@ def test_prometheus_has_the_same_numbers_and_no_process_ids(snapshot: Snapshot) 
     assert found["forkserve_responses_total['200']"] == 2
     assert found["forkserve_model_seconds_count['wine', 'predict']"] == 2
     assert found["forkserve_model_refusals_total['wine', 'predict', '504']"] == 1
+    assert found["forkserve_route_seconds_count['jobs']"] == 2
+    assert found["forkserve_route_seconds_sum['jobs']"] == 1.0
+    assert found["forkserve_route_seconds_count['other']"] == 1
+    assert found["forkserve_route_seconds_count['health']"] == 0
+    jobs = summarize(snapshot)["routes"]["jobs"]
+    assert (jobs["answered"], jobs["seconds"]["mean"]) == (2, 0.5)
     assert found["forkserve_processes['web']"] == 2
     assert found["forkserve_pss_bytes['web']"] == 10
     assert found["forkserve_private_bytes['web']"] == 7
