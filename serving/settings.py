@@ -244,6 +244,11 @@ def warn_of_misspelt(environ: Iterable[str]) -> None:
         log.warning("Unknown setting", name=name, similar=similar)
 
 
+def in_url(host: str) -> str:
+    """A host as URLs write it: IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can connect to an address that is listened on."""
     try:

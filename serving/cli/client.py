@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from serving.settings import Settings
+from serving.settings import Settings, in_url
 
 if TYPE_CHECKING:
     import httpx
@@ -52,8 +52,7 @@ class RemoteService:
     def of(cls, url: str | None, settings: Settings) -> RemoteService:
         """The service at `url`; by default the one of these settings on this machine."""
         host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - not listened on
-        host = f"[{host}]" if ":" in host else host
-        return cls(url or f"http://{host}:{settings.port}", settings.admin_token, settings.api_key)
+        return cls(url or f"http://{in_url(host)}:{settings.port}", settings.admin_token, settings.api_key)
 
     def __enter__(self) -> RemoteService:
         return self

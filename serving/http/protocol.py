@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import secrets
 import urllib.parse
 from collections import deque
@@ -23,6 +24,9 @@ are too many."""
 
 MAX_PIPELINED = 100
 """Requests on one connection that may wait for the one before them; each takes some kilobytes."""
+
+RESERVED_DESCRIPTORS = 16
+"""File descriptors that clients leave to stores, logs and child processes."""
 
 CLOSE = (b"connection", b"close")
 
@@ -58,6 +62,9 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_made(self._joining)  # type: ignore[arg-type]
         self.flow = PipelineFlow(transport, self.pipeline)
         self._reading_since = self.loop.time()
+        socket = transport.get_extra_info("socket")
+        if socket is not None and is_scarce(socket.fileno()):
+            self.refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections")
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -200,6 +207,11 @@ class LimitedProtocol(HttpToolsProtocol):
     def _is_owing(self) -> bool:
         """True if a complete request has no whole response yet; requests pipelined after it have to wait."""
         return self._active is not None and not self._active.more_body and not self._active.response_complete
+
+
+def is_scarce(descriptor: int) -> bool:
+    """Return whether a new descriptor of this number, the lowest that was free, is one of the last that there are."""
+    return descriptor >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_DESCRIPTORS
 
 
 def _refusal(status: HTTPStatus, detail: str) -> bytes:

@@ -22,7 +22,7 @@ from serving.master.arbiter import EarlyReplacingArbiter
 from serving.master.children import Runners
 from serving.master.memory import MemoryWatch
 from serving.process.kernel import SCHEDULER, WEB, rename
-from serving.settings import Settings, is_loopback
+from serving.settings import Settings, in_url, is_loopback
 from serving.shared.book import Book
 from serving.telemetry.logs import GunicornLogger
 
@@ -34,7 +34,7 @@ except InvalidSetting as error:
 if "web" not in _settings.roles:
     sys.exit("forkserve: ROLES does not include web; run `forkserve worker` instead of gunicorn")
 
-bind = f"[{_settings.host}]:{_settings.port}" if ":" in _settings.host else f"{_settings.host}:{_settings.port}"
+bind = f"{in_url(_settings.host)}:{_settings.port}"
 workers = _settings.web_concurrency
 worker_class = "serving.master.worker.DrainingWorker"
 preload_app = _settings.preload
@@ -85,7 +85,7 @@ def when_ready(server: Any) -> None:
     server.memory = MemoryWatch(_settings, shared, processes=processes, replace=server.replace)
     if _settings.greeting:
         host, port = server.LISTENERS[0].getsockname()[:2]
-        print(_greeting(f"http://{host}:{port}", app.service.registry), flush=True)  # noqa: T201
+        print(_greeting(f"http://{in_url(host)}:{port}", app.service.registry), flush=True)  # noqa: T201
 
 
 def _warn_if_exposed(server: Any) -> None:

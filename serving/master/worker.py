@@ -26,7 +26,7 @@ from uvicorn.config import Config
 from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
 
-from serving.http.protocol import LimitedProtocol
+from serving.http.protocol import LimitedProtocol, is_scarce
 from serving.master.arbiter import EarlyReplacingArbiter
 
 log = structlog.get_logger(__name__)
@@ -43,6 +43,7 @@ class DrainingServer(Server):
         self._worker = worker
         self._draining_since: float | None = None
         self._quiet_ticks = 0
+        self._is_full = False
         self._told_to_end = False
         self._hurried = False
         self._interrupted = False
@@ -73,6 +74,7 @@ class DrainingServer(Server):
             for connection in list(self.server_state.connections):
                 connection.sweep(now, read_timeout)  # type: ignore[union-attr]
             self._worker.wsgi.tick()
+            self._watch_descriptors()
         if self._draining_since is None:
             reason = self._reason_to_leave(leaving)
             if reason is None:
@@ -83,6 +85,13 @@ class DrainingServer(Server):
         # Twice, because a connection may be accepted but not yet counted
         self._quiet_ticks = 0 if self.server_state.connections or self.server_state.tasks else self._quiet_ticks + 1
         return self._hurried or self._quiet_ticks >= 2 or now - self._draining_since > self._worker.drain_seconds
+
+    def _watch_descriptors(self) -> None:
+        """Log once that new connections are refused, until they no longer are."""
+        with socket.socket() as probe:
+            was_full, self._is_full = self._is_full, is_scarce(probe.fileno())
+        if self._is_full and not was_full:
+            log.warning("Connections refused: file descriptors run out", connections=len(self.server_state.connections))
 
     def _reason_to_leave(self, leaving: bool) -> str | None:  # noqa: FBT001
         if self._told_to_end:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from harness.service import Service
 from harness.wire import SECONDS, Connection, ask, check_refusal, request
+from serving.http.protocol import RESERVED_DESCRIPTORS
 from tests.attacks.conftest import READ_SECONDS
 from tests.attacks.payloads import GOOD, PATH, body
 
@@ -106,6 +109,28 @@ def test_request_that_crawls_is_ended(impatient: Service, crawl: Callable[[Conne
     assert READ_SECONDS * 0.9 < ended < LATEST
     assert sorted(seconds)[len(seconds) // 2] < 0.5
     assert max(seconds) < LATEST
+    assert ask(impatient, GOOD).status == 200
+    assert impatient.workers == workers
+
+
+def test_more_clients_than_descriptors_are_refused_and_logged_and_then_all_is_well(impatient: Service) -> None:
+    workers, before = impatient.workers, len(impatient.log())
+    limits = {pid: resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in workers}
+    try:
+        for pid, (_, hard) in limits.items():
+            used = max(int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir())
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + RESERVED_DESCRIPTORS + 5, hard))
+        crowd = [Connection(impatient) for _ in range(60)]
+        found = [connection.answer() for connection in crowd]
+    finally:
+        for pid, limit in limits.items():
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
+    for connection, answer in zip(crowd, found, strict=True):
+        assert answer is not None, "closed without a word"
+        check_refusal(answer, 408, 503)
+        connection.close()
+    assert 503 in [answer.status for answer in found if answer]
+    assert "Connections refused: file descriptors run out" in impatient.log()[before:]
     assert ask(impatient, GOOD).status == 200
     assert impatient.workers == workers
 

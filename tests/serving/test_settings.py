@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from serving.errors import InvalidSetting
-from serving.settings import Settings, find_misspelt, warn_of_misspelt
+from serving.settings import Settings, find_misspelt, in_url, warn_of_misspelt
 from tests.cases import cases
 
 SECRET = "a-secret-of-enough-characters"
@@ -178,3 +178,8 @@ def test_misspelt_settings_are_warned_of() -> None:
     assert lines == [
         {"event": "Unknown setting", "log_level": "warning", "name": "MAX_REQEST", "similar": "MAX_REQUESTS"}
     ]
+
+
+@pytest.mark.parametrize(("host", "written"), [("::1", "[::1]"), ("::", "[::]"), ("127.0.0.1", "127.0.0.1")])
+def test_ipv6_is_in_brackets_where_an_address_is_printed(host: str, written: str) -> None:
+    assert in_url(host) == written
