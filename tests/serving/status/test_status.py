@@ -13,7 +13,7 @@ from harness.service import ROOT
 from serving.jobs.job import Counts
 from serving.process.kernel import Memory
 from serving.shared.book import Book
-from serving.shared.metrics import BATCHES, BREAKERS, CACHE, EXECUTORS, OUTCOMES_QUEUED, STREAMS, Metrics
+from serving.shared.metrics import BATCHES, BREAKERS, CACHE, EXECUTORS, LOG_LINES, OUTCOMES_QUEUED, STREAMS, Metrics
 from serving.shared.pressure import Reading
 from serving.status.json import summarize
 from serving.status.prometheus import expose
@@ -24,7 +24,7 @@ from serving.status.snapshot import Process, Snapshot
 def snapshot() -> Snapshot:
     """Of a master and two workers: this process, which has answered three requests, and one that has not."""
     metrics = Metrics(Book(2))
-    for families in (CACHE, BATCHES, EXECUTORS, BREAKERS, OUTCOMES_QUEUED):
+    for families in (CACHE, BATCHES, EXECUTORS, BREAKERS, LOG_LINES, OUTCOMES_QUEUED):
         metrics.follow(families, lambda: ())
     metrics.follow(STREAMS, lambda: [7])
     wine = metrics.model("wine", "predict")
