@@ -13,6 +13,7 @@ from cache.redis import RedisTier
 from cache.remote import BackgroundTier
 from serving.storage.guard import BreakerState
 from serving.storage.redis import HEALTH_CHECK_INTERVAL
+from serving.storage.seal import Seal
 
 log = structlog.get_logger(__name__)
 
@@ -24,10 +25,11 @@ def build_cache(
     ttl_seconds: float,
     redis_url: str = "",
     redis_health_check_interval: float = HEALTH_CHECK_INTERVAL,
+    seal: Seal | None = None,
 ) -> TieredCache:
     """Build memory in front of Redis, or memory alone without a `redis_url`; connects to nothing.
 
-    To be called before the fork. Raises InvalidRedisUrl.
+    `seal` signs what is kept in Redis. To be called before the fork. Raises InvalidRedisUrl.
     """
     stats = Stats()
     memory = MemoryTier(max_items=max_items, max_bytes=max_bytes, ttl_seconds=ttl_seconds, stats=stats)
@@ -35,7 +37,11 @@ def build_cache(
         log.info("Redis caching disabled")
         return TieredCache(memory, stats=stats)
     remote = RedisTier(
-        redis_url, ttl_seconds=ttl_seconds, health_check_interval=redis_health_check_interval, stats=stats
+        redis_url,
+        ttl_seconds=ttl_seconds,
+        health_check_interval=redis_health_check_interval,
+        stats=stats,
+        seal=seal,
     )
     return TieredCache(memory, remote, stats=stats)
 

@@ -62,7 +62,7 @@ from serving.shared.pressure import Pressure, Trimmer
 from serving.shared.rate_table import Rate, RateTable, parse_rate
 from serving.shared.reloads import Reloads
 from serving.storage.http import Outbound
-from serving.stores import build_entity_store, build_event_log, build_job_store
+from serving.stores import build_entity_store, build_event_log, build_job_store, build_seal
 from serving.telemetry import logs
 from serving.telemetry.alerts import Alerts, form_of
 from serving.telemetry.output import protect_output
@@ -243,6 +243,7 @@ def build_service(settings: Settings, registry: Registry, shared: Shared, seen: 
         ttl_seconds=settings.cache_ttl_seconds,
         redis_url=settings.redis_url,
         redis_health_check_interval=settings.redis_health_check_interval,
+        seal=build_seal(settings),
     )
     batcher = Batcher(threads=settings.inference_threads, queue_seconds=settings.queue_seconds)
     isolated = {one.name: one.answer_call for one in make_operations(registry) if one.is_isolated}

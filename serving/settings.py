@@ -159,6 +159,9 @@ class Settings:
     model_fallback: bool = setting(False, "serve a minimal model in place of one that does not load")
     max_memory_mb: int = setting(0, "MB that all processes together may use; 0 for the limit of the cgroup", low=0)
     max_worker_memory_mb: int = setting(0, "MB of private memory per worker; 0 for an equal share", low=0)
+    secret_key: tuple[str, ...] = setting(
+        (), "secret that signs values in Redis; after a comma, older ones that are still accepted", secret=True
+    )
     api_key: str = setting(
         "", "one key for everything but `/api/admin/` and `/metrics`, at least 16 characters", secret=True
     )
@@ -289,6 +292,8 @@ def _check_keys(settings: Settings) -> None:
             raise InvalidSetting(
                 f"{name} must have {MIN_TOKEN_CHARACTERS} to {MAX_TOKEN_CHARACTERS} characters, all of them printable"
             )
+    if any(len(secret) < MIN_TOKEN_CHARACTERS for secret in settings.secret_key):
+        raise InvalidSetting(f"each secret of SECRET_KEY must have at least {MIN_TOKEN_CHARACTERS} characters")
     if settings.api_key and settings.api_key == settings.admin_token:
         raise InvalidSetting("API_KEY must not be the ADMIN_TOKEN")
     if settings.api_keys:

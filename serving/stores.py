@@ -2,12 +2,48 @@
 
 from __future__ import annotations
 
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+
+from registry.store.directory import read_file
 from serving.entities.sqlite import SQLiteEntityStore
 from serving.entities.store import EntityStore
 from serving.errors import CannotServe
 from serving.events.log import EventLog
 from serving.jobs.store import JobStore
 from serving.settings import Settings
+from serving.storage.seal import Seal
+
+SECRET_FILENAME = "secret.key"  # noqa: S105 - a name
+
+
+def build_seal(settings: Settings) -> Seal:
+    """Signs what is kept in Redis: with SECRET_KEY, else ADMIN_TOKEN, else a secret that this box keeps in DATA_DIR.
+
+    Raises CannotServe if that can be neither read nor written.
+    """
+    if not settings.redis_url:
+        return Seal()
+    given = settings.secret_key or (settings.admin_token,)
+    return Seal(given if any(given) else (kept_secret(settings.data_dir),))
+
+
+def kept_secret(directory: Path) -> str:
+    """The secret of this box, which is made at the first start. Raises CannotServe."""
+    path = directory / SECRET_FILENAME
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        scratch = path.with_name(f".{path.name}-{os.getpid()}")
+        scratch.touch(0o600)
+        scratch.write_text(secrets.token_hex(32))
+        with suppress(FileExistsError):
+            os.link(scratch, path)  # whole, and only the first of several
+        scratch.unlink()
+        return read_file(path, max_bytes=1024, flags=os.O_NOFOLLOW).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CannotServe(f"{path}: {error}; set SECRET_KEY instead") from error
 
 
 def build_job_store(settings: Settings) -> JobStore:
@@ -20,6 +56,7 @@ def build_job_store(settings: Settings) -> JobStore:
             max_queued=settings.job_max_queued,
             max_queued_of_client=settings.job_max_queued_per_key,
             health_check_interval=settings.redis_health_check_interval,
+            seal=build_seal(settings),
         )
     from serving.jobs.sqlite import SQLiteJobStore
 
@@ -35,7 +72,11 @@ def build_event_log(settings: Settings) -> EventLog:
     if settings.redis_url:
         from serving.events.redis import RedisEventLog
 
-        return RedisEventLog(settings.redis_url, health_check_interval=settings.redis_health_check_interval)
+        return RedisEventLog(
+            settings.redis_url,
+            health_check_interval=settings.redis_health_check_interval,
+            seal=build_seal(settings),
+        )
     from serving.events.sqlite import SQLiteEventLog
     from serving.jobs.sqlite import jobs_database
 

@@ -22,6 +22,10 @@ def serve(arguments: argparse.Namespace, settings: Settings) -> int:
         return _run_worker(settings)
     os.environ["GREETING"] = "true"
     if not os.environ.get("ADMIN_TOKEN"):
+        if settings.redis_url and not settings.secret_key:  # the token is gone with this run, what is in Redis is not
+            from serving.stores import kept_secret
+
+            os.environ["SECRET_KEY"] = kept_secret(settings.data_dir)
         os.environ["ADMIN_TOKEN"] = token = secrets.token_urlsafe(24)
         say(f"ADMIN_TOKEN is not set; for this run it is {token}")
     from serving.master.arbiter import ServiceApplication

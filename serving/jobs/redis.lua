@@ -17,9 +17,27 @@ local prefix = KEYS[1]
 local function text(number) return string.format('%.6f', number) end
 local function now() local t = redis.call('TIME') return tonumber(t[1]) + tonumber(t[2]) / 1e6 end
 local function key(id) return prefix .. 'job:' .. id end
-local function whole(id) return redis.call('HGETALL', key(id)) end
+local function whole(id)
+  local found = redis.pcall('HGETALL', key(id))
+  return found.err and {} or found
+end
 local function set(id, ...) redis.call('HSET', key(id), ...) end
-local function get(id, ...) return unpack(redis.call('HMGET', key(id), ...)) end
+-- Something else than a job under its key has no fields.
+local function get(id, ...)
+  local found = redis.pcall('HMGET', key(id), ...)
+  if found.err then return nil end
+  return unpack(found)
+end
+
+-- Whether there is a whole job in this state: a server that evicts what has no time to live may have taken it, and others
+-- may have written there.
+local function is_whole(id, wanted)
+  local function count(text) return text and text:match('^%d+$') end
+  local state, operation, due, owner = get(id, 'state', 'operation', 'due', 'owner')
+  local stalled, attempts, most, chunks = get(id, 'stalled', 'attempts', 'max_attempts', 'chunks')
+  return state == wanted and operation and tonumber(due) and (owner or wanted == 'queued')
+    and count(stalled) and count(attempts) and count(most) and count(chunks)
+end
 
 local function free(id, ...)
   for _, kind in ipairs({...}) do
@@ -86,8 +104,8 @@ end
 
 local function lose(id, at)
   local cancelling, stalled, most, owner, due = get(id, 'cancelling', 'stalled', 'max_attempts', 'owner', 'due')
-  if not stalled then
-    redis.call('ZREM', prefix .. 'running', id)  -- a server that evicts what has no time to live took the job
+  if not is_whole(id, 'running') then
+    redis.call('ZREM', prefix .. 'running', id)
   elseif cancelling == '1' then
     place(id, 'cancelled', at)
   else
@@ -116,7 +134,7 @@ local function mend_times(lease, longest, operations)
       local last = redis.call('ZREVRANGE', prefix .. 'due:' .. operation, 0, 0, 'WITHSCORES')
       if not last[1] or tonumber(last[2]) <= at then break end
       local created, attempts = get(last[1], 'created', 'attempts')
-      if not created then break end
+      if not tonumber(created) then break end
       if tonumber(created) <= at and (attempts == '0' or tonumber(last[2]) <= at + longest) then break end
       place(last[1], 'queued', at)
     end
@@ -198,7 +216,7 @@ for _, operation in ipairs(operations) do
   if first[1] and (not earliest or tonumber(first[2]) < earliest) then id, earliest = first[1], tonumber(first[2]) end
 end
 if not id then return false end
-if not get(id, 'operation') then
+if not is_whole(id, 'queued') then
   for _, operation in ipairs(operations) do redis.call('ZREM', prefix .. 'due:' .. operation, id) end  -- see `lose`
   return false
 end
@@ -268,12 +286,15 @@ return whole(id)
 -- name: cancel
 local id = ARGV[1]
 reap()
-local state = get(id, 'state')
-if state == 'queued' then place(id, 'cancelled', now()) elseif state == 'running' then set(id, 'cancelling', 1) end
+if is_whole(id, 'queued') then place(id, 'cancelled', now()) elseif is_whole(id, 'running') then set(id, 'cancelling', 1) end
 return whole(id)
 
 -- name: get
 return whole(ARGV[1])
+
+-- name: detach
+for i = 1, #ARGV, 2 do redis.call('HDEL', prefix .. ARGV[i], ARGV[i + 1]) end
+return 1
 
 -- name: input
 return redis.call('HGET', prefix .. 'input:' .. ARGV[1], ARGV[2])

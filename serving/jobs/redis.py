@@ -8,7 +8,9 @@ from dataclasses import asdict
 from functools import cache
 from typing import Any, cast
 
-from serving.errors import JobNotFound, QueueFull
+import msgspec
+
+from serving.errors import JobNotFound, QueueFull, StoreUnavailable
 from serving.events.log import MAX_EVENTS
 from serving.events.redis import KEYS as EVENT_KEYS
 from serving.events.redis import lua as event_lua
@@ -27,6 +29,7 @@ from serving.jobs.job import (
 )
 from serving.jobs.store import KEPT_FIELDS, LOST, MAX_QUEUED, PRUNE_AT_ONCE, RETRY_AFTER_SECONDS
 from serving.storage.redis import ScriptedRedis
+from serving.storage.seal import Seal
 from serving.storage.statements import statements
 
 _lua = statements(__file__, "redis.lua")
@@ -35,6 +38,10 @@ OF_CLIENT = -2
 """What `submit` says when too many jobs of this client are waiting."""
 ROOM_BYTES = 1 << 20
 """Less free memory than this is a full server to a probe, where nothing is evicted."""
+KEYS_OF_JOBS = ("idempotency_key", "unique_key", "mutex")
+STATES = ("queued", "running", "done", "failed", "cancelled")
+SIGNATURE = "signature"
+NOT_SIGNED = "its record was not signed by this service"
 REFUSED_WHEN_FULL = ("submit", "fire", "probe")
 
 
@@ -50,6 +57,7 @@ class RedisJobStore:
         backoff: Backoff | None = None,
         timeout: float = 1.0,
         health_check_interval: float = 30.0,
+        seal: Seal | None = None,
     ) -> None:
         """Connecting, writing and reading may each take `timeout` seconds. Raises InvalidRedisUrl.
 
@@ -58,30 +66,52 @@ class RedisJobStore:
         self._redis = ScriptedRedis(url, timeout=timeout, health_check_interval=health_check_interval)
         self._limits = (max_queued, max_queued_of_client or max_queued)
         self._backoff = backoff or Backoff()
+        self._seal = seal or Seal()
 
     async def submit(self, request: JobRequest) -> Job:
-        outcome, found = await self._run("submit", *self._request(request))
+        arguments = self._request(request)
+        job = await self._submit(arguments)
+        keys = {kind: key for kind in KEYS_OF_JOBS if (key := getattr(request, kind))}
+        if job is None or (keys and all(getattr(job, kind) != key for kind, key in keys.items())):
+            # the keys lead to no job of ours
+            await self._run("detach", *(part for pair in keys.items() for part in pair))
+            job = await self._submit(arguments)
+        if job is None:
+            raise StoreUnavailable("Redis holds something else under the keys of jobs")
+        return job
+
+    async def _submit(self, arguments: list[Any]) -> Job | None:
+        outcome, found = await self._run("submit", *arguments)
         if outcome < 0:
             raise QueueFull(RETRY_AFTER_SECONDS, "of this key " if outcome == OF_CLIENT else "")
-        return _job(found)
+        return self._job(found)
 
     def _request(self, request: JobRequest) -> list[Any]:
         """Return it as arguments of a script; the id is made here, so that a repeated submission is one job."""
-        fields: list[Any] = ["chunks", len(request.inputs)]
-        for name in KEPT_FIELDS:
-            if value := getattr(request, name):
-                fields += [name, value]
-        return [new_id(), *self._limits, request.delay, len(fields), *fields, *request.inputs]
+        job_id = new_id()
+        given = {name: value for name in KEPT_FIELDS if (value := getattr(request, name))}
+        given = {name: value if isinstance(value, bytes) else str(value).encode() for name, value in given.items()}
+        given["chunks"] = str(len(request.inputs)).encode()
+        given[SIGNATURE] = self._seal.sign(_place("job", job_id), _signed(given)).hex().encode()
+        fields = [part for pair in given.items() for part in pair]
+        inputs = [self._seal.close(_place("input", job_id, chunk), data) for chunk, data in enumerate(request.inputs)]
+        return [job_id, *self._limits, request.delay, len(fields), *fields, *inputs]
 
     async def claim(self, owner: str, lease_seconds: float, operations: Sequence[str]) -> Job | None:
         longest = self._backoff.longest
-        return _job_or_none(await self._run("claim", owner, lease_seconds, longest, *operations, safe=False))
+        found = await self._run("claim", owner, lease_seconds, longest, *operations, safe=False)
+        job = self._job(found)
+        if found and job is None:
+            job_id = dict(_pairs(found)).get(b"id", b"")
+            await self._run("fail", job_id, owner, NOT_SIGNED, 1, self._backoff.first, longest, 0)
+        return job
 
     async def heartbeat(self, job_id: str, owner: str, lease_seconds: float, progress: float = 0.0) -> Lease:
         return _lease(await self._run("heartbeat", job_id, owner, lease_seconds, progress))
 
     async def checkpoint(self, job_id: str, owner: str, lease_seconds: float, chunk: int, result: bytes) -> Lease:
-        answer = await self._run("checkpoint", job_id, owner, lease_seconds, chunk, result)
+        sealed = self._seal.close(_place("result", job_id, chunk), result)
+        answer = await self._run("checkpoint", job_id, owner, lease_seconds, chunk, sealed)
         if answer == b"no such chunk":
             raise ValueError(f"the job has no chunk {chunk}")
         return _lease(answer)
@@ -90,24 +120,24 @@ class RedisJobStore:
         answer = await self._run("finish", job_id, owner)
         if isinstance(answer, int):
             raise ValueError(f"{answer} chunks of the job are missing")  # noqa: TRY004 - an answer, no argument
-        return _job_or_none(answer)
+        return self._job(answer)
 
     async def fail(self, job_id: str, owner: str, error: str, *, permanent: bool = False) -> Job | None:
         share = random.random()  # noqa: S311 - spreads retries
         backoff = (self._backoff.first, self._backoff.longest, share)
-        return _job_or_none(await self._run("fail", job_id, owner, printable(error), int(permanent), *backoff))
+        return self._job(await self._run("fail", job_id, owner, printable(error), int(permanent), *backoff))
 
     async def release(self, job_id: str, owner: str) -> Job | None:
-        return _job_or_none(await self._run("release", job_id, owner))
+        return self._job(await self._run("release", job_id, owner))
 
     async def cancel(self, job_id: str) -> Job:
-        return _existing(await self._run("cancel", job_id))
+        return self._existing(job_id, await self._run("cancel", job_id))
 
     async def get(self, job_id: str) -> Job:
-        return _existing(await self._run("get", job_id))
+        return self._existing(job_id, await self._run("get", job_id))
 
     async def input(self, job_id: str, chunk: int) -> bytes:
-        data: bytes | None = await self._run("input", job_id, chunk)
+        data = self._open("input", job_id, chunk, await self._run("input", job_id, chunk))
         if data is None:
             raise JobNotFound("the input has been deleted")
         return data
@@ -119,12 +149,12 @@ class RedisJobStore:
         return chunks
 
     async def result(self, job_id: str, chunk: int) -> bytes | None:
-        data: bytes | None = await self._run("result", job_id, chunk)
-        return data
+        return self._open("result", job_id, chunk, await self._run("result", job_id, chunk))
 
     async def counts(self) -> Counts:
         states, waited = await self._run("counts")
-        by_state = {name.decode(): int(count) for name, count in _pairs(states)}
+        found = {name: int(count) for name, count in _pairs(states) if count.isdigit()}
+        by_state = {state: found.get(state.encode(), 0) for state in STATES}
         return Counts(**by_state, oldest_queued_seconds=float(waited))
 
     async def probe(self) -> None:
@@ -152,6 +182,33 @@ class RedisJobStore:
             raise QueueFull(RETRY_AFTER_SECONDS)
         return None if answer is None else _record(answer)
 
+    def _job(self, flat: Sequence[bytes] | None) -> Job | None:
+        """The job of a record, if there is one that was signed by a service with our secret."""
+        if not flat:
+            return None
+        given = {name.decode(errors="replace"): value for name, value in _pairs(flat)}
+        try:
+            place, signature = _place("job", given["id"].decode()), bytes.fromhex(given.get(SIGNATURE, b"").decode())
+            if self._seal.verify(place, _signed(given), signature):
+                fields = {name: value if name == "parameters" else value.decode() for name, value in given.items()}
+                return job_from({"model": "", "version": "", "parameters": b"", **fields})
+        except (KeyError, ValueError, msgspec.ValidationError):
+            pass
+        self._seal.report("jobs")
+        return None
+
+    def _existing(self, job_id: str, flat: Sequence[bytes]) -> Job:
+        job = self._job(flat)
+        if job is None or job.id != job_id:
+            raise JobNotFound("there is no such job, or it has been deleted")
+        return job
+
+    def _open(self, kind: str, job_id: str, chunk: int, sealed: bytes | None) -> bytes | None:
+        data = None if sealed is None else self._seal.open(_place(kind, job_id, chunk), sealed)
+        if data is None and sealed is not None:
+            self._seal.report(f"{kind}s of jobs")
+        return data
+
     async def close(self) -> None:
         await self._redis.close()
 
@@ -170,30 +227,27 @@ def _pairs(flat: Sequence[Any]) -> list[tuple[Any, Any]]:
     return list(zip(flat[::2], flat[1::2], strict=True))
 
 
-def _job(flat: Sequence[bytes]) -> Job:
-    fields: dict[str, Any] = dict.fromkeys(("model", "version"), "") | {"parameters": b""}
-    for name, value in _pairs(flat):
-        fields[name.decode()] = value if name == b"parameters" else value.decode()
-    return job_from(fields)
+def _place(*parts: str | int) -> bytes:
+    return msgspec.msgpack.encode(parts)
+
+
+def _signed(fields: Mapping[str, bytes]) -> bytes:
+    """The part of a job's record that a service writes, and that never changes."""
+    return msgspec.msgpack.encode([(name, fields[name]) for name in (*KEPT_FIELDS, "chunks") if name in fields])
 
 
 def records_from(flat: Sequence[Any]) -> Mapping[str, ScheduleRecord]:
     """The records of schedules by name, from what a script returns: name, fields, name, fields, ..."""
-    return {name.decode(): _record(fields) for name, fields in _pairs(flat)}
+    found = {name.decode(errors="replace"): _record(fields) for name, fields in _pairs(flat)}
+    return {name: record for name, record in found.items() if record is not None}
 
 
-def _record(flat: Sequence[bytes]) -> ScheduleRecord:
-    return record_from({name.decode(): value.decode() for name, value in _pairs(flat)})
-
-
-def _job_or_none(flat: Sequence[bytes] | None) -> Job | None:
-    return None if flat is None else _job(flat)
-
-
-def _existing(flat: Sequence[bytes]) -> Job:
-    if not flat:
-        raise JobNotFound("there is no such job, or it has been deleted")
-    return _job(flat)
+def _record(flat: Sequence[bytes]) -> ScheduleRecord | None:
+    """The record of a schedule; None if something else is there."""
+    try:
+        return record_from({name.decode(): value.decode() for name, value in _pairs(flat)})
+    except (ValueError, msgspec.ValidationError):
+        return None
 
 
 def _lease(answer: bytes) -> Lease:

@@ -21,10 +21,11 @@ import structlog
 import trustme
 
 from cache.memory import Stats
-from cache.redis import RedisTier, seal
+from cache.redis import RedisTier
 from cache.tiered import build_cache
 from harness.servers import RedisServer, redis_server
 from serving.errors import InvalidRedisUrl
+from serving.storage.seal import Seal
 from tests.cache.conftest import PATIENCE, listening
 
 pytestmark = pytest.mark.anyio
@@ -69,6 +70,10 @@ async def test_nothing_is_connected_before_the_first_call(shared_server: RedisSe
     await cache.close()
 
 
+def seal(key: bytes, value: bytes) -> bytes:
+    return Seal().close(PREFIX + key, value)
+
+
 @pytest.mark.parametrize(
     "planted",
     [
@@ -78,7 +83,7 @@ async def test_nothing_is_connected_before_the_first_call(shared_server: RedisSe
         b"",
         seal(b"key", b"value")[:-1],
         seal(b"other key", b"value"),
-        b"\x02" + seal(b"key", b"value")[1:],
+        b"\x01" + seal(b"key", b"value")[1:],
         b"x" * 100_000,
     ],
     ids=["pickle", "half a pickle", "JSON", "empty", "truncated", "of another key", "other version", "long"],

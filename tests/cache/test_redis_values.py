@@ -10,7 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.redis import HEADER_BYTES, VERSION, seal, unseal
+from serving.storage.seal import HEADER_BYTES, VERSION, Seal
+
+SECRETS = ("a secret of sixteen", "another of sixteen")
+SEAL = Seal(SECRETS)
+seal, unseal = SEAL.close, SEAL.open
 
 
 @given(key=st.binary(), payload=st.binary())
@@ -44,9 +48,15 @@ def test_end_of_the_key_is_not_the_start_of_the_payload() -> None:
 def test_value_of_another_version_is_refused() -> None:
     sealed = seal(b"key", b"payload")
     assert sealed.startswith(VERSION)
-    assert unseal(b"key", b"\x02" + sealed[1:]) is None
+    assert unseal(b"key", b"\x01" + sealed[1:]) is None
 
 
 @pytest.mark.parametrize("garbage", [b"", b"x", pickle.dumps({"a": 1}), json.dumps([1]).encode(), zlib.compress(b"x")])
 def test_what_others_write_is_refused(garbage: bytes) -> None:
     assert unseal(b"key", garbage) is None
+
+
+def test_only_who_knows_a_secret_can_write_values_and_older_secrets_are_read() -> None:
+    new, old, none = Seal(SECRETS[:1]), Seal(SECRETS[1:]), Seal()
+    assert [SEAL.open(b"key", one.close(b"key", b"1")) for one in (new, old, none)] == [b"1", b"1", None]
+    assert [one.open(b"key", SEAL.close(b"key", b"1")) for one in (new, old, none)] == [b"1", None, None]

@@ -25,6 +25,7 @@ from serving.events.redis import RedisEventLog
 from serving.events.sqlite import SQLiteEventLog
 from serving.jobs.redis import RedisJobStore
 from serving.jobs.sqlite import SQLiteJobStore, jobs_database
+from serving.storage.seal import Seal
 
 pytestmark = pytest.mark.anyio
 
@@ -65,7 +66,9 @@ async def backstage(
         yield sqlite
         return
     url = own_server.url
-    redis = Backstage(RedisJobStore(url), RedisEventLog(url), sqlite.environ | {"REDIS_URL": url})
+    seal = Seal(["a secret only for tests"])
+    environ = sqlite.environ | {"REDIS_URL": url, "SECRET_KEY": "a secret only for tests"}
+    redis = Backstage(RedisJobStore(url, seal=seal), RedisEventLog(url, seal=seal), environ)
     yield redis
     await redis.close()
 
