@@ -22,7 +22,7 @@ from statistics import median
 from bench.table import Table
 from harness.processes import hammer
 from harness.servers import redis_server
-from harness.service import Service, demo_models
+from harness.service import SECRET_KEY, Service, demo_models
 from harness.sse import Stream, follow
 from serving.cli.client import post
 from serving.events.log import EventLog
@@ -33,6 +33,7 @@ from serving.jobs.redis import RedisJobStore
 from serving.jobs.sqlite import SQLiteJobStore, jobs_database
 from serving.jobs.store import JobStore
 from serving.process.kernel import TICKS_PER_SECOND, read_memory
+from serving.storage.seal import Seal
 
 DIABETES = json.dumps({"instances": [[59.0, 2.0, 32.1, 101.0, 157.0, 93.2, 38.0, 4.0, 4.8598, 87.0]]}).encode()
 OPERATION = "bench:nobody-runs-this"
@@ -68,7 +69,8 @@ async def stores(where: str) -> AsyncIterator[tuple[JobStore, EventLog]]:
     jobs: JobStore
     events: EventLog
     if where.startswith("redis:"):
-        jobs, events = RedisJobStore(where), RedisEventLog(where)
+        seal = Seal([SECRET_KEY])
+        jobs, events = RedisJobStore(where, seal=seal), RedisEventLog(where, seal=seal)
     else:
         jobs, events = SQLiteJobStore(Path(where)), SQLiteEventLog(jobs_database(Path(where)))
     yield jobs, events

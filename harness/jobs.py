@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.processes import gone
-from harness.service import FORKSERVE, ROOT, Service
+from harness.service import FORKSERVE, ROOT, SECRET_KEY, Service
 from serving.process.kernel import child_pids
 
 PATIENCE = 60.0
@@ -24,7 +24,10 @@ PATIENCE = 60.0
 def forkserve_worker(environ: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """`forkserve worker`, told to end with the test, which it has to do with all that it has forked."""
     process = subprocess.Popen(
-        [FORKSERVE, "worker"], cwd=ROOT, env=os.environ | dict(environ), stdout=subprocess.DEVNULL
+        [FORKSERVE, "worker"],
+        cwd=ROOT,
+        env=os.environ | {"SECRET_KEY": SECRET_KEY} | dict(environ),
+        stdout=subprocess.DEVNULL,
     )
     try:
         yield process

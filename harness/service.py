@@ -26,6 +26,8 @@ COMMAND = (sys.executable, "-m", "gunicorn", "-c", CONFIGURATION, "main:app")
 LISTENING = re.compile(r"Listening at: (http://[^ ]+) \((\d+)\)")
 START_SECONDS = 60
 ADMIN_TOKEN = "a-token-only-for-tests"
+SECRET_KEY = "a-secret-only-for-tests"
+"""What all services here sign with, as those that share a Redis have to."""
 
 
 class Service:
@@ -41,7 +43,7 @@ class Service:
         self.process = subprocess.Popen(
             command,
             cwd=directory,
-            env=inherited | {"PORT": "0", "DATA_DIR": self._data.name} | dict(environ),
+            env=inherited | {"PORT": "0", "DATA_DIR": self._data.name, "SECRET_KEY": SECRET_KEY} | dict(environ),
             stdout=self._log,
             stderr=subprocess.STDOUT,
             # of its own group, so that a Ctrl-C in the terminal reaches only the benchmark, which then ends it

@@ -17,7 +17,7 @@ from harness.backstage import Backstage, path_of, rest, take
 from harness.jobs import call, send, varied
 from harness.processes import DIABETES, PATIENCE, eventually, gone, hammer
 from harness.servers import RedisServer
-from harness.service import ADMIN_TOKEN, Service
+from harness.service import ADMIN_TOKEN, SECRET_KEY, Service
 from harness.sse import Stream, follow
 from harness.wire import ask, check_refusal, request
 from serving.cli.client import post
@@ -66,8 +66,8 @@ async def backstage(
         yield sqlite
         return
     url = own_server.url
-    seal = Seal(["a secret only for tests"])
-    environ = sqlite.environ | {"REDIS_URL": url, "SECRET_KEY": "a secret only for tests"}
+    seal = Seal([SECRET_KEY])
+    environ = sqlite.environ | {"REDIS_URL": url}
     redis = Backstage(RedisJobStore(url, seal=seal), RedisEventLog(url, seal=seal), environ)
     yield redis
     await redis.close()
