@@ -108,7 +108,10 @@ begin
     for one in select distinct r.entity from jsonb_to_recordset(rows) as r (entity text) order by 1 loop
         perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended(one.entity, 0));
     end loop;
-    for one in select distinct r.entity from jsonb_to_recordset(rows) as r (entity text) order by 1 loop
+    for one in
+        select sent.value ->> 'entity' as entity, jsonb_agg(sent.value order by sent.place) as records
+        from jsonb_array_elements(rows) with ordinality as sent (value, place) group by 1 order by 1
+    loop
         select count(*), max(r.kind) into present, present_kind from public.entity_records as r where r.entity = one.entity;
         if present > 0 and of_kind <> present_kind then
             raise exception using errcode = 'FSKND';
@@ -125,8 +128,7 @@ begin
         select coalesce(max(r.number), 0) into last from public.entity_records as r;
         insert into public.entity_records (entity, id, time, data, kind, writer)
         select r.entity, r.id, r.time, r.data, coalesce(present_kind, of_kind, ''), by_writer
-        from jsonb_to_recordset(rows) as r (entity text, id text, time timestamptz, data jsonb)
-        where r.entity = one.entity
+        from jsonb_to_recordset(one.records) as r (entity text, id text, time timestamptz, data jsonb)
         on conflict (entity, id) do nothing;
         get diagnostics added = row_count;
         kept := added;
