@@ -72,11 +72,15 @@ def assert_nothing_is_lost(service: Service, seen: int, last: int) -> None:
     assert "event: chunk" not in resumed
     worked = call(service, "GET", "/v1/jobs/queued/events").body.decode()
     assert [line for line in worked.splitlines() if line.startswith("event: ")][-1] == "event: done"
+    assert_schedule_is_kept(service)
+    assert not [line for line in service.events("") if line["level"] in ("warning", "error")]
+
+
+def assert_schedule_is_kept(service: Service) -> None:
     assert eventually(lambda: bool(service.events("Scheduler started")))
     assert not service.events("Schedule fired")
     (schedule,) = admin_figures(service)["schedules"]
     assert (schedule["name"], schedule["fired"]) == ("tick", 15)
-    assert not [line for line in service.events("") if line["level"] in ("warning", "error")]
 
 
 def takeovers(service: Service) -> list[str]:
@@ -101,13 +105,18 @@ def test_files_are_taken_over_once(sleeper: Path, tmp_path: Path) -> None:
         assert takeovers(again) == []
 
 
-def test_keys_in_redis_are_taken_over_once(sleeper: Path, tmp_path: Path, own_server: RedisServer) -> None:
+def test_schedules_in_redis_are_taken_over_once_and_unsigned_jobs_are_none(
+    sleeper: Path, tmp_path: Path, own_server: RedisServer
+) -> None:
     restore_keys(own_server, sleeper)
     environ = environ_over(sleeper, tmp_path) | {"REDIS_URL": own_server.url}
     with Service(environ) as service:
-        assert_nothing_is_lost(service, 1700000007444 << 20, 1700000007628 << 20)
+        assert_schedule_is_kept(service)
         assert eventually(lambda: takeovers(service) == ["Schedules taken over"])
+        for job in ("queued", "done"):
+            assert call(service, "GET", f"/v1/jobs/{job}").status == 404
+        kinds = {line["kind"] for line in service.events("Redis holds what this service has not signed; it is ignored")}
+        assert "jobs" in kinds
     with Service(environ) as again:
-        assert again.get("/v1/jobs/done")["state"] == "done"
         assert eventually(lambda: bool(again.events("Scheduler started")))
         assert takeovers(again) == []
