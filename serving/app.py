@@ -382,6 +382,7 @@ def build_trainer(
         JobLimits(settings.job_lease_seconds, settings.job_keep_seconds, settings.job_keep),
         metrics=metrics,
         backend=backend,
+        tracing=build_tracing(settings),
     )
 
 

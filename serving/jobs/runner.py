@@ -7,9 +7,10 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -22,6 +23,9 @@ from serving.jobs.store import JobStore, new_owner
 from serving.process.executor import Executor
 from serving.process.kernel import descendants, read_memory
 from serving.shared.metrics import Metrics
+
+if TYPE_CHECKING:
+    from serving.telemetry.tracing import Tracing
 
 log = structlog.get_logger(__name__)
 
@@ -65,6 +69,7 @@ class Runner:
         *,
         metrics: Metrics,
         backend: Backend | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         """`handlers` by operation; other jobs are not claimed. The runner starts and stops their `executors`, and
         closes the `backend` of rows, if it has one.
@@ -76,6 +81,7 @@ class Runner:
         self._limits = limits
         self._metrics = metrics
         self._backend = backend
+        self._tracing = tracing
         self._next_prune = 0.0
         self._is_unavailable = False
         self._is_checked = False
@@ -98,11 +104,14 @@ class Runner:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
         owner = new_owner()
+        if self._tracing is not None:
+            self._tracing.start()
         log.info("Runner started", pid=os.getpid(), owner=owner)
         while not stopping.is_set() and all(executor.reason_to_replace() is None for executor in self._executors):
             job = await self._claim(owner)
             if job is not None:
-                await self._work(job, owner, stopping)
+                with nullcontext() if self._tracing is None else self._tracing.attempt(job):
+                    await self._work(job, owner, stopping)
             elif until is not None and await until():
                 break
             else:
@@ -111,6 +120,8 @@ class Runner:
             await self._backend.close()
         await self._store.close()
         await self._events.close()
+        if self._tracing is not None:
+            await self._tracing.stop()
         log.info("Runner stopped", pid=os.getpid())
 
     async def _claim(self, owner: str) -> Job | None:

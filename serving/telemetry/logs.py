@@ -22,6 +22,9 @@ CURRENT_REQUEST: ContextVar[str] = ContextVar("request_id")
 CURRENT_KEY: ContextVar[str] = ContextVar("key")
 """The name of the key that this request was sent with; empty for none."""
 
+CURRENT_TRACE: ContextVar[str] = ContextVar("trace_id")
+"""The trace that a request or an attempt at a job belongs to, if traces are sent."""
+
 _encode = msgspec.json.Encoder(enc_hook=repr).encode
 
 
@@ -31,6 +34,8 @@ def _add_request(_logger: Any, _method: str, event: MutableMapping[str, Any]) ->
         event["request_id"] = request_id
         if key := CURRENT_KEY.get(""):
             event["key"] = key
+    if trace := CURRENT_TRACE.get(""):
+        event["trace_id"] = trace
     return event
 
 

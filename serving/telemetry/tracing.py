@@ -1,4 +1,4 @@
-"""OpenTelemetry spans of requests, sent to a collector if one is configured.
+"""OpenTelemetry spans of requests and jobs, sent to a collector if one is configured.
 
 Built before the fork, so that its libraries are shared; the thread that sends begins in each worker, and drops spans
 that it cannot send: no request waits for a collector. This module needs the extra `otel`, and is imported only if there
@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
@@ -19,6 +21,11 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.telemetry.logs import CURRENT_TRACE
+
+if TYPE_CHECKING:
+    from serving.jobs.job import Job
 
 FLUSH_SECONDS = 2.0
 """A worker that ends waits so long for its last spans to be sent."""
@@ -30,7 +37,7 @@ COPIED_HEADERS = (b"x-cache", b"x-request-id")
 
 
 class Tracing:
-    """The spans of one worker."""
+    """The spans of one worker or runner."""
 
     def __init__(self, endpoint: str, service: str) -> None:
         self._endpoint = endpoint.rstrip("/") + "/v1/traces"
@@ -70,13 +77,34 @@ class Tracing:
                     _note_response(span, message)
                 await send(message)
 
+            named = CURRENT_TRACE.set(_trace_id(span))
             try:
                 await app(scope, receive, watch)
             finally:
+                CURRENT_TRACE.reset(named)
                 _note_request(span, scope)
                 span.end()
 
         return traced
+
+    @contextmanager
+    def attempt(self, job: Job) -> Iterator[None]:
+        """A span around an attempt at a job."""
+        assert self._tracer is not None
+        attributes: dict[str, str | int] = {
+            "forkserve.job": job.id,
+            "forkserve.attempt": job.attempts,
+            "forkserve.chunks": job.chunks,
+        }
+        if job.model:
+            attributes |= {"forkserve.model": job.model, "forkserve.version": job.version}
+        span = self._tracer.start_span(f"job {job.operation}", None, SpanKind.CONSUMER, attributes)
+        named = CURRENT_TRACE.set(_trace_id(span) if span.is_recording() else "")
+        try:
+            yield
+        finally:
+            CURRENT_TRACE.reset(named)
+            span.end()
 
     def _begin(self, scope: Scope) -> Span | None:
         """A span for the request; None if it is not recorded."""
@@ -89,6 +117,10 @@ class Tracing:
         attributes = {"http.request.method": scope["method"], "url.scheme": scope.get("scheme", "http")}
         span = self._tracer.start_span(scope["method"], context, SpanKind.SERVER, attributes)
         return span if span.is_recording() else None
+
+
+def _trace_id(span: Span) -> str:
+    return f"{span.get_span_context().trace_id:032x}"
 
 
 def _note_response(span: Span, message: Message) -> None:

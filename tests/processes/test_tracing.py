@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from harness.processes import eventually
 from harness.servers import http_server
 from harness.service import ROOT, Service
 from harness.wire import ask, request
@@ -28,6 +29,7 @@ from serving.settings import Settings
 KEY = "a-key-of-enough-characters"
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 WINE = [13.2, 1.78, 2.14, 11.2, 100, 2.65, 2.76, 0.26, 1.28, 4.38, 1.05, 3.4, 1050]
+JOB = json.dumps({"operation": "predict", "model": "wine", "instances": [WINE]}).encode()
 BODY = json.dumps({"instances": [WINE, WINE]}).encode()
 
 
@@ -84,7 +86,19 @@ def test_spans_of_requests_reach_the_collector_when_the_worker_ends_at_the_lates
         assert ask(service, request("/v1/models/wine:predict", BODY, traceparent=parent, x_api_key=KEY)).status == 200
         assert ask(service, request("/v1/models/nothing-of-ours:predict", BODY, x_api_key=KEY)).status == 404
         assert ask(service, request("/v1/models/wine", method="GET", x_api_key=KEY)).status == 200
+        job = json.loads(ask(service, request("/v1/jobs", JOB, x_api_key=KEY)).body)
+        path = f"/v1/jobs/{job['id']}"
+        assert eventually(
+            lambda: json.loads(ask(service, request(path, method="GET", x_api_key=KEY)).body)["state"] == "done"
+        )
+        assert eventually(lambda: bool(service.events("Job done")))
+        (completed,) = [line for line in service.events("Prediction wine") if line["trace_id"] == TRACE]
+        (done,) = service.events("Job done")
         assert collector.spans == []
+    work = collector.find("job predict")
+    assert attributes(work)["forkserve.job"] == job["id"]
+    assert done["trace_id"] == work.trace_id.hex()
+    assert completed["request_id"]
     span = collector.find("POST /v1/models/{model}:predict")
     assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE, PARENT)
     noted = attributes(span)
