@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -110,7 +110,7 @@ class Runner:
         while not stopping.is_set() and all(executor.reason_to_replace() is None for executor in self._executors):
             job = await self._claim(owner)
             if job is not None:
-                with nullcontext() if self._tracing is None else self._tracing.attempt(job):
+                with self._traced(job):
                     await self._work(job, owner, stopping)
             elif until is not None and await until():
                 break
@@ -123,6 +123,15 @@ class Runner:
         if self._tracing is not None:
             await self._tracing.stop()
         log.info("Runner stopped", pid=os.getpid())
+
+    def _traced(self, job: Job) -> AbstractContextManager[None]:
+        """A span around an attempt at a job, if traces are sent."""
+        if self._tracing is None:
+            return nullcontext()
+        attributes: dict[str, str | int] = {"forkserve.job": job.id, "forkserve.attempt": job.attempts}
+        if job.model:
+            attributes |= {"forkserve.model": job.model, "forkserve.version": job.version}
+        return self._tracing.work(f"job {job.operation}", attributes)
 
     async def _claim(self, owner: str) -> Job | None:
         """The next job, if one is due, after old jobs were pruned from time to time. An outage is logged once."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
@@ -23,9 +23,6 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.telemetry.logs import CURRENT_TRACE
-
-if TYPE_CHECKING:
-    from serving.jobs.job import Job
 
 FLUSH_SECONDS = 2.0
 """A worker that ends waits so long for its last spans to be sent."""
@@ -88,17 +85,10 @@ class Tracing:
         return traced
 
     @contextmanager
-    def attempt(self, job: Job) -> Iterator[None]:
-        """A span around an attempt at a job."""
+    def work(self, name: str, attributes: Mapping[str, str | int]) -> Iterator[None]:
+        """A span of its own around work that no request waits for."""
         assert self._tracer is not None
-        attributes: dict[str, str | int] = {
-            "forkserve.job": job.id,
-            "forkserve.attempt": job.attempts,
-            "forkserve.chunks": job.chunks,
-        }
-        if job.model:
-            attributes |= {"forkserve.model": job.model, "forkserve.version": job.version}
-        span = self._tracer.start_span(f"job {job.operation}", None, SpanKind.CONSUMER, attributes)
+        span = self._tracer.start_span(name, None, SpanKind.CONSUMER, attributes)
         named = CURRENT_TRACE.set(_trace_id(span) if span.is_recording() else "")
         try:
             yield
