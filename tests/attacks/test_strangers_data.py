@@ -87,7 +87,7 @@ def ids(app: Application, entity: str) -> list[str]:
     return [record["id"] for record in answer.get("records", [])]
 
 
-@pytest.mark.parametrize("time", TOO_LATE)
+@pytest.mark.parametrize("time", TOO_LATE, ids=["the last day", "the last moment", "tomorrow"])
 def test_records_of_the_future_are_refused_and_delete_nothing(app: Application, time: str) -> None:
     assert ask(app, "POST", "/v1/entities/e/records", json=records(1, 2)).json()["stored"] == 2
     many = records(*range(100, 1100))
@@ -99,7 +99,7 @@ def test_records_of_the_future_are_refused_and_delete_nothing(app: Application, 
     assert ids(app, "e") == ["2", "1"]
 
 
-@pytest.mark.parametrize("time", TOO_LATE)
+@pytest.mark.parametrize("time", TOO_LATE, ids=["the last day", "the last moment", "tomorrow"])
 def test_outcomes_of_the_future_are_refused(app: Application, time: str) -> None:
     answer = ask(app, "POST", "/v1/models/line/outcomes", json=outcomes(1, time=time))
     assert (answer.status_code, answer.json()["detail"]) == (422, "a time may be at most a day ahead")

@@ -78,7 +78,7 @@ async def test_boxes_share_what_redis_counts(shared_server: RedisServer, raw: re
         await box.close()
 
 
-AN_HOUR_AHEAD = f"{(time.time() + HOUR) * 1e6:.0f}".encode()
+AN_HOUR_AHEAD = pytest.param(f"{(time.time() + HOUR) * 1e6:.0f}".encode(), id="an hour ahead")
 
 
 @pytest.mark.parametrize("planted", [b"x", b"9" * 300, b"-1", b"nan", b"inf", AN_HOUR_AHEAD])
