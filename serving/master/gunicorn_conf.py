@@ -7,7 +7,6 @@ import os
 import resource
 import shlex
 import sys
-from pathlib import Path
 from typing import Any
 
 from serving.process.child import be_early_out_of_memory, limit_numeric_threads
@@ -47,7 +46,7 @@ proc_name = "forkserve"
 loglevel = _settings.log_level
 logger_class = GunicornLogger
 # A worker's heartbeat file; on a disk, a slow write could make the worker look dead
-worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
+worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
 # It runs a thread in the master, and a master with two threads must not fork
 control_socket_disable = True
 
