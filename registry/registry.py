@@ -78,8 +78,8 @@ class Registry:
     def _is_on_disk(self, name: str, version: str | None) -> bool:
         if self._root is None or not all(NAME.fullmatch(part) for part in (name, version or name)):
             return False
-        found = directories(self._root / name)
-        return any(version in (None, path.name) and (path / FILENAME).is_file() for path in found)
+        # a look at what is there opens nothing, whatever a client asks for
+        return (self._root / name).is_dir() if version is None else (self._root / name / version / FILENAME).is_file()
 
     def versions(self, name: str) -> Mapping[str, LoadedModel]:
         """All versions of a model, oldest first. Raises ModelNotFound, NotLoaded."""

@@ -12,11 +12,14 @@ from http import HTTPStatus
 from typing import Any
 
 import httptools
+import structlog
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from serving.http import problems
 from serving.http.parser import Refused, RequestHead, RequestParser
+
+log = structlog.get_logger(__name__)
 
 HIGH_WATER_BYTES = 16 * 1024
 """Bytes of a response in parts that may wait in memory for a client to read; uvicorn's 64 KB for each of 1,000 streams
@@ -193,7 +196,9 @@ class LimitedProtocol(HttpToolsProtocol):
             status, detail = self._refusal
             if self._active is None or "refused" not in self._active.scope["state"]:
                 self._count(status)
-            self.transport.write(_refusal(status, detail))
+            request_id = secrets.token_hex(12)
+            log.info("Request refused", request_id=request_id, status=int(status), reason=detail)
+            self.transport.write(_refusal(status, detail, request_id))
         self.transport.close()
         self._disconnect()
 
@@ -214,8 +219,8 @@ def is_scarce(descriptor: int) -> bool:
     return descriptor >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_DESCRIPTORS
 
 
-def _refusal(status: HTTPStatus, detail: str) -> bytes:
-    body = problems.body(status, detail, secrets.token_hex(12))
+def _refusal(status: HTTPStatus, detail: str, request_id: str) -> bytes:
+    body = problems.body(status, detail, request_id)
     head = (
         b"content-type: %s\r\ncontent-length: %d\r\nx-content-type-options: nosniff\r\ncache-control: no-store\r\n"
         b"connection: close\r\n\r\n"
