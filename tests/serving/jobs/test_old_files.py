@@ -1,4 +1,7 @@
-"""Jobs and events that the version before the outbox has left behind, as dumps in `old/`: nothing of them is lost."""
+"""Jobs and events that the version before the outbox has left behind, as dumps in `old/`.
+
+Nothing of what is in files is lost. What is in Redis nobody has signed, so anybody could have put it there.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import pytest
 import redis
 import structlog
 
+from serving.errors import JobNotFound
 from serving.events.log import EventLog
 from serving.jobs.results import whole_result
 from serving.jobs.store import JobStore
@@ -30,16 +34,13 @@ def restore(directory: Path) -> None:
 
 
 @pytest.fixture
-def old(jobs: Jobs, raw: redis.Redis) -> Jobs:
+def old(jobs: Jobs) -> Jobs:
     jobs.let_pass(60)
-    if jobs.kind == "sqlite":
-        restore(jobs.directory)
-    else:
-        for command in json.loads((OLD / "redis.json").read_text()):
-            raw.execute_command(*command)  # type: ignore[no-untyped-call]
+    restore(jobs.directory)
     return jobs
 
 
+@pytest.mark.parametrize("jobs", ["sqlite"], indirect=True)
 async def test_old_jobs_are_there_and_those_that_waited_or_ran_are_finished(old: Jobs) -> None:
     store = old.open()
     states = {name: (await store.get(name)).state for name in ("done", "failed", "cancelled", "running", "queued")}
@@ -56,6 +57,23 @@ async def test_old_jobs_are_there_and_those_that_waited_or_ran_are_finished(old:
     assert (counts.done, counts.failed, counts.cancelled, counts.running, counts.queued) == (3, 1, 1, 0, 0)
 
 
+@pytest.mark.parametrize("jobs", ["redis"], indirect=True)
+async def test_old_jobs_that_nobody_signed_are_not_there_and_keep_nobody_waiting(jobs: Jobs, raw: redis.Redis) -> None:
+    for command in json.loads((OLD / "redis.json").read_text()):
+        raw.execute_command(*command)  # type: ignore[no-untyped-call]
+    store = jobs.open()
+    for name in ("done", "failed", "cancelled", "running", "queued"):
+        with pytest.raises(JobNotFound):
+            await store.get(name)
+    for request in (job_request(idempotency_key="key-of-done"), job_request(mutex="mutex-of-queued")):
+        own = await store.submit(request)
+        job = await until(lambda: claim(store, "new"))
+        assert job.id == own.id
+        await complete(store, job, "new")
+        assert (await store.get(own.id)).state == "done"
+
+
+@pytest.mark.parametrize("jobs", ["sqlite"], indirect=True)
 async def test_old_events_are_followed_from_an_old_id_into_new_ones(old: Jobs) -> None:
     store, events = old.open(), old.open_events()
     page = await events.read("done", 0, 10)
