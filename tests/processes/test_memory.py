@@ -45,7 +45,7 @@ async def leak(service: Service, requests: int) -> tuple[Tally, int]:
     """Load under which every request costs a megabyte; and the most that was held meanwhile."""
     path = f"{service.address}/v1/models/leaking:predict"
     messages = [post(path, json.dumps({"instances": [[2.0 + n]]}).encode()) for n in range(requests)]
-    running = asyncio.create_task(hammer(service.address, messages, requests=requests, connections=4, pause=0.15))
+    running = asyncio.create_task(hammer(service.address, messages, requests=requests, connections=4, pause=0.25))
     most = 0
     while not running.done():
         most = max(most, await asyncio.to_thread(held, service))

@@ -93,7 +93,7 @@ def test_what_can_only_be_read_refuses_other_methods(client: httpx.Client, path:
 
 def test_prediction_by_get_is_refused(client: httpx.Client) -> None:
     answer = client.get("/v1/models/wine:predict")
-    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "OPTIONS, POST")
 
 
 def test_health_is_good_and_counts_models(client: httpx.Client, service: Service) -> None:
