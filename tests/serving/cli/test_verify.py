@@ -44,9 +44,8 @@ def tampered(service: Service, tamper: Tamper) -> AbstractContextManager[str]:
 
         def do_GET(self) -> None:
             length = int(self.headers.get("Content-Length", 0))
-            headers = {
-                name: value for name, value in self.headers.items() if name.lower() not in ("host", "connection", "accept-encoding")
-            }
+            skipped = ("host", "connection", "accept-encoding")
+            headers = {name: value for name, value in self.headers.items() if name.lower() not in skipped}
             request = urllib.request.Request(
                 service.address + self.path, self.rfile.read(length) or None, headers, method=self.command
             )
