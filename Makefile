@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Four processes for two cores, because tests of services wait much; a file stays in one, so that its services start once
-ARGS ?= -n 4 --dist loadfile --no-loadscope-reorder
+# A process that a test ends is not started again: the tests that it had would never be run
+ARGS ?= -n 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check audit lock clean
