@@ -6,11 +6,19 @@ with the largest of each kind; `/api/admin/metrics` lists them one by one.
 
 from __future__ import annotations
 
+import importlib.metadata
+import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from serving.process.kernel import Memory
@@ -20,6 +28,7 @@ from serving.shared.pressure import STAGES
 from serving.status.snapshot import KINDS, Snapshot
 
 PREFIX = "forkserve_"
+BUILD = {"version": importlib.metadata.version("forkserve"), "python": platform.python_version()}
 METRICS: dict[Kind, Callable[..., Metric]] = {
     "counter": CounterMetricFamily,
     "gauge": GaugeMetricFamily,
@@ -103,15 +112,25 @@ def _of_jobs(snapshot: Snapshot) -> Iterator[Metric]:
 
 
 def _of_service(snapshot: Snapshot) -> Iterator[Metric]:
+    yield InfoMetricFamily(PREFIX + "build", "The release and the Python that runs it", value=BUILD)
+    live = GaugeMetricFamily(PREFIX + "model_live_info", "The live version of each model", labels=["model", "version"])
+    for model, version in snapshot.live.items():
+        live.add_metric([model, version], 1)
+    yield live
     yield _gauge("model_versions", "Versions loaded", "model", snapshot.versions)
     meaning = "Versions on disk that could not be loaded"
     yield _gauge("registry_errors", meaning, "model", snapshot.registry_errors)
     yield CounterMetricFamily(PREFIX + "reloads", "Reloads of the models", value=snapshot.reloads)
     pressure = snapshot.pressure
     for name, meaning, number in (
+        ("start_time_seconds", "When the master started, in seconds since the epoch", _started(snapshot)),
         ("reload_refused", "Versions refused by the last reload", snapshot.refused),
         ("memory_used_bytes", "Memory in use that cannot be reclaimed", pressure.used),
         ("memory_limit_bytes", "Memory limit; 0 means unknown", pressure.limit),
         ("memory_stage", "0 calm, 1 high, 2 critical", STAGES.index(pressure.stage)),
     ):
         yield GaugeMetricFamily(PREFIX + name, meaning, value=number)
+
+
+def _started(snapshot: Snapshot) -> float:
+    return snapshot.time.timestamp() - max((one.age_seconds for one in snapshot.processes), default=0.0)

@@ -56,6 +56,8 @@ class Snapshot:
     schedules: list[dict[str, Any]]
     versions: Mapping[str, int]
     """The number of loaded versions of each model."""
+    live: Mapping[str, str]
+    """The live version of each model."""
     registry_errors: Mapping[str, int]
     """The number of versions of each model that could not be loaded."""
 
@@ -85,6 +87,7 @@ def recent_snapshot(service: Service) -> Recent[Snapshot]:
             pressure=shared.pressure.read(),
             schedules=await service.scheduler.timetable(),
             versions=Counter(model.name for model in service.registry),
+            live={model.name: model.version for model in service.registry.live()},
             registry_errors=_count_errors(service.registry),
         )
 

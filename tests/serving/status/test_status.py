@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -52,6 +53,7 @@ def snapshot() -> Snapshot:
         pressure=Reading(used=10, limit=20, share=5, stage="high"),
         schedules=[],
         versions={"wine": 2},
+        live={"wine": "2"},
         registry_errors={"wine": 1},
     )
 
@@ -111,6 +113,10 @@ def test_prometheus_has_the_same_numbers_and_no_process_ids(snapshot: Snapshot) 
     assert found["forkserve_jobs['queued']"] == 2
     assert found["forkserve_jobs_oldest_queued_seconds[]"] == 1.5
     assert found["forkserve_model_versions['wine']"] == 2
+    assert found["forkserve_model_live_info['wine', '2']"] == 1
+    assert found["forkserve_start_time_seconds[]"] == datetime(2026, 5, 1, tzinfo=UTC).timestamp() - 60
+    (build,) = (name for name in found if name.startswith("forkserve_build_info"))
+    assert importlib.metadata.version("forkserve") in build
     assert found["forkserve_registry_errors['wine']"] == 1
     assert found["forkserve_memory_stage[]"] == 1
     assert found["forkserve_streams[]"] == 7
