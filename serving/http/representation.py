@@ -98,12 +98,12 @@ class Compressor:
         return done + self._gzip.flush() if is_last else done
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=2)
 def _compressed_document(body: bytes) -> bytes:
     return zlib.compress(body, wbits=31)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4)
 def entity_tag(body: bytes, is_compressed: bool) -> bytes:  # noqa: FBT001 - a key of the cache
     """The ETag of a document; the compressed form has its own, as RFC 9110 asks for."""
     return b'"%s%s"' % (blake2b(body, digest_size=12).hexdigest().encode(), b"-gzip" if is_compressed else b"")
