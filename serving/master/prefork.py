@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fastapi.dependencies.models
 from starlette.types import ASGIApp
 
 from serving.errors import CannotServe
@@ -99,6 +100,9 @@ def settle() -> None:
     Loading a model leaves tens of megabytes of free heap behind.
     """
     gc.unfreeze()
+    for cached in vars(fastapi.dependencies.models).values():
+        if hasattr(cached, "cache_clear"):  # it keeps the functions of routes, and with them the app before a reload
+            cached.cache_clear()
     gc.collect()
     give_back()
     unmap_unchanged()
