@@ -85,6 +85,9 @@ class RouteNotFound(ServingError):
 class JobNotFound(ServingError):
     """No job has that id, or it has been deleted."""
 
+    def __init__(self, reason: str = "there is no such job, or it has been deleted") -> None:
+        super().__init__(reason)
+
 
 class JobUnfinished(ServingError):
     """The job has no result, or not yet; the message names its state."""

@@ -386,7 +386,7 @@ def _record_explainer(model: LoadedModel) -> ExplainerRecord | None:
     explainer, manifest = model.explainer, model.manifest
     if explainer is None:
         return None
-    background = model.schema.rows([list(row) for row in manifest.background])
+    background = model.background
     groups = model.names.shown()
     try:
         importance, count = mean_contributions(explainer, background, list(groups.values()), IMPORTANCE_SECONDS)

@@ -9,11 +9,11 @@ is added without a scope is closed, and a check costs a request 2 us.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import re
 import secrets
-import stat
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ from urllib.parse import parse_qs
 import structlog
 from starlette.types import Scope
 
+from registry.store.directory import NAME, read_file
 from serving.errors import InvalidSetting, JobNotFound, NotAuthorized, NotPermitted, RouteNotFound
 from serving.http.body import HeaderMap
 from serving.jobs.job import Job
@@ -50,7 +51,6 @@ PATHS = re.compile(
 MODEL = re.compile(r"/(?:[^/]+|api/admin)/models/([^/:]+)")
 """The model that a path names."""
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 BETWEEN_ENTRIES = re.compile(r"[\s;]+|,(?=[^:,;\s]+:[0-9a-fA-F]{64}:)")
 BETWEEN_WORDS = re.compile(r"[,+]")
@@ -94,7 +94,7 @@ class Key:
     def check_job(self, job: Job) -> None:
         """Raise JobNotFound for the job of another key. Old jobs, and those of schedules, belong to none."""
         if "admin" not in self.scopes and job.client not in ("", self.name):
-            raise JobNotFound("there is no such job, or it has been deleted")
+            raise JobNotFound
 
 
 NOBODY = Key("", b"", ANY)
@@ -309,11 +309,10 @@ def _stamp(file: Path) -> tuple[int, int, int] | None:
 def _read(file: Path) -> tuple[Key, ...]:
     """The keys of the file. Raises InvalidSetting."""
     try:
-        found = file.stat()
-        if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_FILE_BYTES:
-            raise InvalidSetting("API_KEYS_FILE must be a plain file of at most 1 MB")
-        return parse_lines(file.read_text(encoding="utf-8"))
+        return parse_lines(read_file(file, max_bytes=MAX_FILE_BYTES).decode())
     except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EFBIG):
+            raise InvalidSetting("API_KEYS_FILE must be a plain file of at most 1 MB") from None
         raise InvalidSetting(f"API_KEYS_FILE cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise InvalidSetting("API_KEYS_FILE is not UTF-8") from None

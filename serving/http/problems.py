@@ -70,7 +70,7 @@ DETAIL: dict[type[Exception], str] = {
     model_errors.NestedTooDeep: "the body is nested too deeply",
     model_errors.ModelFailed: "the model failed on this request",
     errors.CallFailed: "the computation failed on this request",
-    errors.JobNotFound: "there is no such job, or it has been deleted",
+    errors.JobNotFound: str(errors.JobNotFound()),
     errors.EntityNotFound: "that entity has no records",
     errors.StoreUnavailable: "storage is unavailable; predictions still work",
 }

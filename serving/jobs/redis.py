@@ -145,7 +145,7 @@ class RedisJobStore:
     async def missing(self, job_id: str) -> list[int]:
         chunks: list[int] | None = await self._run("missing", job_id)
         if chunks is None:
-            raise JobNotFound("there is no such job, or it has been deleted")
+            raise JobNotFound
         return chunks
 
     async def result(self, job_id: str, chunk: int) -> bytes | None:
@@ -200,7 +200,7 @@ class RedisJobStore:
     def _existing(self, job_id: str, flat: Sequence[bytes]) -> Job:
         job = self._job(flat)
         if job is None or job.id != job_id:
-            raise JobNotFound("there is no such job, or it has been deleted")
+            raise JobNotFound
         return job
 
     def _open(self, kind: str, job_id: str, chunk: int, sealed: bytes | None) -> bytes | None:

@@ -264,7 +264,7 @@ def _job(row: Row) -> Job:
 def _existing(connection: Connection, job_id: str) -> Job:
     row = _one(connection, "job", id=job_id)
     if row is None:
-        raise JobNotFound("there is no such job, or it has been deleted")
+        raise JobNotFound
     return _job(row)
 
 
