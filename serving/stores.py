@@ -34,16 +34,22 @@ def kept_secret(directory: Path) -> str:
     """The secret of this box, which is made at the first start. Raises CannotServe."""
     path = directory / SECRET_FILENAME
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        scratch = path.with_name(f".{path.name}-{os.getpid()}")
-        scratch.touch(0o600)
-        scratch.write_text(secrets.token_hex(32))
-        with suppress(FileExistsError):
-            os.link(scratch, path)  # whole, and only the first of several
-        scratch.unlink()
+        if not path.exists():
+            _make_secret(path)
         return read_file(path, max_bytes=1024, flags=os.O_NOFOLLOW).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise CannotServe(f"{path}: {error}; set SECRET_KEY instead") from error
+
+
+def _make_secret(path: Path) -> None:
+    """Write a secret, whole, unless another process has done so meanwhile. Raises OSError."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}-{os.getpid()}")
+    scratch.touch(0o600)
+    scratch.write_text(secrets.token_hex(32))
+    with suppress(FileExistsError):
+        os.link(scratch, path)
+    scratch.unlink()
 
 
 def build_job_store(settings: Settings) -> JobStore:

@@ -12,9 +12,6 @@ from typing import TYPE_CHECKING
 from serving.cli.command import argument, command, fail, kind_of_entities, say
 from serving.settings import Settings
 
-BATCH = 500
-"""Records that are read at once."""
-
 if TYPE_CHECKING:
     from serving.entities.record import Record
 
@@ -56,6 +53,7 @@ async def _show(settings: Settings, entity: str) -> int:
     """Print each record and outcome as a line of JSON. Raises StoreUnavailable, CannotServe."""
     import msgspec
 
+    from serving.entities.store import BATCH
     from serving.stores import build_entity_store
 
     store = build_entity_store(settings)

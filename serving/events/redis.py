@@ -13,7 +13,7 @@ import msgspec
 
 from serving.events.log import MAX_EVENTS, Event, Page
 from serving.storage.redis import BLOCK_SECONDS, ScriptedRedis
-from serving.storage.seal import VERSION, Seal
+from serving.storage.seal import VERSION, Seal, place_of
 from serving.storage.statements import statements
 
 KEYS = ["forkserve:{events}:stream", "forkserve:{events}:first"]
@@ -69,7 +69,7 @@ class RedisEventLog:
 
     async def append(self, topic: str, kind: str, data: bytes) -> int:
         # appended twice if the connection breaks before the answer: better than never
-        signed = self._seal.close(_place(topic, kind), data)
+        signed = self._seal.close(place_of("event", topic, kind), data)
         script = lua("appending") + lua("append")
         return _number(await self._redis.run(script, KEYS, self._max_events, topic, kind, signed))
 
@@ -94,9 +94,10 @@ class RedisEventLog:
         try:
             number, topic, kind, data = _number(entry[0]), entry[1].decode(), entry[2].decode(), entry[3]
             if data.startswith(VERSION):
-                payload = self._seal.open(_place(topic, kind), data)
+                payload = self._seal.open(place_of("event", topic, kind), data)
             else:
-                payload = data if msgspec.json.decode(data, type=JOB_EVENTS[kind]) is not None else None
+                msgspec.json.decode(data, type=JOB_EVENTS[kind])
+                payload = data
         except (IndexError, KeyError, ValueError, AttributeError, msgspec.MsgspecError):
             payload = None
         if payload is None:
@@ -126,10 +127,6 @@ def _floor(first: bytes | None) -> int:
         return 0 if first is None else _number(first) - 1
     except ValueError:
         return 0
-
-
-def _place(topic: str, kind: str) -> bytes:
-    return msgspec.msgpack.encode(("event", topic, kind))
 
 
 def _number(stream_id: bytes) -> int:

@@ -38,6 +38,7 @@ from serving.http.openapi import (
     refusal,
 )
 from serving.http.problems import Problem
+from serving.http.representation import CACHED_BY_CLIENTS
 from serving.http.routes.admin import admin_router
 from serving.http.routes.entities import RecordsBody, entities_router
 from serving.http.routes.health import health_router
@@ -303,7 +304,7 @@ def _document_router(api: FastAPI) -> APIRouter:
 
     @router.get("/openapi.json", include_in_schema=False)
     async def show_document() -> Response:
-        return Response(encode(), headers={"cache-control": "private, no-cache"}, media_type="application/json")
+        return Response(encode(), headers={"cache-control": CACHED_BY_CLIENTS}, media_type="application/json")
 
     return router
 

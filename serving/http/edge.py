@@ -20,7 +20,7 @@ from serving.http.body import Bodies, ClientGone, Headers, HeldBody
 from serving.http.cors import Origins
 from serving.http.keys import Keys, key_of
 from serving.http.rate_limit import Limiters
-from serving.http.representation import MIN_COMPRESSED_BYTES, NO_STORE, Compressor, represent
+from serving.http.representation import MIN_COMPRESSED_BYTES, NO_STORE, NOSNIFF, Compressor, represent
 from serving.telemetry.logs import CURRENT_KEY, CURRENT_REQUEST
 
 MAPPED = bytes(10) + b"\xff\xff"
@@ -81,9 +81,6 @@ def network_of(scope: Scope) -> bytes:
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 MAX_LOGGED_PATH_BYTES = 256
-
-NOSNIFF = (b"x-content-type-options", b"nosniff")
-"""Browsers take an answer for what its type says, whatever it looks like."""
 
 log = structlog.get_logger(__name__)
 

@@ -18,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serving.http import problems
 from serving.http.parser import Refused, RequestHead, RequestParser
+from serving.http.representation import NO_STORE, NOSNIFF
 
 log = structlog.get_logger(__name__)
 
@@ -221,11 +222,9 @@ def is_scarce(descriptor: int) -> bool:
 
 def _refusal(status: HTTPStatus, detail: str, request_id: str) -> bytes:
     body = problems.body(status, detail, request_id)
-    head = (
-        b"content-type: %s\r\ncontent-length: %d\r\nx-content-type-options: nosniff\r\ncache-control: no-store\r\n"
-        b"connection: close\r\n\r\n"
-    )
-    return STATUS_LINE[status] + head % (problems.CONTENT_TYPE, len(body)) + body
+    length = (b"content-length", b"%d" % len(body))
+    headers = ((b"content-type", problems.CONTENT_TYPE), length, NOSNIFF, NO_STORE, CLOSE)
+    return STATUS_LINE[status] + b"".join(b"%s: %s\r\n" % header for header in headers) + b"\r\n" + body
 
 
 class Cycle(RequestResponseCycle):

@@ -26,14 +26,17 @@ MAX_BYTES_ON_LOOP = 64 * 1024
 
 COMPRESSIBLE = (b"application/json", b"application/problem+json", b"text/csv", b"text/html", b"text/plain")
 
-REVALIDATED = (b"cache-control", b"private, no-cache")
+CACHED_BY_CLIENTS = "private, no-cache"
+REVALIDATED = (b"cache-control", CACHED_BY_CLIENTS.encode())
 NO_STORE = (b"cache-control", b"no-store")
 VARY = (b"vary", b"Accept-Encoding")
+NOSNIFF = (b"x-content-type-options", b"nosniff")
+"""Browsers take an answer for what its type says, whatever it looks like."""
 
 
 async def revalidate(response: Response) -> None:
     """A dependency of FastAPI's for routes whose answers are documents."""
-    response.headers["cache-control"] = "private, no-cache"
+    response.headers["cache-control"] = CACHED_BY_CLIENTS
 
 
 async def represent(asked: Iterable[tuple[bytes, bytes]], start: Message, message: Message) -> Compressor | None:

@@ -4,8 +4,8 @@
 -- After the prefix: `job:ID` is a hash of the job's fields, `input:ID` and `result:ID` are hashes of its chunks;
 -- `due:OPERATION` holds queued jobs by the time they are due, `running` by the end of their lease, `finished` by
 -- their end; `unique_key`, `mutex` and `idempotency_key` are hashes from such a key to the job that holds it;
--- `counts` has the jobs by state, `waiting` the queued ones by client; `operations` is a set; `schedule:NAME` is a hash of what is known of a schedule, and
--- `schedules` the set of their names.
+-- `counts` has the jobs by state, `waiting` the queued ones by client; `operations` is a set; `schedule:NAME` is a hash
+-- of what is known of a schedule, and `schedules` the set of their names.
 -- Nothing expires, so a server that evicts only expiring keys (`volatile-lru`) loses no job. Times are the server's,
 -- in seconds; fractions are passed as text, because Lua's own text of them is too short.
 --

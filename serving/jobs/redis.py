@@ -29,7 +29,7 @@ from serving.jobs.job import (
 )
 from serving.jobs.store import KEPT_FIELDS, LOST, MAX_QUEUED, PRUNE_AT_ONCE, RETRY_AFTER_SECONDS
 from serving.storage.redis import ScriptedRedis
-from serving.storage.seal import Seal
+from serving.storage.seal import Seal, place_of
 from serving.storage.statements import statements
 
 _lua = statements(__file__, "redis.lua")
@@ -92,9 +92,9 @@ class RedisJobStore:
         given = {name: value for name in KEPT_FIELDS if (value := getattr(request, name))}
         given = {name: value if isinstance(value, bytes) else str(value).encode() for name, value in given.items()}
         given["chunks"] = str(len(request.inputs)).encode()
-        given[SIGNATURE] = self._seal.sign(_place("job", job_id), _signed(given)).hex().encode()
+        given[SIGNATURE] = self._seal.sign(place_of("job", job_id), _signed(given)).hex().encode()
         fields = [part for pair in given.items() for part in pair]
-        inputs = [self._seal.close(_place("input", job_id, chunk), data) for chunk, data in enumerate(request.inputs)]
+        inputs = [self._seal.close(place_of("input", job_id, chunk), data) for chunk, data in enumerate(request.inputs)]
         return [job_id, *self._limits, request.delay, len(fields), *fields, *inputs]
 
     async def claim(self, owner: str, lease_seconds: float, operations: Sequence[str]) -> Job | None:
@@ -110,7 +110,7 @@ class RedisJobStore:
         return _lease(await self._run("heartbeat", job_id, owner, lease_seconds, progress))
 
     async def checkpoint(self, job_id: str, owner: str, lease_seconds: float, chunk: int, result: bytes) -> Lease:
-        sealed = self._seal.close(_place("result", job_id, chunk), result)
+        sealed = self._seal.close(place_of("result", job_id, chunk), result)
         answer = await self._run("checkpoint", job_id, owner, lease_seconds, chunk, sealed)
         if answer == b"no such chunk":
             raise ValueError(f"the job has no chunk {chunk}")
@@ -188,7 +188,7 @@ class RedisJobStore:
             return None
         given = {name.decode(errors="replace"): value for name, value in _pairs(flat)}
         try:
-            place, signature = _place("job", given["id"].decode()), bytes.fromhex(given.get(SIGNATURE, b"").decode())
+            place, signature = place_of("job", given["id"].decode()), bytes.fromhex(given.get(SIGNATURE, b"").decode())
             if self._seal.verify(place, _signed(given), signature):
                 fields = {name: value if name == "parameters" else value.decode() for name, value in given.items()}
                 return job_from({"model": "", "version": "", "parameters": b"", **fields})
@@ -204,7 +204,7 @@ class RedisJobStore:
         return job
 
     def _open(self, kind: str, job_id: str, chunk: int, sealed: bytes | None) -> bytes | None:
-        data = None if sealed is None else self._seal.open(_place(kind, job_id, chunk), sealed)
+        data = None if sealed is None else self._seal.open(place_of(kind, job_id, chunk), sealed)
         if data is None and sealed is not None:
             self._seal.report(f"{kind}s of jobs")
         return data
@@ -225,10 +225,6 @@ def _script(name: str) -> str:
 
 def _pairs(flat: Sequence[Any]) -> list[tuple[Any, Any]]:
     return list(zip(flat[::2], flat[1::2], strict=True))
-
-
-def _place(*parts: str | int) -> bytes:
-    return msgspec.msgpack.encode(parts)
 
 
 def _signed(fields: Mapping[str, bytes]) -> bytes:

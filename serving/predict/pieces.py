@@ -11,14 +11,16 @@ from dataclasses import dataclass
 
 import msgspec
 
+from registry.rows.schema import MAX_LEVELS
+
 TURN_SECONDS = 0.005
 """Seconds that one request may keep the event loop at a stretch."""
 
 PIECE_BYTES = 8 * 1024
 """Bytes of JSON that are decoded without looking at the clock: at most some milliseconds, whatever they are."""
 
-MAX_LEVELS = 14
-"""Levels of arrays and objects within an element."""
+ELEMENT_LEVELS = MAX_LEVELS - 2
+"""Levels of arrays and objects within an element of an array in a body."""
 
 SLOW_NUMBER = re.compile(rb"[eE][-+]?0*[1-9][0-9]{2}")
 """The exponent of a number such as 1e308, for which msgspec takes 13 us: 4 MB of them would take 9 s."""
@@ -68,7 +70,7 @@ class Piece:
 def split(array: bytes | msgspec.Raw, max_element_bytes: int) -> Iterator[Piece]:
     """Pieces of about PIECE_BYTES, or of one element that is larger, of a valid JSON array.
 
-    Raises ElementTooLarge for an element that is larger than `max_element_bytes`, or nested deeper than MAX_LEVELS.
+    Raises ElementTooLarge for an element that is larger than `max_element_bytes`, or nested deeper than ELEMENT_LEVELS.
     """
     text = memoryview(array)
     end = len(text) - 1
@@ -91,7 +93,7 @@ def _element() -> str:
     """A regular expression of one JSON value; possessive, so that it takes a time proportional to its length."""
     string, plain = r'"(?:[^"\\]++|\\.)*+"', r'[^"\[\]{}]++'
     container = r"(?!)"
-    for _ in range(MAX_LEVELS):
+    for _ in range(ELEMENT_LEVELS):
         container = rf"[\[{{](?:{string}|{plain}|{container})*+[\]}}]"
     return rf'{container}|{string}|[^"\[\]{{}},\s]++'
 

@@ -11,6 +11,7 @@ import hmac
 from collections.abc import Sequence
 from hashlib import blake2b
 
+import msgspec
 import structlog
 
 log = structlog.get_logger(__name__)
@@ -52,6 +53,11 @@ class Seal:
         if kind not in self._reported:
             self._reported.add(kind)
             log.warning("Redis holds what this service has not signed; it is ignored", kind=kind)
+
+
+def place_of(*parts: str | int) -> bytes:
+    """The place of a value that several names and numbers lead to."""
+    return msgspec.msgpack.encode(parts)
 
 
 def _derive(secret: str) -> bytes:

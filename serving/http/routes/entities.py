@@ -138,10 +138,11 @@ def entities_router(service: Service, streams: Streams) -> APIRouter:
         ] = None,
     ) -> Response:
         started = time.perf_counter()
+        key = key_of(request.scope)
         answer = await service.predictor.predict(
             entity,
-            names=_names(models, key_of(request.scope)),
-            may_use=key_of(request.scope).may_use,
+            names=_names(models, key),
+            may_use=key.may_use,
             kind=kind,
             limit=_count(limit),
             explained=_truth(explain),

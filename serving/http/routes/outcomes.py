@@ -31,14 +31,15 @@ def outcomes_router(service: Service) -> APIRouter:
         openapi_extra=describe_body(OutcomesBody),
     )
     async def store(model: str, request: Request) -> Response:
+        writer = key_of(request.scope).name
         body = await read_json(request, service.limits.max_body_bytes)
         with turns_of_client(request.receive) as turns:
-            outcomes = await service.outcome_reader.read(model, body, turns, key_of(request.scope).name)
+            outcomes = await service.outcome_reader.read(model, body, turns, writer)
         said: dict[str, Any] = {"model": outcomes[0].model, "version": outcomes[0].version}
         if request.headers.get("prefer", "").strip().lower() == RESPOND_ASYNC:
-            service.outcome_writer.add(outcomes, key_of(request.scope).name)
+            service.outcome_writer.add(outcomes, writer)
             return answer_json(said | {"accepted": len(outcomes)}, HTTPStatus.ACCEPTED)
-        added = await service.shared.entities.add_outcomes(outcomes, key_of(request.scope).name)
+        added = await service.shared.entities.add_outcomes(outcomes, writer)
         return answer_json(said | added.said(), HTTPStatus.CREATED if added.stored else HTTPStatus.OK)
 
     return router
