@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import httpx
 import msgspec
 import pytest
 from starlette.types import Message, Receive
 
+from harness.apps import client_of
 from harness.service import Service
 from harness.wire import Connection, ask, check_refusal, request
 from registry.errors import InvalidRows
@@ -257,7 +257,7 @@ async def test_answer_that_would_be_too_long_is_refused_before_it_is_computed(
     monkeypatch.setattr("serving.http.routes.predict.MAX_ANSWER_BYTES", 20_000)
     settings = Settings(model_dir=models, data_dir=tmp_path, serve_versions="live")
     app = build(settings, build_alerts(settings))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+    async with client_of(app) as client:
         content = {"instances": [json.loads(GOOD)] * 50, "parameters": {"classes": "all"}}
         answer = await client.post("/v1/models/wine:explain", json=content)
     assert answer.status_code == 413

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
+from harness.apps import client_of
 from harness.service import Service
 from harness.wire import ask, check_refusal, request
 from serving.app import build, build_alerts
@@ -101,7 +101,7 @@ def test_no_file_is_opened_for_a_name(models: Path) -> None:
             opened.append(str(arguments[0]))
 
     async def ask_for_all() -> None:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+        async with client_of(app) as client:
             await client.get("/v1/models/none")  # what is imported late is imported now
             listening.append(True)
             for name in NAMES:

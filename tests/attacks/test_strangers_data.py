@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from sklearn.linear_model import LinearRegression
 
+from harness.apps import client_of
 from registry.rows.infer_schema import FeatureOptions
 from registry.store.add import add_trained
 from registry.training.script import Trained
@@ -61,7 +62,7 @@ def ask(app: Application, method: str, path: str, key: str = "good", **options: 
     async def send() -> httpx.Response:
         headers = {"X-API-Key": SECRETS[key]}
         try:
-            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            async with client_of(app) as client:
                 return await client.request(method, path, headers=headers, **options)
         finally:
             await app.service.shared.entities.close()

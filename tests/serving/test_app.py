@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 import serving.app
+from harness.apps import client_of
 from registry.store.loader import load_version
 from serving.app import Application, build, build_alerts, renew
 from serving.errors import CannotServe
@@ -65,7 +66,7 @@ def test_a_rate_limit_counts_on_over_a_reload(root: Path, tmp_path: Path) -> Non
     app = build_app(root, tmp_path, rate_limit="2/hour")
 
     async def ask(app: Application) -> int:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+        async with client_of(app) as client:
             return (await client.get("/v1/models")).status_code
 
     assert asyncio.run(ask(app)) == 200
@@ -131,7 +132,7 @@ def one_of_two(root: Path, tmp_path: Path) -> Path:
 
 def answers_of(app: Application, *paths: str) -> list[httpx.Response]:
     async def ask() -> list[httpx.Response]:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+        async with client_of(app) as client:
             return [
                 await (client.post(path, json={}) if path.endswith(":predict") else client.get(path)) for path in paths
             ]

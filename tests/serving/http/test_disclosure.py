@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import httpx
 import jsonschema
 import pytest
 
+from harness.apps import ask_app
 from registry.model import LoadedModel
 from serving.app import Application, build, build_alerts
 from serving.cli.client import make_instance
@@ -23,15 +23,6 @@ TIMING = {"x-cache", "server-timing"}
 def app(models: Path, data: Path, **options: Any) -> Application:
     settings = Settings(model_dir=models, data_dir=data, **options)
     return build(settings, build_alerts(settings))
-
-
-def ask(app: Application, method: str, path: str, **options: Any) -> httpx.Response:
-    async def send() -> httpx.Response:
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-            return await client.request(method, path, **options)
-
-    return asyncio.run(send())
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +41,7 @@ def _is_of_somebody(model: LoadedModel, instance: dict[str, Any]) -> bool:
 
 def test_examples_fit_and_are_answered_and_are_nobodys_row(shown: Application) -> None:
     for model in shown.service.registry:
-        example = ask(shown, "GET", f"/v1/models/{model.name}").json()["example"]
+        example = ask_app(shown, "GET", f"/v1/models/{model.name}").json()["example"]
         jsonschema.validate(example, model.instance_schema)
         assert not _is_of_somebody(model, example), model.name
         assert _is_of_somebody(model, model.manifest.example), "that one is for trials"
@@ -58,7 +49,7 @@ def test_examples_fit_and_are_answered_and_are_nobodys_row(shown: Application) -
 
 
 def test_every_example_of_the_document_is_the_made_up_one(shown: Application) -> None:
-    document = ask(shown, "GET", "/openapi.json").json()
+    document = ask_app(shown, "GET", "/openapi.json").json()
     found = list(_members(document, "example"))
     assert len(found) > 4
     made_up = [{"instances": [model.example]} for model in shown.service.registry]
@@ -68,30 +59,30 @@ def test_every_example_of_the_document_is_the_made_up_one(shown: Application) ->
 def test_hidden_examples_are_nowhere(hidden: Application) -> None:
     for model in hidden.service.registry:
         for path in (f"/v1/models/{model.name}", f"/v1/models/{model.name}/versions/{model.version}"):
-            assert ask(hidden, "GET", path).json()["example"] is None
-    assert list(_members(ask(hidden, "GET", "/openapi.json").json(), "example")) == []
+            assert ask_app(hidden, "GET", path).json()["example"] is None
+    assert list(_members(ask_app(hidden, "GET", "/openapi.json").json(), "example")) == []
 
 
 def test_commands_make_an_instance_up_where_examples_are_hidden(hidden: Application) -> None:
     for model in hidden.service.registry:
-        instance = make_instance(ask(hidden, "GET", f"/v1/models/{model.name}").json()["schema"])
+        instance = make_instance(ask_app(hidden, "GET", f"/v1/models/{model.name}").json()["schema"])
         assert len(model.schema.rows([instance])) == 1
 
 
 @pytest.mark.parametrize("path", ["/v1/models/wine:predict", "/v1/models/wine:explain"])
 def test_headers_that_tell_of_other_clients_can_be_hidden(shown: Application, hidden: Application, path: str) -> None:
     body = {"instances": [hidden.service.registry.get("wine").example]}
-    assert ask(shown, "POST", path, json=body).headers.keys() >= TIMING
+    assert ask_app(shown, "POST", path, json=body).headers.keys() >= TIMING
     for _ in range(2):
-        answer = ask(hidden, "POST", path, json=body)
+        answer = ask_app(hidden, "POST", path, json=body)
         assert (answer.status_code, answer.headers.keys() & TIMING) == (200, set())
 
 
 def test_they_are_hidden_of_entities_too(shown: Application, hidden: Application) -> None:
     model = next(model for model in shown.service.registry if model.manifest.entities)
     for one, expected in ((shown, TIMING), (hidden, set())):
-        assert ask(one, "POST", "/v1/entities/e/records", json={"values": model.example}).status_code == 201
-        answer = ask(one, "GET", f"/v1/entities/e/predictions?models={model.name}")
+        assert ask_app(one, "POST", "/v1/entities/e/records", json={"values": model.example}).status_code == 201
+        answer = ask_app(one, "GET", f"/v1/entities/e/predictions?models={model.name}")
         assert (answer.status_code, answer.headers.keys() & TIMING) == (200, expected)
 
 

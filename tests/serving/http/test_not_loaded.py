@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 from pathlib import Path
 
-import httpx
 import pytest
 
+from harness.apps import ask_app
 from serving.app import Application, build, build_alerts, renew
 from serving.settings import Settings
 
 
 def detail(app: Application, method: str, path: str) -> tuple[int, str]:
-    async def send() -> httpx.Response:
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-            outcomes = {"outcomes": [1]} if path.endswith("outcomes") else {}
-            return await client.request(method, path, json={"instances": [{}]} | outcomes)
-
-    answer = asyncio.run(send())
+    outcomes = {"outcomes": [1]} if path.endswith("outcomes") else {}
+    answer = ask_app(app, method, path, json={"instances": [{}]} | outcomes)
     return answer.status_code, answer.json()["detail"]
 
 
