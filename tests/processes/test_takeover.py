@@ -7,7 +7,6 @@ import sqlite3
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import redis
 
@@ -81,12 +80,11 @@ def assert_schedule_is_kept(service: Service) -> None:
     assert eventually(lambda: bool(service.events("Scheduler started")))
     assert not service.events("Schedule fired")
     # the schedules are there before their counts are
-    assert eventually(lambda: [(one["name"], one.get("fired")) for one in figures(service)] == [("tick", 15)])
+    assert eventually(lambda: counts_of_schedules(service) == [("tick", 15)])
 
 
-def figures(service: Service) -> list[dict[str, Any]]:
-    schedules: list[dict[str, Any]] = admin_figures(service)["schedules"]
-    return schedules
+def counts_of_schedules(service: Service) -> list[tuple[str, int | None]]:
+    return [(one["name"], one.get("fired")) for one in admin_figures(service)["schedules"]]
 
 
 def takeovers(service: Service) -> list[str]:
