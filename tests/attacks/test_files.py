@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -42,8 +43,8 @@ def root(few_models: Path, tmp_path: Path) -> Path:
 
 
 def listen(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(os.path.relpath(path))  # an absolute one may be too long for a socket
+    with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(path.parent):
+        server.bind(path.name)  # a whole path may be too long for a socket
 
 
 def be_endless(path: Path) -> None:
