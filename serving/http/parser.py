@@ -16,7 +16,16 @@ from itertools import chain
 from typing import NamedTuple, NoReturn, Protocol
 
 MAX_HEAD_BYTES = 64 * 1024
-"""Request line and headers; or, of a chunked body, the trailers and all that stands beside sizes and data."""
+"""Request line and headers."""
+
+MAX_FIELDS = 256
+"""Headers of a request, or trailers; each costs a microsecond or two here, and again wherever they are looked at."""
+
+MAX_BESIDE_BYTES = 16 * 1024
+"""Of a chunked body, the trailers and all that stands beside sizes and data."""
+
+MAX_CHUNKS = 2000
+"""Chunks to read at a stretch, of which each may be a byte: some milliseconds."""
 
 MAX_REMEMBERED_BYTES = 1024
 """A head of fewer bytes is remembered: most clients send the same one again and again, but for their bodies."""
@@ -74,7 +83,11 @@ class RequestParser:
         self._read: Callable[[bytes, int], int] = self._read_head
         """Reads what comes next, from a position to the one that it returns; the same if more bytes are needed."""
         self._held = b""
-        """The beginning of a head, a line or trailers whose end has not arrived."""
+        """The beginning of a head, a line or trailers whose end has not arrived; or what is left, see `has_more`."""
+        self._looked_at = 0
+        """How many of these bytes have been looked at, so that a byte more does not cost as much as all before it."""
+        self.has_more = False
+        """True if `feed` has stopped after MAX_CHUNKS; with no bytes it goes on."""
         self._in_message = False
         self._keep_alive = True
         self._left = 0
@@ -90,23 +103,25 @@ class RequestParser:
 
     def feed(self, data: bytes) -> None:
         """Hand on what `data` brings. Raises Refused; then no more can be fed."""
-        data, self._held = self._held + data, b""
+        data, self._held, self.has_more = self._held + data, b"", False
         position, size = 0, len(data)
         while position < size:
             after = self._read(data, position)
-            if after == position:
-                self._held = data[position:]
-                return
+            is_stuck = after == position
+            self._looked_at = size - position if is_stuck else 0
             position = after
+            if is_stuck or self.has_more:
+                break
+        self._held = data[position:]
 
     def _read_head(self, data: bytes, start: int) -> int:
         if data.startswith(b"\r", start):
             return self._skip_empty_lines(data, start)
-        end = data.find(b"\r\n\r\n", start)
+        end = data.find(b"\r\n\r\n", max(start, start + self._looked_at - 3))
         if (len(data) if end < 0 else end) - start > MAX_HEAD_BYTES:
             raise Refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the headers are too large")
         if end < 0:
-            check_unfinished(data[start:])
+            check_unfinished(data[start:], self._looked_at)
             return start
         parse = parse_repeated_head if end - start < MAX_REMEMBERED_BYTES else parse_head
         head = parse(data[start : end + 2])
@@ -140,7 +155,7 @@ class RequestParser:
         """Read all chunks that have arrived, and hand on their data as one piece."""
         pieces: list[bytes] = []
         position = start
-        while True:
+        for _ in range(MAX_CHUNKS):
             if self._left:
                 pieces.append(data[position : position + self._left])
                 position += len(pieces[-1])
@@ -151,11 +166,14 @@ class RequestParser:
             if size is None:
                 self._check_unfinished_size(data, position)
                 break
-            self._count_beside(len(size[2] or b""))
+            if size[2]:
+                self._count_beside(len(size[2]))
             position, self._left, self._is_first_chunk = size.end(), int(size[1], 16), False
             if not self._left:
                 self._read = self._read_trailers
                 break
+        else:
+            self.has_more = position < len(data)
         if body := b"".join(pieces):
             self._receiver.on_body(body)
         return position
@@ -164,7 +182,7 @@ class RequestParser:
         start = FIRST_CHUNK_START if self._is_first_chunk else NEXT_CHUNK_START
         if not start.fullmatch(data, position):
             _refuse("a chunk has no valid size")
-        if self._beside + len(data) - position > MAX_HEAD_BYTES:
+        if self._beside + len(data) - position > MAX_BESIDE_BYTES:
             self._count_beside(len(data) - position)
 
     def _read_trailers(self, data: bytes, start: int) -> int:
@@ -172,9 +190,9 @@ class RequestParser:
         if data.startswith(b"\r\n", start):
             self._complete()
             return start + 2
-        end = data.find(b"\r\n\r\n", start)
+        end = data.find(b"\r\n\r\n", max(start, start + self._looked_at - 3))
         if end < 0:
-            if self._beside + len(data) - start > MAX_HEAD_BYTES:
+            if self._beside + len(data) - start > MAX_BESIDE_BYTES:
                 self._count_beside(len(data) - start)
             return start
         self._count_beside(end - start)
@@ -184,7 +202,7 @@ class RequestParser:
 
     def _count_beside(self, size: int) -> None:
         self._beside += size
-        if self._beside > MAX_HEAD_BYTES:
+        if self._beside > MAX_BESIDE_BYTES:
             raise Refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the trailers or chunk extensions are too large")
 
     def _complete(self) -> None:
@@ -196,15 +214,20 @@ class RequestParser:
         return len(data)
 
 
-def check_unfinished(data: bytes) -> None:
-    """Raise Refused if the start of a head cannot become a head, so that its client need not wait for a timeout."""
-    line_end = data.find(b"\n")
+def check_unfinished(data: bytes, looked_at: int = 0) -> None:
+    """Raise Refused if the start of a head cannot become a head, so that its client need not wait for a timeout.
+
+    So many bytes of it have been looked at already.
+    """
     if not REQUEST_LINE_START.match(data[:21]):
         _refuse("this is not HTTP/1.1")
-    if line_end >= 0:
+    line_end = data.find(b"\n", looked_at)
+    if line_end < 0:
+        return
+    if data.find(b"\n", 0, looked_at) < 0:
         _parse_request_line(data[: line_end + 1])
-        if data.count(b"\n") != data.count(b"\r\n"):
-            _refuse("a line does not end with CR LF")
+    if data.count(b"\n", looked_at) != data.count(b"\r\n", max(looked_at - 1, 0)):
+        _refuse("a line does not end with CR LF")
 
 
 def _parse_request_line(line: bytes) -> tuple[bytes, bytes, bytes]:
@@ -216,6 +239,8 @@ def _parse_request_line(line: bytes) -> tuple[bytes, bytes, bytes]:
 
 def parse_fields(block: bytes) -> list[tuple[bytes, bytes]]:
     """Names in lower case and values, of lines that each end with CR LF. Raises Refused."""
+    if block.count(b"\n") > MAX_FIELDS:
+        raise Refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"there may be {MAX_FIELDS} headers")
     found = FIELD.findall(block)
     if sum(map(len, chain.from_iterable(found))) + 3 * len(found) != len(block):  # something between the fields is none
         _refuse("a header is not valid")

@@ -6,7 +6,6 @@ import asyncio
 import resource
 import secrets
 import urllib.parse
-from collections import deque
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
@@ -64,7 +63,7 @@ class LimitedProtocol(HttpToolsProtocol):
         transport.set_write_buffer_limits(HIGH_WATER_BYTES)
         self._joining = JoiningTransport(transport, self.loop)
         super().connection_made(self._joining)  # type: ignore[arg-type]
-        self.flow = PipelineFlow(transport, self.pipeline)
+        self.flow = OrderedFlow(transport, self._may_read)
         self._reading_since = self.loop.time()
         socket = transport.get_extra_info("socket")
         if socket is not None and is_scarce(socket.fileno()):
@@ -83,11 +82,26 @@ class LimitedProtocol(HttpToolsProtocol):
         except Refused as refused:
             self.refuse(refused.status, refused.detail)
             return
+        if self.parser.has_more:
+            self.flow.pause_reading()
+            self.loop.call_soon(self._go_on)
         if self.parser.is_reading:
             if self._reading_since is None:
                 self._reading_since = self.loop.time()
         elif self._reading_since is None and self._active is not None and self._active.response_complete:
             self._arm_keep_alive()
+
+    def _go_on(self) -> None:
+        """Read what is left of a packet that takes long, now that others had their turn."""
+        if self.transport.is_closing():
+            return
+        self.data_received(b"")
+        if len(self.cycle.body) <= HIGH_WATER_LIMIT:
+            self.flow.resume_reading()
+
+    def _may_read(self) -> bool:
+        """False while requests, or the rest of a packet, wait for their turn."""
+        return not self.pipeline and not self.parser.has_more
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Answer what was received of a client that will not send more; True keeps the connection open for that."""
@@ -306,15 +320,15 @@ def _scope(protocol: LimitedProtocol, head: RequestHead) -> Any:
     }
 
 
-class PipelineFlow(FlowControl):
-    """Does not read from a client whose requests are waiting; uvicorn resumes reading after every response."""
+class OrderedFlow(FlowControl):
+    """Does not read from a client before its turn; uvicorn resumes reading whenever the app wants more of a body."""
 
-    def __init__(self, transport: asyncio.Transport, pipeline: deque[Any]) -> None:
+    def __init__(self, transport: asyncio.Transport, may_read: Callable[[], bool]) -> None:
         super().__init__(transport)
-        self._pipeline = pipeline
+        self._may_read = may_read
 
     def resume_reading(self) -> None:
-        if not self._pipeline:
+        if self._may_read():
             super().resume_reading()
 
 

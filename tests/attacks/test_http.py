@@ -9,6 +9,7 @@ import pytest
 
 from harness.service import ADMIN_TOKEN, Service
 from harness.wire import Answer, Connection, ask, check_refusal, request
+from serving.http.parser import MAX_FIELDS
 from serving.process.kernel import read_rss
 from tests.attacks.payloads import GOOD, MARKER, PATH, body, chunked
 
@@ -81,8 +82,20 @@ def test_what_never_ends_is_refused(target: Service, start: bytes) -> None:
     check_refusal(ask(target, start + b"a" * 2_000_000), 431)
 
 
-def test_ten_thousand_headers_are_answered(target: Service) -> None:
-    assert ask(target, GOOD.replace(b"\r\n\r\n", b"\r\n" + b"a:\r\n" * 10_000 + b"\r\n", 1)).status == 200
+def test_as_many_headers_as_anybody_sends_are_answered_and_one_more_is_refused(target: Service) -> None:
+    end, more = b"\r\n\r\n", MAX_FIELDS - GOOD.count(b"\r\n") + 2
+    assert ask(target, GOOD.replace(end, b"\r\n" + b"a:\r\n" * more + b"\r\n", 1)).status == 200
+    check_refusal(ask(target, GOOD.replace(end, b"\r\n" + b"a:\r\n" * (more + 1) + b"\r\n", 1)), 431)
+
+
+def test_body_in_chunks_of_a_byte_is_answered_in_one_packet_and_in_many(target: Service) -> None:
+    data = chunked(*(b"%c" % byte for byte in body() + b" " * 100_000))
+    assert ask(target, data).status == 200
+    with Connection(target) as connection:
+        for start in range(0, len(data), 7001):
+            connection.send(data[start : start + 7001])
+        connection.send(GOOD)
+        assert [answer and answer.status for answer in (connection.answer(), connection.answer())] == [200, 200]
 
 
 @pytest.mark.parametrize(

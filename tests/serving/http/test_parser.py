@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.http.parser import Refused, RequestHead, RequestParser
+from serving.http.parser import MAX_CHUNKS, Refused, RequestHead, RequestParser
 
 Requests = list[tuple[bytes, bytes, str, list[tuple[bytes, bytes]], bytes]]
 
@@ -70,6 +70,8 @@ class Received:
         try:
             for piece in pieces:
                 parser.feed(piece)
+                while parser.has_more:
+                    parser.feed(b"")
         except Refused:
             self.is_refused = True
 
@@ -134,6 +136,20 @@ def test_the_same_is_received_however_the_bytes_arrive(data: bytes, choice: st.D
     bytewise = Received([data[position : position + 1] for position in range(len(data))])
     assert whole.complete == cut.complete == bytewise.complete
     assert whole.is_refused == cut.is_refused == bytewise.is_refused
+
+
+def test_many_chunks_are_read_in_stretches() -> None:
+    chunks, stretches = [b"%x" % number for number in range(2 * MAX_CHUNKS + 1)], 0
+    body = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
+    received = Received([])
+    parser = RequestParser(received)
+    parser.feed(HEADS[2] + body + b"0\r\n\r\n" + HEADS[0])
+    while parser.has_more:
+        assert not received.complete
+        parser.feed(b"")
+        stretches += 1
+    assert stretches == 2
+    assert [content for *_, content in received.complete] == [b"".join(chunks), b""]
 
 
 @pytest.mark.parametrize("data", HEADS[:2])
