@@ -36,8 +36,9 @@ from serving.http.cors import Origins
 from serving.http.edge import Edge
 from serving.http.keys import ADMIN, ANY, Key, Keys, digest_of, parse_entries
 from serving.http.problems import render, status_of
+from serving.http.protocols.route import Protocol, ProtocolRoute
 from serving.http.rate_limit import Limiter, Limiters
-from serving.http.routes.predict import PATH, InferenceRoute
+from serving.http.routes.predict import PATH, PredictRoute
 from serving.http.sse import Streams
 from serving.jobs.attempt import AttemptFailed, Handler, Report
 from serving.jobs.job import Job, JobRequest
@@ -107,7 +108,8 @@ class Application:
     def _build_stack(self) -> ASGIApp:
         """Everything that a request goes through, outermost first."""
         service, settings = self.service, self.settings
-        hot_path = InferenceRoute(service, self.streams)
+        hot_path = PredictRoute(service, self.streams)
+        protocols = [ProtocolRoute(service, protocol) for protocol in make_protocols(service)]
         api = make_api(service, self.streams, self.keys, lambda _api: self._running())
 
         async def timed(scope: Scope, receive: Receive, send: Send) -> None:
@@ -119,11 +121,18 @@ class Application:
                     service.metrics.count_route(scope["path"], time.perf_counter() - started)
 
         def dispatch(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-            path = PATH.fullmatch(scope["path"]) if scope["type"] == "http" else None
-            if path is None:
+            if scope["type"] != "http":
                 return timed(scope, receive, send)
-            scope["path_params"] = path.groupdict()
-            return hot_path(scope, receive, send)
+            path = PATH.fullmatch(scope["path"])
+            if path is not None:
+                scope["path_params"] = path.groupdict()
+                return hot_path(scope, receive, send)
+            for route in protocols:
+                names = route.match(scope["path"])
+                if names is not None:
+                    scope["path_params"] = names
+                    return route(scope, receive, send)
+            return timed(scope, receive, send)
 
         edge = Edge(
             dispatch,
@@ -232,6 +241,11 @@ def build_shared(settings: Settings, alerts: Alerts) -> Shared:
         events=build_event_log(settings),
         entities=build_entity_store(settings),
     )
+
+
+def make_protocols(_service: Service) -> list[Protocol]:
+    """The protocols beside our own in which predictions are asked for."""
+    return []
 
 
 def build_service(settings: Settings, registry: Registry, shared: Shared, seen: Fingerprint) -> Service:

@@ -324,8 +324,9 @@ async def _answer_problem(routes: Sequence[Route], request: Request, error: Exce
         headers["Allow"] = allowed_methods(routes, request.scope)
         if request.method == "OPTIONS":
             return Response(status_code=HTTPStatus.NO_CONTENT, headers=headers)
-    content = problems.body(error.status_code, error.detail, request.state.request_id)
-    return Response(content, error.status_code, headers, problems.CONTENT_TYPE.decode())
+    form = problems.form_of(request.scope["path"])
+    content = form.write(error.status_code, error.detail, request.state.request_id, ())
+    return Response(content, error.status_code, headers, form.content_type.decode())
 
 
 def allowed_methods(routes: Iterable[Route], scope: Scope) -> str:

@@ -196,7 +196,7 @@ def _client(scope: Scope) -> bytes:
 def _is_exempt(scope: Scope) -> bool:
     """Platforms ask for the health often; the master warms the app up before it forks."""
     path = scope["path"]
-    return path == "/health" or path.startswith("/health/") or "warmup" in scope["state"]
+    return path == "/health" or path.startswith(("/health/", "/v2/health/")) or "warmup" in scope["state"]
 
 
 def unanswered_status(scope: Scope) -> int:
@@ -273,8 +273,9 @@ class Exchange:
             log.error("Request failed", exc_info=error)
         if self.status and self._start is None:
             raise error
-        status, headers, body = problems.render(error, self.request_id)
-        await respond(self.send, status, problems.CONTENT_TYPE, body, headers)
+        form = problems.form_of(self._scope["path"])
+        status, headers, body = problems.render(error, self.request_id, form)
+        await respond(self.send, status, form.content_type, body, headers)
 
     def log(self) -> None:
         """Log one line for the request, with its path percent-encoded as it came, so that it is plain ASCII."""

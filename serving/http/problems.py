@@ -1,9 +1,14 @@
-"""Errors as HTTP: the one table of statuses, and RFC 9457 problems that never echo the input."""
+"""Errors as HTTP: the one table of statuses, and RFC 9457 problems that never echo the input.
+
+Clients of another protocol read its form of an error: `FORMS` says which paths speak which.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Annotated
 
@@ -93,8 +98,22 @@ def status_of(error: Exception) -> HTTPStatus:
     return STATUS.get(type(error), HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
-def render(error: Exception, request_id: str) -> tuple[HTTPStatus, list[tuple[bytes, bytes]], bytes]:
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How the clients of one protocol read an error."""
+
+    content_type: bytes
+    write: Callable[[int, str, str, Sequence[model_errors.Fault]], bytes]
+    """A function from status, detail, the id of the request and faults to a body of at most MAX_PROBLEM_BYTES."""
+    statuses: Mapping[HTTPStatus, HTTPStatus] = field(default_factory=dict)
+    """What the protocol says instead of some statuses."""
+
+
+def render(
+    error: Exception, request_id: str, form: Form | None = None
+) -> tuple[HTTPStatus, list[tuple[bytes, bytes]], bytes]:
     """Status, headers and body of the answer to an error; an unknown error shows only the id of the request."""
+    form = form or PROBLEM
     status = status_of(error)
     detail = f"see the log for request {request_id}"
     if type(error) in STATUS:
@@ -112,7 +131,8 @@ def render(error: Exception, request_id: str) -> tuple[HTTPStatus, list[tuple[by
     if isinstance(error, errors.TooManyBytes | errors.BodiesFull):
         headers.append((b"connection", b"close"))  # so that the rest of the body is not received
     faults = error.faults if isinstance(error, model_errors.InvalidRows) else ()
-    return status, headers, body(status, detail, request_id, faults)
+    status = form.statuses.get(status, status)
+    return status, headers, form.write(status, detail, request_id, faults)
 
 
 def body(status: int, detail: str, request_id: str, faults: Sequence[model_errors.Fault] = ()) -> bytes:
@@ -122,3 +142,30 @@ def body(status: int, detail: str, request_id: str, faults: Sequence[model_error
     if len(content) > MAX_PROBLEM_BYTES and faults:
         return body(status, detail, request_id, faults[: len(faults) // 2])
     return content
+
+
+def error_body(_status: int, detail: str, _request_id: str, faults: Sequence[model_errors.Fault] = ()) -> bytes:
+    """The object `{"error": ...}` of the Open Inference Protocol, with as many `faults` as fit."""
+    told = [
+        f"instance {one.instance}, {one.feature}: {one.reason}"
+        if one.feature is not None
+        else f"instance {one.instance}: {one.reason}"
+        for one in faults
+    ]
+    content = msgspec.json.encode({"error": "; ".join([detail, *told])})
+    if len(content) > MAX_PROBLEM_BYTES and faults:
+        return error_body(_status, detail, _request_id, faults[: len(faults) // 2])
+    return content
+
+
+PROBLEM = Form(CONTENT_TYPE, body)
+ERROR = Form(b"application/json", error_body, {HTTPStatus.UNPROCESSABLE_ENTITY: HTTPStatus.BAD_REQUEST})
+"""That of the Open Inference Protocol: its clients show `error` only if the content type is exactly this."""
+
+FORMS: tuple[tuple[re.Pattern[str], Form], ...] = ((re.compile(r"/v2(?:/.*)?", re.DOTALL), ERROR),)
+"""Paths whose errors have another form than PROBLEM."""
+
+
+def form_of(path: str) -> Form:
+    """The form of the errors of a path, whether there is anything at it or not."""
+    return next((form for paths, form in FORMS if paths.fullmatch(path)), PROBLEM)

@@ -254,7 +254,7 @@ def test_bytes_of_answers_are_known_before(models: Path, name: str, selection: S
 async def test_answer_that_would_be_too_long_is_refused_before_it_is_computed(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.http.routes.predict.MAX_ANSWER_BYTES", 20_000)
+    monkeypatch.setattr("serving.http.protocols.route.MAX_ANSWER_BYTES", 20_000)
     settings = Settings(model_dir=models, data_dir=tmp_path, serve_versions="live")
     app = build(settings, build_alerts(settings))
     async with client_of(app) as client:

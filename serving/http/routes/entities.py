@@ -20,7 +20,7 @@ from serving.errors import EntityNotFound, InvalidRequest, NotPermitted, TooMany
 from serving.events.log import EventLog
 from serving.http.body import answer_json, describe_body, read_json, turns_of_client
 from serving.http.keys import Key, key_of
-from serving.http.routes.predict import parse_timeout
+from serving.http.protocols.route import parse_timeout
 from serving.http.sse import EventStream, LastEventId, Streams
 from serving.predict.json_body import LargeBodyDecoder
 from serving.predict.pieces import Turns
