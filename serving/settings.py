@@ -28,10 +28,43 @@ SIMILAR = 0.86
 MIN_NAME_CHARACTERS = 8
 """Shorter names, such as PORT or COMPILE, are too likely to resemble a variable of somebody else."""
 
+ALL_INTERFACES = "0.0.0.0"  # noqa: S104 - only in containers, which cannot be reached otherwise
+
 FOREIGN = ("OTEL_", "DASK_")
 """Prefixes of variables that other programs read as well."""
 
 log = structlog.get_logger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Platform:
+    """One platform. A process runs on it if any of its `marks` is set, and listens on all interfaces then."""
+
+    name: str
+    marks: tuple[str, ...]
+    """Variables that it sets and others do not."""
+    port_variable: str = "PORT"
+    default_port: str = "8080"
+    is_private: bool = True
+    """Whether only the platform itself reaches the server, and has checked before who asks."""
+
+    def port(self, environ: Mapping[str, str]) -> str:
+        """The port to listen on."""
+        return environ.get(self.port_variable, "").strip() or self.default_port
+
+
+PLATFORMS = (
+    Platform("Vertex AI", ("AIP_HTTP_PORT", "AIP_PREDICT_ROUTE", "AIP_HEALTH_ROUTE"), "AIP_HTTP_PORT"),
+    Platform("SageMaker", ("SAGEMAKER_BIND_TO_PORT", "SAGEMAKER_CONTAINER_LOG_LEVEL"), "SAGEMAKER_BIND_TO_PORT"),
+    Platform("Azure ML", ("AZUREML_MODEL_DIR",), default_port="5001"),
+    # anybody may reach it, if it is configured so
+    Platform("Cloud Run or Knative", ("K_SERVICE",), is_private=False),
+)
+
+
+def find_platform(environ: Mapping[str, str]) -> Platform | None:
+    """The platform that this process runs on, if it is one of PLATFORMS."""
+    return next((one for one in PLATFORMS if any(environ.get(mark) for mark in one.marks)), None)
 
 
 def setting(
@@ -188,15 +221,22 @@ class Settings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Settings:
-        """Parse the variables that are set. Raises InvalidSetting."""
+        """Parse the variables that are set; the platform says what it listens on if none of ours does.
+
+        Raises InvalidSetting.
+        """
+        platform = find_platform(environ)
         types = typing.get_type_hints(cls)
-        settings = cls(
-            **{
-                field.name: _parse(field, types[field.name], environ[field.name.upper()].strip())
-                for field in dataclasses.fields(cls)
-                if field.name.upper() in environ
-            }
-        )
+        values: dict[str, Any] = {
+            field.name: _parse(field, types[field.name], environ[field.name.upper()].strip())
+            for field in dataclasses.fields(cls)
+            if field.name.upper() in environ
+        }
+        if platform is not None:
+            values.setdefault("host", ALL_INTERFACES)
+            if "port" not in values:
+                values["port"] = _parse_port(platform.port_variable, platform.port(environ))
+        settings = cls(**values)
         _check(settings)
         return settings
 
@@ -305,6 +345,12 @@ def _check_keys(settings: Settings) -> None:
             raise InvalidSetting(f"API_KEYS {error}") from None
     if settings.require_keys and "web" in settings.roles and not settings.has_keys:
         raise InvalidSetting("REQUIRE_KEYS is true, but none of API_KEY, API_KEYS and API_KEYS_FILE is set")
+
+
+def _parse_port(name: str, text: str) -> int:
+    """The port that a platform's variable names."""
+    (field,) = (field for field in dataclasses.fields(Settings) if field.name == "port")
+    return int(_parse_number(name, int, text, field.metadata))
 
 
 def _parse(field: dataclasses.Field[Any], kind: Any, text: str) -> Any:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from serving.cli.command import command, fail, say
-from serving.settings import Settings, find_misspelt
+from serving.settings import Settings, find_misspelt, find_platform
 
 if TYPE_CHECKING:
     from serving.schedules.parse import Schedule
@@ -46,7 +46,8 @@ def _unusable_parts(settings: Settings) -> Iterator[str]:
     else:
         for schedule in schedules:
             yield from _impossible_jobs(schedule)
-    if settings.is_exposed:
+    platform = find_platform(os.environ)
+    if settings.is_exposed and not (platform and platform.is_private):
         yield f"HOST is {settings.host}, and anybody may use the service: set API_KEY, API_KEYS or API_KEYS_FILE"
 
 
