@@ -9,7 +9,7 @@ RegistryError
 ├── CannotAdd, CannotTrain, Superseded             there is no new version
 ├── CannotRemove                                   a version stays where it is
 ├── ModelFailed                                    a model broke on rows that fit its features
-├── NotExplained, InvalidSelection, CannotDraw     there is no explanation, or none like that
+├── NotExplained, InvalidSelection                 there is no explanation, or none like that
 └── InvalidRows ── NestedTooDeep                   instances do not fit the model's features
 """
 
@@ -98,10 +98,6 @@ class NotExplained(RegistryError):
 
 class InvalidSelection(RegistryError):
     """An explanation cannot show the selection: a class that the model does not have, or no feature at all."""
-
-
-class CannotDraw(RegistryError):
-    """The drawing library is not installed, or the file cannot be written; the message says which."""
 
 
 @dataclass(frozen=True, slots=True)

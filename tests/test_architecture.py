@@ -23,6 +23,7 @@ WINGS = (
     "serving.settings",
     "serving.http",
     "serving.status",
+    "serving.pictures",
     "serving.service",
     "serving.schedules",
     "serving.training",

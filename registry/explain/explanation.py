@@ -1,17 +1,15 @@
-"""Explanations as they are shown: contributions as JSON values of selected classes and features, and as a picture."""
+"""Explanations as they are shown: contributions as JSON values of selected classes and features."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from registry.errors import CannotAdd, CannotDraw, InvalidSelection
+from registry.errors import CannotAdd, InvalidSelection
 from registry.explain.shap_values import Contributions, Explainer, Space
 from registry.outputs import Label, Labels
 
@@ -212,46 +210,3 @@ class _Drawer:
         rest = float(self._found.values[row, self._features.index(feature), output]) - sum(shown.values())
         shown[OTHER] = shown.get(OTHER, 0.0) + rest
         return shown
-
-
-def draw_waterfall(explanation: Mapping[str, Any], instance: Mapping[str, Any], path: Path) -> None:
-    """Write shap's waterfall plot of one explanation, as `LoadedModel.explain` gives it for one class, to a file.
-
-    `instance` has the row's values. Needs the extra `plot`, which it imports. Raises CannotDraw.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # their own imports warn
-            import matplotlib as mpl
-
-            mpl.use("Agg")  # before pyplot looks for a screen
-            import shap
-            from matplotlib import pyplot
-    except ImportError as error:
-        raise CannotDraw("drawing needs matplotlib: pip install 'forkserve[plot]'") from error
-    values, labels = explanation["values"], explanation.get("labels", {})
-    drawn = shap.Explanation(
-        values=np.array(list(values.values())),
-        base_values=explanation["base_value"],
-        data=np.array([_text(name, instance) for name in values], dtype=object),
-        feature_names=[labels.get(name, name) for name in values],
-    )
-    figure = pyplot.figure()
-    try:
-        shap.plots.waterfall(drawn, max_display=20, show=False)
-        pyplot.title(" ".join(str(explanation[key]) for key in ("label", "space") if key in explanation))
-        pyplot.savefig(path, bbox_inches="tight", dpi=150)
-    except (OSError, ValueError) as error:
-        raise CannotDraw(f"{path}: {error}") from error
-    finally:
-        pyplot.close(figure)
-
-
-def _text(name: str, instance: Mapping[str, Any]) -> str:
-    """A value beside its feature; nothing beside a sum of features."""
-    if name not in instance:
-        return ""
-    value = instance[name]
-    if value is None:
-        return "missing"
-    return f"{value:g}" if isinstance(value, float) else str(value)

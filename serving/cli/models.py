@@ -146,10 +146,12 @@ def _write_version(arguments: argparse.Namespace, seconds: float, version: str, 
     argument(
         "--space", choices=("probability", "margin", "value"), help="the outputs to explain; default: the model's"
     ),
-    argument("--plot", type=Path, help="draw a waterfall into this file: .png, .svg or .pdf"),
+    argument("--plot", type=Path, help="draw a waterfall into this file: .svg, or .html with a table of its numbers"),
 )
 def explain(arguments: argparse.Namespace, settings: Settings) -> int:
     """Explain the prediction for one row, as JSON and as a picture."""
+    if arguments.plot and arguments.plot.suffix not in (".svg", ".html"):
+        return fail(f"{arguments.plot}: a picture is a file .svg or .html")
     from registry.errors import InvalidRows, InvalidSelection
     from registry.explain.explanation import Selection
     from registry.registry import load_one
@@ -169,9 +171,15 @@ def explain(arguments: argparse.Namespace, settings: Settings) -> int:
         return fail(str(error))
     say(json.dumps(explanation, indent=1))
     if arguments.plot:
-        from registry.explain.explanation import draw_waterfall
+        from serving.pictures.explanation import MAX_BARS, waterfall, waterfall_page
 
-        draw_waterfall(explanation, model.schema.sent(rows[0], instance), arguments.plot)
+        draw = waterfall if arguments.plot.suffix == ".svg" else waterfall_page
+        instance = model.schema.sent(rows[0], instance)
+        picture = draw(explanation, instance, f"{model.name} {model.version}", most=arguments.top or MAX_BARS)
+        try:
+            arguments.plot.write_text(picture, encoding="utf-8")
+        except OSError as error:
+            return fail(f"{arguments.plot}: {error.strerror}")
     return 0
 
 

@@ -119,16 +119,14 @@ def _answers(model: LoadedModel, verb: Verb, *, background: bool) -> Schema:
     }
     if verb == "explain" and is_for_jobs(model):
         return later if background else {}
-    whole = {
-        "200": {
-            "description": f"One {ANSWERS[verb].removesuffix('s')} for every instance, in order",
-            "content": {
-                "application/json": {"schema": _response(model, verb)},
-                # an event for each, then `done`
-                "text/event-stream": {"schema": STRING},
-            },
-        }
+    forms: Schema = {
+        "application/json": {"schema": _response(model, verb)},
+        "text/event-stream": {"schema": STRING},  # an event for each, then `done`
     }
+    if verb == "explain":
+        forms["image/svg+xml"] = {"schema": STRING}  # the waterfall of one instance
+    described = f"One {ANSWERS[verb].removesuffix('s')} for every instance, in order"
+    whole = {"200": {"description": described, "content": forms}}
     return whole | later if background else whole
 
 

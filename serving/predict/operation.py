@@ -128,6 +128,12 @@ def answer_bytes(model: LoadedModel, verb: Verb, selection: Selection) -> int:
     shown = len(names) if selection.top is None else min(selection.top, len(names))
     mean = sum(map(len, names)) / len(names)
     columns = 2 if model.schema.has_text or model.explainer_for(selection).budget is not None else 1
+    each = 4 * NUMBER_BYTES + round(shown * columns * (NUMBER_BYTES + mean))
+    return count_outputs(model, selection) * each
+
+
+def count_outputs(model: LoadedModel, selection: Selection) -> int:
+    """The number of outputs that an explanation of one row shows, of all targets together."""
     outputs = 0
     for labels in model.target_labels:
         match selection.classes:
@@ -137,7 +143,7 @@ def answer_bytes(model: LoadedModel, verb: Verb, selection: Selection) -> int:
                 outputs += max(1, len(labels))
             case some:
                 outputs += len(some)
-    return outputs * (4 * NUMBER_BYTES + round(shown * columns * (NUMBER_BYTES + mean)))
+    return outputs
 
 
 def make_operations(registry: Registry) -> list[Operation]:

@@ -12,10 +12,11 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from cache.flight import Answer
+from registry.errors import InvalidSelection
 from registry.explain.explanation import Selection
 from registry.model import LoadedModel
 from registry.rows.features import Rows
-from serving.errors import DeadlineExceeded
+from serving.errors import DeadlineExceeded, InvalidRequest
 from serving.http.body import Headers, check_json, read_body, turns_of_client
 from serving.http.edge import respond
 from serving.http.keys import key_of
@@ -25,14 +26,19 @@ from serving.http.routes.jobs import job_view
 from serving.http.sse import CONTENT_TYPE as EVENTS
 from serving.http.sse import Frames, Streams, frame
 from serving.jobs.job import Job
+from serving.pictures.explanation import MAX_BARS, MAX_OUTPUTS, MAX_TOP, waterfall
 from serving.predict.inference import Timing
-from serving.predict.operation import ANSWERS, EVERYTHING, Verb, encode_answer, marks
+from serving.predict.operation import ANSWERS, EVERYTHING, Verb, count_outputs, encode_answer, marks
 from serving.predict.pieces import PIECE_BYTES
 from serving.predict.request_body import Parameters, Reader
 from serving.service import Service
 
 PATH = re.compile(r"/v1/models/(?P<model>[^/]*)(?:/versions/(?P<version>[^/]*))?:(?P<verb>predict|explain)")
 """Names are only looked up in the registry, so any text is allowed here."""
+
+JSON, SVG = b"application/json", b"image/svg+xml"
+OFFERS: Mapping[Verb, tuple[bytes, ...]] = {"predict": (JSON, EVENTS), "explain": (JSON, EVENTS, SVG)}
+"""The media types of answers, the default first."""
 
 
 class PredictRoute(InferenceRoute):
@@ -69,10 +75,13 @@ class PredictRoute(InferenceRoute):
             await _accept(send, await self._background.submit(model, verb, rows, selection, key_of(scope).name))
             self._figures[verb][model].refused(HTTPStatus.ACCEPTED)
             return
-        if preferred(headers.get(b"accept"), (b"application/json", EVENTS)) == EVENTS:
+        accepted = preferred(headers.get(b"accept"), OFFERS[verb])
+        if accepted == EVENTS:
             parts = self._inference.answer_by_parts(model, verb, rows, timeout=timeout, selection=selection)
             await self._streams.send(self._frames(model, verb, parts), scope, receive, send)
             return
+        if accepted == SVG:
+            _check_picture(model, rows, selection)
         check_size(model, verb, rows, selection)
         decoded = time.perf_counter()
         timing = Timing()
@@ -89,14 +98,16 @@ class PredictRoute(InferenceRoute):
             self._figures[verb][model].refused(HTTPStatus.GATEWAY_TIMEOUT)
             return
         sources = [source for _, source in answers]
-        content = encode_answer(model, {verb: [value for value, _ in answers]})
+        values = [value for value, _ in answers]
+        is_picture = accepted == SVG
+        content = _draw(model, rows, values[0], selection) if is_picture else encode_answer(model, {verb: values})
         ended = time.perf_counter()
         self._figures[verb][model].answered(ended - started, sources)
         answer_headers: Headers = [*self._marks[model]]
         if self._show_timing:
             timed = timing.header(started, decoded, ended)
             answer_headers += [(b"x-cache", source_of(sources)), (b"server-timing", timed)]
-        await respond(send, 200, b"application/json", content, answer_headers)
+        await respond(send, 200, accepted, content, answer_headers)
         if self._access_log:
             self._log(model, verb, sources, ended - started)
 
@@ -120,6 +131,24 @@ class PredictRoute(InferenceRoute):
 async def _read_large(reader: Reader, body: bytes, receive: Receive) -> tuple[Rows, Parameters]:
     with turns_of_client(receive) as turns:
         return await reader.read_large(body, turns)
+
+
+def _check_picture(model: LoadedModel, rows: Rows, selection: Selection) -> None:
+    """Raises InvalidRequest, InvalidSelection, NotExplained where an explanation is too much for one picture."""
+    model.explainer_for(selection)
+    if len(rows) != 1:
+        raise InvalidRequest(f"{SVG.decode()} shows one instance; send one")
+    if (selection.top or 1) > MAX_TOP:
+        raise InvalidSelection(f"{SVG.decode()} shows at most {MAX_TOP} features: `top` must not be more")
+    if count_outputs(model, selection) > MAX_OUTPUTS:
+        raise InvalidSelection(f"{SVG.decode()} shows at most {MAX_OUTPUTS} outputs; name fewer classes")
+
+
+def _draw(model: LoadedModel, rows: Rows, answer: bytes, selection: Selection) -> bytes:
+    """The picture of an explanation that is ready JSON."""
+    explanation, instance = msgspec.json.decode(answer), model.schema.instance(rows[0])
+    title = f"{model.name} {model.version}"
+    return waterfall(explanation, instance, title, most=selection.top or MAX_BARS).encode()
 
 
 def is_for_jobs(model: LoadedModel, selection: Selection = EVERYTHING) -> bool:
