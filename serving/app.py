@@ -63,7 +63,7 @@ from serving.shared.pressure import Pressure, Trimmer
 from serving.shared.rate_table import Rate, RateTable, parse_rate
 from serving.shared.reloads import Reloads
 from serving.storage.http import Outbound
-from serving.stores import build_entity_store, build_event_log, build_job_store, build_seal
+from serving.stores import build_entity_store, build_event_log, build_job_store, build_seal, queue_limits
 from serving.telemetry import logs
 from serving.telemetry.alerts import Alerts, form_of
 from serving.telemetry.output import protect_output
@@ -265,7 +265,6 @@ def build_service(settings: Settings, registry: Registry, shared: Shared, seen: 
     inference = Inference(
         registry, batcher=batcher, executor=executor, cache=cache, timeout=settings.inference_timeout_seconds
     )
-    reader = JobReader(registry, max_rows=settings.job_max_rows, chunk_rows=settings.shap_max_batch_size)
     records = RecordReader(shared.entities, settings.max_limit_checkins)
     predictor = EntityPredictor(registry, inference, records, metrics, status_of)
     service = Service(
@@ -277,7 +276,7 @@ def build_service(settings: Settings, registry: Registry, shared: Shared, seen: 
         batcher=batcher,
         executor=executor,
         inference=inference,
-        job_reader=reader,
+        job_reader=build_job_reader(settings, registry),
         background=Background(shared.jobs, chunk_rows=settings.shap_max_batch_size)
         if settings.use_background_inference
         else None,
@@ -308,6 +307,17 @@ def build_service(settings: Settings, registry: Registry, shared: Shared, seen: 
     )
     service.prepare()
     return service
+
+
+def build_job_reader(settings: Settings, registry: Registry) -> JobReader:
+    """Makes jobs of what clients send."""
+    return JobReader(
+        registry,
+        max_rows=settings.job_max_rows,
+        chunk_rows=settings.shap_max_batch_size,
+        max_bytes=queue_limits(settings).of_account()[1],
+        max_result_bytes=settings.job_keep_bytes,
+    )
 
 
 def build_keys(settings: Settings) -> Keys:
@@ -393,7 +403,7 @@ def build_trainer(
         shared.events,
         {**(handlers or {}), TRAIN: handler},
         (*executors, trainer),
-        JobLimits(settings.job_lease_seconds, settings.job_keep_seconds, settings.job_keep),
+        JobLimits(settings.job_lease_seconds, settings.job_keep_seconds, settings.job_keep, settings.job_keep_bytes),
         metrics=metrics,
         backend=backend,
         tracing=build_tracing(settings),

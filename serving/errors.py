@@ -139,10 +139,10 @@ class TooManyStreams(ServingError):
 
 
 class QueueFull(ServingError):
-    """The queue of jobs is full; there may be room after `retry_after` seconds."""
+    """The queue of jobs is full, as the `reason` says; there may be room after `retry_after` seconds."""
 
-    def __init__(self, retry_after: float, whose: str = "") -> None:
-        super().__init__(f"too many jobs {whose}are waiting")
+    def __init__(self, retry_after: float, reason: str = "too many jobs are waiting") -> None:
+        super().__init__(reason)
         self.retry_after = retry_after
 
 

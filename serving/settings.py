@@ -159,7 +159,15 @@ class Settings:
     )
     job_runners: int = setting(1, "number of processes that run jobs", low=1)
     job_max_queued: int = setting(100, "jobs that may wait; one more gets 429", low=1)
-    job_max_queued_per_key: int = setting(50, "how many of them one key may have waiting; 0 for all", low=0)
+    job_max_queued_per_key: int = setting(
+        50, "how many of them one key may have waiting, or one address where there are no keys; 0 for all", low=0
+    )
+    job_max_queued_bytes: int = setting(
+        512 * 1024 * 1024, "bytes of the rows of unfinished jobs, 8 a number; more get 429", low=1
+    )
+    job_max_queued_bytes_per_key: int = setting(
+        256 * 1024 * 1024, "how many of them one key, or address, may have; a job of more gets 413; 0 for all", low=0
+    )
     job_max_rows: int = setting(100_000, "rows in one job; more get 413", low=1)
     job_max_body_bytes: int = setting(64 * 1024 * 1024, "largest CSV of a job; a larger one gets 413", low=1)
     job_lease_seconds: float = setting(
@@ -169,6 +177,11 @@ class Settings:
     job_memory_bytes: int = setting(512 * 1024 * 1024, "memory that such a call may allocate", low=1)
     job_keep_seconds: float = setting(86_400, "seconds to keep finished jobs and events", low=1)
     job_keep: int = setting(1000, "finished jobs to keep", low=0)
+    job_keep_bytes: int = setting(
+        2 * 1024 * 1024 * 1024,
+        "bytes of their results to keep; of whoever has the most, the oldest go first",
+        low=1,
+    )
     schedules: str = setting("", "scheduled actions, `name: 0 3 * * *: action`, separated by semicolons; see GUIDE.md")
     schedule_grace_seconds: float = setting(
         60, "seconds a firing may be late; a later one is skipped", low=1, high=604_800

@@ -12,7 +12,7 @@ from serving.entities.sqlite import SQLiteEntityStore
 from serving.entities.store import EntityStore
 from serving.errors import CannotServe
 from serving.events.log import EventLog
-from serving.jobs.store import JobStore
+from serving.jobs.store import JobStore, QueueLimits
 from serving.settings import Settings
 from serving.storage.seal import Seal
 
@@ -59,17 +59,22 @@ def build_job_store(settings: Settings) -> JobStore:
 
         return RedisJobStore(
             settings.redis_url,
-            max_queued=settings.job_max_queued,
-            max_queued_of_client=settings.job_max_queued_per_key,
+            limits=queue_limits(settings),
             health_check_interval=settings.redis_health_check_interval,
             seal=build_seal(settings),
         )
     from serving.jobs.sqlite import SQLiteJobStore
 
-    return SQLiteJobStore(
-        settings.data_dir,
-        max_queued=settings.job_max_queued,
-        max_queued_of_client=settings.job_max_queued_per_key,
+    return SQLiteJobStore(settings.data_dir, limits=queue_limits(settings))
+
+
+def queue_limits(settings: Settings) -> QueueLimits:
+    """What may wait in the store of jobs."""
+    return QueueLimits(
+        jobs=settings.job_max_queued,
+        jobs_of_account=settings.job_max_queued_per_key,
+        bytes=settings.job_max_queued_bytes,
+        bytes_of_account=settings.job_max_queued_bytes_per_key,
     )
 
 

@@ -138,7 +138,7 @@ class Edge:
             else:
                 if "warmup" not in scope["state"]:
                     await self._authorize(scope, exchange.headers)
-                body = HeldBody(self._bodies, _client(scope), receive)
+                body = HeldBody(self._bodies, client_of(scope), receive)
                 # an app need not know HEAD: its answer is that to GET, of which `exchange` sends no body
                 asked = {**scope, "method": "GET"} if exchange.is_head else scope
                 await self._app(asked, body.receive, exchange.send)
@@ -162,7 +162,7 @@ class Edge:
         CURRENT_KEY.set(key.name)
         if key.rate is None or self._key_limiter is None:
             return
-        verdict = await self._key_limiter.take(_client(scope), key.rate)
+        verdict = await self._key_limiter.take(client_of(scope), key.rate)
         headers += self._key_limiter.headers(verdict, key.rate, b"key")
         if not verdict.allowed:
             raise TooManyRequests(self._key_limiter.retry_after(verdict, key.rate), "with this key")
@@ -187,10 +187,16 @@ class Edge:
         return None
 
 
-def _client(scope: Scope) -> bytes:
+def client_of(scope: Scope) -> bytes:
     """Who sends a request: the name of its key, or else its network; as bytes, none is the other."""
     name = key_of(scope).name
     return b"key:" + name.encode() if name else network_of(scope)
+
+
+def account_of(scope: Scope) -> str:
+    """The client as text, to be kept with what counts against its limits."""
+    name = key_of(scope).name
+    return f"key:{name}" if name else f"address:{network_of(scope).hex()}"
 
 
 def _is_exempt(scope: Scope) -> bool:

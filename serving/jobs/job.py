@@ -52,6 +52,8 @@ class Job:
     mutex: str = ""
     client: str = ""
     """The name of the API key that it belongs to; empty for none."""
+    account: str = ""
+    """The client whose limits it counts against, by key or by address; empty for none."""
 
     @property
     def is_finished(self) -> bool:
@@ -76,6 +78,7 @@ class JobRequest:
     idempotency_key: str = ""
     mutex: str = ""
     client: str = ""
+    account: str = ""
     max_attempts: int = 3
     delay: float = 0.0
 
@@ -83,15 +86,20 @@ class JobRequest:
         if not self.operation or not self.inputs or self.max_attempts < 1:
             raise ValueError("a job needs an operation, at least one chunk and at least one attempt")
 
-    def of(self, client: str) -> JobRequest:
+    @property
+    def size(self) -> int:
+        """Bytes of the inputs."""
+        return sum(map(len, self.inputs))
+
+    def of(self, client: str, account: str = "") -> JobRequest:
         """The same request by a client, whose keys find no job of another client."""
         if not client:
-            return self
+            return dataclasses.replace(self, account=account)
         unique, idempotency = (
             key and hashlib.sha256(f"{client} {key}".encode()).hexdigest()
             for key in (self.unique_key, self.idempotency_key)
         )
-        return dataclasses.replace(self, client=client, unique_key=unique, idempotency_key=idempotency)
+        return dataclasses.replace(self, client=client, account=account, unique_key=unique, idempotency_key=idempotency)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

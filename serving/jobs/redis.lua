@@ -4,8 +4,9 @@
 -- After the prefix: `job:ID` is a hash of the job's fields, `input:ID` and `result:ID` are hashes of its chunks;
 -- `due:OPERATION` holds queued jobs by the time they are due, `running` by the end of their lease, `finished` by
 -- their end; `unique_key`, `mutex` and `idempotency_key` are hashes from such a key to the job that holds it;
--- `counts` has the jobs by state, `waiting` the queued ones by client; `operations` is a set; `schedule:NAME` is a hash
--- of what is known of a schedule, and `schedules` the set of their names.
+-- `counts` has the jobs by state, `waiting` the queued ones by account, `held` the bytes of the inputs of unfinished ones by
+-- account and, under `all`, of all; `operations` is a set; `schedule:NAME` is a hash of what is known of a schedule, and
+-- `schedules` the set of their names.
 -- Nothing expires, so a server that evicts only expiring keys (`volatile-lru`) loses no job. Times are the server's,
 -- in seconds; fractions are passed as text, because Lua's own text of them is too short.
 --
@@ -60,12 +61,38 @@ local function end_job(id, state, at)
   tell(id, state, '{"state":"' .. state .. '","error":' .. cjson.encode(error) .. '}')
 end
 
-local function place(id, state, at)
-  local before, operation, client = get(id, 'state', 'operation', 'client')
-  if client and before == 'queued' and redis.call('HINCRBY', prefix .. 'waiting', client, -1) <= 0 then
-    redis.call('HDEL', prefix .. 'waiting', client)
+-- Adds so many jobs to those that are waiting, and so many bytes to those that are held, of an account and of all.
+local function count(account, jobs, bytes)
+  local function add(name, field, number)
+    if number ~= 0 and redis.call('HINCRBY', prefix .. name, field, number) <= 0 then
+      redis.call('HDEL', prefix .. name, field)
+    end
   end
-  if client and state == 'queued' then redis.call('HINCRBY', prefix .. 'waiting', client, 1) end
+  if account then
+    add('waiting', account, jobs)
+    add('held', account, bytes)
+  end
+  add('held', 'all', bytes)
+end
+
+local function recount()
+  redis.call('UNLINK', prefix .. 'waiting', prefix .. 'held')
+  local function add(set, jobs)
+    for _, id in ipairs(redis.call('ZRANGE', prefix .. set, 0, -1)) do
+      local account, bytes = get(id, 'account', 'input_bytes')
+      count(account, jobs, tonumber(bytes or 0) or 0)
+    end
+  end
+  for _, operation in ipairs(redis.call('SMEMBERS', prefix .. 'operations')) do add('due:' .. operation, 1) end
+  add('running', 0)
+end
+
+local function place(id, state, at)
+  local before, operation, account, bytes = get(id, 'state', 'operation', 'account', 'input_bytes')
+  local ended = state ~= 'queued' and state ~= 'running'
+  bytes = tonumber(bytes or 0) or 0
+  count(account, (state == 'queued' and 1 or 0) - (before == 'queued' and 1 or 0),
+    (ended and 0 or bytes) - (before and bytes or 0))
   if before then
     redis.call('HINCRBY', prefix .. 'counts', before, -1)
     redis.call('ZREM', before == 'queued' and prefix .. 'due:' .. operation or prefix .. before, id)
@@ -141,21 +168,35 @@ local function mend_times(lease, longest, operations)
   end
 end
 
--- Submits the request that begins at an argument: 1 and its id, 0 and the id of the job that a key belongs to, -1 if too many jobs
--- are waiting, or -2 if too many of this client are.
+-- What there is no room for: -1 for a job or -2 for its bytes among all, -3 or -4 among those of its account; 0 if there is room.
+local function lacking(account, bytes, limits)
+  local function number(name, field) return tonumber(redis.call('HGET', prefix .. name, field) or 0) or 0 end
+  if number('counts', 'queued') >= limits[1] then return -1 end
+  if bytes > 0 and number('held', 'all') + bytes > limits[2] then return -2 end
+  if not account then return 0 end
+  if number('waiting', account) >= limits[3] then return -3 end
+  if bytes > 0 and number('held', account) + bytes > limits[4] then return -4 end
+  return 0
+end
+
+-- Submits the request that begins at an argument: 1 and its id, 0 and the id of the job that a key belongs to, or what is lacking.
 local function submit(first)
-  local id, most, most_of_client = ARGV[first], tonumber(ARGV[first + 1]), tonumber(ARGV[first + 2])
-  local delay, count = tonumber(ARGV[first + 3]), ARGV[first + 4]
+  local id, bytes, delay, fields = ARGV[first], tonumber(ARGV[first + 5]), tonumber(ARGV[first + 6]), ARGV[first + 7]
+  local limits = {}
+  for i = 1, 4 do limits[i] = tonumber(ARGV[first + i]) end
   if redis.call('EXISTS', key(id)) == 1 then return 1, id end
-  local given, inputs = {}, first + 5 + tonumber(count)
-  for i = first + 5, inputs - 1, 2 do given[ARGV[i]] = ARGV[i + 1] end
+  local given, inputs = {}, first + 8 + tonumber(fields)
+  for i = first + 8, inputs - 1, 2 do given[ARGV[i]] = ARGV[i + 1] end
   for _, kind in ipairs({'idempotency_key', 'unique_key', 'mutex'}) do
     local other = given[kind] and redis.call('HGET', prefix .. kind, given[kind])
     if other then return 0, other end
   end
-  if tonumber(redis.call('HGET', prefix .. 'counts', 'queued') or 0) >= most then return -1, '' end
-  local waiting = given['client'] and redis.call('HGET', prefix .. 'waiting', given['client']) or 0
-  if tonumber(waiting) >= most_of_client then return -2, '' end
+  local room = lacking(given['account'], bytes, limits)
+  if room < -1 and redis.call('SET', prefix .. 'recounted', '1', 'NX', 'EX', recount_seconds) then
+    recount()
+    room = lacking(given['account'], bytes, limits)
+  end
+  if room < 0 then return room, '' end
   local at = now()
   for name, value in pairs(given) do
     set(id, name, value)
@@ -164,7 +205,7 @@ local function submit(first)
     end
   end
   set(id, 'id', id, 'created', text(at), 'progress', '0', 'chunks_done', 0, 'attempts', 0, 'stalled', 0)
-  set(id, 'cancelling', 0)
+  set(id, 'cancelling', 0, 'input_bytes', bytes, 'result_bytes', 0)
   for i = inputs, #ARGV do redis.call('HSET', prefix .. 'input:' .. id, i - inputs, ARGV[i]) end
   redis.call('SADD', prefix .. 'operations', given['operation'])
   place(id, 'queued', at + delay)
@@ -245,6 +286,7 @@ if chunk < 0 or chunk >= chunks then return 'no such chunk' end
 local progress = 0
 if redis.call('HSETNX', prefix .. 'result:' .. id, chunk, data) == 1 then
   local done = redis.call('HINCRBY', key(id), 'chunks_done', 1)
+  redis.call('HINCRBY', key(id), 'result_bytes', #data)
   progress = done / chunks
   set(id, 'stalled', 1)
   tell(id, 'chunk', string.format('{"chunk":%d,"chunks_done":%d,"chunks":%d}', chunk, done, chunks))
@@ -332,11 +374,33 @@ redis.call('SET', prefix .. 'probe', 'written', 'EX', 60)
 return 1
 
 -- name: prune
-local older, keep, most = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local older, keep, keep_bytes, most = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local finished = prefix .. 'finished'
-local before = '(' .. text(now() - older)
-local excess = math.max(redis.call('ZCARD', finished) - keep, redis.call('ZCOUNT', finished, '-inf', before))
-if excess <= 0 then return 0 end
-local old = redis.call('ZRANGE', finished, 0, math.min(excess, most) - 1)
+local old = redis.call('ZRANGEBYSCORE', finished, '-inf', '(' .. text(now() - older), 'LIMIT', 0, most)
+if #old == 0 then
+  -- of each job, newest first: how many of its account are not older, and how many bytes they have
+  local jobs, own = {}, {}
+  for i, id in ipairs(redis.call('ZREVRANGE', finished, 0, -1)) do
+    local account, bytes = get(id, 'account', 'result_bytes')
+    account, bytes = account or '', tonumber(bytes or 0) or 0
+    local before = own[account] or {rank = 0, total = 0}
+    own[account] = {id = id, place = i, bytes = bytes, rank = before.rank + 1, total = before.total + bytes}
+    table.insert(jobs, own[account])
+  end
+  -- those whose account has few newer ones, or few bytes in newer ones, stay the longest
+  local function drop(field, most_in_all, size)
+    table.sort(jobs, function(a, b) return a[field] < b[field] or a[field] == b[field] and a.place < b.place end)
+    local sum = 0
+    for _, job in ipairs(jobs) do
+      sum = sum + size(job)
+      if sum > most_in_all and not job.dropped and #old < most then
+        job.dropped = true
+        table.insert(old, job.id)
+      end
+    end
+  end
+  drop('rank', keep, function() return 1 end)
+  drop('total', keep_bytes, function(job) return job.bytes end)
+end
 for _, id in ipairs(old) do remove(id) end
 return #old

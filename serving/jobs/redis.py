@@ -27,15 +27,32 @@ from serving.jobs.job import (
     printable,
     record_from,
 )
-from serving.jobs.store import KEPT_FIELDS, LOST, MAX_QUEUED, PRUNE_AT_ONCE, RETRY_AFTER_SECONDS
+from serving.jobs.store import (
+    KEPT_FIELDS,
+    LOST,
+    PRUNE_AT_ONCE,
+    RETRY_AFTER_SECONDS,
+    TOO_MANY_BYTES,
+    TOO_MANY_BYTES_OF_ACCOUNT,
+    TOO_MANY_JOBS,
+    TOO_MANY_OF_ACCOUNT,
+    QueueLimits,
+)
 from serving.storage.redis import ScriptedRedis
 from serving.storage.seal import Seal, place_of
 from serving.storage.statements import statements
 
 _lua = statements(__file__, "redis.lua")
 KEYS = ["forkserve:{jobs}:", *EVENT_KEYS]
-OF_CLIENT = -2
-"""What `submit` says when too many jobs of this client are waiting."""
+FULL = {
+    -1: TOO_MANY_JOBS,
+    -2: TOO_MANY_BYTES,
+    -3: TOO_MANY_OF_ACCOUNT,
+    -4: TOO_MANY_BYTES_OF_ACCOUNT,
+}
+"""What `submit` says when there is no room."""
+RECOUNT_SECONDS = 10
+"""Between two counts of all that is waiting: an older release, which runs beside this one, does not keep them."""
 ROOM_BYTES = 1 << 20
 """Less free memory than this is a full server to a probe, where nothing is evicted."""
 KEYS_OF_JOBS = ("idempotency_key", "unique_key", "mutex")
@@ -52,19 +69,16 @@ class RedisJobStore:
         self,
         url: str,
         *,
-        max_queued: int = MAX_QUEUED,
-        max_queued_of_client: int = 0,
+        limits: QueueLimits | None = None,
         backoff: Backoff | None = None,
         timeout: float = 1.0,
         health_check_interval: float = 30.0,
         seal: Seal | None = None,
     ) -> None:
-        """Connecting, writing and reading may each take `timeout` seconds. Raises InvalidRedisUrl.
-
-        A `max_queued_of_client` of 0 sets no limit of its own.
-        """
+        """Connecting, writing and reading may each take `timeout` seconds. Raises InvalidRedisUrl."""
         self._redis = ScriptedRedis(url, timeout=timeout, health_check_interval=health_check_interval)
-        self._limits = (max_queued, max_queued_of_client or max_queued)
+        limits = limits or QueueLimits()
+        self._limits = (limits.jobs, limits.bytes, *limits.of_account())
         self._backoff = backoff or Backoff()
         self._seal = seal or Seal()
 
@@ -83,7 +97,7 @@ class RedisJobStore:
     async def _submit(self, arguments: list[Any]) -> Job | None:
         outcome, found = await self._run("submit", *arguments)
         if outcome < 0:
-            raise QueueFull(RETRY_AFTER_SECONDS, "of this key " if outcome == OF_CLIENT else "")
+            raise QueueFull(RETRY_AFTER_SECONDS, FULL[outcome])
         return self._job(found)
 
     def _request(self, request: JobRequest) -> list[Any]:
@@ -95,7 +109,7 @@ class RedisJobStore:
         given[SIGNATURE] = self._seal.sign(place_of("job", job_id), _signed(given)).hex().encode()
         fields = [part for pair in given.items() for part in pair]
         inputs = [self._seal.close(place_of("input", job_id, chunk), data) for chunk, data in enumerate(request.inputs)]
-        return [job_id, *self._limits, request.delay, len(fields), *fields, *inputs]
+        return [job_id, *self._limits, request.size, request.delay, len(fields), *fields, *inputs]
 
     async def claim(self, owner: str, lease_seconds: float, operations: Sequence[str]) -> Job | None:
         longest = self._backoff.longest
@@ -166,8 +180,8 @@ class RedisJobStore:
             return None
         return f"maxmemory-policy is {policy.decode()}: Redis may drop jobs; use noeviction or volatile-lru"
 
-    async def prune(self, older_than: float, keep: int) -> int:
-        removed: int = await self._run("prune", older_than, keep, PRUNE_AT_ONCE)
+    async def prune(self, older_than: float, keep: int, keep_bytes: int) -> int:
+        removed: int = await self._run("prune", older_than, keep, keep_bytes, PRUNE_AT_ONCE)
         return removed
 
     async def schedules(self) -> Mapping[str, ScheduleRecord]:
@@ -179,7 +193,7 @@ class RedisJobStore:
         head = [firing.schedule, seen, firing.upto, request.idempotency_key if request else "", len(counts), *counts]
         answer = await self._run("fire", *head, *(self._request(request) if request else ()))
         if isinstance(answer, int):
-            raise QueueFull(RETRY_AFTER_SECONDS)
+            raise QueueFull(RETRY_AFTER_SECONDS, FULL[answer])
         return None if answer is None else _record(answer)
 
     def _job(self, flat: Sequence[bytes] | None) -> Job | None:
@@ -219,7 +233,7 @@ class RedisJobStore:
 @cache
 def _script(name: str) -> str:
     flags = "" if name in REFUSED_WHEN_FULL else "#!lua flags=allow-oom\n"
-    constants = f"local max_events, lost = {MAX_EVENTS}, '{LOST}'\n"
+    constants = f"local max_events, lost, recount_seconds = {MAX_EVENTS}, '{LOST}', {RECOUNT_SECONDS}\n"
     return flags + constants + event_lua("appending") + _lua("common") + _lua(name)
 
 

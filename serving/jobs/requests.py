@@ -41,6 +41,9 @@ CSV_BYTES_AT_ONCE = 2048
 MAX_CHUNK_RESULT_BYTES = 8 * 1024 * 1024
 """Bytes of the answers to one chunk, which a runner holds in memory several times."""
 
+MAX_INPUT_BYTES = 256 * 1024 * 1024
+"""Bytes of the rows of a job, unless a setting says otherwise."""
+
 MAX_RESULT_BYTES = 1024 * 1024 * 1024
 """Bytes of all answers of a job, which are kept in the store of jobs."""
 
@@ -89,11 +92,24 @@ def any_model(_name: str) -> None:
 class JobReader:
     """Makes JobRequests of what clients send."""
 
-    def __init__(self, registry: Registry, *, max_rows: int, chunk_rows: int) -> None:
-        """A job may have `max_rows` rows; a runner works on `chunk_rows` of them at a time."""
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        max_rows: int,
+        chunk_rows: int,
+        max_bytes: int = MAX_INPUT_BYTES,
+        max_result_bytes: int = MAX_RESULT_BYTES,
+    ) -> None:
+        """A job may have `max_rows` rows of `max_bytes`, and answers of `max_result_bytes`.
+
+        A runner works on `chunk_rows` rows at a time.
+        """
         self._registry = registry
         self._max_rows = max_rows
         self._chunk_rows = chunk_rows
+        self._max_bytes = max_bytes
+        self._max_result_bytes = min(max_result_bytes, MAX_RESULT_BYTES)
         self._readers = {model: Reader(model, max_rows, TOO_MANY) for model in registry}
 
     async def read_json(
@@ -138,7 +154,13 @@ class JobReader:
     def _draft(self, check: CheckModel, verb: Verb, name: str, version: str | None, parameters: Parameters) -> _Draft:
         check(name)
         model = self._registry.get(name, version)
-        return _Draft(model, verb, parameters.selection(verb, model), self._chunk_rows)
+        selection = parameters.selection(verb, model)
+        return _Draft(model, verb, selection, self._chunk_rows, self._max_bytes, self._max_result_bytes)
+
+
+def megabytes(number: int) -> str:
+    """A number of bytes as messages say it."""
+    return f"{number >> 20} MB" if number >> 20 else f"{number} bytes"
 
 
 def idempotency_key(header: str | None) -> str:
@@ -151,7 +173,15 @@ def idempotency_key(header: str | None) -> str:
 class _Draft:
     """A job whose rows are being read."""
 
-    def __init__(self, model: LoadedModel, verb: Verb, selection: Selection, most: int) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        verb: Verb,
+        selection: Selection,
+        most: int,
+        max_bytes: int = MAX_INPUT_BYTES,
+        max_result_bytes: int = MAX_RESULT_BYTES,
+    ) -> None:
         """A chunk has `most` rows, or fewer where an explainer is slow. Raises NotExplained, InvalidSelection."""
         self.model = model
         self._verb = verb
@@ -163,6 +193,9 @@ class _Draft:
             self._size = min(most, SLOW_CHUNK_ROWS)
         self._answer_bytes = answer_bytes(model, verb, selection)
         self._size = max(1, min(self._size, MAX_CHUNK_RESULT_BYTES // self._answer_bytes))
+        self._max_bytes = max_bytes
+        self._max_result_bytes = max_result_bytes
+        self._bytes = 0
         self._chunks: list[bytes] = []
         self._rest: Rows = np.empty((0, len(model.schema)), model.schema.dtype)
         """Rows that do not fill a chunk."""
@@ -172,19 +205,30 @@ class _Draft:
         if rows is None:
             return
         self._rows += len(rows)
-        if self._rows * self._answer_bytes > MAX_RESULT_BYTES:
-            raise TooManyInstances(f"the result would have more than {MAX_RESULT_BYTES >> 20} MB; send several jobs")
+        if self._rows * self._answer_bytes > self._max_result_bytes:
+            most = megabytes(self._max_result_bytes)
+            raise TooManyInstances(f"the result would have more than {most}; send several jobs")
         self._rest = np.concatenate([self._rest, rows])
         while len(self._rest) >= self._size:
-            self._chunks.append(pack(self._rest[: self._size]))
+            self._keep(self._rest[: self._size])
             self._rest = self._rest[self._size :]
+
+    def _keep(self, rows: Rows) -> None:
+        """Raises TooManyInstances."""
+        self._chunks.append(pack(rows))
+        self._bytes += len(self._chunks[-1])
+        if self._bytes > self._max_bytes:
+            most = megabytes(self._max_bytes)
+            raise TooManyInstances(f"the rows of a job may take {most}, 8 bytes a number; send several jobs")
 
     async def request(self, key: str) -> JobRequest:
         """Made on a thread, because hashing megabytes takes a while and releases the GIL."""
         return await asyncio.to_thread(self._request, key)
 
     def _request(self, key: str) -> JobRequest:
-        model, chunks = self.model, [*self._chunks, pack(self._rest)] if len(self._rest) else self._chunks
+        if len(self._rest):
+            self._keep(self._rest)
+        model, chunks = self.model, self._chunks
         parameters = msgspec.json.encode(
             RowParameters(
                 content_hash=model.content_hash.hex(),
@@ -227,11 +271,13 @@ class Background:
         self._store = store
         self._chunk_rows = chunk_rows
 
-    async def submit(self, model: LoadedModel, verb: Verb, rows: Rows, selection: Selection, client: str) -> Job:
+    async def submit(
+        self, model: LoadedModel, verb: Verb, rows: Rows, selection: Selection, client: str, account: str
+    ) -> Job:
         """The client's job for these rows, done or not. Raises QueueFull, StoreUnavailable, InvalidSelection."""
         draft = _Draft(model, verb, selection, self._chunk_rows)
         draft.add(rows)
-        request = (await draft.request("")).of(client)
+        request = (await draft.request("")).of(client, account)
         # with a space, so that no client can have taken it
         key = hashlib.sha256(f"background {request.unique_key}".encode()).hexdigest()
         job = await self._store.submit(dataclasses.replace(request, idempotency_key=key))
@@ -242,11 +288,18 @@ class Background:
         return job
 
     async def take_over(
-        self, late: DeadlineExceeded, model: LoadedModel, verb: Verb, rows: Rows, selection: Selection, client: str
+        self,
+        late: DeadlineExceeded,
+        model: LoadedModel,
+        verb: Verb,
+        rows: Rows,
+        selection: Selection,
+        client: str,
+        account: str,
     ) -> Job:
         """The job for a request whose deadline has passed. Raises `late` if it cannot be submitted."""
         try:
-            return await self.submit(model, verb, rows, selection, client)
+            return await self.submit(model, verb, rows, selection, client, account)
         except (QueueFull, StoreUnavailable) as error:
             log.warning("Late request not queued as a job", reason=str(error))
             raise late from None

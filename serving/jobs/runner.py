@@ -48,12 +48,14 @@ async def immediately() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class JobLimits:
-    """The duration of leases, and the age and number of finished jobs to keep."""
+    """The duration of leases, and the age, the number and the results of finished jobs to keep."""
 
     lease_seconds: float
     keep_seconds: float
     """Events are kept as long."""
     keep_jobs: int
+    keep_bytes: int
+    """Of their results."""
 
 
 class Runner:
@@ -161,9 +163,10 @@ class Runner:
     async def _prune(self) -> None:
         self._next_prune = time.monotonic() + PRUNE_SECONDS
         jobs = 0
-        while removed := await self._store.prune(self._limits.keep_seconds, self._limits.keep_jobs):
+        limits = self._limits
+        while removed := await self._store.prune(limits.keep_seconds, limits.keep_jobs, limits.keep_bytes):
             jobs += removed
-        events = await self._events.prune(self._limits.keep_seconds)
+        events = await self._events.prune(limits.keep_seconds)
         if jobs or events:
             log.info("Old jobs and events removed", jobs=jobs, events=events)
 

@@ -30,8 +30,19 @@ from serving.jobs.job import (
     printable,
     record_from,
 )
-from serving.jobs.store import KEPT_FIELDS, LOST, MAX_QUEUED, PRUNE_AT_ONCE, RETRY_AFTER_SECONDS, end_event
-from serving.storage.sqlite import Database, reads, writes
+from serving.jobs.store import (
+    KEPT_FIELDS,
+    LOST,
+    PRUNE_AT_ONCE,
+    RETRY_AFTER_SECONDS,
+    TOO_MANY_BYTES,
+    TOO_MANY_BYTES_OF_ACCOUNT,
+    TOO_MANY_JOBS,
+    TOO_MANY_OF_ACCOUNT,
+    QueueLimits,
+    end_event,
+)
+from serving.storage.sqlite import Database, Migration, reads, writes
 from serving.storage.statements import statements
 
 _sql = statements(__file__, "sqlite.sql")
@@ -40,7 +51,8 @@ _sql = statements(__file__, "sqlite.sql")
 def jobs_database(directory: Path, *, busy_seconds: float = 5.0) -> Database:
     """Return `jobs.db`, unopened: jobs, since schema 2 events (before in `events.db`), since schema 3 schedules."""
     take_events = partial(create_tables, old_file=directory / "events.db")
-    migrations = (_sql("schema_1"), take_events, _sql("schema_3"), _sql("schema_4"), _sql("schema_5"))
+    first: tuple[Migration, ...] = (_sql("schema_1"), take_events)
+    migrations = (*first, *(_sql(f"schema_{number}") for number in (3, 4, 5, 6)))
     return Database(directory / "jobs.db", migrations, busy_seconds=busy_seconds)
 
 
@@ -51,16 +63,13 @@ class SQLiteJobStore:
         self,
         directory: Path,
         *,
-        max_queued: int = MAX_QUEUED,
-        max_queued_of_client: int = 0,
+        limits: QueueLimits | None = None,
         backoff: Backoff | None = None,
         busy_seconds: float = 5.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """A `max_queued_of_client` of 0 sets no limit of its own."""
         self._database = jobs_database(directory, busy_seconds=busy_seconds)
-        self._max_queued = max_queued
-        self._max_queued_of_client = max_queued_of_client or max_queued
+        self._limits = limits or QueueLimits()
         self._backoff = backoff or Backoff()
         self._clock = clock
 
@@ -71,17 +80,32 @@ class SQLiteJobStore:
     def _submit(self, connection: Connection, request: JobRequest) -> Job:
         now, values = self._clock(), {name: getattr(request, name) for name in KEPT_FIELDS}
         values |= {"id": new_id(), "chunks": len(request.inputs), "created": now, "due": now + request.delay}
+        values["input_bytes"] = request.size
         same = _one(connection, "same_job", **values)
         if same is not None:
             return _job(same)
-        if _one(connection, "count_queued")["queued"] >= self._max_queued:
-            raise QueueFull(RETRY_AFTER_SECONDS)
-        if _one(connection, "count_queued_of", client=request.client)["queued"] >= self._max_queued_of_client:
-            raise QueueFull(RETRY_AFTER_SECONDS, "of this key ")
+        self._check_room(connection, request)
         job = _job(_one(connection, "insert", **values))
         chunks = ((job.id, chunk, data) for chunk, data in enumerate(request.inputs))
         connection.executemany(_sql("insert_input"), chunks)
         return job
+
+    def _check_room(self, connection: Connection, request: JobRequest) -> None:
+        """Raises QueueFull."""
+        limits, size = self._limits, request.size
+        jobs, held = _one(connection, "waiting")
+        if jobs >= limits.jobs:
+            raise QueueFull(RETRY_AFTER_SECONDS, TOO_MANY_JOBS)
+        if size and held + size > limits.bytes:
+            raise QueueFull(RETRY_AFTER_SECONDS, TOO_MANY_BYTES)
+        if not request.account:
+            return
+        max_jobs, max_bytes = limits.of_account()
+        jobs, held = _one(connection, "waiting_of_account", account=request.account)
+        if jobs >= max_jobs:
+            raise QueueFull(RETRY_AFTER_SECONDS, TOO_MANY_OF_ACCOUNT)
+        if size and held + size > max_bytes:
+            raise QueueFull(RETRY_AFTER_SECONDS, TOO_MANY_BYTES_OF_ACCOUNT)
 
     @writes
     def claim(self, connection: Connection, owner: str, lease_seconds: float, operations: Sequence[str]) -> Job | None:
@@ -113,7 +137,7 @@ class SQLiteJobStore:
         if not 0 <= chunk < job.chunks:
             raise ValueError(f"the job has no chunk {chunk}")
         if connection.execute(_sql("keep_result"), (job_id, chunk, result)).rowcount:
-            job = _job(_one(connection, "count_chunk", id=job_id))
+            job = _job(_one(connection, "count_chunk", id=job_id, bytes=len(result)))
             self._tell(connection, job_id, "chunk", chunk=chunk, chunks_done=job.chunks_done, chunks=job.chunks)
         return _lease(job)
 
@@ -197,8 +221,8 @@ class SQLiteJobStore:
         return None
 
     @writes
-    def prune(self, connection: Connection, older_than: float, keep: int) -> int:
-        values = {"before": self._clock() - older_than, "keep": keep, "limit": PRUNE_AT_ONCE}
+    def prune(self, connection: Connection, older_than: float, keep: int, keep_bytes: int) -> int:
+        values = {"before": self._clock() - older_than, "keep": keep, "keep_bytes": keep_bytes, "limit": PRUNE_AT_ONCE}
         return connection.execute(_sql("prune"), values).rowcount
 
     @reads

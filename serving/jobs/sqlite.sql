@@ -74,6 +74,17 @@ alter table jobs add column lease real;
 alter table jobs add column client text not null default '';
 create index jobs_waiting_of_client on jobs (client) where state = 'queued' and client <> '';
 
+-- name: schema_6
+alter table jobs add column account text not null default '';
+alter table jobs add column input_bytes integer not null default 0;
+alter table jobs add column result_bytes integer not null default 0;
+update jobs set
+    account = case when client = '' then '' else 'key:' || client end,
+    input_bytes = (select coalesce(sum(length(data)), 0) from inputs where job = id),
+    result_bytes = (select coalesce(sum(length(data)), 0) from results where job = id);
+drop index jobs_waiting_of_client;
+create index jobs_unfinished on jobs (account, state, input_bytes) where finished is null;
+
 -- name: same_job
 select * from (
     select 1 as rank, * from jobs where idempotency_key = :idempotency_key and idempotency_key <> ''
@@ -83,17 +94,18 @@ select * from (
     select 3, * from jobs where mutex = :mutex and mutex <> '' and state in ('queued', 'running')
 ) order by rank limit 1
 
--- name: count_queued
-select count(*) as queued from jobs where state = 'queued'
+-- name: waiting
+select count(*) filter (where state = 'queued'), coalesce(sum(input_bytes), 0) from jobs where finished is null
 
--- name: count_queued_of
-select count(*) as queued from jobs where state = 'queued' and client <> '' and client = :client
+-- name: waiting_of_account
+select count(*) filter (where state = 'queued'), coalesce(sum(input_bytes), 0) from jobs
+where finished is null and account = :account
 
 -- name: insert
 insert into jobs (id, operation, model, version, parameters, state, chunks, max_attempts, created, due,
-                  unique_key, idempotency_key, mutex, client)
+                  unique_key, idempotency_key, mutex, client, account, input_bytes)
 values (:id, :operation, :model, :version, :parameters, 'queued', :chunks, :max_attempts, :created, :due,
-        :unique_key, :idempotency_key, :mutex, :client) returning *
+        :unique_key, :idempotency_key, :mutex, :client, :account, :input_bytes) returning *
 
 -- name: insert_input
 insert into inputs (job, chunk, data) values (?, ?, ?)
@@ -131,7 +143,8 @@ update jobs set lease = :lease, lease_until = :now + :lease, progress = max(prog
 insert into results (job, chunk, data) values (?, ?, ?) on conflict do nothing
 
 -- name: count_chunk
-update jobs set chunks_done = chunks_done + 1, stalled = 1, progress = max(progress, (chunks_done + 1.0) / chunks)
+update jobs set chunks_done = chunks_done + 1, stalled = 1, progress = max(progress, (chunks_done + 1.0) / chunks),
+    result_bytes = result_bytes + :bytes
 where id = :id returning *
 
 -- name: end
@@ -164,11 +177,20 @@ select state, count(*) from jobs group by state
 select min(due) as due from jobs where state = 'queued'
 
 -- name: prune
+-- jobs whose account has few newer ones, or few bytes in newer ones, stay the longest
 delete from jobs where number in (
+    with kept as (
+        select number, finished, row_number() over newer as rank, sum(result_bytes) over newer as bytes, result_bytes
+        from jobs where finished is not null
+        window newer as (partition by account order by finished desc, number desc rows unbounded preceding)
+    ), places as (
+        select number, row_number() over (order by rank, finished desc, number desc) as place,
+            sum(result_bytes) over (order by bytes, finished desc, number desc rows unbounded preceding) as bytes
+        from kept
+    )
     select number from jobs where finished < :before
     union
-    select number from (select number from jobs where finished is not null
-                        order by finished desc, number desc limit -1 offset :keep)
+    select number from places where place > :keep or bytes > :keep_bytes
     limit :limit)
 
 -- name: remove

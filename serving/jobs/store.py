@@ -15,13 +15,13 @@ import secrets
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
 
 from serving.jobs.job import Counts, Firing, Job, JobRequest, Lease, ScheduleRecord
 
-MAX_QUEUED = 1000
 RETRY_AFTER_SECONDS = 10.0
 """When a client whose job was refused may try again."""
 PRUNE_AT_ONCE = 500
@@ -31,9 +31,31 @@ LOST = "lost with its runner"
 
 KEPT_FIELDS = (
     *("operation", "model", "version", "parameters", "max_attempts"),
-    *("unique_key", "idempotency_key", "mutex", "client"),
+    *("unique_key", "idempotency_key", "mutex", "client", "account"),
 )
 """The fields of a JobRequest that are kept as they are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueLimits:
+    """The jobs that may wait, and the bytes of the inputs of all that have not ended: in all, and of one account."""
+
+    jobs: int = 1000
+    jobs_of_account: int = 0
+    """0 sets no limit of its own."""
+    bytes: int = 512 * 1024 * 1024
+    bytes_of_account: int = 0
+    """0 sets no limit of its own."""
+
+    def of_account(self) -> tuple[int, int]:
+        """The jobs and the bytes of one account."""
+        return self.jobs_of_account or self.jobs, min(self.bytes_of_account or self.bytes, self.bytes)
+
+
+TOO_MANY_JOBS = "too many jobs are waiting"
+TOO_MANY_OF_ACCOUNT = "too many jobs of this client are waiting"
+TOO_MANY_BYTES = "the rows of waiting jobs take as many bytes as they may"
+TOO_MANY_BYTES_OF_ACCOUNT = "the rows of this client's waiting jobs take as many bytes as they may"
 
 
 class JobStore(Protocol):
@@ -128,10 +150,11 @@ class JobStore(Protocol):
         """
         ...
 
-    async def prune(self, older_than: float, keep: int) -> int:
-        """Remove jobs that ended more than `older_than` seconds ago, and all but the last `keep` that have ended.
+    async def prune(self, older_than: float, keep: int, keep_bytes: int) -> int:
+        """Remove jobs that ended `older_than` seconds ago, and those beyond `keep`, or `keep_bytes` of results.
 
-        Returns how many were removed: at most PRUNE_AT_ONCE, so that other calls do not wait long.
+        Of these the oldest goes first of the account that has the most, so that none displaces what is kept for another
+        that has less. Returns how many were removed: at most PRUNE_AT_ONCE, so that other calls do not wait long.
         """
         ...
 

@@ -111,7 +111,9 @@ def app(line: Path) -> Application:
 Response = tuple[int, dict[str, str], bytes]
 
 
-def send(app: Application, operation: str, headers: Mapping[str, str], body: bytes = b"{}") -> Response:
+def send(
+    app: Application, operation: str, headers: Mapping[str, str], body: bytes = b"{}", address: str = "127.0.0.1"
+) -> Response:
     """The answer of the app to an operation whose client leaves as soon as it has sent the body."""
     method, target = operation.split()
     path, _, query = target.partition("?")
@@ -124,7 +126,7 @@ def send(app: Application, operation: str, headers: Mapping[str, str], body: byt
         "raw_path": path.encode(),
         "query_string": query.encode(),
         "headers": [(b"content-type", b"application/json"), *raw],
-        "client": ("127.0.0.1", 1),
+        "client": (address, 1),
     }
     sent: list[dict[str, Any]] = []
     parts = iter([{"type": "http.request", "body": body, "more_body": False}])
@@ -282,8 +284,31 @@ def test_one_key_cannot_fill_the_queue(app: Application) -> None:
     assert [status for status, _, _ in answers] == [202] * MAX_WAITING + [429]
     _, answer, content = answers[-1]
     assert answer["retry-after"] == "10"
-    assert "of this key" in msgspec.json.decode(content)["detail"]
+    assert "of this client" in msgspec.json.decode(content)["detail"]
     submit(app, OTHER, **{"Idempotency-Key": "still-room"})
+
+
+def test_without_keys_one_address_cannot_fill_the_queue(line: Path, tmp_path: Path) -> None:
+    settings = Settings(model_dir=line, data_dir=tmp_path, job_max_queued_per_key=2, job_max_queued_bytes_per_key=64)
+    app = build(settings, build_alerts(settings))
+
+    def ask_for(rows: int, start: float, address: str) -> Response:
+        instances = [{"value": start + number} for number in range(rows)]
+        job = {"operation": "predict", "model": "line", "instances": instances}
+        return send(app, "POST /v1/jobs", {}, msgspec.json.encode(job), address)
+
+    status, _, content = ask_for(9, 0.0, "10.0.0.1")
+    assert status == 413, "9 numbers of 8 bytes are more than it may ever have"
+    assert "a job may take 64 bytes" in msgspec.json.decode(content)["detail"]
+    assert ask_for(6, 1.0, "10.0.0.1")[0] == 202
+    status, answer, content = ask_for(3, 2.0, "10.0.0.1")
+    assert (status, answer["retry-after"]) == (429, "10")
+    assert "the rows of this client's waiting jobs" in msgspec.json.decode(content)["detail"]
+    assert ask_for(1, 3.0, "10.0.0.1")[0] == 202
+    status, _, content = ask_for(1, 4.0, "10.0.0.1")
+    assert status == 429
+    assert "too many jobs of this client" in msgspec.json.decode(content)["detail"]
+    assert ask_for(8, 5.0, "10.0.0.2")[0] == 202
 
 
 def test_a_key_of_one_model_sees_and_asks_no_other(app: Application) -> None:

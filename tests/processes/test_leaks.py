@@ -115,7 +115,7 @@ async def test_jobs_that_are_done_or_fail_leave_nothing(tmp_path: Path) -> None:
         assert job is not None
         outcome = await Attempt(store, job, owner="a", lease=60).run(handler, asyncio.Event())
         assert outcome == ("failed" if rows == b"bad" else "done")
-        await store.prune(0, 5)
+        await store.prune(0, 5, 1 << 30)
 
     kept = await leaked(cycle)
     await store.close()

@@ -14,6 +14,7 @@ from registry.registry import Registry
 from serving.errors import InvalidRequest, JobUnfinished, UnsupportedBody
 from serving.events.log import EventLog
 from serving.http.body import answer_json, body_type, check_encoding, read_body, stream_body, turns_of_client
+from serving.http.edge import account_of
 from serving.http.keys import key_of
 from serving.http.negotiation import preferred
 from serving.http.sse import EventStream, LastEventId, Streams
@@ -37,7 +38,7 @@ def jobs_router(service: Service, streams: Streams) -> APIRouter:
     async def submit(request: Request) -> Response:
         key = key_of(request.scope)
         asked = await _read(request, reader, limits)
-        return submitted(await _submit(store, asked.of(key.name)))
+        return submitted(await _submit(store, asked.of(key.name, account_of(request.scope))))
 
     async def find(job_id: str, request: Request) -> Job:
         """The job, if it belongs to the request's key. Raises JobNotFound."""

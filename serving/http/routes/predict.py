@@ -18,7 +18,7 @@ from registry.model import LoadedModel
 from registry.rows.features import Rows
 from serving.errors import DeadlineExceeded, InvalidRequest
 from serving.http.body import Headers, check_json, read_body, turns_of_client
-from serving.http.edge import respond
+from serving.http.edge import account_of, respond
 from serving.http.keys import key_of
 from serving.http.negotiation import preferred
 from serving.http.protocols.route import InferenceRoute, check_size, parse_timeout, source_of
@@ -72,7 +72,8 @@ class PredictRoute(InferenceRoute):
         scope["instances"] = len(rows)
         selection = parameters.selection(verb, model)
         if self._background is not None and verb == "explain" and is_for_jobs(model, selection):
-            await _accept(send, await self._background.submit(model, verb, rows, selection, key_of(scope).name))
+            owner = key_of(scope).name, account_of(scope)
+            await _accept(send, await self._background.submit(model, verb, rows, selection, *owner))
             self._figures[verb][model].refused(HTTPStatus.ACCEPTED)
             return
         accepted = preferred(headers.get(b"accept"), OFFERS[verb])
@@ -92,9 +93,8 @@ class PredictRoute(InferenceRoute):
         except DeadlineExceeded as late:
             if self._background is None:
                 raise
-            await _accept(
-                send, await self._background.take_over(late, model, verb, rows, selection, key_of(scope).name)
-            )
+            owner = key_of(scope).name, account_of(scope)
+            await _accept(send, await self._background.take_over(late, model, verb, rows, selection, *owner))
             self._figures[verb][model].refused(HTTPStatus.GATEWAY_TIMEOUT)
             return
         sources = [source for _, source in answers]

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 def runner(store: JobStore, events: EventLog, *, keep_seconds: float, keep_jobs: int) -> Runner:
     """It has nothing to do but to prune."""
-    return Runner(store, events, {}, [], JobLimits(60, keep_seconds, keep_jobs), metrics=Metrics(Book(1)))
+    return Runner(store, events, {}, [], JobLimits(60, keep_seconds, keep_jobs, 1 << 30), metrics=Metrics(Book(1)))
 
 
 async def finish(store: JobStore, jobs: Jobs) -> str:

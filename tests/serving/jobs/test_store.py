@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -12,9 +13,9 @@ import pytest
 
 from serving.errors import JobNotFound, QueueFull
 from serving.events.log import EventLog
-from serving.jobs.job import Backoff, Counts, Job
+from serving.jobs.job import Backoff, Counts, Job, JobRequest
 from serving.jobs.results import whole_result
-from serving.jobs.store import RETRY_AFTER_SECONDS, JobStore
+from serving.jobs.store import KEPT_FIELDS, RETRY_AFTER_SECONDS, JobStore, QueueLimits
 from tests.serving.conftest import until
 from tests.serving.jobs.conftest import LEASE, Jobs, adds_a_job, claim, claimed, complete, job_request
 
@@ -23,13 +24,19 @@ pytestmark = pytest.mark.anyio
 
 async def test_submitted_job_is_found_as_it_was_requested(store: JobStore) -> None:
     request = job_request(
-        parameters=b"\x00\xff", unique_key="u", idempotency_key="i", mutex="x", client="c", max_attempts=5
+        parameters=b"\x00\xff",
+        unique_key="u",
+        idempotency_key="i",
+        mutex="x",
+        client="c",
+        account="key:c",
+        max_attempts=5,
     )
     job = await store.submit(request)
     assert await store.get(job.id) == job
     assert (job.state, job.progress, job.attempts, job.chunks, job.chunks_done) == ("queued", 0.0, 0, 3, 0)
     assert (job.started, job.finished, job.error, job.owner, job.cancelling) == (None, None, "", "", False)
-    for name in ("operation", "model", "version", "parameters", "unique_key", "idempotency_key", "mutex", "client"):
+    for name in KEPT_FIELDS:
         assert getattr(job, name) == getattr(request, name)
     assert job.max_attempts == 5
     assert 1.7e9 <= job.created == job.due < 1e10
@@ -325,7 +332,7 @@ async def test_mutex_is_held_while_the_job_waits_to_be_tried_again(store: JobSto
 
 
 async def test_full_queue_refuses_new_jobs_and_says_when_to_come_back(jobs: Jobs) -> None:
-    store = jobs.open(max_queued=2)
+    store = jobs.open(limits=QueueLimits(jobs=2))
     same = await store.submit(job_request(unique_key="u"))
     await store.submit(job_request())
     with pytest.raises(QueueFull) as caught:
@@ -358,11 +365,11 @@ async def test_old_finished_jobs_are_pruned_with_all_they_had(store: JobStore, j
     old = await store.submit(job_request(inputs=(b"",), idempotency_key="k"))
     await complete(store, await claimed(store))
     waiting = await store.submit(job_request())
-    assert await store.prune(3600, 100) == 0
+    assert await store.prune(3600, 100, 1 << 30) == 0
     jobs.let_pass(0.02)
 
     async def pruned() -> int:
-        return await store.prune(0.01, 100)
+        return await store.prune(0.01, 100, 1 << 30)
 
     assert await until(pruned) == 1
     with pytest.raises(JobNotFound):
@@ -379,12 +386,12 @@ async def test_only_so_many_finished_jobs_are_kept(store: JobStore, jobs: Jobs) 
         finished.append(await store.submit(job_request(inputs=(b"",))))
         await complete(store, await claimed(store))
         jobs.let_pass(0.001)
-    assert await store.prune(3600, 2) == 3
+    assert await store.prune(3600, 2, 1 << 30) == 3
     for job in finished[:3]:
         with pytest.raises(JobNotFound):
             await store.get(job.id)
     assert (await store.counts()).done == 2
-    assert await store.prune(3600, 2) == 0
+    assert await store.prune(3600, 2, 1 << 30) == 0
 
 
 async def test_probe_leaves_no_job(store: JobStore) -> None:
@@ -554,23 +561,107 @@ async def test_request_whose_mutex_is_held_is_given_the_holder_although_its_key_
     assert await adds_a_job(store, job_request(idempotency_key="backup@2", mutex="schedule:backup"))
 
 
-async def test_waiting_jobs_are_limited_by_client(jobs: Jobs) -> None:
-    store = jobs.open(max_queued=4, max_queued_of_client=2)
-    mine = [await store.submit(job_request(client="mine")) for _ in range(2)]
-    with pytest.raises(QueueFull, match="too many jobs of this key are waiting"):
-        await store.submit(job_request(client="mine"))
-    await store.submit(job_request(client="theirs"))
+async def test_waiting_jobs_are_limited_by_account(jobs: Jobs) -> None:
+    store = jobs.open(limits=QueueLimits(jobs=4, jobs_of_account=2))
+    mine = [await store.submit(job_request(account="mine")) for _ in range(2)]
+    with pytest.raises(QueueFull, match="too many jobs of this client are waiting"):
+        await store.submit(job_request(account="mine"))
+    await store.submit(job_request(account="theirs"))
     await store.submit(job_request())
     with pytest.raises(QueueFull, match="too many jobs are waiting"):
-        await store.submit(job_request(client="theirs"))
+        await store.submit(job_request(account="theirs"))
     await store.cancel(mine[0].id)
-    await store.submit(job_request(client="mine"))
+    await store.submit(job_request(account="mine"))
     claimed_job = await claimed(store)
-    assert claimed_job.client == "mine"
-    await store.submit(job_request(client="mine"))
+    assert claimed_job.account == "mine"
+    await store.submit(job_request(account="mine"))
     await store.release(claimed_job.id, "a")
     with pytest.raises(QueueFull, match="are waiting"):
-        await store.submit(job_request(client="mine"))
+        await store.submit(job_request(account="mine"))
+
+
+def heavy(account: str, size: int = 100) -> JobRequest:
+    return job_request(account=account, inputs=(b"x" * (size // 2),) * 2)
+
+
+async def test_bytes_of_unfinished_jobs_are_limited_in_all_and_by_account(jobs: Jobs) -> None:
+    store = jobs.open(limits=QueueLimits(bytes=400, bytes_of_account=200))
+    mine = [await store.submit(heavy("mine")) for _ in range(2)]
+    with pytest.raises(QueueFull, match="the rows of this client's waiting jobs") as caught:
+        await store.submit(heavy("mine", 2))
+    assert caught.value.retry_after == RETRY_AFTER_SECONDS
+    await store.submit(heavy("theirs", 198))
+    with pytest.raises(QueueFull, match="the rows of waiting jobs take"):
+        await store.submit(heavy("", 4))
+    await store.submit(heavy("others", 2))
+    assert await adds_a_job(store, job_request(operation="train", inputs=(b"",))), "it brings no bytes"
+
+    running = await claimed(store)
+    assert running.id == mine[0].id
+    with pytest.raises(QueueFull):
+        await store.submit(heavy("mine"))  # what is running is still there
+    await store.release(running.id, "a")
+    await complete(store, await claimed(store))
+    await store.submit(heavy("mine"))
+    for end in (store.cancel(mine[1].id), fail(store)):
+        await end
+        await store.submit(heavy("mine"))
+        with pytest.raises(QueueFull):
+            await store.submit(heavy("mine", 2))
+
+
+async def fail(store: JobStore) -> None:
+    job = await claimed(store)
+    while job.account != "mine":
+        job = await claimed(store)
+    await store.fail(job.id, "a", "why", permanent=True)
+
+
+async def test_jobs_submitted_at_once_never_exceed_the_bytes(jobs: Jobs) -> None:
+    stores = [jobs.open(limits=QueueLimits(bytes=1000, bytes_of_account=300)) for _ in range(3)]
+    asked = [stores[number % 3].submit(heavy("mine")) for number in range(12)]
+    found = await asyncio.gather(*asked, return_exceptions=True)
+    assert sum(isinstance(one, Job) for one in found) == 3
+    assert all(isinstance(one, Job | QueueFull) for one in found)
+
+
+async def finish(store: JobStore, jobs: Jobs, account: str, size: int) -> str:
+    """The id of a job whose result has so many bytes."""
+    job = await store.submit(job_request(account=account, inputs=(b"",)))
+    claimed_job = await claimed(store)
+    assert claimed_job.id == job.id
+    await store.checkpoint(job.id, "a", LEASE, 0, b"x" * size)
+    await store.finish(job.id, "a")
+    jobs.let_pass(0.01)
+    return job.id
+
+
+async def kept(store: JobStore, ids: list[str]) -> list[bool]:
+    async def is_kept(job_id: str) -> bool:
+        with suppress(JobNotFound):
+            return bool(await store.get(job_id))
+        return False
+
+    return [await is_kept(job_id) for job_id in ids]
+
+
+async def test_many_finished_jobs_of_one_account_displace_none_of_another(store: JobStore, jobs: Jobs) -> None:
+    theirs = [await finish(store, jobs, "theirs", 10) for _ in range(2)]
+    mine = [await finish(store, jobs, "mine", 10) for _ in range(6)]
+    assert await store.prune(3600, 5, 1 << 30) == 3
+    assert await kept(store, theirs) == [True] * 2
+    assert await kept(store, mine) == [False] * 3 + [True] * 3
+    assert await store.prune(3600, 5, 1 << 30) == 0
+
+
+async def test_large_results_of_one_account_displace_none_of_another(store: JobStore, jobs: Jobs) -> None:
+    theirs = [await finish(store, jobs, "theirs", 2000) for _ in range(2)]
+    mine = [await finish(store, jobs, "mine", 4000) for _ in range(4)]
+    assert await store.prune(3600, 100, 17_000) == 1
+    assert await kept(store, theirs) == [True] * 2
+    assert await kept(store, mine) == [False] + [True] * 3
+    assert await store.prune(3600, 100, 8_100) == 2
+    assert await kept(store, theirs + mine) == [True] * 2 + [False] * 3 + [True]
 
 
 async def test_equal_keys_of_two_clients_are_two_jobs(store: JobStore) -> None:

@@ -12,7 +12,7 @@ from harness.servers import RedisServer
 from serving.jobs.job import JobRequest
 from serving.jobs.redis import RedisJobStore
 from serving.jobs.sqlite import SQLiteJobStore
-from serving.jobs.store import JobStore
+from serving.jobs.store import JobStore, QueueLimits
 from serving.schedules.parse import Action, Schedule, parse_schedules
 from tests.serving.conftest import Opener
 
@@ -21,7 +21,7 @@ class Instances(Opener):
     """Their jobs and schedules."""
 
     def open(self, max_queued: int = 1000) -> JobStore:
-        store: JobStore = self.open_either(SQLiteJobStore, RedisJobStore, max_queued=max_queued)
+        store: JobStore = self.open_either(SQLiteJobStore, RedisJobStore, limits=QueueLimits(jobs=max_queued))
         return store
 
 

@@ -15,7 +15,7 @@ import trustme
 
 from cache.redis import RedisTier
 from harness.servers import RedisServer, free_port, redis_server
-from serving.errors import InvalidRedisUrl, JobNotFound, StoreUnavailable
+from serving.errors import InvalidRedisUrl, JobNotFound, QueueFull, StoreUnavailable
 from serving.events.follow import Hub
 from serving.events.redis import RedisEventLog
 from serving.jobs.redis import RedisJobStore
@@ -223,12 +223,26 @@ async def test_nothing_that_is_kept_has_a_time_to_live(store: RedisJobStore, raw
 async def test_pruned_jobs_leave_no_keys_behind(store: RedisJobStore, raw: redis.Redis) -> None:
     await store.submit(job_request(unique_key="u", idempotency_key="i", mutex="x"))
     await complete(store, await claimed(store))
-    assert await store.prune(3600, 0) == 1
+    assert await store.prune(3600, 0, 1 << 30) == 1
     await store.probe()
     assert raw.ttl("forkserve:{jobs}:probe") > 0
     raw.delete("forkserve:{jobs}:probe")
     left = {key.decode().removeprefix("forkserve:") for key in raw.scan_iter()}
     assert left == {"{jobs}:counts", "{jobs}:operations", "{events}:stream", "{events}:first"}
+
+
+async def test_counts_that_are_wrong_lock_nobody_out(store: RedisJobStore, raw: redis.Redis) -> None:
+    await store.submit(job_request(account="key:a"))
+    for number in (1000, 1 << 40):
+        for name, field in (("waiting", "key:a"), ("held", "key:a"), ("held", "all")):
+            raw.hset(f"forkserve:{{jobs}}:{name}", field, number)
+        raw.delete("forkserve:{jobs}:recounted")
+        await store.submit(job_request(account="key:a"))
+    assert raw.hgetall("forkserve:{jobs}:waiting") == {b"key:a": b"3"}
+    assert raw.hgetall("forkserve:{jobs}:held") == {b"key:a": b"9", b"all": b"9"}
+    raw.hset("forkserve:{jobs}:held", "all", 1 << 40)
+    with pytest.raises(QueueFull):  # all is counted again only now and then
+        await store.submit(job_request())
 
 
 async def test_full_server_refuses_new_jobs_and_lets_the_others_be_worked_off(own_server: RedisServer) -> None:
@@ -255,7 +269,7 @@ async def test_full_server_refuses_new_jobs_and_lets_the_others_be_worked_off(ow
             assert len(await store.input(job.id, 0)) == 1_000_000
             await complete(store, job)
         assert (await store.counts()).done == kept
-        assert await store.prune(3600, 0) == kept
+        assert await store.prune(3600, 0, 1 << 30) == kept
     await store.close()
 
 
@@ -307,7 +321,7 @@ async def test_jobs_that_a_wrongly_configured_server_has_evicted_do_not_stop_the
     assert (await until(lambda: claim(store))).id == wanted.id
     with pytest.raises(JobNotFound):
         await store.get(running.id)
-    assert await store.prune(3600, 0) == 1
+    assert await store.prune(3600, 0, 1 << 30) == 1
 
 
 async def test_server_that_does_not_speak_redis_is_said() -> None:
