@@ -27,6 +27,9 @@ MAX_BESIDE_BYTES = 16 * 1024
 MAX_CHUNKS = 2000
 """Chunks to read at a stretch, of which each may be a byte: some milliseconds."""
 
+SMALL_CHUNK_BYTES, MAX_SMALL_CHUNKS = 16, 250_000
+"""A body may have so many smaller chunks: a third of a second. Bytes of larger ones cost little more than others."""
+
 MAX_REMEMBERED_BYTES = 1024
 """A head of fewer bytes is remembered: most clients send the same one again and again, but for their bodies."""
 
@@ -95,6 +98,7 @@ class RequestParser:
         self._is_first_chunk = True
         self._beside = 0
         """Bytes of a chunked body that are neither sizes nor data."""
+        self._small_chunks = 0
 
     @property
     def is_reading(self) -> bool:
@@ -126,7 +130,7 @@ class RequestParser:
         parse = parse_repeated_head if end - start < MAX_REMEMBERED_BYTES else parse_head
         head = parse(data[start : end + 2])
         self._in_message, self._keep_alive = True, head.keep_alive
-        self._left, self._beside, self._is_first_chunk = head.length, 0, True
+        self._left, self._beside, self._small_chunks, self._is_first_chunk = head.length, 0, 0, True
         self._receiver.on_head(head)
         if head.is_chunked:
             self._read = self._read_chunks
@@ -175,8 +179,15 @@ class RequestParser:
         else:
             self.has_more = position < len(data)
         if body := b"".join(pieces):
+            if len(body) < SMALL_CHUNK_BYTES * len(pieces):
+                self._count_small(len(pieces))
             self._receiver.on_body(body)
         return position
+
+    def _count_small(self, chunks: int) -> None:
+        self._small_chunks += chunks
+        if self._small_chunks > MAX_SMALL_CHUNKS:
+            _refuse("the chunks are too small")
 
     def _check_unfinished_size(self, data: bytes, position: int) -> None:
         start = FIRST_CHUNK_START if self._is_first_chunk else NEXT_CHUNK_START
