@@ -34,6 +34,11 @@ MAX_REMEMBERED_BYTES = 1024
 """A head of fewer bytes is remembered: most clients send the same one again and again, but for their bodies."""
 
 METHODS = frozenset(b"GET HEAD POST PUT PATCH DELETE OPTIONS TRACE CONNECT PROPFIND PROPPATCH MKCOL COPY MOVE".split())
+ALONE = frozenset(
+    (b"host", b"content-length", b"content-type", b"content-encoding", b"authorization", b"x-api-key", b"x-admin-token")
+)
+"""Headers that come once: of two, a proxy may go by the one and the service by the other."""
+
 REQUEST_LINE = re.compile(rb"([A-Z]{1,20}) ([\x21-\x7e]+) HTTP/(1\.[01])\r\n")
 REQUEST_LINE_START = re.compile(rb"[A-Z]{1,20}(?: |$)")
 FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([^\x00-\x08\x0a-\x1f\x7f]*)\r\n")
@@ -302,9 +307,11 @@ parse_repeated_head = lru_cache(maxsize=128)(parse_head)
 
 
 def _join_repeated(headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """Headers by name, those that come several times as the list that they are; none that must be alone is valid so."""
+    """Headers by name, those that come several times as the list that they are. Raises Refused."""
     named: dict[bytes, bytes] = {}
     for name, value in headers:
+        if name in named and name in ALONE:
+            _refuse(f"{name.decode()} may come once")
         named[name] = named[name] + b", " + value if name in named else value
     return named
 
