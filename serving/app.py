@@ -35,6 +35,7 @@ from serving.http.body import Bodies
 from serving.http.cors import Origins
 from serving.http.edge import Edge
 from serving.http.keys import ADMIN, ANY, Key, Keys, digest_of, parse_entries
+from serving.http.pages.routes import pages_router
 from serving.http.problems import render, status_of
 from serving.http.protocols.route import Protocol, ProtocolRoute
 from serving.http.rate_limit import Limiter, Limiters
@@ -110,7 +111,8 @@ class Application:
         service, settings = self.service, self.settings
         hot_path = PredictRoute(service, self.streams)
         protocols = [ProtocolRoute(service, protocol) for protocol in make_protocols(service)]
-        api = make_api(service, self.streams, self.keys, lambda _api: self._running())
+        pages = [pages_router(service, hot_path, self.keys)] if settings.pages else []
+        api = make_api(service, self.streams, self.keys, lambda _api: self._running(), pages)
 
         async def timed(scope: Scope, receive: Receive, send: Send) -> None:
             started = time.perf_counter()

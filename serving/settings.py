@@ -226,6 +226,7 @@ class Settings:
     )
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "`debug`, `info`, `warning` or `error`")
     access_log: bool = setting(True, "log every request and prediction")
+    pages: bool = setting(True, "serve web pages for people beside the API")
     otel_exporter_otlp_endpoint: str = setting(
         "", "OpenTelemetry collector, such as `http://host:4318`; empty for none"
     )

@@ -256,8 +256,10 @@ def _target_prediction(layout: Layout, target: Target) -> Schema:
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
-def make_api(service: Service, streams: Streams, keys: Keys, lifespan: Lifespan) -> FastAPI:
-    """The app of all routes; if no key has the scope `admin`, it has no admin routes."""
+def make_api(
+    service: Service, streams: Streams, keys: Keys, lifespan: Lifespan, pages: Sequence[APIRouter] = ()
+) -> FastAPI:
+    """The app of all routes, and of `pages`; if no key has the scope `admin`, it has no admin routes."""
     api = _API(
         title="forkserve",
         version=importlib.metadata.version("forkserve"),
@@ -285,6 +287,7 @@ def make_api(service: Service, streams: Streams, keys: Keys, lifespan: Lifespan)
         entities_router(service, streams),
         outcomes_router(service),
         jobs_router(service, streams),
+        *pages,
     ]
     if keys.can_have_admin:
         routers.append(admin_router(service, streams))

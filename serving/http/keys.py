@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import parse_qs
@@ -38,14 +39,28 @@ NEEDED: Mapping[str, frozenset[str]] = {scope: frozenset({scope, "admin"}) for s
 """The scopes of which a key needs one, by the scope that is asked for: `admin` implies all others."""
 
 PATHS = re.compile(
-    r"(?P<open>/|/docs|/openapi\.json|/health(?:/.*)?)"
-    r"|(?P<predict>/v1/models/[^/:]*(?:/versions/[^/:]*)?:(?:predict|explain)|/v1/jobs(?:/.*)?)"
+    r"(?P<open>/openapi\.json|/pages/.*|/health(?:/.*)?)"
+    r"|(?P<page>/|/docs|/admin|/(?:models|monitoring|entities|jobs)/[^/]*|/models/[^/]*/(?:versions|batch|importance))"
+    r"|(?P<predict>/v1/models/[^/]*(?:/versions/[^/]*)?:(?:predict|explain)|/v1/jobs(?:/.*)?)"
     r"|(?P<data>/v1/entities(?:/.*)?|/v1/predictions(?:/.*)?|/v1/models/[^/]*/outcomes)"
     r"|(?P<models>/v1/models(?:/.*)?)"
     r"|(?P<admin>/api/admin(?:/.*)?|/metrics)",
     re.DOTALL,
 )
 """Every path by what it is about; the scope also depends on the method, see `needed_scopes`."""
+
+TWINS: Mapping[re.Pattern[str], str] = {
+    re.compile(page): twin
+    for page, twin in {
+        r"/": r"/v1/models",
+        r"/docs": r"/openapi.json",
+        r"/(models/[^/]*)(?:/.*)?": r"/v1/\1",
+        r"/(jobs/[^/]*)": r"/v1/\1",
+        r"/(entities/[^/]*)": r"/v1/\1/records",
+        r"/admin|/monitoring/[^/]*": r"/api/admin/metrics",
+    }.items()
+}
+"""For the path of a page that of the JSON that it shows, whose key it takes."""
 
 MODEL = re.compile(r"/(?:[^/]+|api/admin)/models/([^/:]+)")
 """The model that a path names."""
@@ -58,8 +73,8 @@ MAX_FILE_BYTES = 1024 * 1024
 WATCH_SECONDS = 1.0
 """Seconds between two looks at the file of keys."""
 
-MAX_SENT_BYTES = 256
-"""Nothing longer is a key."""
+MAX_REMEMBERED = 256
+"""Bytes of a key, or characters of a path, for which it is remembered what was found; no key is longer."""
 
 USAGE = "send a key as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
 
@@ -98,6 +113,12 @@ class Key:
 
 NOBODY = Key("", b"", ANY)
 """Stands for whoever sends a request to an open service."""
+
+LOCKED = Key("", b"", frozenset(), models=frozenset({""}))
+"""Stands for whoever asks for a page without a key that may see what it shows; gets a page that asks for one."""
+
+PAGE = frozenset({"page"})
+"""What `needed_scopes` says of pages."""
 
 
 def key_of(scope: Scope) -> Key:
@@ -179,18 +200,32 @@ def _parse_expiry(text: str) -> float | None:
 
 def needed_scopes(method: str, path: str) -> frozenset[str] | None:
     """The scopes of which a key needs one; empty where none is needed, None for a path that is not known."""
+    return (_remembered_scopes if len(path) <= MAX_REMEMBERED else _scopes)(method, path)
+
+
+def _scopes(method: str, path: str) -> frozenset[str] | None:
     found = PATHS.fullmatch(path)
     if found is None:
         return None
     kind = found.lastgroup
     if kind == "open":
         return frozenset()
+    if kind == "page":
+        return PAGE
     is_reading = method in ("GET", "HEAD")
     if kind == "data":
         return NEEDED["read" if is_reading else "write"]
     if kind == "models":
         return ANY if is_reading else None
     return NEEDED[str(kind)]
+
+
+_remembered_scopes = lru_cache(1024)(_scopes)
+
+
+@lru_cache(1024)
+def _digest(sent: bytes) -> bytes:
+    return hashlib.sha256(sent).digest()
 
 
 class Keys:
@@ -208,7 +243,7 @@ class Keys:
         self._fixed = tuple(fixed)
         self._file = file
         self._admin_in_query = admin_in_query
-        self._stamp = self._seen = None if file is None else _stamp(file)
+        self._stamp = None if file is None else _stamp(file)
         self._look_at = time.monotonic() + WATCH_SECONDS
         self._by_digest = self._index(() if file is None else _read(file))
         self.can_have_admin = file is not None or any("admin" in key.scopes for key in self.listed)
@@ -223,6 +258,8 @@ class Keys:
         """The key that a request was sent with. Raises NotAuthorized, NotPermitted, RouteNotFound."""
         path, method = scope["path"], scope["method"]
         needed = needed_scopes(method, path)
+        if needed is PAGE:
+            return self._check_page(scope)
         if needed == frozenset() or (self.is_open and not (needed == ADMIN and self.can_have_admin)):
             return NOBODY
         key = self._find(self._sent(scope, needed))
@@ -235,6 +272,24 @@ class Keys:
         if key.models and (named := MODEL.match(path)):
             key.check_model(named[1])
         return key
+
+    def _check_page(self, scope: Scope) -> Key:
+        """The key that may see what a page shows, or LOCKED; `locked` in the state then says why."""
+        path = scope["path"]
+        twin = next(found.expand(twin) for page, twin in TWINS.items() if (found := page.fullmatch(path)))
+        try:
+            return self.check({**scope, "method": "GET", "path": twin})
+        except (NotAuthorized, NotPermitted) as error:
+            scope["state"]["locked"] = error
+            return LOCKED
+
+    def is_admin(self, scope: Scope) -> bool:
+        """Whether a request may see what only admins may see."""
+        try:
+            self.check({**scope, "method": "GET", "path": "/metrics"})
+        except (NotAuthorized, NotPermitted):
+            return False
+        return True
 
     def _sent(self, scope: Scope, needed: frozenset[str] | None) -> bytes:
         """What the request has been sent with as a key; empty for nothing."""
@@ -252,7 +307,7 @@ class Keys:
     def _find(self, sent: bytes) -> Key:
         if time.monotonic() >= self._look_at:
             self._look()
-        digest = hashlib.sha256(sent).digest() if len(sent) <= MAX_SENT_BYTES else b""
+        digest = _digest(sent) if len(sent) <= MAX_REMEMBERED else b""
         key = self._by_digest.get(digest)
         if key is None or not hmac.compare_digest(key.digest, digest):
             _refuse(sent)
@@ -261,17 +316,14 @@ class Keys:
         return key
 
     def _look(self) -> None:
-        """Read the file again if it has changed. A file that cannot be used changes nothing, and is logged once.
-
-        It is read when it is the same at two looks: half an entry may be a key for more than the whole.
-        """
+        """Read the file again if it has changed. A file that cannot be used changes nothing, and is logged once."""
         self._look_at = time.monotonic() + WATCH_SECONDS
         if self._file is None:
             return
-        before, self._seen = self._seen, _stamp(self._file)
-        if not self._seen == before != self._stamp:
+        stamp = _stamp(self._file)
+        if stamp == self._stamp:
             return
-        self._stamp = self._seen
+        self._stamp = stamp
         try:
             self._by_digest = self._index(_read(self._file))
         except InvalidSetting as error:

@@ -1,0 +1,1 @@
+"""The web pages: each shows a person what the JSON API answers to a program."""
