@@ -49,6 +49,7 @@ from registry.rows.features import Feature, Rows
 from registry.rows.schema import Schema
 from registry.store.code import CODE, OwnCode, dump_pickle, plain, write_files
 from registry.store.directory import NAME, directories, version_order
+from registry.store.distributions import Distributions, describe
 from registry.store.intake import Wishes, decide_schema, instances_of
 from registry.store.loader import load_version
 from registry.store.manifest import ExplainerRecord, Manifest, TrainingRecord, write_manifest
@@ -112,7 +113,6 @@ def add_trained(
     draft = _examine(trained, accepting)
     layout = _labelled(draft.layout, trained.labels)
     metrics = draft.measure(trained) | draft.measure_custom(trained, layout, artefact.code)
-    conformal = draft.calibrate(trained)
     background = _spread(draft.rows, BACKGROUND_ROWS)
     manifest = Manifest(
         name=name,
@@ -133,13 +133,14 @@ def add_trained(
         classes=() if layout.is_named else layout.targets[0].classes,
         outputs=layout.parts,
         targets=layout.targets if layout.is_named else (),
-        conformal=conformal,
+        conformal=draft.calibrate(trained),
         groups=checked_groups(trained.groups, draft.schema.names),
         feature_labels=checked_labels(trained.feature_labels, (*draft.schema.names, *trained.groups)),
         example=draft.schema.instance(background[len(background) // 2]),
         background=tuple(tuple(draft.schema.instance(row).values()) for row in background),
         expected=tuple(map(tuple, draft.compute(background[:EXPECTED_ROWS]).tolist())),
         baseline=_baseline(layout, draft.outputs),
+        distributions=describe(draft.schema.features, draft.rows, layout, draft.outputs),
         metrics=metrics,
         custom_metrics=dict(trained.metrics),
         source=trained.source,
@@ -406,6 +407,15 @@ def _record_explainer(model: LoadedModel) -> ExplainerRecord | None:
     )
 
 
+def _most_important(manifest: Manifest, explainer: ExplainerRecord | None) -> Distributions | None:
+    """The distributions that a manifest has room for; a feature is as important as the group that it is in."""
+    if manifest.distributions is None:
+        return None
+    importance = {} if explainer is None else explainer.importance
+    of_members = {one: importance.get(group, 0.0) for group, members in manifest.groups.items() for one in members}
+    return manifest.distributions.trimmed(importance | of_members)
+
+
 def _describe(estimator: Any) -> str:
     steps = [step for _, step in getattr(estimator, "steps", None) or [("", estimator)]]
     # a booster's own class, not ours around it
@@ -469,7 +479,8 @@ def _write(root: Path, directory: Path, manifest: Manifest, artefact: Artefact) 
         write_files(unnamed / CODE, artefact.code)
         write_manifest(unnamed, manifest)
         explainer = _record_explainer(load_version(scratch, unnamed))
-        write_manifest(unnamed, msgspec.structs.replace(manifest, explainer=explainer))
+        described = _most_important(manifest, explainer)
+        write_manifest(unnamed, msgspec.structs.replace(manifest, explainer=explainer, distributions=described))
         directory.parent.mkdir(exist_ok=True)
         unnamed.rename(directory)
     except VersionRefused as error:

@@ -15,6 +15,7 @@ from registry.outputs import Label, Layout, Part, Target
 from registry.rows.features import Feature, Input
 from registry.store.code import CODE
 from registry.store.directory import NAME
+from registry.store.distributions import Distributions
 from registry.store.listing import FILENAME, decode_manifest
 
 
@@ -80,6 +81,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The kind of these entities; empty for those that have no kind."""
     explainer: ExplainerRecord | None = None
     """None for a version that was added before explainers were recorded, or where none fits."""
+    distributions: Distributions | None = None
+    """What is usual in the sample; None for a version of before this was recorded."""
     groups: dict[str, tuple[str, ...]] = {}
     """Features whose contributions are shown as one sum, by the name of the sum."""
     feature_labels: dict[str, str] = {}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Depends, Request
 
 from registry.model import LoadedModel
+from registry.outputs import Target
 from registry.registry import Registry
+from registry.rows.features import MAX_WHOLE, Feature
+from registry.store.distributions import Distribution
 from serving.http.keys import key_of
 from serving.http.representation import revalidate
 
@@ -75,12 +79,51 @@ def detail(registry: Registry, model: LoadedModel, *, show_examples: bool) -> di
         "metrics": manifest.metrics,
         "not_explained": model.not_explained,
         "importance": None if manifest.explainer is None else manifest.explainer.importance,
+        "distributions": _distributions(model),
         "example": model.example if show_examples else None,
         "features": [feature.name for feature in manifest.features],
         "schema": model.instance_schema,
         "groups": manifest.groups,
         "labels": manifest.feature_labels,
     }
+
+
+def _distributions(model: LoadedModel) -> dict[str, Any] | None:
+    """What was usual in the sample, as JSON: shares by value, or over bins between `edges`."""
+    found = model.manifest.distributions
+    if found is None:
+        return None
+    features = {feature.name: feature for feature in model.manifest.features}
+    targets = {target.name: target for target in model.layout.targets}
+    outputs = {name: _of_target(one, targets[name]) for name, one in found.outputs.items()}
+    return {
+        "rows": found.rows,
+        "features": {name: _of_feature(one, features[name]) for name, one in found.features.items()},
+        **({"outputs": outputs} if model.layout.is_named else {"output": outputs.get("")}),
+    }
+
+
+def _of_target(one: Distribution, target: Target) -> dict[str, Any]:
+    return _shares(one, (lambda cell: target.classes[int(cell)]) if target.classes else _number)
+
+
+def _of_feature(one: Distribution, feature: Feature) -> dict[str, Any]:
+    coded = feature.kind in ("category", "boolean", "datetime")
+    shown = _shares(one, feature.decode if coded else _number) | {"missing": one.missing / 1000}
+    return shown | {"counted": "characters"} if feature.kind == "text" else shown
+
+
+def _shares(one: Distribution, show: Callable[[float], Any]) -> dict[str, Any]:
+    shares = [share / 1000 for share in one.shares]
+    if one.values:
+        other = max(0, 1000 - one.missing - sum(one.shares)) / 1000
+        return {"values": [show(value) for value in one.values], "shares": shares, "other": other}
+    return {"edges": [show(edge) for edge in one.edges], "shares": shares} if shares else {}
+
+
+def _number(cell: float) -> float:
+    """A whole number without a fraction."""
+    return int(cell) if cell.is_integer() and abs(cell) < MAX_WHOLE else cell
 
 
 def _explainer(model: LoadedModel) -> dict[str, Any] | None:

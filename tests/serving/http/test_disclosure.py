@@ -63,6 +63,21 @@ def test_hidden_examples_are_nowhere(hidden: Application) -> None:
     assert list(_members(ask_app(hidden, "GET", "/openapi.json").json(), "example")) == []
 
 
+def test_distributions_are_shares_of_many_rows(hidden: Application) -> None:
+    for model in hidden.service.registry:
+        found = ask_app(hidden, "GET", f"/v1/models/{model.name}").json()["distributions"]
+        assert set(found["features"]) == set(model.schema.names)
+        for one in (*found["features"].values(), found["output"]):
+            shares = sum(one["shares"]) + one.get("missing", 0.0) + one.get("other", 0.0)
+            assert shares == pytest.approx(1.0, abs=0.01)
+            assert len(one["values"] if "values" in one else one["edges"][1:]) == len(one["shares"])
+        for feature in model.manifest.features:
+            if feature.kind == "category":
+                assert set(found["features"][feature.name]["values"]) <= set(feature.categories)
+        if model.labels.classes:
+            assert set(found["output"]["values"]) <= set(model.labels.classes)
+
+
 def test_commands_make_an_instance_up_where_examples_are_hidden(hidden: Application) -> None:
     for model in hidden.service.registry:
         instance = make_instance(ask_app(hidden, "GET", f"/v1/models/{model.name}").json()["schema"])
