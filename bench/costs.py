@@ -2,21 +2,25 @@
 
 Each body of 4 MB goes to every route that takes one, within one process, so that its processor time is all its own:
 how much it took, the longest stretch for which the event loop looked after nobody else, and the time a byte. Then a
-real service: the memory that 100 unfinished bodies of one client take, and how long its health takes meanwhile.
+real service: the memory that 100 unfinished bodies of one client take; and how long its health takes while clients of
+each kind of `bench.attackers` come. Exits with 1 if a bound is broken.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
+import gc
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
+from bench.attackers import ATTACKS, BYTES, GOOD, ROW, attacked
 from bench.pace import quantile
 from bench.table import Table
 from examples.train import DEMOS, train
@@ -27,9 +31,8 @@ from serving.process.kernel import read_rss
 from serving.settings import Settings
 from serving.telemetry import logs
 
-BYTES = 4 * 1024 * 1024
-ROW = [13.2, 1.78, 2.14, 11.2, 100, 2.65, 2.76, 0.26, 1.28, 4.38, 1.05, 3.4, 1050]
-GOOD = json.dumps(ROW).encode()
+KEY = "a-key-only-for-this-run"
+MAX_STRETCH_SECONDS, MAX_SECONDS, MAX_MB, MAX_HEALTH_MS = 0.05, 1.0, 64, 100
 SLOW = b"[" + b",".join([b"1e308"] * len(ROW)) + b"]"
 NAMES = b",".join(b'"%x":0' % number for number in range(300_000))
 JOB = b'"operation":"predict","model":"wine",'
@@ -135,56 +138,104 @@ async def cost(app: Application, path: str, content: bytes) -> tuple[int, float,
     return statuses[0], seconds, longest
 
 
-async def measure(app: Application, *, everything: bool) -> None:
-    """Print the worst body of each route, or all."""
-    table = Table("route", "body", "MB", "status", "processor ms", "stretch ms", "ns/byte")
+async def measure(app: Application, *, everything: bool) -> bool:
+    """Print the worst body of each route, or all; True if each keeps the bounds."""
+    table, is_well = Table("route", "body", "MB", "status", "processor ms", "stretch ms", "ns/byte"), True
     worst: dict[str, list[tuple[float, tuple[object, ...]]]] = {}
+    gc.collect()
+    gc.freeze()  # as a master does before it forks; a collection would look like a stretch of work
     async with AsyncExitStack() as closing:
         await app.service.open(closing)
         for path, name, content in bodies():
             status, seconds, stretch = await cost(app, path, content)
             cells = (name, f"{len(content) / 1e6:.1f}", status, f"{seconds * 1e3:.0f}", f"{stretch * 1e3:.0f}")
+            is_well &= seconds <= MAX_SECONDS and stretch <= MAX_STRETCH_SECONDS
             row = (*cells, f"{seconds / len(content) * 1e9:.0f}")
             worst.setdefault(path, []).append((max(seconds, 20 * stretch), row))
     for path, rows in worst.items():
         for _, figures in sorted(rows, key=lambda one: -one[0])[: None if everything else 2]:
             table.add(path, *figures)
     print(table)
+    return is_well
 
 
-def hold(service: Service, connections: int) -> None:
-    """Print what the unfinished bodies of one client take in memory, and the health of the service meanwhile."""
+def hold(service: Service, connections: int) -> bool:
+    """Print what the unfinished bodies of one client take in memory; True if it is not too much."""
 
     def memory() -> float:
         return sum(read_rss(pid) for pid in service.workers) / 1e6
 
     content = b'{"instances":[' + b" " * (BYTES - 16)
-    head = request("/v1/models/wine:predict", content_length=str(BYTES))
-    before, most, seconds = memory(), 0.0, []
+    head = request("/v1/models/wine:predict", content_length=str(BYTES), x_api_key=KEY)
+    before, most = memory(), 0.0
     with ExitStack() as stack:
         for _ in range(connections):
-            connection = stack.enter_context(Connection(service))
-            connection.send(head + content)
-            started = time.perf_counter()
-            assert ask(service, request("/health/live", method="GET")).status == 200
-            seconds.append(time.perf_counter() - started)
+            stack.enter_context(Connection(service)).send(head + content)
             most = max(most, memory() - before)
-    print(f"{connections} unfinished bodies of 4 MB: {most:.0f} MB; health p99 {quantile(seconds, 0.99):.1f} ms")
+    print(f"\n{connections} unfinished bodies of 4 MB: {most:.0f} MB\n")
+    return most <= MAX_MB
+
+
+class Probe(threading.Thread):
+    """Asks for the health again and again."""
+
+    def __init__(self, service: Service) -> None:
+        super().__init__()
+        self._service = service
+        self._over = threading.Event()
+        self.seconds: list[float] = []
+
+    def run(self) -> None:
+        """Until it is over."""
+        while not self._over.wait(0.01):
+            started = time.perf_counter()
+            is_well = ask(self._service, request("/health/live", method="GET")).status == 200
+            self.seconds.append(time.perf_counter() - started if is_well else float("inf"))
+
+    def stop(self) -> None:
+        """Wait for its last answer."""
+        self._over.set()
+        self.join()
+
+
+def endure(service: Service, seconds: float, only: str) -> bool:
+    """Print how long the health takes under each kind of attack; True if that is short."""
+    table, is_well = Table("while there are", "clients", "health p50 ms", "p99 ms"), True
+    for name in ("", *(name for name in ATTACKS if only in name)):
+        probe = Probe(service)
+        with attacked(service.address, KEY, name) if name else nullcontext():
+            probe.start()
+            time.sleep(seconds)
+            probe.stop()
+        p99 = quantile(probe.seconds, 0.99)
+        is_well &= p99 <= MAX_HEALTH_MS
+        clients = ATTACKS[name].clients if name else 0
+        table.add(name or "no attackers", clients, f"{quantile(probe.seconds, 0.5):.1f}", f"{p99:.1f}")
+    print(table)
+    return is_well
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--all", action="store_true", help="every body, not only the two worst of each route")
     arguments.add_argument("--connections", type=int, default=100)
+    arguments.add_argument("--seconds", type=float, default=0.7, help="of each kind of attack")
+    arguments.add_argument("--only", default="", help="kinds of attack whose names have these words, and nothing else")
     options = arguments.parse_args()
     logs.configure("error")
     with tempfile.TemporaryDirectory() as directory:
         models = Path(directory) / "models"
         train(next(demo for demo in DEMOS if demo.name == "wine"), models)
         settings = Settings(model_dir=models, data_dir=Path(directory) / "data", access_log=False)
-        asyncio.run(measure(build(settings, build_alerts(settings)), everything=options.all))
-        with Service({"MODEL_DIR": str(models), "ACCESS_LOG": "false", "MAX_REQUESTS": "0"}) as service:
-            hold(service, options.connections)
+        is_well = True
+        if not options.only:
+            is_well &= asyncio.run(measure(build(settings, build_alerts(settings)), everything=options.all))
+        environ = {"MODEL_DIR": str(models), "API_KEY": KEY, "ACCESS_LOG": "false", "MAX_REQUESTS": "0"}
+        with Service(environ) as service:
+            if not options.only:
+                is_well &= hold(service, options.connections)
+            is_well &= endure(service, options.seconds, options.only)
+    sys.exit(0 if is_well else 1)
 
 
 if __name__ == "__main__":

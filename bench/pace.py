@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
 from time import perf_counter
@@ -31,9 +31,10 @@ def quantile(seconds: list[float], share: float) -> float:
 class Pace:
     """Sends each request on a connection that is free then, or on a new one."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, make_connection: Callable[[], Connection] = Connection) -> None:
         parts = urlsplit(address)
         self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
+        self._make_connection = make_connection
         self._free: list[Connection] = []
         self._answered: list[Answered] = []
 
@@ -72,5 +73,6 @@ class Pace:
             connection = self._free.pop()
             if connection.usable:
                 return connection
-        _, connection = await asyncio.get_running_loop().create_connection(Connection, self._host, self._port)
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_connection(self._make_connection, self._host, self._port)
         return connection

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-TOPS = ("main.py", "forkserve.py", "assembly", "cache", "commands", "registry", "remote", "serving")
+TOPS = ("main.py", "forkserve", "forkserve.py", "assembly", "cache", "commands", "registry", "remote", "serving")
 """The places of product code in a checkout; some exist only in earlier versions."""
 
 IN_SERVING = ("assembly", "commands", "remote", "serving")

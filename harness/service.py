@@ -94,8 +94,12 @@ class Service:
         """All it has written so far, in whole lines: a line that is just being written may be read by half."""
         if self._log.closed:
             return self._whole_log
-        written = os.pread(self._log.fileno(), os.fstat(self._log.fileno()).st_size, 0)
-        return written[: written.rfind(b"\n") + 1].decode()
+        return self.log_after(0).decode()
+
+    def log_after(self, start: int) -> bytes:
+        """The whole lines that it has written so far after its first `start` bytes."""
+        written = os.pread(self._log.fileno(), os.fstat(self._log.fileno()).st_size - start, start)
+        return written[: written.rfind(b"\n") + 1]
 
     def events(self, event: str) -> list[dict[str, Any]]:
         """The log lines whose event begins so."""

@@ -47,6 +47,10 @@ class UnsupportedBody(ServingError):
     """The body has an unsupported type or encoding."""
 
 
+class UnsupportedCoding(UnsupportedBody):
+    """The body is compressed in a way that is not taken."""
+
+
 class BodyTooLarge(ServingError):
     """The body has more bytes than are allowed."""
 

@@ -17,6 +17,7 @@ WINGS = (
     "main",
     "forkserve",
     "serving.cli",
+    "serving.client",
     "serving.master",
     "serving.app",
     "serving.stores",
@@ -42,7 +43,7 @@ WINGS = (
 )
 """From the top down: a module imports from its own wing and from those below it."""
 
-PACKAGES = ("cache", "registry", "serving")
+PACKAGES = ("cache", "forkserve", "registry", "serving")
 HOLDERS_OF_SETTINGS = {"main", "serving.app", "serving.stores", "serving.cli", "serving.master"}
 
 
@@ -50,7 +51,6 @@ HOLDERS_OF_SETTINGS = {"main", "serving.app", "serving.stores", "serving.cli", "
 def modules() -> dict[str, ast.Module]:
     files = [
         ROOT / "main.py",
-        ROOT / "forkserve.py",
         *(path for name in PACKAGES for path in (ROOT / name).rglob("*.py")),
     ]
     return {".".join(path.relative_to(ROOT).with_suffix("").parts): ast.parse(path.read_text()) for path in files}
@@ -104,6 +104,17 @@ def test_the_cache_knows_neither_models_nor_http() -> None:
         for other in imported(tree)
         if other.split(".")[0] in forbidden
         if wing(other) != "serving.storage" or other.startswith("serving.storage.http")
+    }
+    assert found == set()
+
+
+def test_the_client_knows_nothing_of_the_service() -> None:
+    found = {
+        f"{module} imports {other}"
+        for module, tree in modules().items()
+        if module.startswith("serving.client")
+        for other in imported(tree)
+        if wing(other) not in (None, "serving.client")
     }
     assert found == set()
 

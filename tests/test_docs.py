@@ -46,7 +46,7 @@ def test_deployment_md_lists_no_setting_that_is_not_there() -> None:
 FILLED_IN = r"\{\w+\}|X(?:\.XXX)?s|\b(?:N|HIT|MISS|Prediction|Explanation|done)\b"
 """The parts of documented events that the code fills in."""
 
-PRODUCT = ("main.py", "forkserve.py", "registry", "cache", "serving")
+PRODUCT = ("main.py", "forkserve", "registry", "cache", "serving")
 
 
 def product_code() -> Iterator[tuple[str, str]]:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import importlib
 import io
 import lzma
+import sys
 import zlib
 from collections.abc import Callable
 from typing import Any, BinaryIO, cast
 
 from registry.errors import CannotRead
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 MAX_RATIO = 200
 FLOOR_BYTES = 1 << 30
@@ -21,8 +26,6 @@ MAX_LAYERS = 3
 """Compressions inside one another: a joblib file that was compressed, and compressed again by its user."""
 
 TRUNCATED = "is truncated: the file ends in the middle of its content; copy it again"
-
-ZSTD_LIBRARIES = ("compression.zstd", "backports.zstd", "pyzstd", "zstandard")
 
 
 def open_content(content: bytes) -> BinaryIO:
@@ -68,11 +71,7 @@ class _Bounded(io.RawIOBase):
             found = self.stream.read(len(buffer))
         except EOFError as error:
             raise CannotRead(TRUNCATED) from error
-        except (OSError, ValueError, zlib.error, lzma.LZMAError) as error:
-            raise CannotRead(f"is damaged: {error}") from error
-        except Exception as error:  # the errors of zstd libraries have no common class
-            if type(error).__name__ != "ZstdError":
-                raise
+        except (OSError, ValueError, zlib.error, lzma.LZMAError, zstd.ZstdError) as error:
             raise CannotRead(f"is damaged: {error}") from error
         self.size += len(found)
         check_size(self.size, self.compressed)
@@ -98,16 +97,6 @@ class _Zlib:
         return b""
 
 
-def _zstd(stream: BinaryIO) -> Any:
-    for name in ZSTD_LIBRARIES:
-        try:
-            library = importlib.import_module(name)
-        except ImportError:
-            continue
-        return library.ZstdDecompressor().stream_reader(stream) if name == "zstandard" else library.ZstdFile(stream)
-    raise CannotRead("is compressed with zstd, which needs Python 3.14, or `pip install backports.zstd`")
-
-
 def _lz4(_stream: BinaryIO) -> Any:
     raise CannotRead("is compressed with lz4; write it with another compression, such as joblib.dump(..., compress=3)")
 
@@ -117,7 +106,7 @@ MAGIC: tuple[tuple[bytes, Callable[[BinaryIO], Any]], ...] = (
     (b"BZh", bz2.BZ2File),
     (b"\xfd7zXZ\0", lzma.LZMAFile),
     (b"\x5d\0\0", lzma.LZMAFile),
-    (b"\x28\xb5\x2f\xfd", _zstd),
+    (b"\x28\xb5\x2f\xfd", zstd.ZstdFile),
     (b"\x04\x22\x4d\x18", _lz4),
     (b"x\x01", _Zlib),
     (b"x\x5e", _Zlib),

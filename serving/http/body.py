@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive
 
-from serving.errors import BodiesFull, BodyTooLarge, TooManyBytes, UnsupportedBody
+from serving.errors import BodiesFull, BodyTooLarge, TooManyBytes, UnsupportedBody, UnsupportedCoding
+from serving.http.coding import DECOMPRESSORS, TAKEN, inflate
 from serving.predict.pieces import Turns
 
 Headers = list[tuple[bytes, bytes]]
@@ -63,9 +64,19 @@ def body_type(headers: HeaderMap) -> bytes:
 
 
 def check_encoding(headers: HeaderMap) -> None:
-    """Raise UnsupportedBody if the body is compressed."""
-    if headers.get(b"content-encoding", b"identity") != b"identity":
-        raise UnsupportedBody("send the body without a content encoding")
+    """Raise UnsupportedCoding if the body is compressed in a way that HeldBody does not inflate."""
+    coding = coding_of_body(headers.items()) if b"content-encoding" in headers else b""
+    if coding and coding not in DECOMPRESSORS:
+        raise UnsupportedCoding(f"send the body as it is, or with one content encoding of {TAKEN.decode()}")
+
+
+def coding_of_body(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The one content coding of a body, in lower case; empty for none, and for `identity`."""
+    for name, value in headers:
+        if name == b"content-encoding":
+            coding = value.strip().lower()
+            return b"" if coding == b"identity" else coding
+    return b""
 
 
 async def read_body(headers: HeaderMap, receive: Receive, limit: int) -> bytes:
@@ -173,24 +184,42 @@ class Bodies:
 
 
 class HeldBody:
-    """The body of one request, which is counted while it arrives in parts."""
+    """The body of one request, which is inflated if it is compressed, and counted while it arrives in parts."""
 
-    __slots__ = ("_bodies", "_in_parts", "_receive", "bytes", "client")
+    __slots__ = ("_bodies", "_in_parts", "_inflated", "_receive", "bytes", "client")
 
-    def __init__(self, bodies: Bodies, client: bytes, receive: Receive) -> None:
+    def __init__(self, bodies: Bodies, client: bytes, receive: Receive, coding: bytes = b"") -> None:
+        """`coding` is the content coding of what `receive` returns; one that is unknown is left as it is."""
         self._bodies = bodies
         self._receive = receive
         self._in_parts = False
+        self._inflated = inflate(self._compressed(), coding) if coding in DECOMPRESSORS else None
         self.client = client
         self.bytes = 0
 
     async def receive(self) -> Message:
-        """The next message. Raises TooManyBytes, BodiesFull."""
-        message = await self._receive()
+        """The next message. Raises TooManyBytes, BodiesFull, NotJSON, ClientGone."""
+        message = await (self._receive() if self._inflated is None else self._next_inflated(self._inflated))
         if self._in_parts or message.get("more_body"):
             self._in_parts = True
             self._bodies.hold(self, len(message.get("body", b"")))
         return message
+
+    async def _compressed(self) -> AsyncIterator[bytes]:
+        more = True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            yield message.get("body", b"")
+            more = message.get("more_body", False)
+
+    async def _next_inflated(self, pieces: AsyncIterator[bytes]) -> Message:
+        """The next part of the body; the last one is empty, because only then it is known to be the last."""
+        piece = await anext(pieces, None)
+        if piece is None:
+            self._inflated = None
+        return {"type": "http.request", "body": piece or b"", "more_body": piece is not None}
 
     def release(self) -> None:
         """Called when the request is answered."""

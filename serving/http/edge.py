@@ -16,11 +16,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import TooManyRequests
 from serving.http import problems
-from serving.http.body import Bodies, ClientGone, Headers, HeldBody
+from serving.http.body import Bodies, ClientGone, Headers, HeldBody, coding_of_body
+from serving.http.coding import Compressor
 from serving.http.cors import Origins
 from serving.http.keys import Keys, key_of
 from serving.http.rate_limit import Limiters
-from serving.http.representation import MIN_COMPRESSED_BYTES, NO_STORE, NOSNIFF, Compressor, represent
+from serving.http.representation import MIN_COMPRESSED_BYTES, NO_STORE, NOSNIFF, represent
 from serving.telemetry.logs import CURRENT_KEY, CURRENT_REQUEST
 
 MAPPED = bytes(10) + b"\xff\xff"
@@ -138,7 +139,7 @@ class Edge:
             else:
                 if "warmup" not in scope["state"]:
                     await self._authorize(scope, exchange.headers)
-                body = HeldBody(self._bodies, client_of(scope), receive)
+                body = HeldBody(self._bodies, client_of(scope), receive, coding_of_body(scope["headers"]))
                 # an app need not know HEAD: its answer is that to GET, of which `exchange` sends no body
                 asked = {**scope, "method": "GET"} if exchange.is_head else scope
                 await self._app(asked, body.receive, exchange.send)

@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import parse_qs
@@ -41,7 +40,7 @@ NEEDED: Mapping[str, frozenset[str]] = {scope: frozenset({scope, "admin"}) for s
 PATHS = re.compile(
     r"(?P<open>/openapi\.json|/pages/.*|/health(?:/.*)?)"
     r"|(?P<page>/|/docs|/admin|/(?:models|monitoring|entities|jobs)/[^/]*|/models/[^/]*/(?:versions|batch|importance))"
-    r"|(?P<predict>/v1/models/[^/]*(?:/versions/[^/]*)?:(?:predict|explain)|/v1/jobs(?:/.*)?)"
+    r"|(?P<predict>/v1/models/[^/:]*(?:/versions/[^/:]*)?:(?:predict|explain)|/v1/jobs(?:/.*)?)"
     r"|(?P<data>/v1/entities(?:/.*)?|/v1/predictions(?:/.*)?|/v1/models/[^/]*/outcomes)"
     r"|(?P<models>/v1/models(?:/.*)?)"
     r"|(?P<admin>/api/admin(?:/.*)?|/metrics)",
@@ -73,8 +72,8 @@ MAX_FILE_BYTES = 1024 * 1024
 WATCH_SECONDS = 1.0
 """Seconds between two looks at the file of keys."""
 
-MAX_REMEMBERED = 256
-"""Bytes of a key, or characters of a path, for which it is remembered what was found; no key is longer."""
+MAX_SENT_BYTES = 256
+"""Nothing longer is a key."""
 
 USAGE = "send a key as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
 
@@ -200,10 +199,6 @@ def _parse_expiry(text: str) -> float | None:
 
 def needed_scopes(method: str, path: str) -> frozenset[str] | None:
     """The scopes of which a key needs one; empty where none is needed, None for a path that is not known."""
-    return (_remembered_scopes if len(path) <= MAX_REMEMBERED else _scopes)(method, path)
-
-
-def _scopes(method: str, path: str) -> frozenset[str] | None:
     found = PATHS.fullmatch(path)
     if found is None:
         return None
@@ -218,14 +213,6 @@ def _scopes(method: str, path: str) -> frozenset[str] | None:
     if kind == "models":
         return ANY if is_reading else None
     return NEEDED[str(kind)]
-
-
-_remembered_scopes = lru_cache(1024)(_scopes)
-
-
-@lru_cache(1024)
-def _digest(sent: bytes) -> bytes:
-    return hashlib.sha256(sent).digest()
 
 
 class Keys:
@@ -243,7 +230,7 @@ class Keys:
         self._fixed = tuple(fixed)
         self._file = file
         self._admin_in_query = admin_in_query
-        self._stamp = None if file is None else _stamp(file)
+        self._stamp = self._seen = None if file is None else _stamp(file)
         self._look_at = time.monotonic() + WATCH_SECONDS
         self._by_digest = self._index(() if file is None else _read(file))
         self.can_have_admin = file is not None or any("admin" in key.scopes for key in self.listed)
@@ -307,7 +294,7 @@ class Keys:
     def _find(self, sent: bytes) -> Key:
         if time.monotonic() >= self._look_at:
             self._look()
-        digest = _digest(sent) if len(sent) <= MAX_REMEMBERED else b""
+        digest = hashlib.sha256(sent).digest() if len(sent) <= MAX_SENT_BYTES else b""
         key = self._by_digest.get(digest)
         if key is None or not hmac.compare_digest(key.digest, digest):
             _refuse(sent)
@@ -316,14 +303,17 @@ class Keys:
         return key
 
     def _look(self) -> None:
-        """Read the file again if it has changed. A file that cannot be used changes nothing, and is logged once."""
+        """Read the file again if it has changed. A file that cannot be used changes nothing, and is logged once.
+
+        It is read when it is the same at two looks: half an entry may be a key for more than the whole.
+        """
         self._look_at = time.monotonic() + WATCH_SECONDS
         if self._file is None:
             return
-        stamp = _stamp(self._file)
-        if stamp == self._stamp:
+        before, self._seen = self._seen, _stamp(self._file)
+        if not self._seen == before != self._stamp:
             return
-        self._stamp = stamp
+        self._stamp = self._seen
         try:
             self._by_digest = self._index(_read(self._file))
         except InvalidSetting as error:

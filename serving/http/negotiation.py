@@ -41,15 +41,23 @@ def _rank(ranges: list[tuple[bytes, float]], offer: bytes) -> tuple[float, int, 
     return 0.0, 0, 0
 
 
+CODINGS = (b"zstd", b"gzip")
+"""Codings of answers, the quicker one first."""
+
+
+def coding_of(header: bytes | None) -> bytes:
+    """The content coding that an Accept-Encoding header likes best, as CODINGS has it; empty for none."""
+    return b"" if header is None else _coding_of(header[:MAX_HEADER_BYTES])
+
+
 @lru_cache(maxsize=128)
-def _accepts_gzip(header: bytes) -> bool:
-    named = dict(qualities(header))
-    return named.get(b"gzip", named.get(b"x-gzip", named.get(b"*", 0.0))) > 0
-
-
-def accepts_gzip(header: bytes | None) -> bool:
-    """Return whether an Accept-Encoding header allows gzip."""
-    return header is not None and _accepts_gzip(header[:MAX_HEADER_BYTES])
+def _coding_of(header: bytes) -> bytes:
+    named = {name.removeprefix(b"x-"): quality for name, quality in qualities(header)}
+    others = named.get(b"*", 0.0)
+    best = max(CODINGS, key=lambda coding: named.get(coding, others))
+    quality = named.get(best, others)
+    # without compression an answer is always acceptable, if the header does not say how much
+    return best if quality > 0 and quality >= named.get(b"identity", 0.0) else b""
 
 
 def qualities(header: bytes) -> list[tuple[bytes, float]]:

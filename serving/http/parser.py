@@ -27,10 +27,18 @@ MAX_BESIDE_BYTES = 16 * 1024
 MAX_CHUNKS = 2000
 """Chunks to read at a stretch, of which each may be a byte: some milliseconds."""
 
+SMALL_CHUNK_BYTES, MAX_SMALL_CHUNKS = 16, 250_000
+"""A body may have so many smaller chunks: a third of a second. Bytes of larger ones cost little more than others."""
+
 MAX_REMEMBERED_BYTES = 1024
 """A head of fewer bytes is remembered: most clients send the same one again and again, but for their bodies."""
 
 METHODS = frozenset(b"GET HEAD POST PUT PATCH DELETE OPTIONS TRACE CONNECT PROPFIND PROPPATCH MKCOL COPY MOVE".split())
+ALONE = frozenset(
+    (b"host", b"content-length", b"content-type", b"content-encoding", b"authorization", b"x-api-key", b"x-admin-token")
+)
+"""Headers that come once: of two, a proxy may go by the one and the service by the other."""
+
 REQUEST_LINE = re.compile(rb"([A-Z]{1,20}) ([\x21-\x7e]+) HTTP/(1\.[01])\r\n")
 REQUEST_LINE_START = re.compile(rb"[A-Z]{1,20}(?: |$)")
 FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([^\x00-\x08\x0a-\x1f\x7f]*)\r\n")
@@ -95,6 +103,7 @@ class RequestParser:
         self._is_first_chunk = True
         self._beside = 0
         """Bytes of a chunked body that are neither sizes nor data."""
+        self._small_chunks = 0
 
     @property
     def is_reading(self) -> bool:
@@ -126,7 +135,7 @@ class RequestParser:
         parse = parse_repeated_head if end - start < MAX_REMEMBERED_BYTES else parse_head
         head = parse(data[start : end + 2])
         self._in_message, self._keep_alive = True, head.keep_alive
-        self._left, self._beside, self._is_first_chunk = head.length, 0, True
+        self._left, self._beside, self._small_chunks, self._is_first_chunk = head.length, 0, 0, True
         self._receiver.on_head(head)
         if head.is_chunked:
             self._read = self._read_chunks
@@ -175,8 +184,15 @@ class RequestParser:
         else:
             self.has_more = position < len(data)
         if body := b"".join(pieces):
+            if len(body) < SMALL_CHUNK_BYTES * len(pieces):
+                self._count_small(len(pieces))
             self._receiver.on_body(body)
         return position
+
+    def _count_small(self, chunks: int) -> None:
+        self._small_chunks += chunks
+        if self._small_chunks > MAX_SMALL_CHUNKS:
+            _refuse("the chunks are too small")
 
     def _check_unfinished_size(self, data: bytes, position: int) -> None:
         start = FIRST_CHUNK_START if self._is_first_chunk else NEXT_CHUNK_START
@@ -291,9 +307,11 @@ parse_repeated_head = lru_cache(maxsize=128)(parse_head)
 
 
 def _join_repeated(headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """Headers by name, those that come several times as the list that they are; none that must be alone is valid so."""
+    """Headers by name, those that come several times as the list that they are. Raises Refused."""
     named: dict[bytes, bytes] = {}
     for name, value in headers:
+        if name in named and name in ALONE:
+            _refuse(f"{name.decode()} may come once")
         named[name] = named[name] + b", " + value if name in named else value
     return named
 

@@ -17,6 +17,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from registry import errors as model_errors
 from serving import errors
+from serving.http.coding import TAKEN as CODINGS_TAKEN
 
 CONTENT_TYPE = b"application/problem+json"
 
@@ -42,7 +43,7 @@ ERRORS: dict[HTTPStatus, tuple[type[Exception], ...]] = {
         errors.JobUnfinished,
     ),
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: (errors.BodyTooLarge, errors.TooManyInstances, errors.MemoryExceeded),
-    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: (errors.UnsupportedBody,),
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: (errors.UnsupportedBody, errors.UnsupportedCoding),
     HTTPStatus.UNPROCESSABLE_ENTITY: (
         errors.InvalidRequest,
         errors.InvalidRecord,
@@ -121,6 +122,8 @@ def render(
     headers = []
     if isinstance(error, errors.MethodNotAllowed):
         headers.append((b"allow", error.allowed.encode()))
+    if isinstance(error, errors.UnsupportedCoding):
+        headers.append((b"accept-encoding", CODINGS_TAKEN))
     if isinstance(error, errors.NotAuthorized):
         headers.append((b"www-authenticate", b'Bearer realm="forkserve"'))
     if isinstance(error, errors.NotPermitted) and error.scope:

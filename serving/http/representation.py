@@ -7,7 +7,6 @@ still are current. Everything else is data, `no-store`.
 from __future__ import annotations
 
 import asyncio
-import zlib
 from collections.abc import Iterable
 from functools import lru_cache
 from hashlib import blake2b
@@ -16,15 +15,28 @@ from starlette.responses import Response
 from starlette.types import Message
 
 from serving.http.body import Headers
-from serving.http.negotiation import accepts_gzip
+from serving.http.coding import Compressor, compress_well
+from serving.http.negotiation import coding_of
 
-MIN_COMPRESSED_BYTES = 2048
-"""Fewer bytes fit into two packets anyway."""
+MIN_COMPRESSED_BYTES = 1024
+"""Fewer bytes fit into one packet anyway."""
 
-MAX_BYTES_ON_LOOP = 64 * 1024
-"""More bytes are compressed on a thread; so many take about a millisecond."""
-
-COMPRESSIBLE = (b"application/json", b"application/problem+json", b"text/csv", b"text/html", b"text/plain")
+COMPRESSIBLE = frozenset(
+    {
+        b"application/json",
+        b"application/javascript",
+        b"application/openmetrics-text",
+        b"application/problem+json",
+        b"application/vnd.apache.arrow.stream",
+        b"image/svg+xml",
+        b"text/css",
+        b"text/csv",
+        b"text/html",
+        b"text/javascript",
+        b"text/plain",
+    }
+)
+"""Media types that are worth it; event streams are none, because every event would have to be flushed."""
 
 CACHED_BY_CLIENTS = "private, no-cache"
 REVALIDATED = (b"cache-control", CACHED_BY_CLIENTS.encode())
@@ -56,60 +68,40 @@ async def represent(asked: Iterable[tuple[bytes, bytes]], start: Message, messag
     if not (is_document or is_compressible):
         return None
     wanted = dict(asked)
-    compresses = is_compressible and accepts_gzip(wanted.get(b"accept-encoding"))
+    coding = coding_of(wanted.get(b"accept-encoding")) if is_compressible else b""
     if is_compressible:
         start["headers"].insert(0, VARY)
     if is_document:
-        tag = entity_tag(body, compresses)
+        tag = entity_tag(body, coding)
         start["headers"].append((b"etag", tag))
         if matches(wanted.get(b"if-none-match"), tag):
             start["status"], message["body"] = 304, b""
             start["headers"] = without(start["headers"], b"content-length", b"content-type")
             return None
-    if not compresses:
+    if not coding:
         return None
-    start["headers"] = [*without(start["headers"], b"content-length"), (b"content-encoding", b"gzip")]
+    start["headers"] = [*without(start["headers"], b"content-length"), (b"content-encoding", coding)]
     if not is_whole:
-        compressor = Compressor()
+        compressor = Compressor(coding)
         await compressor.compress(message)
         return compressor
     if is_document:
-        message["body"] = await asyncio.to_thread(_compressed_document, body)
+        message["body"] = await asyncio.to_thread(_compressed_document, body, coding)
     else:
-        await Compressor().compress(message)
+        await Compressor(coding).compress(message)
     start["headers"].append((b"content-length", b"%d" % len(message["body"])))
     return None
 
 
-class Compressor:
-    """Compresses an answer, part by part."""
-
-    def __init__(self) -> None:
-        # level 1: a third of the time of the default, for a few more bytes
-        self._gzip = zlib.compressobj(level=1, wbits=31)
-
-    async def compress(self, message: Message) -> None:
-        """Replace the body of a part."""
-        body, is_last = message.get("body", b""), not message.get("more_body", False)
-        if len(body) > MAX_BYTES_ON_LOOP:
-            message["body"] = await asyncio.to_thread(self._compress, body, is_last)
-        else:
-            message["body"] = self._compress(body, is_last)
-
-    def _compress(self, body: bytes, is_last: bool) -> bytes:  # noqa: FBT001 - called on a thread
-        done = self._gzip.compress(body)
-        return done + self._gzip.flush() if is_last else done
-
-
-@lru_cache(maxsize=2)
-def _compressed_document(body: bytes) -> bytes:
-    return zlib.compress(body, wbits=31)
-
-
 @lru_cache(maxsize=4)
-def entity_tag(body: bytes, is_compressed: bool) -> bytes:  # noqa: FBT001 - a key of the cache
-    """The ETag of a document; the compressed form has its own, as RFC 9110 asks for."""
-    return b'"%s%s"' % (blake2b(body, digest_size=12).hexdigest().encode(), b"-gzip" if is_compressed else b"")
+def _compressed_document(body: bytes, coding: bytes) -> bytes:
+    return compress_well(body, coding)
+
+
+@lru_cache(maxsize=6)
+def entity_tag(body: bytes, coding: bytes) -> bytes:
+    """The ETag of a document; each compressed form has its own, as RFC 9110 asks for."""
+    return b'"%s%s"' % (blake2b(body, digest_size=12).hexdigest().encode(), b"-" + coding if coding else b"")
 
 
 def matches(if_none_match: bytes | None, tag: bytes) -> bool:

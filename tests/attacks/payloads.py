@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
+import sys
+import zlib
+from collections.abc import Callable, Mapping
+
 from harness.wire import request
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 PATH = "/v1/models/wine:predict"
 ROW = (
@@ -20,6 +30,15 @@ ROW = (
     b"3.4",
     b"1050",
 )
+PACK: Mapping[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "x-gzip": gzip.compress,
+    "deflate": zlib.compress,
+    "zstd": zstd.compress,
+}
+"""Content codings of bodies."""
+UNPACK: Mapping[str, Callable[[bytes], bytes]] = {"gzip": gzip.decompress, "zstd": zstd.decompress}
+"""Content codings of answers."""
 MARKER = "Zq7marker"
 """Stands in hostile input, and never in an answer."""
 

@@ -104,6 +104,16 @@ def test_everything_received_is_answered_although_the_last_closes(answers: Answe
         request(PATH, body(), host=None),
         request(PATH, body(), host="localhost\r\nhost: localhost"),
         request(PATH, body(), host="localhost\r\nhost: evil.example"),
+        *(
+            request(PATH, body(), **{name: f"{value}\r\n{name.replace('_', '-')}: {value}"})
+            for name, value in {
+                "authorization": "Bearer x",
+                "x-api-key": "x",
+                "x-admin-token": "x",
+                "content_type": "application/json",
+                "content_encoding": "identity",
+            }.items()
+        ),
         request(PATH, body(), host="a b"),
         request(PATH, body(), host="user@localhost"),
         request(PATH, body(), host="localhost/path"),

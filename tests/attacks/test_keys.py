@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,10 +17,12 @@ import pytest
 from sklearn.linear_model import LinearRegression
 
 from harness.service import ADMIN_TOKEN, Service
-from harness.wire import ask, check_refusal, request
+from harness.wire import Connection, ask, check_refusal, request
 from registry.store.add import add_trained
 from registry.training.script import Trained
 from serving.app import Application, build, build_alerts
+from serving.errors import InvalidSetting, NotPermitted
+from serving.http.keys import MAX_FILE_BYTES, Keys
 from serving.jobs.job import JobRequest
 from serving.settings import Settings
 from tests.cases import cases
@@ -217,6 +220,61 @@ def test_a_route_that_nobody_gave_a_scope_is_there_for_the_admin_only(app: Appli
         assert send(app, operation, bearer(SECRETS["predict"]))[0] == 404
 
 
+def spelled_otherwise(path: str) -> Iterator[str]:
+    """Paths that a proxy may take for this one, or for another, as they come over the wire."""
+    yield "/" + path
+    yield "//localhost" + path
+    yield "/." + path
+    yield "/x/.." + path
+    yield path + "/"
+    yield path + "//"
+    yield path + "%20"
+    yield path + "%00"
+    yield path + ";x=1"
+    yield path + "#/health"
+    yield path + "?/health"
+    yield path.upper()
+    yield path.replace("/", "/%2e/", 1)
+    yield path.replace("/", "%2f").replace("%2f", "/", 1)
+    yield path.replace("/", "\\")
+    yield "".join(letter if letter in "/{}" else f"%{ord(letter):02x}" for letter in path)
+    yield "/health/live/.." + path
+    yield "/health/%2e%2e" + path
+    yield "/docs/.." + path
+    yield "http://localhost" + path
+
+
+def test_a_path_that_is_spelled_otherwise_opens_nothing(guarded: Service) -> None:
+    """Whatever the path is taken for, nothing is done for a client without a key."""
+    with cases() as case:
+        for operation, scope in OPERATIONS.items():
+            method, path = re.sub(r"{\w+}", "line", operation).split()
+            for spelled in spelled_otherwise(path) if scope != OPEN else ():
+                for asked in (method, "HEAD", "OPTIONS"):
+                    with case((asked, spelled)), Connection(guarded) as connection:
+                        connection.send(request(spelled, b"{}", asked))
+                        answer = connection.answer(to_head=asked == "HEAD")
+                        assert answer is not None
+                        assert answer.status in (400, 401, 404, 405)
+                        assert b"line" not in answer.body
+
+
+def test_of_two_keys_in_a_request_none_counts_by_accident(app: Application) -> None:
+    good, bad, narrow = SECRETS["read"], "nobody-has-this-key", SECRETS["write"]
+    operation = "GET /v1/entities"
+    for headers, status in (
+        ({"Authorization": f"Bearer {bad}", "X-API-Key": good}, 401),
+        ({"Authorization": f"Bearer {good}", "X-API-Key": bad}, 200),
+        ({"Authorization": f"Bearer {narrow}", "X-API-Key": good}, 403),
+        ({"Authorization": f"bearer   {good} "}, 200),
+        ({"Authorization": f"Bearer {good}, Bearer {bad}"}, 401),
+        ({"Authorization": f"Bearer\t{good}"}, 401),
+        ({"Authorization": "Basic Og==", "X-API-Key": good}, 200),
+        ({"X-API-Key": good, "X-Admin-Token": bad}, 200),
+    ):
+        assert send(app, operation, headers)[0] == status, headers
+
+
 def test_the_document_says_which_key_an_operation_takes(app: Application, line: Path) -> None:
     with cases() as case:
         for operation, said in documented(app).items():
@@ -368,6 +426,54 @@ def test_keys_are_exchanged_while_the_service_runs_and_a_broken_file_changes_not
     wait_for("Keys read again")
     check_refusal(ask(guarded, listing("the-first-of-two-keys")), 401)
     assert ask(guarded, listing("the-second-of-two-keys")).status == 200
+
+
+def test_half_a_file_of_keys_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its end, an entry may be a key for more."""
+    monkeypatch.setattr("serving.http.keys.WATCH_SECONDS", 0.0)
+    file = tmp_path / "keys"
+    whole = entry("narrow", NARROW, "predict", "", "other")
+    file.write_text(whole)
+    keys = Keys((), file)
+    scope = {"path": "/v1/models/line:predict", "method": "POST", "headers": [(b"x-api-key", NARROW.encode())]}
+
+    def is_refused() -> bool:
+        try:
+            keys.check(scope)
+        except NotPermitted:
+            return True
+        return False
+
+    assert is_refused()
+    for text in (whole.removesuffix(":other"), whole + "\n", whole.removesuffix(":other"), whole):
+        file.write_text(text)
+        assert is_refused(), "read while it was written"
+    file.write_text(whole.removesuffix(":other"))
+    assert [is_refused() for _ in range(2)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"# nothing\n", b"\xff\xfe" + b"a" * 100, b"a" * (MAX_FILE_BYTES + 1), b"first:12:predict", None, "pipe"],
+    ids=["empty", "comments", "not UTF-8", "too large", "broken", "gone", "a pipe"],
+)
+def test_a_file_of_keys_that_cannot_be_used_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | str | None
+) -> None:
+    monkeypatch.setattr("serving.http.keys.WATCH_SECONDS", 0.0)
+    file = tmp_path / "keys"
+    file.write_text(entry("first", OTHER, "predict"))
+    keys = Keys((), file)
+    file.unlink()
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content:
+        os.mkfifo(file)
+    scope = {"path": "/v1/jobs", "method": "POST", "headers": [(b"x-api-key", OTHER.encode())]}
+    assert [keys.check(scope).name for _ in range(3)] == ["first"] * 3
+    if content is not None:
+        with pytest.raises(InvalidSetting, match="API_KEYS_FILE"):
+            Keys((), file)
 
 
 def test_the_log_names_the_key_and_never_shows_it(guarded: Service) -> None:

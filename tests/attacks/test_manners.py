@@ -10,7 +10,7 @@ import pytest
 
 from harness.service import ADMIN_TOKEN, Service
 from harness.wire import Answer, Connection, ask, request
-from tests.attacks.payloads import GOOD, PATH, body, chunked
+from tests.attacks.payloads import GOOD, PATH, UNPACK, body, chunked
 
 BEARER = f"Bearer {ADMIN_TOKEN}"
 DOCUMENTS = ["/openapi.json", "/v1/models", "/v1/models/wine", "/v1/models/wine/versions/1"]
@@ -40,7 +40,7 @@ def finished_job(service: Service) -> str:
 
 
 @pytest.mark.parametrize("path", [*READABLE, "/nowhere", "/v1/jobs/none", "/v1/entities/x/predictions"])
-@pytest.mark.parametrize("coding", ["gzip", "identity"])
+@pytest.mark.parametrize("coding", ["gzip", "zstd", "identity"])
 def test_head_says_what_get_says_without_a_body(target: Service, path: str, coding: str) -> None:
     with Connection(target) as connection:
         for method in ("HEAD", "GET"):
@@ -124,11 +124,14 @@ def test_result_of_a_job_is_negotiated_and_compressed(
 ) -> None:
     url = f"{target.address}/v1/jobs/{finished_job}/result"
     plain = httpx.get(url, headers={"accept": accept, "accept-encoding": "identity"}, trust_env=False)
-    packed = httpx.get(url, headers={"accept": accept, "accept-encoding": "gzip"}, trust_env=False)
     assert plain.headers["content-type"].startswith(kind)
-    assert packed.headers["content-encoding"] == "gzip"
-    assert packed.num_bytes_downloaded < len(plain.content) / 5
-    assert packed.content == plain.content
+    for coding, unpack in UNPACK.items():
+        headers = {"accept": accept, "accept-encoding": coding}
+        with httpx.Client(trust_env=False) as client, client.stream("GET", url, headers=headers) as answer:
+            packed = b"".join(answer.iter_raw())
+        assert answer.headers["content-encoding"] == coding
+        assert len(packed) < len(plain.content) / 5
+        assert unpack(packed) == plain.content
 
 
 @pytest.mark.parametrize(
@@ -144,7 +147,7 @@ def test_another_character_set_is_refused(target: Service) -> None:
 
 
 @pytest.mark.parametrize("path", DOCUMENTS)
-@pytest.mark.parametrize("coding", ["gzip", "identity"])
+@pytest.mark.parametrize("coding", ["gzip", "zstd", "identity"])
 def test_document_that_the_client_has_is_not_sent_again(target: Service, path: str, coding: str) -> None:
     first = get(target, path, accept_encoding=coding)
     assert first.status == 200
@@ -158,26 +161,28 @@ def test_document_that_the_client_has_is_not_sent_again(target: Service, path: s
 
 
 @pytest.mark.parametrize(
-    ("coding", "is_packed"),
+    ("accepted", "coding"),
     [
-        ("gzip", True),
-        ("GZIP;q=0.5", True),
-        ("br, gzip", True),
-        ("*", True),
-        ("gzip;q=0", False),
-        ("*, gzip;q=0", False),
-        ("gzip;q=0.0, *", False),
-        ("identity", False),
-        ("gzipped", False),
+        ("gzip", "gzip"),
+        ("GZIP;q=0.5", "gzip"),
+        ("br, gzip", "gzip"),
+        ("gzip, deflate, br, zstd", "zstd"),
+        ("*", "zstd"),
+        ("gzip;q=0", None),
+        ("*, zstd;q=0", "gzip"),
+        ("gzip;q=0.0, *", "zstd"),
+        ("identity;q=0, gzip;q=0.1", "gzip"),
+        ("identity", None),
+        ("gzipped", None),
     ],
 )
 def test_large_answer_is_compressed_if_the_client_accepts_that(
-    target: Service, coding: str, *, is_packed: bool
+    target: Service, accepted: str, coding: str | None
 ) -> None:
-    plain, answer = get(target, "/openapi.json"), get(target, "/openapi.json", accept_encoding=coding)
-    assert ("content-encoding" in answer.headers) is is_packed
-    assert (gzip.decompress(answer.body) if is_packed else answer.body) == plain.body
-    assert (answer.headers["etag"] == plain.headers["etag"]) is not is_packed
+    plain, answer = get(target, "/openapi.json"), get(target, "/openapi.json", accept_encoding=accepted)
+    assert answer.headers.get("content-encoding") == coding
+    assert (answer.body if coding is None else UNPACK[coding](answer.body)) == plain.body
+    assert (answer.headers["etag"] == plain.headers["etag"]) is (coding is None)
     assert answer.headers["vary"] == plain.headers["vary"] == "Accept-Encoding"
 
 

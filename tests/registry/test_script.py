@@ -27,7 +27,12 @@ def test_users_import_from_one_module() -> None:
 
 
 def test_importing_that_module_is_cheap() -> None:
-    code = "import sys, forkserve; assert not {'numpy', 'pandas', 'sklearn', 'msgspec'} & set(sys.modules)"
+    code = "import sys, forkserve; assert not {'numpy', 'pandas', 'sklearn', 'msgspec', 'httpx'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_importing_the_client_imports_no_data_frames() -> None:
+    code = "import sys; from forkserve import Client; assert not {'numpy', 'pandas', 'sklearn'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -13,8 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serving.errors import RouteNotFound
-from serving.http.negotiation import accepts_gzip
-from serving.http.representation import CACHED_BY_CLIENTS, matches
+from serving.http.coding import compress_well
+from serving.http.negotiation import CODINGS, coding_of
+from serving.http.representation import CACHED_BY_CLIENTS, entity_tag, matches
 
 DIRECTORY = Path(__file__).parent / "static"
 
@@ -29,10 +29,9 @@ FOR_EVER = "public, max-age=31536000, immutable"
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """One file, in both forms in which it is sent."""
+    """One file, and the forms in which it is sent by their content coding; empty for none."""
 
-    content: bytes
-    compressed: bytes
+    forms: Mapping[bytes, bytes]
     media_type: str
     digest: str
 
@@ -46,7 +45,7 @@ class Assets:
         self.version = blake2b(listed.encode(), digest_size=8).hexdigest()
 
     def text(self, name: str) -> str:
-        return self._files[name].content.decode()
+        return self._files[name].forms[b""].decode()
 
     def path(self, name: str) -> str:
         """The address of a file. Raises KeyError if there is none of that name."""
@@ -61,18 +60,17 @@ class Assets:
         asset = self._files.get(name)
         if asset is None:
             raise RouteNotFound
-        compresses = accepts_gzip(dict(request.scope["headers"]).get(b"accept-encoding"))
-        tag = f'"{asset.digest}{"-gzip" if compresses else ""}"'
-        headers = {
-            "cache-control": FOR_EVER if version == self.version else CACHED_BY_CLIENTS,
-            "etag": tag,
-            "vary": "Accept-Encoding",
-        }
-        if matches(dict(request.scope["headers"]).get(b"if-none-match"), tag.encode()):
+        if version != self.version:
+            return Response(asset.forms[b""], 200, {"cache-control": CACHED_BY_CLIENTS}, asset.media_type)
+        asked = dict(request.scope["headers"])
+        coding = coding_of(asked.get(b"accept-encoding"))
+        tag = entity_tag(asset.forms[b""], coding)
+        headers = {"cache-control": FOR_EVER, "etag": tag.decode(), "vary": "Accept-Encoding"}
+        if matches(asked.get(b"if-none-match"), tag):
             return Response(status_code=304, headers=headers)
-        if compresses:
-            headers["content-encoding"] = "gzip"
-        return Response(asset.compressed if compresses else asset.content, 200, headers, asset.media_type)
+        if coding:
+            headers["content-encoding"] = coding.decode()
+        return Response(asset.forms[coding], 200, headers, asset.media_type)
 
 
 @cache
@@ -84,4 +82,5 @@ def load_assets() -> Assets:
 def _read(path: Path) -> Asset:
     content = path.read_bytes()
     digest = blake2b(content, digest_size=8).hexdigest()
-    return Asset(content, zlib.compress(content, level=9, wbits=31), TYPES[path.suffix], digest)
+    forms = {b"": content} | {coding: compress_well(content, coding) for coding in CODINGS}
+    return Asset(forms, TYPES[path.suffix], digest)

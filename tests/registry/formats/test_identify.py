@@ -103,7 +103,8 @@ FOREIGN: list[tuple[bytes, str]] = [
     (b"\x7fELF" + bytes(20), "a program"),
     (b"ZF0x1234", "joblib before 0.10"),
     (os.urandom(1) and b"\x00\x01\x02\x03" * 50, "in a format that is not known here"),
-    (b"\x28\xb5\x2f\xfd" + bytes(20), "zstd|damaged"),
+    (b"\x28\xb5\x2f\xfd" + bytes(20), "truncated"),
+    (b"\x28\xb5\x2f\xfd" + b"\xff" * 20, "damaged"),
     (b"\x04\x22\x4d\x18" + bytes(20), "is compressed with lz4"),
 ]
 

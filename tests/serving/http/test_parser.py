@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.http.parser import MAX_CHUNKS, Refused, RequestHead, RequestParser
+from serving.http.parser import (
+    MAX_CHUNKS,
+    MAX_SMALL_CHUNKS,
+    SMALL_CHUNK_BYTES,
+    Refused,
+    RequestHead,
+    RequestParser,
+)
 
 Requests = list[tuple[bytes, bytes, str, list[tuple[bytes, bytes]], bytes]]
 
@@ -150,6 +157,13 @@ def test_many_chunks_are_read_in_stretches() -> None:
         stretches += 1
     assert stretches == 2
     assert [content for *_, content in received.complete] == [b"".join(chunks), b""]
+
+
+def test_a_body_has_only_so_many_small_chunks() -> None:
+    assert not Received([HEADS[2], *[b"1\r\nx\r\n" * 1000] * (MAX_SMALL_CHUNKS // 1000), b"0\r\n\r\n"] * 2).is_refused
+    assert Received([HEADS[2], *[b"1\r\nx\r\n" * 1000] * (MAX_SMALL_CHUNKS // 1000 + 1)]).is_refused
+    line = b"%x\r\n%b\r\n" % (SMALL_CHUNK_BYTES, b"x" * SMALL_CHUNK_BYTES)
+    assert not Received([HEADS[2], line * (MAX_SMALL_CHUNKS + 1)]).is_refused
 
 
 @pytest.mark.parametrize("data", HEADS[:2])

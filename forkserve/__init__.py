@@ -1,8 +1,9 @@
-"""The module that your own code imports: `add_version`, and `Trained` and `TrainingData` for a `train.py`.
+"""What your own code imports: `Client` and `AsyncClient`, `add_version`, and `Trained` for a `train.py`.
 
+    from forkserve import AsyncClient, Client
     from forkserve import FeatureOptions, Trained, TrainingData, add_version
 
-Importing this module is cheap; each name imports its own module when it is first used.
+Importing it is cheap; each name imports its own module when it is first used.
 """
 
 from __future__ import annotations
@@ -14,11 +15,16 @@ if TYPE_CHECKING:
     from registry.rows.infer_schema import FeatureOptions
     from registry.store.add import add_version
     from registry.training.script import Trained, TrainingData
+    from serving.client.client import AsyncClient, Client
+    from serving.client.errors import ForkserveError
 
-__all__ = ["FeatureOptions", "Trained", "TrainingData", "add_version"]
+__all__ = ["AsyncClient", "Client", "FeatureOptions", "ForkserveError", "Trained", "TrainingData", "add_version"]
 
 HOMES = {
+    "AsyncClient": "serving.client.client",
+    "Client": "serving.client.client",
     "FeatureOptions": "registry.rows.infer_schema",
+    "ForkserveError": "serving.client.errors",
     "Trained": "registry.training.script",
     "TrainingData": "registry.training.script",
     "add_version": "registry.store.add",
@@ -30,9 +36,3 @@ def __getattr__(name: str) -> Any:
     if name not in HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(HOMES[name]), name)
-
-
-if __name__ == "__main__":  # `python -m forkserve` is the command of that name
-    import runpy
-
-    runpy.run_path(f"{__file__.rpartition('/')[0]}/main.py", run_name="__main__")

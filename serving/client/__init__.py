@@ -1,0 +1,1 @@
+"""The client of a running service, for Python; imports nothing of the service itself."""
