@@ -79,7 +79,7 @@ class EntityAnswer:
         head = {
             "entity": self.entity,
             "stale": self.stale,
-            "records": [{"id": record.id, "time": record.time} for record in self.records],
+            "records": [{"id": record.shown_id, "time": record.time} for record in self.records],
         }
         models = (
             encode_answer(model, {verb: [item for item, _ in answers] for verb, answers in by_verb.items()})

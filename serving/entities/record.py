@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import secrets
@@ -48,12 +49,22 @@ class Record:
 
     entity: str
     id: str
-    """Unique within the entity: a record that is sent twice is stored once."""
+    """Unique within the entity: a record that is sent twice is stored once. In a store it begins with the name of the
+    key that has sent it, and a slash, so that no key learns or takes the ids of another."""
     time: datetime
     """In UTC, to the millisecond."""
     values: Mapping[str, Value]
     kind: str = field(default="", compare=False)
     """The kind of its entity, when it is read from a store."""
+
+    @property
+    def shown_id(self) -> str:
+        """The id as its sender knows it."""
+        return self.id.rpartition("/")[2]
+
+    def of(self, writer: str) -> Record:
+        """The same record, stored by the key of that name; empty for none."""
+        return dataclasses.replace(self, id=f"{writer}/{self.id}") if writer else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +139,7 @@ def stored_record(entity: str, record_id: str, time: str, values: Any, kind: str
     with suppress(ValueError, OverflowError):
         if isinstance(values, dict) and all(isinstance(value, Value) for value in values.values()):
             return Record(entity, record_id, in_utc(datetime.fromisoformat(time)), values, kind)
-    raise InvalidRecord(record_id)
+    raise InvalidRecord(record_id.rpartition("/")[2])
 
 
 def check_values(values: Any) -> dict[str, Value]:

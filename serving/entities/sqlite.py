@@ -59,7 +59,7 @@ class SQLiteEntityStore:
             raise StoreFull
         (last,) = connection.execute(_sql("last_record")).fetchone()
         kind = kind_now if present else kind
-        rows = [_record_row(record) | {"kind": kind or "", "writer": writer} for record in records]
+        rows = [_record_row(record.of(writer)) | {"kind": kind or "", "writer": writer} for record in records]
         new = connection.executemany(_sql("add_record"), rows).rowcount
         if present + new > keep:
             connection.execute(_sql("trim_records_of_entity"), (entity, keep))

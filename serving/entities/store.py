@@ -67,9 +67,9 @@ class EntityStore(Protocol):
     async def add_records(self, records: Sequence[Record], kind: str | None = None, writer: str = "") -> Added:
         """Store all records that are new, or none if it raises.
 
-        A record whose id exists already changes nothing. `kind` becomes that of entities that have no records yet; None
-        keeps it. `writer` is the name of a key, empty if there is none. Raises StoreFull for an entity without records,
-        InvalidRequest if an entity has another kind.
+        A record whose id its writer has stored already changes nothing. `kind` becomes that of entities that have no
+        records yet; None keeps it. `writer` is the name of a key, empty if there is none. Raises StoreFull for an
+        entity without records, InvalidRequest if an entity has another kind.
         """
         ...
 

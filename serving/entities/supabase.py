@@ -141,7 +141,8 @@ class SupabaseEntityStore:
         return self._guard.state
 
     async def add_records(self, records: Sequence[Record], kind: str | None = None, writer: str = "") -> Added:
-        rows = [{"entity": one.entity, "id": one.id, "time": one.time, "data": one.values} for one in records]
+        owned = [one.of(writer) for one in records]
+        rows = [{"entity": one.entity, "id": one.id, "time": one.time, "data": one.values} for one in owned]
         parameters = {
             "records": await asyncio.to_thread(_encode, rows),  # off the loop: megabytes take a while
             "keep": self._keep_records,

@@ -105,8 +105,8 @@ class Key:
             raise NotPermitted("this key may not use that model")
 
     def check_job(self, job: Job) -> None:
-        """Raise JobNotFound for the job of another key. Old jobs, and those of schedules, belong to none."""
-        if "admin" not in self.scopes and job.client not in ("", self.name):
+        """Raise JobNotFound for the job of another key. Those of schedules, and older ones, are the admin's."""
+        if "admin" not in self.scopes and job.client != self.name:
             raise JobNotFound
 
 
@@ -211,7 +211,7 @@ def needed_scopes(method: str, path: str) -> frozenset[str] | None:
     if kind == "data":
         return NEEDED["read" if is_reading else "write"]
     if kind == "models":
-        return ANY if is_reading else None
+        return ANY  # there is nothing but reading, and another method is answered 405
     return NEEDED[str(kind)]
 
 

@@ -58,14 +58,13 @@ def training_request(live: Manifest) -> JobRequest:
     return JobRequest(operation=OPERATION, model=live.name, version=live.version, inputs=[b""], mutex=OPERATION)
 
 
-async def submit_training(store: JobStore, live: Manifest) -> Job:
-    """Submit a training of the model whose live version is `live`, or find the one that is under way.
+async def submit_training(store: JobStore, request: JobRequest) -> Job:
+    """Submit a `training_request`, or find the training of the same model that is under way.
 
-    Raises CannotTrain for a model without a training function, TrainingBusy while another model is trained, QueueFull,
-    StoreUnavailable.
+    Raises TrainingBusy while another model is trained, QueueFull, StoreUnavailable.
     """
-    job = await store.submit(training_request(live))
-    if job.model != live.name:
+    job = await store.submit(request)
+    if job.model != request.model:
         raise TrainingBusy(f"{job.model} is being trained, by job {job.id}; one model is trained at a time")
     return job
 
@@ -75,7 +74,7 @@ def train_once(store: JobStore, runner: Runner, live: Manifest) -> tuple[Job, Tr
 
     The process must have one thread. Raises CannotTrain, TrainingBusy, QueueFull, StoreUnavailable, JobNotFound.
     """
-    job = asyncio.run(_once(store, submit_training(store, live)))
+    job = asyncio.run(_once(store, submit_training(store, training_request(live))))
 
     async def has_ended() -> bool:
         try:

@@ -19,7 +19,7 @@ from sklearn.linear_model import LinearRegression
 from harness.service import ADMIN_TOKEN, Service
 from harness.wire import Connection, ask, check_refusal, request
 from registry.store.add import add_trained
-from registry.training.script import Trained
+from registry.training.script import Trained, record_script
 from serving.app import Application, build, build_alerts
 from serving.errors import InvalidSetting, NotPermitted
 from serving.http.keys import MAX_FILE_BYTES, Keys
@@ -99,7 +99,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("line") / "models"
     sample = pd.DataFrame({"value": np.linspace(0.0, 1.0, 20)})
     trained = Trained(estimator=LinearRegression().fit(sample, sample["value"]), sample=sample)
-    add_trained(root, "line", trained, entities=True)
+    add_trained(root, "line", trained, entities=True, training=record_script(b"def train(data): ..."))
     return root
 
 
@@ -297,6 +297,12 @@ def test_the_document_says_which_key_an_operation_takes(app: Application, line: 
 JOB = b'{"operation": "predict", "model": "line", "instances": [{"value": 0.5}]}'
 
 
+def without_id(response: Response) -> Any:
+    """The answer, but for what is different in each."""
+    status, headers, content = response
+    return status, headers | {"x-request-id": ""}, msgspec.json.decode(content) | {"request_id": ""}
+
+
 def submit(app: Application, secret: str, **headers: str) -> dict[str, Any]:
     status, _, content = send(app, "POST /v1/jobs", bearer(secret) | headers, JOB)
     assert status == 202
@@ -327,11 +333,30 @@ def test_jobs_belong_to_the_key_that_made_them(app: Application) -> None:
     assert send(app, f"DELETE /v1/jobs/{job['id']}", bearer(mine))[0] == 200
 
 
-def test_a_job_that_belongs_to_nobody_is_there_for_every_key(app: Application) -> None:
-    job = asyncio.run(
-        app.service.shared.jobs.submit(JobRequest(operation="predict", model="line", version="1", inputs=[b"0"]))
-    )
-    assert send(app, f"GET /v1/jobs/{job.id}", bearer(OTHER))[0] == 200
+def test_jobs_of_schedules_and_trainings_are_there_for_the_admin_only(app: Application) -> None:
+    """Both are jobs of no client, or of the admin's, although every job is below a path of scope `predict`."""
+    status, _, content = send(app, "POST /api/admin/models/line:train", bearer(SECRETS["admin"]))
+    assert status == 202
+    training = msgspec.json.decode(content)["id"]
+    scheduled = JobRequest(operation="reload", inputs=[b""], unique_key="schedule nightly")
+    for job_id in (training, asyncio.run(app.service.shared.jobs.submit(scheduled)).id):
+        for method, rest in PARTS:
+            operation = f"{method} /v1/jobs/{job_id}{rest}"
+            for secret in (SECRETS["predict"], OTHER, NARROW):
+                refused = send(app, operation, bearer(secret), b"")
+                unknown = send(app, operation.replace(job_id, "x" * 24), bearer(secret), b"")
+                assert without_id(refused) == without_id(unknown)
+                assert refused[0] == 404
+        assert send(app, f"GET /v1/jobs/{job_id}", bearer(SECRETS["admin"]))[0] == 200
+        assert send(app, f"DELETE /v1/jobs/{job_id}", bearer(SECRETS["admin"]))[0] == 200
+
+
+def test_models_are_read_and_no_other_method_says_more_than_that(app: Application) -> None:
+    for path in ("/v1/models", "/v1/models/line", "/v1/models/line/versions/1"):
+        for secret in SECRETS.values():
+            for method in ("POST", "PUT", "DELETE", "PATCH"):
+                status, answer, _ = send(app, f"{method} {path}", bearer(secret))
+                assert (status, answer["allow"]) == (405, "GET, HEAD, OPTIONS")
 
 
 def test_one_key_cannot_fill_the_queue(app: Application) -> None:

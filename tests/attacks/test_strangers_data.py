@@ -130,6 +130,26 @@ def test_a_request_id_belongs_to_the_key_that_sent_it(app: Application) -> None:
             assert ask(app, "POST", "/v1/models/line/outcomes", key, json=body).json()["stored"] == stored
 
 
+def test_a_records_id_belongs_to_the_key_that_sent_it(app: Application) -> None:
+    """Nobody learns which ids, or which values, another key has stored, nor keeps it from storing them."""
+    for given in ({}, {"id": "order-1"}):
+        body = {"values": {"x": 0.5}, "time": time_of(1)} | given
+        for key in ("bad", "good"):
+            first, again = (ask(app, "POST", "/v1/entities/e/records", key, json=body).json() for _ in range(2))
+            assert (first["stored"], again["stored"], again["present"]) == (1, 0, 1)
+            assert first["ids"] == again["ids"]
+    assert ids(app, "e").count("order-1") == 2
+    answer = ask(app, "GET", "/v1/entities/e/predictions").json()
+    assert [record["id"] for record in answer["records"]].count("order-1") == 2
+    seen: list[Any] = []
+    after: str | None = ""
+    while after is not None:
+        page = ask(app, "GET", f"/v1/entities/e/records?limit=1&after={after}").json()
+        seen += page["records"]
+        after = page["next"]
+    assert len(seen) == 4
+
+
 async def _outcomes(app: Application) -> Any:
     try:
         return await app.service.shared.entities.outcomes("line", 10_000)

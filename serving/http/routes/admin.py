@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from registry.errors import VersionNotFound, VersionRefused
@@ -17,6 +17,8 @@ from registry.registry import Registry
 from registry.store import aliases
 from registry.store.aliases import Aliases
 from serving.errors import ReloadRefused
+from serving.http.edge import account_of
+from serving.http.keys import key_of
 from serving.http.routes.jobs import submitted
 from serving.http.sse import EventStream, Frames, Streams, frame, opening
 from serving.service import Service
@@ -24,7 +26,7 @@ from serving.shared.reloads import ReloadOutcome
 from serving.status.json import summarize
 from serving.status.prometheus import expose
 from serving.status.snapshot import recent_snapshot
-from serving.training.job import submit_training
+from serving.training.job import submit_training, training_request
 
 RELOAD_SECONDS = 20.0
 """Seconds that a client waits for the outcome of its reload; the reload goes on without it."""
@@ -88,8 +90,10 @@ def _add_models(router: APIRouter, service: Service) -> None:
         response_class=Response,
         responses=TRAIN_ANSWERS,
     )
-    async def train(model: str) -> Response:
-        return submitted(await submit_training(service.shared.jobs, registry.get(model).manifest))
+    async def train(model: str, request: Request) -> Response:
+        asked = training_request(registry.get(model).manifest)
+        owner = key_of(request.scope).name, account_of(request.scope)
+        return submitted(await submit_training(service.shared.jobs, asked.of(*owner)))
 
 
 def _add_metrics(router: APIRouter, service: Service, streams: Streams) -> None:

@@ -199,7 +199,7 @@ def _add_listings(router: APIRouter, entities: EntityStore) -> None:
         found = await entities.newest(entity, count, after or None)
         if not found and not after:
             raise EntityNotFound
-        records = [{"id": record.id, "time": record.time, "values": record.values} for record in found]
+        records = [{"id": record.shown_id, "time": record.time, "values": record.values} for record in found]
         kind = found[0].kind if found else None
         following = found[-1].id if len(found) == count else None
         return answer_json({"entity": entity, "kind": kind, "records": records, "next": following})
