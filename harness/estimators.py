@@ -38,6 +38,13 @@ class FragileRegressor(SleepingRegressor):
         return X[:, 0]
 
 
+class OverflowingRegressor(SleepingRegressor):
+    """Answers the first feature; what is above 2 is too large for it."""
+
+    def predict(self, X: Any) -> Any:  # noqa: N803
+        return np.where(X[:, 0] > 2, np.inf, X[:, 0])
+
+
 class DeadlyRegressor(SleepingRegressor):
     """Answers the first feature, but ends its process at what is above 1."""
 

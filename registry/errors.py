@@ -8,7 +8,7 @@ RegistryError
 ├── NotLoaded                                      a version is on disk, but it could not be loaded
 ├── CannotAdd, CannotTrain, Superseded             there is no new version
 ├── CannotRemove                                   a version stays where it is
-├── ModelFailed                                    a model broke on rows that fit its features
+├── ModelFailed ── ResultNotFinite                 a model broke on rows that fit its features
 ├── NotExplained, InvalidSelection                 there is no explanation, or none like that
 └── InvalidRows ── NestedTooDeep                   instances do not fit the model's features
 """
@@ -90,6 +90,17 @@ class Superseded(RegistryError):
 
 class ModelFailed(RegistryError):
     """A model broke on rows that fit its features, which is not the client's fault."""
+
+
+class ResultNotFinite(ModelFailed):
+    """A model has no finite result for some instances; `faults` names them, once they are known."""
+
+    REASON = "returned a result that is not finite"
+    """In the message of each such error, also when it comes from another process."""
+
+    def __init__(self, model: str, faults: Sequence[Fault] = ()) -> None:
+        super().__init__(f"{model} {self.REASON}")
+        self.faults = tuple(faults[: InvalidRows.LIMIT])
 
 
 class NotExplained(RegistryError):

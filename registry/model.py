@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from registry.conformal import add_bounds, threshold
-from registry.errors import InvalidSelection, ModelFailed, NotExplained
+from registry.errors import InvalidSelection, ModelFailed, NotExplained, ResultNotFinite
 from registry.estimator import Compute
 from registry.explain.explanation import Names, Selection, present_contributions
 from registry.explain.shap_values import Contributions, Explainer, Space
@@ -119,7 +119,7 @@ class LoadedModel:
         """
         outputs = self.compute(rows)
         if not np.isfinite(outputs).all():
-            raise ModelFailed(f"{self.name}/{self.version} returned a result that is not finite")
+            raise ResultNotFinite(f"{self.name}/{self.version}")
         answers = self.layout.present(outputs)
         if coverage is None:
             return answers
@@ -136,8 +136,8 @@ class LoadedModel:
         """
         selection = selection or Selection()
         explainer = self.explainer_for(selection)
+        answers = self.predict(rows)  # first: of a result that is not finite, nothing can be explained
         found = self.contributions(rows, selection.space)
-        answers = self.predict(rows)
         labels = [_labels_by_name(one) for one in answers] if self.layout.is_named else [_label(one) for one in answers]
         return present_contributions(found, explainer, self.names, labels, selection)
 

@@ -48,6 +48,7 @@ ERRORS: dict[HTTPStatus, tuple[type[Exception], ...]] = {
         errors.InvalidRequest,
         errors.InvalidRecord,
         model_errors.InvalidRows,
+        model_errors.ResultNotFinite,
         model_errors.InvalidSelection,
         model_errors.NotExplained,
     ),
@@ -74,6 +75,7 @@ DETAIL: dict[type[Exception], str] = {
     model_errors.VersionNotFound: "the model has no such version; GET /v1/models lists all",
     model_errors.InvalidRows: "the instances do not fit the model's features",
     model_errors.NestedTooDeep: "the body is nested too deeply",
+    model_errors.ResultNotFinite: "the model has no finite result for some instances",
     model_errors.ModelFailed: "the model failed on this request",
     errors.CallFailed: "the computation failed on this request",
     errors.JobNotFound: str(errors.JobNotFound()),
@@ -133,7 +135,7 @@ def render(
         headers.append((b"retry-after", b"%d" % math.ceil(error.retry_after)))
     if isinstance(error, errors.TooManyBytes | errors.BodiesFull):
         headers.append((b"connection", b"close"))  # so that the rest of the body is not received
-    faults = error.faults if isinstance(error, model_errors.InvalidRows) else ()
+    faults = error.faults if isinstance(error, model_errors.InvalidRows | model_errors.ResultNotFinite) else ()
     status = form.statuses.get(status, status)
     return status, headers, form.write(status, detail, request_id, faults)
 

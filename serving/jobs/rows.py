@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import structlog
 
-from registry.errors import ModelNotFound, NotLoaded, VersionNotFound
+from registry.errors import ModelNotFound, NotLoaded, ResultNotFinite, VersionNotFound
 from registry.explain.explanation import OTHER, Selection
 from registry.explain.shap_values import Space
 from registry.outputs import Label, Part, Target
@@ -185,7 +185,12 @@ class _Call:
                 return await self.answer(rows, first, tries=tries - 1)
             if len(rows) == 1:
                 log.warning("Row failed", operation=self.operation.name, instance=first, error=str(error))
-                what = "needs more memory than is allowed" if isinstance(error, MemoryExceeded) else "failed"
-                raise JobFailed(f"the model {what} on instance {first}") from error
+                raise JobFailed(f"the model {_what_happened(error)} on instance {first}") from error
         half = len(rows) // 2
         return b",".join([await self.answer(rows[:half], first), await self.answer(rows[half:], first + half)])
+
+
+def _what_happened(error: CallFailed | MemoryExceeded) -> str:
+    if isinstance(error, MemoryExceeded):
+        return "needs more memory than is allowed"
+    return ResultNotFinite.REASON if ResultNotFinite.REASON in str(error) else "failed"

@@ -8,18 +8,19 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
+import numpy as np
 import structlog
 
 from cache.flight import Answer, Flight, Flights
 from cache.keys import key_prefix, row_keys
 from cache.tiered import TieredCache
-from registry.errors import NotExplained
+from registry.errors import Fault, ModelFailed, NotExplained, ResultNotFinite
 from registry.explain.explanation import Selection
 from registry.explain.shap_values import Space
 from registry.model import LoadedModel
 from registry.registry import Registry
 from registry.rows.features import Rows
-from serving.errors import DeadlineExceeded
+from serving.errors import CallFailed, DeadlineExceeded
 from serving.predict.batcher import Batcher
 from serving.predict.cost import Cost, measure_inline_rows
 from serving.predict.operation import EVERYTHING, Operation, Verb, encode_rows, make_operations
@@ -134,7 +135,8 @@ class Inference:
         """One answer a row, as JSON, and its source.
 
         `timeout`, in seconds, may shorten the deadline, never lengthen it; `selection` is what answers show.
-        Raises DeadlineExceeded, Overloaded, ModelFailed, NotExplained, InvalidSelection, CallFailed, MemoryExceeded.
+        Raises DeadlineExceeded, Overloaded, ModelFailed, NotExplained, InvalidSelection, CallFailed, MemoryExceeded;
+        ResultNotFinite names the instances.
         """
         lane = self._lane(model, verb, selection)
         keys = lane.keys(rows, selection)
@@ -143,13 +145,15 @@ class Inference:
             self._cache.stats.hits_memory += len(found)
             return [(value, "hit-memory") for value in found if value is not None]
         request = _Request(lane, rows, keys, selection, self._seconds(timeout), timing or Timing())
-        if self._is_immediate(request):
-            return await self._answer(request, found)
         try:
+            if self._is_immediate(request):
+                return await self._answer(request, found)
             async with asyncio.timeout(request.seconds):
                 return await self._answer(request, found)
         except TimeoutError:
             raise request.is_late() from None
+        except (ModelFailed, CallFailed) as error:
+            raise await _named(error, model, rows) from error.__cause__
 
     async def answer_by_parts(
         self,
@@ -177,6 +181,8 @@ class Inference:
                     answers = await self._answer(part, self._cache.find(part.keys))
             except TimeoutError:
                 raise request.is_late() from None
+            except (ModelFailed, CallFailed) as error:
+                raise await _named(error, model, part.rows, start) from error.__cause__
             yield answers
             start = end
 
@@ -269,6 +275,23 @@ class Inference:
         request.lane.call_cost.learn(len(rows), seconds)
         request.timing.model += seconds
         return [bytes(answer) for answer in msgspec.json.decode(result, type=list[msgspec.Raw])]
+
+
+async def _named(error: ModelFailed | CallFailed, model: LoadedModel, rows: Rows, first: int = 0) -> Exception:
+    """The error to raise, which names the instances without a finite result; the first of `rows` is instance `first`.
+
+    They are looked for once more: the error may be of other rows in the same batch, process or flight.
+    """
+    if ResultNotFinite.REASON not in str(error):
+        return error
+    try:
+        outputs = await asyncio.to_thread(model.compute, rows)
+    except Exception:  # noqa: BLE001 - foreign code, which may break on what it has just answered
+        return error
+    places = np.flatnonzero(~np.isfinite(outputs).reshape(len(rows), -1).all(axis=1))
+    log.warning("Result is not finite", model=model.name, version=model.version, instances=len(places))
+    reason = f"the result of {model.name} is not a finite number"
+    return ResultNotFinite(model.name, [Fault(first + int(place), None, reason) for place in places])
 
 
 def _key_prefix(operation: Operation) -> bytes:

@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.estimators import FragileRegressor, SleepingRegressor
+from harness.estimators import FragileRegressor, OverflowingRegressor, SleepingRegressor
 from harness.service import Service
 from harness.wire import ask
-from registry.store.add import add_version
+from registry.store.add import add_trained
+from registry.training.script import Trained
 from tests.attacks.payloads import GOOD
 
 READ_SECONDS = 1
@@ -31,12 +32,14 @@ def target(service: Service) -> Iterator[Service]:
 
 @pytest.fixture(scope="session")
 def impatient(few_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """Waits a second for a request and two for the next; two of its models misbehave, and it has no admin."""
+    """Waits a second for a request and two for the next; three of its models misbehave, and it has no admin."""
     directory = tmp_path_factory.mktemp("odd") / "models"
     shutil.copytree(few_models, directory)
     sample = pd.DataFrame({"value": np.linspace(0.0, 1.0, 5)})
-    for name, estimator in (("sleepy", SleepingRegressor()), ("fragile", FragileRegressor())):
-        add_version(directory, name, estimator.fit(sample.to_numpy() * 0, None), sample * 0.01, margin=1e6)
+    odd = {"sleepy": SleepingRegressor(), "fragile": FragileRegressor(), "overflowing": OverflowingRegressor()}
+    for name, estimator in odd.items():
+        trained = Trained(estimator=estimator.fit(sample.to_numpy() * 0, None), sample=sample * 0.01, margin=1e6)
+        add_trained(directory, name, trained, entities=name == "overflowing")
     environ = {
         "MODEL_DIR": str(directory),
         "DATA_DIR": str(directory.parent / "data"),

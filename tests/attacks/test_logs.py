@@ -124,6 +124,6 @@ def test_exception_of_a_model_is_told_to_the_log_and_not_to_the_client(impatient
 
 def test_result_that_is_no_number_is_never_sent(impatient: Service) -> None:
     answer, lines = failure(impatient, "2.5")
-    check_refusal(answer, 500)
+    check_refusal(answer, 422)
     assert b"nan" not in answer.body.lower()
-    assert "not finite" in next(line["exception"] for line in lines if line["level"] == "error")
+    assert "Result is not finite" in [line["event"] for line in lines]

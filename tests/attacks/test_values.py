@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterable
 from itertools import product
 
 import pytest
 
+from harness.jobs import ended, send, send_table
 from harness.service import Service
-from harness.wire import Answer, ask, check_refusal, request
+from harness.wire import Answer, Connection, ask, check_refusal, request
+from registry.errors import ResultNotFinite
 from tests.attacks.payloads import MARKER, PATH, body
 from tests.cases import cases
 
@@ -148,3 +151,45 @@ def test_deep_nesting_that_never_closes_is_refused(target: Service) -> None:
 def test_same_key_many_times_is_refused_or_the_last_one_counts(target: Service) -> None:
     content = b'{"instances":[[1]],' * 1 + b'"instances":[],' * 100_000 + body()[1:]
     assert predict(target, content).status == 200
+
+
+INFINITE = b"[[0.1],[2.5],[0.2],[3.5],[0.1]]"
+"""Of these instances, the model "overflowing" has no finite result for the second and the fourth."""
+
+WITHOUT_RESULT = [
+    {"instance": place, "feature": None, "reason": "the result of overflowing is not a finite number"}
+    for place in (1, 3)
+]
+
+
+@pytest.mark.parametrize("verb", ["predict", "explain"])
+def test_instances_without_a_finite_result_are_named(impatient: Service, verb: str) -> None:
+    path, content = f"/v1/models/overflowing:{verb}", b'{"instances":%b}' % INFINITE
+    assert ask(impatient, request(path, b'{"instances":[[0.1],[0.2]]}')).status == 200  # and these rows are cached
+    problem = check_refusal(ask(impatient, request(path, content)), 422)
+    assert problem["errors"] == WITHOUT_RESULT
+    with Connection(impatient) as connection:
+        connection.send(request(path, content, accept="text/event-stream", connection="close"))
+        answer = connection._reader.read()
+    assert b"event: done" not in answer
+    (told,) = re.findall(rb'{"type".*}', answer)
+    assert json.loads(told)["errors"][0] == WITHOUT_RESULT[0]
+
+
+def test_a_record_without_a_finite_result_is_named(impatient: Service) -> None:
+    records = [{"values": {"value": value}, "time": f"2026-01-0{day}"} for day, value in ((1, 0.1), (2, 2.5), (3, 0.1))]
+    path = "/v1/entities/overflowing-one"
+    assert ask(impatient, request(f"{path}/records", json.dumps({"records": records}).encode())).status == 201
+    problem = check_refusal(ask(impatient, request(f"{path}/predictions", method="GET")), 422)
+    assert problem["errors"] == WITHOUT_RESULT[:1]
+
+
+@pytest.mark.parametrize("operation", ["predict", "explain"])
+def test_a_job_names_the_instance_without_a_finite_result(impatient: Service, operation: str) -> None:
+    table = b"value\n0.1\n2.5\n0.2\n"
+    for answer in (
+        send(impatient, operation, "overflowing", json.loads(INFINITE)),
+        send_table(impatient, operation, "overflowing", table),
+    ):
+        job = ended(impatient, answer)
+        assert (job["state"], job["error"]) == ("failed", f"the model {ResultNotFinite.REASON} on instance 1")
