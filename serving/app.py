@@ -144,7 +144,7 @@ class Application:
             origins=Origins(settings.cors_origins) if settings.cors_origins else None,
             limiters=self.limiters,
             keys=self.keys,
-            bodies=Bodies(settings.web_concurrency, settings.max_body_bytes),
+            bodies=Bodies(service.shared.bodies, settings.max_body_bytes),
         )
         return edge if service.tracing is None else service.tracing.wrap(edge)
 
@@ -233,10 +233,13 @@ def start_logging(settings: Settings) -> Alerts:
 
 def build_shared(settings: Settings, alerts: Alerts) -> Shared:
     """Everything that outlives reloads; it needs no models. Raises InvalidRedisUrl, CannotServe."""
+    # twice as many processes: at a reload the old ones drain beside the new
+    book = Book(2 * (settings.web_concurrency + settings.job_runners + 1))
     return Shared(
         reloads=Reloads(),
-        # twice as many processes: at a reload the old ones drain beside the new
-        book=Book(2 * (settings.web_concurrency + settings.job_runners + 1)),
+        book=book,
+        streams=book.holdings(),
+        bodies=book.holdings(),
         pressure=Pressure(),
         alerts=alerts,
         jobs=build_job_store(settings),
@@ -286,6 +289,7 @@ def build_service(settings: Settings, registry: Registry, shared: Shared, seen: 
         scheduler=build_scheduler(settings, shared),
         hub=Hub(
             shared.events,
+            held=shared.streams,
             max_streams=settings.max_streams,
             max_streams_per_address=settings.max_streams_per_address,
             max_streams_per_key=settings.max_streams_per_key,

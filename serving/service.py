@@ -24,6 +24,7 @@ from serving.predict.inference import Inference
 from serving.process.executor import Executor
 from serving.schedules.scheduler import Scheduler
 from serving.shared.book import Book
+from serving.shared.holdings import Holdings
 from serving.shared.metrics import BATCHES, BREAKERS, CACHE, EXECUTORS, LOG_LINES, OUTCOMES_QUEUED, STREAMS, Metrics
 from serving.shared.pressure import Pressure
 from serving.shared.reloads import Reloads
@@ -43,6 +44,10 @@ class Shared:
     reloads: Reloads
     book: Book
     pressure: Pressure
+    streams: Holdings
+    """Open event streams by address and by key."""
+    bodies: Holdings
+    """Bytes of unfinished bodies by client."""
     alerts: Alerts
     jobs: JobStore
     events: EventLog

@@ -150,8 +150,8 @@ class Settings:
     max_records: int = setting(1_000_000, "records to keep in all; more entities get 507", low=1)
     max_outcomes_per_model: int = setting(100_000, "newest outcomes to keep of each model", low=1)
     max_streams: int = setting(1000, "open event streams per worker; one more gets 503", low=1)
-    max_streams_per_address: int = setting(50, "how many of them one client address may open; 0 for all", low=0)
-    max_streams_per_key: int = setting(500, "how many of them one key may open; 0 for all", low=0)
+    max_streams_per_address: int = setting(50, "how many one client address may open at all workers; 0 for all", low=0)
+    max_streams_per_key: int = setting(500, "how many one key may open at all workers; 0 for all", low=0)
     stream_heartbeat_seconds: float = setting(15, "seconds between heartbeats on an idle event stream", low=0.1)
     feeds: str = setting("", "feeds of records, a JSON array; see GUIDE.md", secret=True)
     roles: tuple[str, ...] = setting(

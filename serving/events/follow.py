@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 
@@ -18,6 +17,7 @@ import structlog
 
 from serving.errors import StoreUnavailable, TooManyStreams
 from serving.events.log import RESET, Event, EventLog, Page
+from serving.shared.holdings import Holdings
 
 log = structlog.get_logger(__name__)
 
@@ -44,12 +44,13 @@ class Hub:
         self,
         events: EventLog,
         *,
+        held: Holdings | None = None,
         max_streams: int = 1000,
         max_streams_per_address: int = 50,
         max_streams_per_key: int = 0,
         idle_seconds: float = 600.0,
     ) -> None:
-        """A `max_streams_per_address` or `max_streams_per_key` of 0 sets no limit.
+        """A `max_streams_per_address` or `max_streams_per_key` of 0 sets no limit; all workers count them in `held`.
 
         The stream of a client that got no event for `idle_seconds` ends, dead or alive: a client that is alive
         resumes, and nothing else notices for a quarter of an hour that a peer has vanished silently.
@@ -59,8 +60,7 @@ class Hub:
         self._max_streams_per_address = max_streams_per_address
         self._idle_seconds = idle_seconds
         self._max_streams_per_key = max_streams_per_key
-        self._by_address: Counter[str] = Counter()
-        self._by_key: Counter[str] = Counter()
+        self._held = held or Holdings(1)
         self._waiting: dict[str | None, set[_News]] = {}
         self._recent: Page | None = None
         self._reads: dict[tuple[str | None, int], asyncio.Task[Page]] = {}
@@ -88,8 +88,9 @@ class Hub:
         """
         self._check_limits(address, key)
         self.open_streams += 1
-        self._by_address[address] += 1
-        self._by_key[key] += 1
+        clients = [client(name) for client, name in ((_address, address), (_key, key)) if name]
+        for client in clients:
+            self._held.add(client, 1)
         if self._follower is None:
             # in no request's context, although a request happens to start it
             self._follower = asyncio.get_running_loop().create_task(self._follow(), context=contextvars.Context())
@@ -99,10 +100,8 @@ class Hub:
                 yield events
         finally:
             self.open_streams -= 1
-            for counter, name in ((self._by_address, address), (self._by_key, key)):
-                counter[name] -= 1
-                if not counter[name]:
-                    del counter[name]
+            for client in clients:
+                self._held.add(client, -1)
             if not self.open_streams and self._follower is not None:
                 for task in (self._follower, *self._reading):  # a read that began later would open a closed log again
                     task.cancel()
@@ -117,9 +116,9 @@ class Hub:
     def _check_limits(self, address: str, key: str) -> None:
         if self.open_streams >= self._max_streams:
             raise TooManyStreams("too many streams are open")
-        if address and 0 < self._max_streams_per_address <= self._by_address[address]:
+        if address and 0 < self._max_streams_per_address <= self._held.of(_address(address)):
             raise TooManyStreams("too many streams are open from this address")
-        if key and 0 < self._max_streams_per_key <= self._by_key[key]:
+        if key and 0 < self._max_streams_per_key <= self._held.of(_key(key)):
             raise TooManyStreams("too many streams of this key are open")
 
     async def _stream(
@@ -231,6 +230,14 @@ class Hub:
         for waiting in self._waiting.values():
             for news in waiting:
                 news.set()
+
+
+def _address(name: str) -> bytes:
+    return b"address:" + name.encode()
+
+
+def _key(name: str) -> bytes:
+    return b"key:" + name.encode()
 
 
 async def _wait(news: asyncio.Event, seconds: float) -> bool:

@@ -15,6 +15,7 @@ from starlette.types import Message, Receive
 from serving.errors import BodiesFull, BodyTooLarge, TooManyBytes, UnsupportedBody, UnsupportedCoding
 from serving.http.coding import DECOMPRESSORS, TAKEN, inflate
 from serving.predict.pieces import Turns
+from serving.shared.holdings import Holdings
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -137,27 +138,26 @@ def _piece(message: Message, size: int, limit: int) -> bytes:
 
 
 class Bodies:
-    """The bytes of the bodies that one worker is receiving, or has received in parts and not answered yet.
+    """The bytes of the bodies that workers are receiving, or have received in parts and not answered yet.
 
-    All bodies may have MAX_BYTES in all workers, those of one client half of it. One at a time may have more, such as
-    the CSV of a large job: it is not counted. A body that arrives at once, as nearly all do, is not counted either: it
-    is answered before the next can be read.
+    All bodies may have MAX_BYTES in all workers, those of one client half of it. In each worker one at a time may have
+    more, such as the CSV of a large job: it is not counted. A body that arrives at once, as nearly all do, is not
+    counted either: it is answered before the next can be read.
     """
 
-    def __init__(self, workers: int, max_body_bytes: int) -> None:
-        """A client may always send one body of `max_body_bytes`."""
-        self._max_client_bytes = max(MAX_BYTES // workers // 2, max_body_bytes)
+    def __init__(self, held: Holdings, max_body_bytes: int) -> None:
+        """All workers count in `held`. A client may always send one body of `max_body_bytes`."""
+        self._max_client_bytes = max(MAX_BYTES // 2, max_body_bytes)
         self._max_bytes = 2 * self._max_client_bytes
-        self.bytes = 0
-        self._of_clients: dict[bytes, int] = {}
+        self._held = held
         self._largest: HeldBody | None = None
 
     def hold(self, body: HeldBody, size: int) -> None:
         """Count more bytes of a body. Raises TooManyBytes, BodiesFull."""
         if body is self._largest:
             return
-        of_client = self._of_clients.get(body.client, 0)
-        is_full = self.bytes + size > self._max_bytes
+        of_client = self._held.of(body.client)
+        is_full = self._held.total() + size > self._max_bytes
         if is_full or of_client + size > self._max_client_bytes:
             if of_client > body.bytes:
                 raise TooManyBytes
@@ -167,20 +167,15 @@ class Bodies:
             self._largest = body
             return
         body.bytes += size
-        self.bytes += size
-        self._of_clients[body.client] = of_client + size
+        self._held.add(body.client, size)
 
     def release(self, body: HeldBody) -> None:
         """Forget a body that is answered."""
         if body is self._largest:
             self._largest = None
-        if not body.bytes:
-            return
-        self.bytes -= body.bytes
-        self._of_clients[body.client] -= body.bytes
-        if not self._of_clients[body.client]:
-            del self._of_clients[body.client]
-        body.bytes = 0
+        if body.bytes:
+            self._held.add(body.client, -body.bytes)
+            body.bytes = 0
 
 
 class HeldBody:

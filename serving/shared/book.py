@@ -19,6 +19,7 @@ import structlog
 from numpy.typing import NDArray
 
 from serving.shared.histogram import BUCKETS
+from serving.shared.holdings import Holdings
 from serving.shared.numbers import Number, Numbers, shared_floats, shared_integers
 
 log = structlog.get_logger(__name__)
@@ -125,6 +126,7 @@ class Book(Numbers):
         self._pids = shared_integers(self._slots)
         self._free = list(range(processes, 0, -1))
         self._own_slot = 0
+        self._holdings: list[Holdings] = []
         self._ended = self.sheet((ENDED,))
         self._ended.enter(RETIRED_SLOT)  # for the master, which alone writes it
 
@@ -137,6 +139,11 @@ class Book(Numbers):
             if self._own_slot:
                 sheet.enter(self._own_slot)
         return sheet
+
+    def holdings(self) -> Holdings:
+        """Numbers of what clients hold, to be made before the fork."""
+        self._holdings.append(Holdings(self._slots))
+        return self._holdings[-1]
 
     def assign(self) -> int:
         """In the master: a slot for a process that is about to be forked."""
@@ -151,6 +158,8 @@ class Book(Numbers):
         self._pids[slot] = os.getpid()
         for sheet in self._sheets.values():
             sheet.enter(slot)
+        for holdings in self._holdings:
+            holdings.enter(slot)
 
     def enter_alone(self) -> None:
         """In a process without a master: enter a slot unless it has one."""
@@ -164,6 +173,8 @@ class Book(Numbers):
             sheet.retire(slot)
         self._ended.cells[ENDED.values.index(kind)] += 1.0
         self._version += 1
+        for holdings in self._holdings:
+            holdings.clear(slot)
         self._pids[slot] = 0
         if slot != self._spare_slot:
             self._free.append(slot)

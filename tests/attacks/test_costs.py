@@ -31,6 +31,7 @@ from serving.predict.operation import VERBS, Operation, answer_bytes
 from serving.predict.pieces import PIECE_BYTES, ElementTooLarge, Turns, split
 from serving.predict.request_body import Reader
 from serving.settings import Settings
+from serving.shared.book import Book
 from tests.attacks.payloads import PATH, ROW, body
 
 BYTES = 4 * 1024 * 1024
@@ -170,18 +171,21 @@ def parts(*sizes: int) -> Receive:
 
 
 def test_unfinished_bodies_of_one_client_leave_room_for_others() -> None:
-    bodies = Bodies(2, BYTES)
-    kept = [held(bodies, b"a", BYTES) for _ in range(4)]
-    with pytest.raises(TooManyBytes):
-        held(bodies, b"a", 1)
-    kept += [held(bodies, b"b", BYTES) for _ in range(4)]
-    assert bodies.bytes == 32 * 1024 * 1024
+    counted = Book(2).holdings()
+    here, elsewhere = Bodies(counted, BYTES), Bodies(counted, BYTES)
+    bodies = here
+    kept = [held(here if number % 2 else elsewhere, b"a", BYTES) for number in range(8)]
+    for worker in (here, elsewhere):
+        with pytest.raises(TooManyBytes):
+            held(worker, b"a", 1)
+    kept += [held(here, b"b", BYTES) for _ in range(8)]
+    assert counted.total() == 64 * 1024 * 1024
     large = held(bodies, b"c", BYTES, BYTES)
     with pytest.raises(BodiesFull):
         held(bodies, b"d", 1)
     for one in [*kept, large]:
         one.release()
-    assert bodies.bytes == 0
+    assert counted.total() == 0
     held(bodies, b"d", 16 * BYTES)
 
 
@@ -193,7 +197,7 @@ def test_unfinished_bodies_of_one_client_are_refused(target: Service) -> None:
         for connection in connections:
             connection.send(request(PATH, content)[:-1])
         refused: set[Connection] = set()
-        while len(refused) < len(connections) - 2 * 4:  # each of two workers holds four of them
+        while len(refused) < len(connections) - 8:  # both workers together hold eight of them
             refused |= {connection for connection in connections if connection.says_something(0.1)}
         for connection in refused:
             answer = connection.answer()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
@@ -182,3 +184,21 @@ async def test_streams_are_refused_when_their_store_is_away_and_predictions_go_o
             assert "retry-after" in answer.headers
         for _ in range(4):
             assert ask(service, request("/v1/models/diabetes:predict", DIABETES)).status == 200
+
+
+async def test_streams_count_over_all_workers_and_a_killed_one_gives_back_what_it_held(
+    few_models: Path, tmp_path: Path
+) -> None:
+    environ = {"MODEL_DIR": str(few_models), "DATA_DIR": str(tmp_path), "ROLES": "web", "WEB_CONCURRENCY": "2"}
+    with Service(environ | {"MAX_STREAMS_PER_ADDRESS": "12"}) as service:
+        path = "/v1/entities/one/events"
+        async with AsyncExitStack() as stack:
+            for _ in range(12):
+                assert (await stack.enter_async_context(Stream(service.address, path))).status == 200
+            for _ in range(10):  # whichever worker it is
+                check_refusal(ask(service, request(path, method="GET")), 503)
+            for pid in list(service.workers):
+                os.kill(pid, signal.SIGKILL)
+            assert eventually(lambda: len(service.workers) == 2 and is_open(service, path))
+            again = [await stack.enter_async_context(Stream(service.address, path)) for _ in range(12)]
+            assert [stream.status for stream in again] == [200] * 12

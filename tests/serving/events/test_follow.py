@@ -20,6 +20,7 @@ from serving.events.follow import Hub
 from serving.events.log import RESET, Event, EventLog, Page
 from serving.events.sqlite import SQLiteEventLog
 from serving.jobs.sqlite import jobs_database
+from serving.shared.book import Book
 from tests.serving.conftest import PATIENCE, until
 from tests.serving.events.conftest import Logs, append_many
 
@@ -209,7 +210,7 @@ async def test_streams_are_counted_by_worker_and_by_address(hubs: Hubs) -> None:
         await enter("one")
         with pytest.raises(TooManyStreams):
             await enter("one")
-    assert (hub.open_streams, len(hub._by_address), len(hub._waiting)) == (0, 0, 0)
+    assert (hub.open_streams, hub._held.total(), len(hub._waiting)) == (0, 0, 0)
 
 
 async def test_streams_are_counted_by_key_whatever_their_address(hubs: Hubs) -> None:
@@ -226,7 +227,22 @@ async def test_streams_are_counted_by_key_whatever_their_address(hubs: Hubs) -> 
             await stack.enter_async_context(hub.subscribe("t", after=0, address=address, key=key))
         with pytest.raises(TooManyStreams, match="of this key"):
             await stack.enter_async_context(hub.subscribe("t", after=0, address="three", key="mine"))
-    assert (hub.open_streams, len(hub._by_key)) == (0, 0)
+    assert (hub.open_streams, hub._held.total()) == (0, 0)
+
+
+async def test_streams_of_all_workers_count_together(hubs: Hubs) -> None:
+    held = Book(2).holdings()
+    here, there = (hubs.make(held=held, max_streams_per_address=2, max_streams_per_key=3) for _ in range(2))
+    async with AsyncExitStack() as stack:
+        for hub in (here, there):
+            await stack.enter_async_context(hub.subscribe("t", after=0, address="one", key="mine"))
+        for hub in (here, there):
+            with pytest.raises(TooManyStreams, match="address"):
+                await stack.enter_async_context(hub.subscribe("t", after=0, address="one"))
+        await stack.enter_async_context(there.subscribe("t", after=0, address="two", key="mine"))
+        with pytest.raises(TooManyStreams, match="key"):
+            await stack.enter_async_context(here.subscribe("t", after=0, address="three", key="mine"))
+    assert held.total() == 0
 
 
 async def test_no_limit_by_address_is_0(hubs: Hubs) -> None:

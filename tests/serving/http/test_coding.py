@@ -13,6 +13,7 @@ from serving.errors import NotJSON
 from serving.http.body import Bodies, HeldBody
 from serving.http.coding import DECOMPRESSORS, MAX_MEMBERS, Compressor, inflate
 from serving.http.negotiation import coding_of
+from serving.shared.holdings import Holdings
 from tests.attacks.payloads import PACK
 
 if sys.version_info >= (3, 14):
@@ -108,21 +109,22 @@ def test_zstd_with_a_window_of_gigabytes_is_refused() -> None:
 
 
 def test_bytes_of_an_inflated_body_are_counted() -> None:
-    bodies = Bodies(2, 4 << 20)
+    counted = Holdings(1)
+    bodies = Bodies(counted, 4 << 20)
     messages = iter([{"type": "http.request", "body": gzip.compress(bytes(1 << 20)), "more_body": False}])
 
     async def receive() -> dict[str, object]:
         return next(messages)
 
     async def read() -> list[int]:
-        body, counted = HeldBody(bodies, b"client", receive, b"gzip"), []
+        body, sizes = HeldBody(bodies, b"client", receive, b"gzip"), []
         while (await body.receive())["more_body"]:
-            counted.append(bodies.bytes)
+            sizes.append(counted.total())
         body.release()
-        return counted
+        return sizes
 
     assert asyncio.run(read())[-1] == 1 << 20
-    assert bodies.bytes == 0
+    assert counted.total() == 0
 
 
 @pytest.mark.parametrize("coding", [b"gzip", b"zstd"])

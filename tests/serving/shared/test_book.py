@@ -117,3 +117,33 @@ def test_reading_meets_no_half_retired_process(book: Book) -> None:
     book.release(book.assign(), "web")
     assert seen == [1]
     assert book._version % 2 == 0
+
+
+def test_what_clients_hold_is_added_up_and_comes_back_when_a_process_has_ended(book: Book) -> None:
+    held, others = book.holdings(), book.holdings()
+    held.add(b"a", 1)
+    slots = [book.assign() for _ in range(2)]
+
+    def hold(slot: int) -> None:
+        book.enter(slot)
+        held.add(b"a", 10)
+        held.add(b"b", 5)
+        held.add(b"b", -2)
+
+    for slot in slots:
+        in_child(lambda slot=slot: hold(slot))  # type: ignore[misc]
+    assert (held.of(b"a"), held.of(b"b"), held.of(b"c"), held.total()) == (21, 6, 0, 27)
+    assert others.total() == 0
+    book.release(slots[0], "web")
+    assert (held.of(b"a"), held.of(b"b"), held.total()) == (11, 3, 14)
+    held.add(b"a", -1)
+    book.release(slots[1], "web")
+    assert (held.of(b"a"), held.of(b"b"), held.total()) == (0, 0, 0)
+
+
+def test_many_clients_are_hardly_ever_taken_for_each_other(book: Book) -> None:
+    held = book.holdings()
+    for number in range(1000):
+        held.add(b"%d" % number, 1)
+    assert sum(held.of(b"other %d" % number) > 2 for number in range(1000)) < 10
+    assert all(held.of(b"%d" % number) >= 1 for number in range(1000))
