@@ -24,7 +24,9 @@ from serving.entities.outcomes import OutcomesBody
 from serving.http import problems
 from serving.http.keys import Keys, describe_security
 from serving.http.openapi import (
+    COUNT,
     JOB,
+    JSON,
     LOCATION,
     NUMBER,
     REFUSALS,
@@ -34,6 +36,7 @@ from serving.http.openapi import (
     array_of,
     describe_routes,
     fill_in_items,
+    instances_of,
     object_schema,
     refusal,
 )
@@ -57,7 +60,8 @@ SHARE: Schema = {"type": "number", "minimum": 0, "maximum": 1}
 BODIES = (RecordsBody, OutcomesBody, Problem)
 """The bodies that operations refer to: those of requests, and that of refusals."""
 
-COVERAGE = NUMBER | {
+COVERAGE: Schema = {
+    "type": ["number", "null"],
     "exclusiveMinimum": 0,
     "exclusiveMaximum": 1,
     "description": "For predictions: the share of true values that an interval, or a set of labels, shall hold",
@@ -87,9 +91,7 @@ def document(app: FastAPI, registry: Registry, *, background: bool, show_example
 
 def _operations(model: LoadedModel, path: str, suffix: str, *, background: bool, show_examples: bool) -> Schema:
     """The operations of one model, by path."""
-    taken = _request(model)
-    if show_examples:
-        taken["example"] = {"instances": [model.example]}
+    example = {"example": {"instances": [model.example]}} if show_examples else {}
     summaries: dict[Verb, str] = {"predict": f"Predict with {model.name} ({model.manifest.estimator})"}
     if model.explainer is not None:
         how = f"{model.explainer.method}, in {model.explainer.space} space"
@@ -101,7 +103,7 @@ def _operations(model: LoadedModel, path: str, suffix: str, *, background: bool,
                 "operationId": f"{verb}_{model.name}{suffix}",
                 "summary": summary,
                 "parameters": [TIMEOUT_HEADER],
-                "requestBody": {"required": True, "content": {"application/json": {"schema": taken}}},
+                "requestBody": {"required": True, "content": {JSON: {"schema": _request(model, verb) | example}}},
                 "responses": answers
                 | {status: refusal(reason) for status, reason in REFUSALS.items() if status in MODEL_REFUSALS},
             }
@@ -130,26 +132,28 @@ def _answers(model: LoadedModel, verb: Verb, *, background: bool) -> Schema:
     return whole | later if background else whole
 
 
-def _request(model: LoadedModel) -> Schema:
+def _request(model: LoadedModel, verb: Verb) -> Schema:
     """Instances by name or by position; parameters only matter for explanations."""
     forms = [model.instance_schema, model.schema.array_schema]
-    labels = [
-        *dict.fromkeys([*map(msgspec.json.encode, model.labels.classes), *map(msgspec.json.encode, model.labels.texts)])
-    ]
-    some = {"type": "array", "minItems": 1, "items": {"enum": [*map(msgspec.json.decode, labels)]}}
-    classes = [{"enum": ["predicted", "all"]}, *([some] if labels else [])]
+    # a class is named once, either way
+    kinds = [model.labels.classes, *([] if model.labels.classes == model.labels.texts else [model.labels.texts])]
+    some = [array_of({"enum": list(kind)}, minItems=1, uniqueItems=True) for kind in kinds if kind]
     parameters = {
-        "classes": {"anyOf": classes, "default": "predicted"},
-        "top": {"type": "integer", "minimum": 1, "description": "Only the largest; the rest as `(other)`"},
+        "classes": {"anyOf": [{"enum": ["predicted", "all"]}, *some], "default": "predicted"},
+        "top": COUNT | {"type": ["integer", "null"], "description": "Only the largest; the rest as `(other)`"},
     }
     if model.explainer is not None:
         described = "The outputs that are explained"
-        parameters["space"] = {"enum": list(model.spaces), "default": model.explainer.space, "description": described}
-    if model.manifest.conformal:
+        parameters["space"] = {
+            "enum": [*model.spaces, None],
+            "default": model.explainer.space,
+            "description": described,
+        }
+    if model.manifest.conformal and verb == "predict":
         parameters["coverage"] = COVERAGE
     return object_schema(
         {
-            "instances": array_of({"anyOf": forms}, minItems=1, description="All by name, or all by position"),
+            "instances": instances_of(*forms),
             "parameters": {"type": ["object", "null"], "properties": parameters, "additionalProperties": False},
         },
         ["instances"],

@@ -35,13 +35,30 @@ REFUSALS = {
     "507": "As many records are kept as may be; entities that have some may get newer ones",
 }
 
+LABEL: Schema = {"type": ["boolean", "number", "string"]}
+SECONDS: Schema = {"type": "number", "minimum": 0.001, "maximum": 999_999_999}
 TIMEOUT_HEADER = {
     "name": "X-Request-Timeout",
     "in": "header",
     "description": "Seconds; may shorten the deadline, never lengthen it",
-    "schema": NUMBER | {"exclusiveMinimum": 0},
+    "schema": SECONDS,
 }
 LOCATION = {"Location": {"description": "Where the job is", "schema": STRING}}
+
+COUNT: Schema = {"type": "integer", "minimum": 1, "maximum": 999_999_999}
+EVENT_ID: Schema = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
+READ_AS_TEXT: Mapping[str, Schema] = {
+    "before": STRING | {"format": "date-time"},
+    "entity": STRING | {"pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"},
+    "explain": BOOLEAN | {"default": False},
+    "kind": STRING | {"pattern": "^[a-z0-9][a-z0-9._-]{0,63}$"},
+    "last-event-id": EVENT_ID,
+    "last_event_id": EVENT_ID,
+    "limit": COUNT,
+    "models": STRING,
+    "x-request-timeout": SECONDS,
+}
+"""What routes read as text from headers, queries and paths, because they say themselves what is wrong with it."""
 
 BODY = ("400", "413", "415", "422")
 """The refusals of routes that take a body."""
@@ -216,12 +233,17 @@ METRICS = object_schema(
 )
 
 
-INSTANCES = array_of({"anyOf": [OBJECT, array_of(ANYTHING)]}, minItems=1, description="All by name, or all by position")
+def instances_of(*forms: Schema) -> Schema:
+    """Instances, all of which have the same form."""
+    return {"anyOf": [array_of(form, minItems=1) for form in forms], "description": "All by name, or all by position"}
+
+
+INSTANCES = instances_of(OBJECT, array_of(ANYTHING))
 PARAMETERS: Schema = {
     "type": ["object", "null"],
     "properties": {
-        "classes": {"anyOf": [{"enum": ["predicted", "all"]}, array_of(ANYTHING, minItems=1)]},
-        "top": {"type": ["integer", "null"], "minimum": 1},
+        "classes": {"anyOf": [{"enum": ["predicted", "all"]}, array_of(LABEL, minItems=1, uniqueItems=True)]},
+        "top": COUNT | {"type": ["integer", "null"]},
         "space": {"enum": ["probability", "margin", "value", None]},
         "coverage": {"type": ["number", "null"], "exclusiveMinimum": 0, "exclusiveMaximum": 1},
     },
@@ -256,15 +278,16 @@ def _query(name: str, schema: Schema) -> Schema:
     return {"name": name, "in": "query", "description": "For a body of CSV", "schema": schema}
 
 
+KEY = STRING | {"pattern": "^[!-~]{1,255}$"}
 CSV_QUERY = (
     _query("operation", {"enum": list(VERBS)}),
     _query("model", STRING),
     _query("version", STRING),
     _query("classes", STRING),
-    _query("top", INTEGER),
-    _query("space", STRING),
-    _query("coverage", NUMBER),
-    {"name": "Idempotency-Key", "in": "header", "description": "Sent twice, it is one job", "schema": STRING},
+    _query("top", COUNT),
+    _query("space", {"enum": ["probability", "margin", "value"]}),
+    _query("coverage", NUMBER | {"exclusiveMinimum": 0, "exclusiveMaximum": 1}),
+    {"name": "Idempotency-Key", "in": "header", "description": "Sent twice, it is one job", "schema": KEY},
 )
 
 JOB_BODY = object_schema(
@@ -383,6 +406,9 @@ def _describe(operation: Schema, said: Said) -> None:
     if said.body:
         content = {kind: {"schema": schema} for kind, schema in said.body.items()}
         operation["requestBody"] = {"required": True, "content": content}
+    for parameter in operation.get("parameters", ()):
+        if schema := READ_AS_TEXT.get(parameter["name"].lower()):
+            parameter["schema"] = schema
     if said.parameters:
         operation.setdefault("parameters", []).extend(said.parameters)
 

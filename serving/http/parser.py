@@ -33,7 +33,9 @@ SMALL_CHUNK_BYTES, MAX_SMALL_CHUNKS = 16, 250_000
 MAX_REMEMBERED_BYTES = 1024
 """A head of fewer bytes is remembered: most clients send the same one again and again, but for their bodies."""
 
-METHODS = frozenset(b"GET HEAD POST PUT PATCH DELETE OPTIONS TRACE CONNECT PROPFIND PROPPATCH MKCOL COPY MOVE".split())
+METHODS = frozenset(
+    b"GET HEAD POST PUT PATCH DELETE OPTIONS QUERY TRACE CONNECT PROPFIND PROPPATCH MKCOL COPY MOVE".split()
+)
 ALONE = frozenset(
     (b"host", b"content-length", b"content-type", b"content-encoding", b"authorization", b"x-api-key", b"x-admin-token")
 )

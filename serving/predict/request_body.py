@@ -40,7 +40,8 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     classes: str | tuple[Label, ...] = "predicted"
-    top: int | None = None
+    top: float | None = None
+    """A whole number, which JSON also writes as 3.0."""
     space: Space | None = None
     coverage: float | None = None
 
@@ -51,7 +52,10 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         if self == NO_PARAMETERS:
             return EVERYTHING
-        shown = Selection(cast("Any", self.classes), self.top, self.space)  # `check` refuses other strings
+        if self.top is not None and self.top % 1:
+            raise InvalidSelection("top must be a whole number")
+        top = None if self.top is None else int(self.top)
+        shown = Selection(cast("Any", self.classes), top, self.space)  # `check` refuses other strings
         shown.check(model.labels)
         if verb == "predict":
             if self.space is not None:

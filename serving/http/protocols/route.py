@@ -34,7 +34,7 @@ log = structlog.get_logger(__name__)
 OPTIONS: Headers = [(b"allow", b"OPTIONS, POST")]
 """The whole answer to OPTIONS."""
 
-TIMEOUT = re.compile(rb"[0-9]{1,9}(\.[0-9]{1,9})?")
+TIMEOUT = re.compile(rb"[0-9]{1,9}(\.[0-9]{1,20})?")
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 """Bytes of an answer that is made whole; it takes four times as much memory until it is sent."""

@@ -14,7 +14,15 @@ from msgspec import Meta
 
 from serving.entities.notifier import topic_of
 from serving.entities.predictor import EntityAnswer, check_entity
-from serving.entities.record import Record, check_kind, make_record, parse_time
+from serving.entities.record import (
+    ID,
+    MAX_COLUMNS,
+    MAX_NAME_CHARACTERS,
+    Record,
+    check_kind,
+    make_record,
+    parse_time,
+)
 from serving.entities.store import EntityStore
 from serving.errors import EntityNotFound, InvalidRequest, NotPermitted, TooManyInstances
 from serving.events.log import EventLog
@@ -42,15 +50,23 @@ Kind = Annotated[str | None, Query(description="Kind of the entity, to which mod
 Limit = Annotated[str | None, Query(description=f"Number of items, at most {PAGE}")]
 After = Annotated[str, Query(description="`next` of the page before")]
 
-TIME = "ISO 8601; default now"
-ID = "A record that is sent twice with the same id is stored once"
+GIVEN_TIME = Meta(description="ISO 8601; default now", extra_json_schema={"format": "date-time"})
+GIVEN_ID = Meta(
+    description="A record that is sent twice with the same id is stored once",
+    extra_json_schema={"pattern": f"^{ID.pattern}$"},
+)
 
 
 Values = Annotated[
     dict[str, Any],
     Meta(
         description="Columns: numbers, strings, booleans or null; each model takes its features from them",
-        extra_json_schema={"additionalProperties": {"type": ["number", "string", "boolean", "null"]}},
+        extra_json_schema={
+            "additionalProperties": {"type": ["number", "string", "boolean", "null"]},
+            "propertyNames": {"minLength": 1, "maxLength": MAX_NAME_CHARACTERS},
+            "minProperties": 1,
+            "maxProperties": MAX_COLUMNS,
+        },
     ),
 ]
 
@@ -59,8 +75,8 @@ class RecordBody(msgspec.Struct, forbid_unknown_fields=True):
     """One record of several."""
 
     values: Values
-    time: Annotated[str | None, Meta(description=TIME)] = None
-    id: Annotated[str | None, Meta(description=ID)] = None
+    time: Annotated[str | None, GIVEN_TIME] = None
+    id: Annotated[str | None, GIVEN_ID] = None
 
 
 SEVERAL = Meta(description="Several records, instead of one", extra_json_schema={"minItems": 1})
@@ -70,10 +86,17 @@ class RecordsBody(msgspec.Struct, forbid_unknown_fields=True):
     """The body of a request: one record, or several."""
 
     values: Values | None = None
-    time: Annotated[str | None, Meta(description=TIME)] = None
-    id: Annotated[str | None, Meta(description=ID)] = None
+    time: Annotated[str | None, GIVEN_TIME] = None
+    id: Annotated[str | None, GIVEN_ID] = None
     records: Annotated[list[RecordBody], SEVERAL] | None = None
 
+
+NULL = {"type": "null"}
+ONE_RECORD = {"required": ["values"], "properties": {"values": {"type": "object"}, "records": NULL}}
+MANY_RECORDS = {
+    "required": ["records"],
+    "properties": {"records": {"type": "array"}, "values": NULL, "time": NULL, "id": NULL},
+}
 
 _body = LargeBodyDecoder(RecordsBody, USAGE, "a request may have {} records; send more as several requests")
 
@@ -109,7 +132,7 @@ def entities_router(service: Service, streams: Streams) -> APIRouter:
         status_code=201,
         summary="Store one record or several",
         responses={200: {"description": "All of them had been stored before"}},
-        openapi_extra=describe_body(RecordsBody, oneOf=[{"required": ["values"]}, {"required": ["records"]}]),
+        openapi_extra=describe_body(RecordsBody, oneOf=[ONE_RECORD, MANY_RECORDS]),
     )
     async def store(entity: str, request: Request, kind: Kind = None) -> Response:
         check_entity(entity)
@@ -120,7 +143,7 @@ def entities_router(service: Service, streams: Streams) -> APIRouter:
         added = await service.shared.entities.add_records(records, kind, key_of(request.scope).name)
         if added.stored:
             service.notifier.add(entity, records, request.state.request_id)
-        answer = {"entity": entity, **added.said(), "ids": [record.id for record in records]}
+        answer = {"entity": entity, **added.said(), "ids": [one.id for one in records]}
         return answer_json(answer, 201 if added.stored else 200)
 
     @router.get("/{entity}/predictions", summary="Predictions of all models for the newest records, newest first")
