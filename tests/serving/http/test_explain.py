@@ -100,7 +100,7 @@ def test_listed_classes_are_explained_in_the_order_asked_for(client: httpx.Clien
 
 def test_largest_contributions_are_shown_and_the_rest_is_summed(client: httpx.Client) -> None:
     instance = example(client, "breast-cancer")
-    (whole,), (short,) = (explanations(client, "breast-cancer", instance, **top) for top in ({}, {"top": 3}))
+    (whole,), (short,) = (explanations(client, "breast-cancer", instance, **top) for top in ({}, {"top": 3.0}))
     largest = sorted(whole["values"], key=lambda name: -abs(whole["values"][name]))[:3]
     assert list(short["values"]) == [*largest, OTHER]
     assert sum(short["values"].values()) == pytest.approx(sum(whole["values"].values()))

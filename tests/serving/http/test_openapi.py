@@ -194,6 +194,34 @@ def test_what_the_schema_refuses_the_service_refuses_too(
     jsonschema.validate(answer.json(), resolved(document, problem))
 
 
+def test_what_a_request_may_not_mix_the_schema_refuses(document: dict[str, Any]) -> None:
+    for path, one in (("wine", 13.2), ("{model}", 13.2)):
+        operation = document["paths"][f"/v1/models/{path}:predict"]["post"]
+        schema = Draft202012Validator(operation["requestBody"]["content"]["application/json"]["schema"])
+        example = document["paths"]["/v1/models/wine:predict"]["post"]["requestBody"]["content"]["application/json"]
+        (named,) = example["schema"]["example"]["instances"]
+        listed = [one] * len(named)
+        assert schema.is_valid({"instances": [named, named]})
+        assert not schema.is_valid({"instances": [named, listed]})
+        for classes, valid in ((["class_0"], True), (["class_0", "class_0"], False), ([None], False)):
+            assert schema.is_valid({"instances": [named], "parameters": {"classes": classes}}) is valid
+
+
+def test_parameters_that_routes_read_as_text_have_the_schema_of_what_they_are(document: dict[str, Any]) -> None:
+    found = {
+        parameter["name"].lower(): parameter["schema"].get("type")
+        for _, _, operation in operations(document)
+        for parameter in operation.get("parameters", [])
+    }
+    assert {found[name] for name in ("limit", "last-event-id", "last_event_id")} == {"integer"}
+    assert (found["x-request-timeout"], found["explain"], found["before"]) == ("number", "boolean", "string")
+    assert not any(
+        "anyOf" in parameter["schema"]
+        for _, _, operation in operations(document)
+        for parameter in operation.get("parameters", [])
+    )
+
+
 def test_document_names_no_other_host(document: dict[str, Any]) -> None:
     assert "://" not in str(document)
 

@@ -83,8 +83,9 @@ def test_what_is_not_there_is_a_problem(client: httpx.Client, path: str) -> None
 @pytest.mark.parametrize(
     "path", ["/v1/models", "/v1/models/wine", "/health", "/health/live", "/health/ready", "/openapi.json"]
 )
-def test_what_can_only_be_read_refuses_other_methods(client: httpx.Client, path: str) -> None:
-    answer = client.delete(path)
+@pytest.mark.parametrize("method", ["DELETE", "QUERY"])
+def test_what_can_only_be_read_refuses_other_methods(client: httpx.Client, path: str, method: str) -> None:
+    answer = client.request(method, path)
     assert answer.status_code == 405
     assert "GET" in answer.headers["allow"]
     assert answer.headers["content-type"] == "application/problem+json"
