@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from cache.tiered import build_cache
 from registry.errors import VersionRefused
 from registry.model import LoadedModel
 from registry.registry import Registry
@@ -37,6 +36,7 @@ from serving.http.edge import Edge
 from serving.http.keys import ADMIN, ANY, Key, Keys, digest_of, parse_entries
 from serving.http.pages.routes import pages_router
 from serving.http.problems import render, status_of
+from serving.http.protocols.mlflow import AzureML, MLflow, check_default, platform_paths
 from serving.http.protocols.route import Protocol, ProtocolRoute
 from serving.http.rate_limit import Limiter, Limiters
 from serving.http.routes.predict import PATH, PredictRoute
@@ -51,6 +51,7 @@ from serving.monitoring.quality import LiveQuality
 from serving.predict.batcher import Batcher
 from serving.predict.inference import Inference
 from serving.predict.operation import VERBS, make_operations
+from serving.predict.request_body import Reader
 from serving.process.executor import Executor
 from serving.process.trial import can_try, try_first
 from serving.schedules.parse import Action, Schedule, parse_schedules
@@ -64,7 +65,7 @@ from serving.shared.pressure import Pressure, Trimmer
 from serving.shared.rate_table import Rate, RateTable, parse_rate
 from serving.shared.reloads import Reloads
 from serving.storage.http import Outbound
-from serving.stores import build_entity_store, build_event_log, build_job_store, build_seal, queue_limits
+from serving.stores import build_answer_cache, build_entity_store, build_event_log, build_job_store, queue_limits
 from serving.telemetry import logs
 from serving.telemetry.alerts import Alerts, form_of
 from serving.telemetry.output import protect_output
@@ -101,6 +102,12 @@ class Application:
         self.streams = Streams(service.hub, heartbeat_seconds=settings.stream_heartbeat_seconds)
         self._trimmer = Trimmer(service.shared.pressure)
         self._stack = self._build_stack()
+        self._aliases = platform_paths(
+            service.registry,
+            settings.default_model,
+            health=settings.aip_health_route,
+            predict=settings.aip_predict_route,
+        )
         # for the gunicorn worker
         self.count_refusal = service.metrics.count_response
         self.end_streams = self.streams.end
@@ -110,7 +117,9 @@ class Application:
         """Everything that a request goes through, outermost first."""
         service, settings = self.service, self.settings
         hot_path = PredictRoute(service, self.streams)
-        protocols = [ProtocolRoute(service, protocol) for protocol in make_protocols(service)]
+        protocols = [
+            ProtocolRoute(service, protocol) for protocol in make_protocols(service, hot_path.readers["predict"])
+        ]
         pages = [pages_router(service, hot_path, self.keys)] if settings.pages else []
         api = make_api(service, self.streams, self.keys, lambda _api: self._running(), pages)
 
@@ -162,13 +171,18 @@ class Application:
         self._trimmer.heed()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._aliases and scope["type"] == "http":
+            is_reading = scope["method"] in ("GET", "HEAD")
+            scope = {**scope, "path": self._aliases.get((is_reading, scope["path"]), scope["path"])}
         await self._stack(scope, receive, send)
 
 
 def build(settings: Settings, alerts: Alerts) -> Application:
     """The app over all models that are there. Raises RegistryError, InvalidSetting, InvalidRedisUrl, CannotServe."""
     seen = fingerprint(settings.model_dir)  # before they are loaded: later changes count
-    service = build_service(settings, load_models(settings), build_shared(settings, alerts), seen)
+    registry = load_models(settings)
+    check_default(registry, settings.default_model, is_needed=bool(settings.aip_predict_route))
+    service = build_service(settings, registry, build_shared(settings, alerts), seen)
     return Application(service, settings, build_limiters(settings), build_keys(settings))
 
 
@@ -248,22 +262,16 @@ def build_shared(settings: Settings, alerts: Alerts) -> Shared:
     )
 
 
-def make_protocols(_service: Service) -> list[Protocol]:
+def make_protocols(service: Service, readers: Mapping[LoadedModel, Reader]) -> list[Protocol]:
     """The protocols beside our own in which predictions are asked for."""
-    return []
+    registry, most, default = service.registry, service.limits.max_instances, service.default_model
+    return [kind(registry, readers, most, default) for kind in (MLflow, AzureML)]
 
 
 def build_service(settings: Settings, registry: Registry, shared: Shared, seen: Fingerprint) -> Service:
     """All parts over the models of a directory that was `seen` so. Raises InvalidSetting, InvalidRedisUrl."""
     metrics = Metrics(shared.book)
-    cache = build_cache(
-        max_items=settings.cache_max_items,
-        max_bytes=settings.cache_max_bytes,
-        ttl_seconds=settings.cache_ttl_seconds,
-        redis_url=settings.redis_url,
-        redis_health_check_interval=settings.redis_health_check_interval,
-        seal=build_seal(settings),
-    )
+    cache = build_answer_cache(settings)
     batcher = Batcher(threads=settings.inference_threads, queue_seconds=settings.queue_seconds)
     isolated = {one.name: one.answer_call for one in make_operations(registry) if one.is_isolated}
     executor = Executor(isolated, processes=settings.executor_processes, memory=settings.executor_memory_bytes)
@@ -307,6 +315,7 @@ def build_service(settings: Settings, registry: Registry, shared: Shared, seen: 
             max_instances=settings.max_instances,
             max_explained_instances=settings.shap_max_batch_size,
         ),
+        default_model=settings.default_model,
         access_log=settings.access_log,
         show_examples=settings.show_examples,
         show_timing=settings.show_timing,

@@ -3,7 +3,8 @@
 ServingError
 ├── InvalidSetting, CannotServe                                         the service cannot start
 ├── NotJSON, InvalidRequest, UnsupportedBody, BodyTooLarge, TooManyInstances,
-│   MethodNotAllowed, NotAuthorized, NotPermitted, RouteNotFound          the request is wrong
+│   MethodNotAllowed, NoDefaultModel, NotAuthorized, NotPermitted,
+│   RouteNotFound                                                       the request is wrong
 ├── InvalidRecord                                                       what is stored cannot be used
 ├── JobNotFound, JobUnfinished, EntityNotFound                          nothing is there, or not yet
 ├── Overloaded, TooManyRequests, TooManyBytes, BodiesFull, TooManyStreams, QueueFull, DataQueueFull, StoreUnavailable,
@@ -65,6 +66,15 @@ class MethodNotAllowed(ServingError):
     def __init__(self, method: str) -> None:
         super().__init__(f"use {method}")
         self.allowed = f"OPTIONS, {method}"
+
+
+class NoDefaultModel(ServingError):
+    """A request names no model, and there are several."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "there is no default model: name one in the path (/endpoints/{model}/invocations), or set DEFAULT_MODEL"
+        )
 
 
 class NotAuthorized(ServingError):

@@ -93,6 +93,8 @@ class Service:
     trainings: Recent[dict[str, LastTraining]]
     tracing: Tracing | None
     limits: Limits
+    default_model: str
+    """The name of the model for requests that name none; empty for the only one."""
     access_log: bool
     show_examples: bool
     """Whether clients see an example of each model's input."""

@@ -197,6 +197,9 @@ class Settings:
     )
     model_dir: Path = setting(Path("models"), "directory of the models, `{name}/{version}/`")
     compile: bool = setting(True, "use compiled models, which answer bit by bit the same; `false` only for comparison")
+    default_model: str = setting("", "model for requests that name none, as `/invocations`; empty for the only one")
+    aip_health_route: str = setting("", "further path of the health check; Vertex AI sets it", schemes=("/",))
+    aip_predict_route: str = setting("", "further path of predictions; Vertex AI sets it", schemes=("/",))
     labels_as_text: bool = setting(False, "answer labels as strings, also 0, 1.5 and true, as earlier releases did")
     serve_versions: Literal["all", "live"] = setting("all", "versions to load: `all`, or `live` and previous ones")
     watch_models: bool = setting(True, "reload when a version is added, promoted, rolled back or removed")
@@ -394,7 +397,7 @@ def _choose(name: str, text: str, accepted: Iterable[str], shown: tuple[str, ...
 
 
 def _either(words: tuple[str, ...]) -> str:
-    return f"{', '.join(words[:-1])} or {words[-1]}"
+    return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
 
 
 def _parse_number(name: str, kind: type[int | float], text: str, limits: Mapping[str, Any]) -> int | float:

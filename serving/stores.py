@@ -7,6 +7,7 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
+from cache.tiered import TieredCache, build_cache
 from registry.store.directory import read_file
 from serving.entities.sqlite import SQLiteEntityStore
 from serving.entities.store import EntityStore
@@ -50,6 +51,18 @@ def _make_secret(path: Path) -> None:
     with suppress(FileExistsError):
         os.link(scratch, path)
     scratch.unlink()
+
+
+def build_answer_cache(settings: Settings) -> TieredCache:
+    """Keeps answers in memory, and in Redis if there is one. Raises InvalidRedisUrl, CannotServe."""
+    return build_cache(
+        max_items=settings.cache_max_items,
+        max_bytes=settings.cache_max_bytes,
+        ttl_seconds=settings.cache_ttl_seconds,
+        redis_url=settings.redis_url,
+        redis_health_check_interval=settings.redis_health_check_interval,
+        seal=build_seal(settings),
+    )
 
 
 def build_job_store(settings: Settings) -> JobStore:

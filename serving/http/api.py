@@ -41,6 +41,7 @@ from serving.http.openapi import (
     refusal,
 )
 from serving.http.problems import Problem
+from serving.http.protocols.mlflow import mlflow_router
 from serving.http.representation import CACHED_BY_CLIENTS
 from serving.http.routes.admin import admin_router
 from serving.http.routes.entities import RecordsBody, entities_router
@@ -288,6 +289,7 @@ def make_api(
         _document_router(api),
         models_router(service.registry, show_examples=service.show_examples),
         health_router(service),
+        mlflow_router(service),
         entities_router(service, streams),
         outcomes_router(service),
         jobs_router(service, streams),

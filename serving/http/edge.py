@@ -203,7 +203,7 @@ def account_of(scope: Scope) -> str:
 def _is_exempt(scope: Scope) -> bool:
     """Platforms ask for the health often; the master warms the app up before it forks."""
     path = scope["path"]
-    return path == "/health" or path.startswith(("/health/", "/v2/health/")) or "warmup" in scope["state"]
+    return path in ("/health", "/ping") or path.startswith(("/health/", "/v2/health/")) or "warmup" in scope["state"]
 
 
 def unanswered_status(scope: Scope) -> int:

@@ -38,9 +38,10 @@ NEEDED: Mapping[str, frozenset[str]] = {scope: frozenset({scope, "admin"}) for s
 """The scopes of which a key needs one, by the scope that is asked for: `admin` implies all others."""
 
 PATHS = re.compile(
-    r"(?P<open>/openapi\.json|/pages/.*|/health(?:/.*)?)"
+    r"(?P<open>/openapi\.json|/pages/.*|/health(?:/.*)?|/ping|/version)"
     r"|(?P<page>/|/docs|/admin|/(?:models|monitoring|entities|jobs)/[^/]*|/models/[^/]*/(?:versions|batch|importance))"
-    r"|(?P<predict>/v1/models/[^/:]*(?:/versions/[^/:]*)?:(?:predict|explain)|/v1/jobs(?:/.*)?)"
+    r"|(?P<predict>/v1/models/[^/:]*(?:/versions/[^/:]*)?:(?:predict|explain)|/v1/jobs(?:/.*)?"
+    r"|/invocations|/(?:endpoints|serving-endpoints)/[^/]*/invocations|/score)"
     r"|(?P<data>/v1/entities(?:/.*)?|/v1/predictions(?:/.*)?|/v1/models/[^/]*/outcomes)"
     r"|(?P<models>/v1/models(?:/.*)?)"
     r"|(?P<admin>/api/admin(?:/.*)?|/metrics)",
@@ -61,7 +62,7 @@ TWINS: Mapping[re.Pattern[str], str] = {
 }
 """For the path of a page that of the JSON that it shows, whose key it takes."""
 
-MODEL = re.compile(r"/(?:[^/]+|api/admin)/models/([^/:]+)")
+MODEL = re.compile(r"/(?:(?:[^/]+|api/admin)/models|endpoints|serving-endpoints)/([^/:]+)")
 """The model that a path names."""
 
 DIGEST = re.compile(r"[0-9a-fA-F]{64}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,6 +92,8 @@ class Said:
     refusals: tuple[str, ...] = ()
     body: Mapping[str, Schema] = field(default_factory=dict)
     parameters: tuple[Schema, ...] = ()
+    summary: str = ""
+    """Of a route that FastAPI does not serve."""
 
 
 EXPLAINER: Schema = {
@@ -302,7 +305,51 @@ JOB_BODY = object_schema(
     additionalProperties=False,
 )
 
+ROWS = array_of({"type": ["array", "object"]}, minItems=1)
+TABLE: Schema = {"anyOf": [ROWS, OBJECT]}
+METHOD = object_schema(
+    {"method": {"enum": ["predict", "predict_proba", "decision_function"], "default": "predict"}},
+    [],
+    additionalProperties=False,
+)
+MLFLOW_TABLES: Mapping[str, Schema] = {
+    "dataframe_split": object_schema(
+        {"columns": array_of(STRING), "data": ROWS, "index": array_of(ANYTHING)}, ["data"]
+    ),
+    "dataframe_records": ROWS,
+    "instances": TABLE,
+    "inputs": TABLE,
+}
+AZURE_TABLES: Mapping[str, Schema] = {"data": TABLE, "input_data": TABLE, "Inputs": OBJECT}
+
+
+def _scoring(name: str, summary: str, tables: Mapping[str, Schema] = MLFLOW_TABLES) -> Said:
+    """A route of MLflow's protocol: a body has one of these tables."""
+    members = {**tables, "params": {"anyOf": [METHOD, {"type": "null"}]}}
+    body = object_schema(members, [], oneOf=[{"required": [table]} for table in tables])
+    twins = {"Results": array_of(ANYTHING)} if tables is not MLFLOW_TABLES else {}
+    answer = object_schema({"predictions": array_of(ANYTHING)} | twins, ["predictions"])
+    return Said(
+        name,
+        {"200": {JSON: answer, CSV: STRING}},
+        (*BODY, "404", "503", "504"),
+        {JSON: body, CSV: STRING},
+        (TIMEOUT_HEADER,),
+        summary,
+    )
+
+
 ROUTES: Mapping[tuple[str, str], Said] = {
+    ("get", "/ping"): Said("ping", {"200": {JSON: object_schema({"status": STRING})}}, ("404", "503")),
+    ("get", "/version"): Said("version", {"200": {TEXT: STRING}}),
+    ("post", "/invocations"): _scoring("invocations", "Predict with the default model, as MLflow and SageMaker do"),
+    ("post", "/endpoints/{model}/invocations"): _scoring("endpoint_invocations", "Predict as MLflow's deployments do"),
+    ("post", "/serving-endpoints/{model}/invocations"): _scoring(
+        "serving_endpoint_invocations", "Predict as Databricks does"
+    ),
+    ("post", "/score"): _scoring(
+        "score", "Predict with the default model, as Azure ML does", {**MLFLOW_TABLES, **AZURE_TABLES}
+    ),
     ("get", "/v1/models"): Said("list_models", {"200": {JSON: MODELS}}),
     ("get", "/v1/models/{model}"): Said("show_model", {"200": {JSON: MODEL}}, ("404", "503")),
     ("get", "/v1/models/{model}/versions/{version}"): Said("show_version", {"200": {JSON: MODEL}}, ("404", "503")),
@@ -363,18 +410,20 @@ def describe_routes(document: Schema, *, background: bool) -> None:
     With `background`, requests that take too long become jobs.
     """
     paths = document["paths"]
-    for method, path in ROUTES:
+    for (method, path), said in ROUTES.items():
         if path.endswith((":predict", ":explain")):
             paths.setdefault(path, {})[method] = _bare_inference(path)
+        elif said.summary:
+            paths.setdefault(path, {})[method] = _bare_operation(path, said.summary)
     for path, item in paths.items():
         for method, operation in item.items():
             # FastAPI writes a refusal of its own, which never comes
             operation["responses"].pop("422", None)
-            if said := ROUTES.get((method, path)):
-                _describe(operation, said)
+            if known := ROUTES.get((method, path)):
+                _describe(operation, known)
             if path.endswith((":predict", ":explain")) and not background:
                 del operation["responses"]["202"]
-            if not path.startswith("/health"):
+            if not path.startswith(("/health", "/ping")):
                 operation["responses"]["429"] = refusal(REFUSALS["429"])
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
@@ -391,6 +440,16 @@ def _bare_inference(path: str) -> Schema:
             "200": {"description": f"One {ANSWERS[verb].removesuffix('s')} for every instance, in order"},
             "202": {"description": "It takes too long and continues as a job", "headers": LOCATION},
         },
+    }
+
+
+def _bare_operation(path: str, summary: str) -> Schema:
+    names = re.findall(r"{(\w+)}", path)
+    return {
+        "tags": ["predict"],
+        "summary": summary,
+        "parameters": [{"name": name, "in": "path", "required": True, "schema": STRING} for name in names],
+        "responses": {},
     }
 
 

@@ -34,6 +34,7 @@ ERRORS: dict[HTTPStatus, tuple[type[Exception], ...]] = {
         errors.JobNotFound,
         errors.EntityNotFound,
         errors.RouteNotFound,
+        errors.NoDefaultModel,
     ),
     HTTPStatus.METHOD_NOT_ALLOWED: (errors.MethodNotAllowed,),
     HTTPStatus.CONFLICT: (

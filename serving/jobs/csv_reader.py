@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,10 +17,15 @@ MAX_ROW_BYTES = 64 * 1024
 MAX_TRIES = 16
 """How often the beginning of a row may be parsed in vain; two are usual, and each looks at the whole row again."""
 
+TOO_MANY = "a job may have {} rows; send more as several"
+
 BOM = b"\xef\xbb\xbf"
 BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 Cell = Callable[[str], Any]
+
+Header = Literal["present", "absent", "guess"]
+"""Whether the first row names the features; a guess takes it for a header if it names any."""
 
 
 class CsvReader:
@@ -118,18 +124,25 @@ class CsvReader:
 
 
 class FeatureReader:
-    """Reads rows of a model from a CSV whose header names its features, in any order.
+    """Reads rows of a model from a CSV whose header names its features, in any order, or which has them in theirs.
 
-    An empty cell is a missing value; numbers have a decimal point and no separators; booleans are true, false, 1 or 0.
+    An empty cell is a missing value, and so is NaN among numbers. These have a decimal point and no separators;
+    booleans are true, false, 1 or 0.
     """
 
-    def __init__(self, model: LoadedModel, max_rows: int) -> None:
+    def __init__(
+        self, model: LoadedModel, max_rows: int, *, header: Header = "present", too_many: str = TOO_MANY
+    ) -> None:
+        """`too_many` is the message for more than `max_rows`."""
         schema = model.schema
         self._features = {feature.name: (index, _cell(feature)) for index, feature in enumerate(schema.features)}
         self._dtype = schema.dtype
         self._max_rows = max_rows
+        self._header = header
+        self._too_many = too_many.format(max_rows)
         self._csv = CsvReader(max_row_bytes=MAX_ROW_BYTES + sum(map(_text_bytes, schema.features)))
         self._columns: list[tuple[int, str, Cell]] = []
+        self._has_names = False
         self._rows = 0
 
     def feed(self, data: bytes) -> Rows | None:
@@ -139,10 +152,10 @@ class FeatureReader:
     def end(self) -> Rows | None:
         """The last row, if no line end follows it. Raises InvalidRequest, TooManyInstances."""
         rows = self._read(self._csv.end())
-        if not self._columns:
+        if not self._columns and self._header == "present":
             raise InvalidRequest("line 1: must name the features")
         if not self._rows:
-            raise InvalidRequest("line 2: there must be at least one instance")
+            raise InvalidRequest(f"line {self._csv.line + 1}: there must be at least one instance")
         return rows
 
     def _read(self, table: Iterator[list[str]]) -> Rows | None:
@@ -150,11 +163,20 @@ class FeatureReader:
         for cells in table:
             if self._columns:
                 rows.append(self._row(cells))
-            else:
+            elif self._has_header(cells):
                 self._read_header(cells)
+            else:
+                self._columns = [(index, name, cell) for name, (index, cell) in self._features.items()]
+                rows.append(self._row(cells))
         return np.array(rows, dtype=self._dtype) if rows else None
 
+    def _has_header(self, first: list[str]) -> bool:
+        if self._header == "guess":
+            return not self._features.keys().isdisjoint(first)
+        return self._header == "present"
+
     def _read_header(self, names: list[str]) -> None:
+        self._has_names = True
         given = set(names)
         for name in self._features:
             if name not in given:
@@ -165,9 +187,10 @@ class FeatureReader:
 
     def _row(self, cells: list[str]) -> list[float]:
         if self._rows == self._max_rows:
-            raise TooManyInstances(f"line {self._csv.line}: a job may have {self._max_rows} rows; send more as several")
+            raise TooManyInstances(f"line {self._csv.line}: {self._too_many}")
         if len(cells) != len(self._columns):
-            raise self._csv.error(f"has {len(cells)} values, the header has {len(self._columns)}")
+            whole = "the header has {}" if self._has_names else "the model has {} features"
+            raise self._csv.error(f"has {len(cells)} values, {whole.format(len(self._columns))}")
         self._rows += 1
         row = [0.0] * len(cells)
         for text, (position, name, cell) in zip(cells, self._columns, strict=True):
@@ -209,6 +232,6 @@ def _cell(feature: Feature) -> Cell:
             value = float(text)
         except ValueError:
             raise ValueError("must be a number") from None
-        return encode(value)
+        return encode(None if math.isnan(value) else value)  # numpy writes nan for a missing value
 
     return number

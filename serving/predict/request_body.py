@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
 import msgspec
@@ -140,8 +140,12 @@ class Reader:
         rows = [some async for some in self.read_array(parts.instances, turns)]
         return np.concatenate(rows), parameters
 
-    async def read_array(self, instances: msgspec.Raw, turns: Turns) -> AsyncIterator[Rows]:
+    async def read_array(
+        self, instances: msgspec.Raw, turns: Turns, rewrite: Callable[[bytes], bytes] | None = None
+    ) -> AsyncIterator[Rows]:
         """The rows of an array of instances, some at a time; all faults are raised at the end, or when there are many.
+
+        `rewrite` turns an array of some elements into the instances that they stand for.
 
         Raises InvalidRows, TooManyInstances, NotJSON, InvalidRequest, and what `turns` raise.
         """
@@ -155,7 +159,7 @@ class Reader:
                     raise self._too_many()
                 kind = kind or piece.kind
                 try:
-                    yield self._read_piece(piece, kind)
+                    yield self._read_piece(piece, kind, rewrite)
                 except InvalidRows as error:
                     faults += [Fault(piece.first + one.instance, one.feature, one.reason) for one in error.faults]
                     if type(error) is not InvalidRows or len(faults) >= InvalidRows.LIMIT:
@@ -170,12 +174,13 @@ class Reader:
         if faults:
             raise InvalidRows(faults)
 
-    def _read_piece(self, piece: Piece, kind: bytes) -> Rows:
+    def _read_piece(self, piece: Piece, kind: bytes, rewrite: Callable[[bytes], bytes] | None) -> Rows:
         """The rows of a piece of an array whose first element begins with the byte `kind`."""
         if piece.kind != kind:
             shape = {b"{": "an object, like the first", b"[": "an array, like the first"}
             raise InvalidRows([Fault(0, None, f"must be {shape.get(kind, 'an object or an array')}")])
-        return self.read(b'{"instances":%b}' % piece.content)[0]
+        instances = piece.content if rewrite is None else rewrite(piece.content)
+        return self.read(b'{"instances":%b}' % instances)[0]
 
     def _read_valid(self, body: bytes) -> tuple[Rows, Parameters] | None:
         """Read the body the quick way; None if it is invalid or may take long. Raises TooManyInstances."""

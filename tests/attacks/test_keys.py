@@ -31,6 +31,12 @@ OPEN = "open"
 ANY = "any"
 
 OPERATIONS: Mapping[str, str] = {
+    "GET /ping": OPEN,
+    "GET /version": OPEN,
+    "POST /invocations": "predict",
+    "POST /endpoints/{model}/invocations": "predict",
+    "POST /serving-endpoints/{model}/invocations": "predict",
+    "POST /score": "predict",
     "GET /health": OPEN,
     "GET /health/live": OPEN,
     "GET /health/ready": OPEN,
@@ -205,7 +211,7 @@ def test_a_key_of_another_scope_is_told_which_it_lacks(app: Application) -> None
 def test_a_key_of_one_model_cannot_tell_whether_there_are_others(app: Application) -> None:
     with cases() as case:
         for operation, scope in OPERATIONS.items():
-            if "/models/" in operation and scope in ("predict", "write", ANY):
+            if re.search(r"/(models|endpoints|serving-endpoints)/", operation) and scope in ("predict", "write", ANY):
                 for path in (operation, operation.replace("line", "nothing").replace("{model}", "nothing")):
                     with case(path):
                         status, _, content = send(app, path, bearer(NARROW))

@@ -51,7 +51,7 @@ class PredictRoute(InferenceRoute):
             "predict": service.limits.max_instances,
             "explain": min(service.limits.max_instances, service.limits.max_explained_instances),
         }
-        self._readers: Mapping[Verb, Mapping[LoadedModel, Reader]] = {
+        self.readers: Mapping[Verb, Mapping[LoadedModel, Reader]] = {
             verb: {model: Reader(model, limit) for model in service.registry} for verb, limit in limits.items()
         }
         self._background = service.background
@@ -67,7 +67,7 @@ class PredictRoute(InferenceRoute):
         given = headers.get(b"x-request-timeout")
         timeout = None if given is None else parse_timeout(given)
         body = await read_body(headers, receive, self._max_body_bytes)
-        reader = self._readers[verb][model]
+        reader = self.readers[verb][model]
         rows, parameters = reader.read(body) if len(body) <= PIECE_BYTES else await _read_large(reader, body, receive)
         scope["instances"] = len(rows)
         selection = parameters.selection(verb, model)

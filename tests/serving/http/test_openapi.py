@@ -74,7 +74,7 @@ def test_every_answer_has_a_schema_and_no_refusal_is_fastapis_own(document: dict
                 assert kinds == {"application/problem+json"}, (path, status)
             else:
                 assert kinds or status == "204", (path, status)
-        if not path.startswith("/health"):
+        if not path.startswith(("/health", "/ping", "/version")):
             assert {"401", "403", "429"} <= operation["responses"].keys(), path
     assert not {"HTTPValidationError", "ValidationError"} & document["components"]["schemas"].keys()
 
@@ -271,6 +271,16 @@ ASKED: list[tuple[str, str, str, dict[str, Any]]] = [
     ("post", "/v1/models/{model}:predict", "/v1/models/none:predict", {"json": {"instances": "WINE"}}),
     ("post", "/v1/models/{model}:explain", "/v1/models/wine:explain", {"json": {"instances": "WINE"}}),
     ("post", "/v1/models/{model}:explain", "/v1/models/wine:explain", {"json": {"instances": []}}),
+    ("get", "/ping", "/ping", {}),
+    ("get", "/version", "/version", {}),
+    *[
+        ("post", f"/{kind}/{{model}}/invocations", f"/{kind}/{model}/invocations", {"json": {"instances": "WINE"}})
+        for kind in ("endpoints", "serving-endpoints")
+        for model in ("wine", "none")
+    ],
+    ("post", "/invocations", "/invocations", {"json": {"instances": "WINE"}}),
+    ("post", "/invocations", "/invocations", {"json": {}}),
+    ("post", "/score", "/score", {"content": b"{"}),
     ("post", "/v1/jobs", "/v1/jobs", {"json": {"operation": "predict", "model": "wine", "instances": [[]]}}),
     ("post", "/v1/jobs", "/v1/jobs", {"json": {"operation": "predict", "model": "none", "instances": [[]]}}),
     ("get", JOBS, "/v1/jobs/none", {}),

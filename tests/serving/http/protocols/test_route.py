@@ -54,7 +54,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
         model_dir=root, data_dir=root.parent / "data", api_keys=entries, max_instances=3, max_body_bytes=100
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(serving.app, "make_protocols", lambda _service: [Lines()])
+        patch.setattr(serving.app, "make_protocols", lambda *_: [Lines()])
         yield build(settings, build_alerts(settings))
 
 
