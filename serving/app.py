@@ -44,13 +44,13 @@ from serving.http.sse import Streams
 from serving.jobs.attempt import AttemptFailed, Handler, Report
 from serving.jobs.job import Job, JobRequest
 from serving.jobs.requests import Background, JobReader
-from serving.jobs.rows import Backend, LocalBackend, RowHandler
+from serving.jobs.rows import OPERATIONS, Backend, LocalBackend, RowHandler
 from serving.jobs.runner import JobLimits, Runner
 from serving.jobs.store import JobStore
 from serving.monitoring.quality import LiveQuality
 from serving.predict.batcher import Batcher
 from serving.predict.inference import Inference
-from serving.predict.operation import VERBS, make_operations
+from serving.predict.operation import make_operations
 from serving.predict.request_body import Reader
 from serving.process.executor import Executor
 from serving.process.trial import can_try, try_first
@@ -379,7 +379,7 @@ def build_runner(settings: Settings, shared: Shared, registry: Registry, metrics
     executor = Executor(functions, memory=settings.job_memory_bytes, background=True)
     backend = build_backend(settings, executor)
     handlers: dict[str, Handler] = {
-        **dict.fromkeys(VERBS, RowHandler(registry, backend, timeout=settings.job_timeout_seconds)),
+        **dict.fromkeys(OPERATIONS, RowHandler(registry, backend, timeout=settings.job_timeout_seconds)),
         POLL: Poller(parse_feeds(settings.feeds), shared.alerts.outbound, shared.entities),
         RELOAD: build_reload_handler(
             shared, lambda: bool(registry.refusals) or fingerprint(settings.model_dir) != seen

@@ -46,6 +46,7 @@ from serving.http.representation import CACHED_BY_CLIENTS
 from serving.http.routes.admin import admin_router
 from serving.http.routes.entities import RecordsBody, entities_router
 from serving.http.routes.health import health_router
+from serving.http.routes.importance import importance_router
 from serving.http.routes.jobs import jobs_router
 from serving.http.routes.models import models_router
 from serving.http.routes.outcomes import outcomes_router
@@ -288,6 +289,7 @@ def make_api(
     routers = [
         _document_router(api),
         models_router(service.registry, show_examples=service.show_examples),
+        importance_router(service),
         health_router(service),
         mlflow_router(service),
         entities_router(service, streams),

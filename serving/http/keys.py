@@ -40,7 +40,7 @@ NEEDED: Mapping[str, frozenset[str]] = {scope: frozenset({scope, "admin"}) for s
 PATHS = re.compile(
     r"(?P<open>/openapi\.json|/pages/.*|/health(?:/.*)?|/ping|/version)"
     r"|(?P<page>/|/docs|/admin|/(?:models|monitoring|entities|jobs)/[^/]*|/models/[^/]*/(?:versions|batch|importance))"
-    r"|(?P<predict>/v1/models/[^/:]*(?:/versions/[^/:]*)?:(?:predict|explain)|/v1/jobs(?:/.*)?"
+    r"|(?P<predict>/v1/models/[^/:]*(?:/versions/[^/:]*)?(?::predict|:explain|/importance)|/v1/jobs(?:/.*)?"
     r"|/invocations|/(?:endpoints|serving-endpoints)/[^/]*/invocations|/score)"
     r"|(?P<data>/v1/entities(?:/.*)?|/v1/predictions(?:/.*)?|/v1/models/[^/]*/outcomes)"
     r"|(?P<models>/v1/models(?:/.*)?)"

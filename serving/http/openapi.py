@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from serving.predict.operation import ANSWERS, VERBS, Verb
+from serving.jobs.rows import OPERATIONS
+from serving.predict.operation import ANSWERS, Verb
 
 Schema = dict[str, Any]
 
@@ -20,7 +21,7 @@ OBJECT: Schema = {"type": "object"}
 MAYBE_STRING: Schema = {"type": ["string", "null"]}
 OK: Schema = {"enum": ["ok", "degraded"]}
 
-JSON, EVENTS, CSV, TEXT = "application/json", "text/event-stream", "text/csv", "text/plain"
+JSON, EVENTS, CSV, TEXT, SVG = "application/json", "text/event-stream", "text/csv", "text/plain", "image/svg+xml"
 
 REFUSALS = {
     "400": "Not JSON, not UTF-8, or nested too deeply; or an invalid header",
@@ -134,6 +135,32 @@ MODEL = object_schema(
     }
 )
 
+NUMBERS: Schema = {"type": "object", "additionalProperties": NUMBER}
+IMPORTANCE = object_schema(
+    {
+        "model": STRING,
+        "version": STRING,
+        "rows": INTEGER,
+        "space": STRING,
+        "method": STRING,
+        "importance": NUMBERS | {"description": "The mean of |SHAP| over rows and outputs, the largest first"},
+        "outputs": array_of(
+            object_schema(
+                {
+                    "target": STRING,
+                    "class": STRING,
+                    "base_value": NUMBER,
+                    "importance": NUMBERS,
+                    "mean": NUMBERS,
+                    "points": OBJECT,
+                    "dependence": OBJECT,
+                },
+                ["base_value", "importance", "mean"],
+            )
+        ),
+    }
+)
+
 SERVER = {"enum": ["ok", "away", "disabled"]}
 HEALTH = object_schema(
     {
@@ -175,7 +202,10 @@ JOB = object_schema(
     ["id", "operation", "model", "version", "state", "progress", "attempts", "created", "started", "finished"],
 )
 RESULT = object_schema(
-    {"model": STRING, "version": STRING} | {member: array_of(ANYTHING) for member in ANSWERS.values()}, []
+    {"model": STRING, "version": STRING}
+    | {member: array_of(ANYTHING) for member in ANSWERS.values()}
+    | {name: IMPORTANCE["properties"][name] for name in ("rows", "space", "method", "importance", "outputs")},
+    [],
 )
 
 ADDED = {"stored": INTEGER, "present": INTEGER, "dropped": INTEGER}
@@ -283,7 +313,7 @@ def _query(name: str, schema: Schema) -> Schema:
 
 KEY = STRING | {"pattern": "^[!-~]{1,255}$"}
 CSV_QUERY = (
-    _query("operation", {"enum": list(VERBS)}),
+    _query("operation", {"enum": list(OPERATIONS)}),
     _query("model", STRING),
     _query("version", STRING),
     _query("classes", STRING),
@@ -295,7 +325,7 @@ CSV_QUERY = (
 
 JOB_BODY = object_schema(
     {
-        "operation": {"enum": list(VERBS)},
+        "operation": {"enum": list(OPERATIONS)},
         "model": STRING,
         "instances": INSTANCES,
         "version": MAYBE_STRING,
@@ -339,6 +369,20 @@ def _scoring(name: str, summary: str, tables: Mapping[str, Schema] = MLFLOW_TABL
     )
 
 
+SHOWN_IMPORTANCE: Any = (
+    {"200": {JSON: IMPORTANCE, SVG: STRING}},
+    ("404", "422", "503", "504"),
+    {},
+    tuple(
+        {"name": name, "in": "query", "description": description, "schema": schema}
+        for name, description, schema in (
+            ("space", "The outputs that are explained", STRING),
+            ("classes", "`all`, or classes: named once each", array_of(STRING)),
+            ("top", "Only the largest; the rest as `(other)`", INTEGER | {"minimum": 1}),
+        )
+    ),
+)
+
 ROUTES: Mapping[tuple[str, str], Said] = {
     ("get", "/ping"): Said("ping", {"200": {JSON: object_schema({"status": STRING})}}, ("404", "503")),
     ("get", "/version"): Said("version", {"200": {TEXT: STRING}}),
@@ -353,6 +397,8 @@ ROUTES: Mapping[tuple[str, str], Said] = {
     ("get", "/v1/models"): Said("list_models", {"200": {JSON: MODELS}}),
     ("get", "/v1/models/{model}"): Said("show_model", {"200": {JSON: MODEL}}, ("404", "503")),
     ("get", "/v1/models/{model}/versions/{version}"): Said("show_version", {"200": {JSON: MODEL}}, ("404", "503")),
+    ("get", "/v1/models/{model}/importance"): Said("show_importance", *SHOWN_IMPORTANCE),
+    ("get", "/v1/models/{model}/versions/{version}/importance"): Said("show_version_importance", *SHOWN_IMPORTANCE),
     ("post", "/v1/models/{model}/outcomes"): Said(
         "store_outcomes",
         {
@@ -384,7 +430,7 @@ ROUTES: Mapping[tuple[str, str], Said] = {
     ("get", "/v1/jobs/{job_id}"): Said("show_job", {"200": {JSON: JOB}}, ("404", "503")),
     ("delete", "/v1/jobs/{job_id}"): Said("cancel_job", {"200": {JSON: JOB}}, ("404", "503")),
     ("get", "/v1/jobs/{job_id}/result"): Said(
-        "job_result", {"200": {JSON: RESULT, CSV: STRING}}, ("404", "409", "503")
+        "job_result", {"200": {JSON: RESULT, CSV: STRING, SVG: STRING}}, ("404", "409", "503")
     ),
     ("get", "/v1/jobs/{job_id}/events"): Said("follow_job", {"200": {EVENTS: STRING}}, ("404", "422", "503")),
     ("post", "/api/admin/models:reload"): Said(

@@ -7,13 +7,14 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 import structlog
 
 from registry.explain.explanation import Selection
+from registry.explain.importance import of_all_classes
 from registry.explain.shap_values import Space
 from registry.model import LoadedModel
 from registry.outputs import Label
@@ -22,7 +23,7 @@ from registry.rows.features import Rows
 from serving.errors import DeadlineExceeded, InvalidRequest, NotJSON, QueueFull, StoreUnavailable, TooManyInstances
 from serving.jobs.csv_reader import FeatureReader
 from serving.jobs.job import Job, JobRequest, content_key
-from serving.jobs.rows import RowParameters, pack
+from serving.jobs.rows import IMPORTANCE, OPERATIONS, RowParameters, pack
 from serving.jobs.store import JobStore
 from serving.predict.json_body import decode
 from serving.predict.operation import Verb, answer_bytes
@@ -31,7 +32,7 @@ from serving.predict.request_body import Parameters, Reader, read_parameters
 
 log = structlog.get_logger(__name__)
 
-USAGE = 'send an object: {"operation": "predict" or "explain", "model": "...", "instances": [...]}'
+USAGE = 'send an object: {"operation": "predict", "explain" or "importance", "model": "...", "instances": [...]}'
 
 TOO_MANY = "a job may have {} rows; send more as several jobs"
 
@@ -57,10 +58,13 @@ and may do so several times in a row."""
 KEY = re.compile(r"[!-~]{1,255}")
 
 
+RowOperation = Literal["predict", "explain", "importance"]
+
+
 class JobBody(msgspec.Struct, forbid_unknown_fields=True):
     """The JSON body of a request for a job; its instances are decoded some at a time."""
 
-    operation: Verb
+    operation: RowOperation
     model: str
     instances: msgspec.Raw
     version: str | None = None
@@ -70,7 +74,7 @@ class JobBody(msgspec.Struct, forbid_unknown_fields=True):
 class JobQuery(msgspec.Struct, forbid_unknown_fields=True):
     """The query string of a request whose body is a CSV."""
 
-    operation: Verb
+    operation: RowOperation
     model: str
     version: str | None = None
     classes: str | tuple[Label, ...] = "predicted"
@@ -134,7 +138,9 @@ class JobReader:
         try:
             asked = msgspec.convert(query, JobQuery, strict=False)
         except msgspec.ValidationError:
-            raise InvalidRequest("use ?operation=predict or explain, &model=, and no unknown parameters") from None
+            raise InvalidRequest(
+                "use ?operation=predict, explain or importance, &model=, and no unknown parameters"
+            ) from None
         draft = self._draft(
             check,
             asked.operation,
@@ -151,11 +157,13 @@ class JobReader:
         draft.add(table.end())
         return await draft.request(key)
 
-    def _draft(self, check: CheckModel, verb: Verb, name: str, version: str | None, parameters: Parameters) -> _Draft:
+    def _draft(
+        self, check: CheckModel, operation: RowOperation, name: str, version: str | None, parameters: Parameters
+    ) -> _Draft:
         check(name)
         model = self._registry.get(name, version)
-        selection = parameters.selection(verb, model)
-        return _Draft(model, verb, selection, self._chunk_rows, self._max_bytes, self._max_result_bytes)
+        selection = parameters.selection(OPERATIONS[operation], model)
+        return _Draft(model, operation, selection, self._chunk_rows, self._max_bytes, self._max_result_bytes)
 
 
 def megabytes(number: int) -> str:
@@ -176,7 +184,7 @@ class _Draft:
     def __init__(
         self,
         model: LoadedModel,
-        verb: Verb,
+        operation: RowOperation,
         selection: Selection,
         most: int,
         max_bytes: int = MAX_INPUT_BYTES,
@@ -184,14 +192,16 @@ class _Draft:
     ) -> None:
         """A chunk has `most` rows, or fewer where an explainer is slow. Raises NotExplained, InvalidSelection."""
         self.model = model
-        self._verb = verb
+        self._operation = operation
+        verb = OPERATIONS[operation]
         self._selection = selection
         self._size = most
         if selection.coverage is not None:
             model.bound(selection.coverage)
         if verb == "explain" and model.explainer_for(selection).jobs_only:
             self._size = min(most, SLOW_CHUNK_ROWS)
-        self._answer_bytes = answer_bytes(model, verb, selection)
+        shown = of_all_classes(selection) if operation == IMPORTANCE else selection
+        self._answer_bytes = answer_bytes(model, verb, shown)
         self._size = max(1, min(self._size, MAX_CHUNK_RESULT_BYTES // self._answer_bytes))
         self._max_bytes = max_bytes
         self._max_result_bytes = max_result_bytes
@@ -246,13 +256,13 @@ class _Draft:
             )
         )
         return JobRequest(
-            operation=self._verb,
+            operation=self._operation,
             model=model.name,
             version=model.version,
             parameters=parameters,
             inputs=chunks,
             max_attempts=MAX_ATTEMPTS,
-            unique_key=content_key(self._verb, model.content_hash.hex(), parameters, chunks),
+            unique_key=content_key(self._operation, model.content_hash.hex(), parameters, chunks),
             # hashed, so that a client's key becomes short and printable
             idempotency_key=hashlib.sha256(key.encode()).hexdigest() if key else "",
         )

@@ -6,11 +6,12 @@ import asyncio
 import csv
 import io
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 
+from registry.explain.importance import Importance, select_importance
 from registry.model import LoadedModel
 from registry.outputs import Target
 from serving.errors import JobNotFound
@@ -48,6 +49,27 @@ async def csv_result(store: JobStore, job: Job) -> AsyncIterator[bytes]:
         numbered = enumerate(answers, instance)
         yield await asyncio.to_thread(_csv, ([number, *line] for number, answer in numbered for line in lines(answer)))
         instance += len(answers)
+
+
+async def importance_result(store: JobStore, job: Job, model: LoadedModel | None) -> dict[str, Any]:
+    """The importance of features over the rows of a job; with the values of features while `model` is served."""
+    parameters = parameters_of(job)
+    summed = Importance(() if model is None else model.manifest.features, parameters.rows, detail="rows")
+    async for chunk in whole_result(store, job):
+        await asyncio.to_thread(summed.merge, chunk)
+    members = marks(model) if model is not None else {}
+    shown = select_importance(await asyncio.to_thread(summed.result), None, parameters.top)
+    return {"model": job.model, "version": job.version, **shown, **members}
+
+
+def importance_csv(found: Mapping[str, Any]) -> bytes:
+    """A line for each output and feature."""
+    lines = [
+        [one.get("target", ""), one.get("class", ""), name, value, one["mean"].get(name)]
+        for one in found["outputs"]
+        for name, value in one["importance"].items()
+    ]
+    return _csv([["target", "class", "feature", "importance", "mean"], *lines])
 
 
 async def whole_result(store: JobStore, job: Job) -> AsyncIterator[bytes]:

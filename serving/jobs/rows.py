@@ -8,9 +8,11 @@ anew in milliseconds, while the runner goes on with its heartbeats.
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -18,6 +20,7 @@ import structlog
 
 from registry.errors import ModelNotFound, NotLoaded, ResultNotFinite, VersionNotFound
 from registry.explain.explanation import OTHER, Selection
+from registry.explain.importance import Importance, of_all_classes
 from registry.explain.shap_values import Space
 from registry.outputs import Label, Part, Target
 from registry.registry import Registry
@@ -27,10 +30,16 @@ from serving.errors import CallFailed, DeadlineExceeded, MemoryExceeded
 from serving.jobs.attempt import AttemptFailed, JobFailed, Report
 from serving.jobs.job import Job
 from serving.predict.cost import Cost
-from serving.predict.operation import Operation, Verb, encode_rows
+from serving.predict.operation import VERBS, Operation, Verb, encode_rows
 from serving.process.executor import Executor
 
 log = structlog.get_logger(__name__)
+
+IMPORTANCE = "importance"
+"""The operation of jobs whose explanations are summed up when their result is fetched."""
+
+OPERATIONS: Mapping[str, Verb] = {**{verb: verb for verb in VERBS}, IMPORTANCE: "explain"}
+"""What a model is asked for by each operation over rows."""
 
 CALL_SECONDS = 1.0
 """Intended duration of one call to a model: short, so that there is progress to report and little to repeat."""
@@ -121,7 +130,7 @@ class LocalBackend:
 
 
 class RowHandler:
-    """Answers chunks of rows with the JSON of one answer a row, in order, with commas between them."""
+    """Answers chunks of rows with the JSON of one answer a row, in order, with commas between them, or sums them up."""
 
     def __init__(self, registry: Registry, backend: Backend, *, timeout: float) -> None:
         """`backend` runs all of `make_operations`; a call may take `timeout` seconds."""
@@ -135,7 +144,10 @@ class RowHandler:
         parameters = parameters_of(job)
         operation = self._operation(job, parameters)
         rows = unpack(data, operation.model.schema)
-        call = _Call(self._backend, operation, parameters.selection(), self._timeout)
+        selection = parameters.selection()
+        if job.operation == IMPORTANCE:
+            selection = of_all_classes(selection)
+        call = _Call(self._backend, operation, selection, self._timeout)
         cost = self._costs.setdefault(operation.name, Cost())
         answers: list[bytes] = []
         done = 0
@@ -146,6 +158,12 @@ class RowHandler:
             cost.learn(len(part), time.perf_counter() - started)
             done += len(part)
             report(done / len(rows))
+        if job.operation == IMPORTANCE:
+            summed = Importance(
+                operation.model.manifest.features, parameters.rows, detail="rows", first=chunk * parameters.chunk_rows
+            )
+            await asyncio.to_thread(lambda: summed.add(msgspec.json.decode(b"[%b]" % b",".join(answers)), rows))
+            return summed.packed()
         return b",".join(answers)
 
     def _operation(self, job: Job, parameters: RowParameters) -> Operation:
@@ -157,7 +175,7 @@ class RowHandler:
         if model.content_hash.hex() != parameters.content_hash:
             raise JobFailed(f"{job.model}/{job.version} has changed since the job was submitted")
         space = parameters.space if parameters.space in model.other_explainers else None
-        return Operation(model, cast("Verb", job.operation), space)
+        return Operation(model, OPERATIONS[job.operation], space)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,9 @@ from html import escape
 from itertools import accumulate
 from typing import Literal
 
+SVG = b"image/svg+xml"
+"""The media type of pictures."""
+
 WIDTH = 640
 """Pixels; names are cut to fit, so a chart for a narrower place is drawn with its width."""
 

@@ -7,6 +7,7 @@ from sys import float_info
 from typing import Any, NamedTuple
 
 from registry.explain.explanation import OTHER
+from registry.explain.importance import outputs_of
 from serving.pictures.chart import WIDTH, Bar, Chart, Kind, draw, html_page, number_text
 
 MAX_BARS = 15
@@ -68,14 +69,9 @@ def value_text(name: str, instance: Mapping[str, Any]) -> str:
 
 def _outputs(explanation: Mapping[str, Any]) -> Iterator[_Shown]:
     """Each output that is explained; for several targets or classes, those of one after the other."""
-    targets = explanation.get("targets", {"": explanation})
-    for target, of_target in targets.items():
-        if "classes" in of_target:
-            for name, item in of_target["classes"].items():
-                yield _Shown(": ".join(filter(None, (target, name))), item)
-        else:
-            label = of_target.get("label")
-            yield _Shown(": ".join(filter(None, (target, "" if label is None else _label(label)))), of_target)
+    for target, name, item in outputs_of(explanation):
+        label = item.get("label") if name is None else name
+        yield _Shown(": ".join(filter(None, (target, "" if label is None else _label(label)))), item)
 
 
 def _label(label: Any) -> str:
@@ -90,7 +86,7 @@ def _chart(shown: _Shown, explanation: Mapping[str, Any], instance: Mapping[str,
     bars = [Bar("base value", number_text(base), base, base, "mark", hint="the output when nothing is known")]
     total = sum(map(abs, item["values"].values()))
     here = base
-    for rank, (name, value) in enumerate(_largest(item["values"], most), 1):
+    for rank, (name, value) in enumerate(largest(item["values"], most), 1):
         kind: Kind = "rise" if value >= 0 else "fall"
         error = f" \N{PLUS-MINUS SIGN} {errors[name]:.2g}" if name in errors else ""
         share = f"{abs(value) / total:.0%} of all contributions" if total else ""
@@ -112,7 +108,7 @@ def _chart(shown: _Shown, explanation: Mapping[str, Any], instance: Mapping[str,
     return Chart(": ".join(filter(None, (title, shown.of))), notes, bars, axis, linked=True)
 
 
-def _largest(values: Mapping[str, float], most: int) -> list[tuple[str, float]]:
+def largest(values: Mapping[str, float], most: int) -> list[tuple[str, float]]:
     """The largest contributions first, and last the sum of all others."""
     order = sorted(values.items(), key=lambda one: (one[0] == OTHER, -abs(one[1])))
     kept = order if len(order) <= most else order[: most - 1]

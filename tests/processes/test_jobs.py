@@ -128,6 +128,49 @@ def test_explanations_as_a_table_add_up(small_chunks: Service) -> None:
         assert sum(map(float, row[2:])) == pytest.approx(float(row[1]))
 
 
+def check_importance(service: Service, instances: list[Any], **parameters: Any) -> dict[str, Any]:
+    """The importance that a job finds is the sum of its explanations, chunk by chunk, as JSON and as a table."""
+    body = {"operation": "importance", "model": "wine", "instances": instances, "parameters": parameters}
+    job = ended(service, call(service, "POST", "/v1/jobs", json.dumps(body).encode(), Content_Type="application/json"))
+    assert (job["state"], job["operation"], job["chunks"]) == ("done", "importance", 3)
+    found: dict[str, Any] = call(service, "GET", job["result"]).json
+    assert found["rows"] == len(instances)
+    table = call(service, "GET", job["result"], Accept="text/csv").body.decode()
+    lines = list(csv.DictReader(io.StringIO(table)))
+    for output in found["outputs"]:
+        own = {line["feature"]: float(line["importance"]) for line in lines if line["class"] == output["class"]}
+        assert own == output["importance"]
+    picture = call(service, "GET", job["result"], Accept="image/svg+xml")
+    assert picture.headers["Content-Type"] == "image/svg+xml"
+    return found
+
+
+def test_the_importance_of_features_over_the_rows_of_a_job(small_chunks: Service) -> None:
+    instances = varied(small_chunks, "wine", 17)
+    found = check_importance(small_chunks, instances)
+    explained = [
+        one
+        for part in _sevens(instances)
+        for one in call(
+            small_chunks,
+            "POST",
+            "/v1/models/wine:explain",
+            part.replace(b"}]}", b'}], "parameters": {"classes": "all"}}'),
+            Content_Type="application/json",
+        ).json["explanations"]
+    ]
+    for output in found["outputs"]:
+        values = [one["classes"][output["class"]]["values"] for one in explained]
+        for name, importance in output["importance"].items():
+            assert importance == pytest.approx(np.mean([abs(one[name]) for one in values]))
+        for name, points in output["points"].items():
+            assert points["value"] == [instance[name] for instance in instances]
+            assert points["shap"] == pytest.approx([one[name] for one in values], rel=1e-5)
+    some = check_importance(small_chunks, instances, top=2, classes=[found["outputs"][0]["class"]])
+    (output,) = some["outputs"]
+    assert list(output["importance"])[2:] == ["(other)"]
+
+
 def test_models_are_shared_with_the_runner(small_chunks: Service) -> None:
     ended(small_chunks, send(small_chunks, "predict", "wine", varied(small_chunks, "wine", 30)))
     (runner,) = small_chunks.runners

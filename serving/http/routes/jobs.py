@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
@@ -20,8 +21,11 @@ from serving.http.negotiation import preferred
 from serving.http.sse import EventStream, LastEventId, Streams
 from serving.jobs.job import Job, JobRequest
 from serving.jobs.requests import JobReader, idempotency_key
-from serving.jobs.results import csv_result, json_result, whole_result
+from serving.jobs.results import csv_result, importance_csv, importance_result, json_result, whole_result
+from serving.jobs.rows import IMPORTANCE
 from serving.jobs.store import JobStore, public_error
+from serving.pictures.chart import SVG
+from serving.pictures.importance import importance_bars
 from serving.predict.operation import VERBS
 from serving.service import Limits, Service
 
@@ -55,7 +59,10 @@ def jobs_router(service: Service, streams: Streams) -> APIRouter:
         job = await find(job_id, request)
         if job.state != "done":
             raise JobUnfinished(f"the job has no result; it is {job.state}")
-        return _result(store, job, _model_of(service.registry, job), dict(request.scope["headers"]).get(b"accept"))
+        model, accept = _model_of(service.registry, job), dict(request.scope["headers"]).get(b"accept")
+        if job.operation == IMPORTANCE:
+            return _importance(await importance_result(store, job, model), accept)
+        return _result(store, job, model, accept)
 
     @router.delete("/{job_id}", summary="Cancel a job")
     async def cancel(job_id: str, request: Request) -> Response:
@@ -109,6 +116,16 @@ def _result(store: JobStore, job: Job, model: LoadedModel | None, accept: bytes 
     if preferred(accept, (b"application/json", b"text/csv")) == b"text/csv":
         return StreamingResponse(csv_result(store, job), headers=headers, media_type="text/csv; charset=utf-8")
     return StreamingResponse(json_result(store, job, model), headers=headers, media_type="application/json")
+
+
+def _importance(found: dict[str, Any], accept: bytes | None) -> Response:
+    """What a job has summed up, as JSON, as a table, or as a picture."""
+    match preferred(accept, (b"application/json", b"text/csv", SVG)):
+        case b"text/csv":
+            return Response(importance_csv(found), media_type="text/csv; charset=utf-8")
+        case b"image/svg+xml":
+            return Response(importance_bars(found, f"{found['model']} {found['version']}"), media_type=SVG.decode())
+    return Response(msgspec.json.encode(found), media_type="application/json")
 
 
 def _model_of(registry: Registry, job: Job) -> LoadedModel | None:

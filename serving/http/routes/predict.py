@@ -26,6 +26,7 @@ from serving.http.routes.jobs import job_view
 from serving.http.sse import CONTENT_TYPE as EVENTS
 from serving.http.sse import Frames, Streams, frame
 from serving.jobs.job import Job
+from serving.pictures.chart import SVG
 from serving.pictures.explanation import MAX_BARS, MAX_OUTPUTS, MAX_TOP, waterfall
 from serving.predict.inference import Timing
 from serving.predict.operation import ANSWERS, EVERYTHING, Verb, count_outputs, encode_answer, marks
@@ -36,7 +37,7 @@ from serving.service import Service
 PATH = re.compile(r"/v1/models/(?P<model>[^/]*)(?:/versions/(?P<version>[^/]*))?:(?P<verb>predict|explain)")
 """Names are only looked up in the registry, so any text is allowed here."""
 
-JSON, SVG = b"application/json", b"image/svg+xml"
+JSON = b"application/json"
 OFFERS: Mapping[Verb, tuple[bytes, ...]] = {"predict": (JSON, EVENTS), "explain": (JSON, EVENTS, SVG)}
 """The media types of answers, the default first."""
 
