@@ -107,6 +107,11 @@ class Service:
         return [line for line in lines if line["event"].startswith(event)]
 
     @property
+    def data(self) -> str:
+        """Its DATA_DIR, unless its environment names another."""
+        return self._data.name
+
+    @property
     def workers(self) -> list[int]:
         """Process ids of the web workers."""
         return [pid for pid, name in self._children() if name == WEB]

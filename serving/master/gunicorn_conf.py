@@ -13,6 +13,8 @@ from serving.process.child import be_early_out_of_memory, limit_numeric_threads
 
 limit_numeric_threads(os.environ)  # first of all: the next imports import numpy
 
+from gunicorn.workers import base
+
 from registry.registry import Registry
 from serving.errors import CannotServe, InvalidSetting
 from serving.master import prefork
@@ -20,6 +22,7 @@ from serving.master import reload as reloading  # `reload` alone would be a sett
 from serving.master.arbiter import EarlyReplacingArbiter
 from serving.master.children import Runners
 from serving.master.memory import MemoryWatch
+from serving.master.worker import Heartbeat
 from serving.process.kernel import SCHEDULER, WEB, rename
 from serving.settings import Settings, in_url, is_loopback
 from serving.shared.book import Book
@@ -45,8 +48,6 @@ max_requests_jitter = _settings.max_requests_jitter
 proc_name = "forkserve"
 loglevel = _settings.log_level
 logger_class = GunicornLogger
-# A worker's heartbeat file; on a disk, a slow write could make the worker look dead
-worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
 # It runs a thread in the master, and a master with two threads must not fork
 control_socket_disable = True
 
@@ -56,7 +57,9 @@ _watch = reloading.ModelWatch(_settings.model_dir) if _settings.watch_models and
 
 def on_starting(server: Any) -> None:
     """In the master, before anything is bound."""
-    server.__class__ = EarlyReplacingArbiter  # gunicorn has no setting for it
+    # gunicorn has no setting for these
+    server.__class__ = EarlyReplacingArbiter
+    base.WorkerTmp = Heartbeat
     # a slow client costs a descriptor; the soft limit is often 1,024
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

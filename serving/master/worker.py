@@ -17,6 +17,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from functools import partial
 from types import FrameType
 from typing import Any, NoReturn
@@ -33,6 +34,31 @@ log = structlog.get_logger(__name__)
 
 TICKS_A_SWEEP = 10
 """uvicorn ticks every 0.1 s."""
+
+
+class Heartbeat:
+    """The time at which a worker was alive, kept as gunicorn's WorkerTmp does, but in memory.
+
+    It needs no writable directory, and no slow disk makes a worker look dead.
+    """
+
+    def __init__(self, cfg: Any) -> None:
+        self._descriptor = os.memfd_create("heartbeat")
+        if (cfg.uid, cfg.gid) != (os.geteuid(), os.getegid()):
+            os.fchown(self._descriptor, cfg.uid, cfg.gid)
+
+    def notify(self) -> None:
+        now = time.monotonic()
+        os.utime(self._descriptor, (now, now))
+
+    def last_update(self) -> float:
+        return os.fstat(self._descriptor).st_mtime
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def close(self) -> None:
+        os.close(self._descriptor)
 
 
 class DrainingServer(Server):

@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
+import structlog
+
 from serving.errors import StoreUnavailable
 from serving.storage.guard import PerProcess
 
@@ -35,10 +37,16 @@ WAL_BYTES = 16 << 20
 ROOM_BYTES = 1 << 20
 """Less free space than this is a full disk to a probe: what it writes itself may fit where no job does."""
 
+log = structlog.get_logger(__name__)
+
 P = ParamSpec("P")
 T = TypeVar("T")
 S = TypeVar("S", bound="Store")
 Migration = str | Callable[[sqlite3.Connection], None]
+
+
+Identity = tuple[tuple[int, int] | None, ...]
+"""The device and the inode of a database and of its write-ahead log; None for one that is not there."""
 
 
 @dataclass(slots=True, eq=False)
@@ -47,6 +55,7 @@ class _OpenFile:
 
     thread: ThreadPoolExecutor
     connection: sqlite3.Connection | None = None
+    identity: Identity = ()
     process: int = field(default_factory=os.getpid)
 
     def __del__(self) -> None:
@@ -70,6 +79,7 @@ class Database:
         A call waits up to `busy_seconds` for other processes that write.
         """
         self._path = path
+        self._log_path = path.with_name(f"{path.name}-wal")
         self._migrations = migrations
         self._busy_seconds = busy_seconds
         self._file = PerProcess(lambda: _OpenFile(ThreadPoolExecutor(1, thread_name_prefix=path.stem)))
@@ -106,9 +116,13 @@ class Database:
         return await asyncio.get_running_loop().run_in_executor(file.thread, self._attempt, file, begin, work)
 
     def _attempt(self, file: _OpenFile, begin: str, work: Callable[[sqlite3.Connection], T]) -> T:
+        if file.connection is not None and file.identity != self._identity():
+            log.warning("Database file was removed or replaced", file=self._path.name)
+            file.disconnect()  # SQLite leaves the files alone that are there now
         try:
             if file.connection is None:
                 file.connection = self._connect()
+                file.identity = self._identity()
             return _transact(file.connection, begin, work)
         except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
             raise
@@ -116,6 +130,17 @@ class Database:
             file.disconnect()  # a file that is repaired or replaced is used without a restart
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise StoreUnavailable(f"{self._path.name}: {reason}") from error
+
+    def _identity(self) -> Identity:
+        """What lies under our names now: others may have removed or replaced the files that are open."""
+        found: list[tuple[int, int] | None] = []
+        for path in (self._path, self._log_path):
+            try:
+                state = path.stat()
+                found.append((state.st_dev, state.st_ino))
+            except OSError:
+                found.append(None)
+        return tuple(found)
 
     def _connect(self) -> sqlite3.Connection:
         make_private(self._path)

@@ -70,6 +70,18 @@ def over_redis(few_models: Path, own_server: RedisServer) -> Iterator[Service]:
         yield service
 
 
+def test_jobs_go_on_when_the_files_of_the_store_are_removed(small_chunks: Service) -> None:
+    """The runner and the workers take the files that are there, whoever makes them first."""
+    rows = varied(small_chunks, "wine", 3)
+    assert ended(small_chunks, send(small_chunks, "predict", "wine", rows))["state"] == "done"
+    for file in Path(small_chunks.data).glob("*.db*"):
+        file.unlink()
+    assert ended(small_chunks, send(small_chunks, "predict", "wine", rows))["state"] == "done"
+    health = call(small_chunks, "GET", "/health").json
+    assert (health["status"], health["jobs"]) == ("ok", "ok")
+    assert {line["file"] for line in small_chunks.events("Database file was removed or replaced")} == {"jobs.db"}
+
+
 def check_both_operations(service: Service) -> None:
     """A job gives the very bytes that requests give."""
     instances = varied(service, "wine", 17)

@@ -10,10 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from sklearn.linear_model import LinearRegression
 
+from harness.jobs import call, ended, send
 from harness.processes import DIABETES, PATIENCE, eventually
-from harness.service import FORKSERVE, ROOT, Service
+from harness.service import COMMAND, FORKSERVE, ROOT, Service
+from registry.store.add import add_version
 from serving.cli.client import post
 
 
@@ -38,6 +42,45 @@ def test_an_empty_model_directory_refuses_the_start_and_says_what_to_do(tmp_path
     assert refused == (
         f"forkserve: {tmp_path}: contains no model; create one with `forkserve train` or `forkserve add`"
     )
+
+
+READ_ONLY = """
+set -e
+mount --bind "$DATA_DIR" "$DATA_DIR"
+if [ "$1" = read-only ]; then mount -t tmpfs -o ro none /dev/shm; fi
+for place in / /tmp /var/tmp; do
+    if mountpoint -q $place; then mount -o remount,bind,ro $place; fi
+done
+shift
+exec "$@"
+"""
+"""Makes everything read-only but DATA_DIR and, unless told so, /dev/shm."""
+
+
+@pytest.mark.parametrize("shared_memory", ["writable", "read-only"])
+def test_a_service_needs_no_writable_directory_but_its_own(tmp_path: Path, shared_memory: str) -> None:
+    """As root in a namespace of mounts; elsewhere nothing can be made read-only."""
+    sample = pd.DataFrame({"x": [0.0, 1.0, 2.0]})
+    add_version(tmp_path / "models", "line", LinearRegression().fit(sample.to_numpy(), sample["x"]), sample)
+    command = ["unshare", "-Urm", "sh", "-c", READ_ONLY, "sh", shared_memory, *COMMAND]
+    environ = {"MODEL_DIR": str(tmp_path / "models"), "PYTHONDONTWRITEBYTECODE": "1"}
+    service = Service(environ, command)
+    try:
+        service.__enter__()
+    except RuntimeError:
+        if any(word in service.log() for word in ("unshare: ", "mount: ")):
+            pytest.skip("no namespaces here")
+        raise
+    with service:
+        root = Path(f"/proc/{service.master}/root")
+        assert not os.access(root / "tmp", os.W_OK)
+        assert os.access(root / "dev/shm", os.W_OK) == (shared_memory == "writable")
+        body = b'{"instances": [[0.5]]}'
+        explained = call(service, "POST", "/v1/models/line:explain", body, Content_Type="application/json")
+        assert explained.status == 200
+        job = ended(service, send(service, "predict", "line", [[0.5], [1.0]]))
+        assert job["state"] == "done"
+        assert service.events("Worker died") == []
 
 
 def refusal(environ: dict[str, str]) -> str:

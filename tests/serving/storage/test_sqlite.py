@@ -8,11 +8,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from sqlite3 import Connection
 
 import pytest
+import structlog
 
 from harness.service import ROOT
 from serving.errors import StoreUnavailable
@@ -200,6 +202,60 @@ async def test_torn_file_is_said_and_its_replacement_is_used(database: Database,
     for left in file.parent.iterdir():
         left.unlink()
     assert await database.read(numbers) == []
+
+
+def remove(directory: Path, names: str) -> None:
+    for file in directory.glob(names):
+        file.unlink()
+
+
+@pytest.mark.parametrize("gone", ["*", "t.db"])
+async def test_files_that_are_removed_are_made_anew_by_all_who_have_them_open(tmp_path: Path, gone: str) -> None:
+    path = tmp_path / "data" / "t.db"
+    here, there = (Database(path, [FIRST]) for _ in range(2))
+    await here.write(partial(insert, 1))
+    assert await there.read(numbers) == [1]
+    remove(path.parent, gone)
+    with structlog.testing.capture_logs() as lines:
+        await here.write(partial(insert, 2))
+        before = await here.read(numbers)
+        assert await there.read(numbers) == before
+        await there.write(partial(insert, 3))
+        assert await here.read(numbers) == [*before, 3]
+    assert [(line["event"], line["file"]) for line in lines] == [("Database file was removed or replaced", "t.db")] * 2
+    for database in (there, here):
+        await database.close()
+    assert await Database(path, [FIRST]).read(numbers) == [*before, 3]
+
+
+async def test_log_of_a_database_that_is_removed_alone_is_said(tmp_path: Path) -> None:
+    """What is in it is lost; SQLite goes on once all who had it open have noticed."""
+    path = tmp_path / "t.db"
+    here, there = (Database(path, [FIRST]) for _ in range(2))
+    await here.write(partial(insert, 1))
+    assert await there.read(numbers) == [1]
+    remove(tmp_path, "t.db-*")
+    with structlog.testing.capture_logs() as lines:
+        for database in (here, there):
+            with suppress(StoreUnavailable):
+                await database.read(numbers)
+        await here.write(partial(insert, 2))
+        assert 2 in await there.read(numbers)
+    assert {(line["event"], line["file"]) for line in lines} == {("Database file was removed or replaced", "t.db")}
+    for database in (there, here):
+        await database.close()
+
+
+async def test_file_that_is_replaced_by_another_is_read_from_then_on(tmp_path: Path) -> None:
+    path, other = tmp_path / "t.db", Database(tmp_path / "other" / "t.db", [FIRST])
+    await other.write(partial(insert, 7))
+    await other.close()
+    database = Database(path, [FIRST])
+    await database.write(partial(insert, 1))
+    remove(tmp_path, "t.db-*")
+    (tmp_path / "other" / "t.db").rename(path)
+    assert await database.read(numbers) == [7]
+    await database.close()
 
 
 async def test_directory_that_cannot_be_made_is_said_without_its_path(tmp_path: Path) -> None:
