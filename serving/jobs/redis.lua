@@ -361,7 +361,18 @@ end
 return {redis.call('HGETALL', prefix .. 'counts'), text(waited)}
 
 -- name: risk
-return redis.call('INFO', 'memory'):match('maxmemory_policy:([%w-]+)')
+-- `seals` is a hash of the times at which services have looked, by the marks of the secrets that they sign with
+local seconds, own, at, other = tonumber(ARGV[1]), {}, now(), 0
+for i = 2, #ARGV do own[ARGV[i]] = true end
+local seen = redis.pcall('HGETALL', prefix .. 'seals')
+if not seen.err then
+  for i = 1, #seen, 2 do
+    if not own[seen[i]] and at - (tonumber(seen[i + 1]) or 0) < seconds then other = 1 end
+  end
+  redis.call('HSET', prefix .. 'seals', ARGV[2], text(at))
+  redis.call('EXPIRE', prefix .. 'seals', seconds)
+end
+return {redis.call('INFO', 'memory'):match('maxmemory_policy:([%w-]+)') or '', other}
 
 -- name: probe
 local memory = redis.call('INFO', 'memory')

@@ -55,6 +55,12 @@ RECOUNT_SECONDS = 10
 """Between two counts of all that is waiting: an older release, which runs beside this one, does not keep them."""
 ROOM_BYTES = 1 << 20
 """Less free memory than this is a full server to a probe, where nothing is evicted."""
+SEEN_SECONDS = 600
+"""Another service counts as using the same Redis for so long after it has looked for risks."""
+STRANGERS = (
+    "another service over this Redis signs with another secret: neither does the jobs of the other; give all the same "
+    "SECRET_KEY, or ADMIN_TOKEN"
+)
 KEYS_OF_JOBS = ("idempotency_key", "unique_key", "mutex")
 STATES = ("queued", "running", "done", "failed", "cancelled")
 SIGNATURE = "signature"
@@ -175,10 +181,11 @@ class RedisJobStore:
         await self._run("probe", ROOM_BYTES)
 
     async def risk(self) -> str | None:
-        policy: bytes | None = await self._run("risk")
-        if policy is None or not policy.startswith(b"allkeys"):
-            return None
-        return f"maxmemory-policy is {policy.decode()}: Redis may drop jobs; use noeviction or volatile-lru"
+        policy, has_strangers = await self._run("risk", SEEN_SECONDS, *self._seal.marks)
+        risks = [STRANGERS] if has_strangers else []
+        if policy.startswith(b"allkeys"):
+            risks.append(f"maxmemory-policy is {policy.decode()}: Redis may drop jobs; use noeviction or volatile-lru")
+        return "; ".join(risks) or None
 
     async def prune(self, older_than: float, keep: int, keep_bytes: int) -> int:
         removed: int = await self._run("prune", older_than, keep, keep_bytes, PRUNE_AT_ONCE)

@@ -36,7 +36,7 @@ RETRY_SECONDS = 2.0
 """Between attempts to claim a job while the store is unavailable."""
 
 PRUNE_SECONDS = 60.0
-"""Between removals of old jobs and events."""
+"""Between removals of old jobs and events, and looks for what may lose jobs."""
 
 Until = Callable[[], Awaitable[bool]]
 
@@ -86,7 +86,7 @@ class Runner:
         self._tracing = tracing
         self._next_prune = 0.0
         self._is_unavailable = False
-        self._is_checked = False
+        self._risk: str | None = None
 
     def run(self, *, until: Until | None = None) -> None:
         """Work until SIGTERM or SIGINT, or until no job is due and `until` returns True.
@@ -140,8 +140,6 @@ class Runner:
         try:
             if time.monotonic() >= self._next_prune:
                 await self._prune()
-            if not self._is_checked:
-                await self._check_store()
             job = await self._store.claim(owner, self._limits.lease_seconds, list(self._handlers))
         except StoreUnavailable as error:
             if not self._is_unavailable:
@@ -154,13 +152,14 @@ class Runner:
         return job
 
     async def _check_store(self) -> None:
-        """Once, as soon as it can be reached: warn of a store that may lose jobs."""
+        """Warn of a store that may lose jobs, once for each reason."""
         risk = await self._store.risk()
-        self._is_checked = True
-        if risk is not None:
+        if risk not in (None, self._risk):
             log.warning("Accepted jobs may be lost", reason=risk)
+        self._risk = risk
 
     async def _prune(self) -> None:
+        await self._check_store()
         self._next_prune = time.monotonic() + PRUNE_SECONDS
         jobs = 0
         limits = self._limits

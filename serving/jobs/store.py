@@ -135,7 +135,7 @@ class JobStore(Protocol):
         ...
 
     async def risk(self) -> str | None:
-        """Return why this store may lose jobs that it has accepted, or None."""
+        """Return why this store may lose jobs that it has accepted, or None. To be called every minute."""
         ...
 
     async def schedules(self) -> Mapping[str, ScheduleRecord]:

@@ -69,25 +69,32 @@ class Recent(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class StoreHealth:
-    """Whether a store can be written, and if not, why."""
+    """Whether a store can be written, and if not, why; or what may become of what it keeps."""
 
     state: State
     reason: str = ""
 
 
-def watch_store(probe: Callable[[], Awaitable[object]]) -> Recent[StoreHealth]:
+async def no_risk() -> str | None:
+    """Of a store that loses nothing."""
+    return None
+
+
+def watch_store(
+    probe: Callable[[], Awaitable[object]], risk: Callable[[], Awaitable[str | None]] = no_risk
+) -> Recent[StoreHealth]:
     """Caches whether a store is writable, for the health check; `probe` raises StoreUnavailable."""
 
     async def health() -> StoreHealth:
         try:
             async with asyncio.timeout(PROBE_SECONDS):
                 await probe()
+                return StoreHealth("ok", await risk() or "")
         except TimeoutError:
             return StoreHealth("unavailable", "no answer in time")
         except StoreUnavailable as error:
             # of a server that does not answer only its name: clients need not know its address
             is_away = isinstance(error.__cause__, ServerUnavailable)
             return StoreHealth("unavailable", str(error).partition(":")[0] if is_away else str(error))
-        return StoreHealth("ok")
 
     return Recent(health, STATE_SECONDS)

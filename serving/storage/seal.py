@@ -29,6 +29,11 @@ class Seal:
         self._keys = [_derive(secret) for secret in secrets or ("",)]
         self._reported: set[str] = set()
 
+    @property
+    def marks(self) -> list[str]:
+        """A name for each secret, which tells nothing of it; the first is that of the one that signs."""
+        return [_signature(key, b"mark", b"").hex() for key in self._keys]
+
     def sign(self, place: bytes, payload: bytes) -> bytes:
         """Return the signature of what is kept at a place."""
         return _signature(self._keys[0], place, payload)

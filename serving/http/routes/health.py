@@ -25,7 +25,7 @@ def health_router(service: Service) -> APIRouter:
     """
     router = APIRouter(prefix="/health", tags=["health"])
     registry, shared = service.registry, service.shared
-    jobs, records = watch_store(shared.jobs.probe), watch_store(shared.entities.probe)
+    jobs, records = watch_store(shared.jobs.probe, shared.jobs.risk), watch_store(shared.entities.probe)
 
     def refused_now() -> list[str]:
         """A line for each version that could not be loaded, and why a reload failed."""

@@ -66,3 +66,18 @@ async def test_a_runner_prunes_now_and_then_not_at_every_look(jobs: Jobs, store:
     await pruning._claim("me")
     with pytest.raises(JobNotFound):
         await store.get(job)
+
+
+async def test_what_may_lose_jobs_is_logged_once(jobs: Jobs, events: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, found = jobs.open(), ["a", "a", None, "b", "b"]
+
+    async def risk() -> str | None:
+        return found.pop(0)
+
+    monkeypatch.setattr(store, "risk", risk)
+    pruning = runner(store, events, keep_seconds=60, keep_jobs=10)
+    with structlog.testing.capture_logs() as lines:
+        while found:
+            pruning._next_prune = 0.0
+            await pruning._claim("me")
+    assert [line["reason"] for line in lines if line["event"] == "Accepted jobs may be lost"] == ["a", "b"]

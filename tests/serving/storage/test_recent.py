@@ -53,3 +53,12 @@ async def test_a_store_is_probed_once_for_all_who_ask_for_its_state() -> None:
         watch = watch_store(counter.ask)
         assert set(await asyncio.gather(watch.get(), watch.get())) == {health}
         assert counter.asked == 1
+
+
+def test_a_store_that_may_lose_what_it_keeps_is_well_and_says_so() -> None:
+    async def probe() -> None: ...
+
+    async def risk() -> str:
+        return "it may evict"
+
+    assert asyncio.run(watch_store(probe, risk).get()) == StoreHealth("ok", "it may evict")

@@ -20,6 +20,7 @@ from serving.events.follow import Hub
 from serving.events.redis import RedisEventLog
 from serving.jobs.redis import RedisJobStore
 from serving.storage.redis import RedisClient
+from serving.storage.seal import Seal
 from tests.cache.conftest import listening
 from tests.cache.test_redis import tls_in_front_of
 from tests.serving.conftest import PATIENCE, until
@@ -306,6 +307,30 @@ async def test_a_server_that_may_evict_jobs_is_a_risk(own_server: RedisServer, p
     risk = await store.risk()
     assert (risk is not None and policy in risk) is policy.startswith("allkeys")
     await store.close()
+
+
+async def test_services_that_sign_with_other_secrets_are_a_risk_to_each_other(
+    shared_server: RedisServer, raw: redis.Redis
+) -> None:
+    def store(*secrets: str) -> RedisJobStore:
+        return RedisJobStore(shared_server.url, seal=Seal(secrets))
+
+    async def at_risk(*order: RedisJobStore) -> list[bool]:
+        return ["another secret" in (await one.risk() or "") for one in order]
+
+    old, same, rotating, other = store("old"), store("old"), store("new", "old"), store("other")
+    assert await at_risk(old, same, old) == [False] * 3
+    assert await at_risk(rotating) == [False], "it accepts both"
+    assert await at_risk(old) == [True], "it ignores what the new secret has signed"
+    raw.delete("forkserve:{jobs}:seals")
+    assert await at_risk(old, other, old) == [False, True, True]
+    raw.hset("forkserve:{jobs}:seals", mapping={Seal(["other"]).marks[0]: "1.0", "garbage": "garbage"})
+    assert await at_risk(old) == [False], "it has not looked for long"
+    assert 0 < raw.ttl("forkserve:{jobs}:seals") <= 600
+    raw.set("forkserve:{jobs}:seals", "something else")
+    assert await at_risk(old) == [False]
+    for one in (old, same, rotating, other):
+        await one.close()
 
 
 async def test_jobs_that_a_wrongly_configured_server_has_evicted_do_not_stop_the_others(
