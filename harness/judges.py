@@ -60,3 +60,32 @@ def ask_judge(judge: str, script: str, *arguments: str) -> Any:
     if done.returncode:
         raise RuntimeError(f"{judge}:\n{done.stdout}{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def promtool() -> Path | None:
+    """Prometheus' own judge of metrics: on PATH, or taken out of Debian's package; None where there are no packages."""
+    on_path = shutil.which("promtool")
+    if on_path:
+        return Path(on_path)
+    program = JUDGES / "prometheus" / "usr" / "bin" / "promtool"
+    JUDGES.mkdir(exist_ok=True)
+    with (JUDGES / "prometheus.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not program.exists():
+            if not shutil.which("apt-get"):
+                return None
+            _extract_package("prometheus", JUDGES / "prometheus")
+    return program
+
+
+def _extract_package(name: str, directory: Path) -> None:
+    """Download a package of Debian's and take its files out, without installing it."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    download = ["apt-get", "download", "--quiet", name]
+    if subprocess.run(download, cwd=directory, capture_output=True, check=False).returncode:
+        subprocess.run(["apt-get", "update", "--quiet"], capture_output=True, check=True)  # a new machine has no lists
+        subprocess.run(download, cwd=directory, capture_output=True, check=True)
+    (package,) = directory.glob("*.deb")
+    subprocess.run(["dpkg-deb", "--extract", package, directory], check=True)
+    package.unlink()

@@ -34,8 +34,8 @@ from serving.http.openapi import (
     TIMEOUT_HEADER,
     Schema,
     array_of,
+    complete_schemas,
     describe_routes,
-    fill_in_items,
     instances_of,
     object_schema,
     refusal,
@@ -86,8 +86,8 @@ def document(app: FastAPI, registry: Registry, *, background: bool, show_example
             background=background,
             show_examples=show_examples,
         )
-    fill_in_items(openapi["paths"])
-    fill_in_items(openapi["components"])
+    complete_schemas(openapi["paths"])
+    complete_schemas(openapi["components"])
     return openapi
 
 

@@ -267,8 +267,13 @@ METRICS = object_schema(
 
 
 def instances_of(*forms: Schema) -> Schema:
-    """Instances, all of which have the same form."""
-    return {"anyOf": [array_of(form, minItems=1) for form in forms], "description": "All by name, or all by position"}
+    """Instances, each an object or an array. All are as the first is; generators of clients pass over that."""
+    return array_of(
+        {"anyOf": list(forms)},
+        minItems=1,
+        description="All by name, or all by position",
+        **{"if": {"prefixItems": [OBJECT]}, "then": {"items": OBJECT}, "else": {"items": array_of(ANYTHING)}},
+    )
 
 
 INSTANCES = instances_of(OBJECT, array_of(ANYTHING))
@@ -524,12 +529,18 @@ def refusal(description: str) -> Schema:
     return {"description": description, "content": {"application/problem+json": {"schema": schema}}}
 
 
-def fill_in_items(value: Any) -> None:
-    """Give every array in a document its `items`: without, generators of clients leave the operation out."""
+def complete_schemas(value: Any) -> None:
+    """Say in a document what generators of clients want to be told, although JSON Schema has it as the default.
+
+    Without its `items`, they leave the operation of an array out; an object without members is to them always empty.
+    """
     for schema in _objects(value):
         kinds = schema.get("type", ())
-        if "array" in ([kinds] if isinstance(kinds, str) else kinds):
+        kinds = [kinds] if isinstance(kinds, str) else kinds
+        if "array" in kinds:
             schema.setdefault("items", {})
+        if "object" in kinds and not schema.get("properties"):
+            schema.setdefault("additionalProperties", True)
 
 
 def _objects(value: Any) -> Iterator[Schema]:

@@ -79,14 +79,16 @@ def test_every_answer_has_a_schema_and_no_refusal_is_fastapis_own(document: dict
     assert not {"HTTPValidationError", "ValidationError"} & document["components"]["schemas"].keys()
 
 
-def test_every_array_says_what_its_items_are(document: dict[str, Any]) -> None:
+def test_every_array_and_every_object_says_what_is_in_it(document: dict[str, Any]) -> None:
     def check(value: Any) -> int:
         if isinstance(value, list):
             return sum(map(check, value))
         if not isinstance(value, dict):
             return 0
-        is_array = "array" in value.get("type", ())
+        kinds = value.get("type", ())
+        is_array, is_object = "array" in kinds, "object" in kinds
         assert not is_array or "items" in value, value
+        assert not is_object or {"properties", "additionalProperties"} & value.keys(), value
         return is_array + sum(map(check, value.values()))
 
     assert check(document["paths"]) + check(document["components"]) > 20
