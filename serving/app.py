@@ -52,6 +52,7 @@ from serving.predict.batcher import Batcher
 from serving.predict.inference import Inference
 from serving.predict.operation import make_operations
 from serving.predict.request_body import Reader
+from serving.process.apart import nothing
 from serving.process.executor import Executor
 from serving.process.trial import can_try, try_first
 from serving.schedules.parse import Action, Schedule, parse_schedules
@@ -219,12 +220,15 @@ def _load_or_fall_back(load: Load, options: LoadOptions, directory: Path) -> Loa
         return fall_back(read_manifest(directory), error.reason, options)
 
 
-def renew(app: Application) -> tuple[Application, tuple[str, ...]]:
-    """A new app over the model directory as it is now, and the versions that were refused, each with its reason."""
+def renew(app: Application, meanwhile: Callable[[], None] = nothing) -> tuple[Application, tuple[str, ...]]:
+    """A new app over the model directory as it is now, and the versions that were refused, each with its reason.
+
+    While a version is tried, `meanwhile` is called every second.
+    """
     settings, service = app.settings, app.service
     seen = fingerprint(settings.model_dir)
     plain = functools.partial(load_version, settings.model_dir, options=settings.load_options)
-    load = try_first(plain, seconds=settings.reload_timeout_seconds, read=read_manifest)
+    load = try_first(plain, seconds=settings.reload_timeout_seconds, read=read_manifest, meanwhile=meanwhile)
     registry, refused = renew_registry(service.registry, settings.model_dir, load, selected=settings.serve_versions)
     renewed = build_service(settings, registry, service.shared, seen)
     return Application(renewed, settings, app.limiters, app.keys), refused

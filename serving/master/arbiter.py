@@ -118,6 +118,10 @@ class EarlyReplacingArbiter(Arbiter):  # type: ignore[misc]
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         try:
             pid: int = super().spawn_worker()
+        except SystemExit as error:
+            if os.getpid() == self.pid:
+                raise
+            os._exit(error.code if isinstance(error.code, int) else 1)  # a reload, far below, is the master's to end
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return pid
@@ -140,6 +144,17 @@ class EarlyReplacingArbiter(Arbiter):  # type: ignore[misc]
         super().reap_workers()
         if self.reloading:  # the first thing that gunicorn's wait does
             raise _OldWorkersDrain
+
+    def tend(self) -> None:
+        """Replace what has ended while a reload tries a version, whose process is not to be reaped here."""
+        for pid, worker in list(self.WORKERS.items()):
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                del self.WORKERS[pid]
+                self.log.error("Worker (pid:%s) ended during a reload", pid)
+                worker.tmp.close()
+                self.cfg.child_exit(self, worker)
+        self.murder_workers()
+        self.manage_workers()
 
     def tend_runners(self) -> None:
         """Replace runners that have ended."""

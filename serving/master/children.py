@@ -14,6 +14,7 @@ import time
 from collections import ChainMap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -209,9 +210,7 @@ class RunnerMaster:
                 except Interrupted as stop:
                     arrived = stop.number
                     break
-            for runners in self.kinds:
-                runners.tend()
-            memory.look({}, ChainMap(*(runners.leaving for runners in self.kinds)))
+            self._tend(memory)
             received = signal.sigtimedwait(waited, FORK_SECONDS)
             arrived = 0 if received is None else received.si_signo
         for runners in self.kinds:
@@ -220,12 +219,17 @@ class RunnerMaster:
             runners.stop()
         log.info("Runner master stopped", signal=signal.Signals(arrived).name)
 
+    def _tend(self, memory: MemoryWatch) -> None:
+        for runners in self.kinds:
+            runners.tend()
+        memory.look({}, ChainMap(*(runners.leaving for runners in self.kinds)))
+
     def _reload(self, memory: MemoryWatch) -> None:
         if self._app is None:
             return
         if self._watch is not None:
             self._watch.note()
-        self._app = reload(self._app)
+        self._app = reload(self._app, partial(self._tend, memory))
         self._scheduler = self._app.service.scheduler
         prefork.settle()
         memory.measure_master()

@@ -134,7 +134,7 @@ def on_reload(server: Any) -> None:
     if _settings.preload:
         if server.watch is not None:
             server.watch.note()
-        server.app.callable = reloading.reload(server.app.wsgi())
+        server.app.callable = reloading.reload(server.app.wsgi(), server.tend)
         prefork.settle()  # now that nobody holds the old app any more
         server.memory.measure_master()
     for runners in server.runners:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -61,8 +61,11 @@ class ModelWatch:
         return changed
 
 
-def reload(app: Application) -> Application:
+def reload(app: Application, meanwhile: Callable[[], None]) -> Application:
     """The app over the models that are on disk now; `app` itself if it cannot be built.
+
+    `meanwhile` is called every second while a version is tried, which may take a minute: the processes of the service
+    end and are replaced as ever.
 
     Nothing that happens to it is raised: in a gunicorn hook that would end the service. Workers are told the outcome.
     Raises Interrupted.
@@ -72,7 +75,7 @@ def reload(app: Application) -> Application:
     refused: tuple[str, ...]
     try:
         with _interruptible():
-            successor, refused = renew(app)
+            successor, refused = renew(app, meanwhile)
             prefork.warm(successor)
             prefork.check_single_thread()
     except Interrupted as stop:

@@ -23,6 +23,13 @@ READ_BYTES = 1 << 16
 
 LATE = "late"
 
+LOOK_SECONDS = 1.0
+"""Between two times that others have their turn while a process is waited for."""
+
+
+def nothing() -> None:
+    """There is nothing else to do meanwhile."""
+
 
 class EndedBadly(Exception):
     """The process did not end by itself, or said nothing; the sentence that says so lacks its subject."""
@@ -43,14 +50,17 @@ class Apart:
         finally:
             self._close(writing, printing)
 
-    def wait(self, seconds: float, show: Callable[[bytes], object] = len) -> bytes:
+    def wait(
+        self, seconds: float, show: Callable[[bytes], object] = len, meanwhile: Callable[[], None] = nothing
+    ) -> bytes:
         """The verdict, once the process has ended; whatever it has forked ends with it. Raises EndedBadly.
 
-        From now on it may take `seconds`. What it prints is handed to `show`, at most MAX_OUTPUT_BYTES. Call this once.
+        From now on it may take `seconds`. What it prints is handed to `show`, at most MAX_OUTPUT_BYTES; `meanwhile` is
+        called every LOOK_SECONDS, and must not reap this process. Call this once.
         """
         fault = "was interrupted"
         try:
-            fault = self._follow(time.monotonic() + seconds, show) or ""
+            fault = self._follow(time.monotonic() + seconds, show, meanwhile) or ""
             if fault == LATE:
                 fault = f"takes longer than {seconds:g} s"
         finally:
@@ -68,13 +78,14 @@ class Apart:
             raise EndedBadly(verdict.decode(errors="replace") or f"its process {describe_exit(status)}")
         return verdict
 
-    def _follow(self, deadline: float, show: Callable[[bytes], object]) -> str | None:
+    def _follow(self, deadline: float, show: Callable[[bytes], object], meanwhile: Callable[[], None]) -> str | None:
         """Read what it prints until it ends; what is wrong with it, or None."""
         ended = os.pidfd_open(self._pid)
         waited, printed = [ended, self._output], 0
+        look_at = time.monotonic() + LOOK_SECONDS
         try:
             while True:
-                ready, _, _ = select.select(waited, [], [], max(0.0, deadline - time.monotonic()))
+                ready, _, _ = select.select(waited, [], [], max(0.0, min(look_at, deadline) - time.monotonic()))
                 if self._output in ready:
                     content = os.read(self._output, READ_BYTES)
                     printed += len(content)
@@ -85,8 +96,12 @@ class Apart:
                     show(content)
                 elif ended in ready:
                     return None
-                if not ready or time.monotonic() > deadline:
+                now = time.monotonic()
+                if now >= deadline:
                     return LATE
+                if now >= look_at:
+                    meanwhile()
+                    look_at = time.monotonic() + LOOK_SECONDS
         finally:
             os.close(ended)
 

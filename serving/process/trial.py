@@ -19,7 +19,7 @@ from registry.memory import available_memory, limit_memory
 from registry.model import LoadedModel
 from registry.store.manifest import Manifest
 from registry.store.reload import Load
-from serving.process.apart import MAX_VERDICT_BYTES, Apart, EndedBadly, what_is_left
+from serving.process.apart import MAX_VERDICT_BYTES, Apart, EndedBadly, nothing, what_is_left
 from serving.process.child import be_early_out_of_memory, describe_exit, fork
 from serving.process.kernel import thread_names
 
@@ -38,14 +38,14 @@ class Trial:
         self._directory = directory
         self._apart = Apart(partial(_try, load, directory), "trial")
 
-    def refusal(self, seconds: float) -> VersionRefused | None:
+    def refusal(self, seconds: float, meanwhile: Callable[[], None] = nothing) -> VersionRefused | None:
         """Return None if the version is fit to serve, else the reason: its error, or the end of its process.
 
-        From now on it may take `seconds`. What it prints is dropped, unless it is too much. A thread or a process that
-        it leaves running is a fault. Call this once.
+        From now on it may take `seconds`; `meanwhile` is as in `Apart.wait`. What it prints is dropped, unless it is
+        too much. A thread or a process that it leaves running is a fault. Call this once.
         """
         try:
-            verdict = self._apart.wait(seconds)
+            verdict = self._apart.wait(seconds, meanwhile=meanwhile)
         except EndedBadly as error:
             return VersionRefused(self._directory, str(error))
         if verdict == FIT:
@@ -68,11 +68,13 @@ def try_first(
     seconds: float,
     order: Sequence[Path] = (),
     read: Callable[[Path], Manifest] | None = None,
+    meanwhile: Callable[[], None] = nothing,
 ) -> Load:
     """`load`, preceded by a trial of at most `seconds`; a version that fails it is not loaded here.
 
     While a version is loaded, the one that follows it in `order` is tried already. A manifest that is `read` before the
-    trial is handed to `load` both times: with its hashes, what was tried is what is loaded.
+    trial is handed to `load` both times: with its hashes, what was tried is what is loaded. While a trial is waited
+    for, `meanwhile` is called every second.
     """
     begun: dict[Path, tuple[Load, Trial]] = {}
     following = dict(itertools.pairwise(order))
@@ -83,7 +85,7 @@ def try_first(
 
     def try_and_load(directory: Path) -> LoadedModel:
         same, trial = begun.pop(directory) if directory in begun else begin(directory)
-        refusal = trial.refusal(seconds)
+        refusal = trial.refusal(seconds, meanwhile)
         if (then := following.get(directory)) is not None:
             with suppress(VersionRefused):  # it is read again in its turn
                 begun[then] = begin(then)

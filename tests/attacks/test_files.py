@@ -26,6 +26,7 @@ from registry.store.listing import MAX_MANIFEST_BYTES, list_versions
 from registry.store.loader import load_version, verified_bytes
 from registry.store.manifest import read_manifest
 from registry.store.reload import renew_registry
+from serving.process.apart import nothing
 from serving.process.child import limit_numeric_threads
 from serving.process.trial import Trial, try_first
 from serving.training.job import LAST_FILENAME, read_last
@@ -181,8 +182,8 @@ def load_what_was_tried(root: str) -> None:
     home, executed = os.getpid(), []
 
     class Exchanging(Trial):
-        def refusal(self, seconds: float) -> VersionRefused | None:
-            refused = super().refusal(seconds)
+        def refusal(self, seconds: float, meanwhile: Callable[[], None] = nothing) -> VersionRefused | None:
+            refused = super().refusal(seconds, meanwhile)
             exchange(Path(root))
             return refused
 

@@ -209,10 +209,30 @@ def test_version_that_harms_its_process_harms_only_a_trial(
     assert reason in refusal_of(*unchanged, estimator)
 
 
-def test_version_that_hangs_is_refused_when_its_time_is_over(models_of_our_own: Path) -> None:
-    environ = {"MODEL_DIR": str(models_of_our_own), "ADMIN_TOKEN": ADMIN_TOKEN, "RELOAD_TIMEOUT_SECONDS": "1"}
+def test_version_that_hangs_is_refused_when_its_time_is_over_and_meanwhile_what_ends_is_replaced(
+    models_of_our_own: Path,
+) -> None:
+    seconds = 8
+    environ = {"MODEL_DIR": str(models_of_our_own), "RELOAD_TIMEOUT_SECONDS": str(seconds)}
     with Service(environ) as service:
-        assert refusal_of(service, models_of_our_own, HangingRegressor) == "odd/1: takes longer than 1 s"
+
+        def is_tried() -> bool:
+            return "trial" in [name for _, name in service._children()]
+
+        before = {*service.workers, *service.runners}
+        trigger = models_of_our_own.with_name("trigger")
+        sample = pd.DataFrame({"seconds": [0.0, 0.0, 0.0]})
+        add_version(models_of_our_own, "odd", HangingRegressor(str(trigger)).fit(sample.to_numpy(), None), sample)
+        trigger.touch()
+        assert eventually(is_tried)
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        assert eventually(
+            lambda: not before & (now := {*service.workers, *service.runners}) and len(now) == len(before)
+        )
+        check_that_it_serves(service)
+        assert is_tried()
+        assert eventually(lambda: service.get("/health")["refused"] == [f"odd/1: takes longer than {seconds} s"])
 
 
 def test_rollback_makes_the_previous_version_live_again(running: Service, models_of_our_own: Path) -> None:

@@ -102,7 +102,7 @@ def test_a_signal_that_ends_the_service_ends_a_reload_whatever_it_is_doing(
     reloads, seen = Reloads(), list[int]()
     app = cast("Application", SimpleNamespace(service=SimpleNamespace(shared=SimpleNamespace(reloads=reloads))))
 
-    def renew(_app: Any) -> Any:
+    def renew(_app: Any, _meanwhile: Any) -> Any:
         try:
             os.kill(os.getpid(), number)
             os.kill(os.getpid(), number)  # an impatient operator
@@ -119,7 +119,7 @@ def test_a_signal_that_ends_the_service_ends_a_reload_whatever_it_is_doing(
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {number} if is_blocked else ())
     try:
         with pytest.raises(Interrupted) as raised:
-            reload.reload(app)
+            reload.reload(app, lambda: None)
         assert (number in signal.pthread_sigmask(signal.SIG_BLOCK, ())) is is_blocked
         assert signal.getsignal(number)(number, None) is None  # type: ignore[operator,misc]
     finally:
