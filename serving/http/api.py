@@ -28,6 +28,7 @@ from serving.http.openapi import (
     JOB,
     JSON,
     LOCATION,
+    MAYBE_STRING,
     NUMBER,
     REFUSALS,
     STRING,
@@ -157,6 +158,7 @@ def _request(model: LoadedModel, verb: Verb) -> Schema:
         {
             "instances": instances_of(*forms),
             "parameters": {"type": ["object", "null"], "properties": parameters, "additionalProperties": False},
+            "signature_name": MAYBE_STRING | {"description": "Ignored; clients of TensorFlow Serving send it"},
         },
         ["instances"],
         additionalProperties=False,

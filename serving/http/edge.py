@@ -280,7 +280,8 @@ class Exchange:
             log.error("Request failed", exc_info=error)
         if self.status and self._start is None:
             raise error
-        form = problems.form_of(self._scope["path"])
+        # a client of another protocol may be known by its body alone
+        form = self._scope["state"].get("form") or problems.form_of(self._scope["path"])
         status, headers, body = problems.render(error, self.request_id, form)
         await respond(self.send, status, form.content_type, body, headers)
 

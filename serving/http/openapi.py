@@ -105,6 +105,7 @@ SUMMARY = object_schema(
     {
         "name": STRING,
         "version": STRING,
+        "ready": {"const": True},
         "live": STRING,
         "previous": MAYBE_STRING,
         "versions": array_of(STRING),
@@ -132,8 +133,10 @@ MODEL = object_schema(
         "example": {"type": ["object", "null"]},
         "features": array_of(STRING),
         "schema": OBJECT,
+        "model_version_status": array_of(object_schema({"version": STRING, "state": STRING, "status": OBJECT})),
     }
 )
+METADATA = object_schema({"model_spec": OBJECT, "metadata": OBJECT})
 
 NUMBERS: Schema = {"type": "object", "additionalProperties": NUMBER}
 IMPORTANCE = object_schema(
@@ -404,6 +407,10 @@ ROUTES: Mapping[tuple[str, str], Said] = {
     ("get", "/v1/models/{model}/versions/{version}"): Said("show_version", {"200": {JSON: MODEL}}, ("404", "503")),
     ("get", "/v1/models/{model}/importance"): Said("show_importance", *SHOWN_IMPORTANCE),
     ("get", "/v1/models/{model}/versions/{version}/importance"): Said("show_version_importance", *SHOWN_IMPORTANCE),
+    ("get", "/v1/models/{model}/metadata"): Said("show_metadata", {"200": {JSON: METADATA}}, ("404", "503")),
+    ("get", "/v1/models/{model}/versions/{version}/metadata"): Said(
+        "show_version_metadata", {"200": {JSON: METADATA}}, ("404", "503")
+    ),
     ("post", "/v1/models/{model}/outcomes"): Said(
         "store_outcomes",
         {

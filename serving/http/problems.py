@@ -95,6 +95,8 @@ class Problem(msgspec.Struct):
     detail: str
     request_id: str
     errors: Annotated[Sequence[model_errors.Fault], Meta(max_length=20)] | UnsetType = UNSET
+    error: str | UnsetType = UNSET
+    """The detail once more, where clients of TensorFlow Serving and KServe look for it."""
 
 
 def status_of(error: Exception) -> HTTPStatus:
@@ -150,6 +152,13 @@ def body(status: int, detail: str, request_id: str, faults: Sequence[model_error
     return content
 
 
+def body_with_error(status: int, detail: str, request_id: str, faults: Sequence[model_errors.Fault] = ()) -> bytes:
+    """A problem document whose detail also stands in `error`."""
+    problem = msgspec.json.decode(body(status, detail, request_id, faults), type=Problem)
+    problem.error = detail
+    return msgspec.json.encode(problem)
+
+
 def error_body(_status: int, detail: str, _request_id: str, faults: Sequence[model_errors.Fault] = ()) -> bytes:
     """The object `{"error": ...}` of the Open Inference Protocol, with as many `faults` as fit."""
     told = [
@@ -165,10 +174,14 @@ def error_body(_status: int, detail: str, _request_id: str, faults: Sequence[mod
 
 
 PROBLEM = Form(CONTENT_TYPE, body)
+PROBLEM_WITH_ERROR = Form(CONTENT_TYPE, body_with_error)
 ERROR = Form(b"application/json", error_body, {HTTPStatus.UNPROCESSABLE_ENTITY: HTTPStatus.BAD_REQUEST})
 """That of the Open Inference Protocol: its clients show `error` only if the content type is exactly this."""
 
-FORMS: tuple[tuple[re.Pattern[str], Form], ...] = ((re.compile(r"/v2(?:/.*)?", re.DOTALL), ERROR),)
+FORMS: tuple[tuple[re.Pattern[str], Form], ...] = (
+    (re.compile(r"/v2(?:/.*)?", re.DOTALL), ERROR),
+    (re.compile(r"/v1/models/[^/]*(?:/versions/[^/]*)?/metadata"), PROBLEM_WITH_ERROR),
+)
 """Paths whose errors have another form than PROBLEM."""
 
 

@@ -74,6 +74,8 @@ class Body(msgspec.Struct, forbid_unknown_fields=True):
 
     instances: list[Any]
     parameters: Parameters | None = None
+    signature_name: str | None = None
+    """Ignored: clients of TensorFlow Serving name the only signature that there is."""
 
 
 class Envelope(msgspec.Struct, forbid_unknown_fields=True):
@@ -81,6 +83,7 @@ class Envelope(msgspec.Struct, forbid_unknown_fields=True):
 
     instances: msgspec.Raw
     parameters: msgspec.Raw = msgspec.Raw(b"null")
+    signature_name: str | None = None
 
 
 class _OnlyParameters(msgspec.Struct):
@@ -117,7 +120,7 @@ class Reader:
         instances = list[self._instances.type]  # type: ignore[name-defined]
         body = msgspec.defstruct(
             "ModelBody",
-            [("instances", instances), ("parameters", Parameters | None, None)],
+            [("instances", instances), ("parameters", Parameters | None, None), ("signature_name", str | None, None)],
             forbid_unknown_fields=True,
         )
         self._decode = msgspec.json.Decoder(body).decode

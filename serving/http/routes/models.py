@@ -14,6 +14,7 @@ from registry.registry import Registry
 from registry.rows.features import MAX_WHOLE, Feature
 from registry.store.distributions import Distribution
 from serving.http.keys import key_of
+from serving.http.protocols.tensorflow import metadata, version_status
 from serving.http.representation import revalidate
 
 
@@ -32,11 +33,21 @@ def models_router(registry: Registry, *, show_examples: bool) -> APIRouter:
 
     @router.get("/{model}", summary="One model: its features, versions and metrics")
     async def show_model(model: str) -> dict[str, Any]:
-        return detail(registry, registry.get(model), show_examples=show_examples)
+        found = detail(registry, registry.get(model), show_examples=show_examples)
+        return found | {"model_version_status": version_status(found["versions"])}
+
+    @router.get("/{model}/metadata", summary="The signature of a model, for clients of TensorFlow Serving")
+    async def show_metadata(model: str) -> dict[str, Any]:
+        return metadata(registry.get(model))
+
+    @router.get("/{model}/versions/{version}/metadata", summary="The signature of a version")
+    async def show_version_metadata(model: str, version: str) -> dict[str, Any]:
+        return metadata(registry.get(model, version))
 
     @router.get("/{model}/versions/{version}", summary="One version of a model")
     async def show_version(model: str, version: str) -> dict[str, Any]:
-        return detail(registry, registry.get(model, version), show_examples=show_examples)
+        found = detail(registry, registry.get(model, version), show_examples=show_examples)
+        return found | {"model_version_status": version_status([version])}
 
     return router
 
@@ -47,6 +58,7 @@ def summary(registry: Registry, model: LoadedModel) -> dict[str, Any]:
     return {
         "name": model.name,
         "version": model.version,
+        "ready": True,
         "live": aliases.live,
         "previous": aliases.previous,
         "versions": list(registry.versions(model.name)),

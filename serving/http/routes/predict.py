@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from http import HTTPStatus
 
@@ -12,16 +12,19 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from cache.flight import Answer
-from registry.errors import InvalidSelection
+from registry.errors import InvalidRows, InvalidSelection
 from registry.explain.explanation import Selection
 from registry.model import LoadedModel
 from registry.rows.features import Rows
-from serving.errors import DeadlineExceeded, InvalidRequest
+from serving.errors import DeadlineExceeded, InvalidRequest, NotJSON, TooManyInstances
 from serving.http.body import Headers, check_json, read_body, turns_of_client
 from serving.http.edge import account_of, respond
 from serving.http.keys import key_of
 from serving.http.negotiation import preferred
+from serving.http.problems import PROBLEM_WITH_ERROR
 from serving.http.protocols.route import InferenceRoute, check_size, parse_timeout, source_of
+from serving.http.protocols.tables import TableReader
+from serving.http.protocols.tensorflow import decode_inputs, encode_outputs, is_tensorflow
 from serving.http.routes.jobs import job_view
 from serving.http.sse import CONTENT_TYPE as EVENTS
 from serving.http.sse import Frames, Streams, frame
@@ -31,7 +34,7 @@ from serving.pictures.explanation import MAX_BARS, MAX_OUTPUTS, MAX_TOP, waterfa
 from serving.predict.inference import Timing
 from serving.predict.operation import ANSWERS, EVERYTHING, Verb, count_outputs, encode_answer, marks
 from serving.predict.pieces import PIECE_BYTES
-from serving.predict.request_body import Parameters, Reader
+from serving.predict.request_body import Parameters, Reader, read_parameters
 from serving.service import Service
 
 PATH = re.compile(r"/v1/models/(?P<model>[^/]*)(?:/versions/(?P<version>[^/]*))?:(?P<verb>predict|explain)")
@@ -40,6 +43,9 @@ PATH = re.compile(r"/v1/models/(?P<model>[^/]*)(?:/versions/(?P<version>[^/]*))?
 JSON = b"application/json"
 OFFERS: Mapping[Verb, tuple[bytes, ...]] = {"predict": (JSON, EVENTS), "explain": (JSON, EVENTS, SVG)}
 """The media types of answers, the default first."""
+
+Encode = Callable[[LoadedModel, Mapping[Verb, Sequence[bytes]]], bytes]
+"""Writes the answers to rows as one body."""
 
 
 class PredictRoute(InferenceRoute):
@@ -55,6 +61,8 @@ class PredictRoute(InferenceRoute):
         self.readers: Mapping[Verb, Mapping[LoadedModel, Reader]] = {
             verb: {model: Reader(model, limit) for model in service.registry} for verb, limit in limits.items()
         }
+        most = limits["predict"]
+        self._tables = {model: TableReader(model, reader, most) for model, reader in self.readers["predict"].items()}
         self._background = service.background
 
     def _find(self, scope: Scope) -> tuple[LoadedModel, Verb]:
@@ -68,8 +76,7 @@ class PredictRoute(InferenceRoute):
         given = headers.get(b"x-request-timeout")
         timeout = None if given is None else parse_timeout(given)
         body = await read_body(headers, receive, self._max_body_bytes)
-        reader = self.readers[verb][model]
-        rows, parameters = reader.read(body) if len(body) <= PIECE_BYTES else await _read_large(reader, body, receive)
+        rows, parameters, encode = await self._read(model, verb, body, scope, receive)
         scope["instances"] = len(rows)
         selection = parameters.selection(verb, model)
         if self._background is not None and verb == "explain" and is_for_jobs(model, selection):
@@ -101,7 +108,7 @@ class PredictRoute(InferenceRoute):
         sources = [source for _, source in answers]
         values = [value for value, _ in answers]
         is_picture = accepted == SVG
-        content = _draw(model, rows, values[0], selection) if is_picture else encode_answer(model, {verb: values})
+        content = _draw(model, rows, values[0], selection) if is_picture else encode(model, {verb: values})
         ended = time.perf_counter()
         self._figures[verb][model].answered(ended - started, sources)
         answer_headers: Headers = [*self._marks[model]]
@@ -111,6 +118,27 @@ class PredictRoute(InferenceRoute):
         await respond(send, 200, accepted, content, answer_headers)
         if self._access_log:
             self._log(model, verb, sources, ended - started)
+
+    async def _read(
+        self, model: LoadedModel, verb: Verb, body: bytes, scope: Scope, receive: Receive
+    ) -> tuple[Rows, Parameters, Encode]:
+        """Rows, parameters, and what writes the answer: to our own clients, or to those of TensorFlow Serving."""
+        reader = self.readers[verb][model]
+        try:
+            if len(body) <= PIECE_BYTES:
+                return *reader.read(body), encode_answer
+            with turns_of_client(receive) as turns:
+                return *await reader.read_large(body, turns), encode_answer
+        except (NotJSON, InvalidRequest, InvalidRows, TooManyInstances):
+            if verb == "explain" or not is_tensorflow(body):
+                raise
+            scope["state"]["form"] = PROBLEM_WITH_ERROR
+            sent = decode_inputs(body)
+            if sent is None:
+                raise
+        parameters = read_parameters(sent.parameters)
+        with turns_of_client(receive) as turns:
+            return await self._tables[model].read(sent.inputs, "inputs", turns), parameters, encode_outputs
 
     async def _frames(self, model: LoadedModel, verb: Verb, parts: AsyncGenerator[list[Answer], None]) -> Frames:
         """One event for each instance, with its place in the request as id; the events of a part are sent together."""
@@ -127,11 +155,6 @@ class PredictRoute(InferenceRoute):
         self._figures[verb][model].answered(seconds, sources)
         if self._access_log:
             self._log_done(model, verb, position, seconds)
-
-
-async def _read_large(reader: Reader, body: bytes, receive: Receive) -> tuple[Rows, Parameters]:
-    with turns_of_client(receive) as turns:
-        return await reader.read_large(body, turns)
 
 
 def _check_picture(model: LoadedModel, rows: Rows, selection: Selection) -> None:
