@@ -121,7 +121,9 @@ class Application:
         protocols = [
             ProtocolRoute(service, protocol) for protocol in make_protocols(service, hot_path.readers["predict"])
         ]
-        pages = [pages_router(service, hot_path, self.keys)] if settings.pages else []
+        pages = (
+            [pages_router(service, hot_path, self.keys, max_job_rows=settings.job_max_rows)] if settings.pages else []
+        )
         api = make_api(service, self.streams, self.keys, lambda _api: self._running(), pages)
 
         async def timed(scope: Scope, receive: Receive, send: Send) -> None:

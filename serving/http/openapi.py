@@ -451,6 +451,9 @@ ROUTES: Mapping[tuple[str, str], Said] = {
     ("post", "/api/admin/models/{model}:rollback"): Said(
         "roll_back_model", {"200": {JSON: RELOADED}, "202": {JSON: RELOADED}}, ("404", "409", "501", "503")
     ),
+    ("post", "/api/admin/models/{model}/versions/{version}:promote"): Said(
+        "promote_version", {"200": {JSON: RELOADED}, "202": {JSON: RELOADED}}, ("404", "409", "501", "503")
+    ),
     ("post", "/api/admin/models/{model}:train"): Said("train_model", {"202": {JSON: JOB}}, ("404", "409", "503")),
     ("get", "/api/admin/metrics"): Said("metrics", {"200": {JSON: METRICS}}),
     ("get", "/api/admin/events"): Said("follow_metrics", {"200": {EVENTS: STRING}}, ("503",)),

@@ -73,6 +73,7 @@ OPERATIONS: Mapping[str, str] = {
     "GET /api/admin/events": "admin",
     "POST /api/admin/models:reload": "admin",
     "POST /api/admin/models/{model}:rollback": "admin",
+    "POST /api/admin/models/{model}/versions/{version}:promote": "admin",
     "POST /api/admin/models/{model}:train": "admin",
 }
 """The scope of every operation. A new route needs a line here, and a scope in `serving/http/keys.py`."""

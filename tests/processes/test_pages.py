@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
+import pandas as pd
 import pytest
 from playwright.sync_api import Browser, Route, expect
+from sklearn.linear_model import LinearRegression
 
+from harness.admin import ask_admin
 from harness.browser import Visit, browser, visit
 from harness.hostile import add_hostile
 from harness.service import ADMIN_TOKEN, Service
+from registry.store.add import add_trained
+from registry.training.script import Trained
 
-PAGES = ("/", "/models/wine", "/models/mortgage", "/models/hostile", "/models/wide", "/models/nothing")
+MODEL_PAGES = [f"/models/{name}" for name in ("wine", "mortgage", "hostile", "wide", "nothing")]
+expect.set_options(timeout=20_000)
+
+PAGES = (
+    "/",
+    "/docs",
+    *MODEL_PAGES,
+    "/models/hostile/versions",
+    "/models/wide/batch",
+    "/entities/nothing",
+    "/jobs/nothing",
+    "/admin",
+    "/monitoring/hostile",
+)
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +45,12 @@ def shown(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     for name in ("wine", "mortgage", "diabetes"):
         shutil.copytree(models / name, root / name)
     add_hostile(root)
+    shutil.copytree(models / "diabetes" / "1", root / "diabetes" / "2")
+    manifest = root / "diabetes" / "2" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"version": "1"', '"version": "2"'))
+    sample = pd.DataFrame({"size": [0.0, 10.0, 30.0]})
+    doubled = LinearRegression().fit(sample, 2 * sample["size"])
+    add_trained(root, "doubled", Trained(estimator=doubled, sample=sample), entities=True)
     with Service({"MODEL_DIR": str(root), "ADMIN_TOKEN": ADMIN_TOKEN}) as service:
         yield service
 
@@ -42,6 +69,18 @@ def visitor(shown: Service, chromium: Browser) -> Iterator[Visit]:
         assert visitor.complaints == []
 
 
+def unlock(visitor: Visit) -> None:
+    """Have the visitor's tab keep the key, as if it had been typed."""
+    visitor.context.add_init_script(f"sessionStorage.setItem('forkserve-key', '{ADMIN_TOKEN}')")
+
+
+def settle(visitor: Visit, path: str) -> None:
+    """Show a page, which a visitor with a key asks for twice: a link cannot send it."""
+    visitor.page.goto(path)
+    expect(visitor.page.locator("#sign-out")).to_be_visible()
+    expect(visitor.page.locator("#locked")).to_have_count(0)
+
+
 def outcome(visitor: Visit) -> str:
     return visitor.page.locator(".outcome").first.inner_text()
 
@@ -50,8 +89,11 @@ def outcome(visitor: Visit) -> str:
 def test_axe_finds_nothing_on_any_page(shown: Service, chromium: Browser, scheme: str) -> None:
     found = {}
     with visit(chromium, shown.address, scheme="dark" if scheme == "dark" else "light") as visitor:
+        visitor.page.goto("/admin")
+        found["the lock"] = visitor.violations()
+        unlock(visitor)
         for path in PAGES:
-            visitor.page.goto(path)
+            settle(visitor, path)
             found[path] = visitor.violations()
             wide = visitor.page.evaluate("document.documentElement.scrollWidth > innerWidth")
             assert not wide, f"{path} is wider than the window"
@@ -61,8 +103,9 @@ def test_axe_finds_nothing_on_any_page(shown: Service, chromium: Browser, scheme
 
 def test_no_page_is_wider_than_a_telephone(shown: Service, chromium: Browser) -> None:
     with visit(chromium, shown.address, width=360, height=740) as visitor:
+        unlock(visitor)
         for path in PAGES:
-            visitor.page.goto(path)
+            settle(visitor, path)
             assert visitor.page.evaluate("document.documentElement.scrollWidth") <= 360, path
 
 
@@ -176,3 +219,144 @@ def test_a_service_that_is_away_is_said_and_comes_back(visitor: Visit) -> None:
     expect(page.locator(".outcome")).to_have_text("class_0")
     assert all("ERR_FAILED" in one for one in visitor.complaints)
     visitor.complaints.clear()
+
+
+def test_a_key_is_asked_for_and_stays_in_its_tab(visitor: Visit, shown: Service) -> None:
+    page = visitor.page
+    page.goto("/admin")
+    page.get_by_label("Key").fill("not-the-key-of-anybody")
+    page.get_by_role("button", name="Open").click()
+    expect(page.get_by_role("alert")).to_have_text("the key is not known")
+    page.get_by_label("Key").fill(ADMIN_TOKEN)
+    page.get_by_role("button", name="Open").click()
+    expect(page.get_by_role("heading", name="Processes")).to_be_visible()
+    page.reload()
+    expect(page.get_by_role("heading", name="Processes")).to_be_visible()
+    assert page.context.cookies() == []
+    assert page.evaluate("localStorage.length") == 0
+    other = page.context.new_page()
+    other.goto(f"{shown.address}/admin")
+    expect(other.get_by_label("Key")).to_be_visible()
+    page.get_by_role("button", name="Forget the key").click()
+    expect(page.get_by_role("heading", name="Models")).to_be_visible()
+    assert page.evaluate("sessionStorage.length") == 0
+
+
+def test_the_page_of_the_service_is_live(visitor: Visit, shown: Service) -> None:
+    unlock(visitor)
+    settle(visitor, "/admin")
+    page = visitor.page
+    shown_pids = page.locator("table.processes th .number")
+    expect(shown_pids).to_have_count(1 + len(shown.workers) + len(shown.runners) + len(shown.schedulers))
+    assert {str(pid) for pid in shown.workers} <= set(shown_pids.all_inner_texts())
+    old = shown.workers[0]
+    os.kill(old, signal.SIGKILL)
+    expect(page.get_by_text(str(old), exact=True)).to_have_count(0)
+    expect(page.locator("table.processes .child")).to_have_count(3)
+    expect(page.locator("[data-name='all']")).not_to_have_text("\N{EN DASH}")
+    visitor.complaints.clear()  # the worker that was killed may have held a request
+
+
+def test_a_version_is_promoted_and_rolled_back(visitor: Visit, shown: Service) -> None:
+    unlock(visitor)
+    settle(visitor, "/models/diabetes/versions")
+    page = visitor.page
+    live = page.locator("tr", has=page.locator(".pill.live")).locator("th")
+    expect(live).to_have_text("2")
+    page.get_by_role("button", name="Promote").click()
+    expect(page.get_by_role("dialog")).to_contain_text("Make version 1 live?")
+    page.get_by_role("button", name="No").click()
+    page.get_by_role("button", name="Promote").click()
+    page.get_by_role("button", name="Yes").click()
+    expect(page.locator(".notice")).to_have_text("Version 1 is live.")
+    expect(live).to_have_text("1")
+    page.get_by_role("button", name="Roll back to 2").click()
+    page.get_by_role("button", name="Yes").click()
+    expect(live).to_have_text("2")
+    assert shown.get("/v1/models/diabetes")["version"] == "2"
+
+
+def test_a_page_says_that_another_version_is_live(visitor: Visit, shown: Service) -> None:
+    page = visitor.page
+    page.goto("/models/diabetes")
+    assert ask_admin(shown, "models/diabetes:rollback")[0] == 200
+    expect(page.locator(".notice")).to_contain_text("is live now", timeout=60_000)
+    assert ask_admin(shown, "models/diabetes:rollback")[0] == 200
+
+
+def test_a_batch_becomes_a_job_whose_answers_are_downloaded(visitor: Visit, shown: Service, tmp_path: Path) -> None:
+    example = shown.get("/v1/models/wine")["example"]
+    header = ",".join(example)
+    line = ",".join(map(str, example.values()))
+    page = visitor.page
+    page.goto("/models/wine/batch")
+    file = tmp_path / "rows.csv"
+    file.write_text(f"{header},more\n{line},1\n")
+    page.locator("#file").set_input_files(file)
+    expect(page.locator("#found")).to_contain_text("Not features of this model: more")
+    file = tmp_path / "wrong.csv"
+    file.write_text("\n".join([header, line, line.replace("13.1", "much"), *[line] * 998]) + "\n")
+    page.locator("#file").set_input_files(file)
+    expect(page.locator("#found")).to_contain_text("1,000 rows, 13 columns")
+    page.get_by_role("button", name="Start the job").click()
+    expect(page.locator("#found")).to_contain_text("line 3: alcohol must be a number")
+    file = tmp_path / "right.csv"
+    file.write_text("\n".join([header, *[line] * 1000]) + "\n")
+    page.locator("#file").set_input_files(file)
+    page.get_by_role("button", name="Start the job").click()
+    page.wait_for_url("**/jobs/*")
+    expect(page.locator(".pill")).to_have_text("done")
+    page.reload()
+    expect(page.get_by_role("heading", name="The first answers")).to_be_visible()
+    with page.expect_download() as downloading:
+        page.get_by_role("link", name="Download CSV").click()
+    saved = downloading.value.path().read_text().splitlines()
+    assert len(saved) == 1001
+    assert [one for one in visitor.complaints if "422" not in one] == []
+    visitor.complaints.clear()
+
+
+def test_the_reference_is_tried_out(visitor: Visit) -> None:
+    page = visitor.page
+    page.goto("/docs")
+    page.get_by_role("searchbox").fill("wine:predict")
+    operation = page.locator("details.operation:visible")
+    expect(operation).to_have_count(1)
+    operation.locator("summary").click()
+    operation.get_by_role("button", name="Send").click()
+    expect(operation.locator("output")).to_contain_text("200 OK")
+    expect(operation.locator("output")).to_contain_text('"probabilities"')
+
+
+def test_an_entity_is_followed(visitor: Visit, shown: Service) -> None:
+    def record(value: float) -> None:
+        body = {"values": {"size": value}}
+        assert httpx.post(f"{shown.address}/v1/entities/one/records", json=body, trust_env=False).status_code == 201
+
+    record(1.0)
+    page = visitor.page
+    page.goto("/entities/one")
+    expect(page.locator(".card .outcome")).to_have_text("2")
+    expect(page.locator("tbody tr")).to_have_count(1)
+    record(21.0)
+    expect(page.locator(".card .outcome")).to_have_text("42")
+    expect(page.locator("tbody tr")).to_have_count(2)
+
+
+def test_a_service_that_starts_anew_is_shown_again(chromium: Browser, few_models: Path) -> None:
+    environ = {
+        "MODEL_DIR": str(few_models),
+        "ADMIN_TOKEN": ADMIN_TOKEN,
+        "WEB_CONCURRENCY": "1",
+        "GRACEFUL_TIMEOUT_SECONDS": "1",
+    }
+    with Service(environ) as service:
+        address = service.address
+        with visit(chromium, address) as visitor:
+            unlock(visitor)
+            settle(visitor, "/admin")
+            service.stop()
+            expect(visitor.page.locator(".notice")).to_contain_text("does not answer")
+            with Service(environ | {"PORT": address.rpartition(":")[2]}) as again:
+                expect(visitor.page.locator(".notice")).to_have_count(0)
+                expect(visitor.page.get_by_text(str(again.workers[0]), exact=True)).to_be_visible()

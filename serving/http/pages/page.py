@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from http import HTTPStatus
@@ -16,9 +17,10 @@ from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.http.keys import key_of
+from serving.http.keys import LOCKED, key_of
 from serving.http.negotiation import preferred
 from serving.http.pages.assets import load_assets
+from serving.http.problems import DETAIL, STATUS, status_of
 from serving.http.representation import CACHED_BY_CLIENTS
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -139,6 +141,24 @@ def show(request: Request, template: str, status: int = 200, **values: Any) -> R
     content = fill(template, path=request.url.path, key_name=key.name, **values)
     headers = {**HEADERS, "cache-control": "no-store" if key.name else CACHED_BY_CLIENTS}
     return Response(content, int(status), headers, "text/html; charset=utf-8")
+
+
+Route = Callable[..., Awaitable[Response]]
+
+
+def guarded(route: Route) -> Route:
+    """A route of a page: it asks for a key where the JSON behind the page needs one, and shows refusals as pages."""
+
+    @functools.wraps(route)
+    async def answer(request: Request, **values: Any) -> Response:
+        if key_of(request.scope) is LOCKED:
+            return show_lock(request)
+        try:
+            return await route(request, **values)
+        except tuple(STATUS) as error:
+            return show_error(request, status_of(error), DETAIL.get(type(error), str(error)))
+
+    return answer
 
 
 def show_error(request: Request, status: HTTPStatus, detail: str) -> Response:

@@ -72,6 +72,19 @@ def _add_models(router: APIRouter, service: Service) -> None:
         return _reloaded(outcome, response)
 
     @router.post(
+        "/api/admin/models/{model}/versions/{version}:promote",
+        summary="Make a version of a model live",
+        responses=RELOAD_ANSWERS,
+    )
+    async def promote(model: str, version: str, response: Response) -> dict[str, Any]:
+        loaded = registry.get(model, version)
+        await asyncio.to_thread(aliases.promote, service.model_dir / loaded.name, loaded.version)
+        outcome = await reloads.ask(RELOAD_SECONDS)
+        if outcome is not None and outcome.live.get(model) != version:
+            raise ReloadRefused(_reasons(outcome))
+        return _reloaded(outcome, response)
+
+    @router.post(
         "/api/admin/models/{model}:rollback",
         summary="Make the previous version of a model live again",
         responses=RELOAD_ANSWERS,

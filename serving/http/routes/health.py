@@ -24,25 +24,46 @@ def health_router(service: Service) -> APIRouter:
     A proxy that took the service out of rotation would make things worse.
     """
     router = APIRouter(prefix="/health", tags=["health"])
-    registry, shared = service.registry, service.shared
-    jobs, records = watch_store(shared.jobs.probe, shared.jobs.risk), watch_store(shared.entities.probe)
-
-    def refused_now() -> list[str]:
-        """A line for each version that could not be loaded, and why a reload failed."""
-        reasons = [refusal.reason for refusal in registry.refusals]
-        return list(dict.fromkeys((*reasons, *shared.reloads.last().refused)))
+    check = HealthCheck(service)
 
     @router.get("", summary="Health, with reasons")
     async def health(request: Request) -> dict[str, Any]:
-        # nothing is opened before the fork
-        warming = "warmup" in request.scope["state"]
-        found = [StoreHealth("ok")] * 2 if warming else await asyncio.gather(jobs.get(), records.get())
+        return await check.report(warming="warmup" in request.scope["state"])
+
+    @router.get("/live", name="live", summary="The process answers")
+    async def answer() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @router.get("/ready", name="ready", summary="The models are loaded, all of them or some")
+    async def ready() -> dict[str, str]:
+        return {"status": "degraded" if service.registry.refusals else "ok"}
+
+    return router
+
+
+class HealthCheck:
+    """Looks at all that may be degraded."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._jobs = watch_store(service.shared.jobs.probe, service.shared.jobs.risk)
+        self._records = watch_store(service.shared.entities.probe)
+
+    def _refused_now(self) -> list[str]:
+        """A line for each version that could not be loaded, and why a reload failed."""
+        reasons = [refusal.reason for refusal in self._service.registry.refusals]
+        return list(dict.fromkeys((*reasons, *self._service.shared.reloads.last().refused)))
+
+    async def report(self, *, warming: bool = False) -> dict[str, Any]:
+        """The health with its reasons; while `warming`, before the fork, nothing is opened."""
+        service, registry = self._service, self._service.registry
+        found = [StoreHealth("ok")] * 2 if warming else await asyncio.gather(self._jobs.get(), self._records.get())
         kept = dict(zip(("jobs", "records"), found, strict=True))
         stores = {name: health.state for name, health in kept.items()}
         fallbacks = [f"{model.name}/{model.version}" for model in registry if model.fallback]
         forced = {f"{model.name}/{model.version}": model.manifest.forced for model in registry if model.manifest.forced}
-        refused = refused_now()
-        memory = shared.pressure.read()
+        refused = self._refused_now()
+        memory = service.shared.pressure.read()
         servers = {name: SERVER_STATES[state] for name, state in _breakers(service).items()}
         away = {"unavailable", "away"}.intersection((*stores.values(), *servers.values()))
         well = memory.stage == "calm" and not away
@@ -64,16 +85,6 @@ def health_router(service: Service) -> APIRouter:
                 "rss_bytes": read_rss(os.getpid()),
             },
         }
-
-    @router.get("/live", name="live", summary="The process answers")
-    async def answer() -> dict[str, str]:
-        return {"status": "ok"}
-
-    @router.get("/ready", name="ready", summary="The models are loaded, all of them or some")
-    async def ready() -> dict[str, str]:
-        return {"status": "degraded" if registry.refusals else "ok"}
-
-    return router
 
 
 def _breakers(service: Service) -> dict[str, str]:

@@ -294,6 +294,12 @@ ASKED: list[tuple[str, str, str, dict[str, Any]]] = [
     ("get", f"{JOBS}/events", "/v1/jobs/none/events", {}),
     ("post", "/api/admin/models:reload", "/api/admin/models:reload", {}),
     ("post", "/api/admin/models/{model}:rollback", "/api/admin/models/none:rollback", {}),
+    (
+        "post",
+        "/api/admin/models/{model}/versions/{version}:promote",
+        "/api/admin/models/wine/versions/none:promote",
+        {},
+    ),
     ("post", "/api/admin/models/{model}:train", "/api/admin/models/none:train", {}),
     ("get", "/api/admin/metrics", "/api/admin/metrics", {}),
     ("get", "/api/admin/metrics", "/api/admin/metrics", {"headers": {"authorization": f"Bearer {ADMIN_TOKEN}"}}),

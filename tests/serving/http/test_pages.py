@@ -27,6 +27,7 @@ from serving.app import Application, build, build_alerts
 from serving.settings import Settings
 
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+JOB_KEYS = {"mine": "the-key-of-one-who-has-a-job", "theirs": "the-key-of-somebody-else"}
 KEY = "the-key-of-a-person-who-looks"
 
 MAX_PAGES_BYTES = 200_000
@@ -85,7 +86,20 @@ class Outline(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-PAGES = ("/", "/models/house", "/models/hostile", "/models/wide", "/models/nothing")
+PAGES = (
+    "/",
+    "/docs",
+    "/models/house",
+    "/models/hostile",
+    "/models/hostile/versions",
+    "/models/hostile/batch",
+    "/models/wide",
+    "/models/nothing",
+    "/jobs/nothing",
+    "/entities/nothing",
+    "/admin",
+    "/monitoring/hostile",
+)
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -129,7 +143,14 @@ def test_all_that_the_names_of_others_say_is_text(app: Application) -> None:
 
 
 def test_what_the_api_does_not_have_is_no_page_either(app: Application) -> None:
-    for path in ("/models/nothing", "/models/%2e%2e", f"/models/{MARKUP.replace('/', '')}", "/models/house?version=9"):
+    missing = ("/models/nothing/versions", "/models/nothing/batch", "/jobs/nothing", "/entities/nothing")
+    for path in (
+        *missing,
+        "/models/nothing",
+        "/models/%2e%2e",
+        f"/models/{MARKUP.replace('/', '')}",
+        "/models/house?version=9",
+    ):
         answer = get(app, path)
         assert answer.status_code == 404
         assert answer.headers["content-type"] == "text/html; charset=utf-8"
@@ -235,13 +256,38 @@ def test_all_pages_together_are_small(app: Application) -> None:
     assert files + pages < MAX_PAGES_BYTES
 
 
+def test_what_only_admins_may_see_is_on_no_page_of_others(app: Application, root: Path) -> None:
+    for path in ("/admin", "/monitoring/house"):
+        assert "A key is needed" in get(app, path).text
+        shown = get(app, path, bearer(ADMIN_TOKEN))
+        assert shown.status_code == 200
+        assert "Models" in shown.text
+        assert shown.headers["cache-control"] == "no-store"
+    without = build_app(root)
+    for path in ("/admin", "/monitoring/house"):
+        assert get(without, path, bearer(ADMIN_TOKEN)).status_code == 404
+    assert "data-do" in get(app, "/models/house/versions").text
+    assert "data-do" not in get(without, "/models/house/versions").text
+
+
+def test_a_job_is_shown_to_whoever_may_ask_for_it(root: Path) -> None:
+    entries = " ".join(f"{name}:{hashlib.sha256(key.encode()).hexdigest()}:predict" for name, key in JOB_KEYS.items())
+    app = build_app(root, api_keys=entries)
+    body = {"operation": "predict", "model": "house", "instances": [{"size": 1.0, "colour": "red", "sold": True}]}
+    mine, theirs = map(bearer, JOB_KEYS.values())
+    job = ask_app(app, "POST", "/v1/jobs", json=body, headers=mine).json()["id"]
+    assert "queued" in get(app, f"/jobs/{job}", mine).text
+    assert get(app, f"/jobs/{job}", theirs).status_code == 404
+    assert "A key is needed" in get(app, f"/jobs/{job}").text
+
+
 def test_with_keys_a_page_is_an_empty_shell_for_whoever_has_none(locked_app: Application) -> None:
-    for path in PAGES:
+    for path in PAGES[:1] + PAGES[2:]:
         shell = get(locked_app, path)
         assert shell.status_code == 200
         assert "A key is needed" in shell.text
         assert "house" not in shell.text
-        if path != "/":
+        if path not in ("/", "/admin"):
             assert shell.text == get(locked_app, "/models/unknown").text, "it does not say which models there are"
         wrong = get(locked_app, path, bearer("not-the-key-of-anybody"))
         assert "the key is not known" in wrong.text

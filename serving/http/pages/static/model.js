@@ -4,6 +4,9 @@ import { fetchPage, hush, morph, polish, say } from "./page.js";
 
 const RETRY_MS = 2000;
 
+// a page that is only looked at notices another version, too
+const LOOK_MS = 5_000;
+
 let form, asked, shown, isAsking, retry;
 
 function start() {
@@ -135,5 +138,8 @@ function stopComparing() {
   form.querySelectorAll('input[type="hidden"]').forEach((input) => input.remove());
 }
 
+setInterval(() => {
+  if (form && !isAsking && document.visibilityState === "visible") update();
+}, LOOK_MS);
 document.addEventListener("page", start);
 start();

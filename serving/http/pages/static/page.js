@@ -108,13 +108,13 @@ document.addEventListener("click", async ({ target }) => {
 });
 document.addEventListener("click", async (event) => {
   const link = event.target.closest("a[data-save]");
-  if (!link || !key()) return;
+  if (!link || !(key() || link.dataset.accept)) return;
   event.preventDefault(); // a link cannot send the key
-  const answer = await ask(link.href);
+  const answer = await ask(link.href, { headers: { Accept: link.dataset.accept ?? "*/*" } });
   if (!answer.ok) return say(`It could not be saved: the service answered ${answer.status}.`, "bad");
   const copy = document.createElement("a");
   copy.href = URL.createObjectURL(await answer.blob());
-  copy.download = /filename="([^"]+)"/.exec(answer.headers.get("Content-Disposition"))?.[1] ?? "explanation";
+  copy.download = /filename="([^"]+)"/.exec(answer.headers.get("Content-Disposition"))?.[1] ?? link.dataset.name ?? "answer";
   copy.click();
   URL.revokeObjectURL(copy.href);
 });

@@ -1,0 +1,105 @@
+"""The pages of whoever runs the service: how it is doing, how a model is doing, and its versions."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from serving.http.keys import Keys
+from serving.http.pages.page import guarded, show, show_error
+from serving.http.routes.health import HealthCheck
+from serving.http.routes.models import detail
+from serving.service import Service
+from serving.status.json import summarize
+from serving.status.snapshot import recent_snapshot
+
+FAILED = frozenset({"500", "501", "504", "other"})
+SHED = frozenset({"429", "503"})
+"""Statuses of requests that were refused because there were too many."""
+
+
+def operation_router(service: Service, keys: Keys) -> APIRouter:
+    """Pages for operators; those that need a key of scope `admin` are there if there may be one."""
+    router = APIRouter(include_in_schema=False)
+    if keys.can_have_admin:
+        _add_service(router, service)
+        _add_monitoring(router, service)
+    else:
+        router.add_api_route("/admin", closed)
+        router.add_api_route("/monitoring/{name}", closed)
+    _add_versions(router, service, can_act=keys.can_have_admin)
+    return router
+
+
+async def closed(request: Request) -> Response:
+    """The answer in place of a page for admins where there can be none."""
+    return show_error(request, HTTPStatus.NOT_FOUND, "No key of this service has the scope admin: set ADMIN_TOKEN")
+
+
+def _add_service(router: APIRouter, service: Service) -> None:
+    snapshots, health = recent_snapshot(service), HealthCheck(service)
+
+    @router.get("/admin")
+    @guarded
+    async def admin(request: Request) -> Response:
+        metrics = summarize(await snapshots.get()) | {"quality": await service.quality.take()}
+        responses, rows = metrics["totals"]["responses"], metrics["totals"]["cache_rows"]
+        found = sum(rows.values())
+        processes = [one for one in (metrics["master"], *metrics["workers"], *metrics["runners"]) if one]
+        limit = metrics["memory"]["limit"]
+        return show(
+            request,
+            "admin.html",
+            metrics=metrics,
+            health=await health.report(),
+            errors=sum(count for status, count in responses.items() if status in FAILED),
+            shed=sum(count for status, count in responses.items() if status in SHED),
+            hits=1 - (rows["miss"] + rows["coalesced"]) / found if found else None,
+            processes=processes,
+            limit=limit,
+            most=max(one["private_bytes"] + one["shared_bytes"] for one in processes) if processes else 1,
+        )
+
+
+def _add_monitoring(router: APIRouter, service: Service) -> None:
+    snapshots, registry = recent_snapshot(service), service.registry
+
+    @router.get("/monitoring/{name}")
+    @guarded
+    async def monitoring(request: Request, name: str) -> Response:
+        model = detail(registry, registry.get(name), show_examples=False)
+        metrics = summarize(await snapshots.get())
+        quality: dict[str, Any] = (await service.quality.take()).get(name, {})
+        names = dict.fromkeys((*model["metrics"], *quality))
+        return show(
+            request,
+            "monitoring.html",
+            model=model,
+            figures=metrics["models"].get(name, {}),
+            quality=quality,
+            names=[one for one in names if one not in ("version", "outcomes")],
+        )
+
+
+def _add_versions(router: APIRouter, service: Service, *, can_act: bool) -> None:
+    registry = service.registry
+
+    @router.get("/models/{name}/versions")
+    @guarded
+    async def versions(request: Request, name: str) -> Response:
+        of_model = registry.versions(name)
+        listed = [detail(registry, one, show_examples=False) for one in reversed(list(of_model.values()))]
+        live = registry.aliases(name).live
+        model = next((one for one in listed if one["version"] == live), listed[0])
+        return show(
+            request,
+            "versions.html",
+            model=model,
+            versions=listed,
+            metrics=list(dict.fromkeys(metric for one in listed for metric in one["metrics"])),
+            training=(await service.trainings.get()).get(name),
+            is_trainable=of_model[model["version"]].manifest.training is not None,
+            can_act=can_act,
+        )
