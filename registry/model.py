@@ -13,7 +13,7 @@ import numpy as np
 
 from registry.conformal import add_bounds, threshold
 from registry.errors import InvalidSelection, ModelFailed, NotExplained, ResultNotFinite
-from registry.estimator import Compute
+from registry.estimator import Compute, Outputs
 from registry.explain.explanation import Names, Selection, present_contributions
 from registry.explain.shap_values import Contributions, Explainer, Space
 from registry.outputs import Labels, Layout
@@ -117,13 +117,18 @@ class LoadedModel:
 
         With a `coverage` it has an interval or a set of labels. Raises ModelFailed, InvalidSelection.
         """
-        outputs = self.compute(rows)
-        if not np.isfinite(outputs).all():
-            raise ResultNotFinite(f"{self.name}/{self.version}")
+        outputs = self.outputs(rows)
         answers = self.layout.present(outputs)
         if coverage is None:
             return answers
         return add_bounds(answers, outputs, self.layout, self.bound(coverage))
+
+    def outputs(self, rows: Rows) -> Outputs:
+        """The outputs that `layout` names the columns of, shape (rows, width). Raises ModelFailed."""
+        outputs = self.compute(rows)
+        if not np.isfinite(outputs).all():
+            raise ResultNotFinite(f"{self.name}/{self.version}")
+        return outputs
 
     def bound(self, coverage: float) -> float:
         """The largest score of intervals and sets of this coverage. Raises InvalidSelection."""

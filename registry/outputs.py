@@ -157,6 +157,26 @@ class Layout:
             for label, row in zip(labels, outputs.tolist(), strict=True)
         ]
 
+    def restore(self, answers: Sequence[Any]) -> NDArray[np.float64]:
+        """The outputs, shape (answers, width), that `present` has shown so; no bit of them is lost."""
+        outputs = np.empty((len(answers), self.width))
+        for index, target in enumerate(self.targets):
+            shown = [answer["prediction"][target.name] for answer in answers] if self.is_named else answers
+            labels = Labels(target.classes)
+            for part, columns in self.columns[index].items():
+                match part:
+                    case "value":
+                        outputs[:, columns.start] = shown
+                    case "label":
+                        found = [one["label"] for one in shown]
+                        outputs[:, columns.start] = list(map(labels.place, found)) if len(labels) else found
+                    case "score":
+                        outputs[:, columns.start] = [one["score"] for one in shown]
+                    case _:  # of two classes there is one margin, the second's
+                        width = columns.stop - columns.start
+                        outputs[:, columns] = [[*one[part].values()][-width:] for one in shown]
+        return outputs
+
     @cached_property
     def _texts(self) -> tuple[str, ...]:
         return Labels(self.targets[0].classes).texts

@@ -38,6 +38,7 @@ from serving.http.pages.routes import pages_router
 from serving.http.problems import render, status_of
 from serving.http.protocols.mlflow import AzureML, MLflow, check_default, platform_paths
 from serving.http.protocols.route import Protocol, ProtocolRoute
+from serving.http.protocols.v2 import V2
 from serving.http.rate_limit import Limiter, Limiters
 from serving.http.routes.predict import PATH, PredictRoute
 from serving.http.sse import Streams
@@ -271,7 +272,8 @@ def build_shared(settings: Settings, alerts: Alerts) -> Shared:
 def make_protocols(service: Service, readers: Mapping[LoadedModel, Reader]) -> list[Protocol]:
     """The protocols beside our own in which predictions are asked for."""
     registry, most, default = service.registry, service.limits.max_instances, service.default_model
-    return [kind(registry, readers, most, default) for kind in (MLflow, AzureML)]
+    others = [kind(registry, readers, most, default) for kind in (MLflow, AzureML)]
+    return [V2(registry, most), *others]
 
 
 def build_service(settings: Settings, registry: Registry, shared: Shared, seen: Fingerprint) -> Service:

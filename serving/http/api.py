@@ -31,6 +31,7 @@ from serving.http.openapi import (
     MAYBE_STRING,
     NUMBER,
     REFUSALS,
+    ROUTES,
     STRING,
     TIMEOUT_HEADER,
     Schema,
@@ -43,6 +44,8 @@ from serving.http.openapi import (
 )
 from serving.http.problems import Problem
 from serving.http.protocols.mlflow import mlflow_router
+from serving.http.protocols.v2_openapi import V2_ROUTES, restate_refusals
+from serving.http.protocols.v2_routes import v2_router
 from serving.http.representation import CACHED_BY_CLIENTS
 from serving.http.routes.admin import admin_router
 from serving.http.routes.entities import RecordsBody, entities_router
@@ -76,7 +79,7 @@ def document(app: FastAPI, registry: Registry, *, background: bool, show_example
     openapi = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
     _, bodies = msgspec.json.schema_components(BODIES, ref_template="#/components/schemas/{name}")
     openapi.setdefault("components", {}).setdefault("schemas", {}).update(bodies)
-    describe_routes(openapi, background=background)
+    describe_routes(openapi, {**ROUTES, **V2_ROUTES}, background=background)
     for model in registry.live():
         openapi["paths"] |= _operations(model, "", "", background=background, show_examples=show_examples)
     for model in registry:
@@ -285,6 +288,7 @@ def make_api(
     def describe() -> Schema:
         openapi = document(api, service.registry, background=background, show_examples=service.show_examples)
         describe_security(openapi, refusal(""), is_open=keys.is_open)
+        restate_refusals(openapi)
         return openapi
 
     api.openapi = cache(describe)  # type: ignore[method-assign]
@@ -298,6 +302,7 @@ def make_api(
         outcomes_router(service),
         jobs_router(service, streams),
         *pages,
+        v2_router(service),
     ]
     if keys.can_have_admin:
         routers.append(admin_router(service, streams))

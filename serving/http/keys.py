@@ -38,12 +38,13 @@ NEEDED: Mapping[str, frozenset[str]] = {scope: frozenset({scope, "admin"}) for s
 """The scopes of which a key needs one, by the scope that is asked for: `admin` implies all others."""
 
 PATHS = re.compile(
-    r"(?P<open>/openapi\.json|/pages/.*|/health(?:/.*)?|/ping|/version)"
+    r"(?P<open>/openapi\.json|/pages/.*|/health(?:/.*)?|/ping|/version|/v2/health/(?:live|ready))"
     r"|(?P<page>/|/docs|/admin|/(?:models|monitoring|entities|jobs)/[^/]*|/models/[^/]*/(?:versions|batch|importance))"
     r"|(?P<predict>/v1/models/[^/:]*(?:/versions/[^/:]*)?(?::predict|:explain|/importance)|/v1/jobs(?:/.*)?"
-    r"|/invocations|/(?:endpoints|serving-endpoints)/[^/]*/invocations|/score)"
+    r"|/invocations|/(?:endpoints|serving-endpoints)/[^/]*/invocations|/score"
+    r"|/v2/models/[^/]*(?:/versions/[^/]*)?/infer)"
     r"|(?P<data>/v1/entities(?:/.*)?|/v1/predictions(?:/.*)?|/v1/models/[^/]*/outcomes)"
-    r"|(?P<models>/v1/models(?:/.*)?)"
+    r"|(?P<models>/v1/models(?:/.*)?|/v2(?:/.*)?)"
     r"|(?P<admin>/api/admin(?:/.*)?|/metrics)",
     re.DOTALL,
 )

@@ -465,13 +465,13 @@ ROUTES: Mapping[tuple[str, str], Said] = {
 }
 
 
-def describe_routes(document: Schema, *, background: bool) -> None:
+def describe_routes(document: Schema, routes: Mapping[tuple[str, str], Said], *, background: bool) -> None:
     """Complete what FastAPI has written about the routes, and add those that it does not serve.
 
     With `background`, requests that take too long become jobs.
     """
     paths = document["paths"]
-    for (method, path), said in ROUTES.items():
+    for (method, path), said in routes.items():
         if path.endswith((":predict", ":explain")):
             paths.setdefault(path, {})[method] = _bare_inference(path)
         elif said.summary:
@@ -480,11 +480,11 @@ def describe_routes(document: Schema, *, background: bool) -> None:
         for method, operation in item.items():
             # FastAPI writes a refusal of its own, which never comes
             operation["responses"].pop("422", None)
-            if known := ROUTES.get((method, path)):
+            if known := routes.get((method, path)):
                 _describe(operation, known)
             if path.endswith((":predict", ":explain")) and not background:
                 del operation["responses"]["202"]
-            if not path.startswith(("/health", "/ping")):
+            if not path.startswith(("/health", "/ping", "/v2/health")):
                 operation["responses"]["429"] = refusal(REFUSALS["429"])
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)

@@ -29,7 +29,7 @@ from registry.explain.explanation import Selection
 from registry.rows.features import Rows
 from serving.errors import Overloaded
 from serving.predict.cost import Cost
-from serving.predict.operation import EVERYTHING, Operation
+from serving.predict.operation import EVERYTHING, Answers, Operation
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +52,7 @@ SLOW_SECONDS = 0.005
 class BatchResult(msgspec.Struct, frozen=True):
     """The answers to one request's rows, and the seconds that the whole batch took."""
 
-    answers: list[bytes]
+    answers: Answers
     seconds: float
 
 

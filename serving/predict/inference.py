@@ -6,15 +6,17 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import msgspec
 import numpy as np
 import structlog
 
-from cache.flight import Answer, Flight, Flights
+from cache.flight import Answer, Flight, Flights, Source
 from cache.keys import key_prefix, row_keys
 from cache.tiered import TieredCache
 from registry.errors import Fault, ModelFailed, NotExplained, ResultNotFinite
+from registry.estimator import Outputs
 from registry.explain.explanation import Selection
 from registry.explain.shap_values import Space
 from registry.model import LoadedModel
@@ -28,6 +30,8 @@ from serving.process.executor import Executor
 
 log = structlog.get_logger(__name__)
 
+_decode = msgspec.json.Decoder().decode
+
 ANSWER_FORMAT = "2"
 """Part of every key: to be changed with the form of an answer, because caches outlive a deploy."""
 
@@ -35,6 +39,12 @@ CALL_SECONDS = 0.1
 """Seconds that one call to an executor should take: requests take turns, and exceed a deadline by little."""
 
 MAX_CALL_ROWS = 100
+
+QUICK_ROWS = 64
+"""Rows within a millisecond from which a row costs no more than its place in the cache, some 10 us with JSON."""
+
+FEW_ROWS = 16
+"""So many rows are looked up in the cache whatever the model: what one protocol has asked is there for the others."""
 
 
 @dataclass(slots=True)
@@ -95,9 +105,7 @@ class _Request:
         )
 
     def is_late(self) -> DeadlineExceeded:
-        """Log that the deadline has passed; the error to raise."""
-        log.warning(f"Prediction timeout after {self.seconds:g}s", operation=self.lane.operation.name)
-        return DeadlineExceeded(f"the request took longer than {self.seconds:g} s")
+        return _late(self.seconds, self.lane.operation)
 
 
 class Inference:
@@ -114,6 +122,8 @@ class Inference:
         self._flights: Flights = {}
         self._timeout = timeout
         self._lanes: dict[tuple[LoadedModel, Verb, Space | None], _Lane] = {}
+        self._raw: dict[LoadedModel, Operation] = {}
+        """The operations whose outputs are computed rather than looked up."""
 
     def prepare(self) -> None:
         """Measure the operations, and compute the values that all requests share."""
@@ -121,6 +131,12 @@ class Inference:
             self._lanes[operation.model, operation.verb, operation.space] = _Lane(operation, _key_prefix(operation))
             if not operation.is_isolated:
                 self._batcher.prepare(operation, measure_inline_rows(operation))
+        for model in self._registry:
+            raw = Operation(model, "predict", is_raw=True)
+            inline_rows = measure_inline_rows(raw)
+            if inline_rows >= QUICK_ROWS:
+                self._batcher.prepare(raw, inline_rows)
+                self._raw[model] = raw
 
     async def answer(
         self,
@@ -154,6 +170,35 @@ class Inference:
             raise request.is_late() from None
         except (ModelFailed, CallFailed) as error:
             raise await _named(error, model, rows) from error.__cause__
+
+    async def outputs(
+        self, model: LoadedModel, rows: Rows, *, timeout: float | None = None, timing: Timing | None = None
+    ) -> tuple[Outputs, list[Source]]:
+        """The model's outputs for rows, shape (rows, width), and the source of each. Raises what `answer` raises.
+
+        Context: the cache keeps predictions as JSON, so each row takes a key, a look-up, an entry, and JSON made and
+        read. Of a compiled model that costs more than the row itself. Decision: many rows of a model of which
+        QUICK_ROWS take less than a millisecond are computed, and neither looked up nor kept. All others are answered
+        by `answer`, which shares them with other protocols. Consequence: the same bits, either way.
+        """
+        raw = self._raw.get(model) if len(rows) > FEW_ROWS else None
+        if raw is None:
+            answers = await self.answer(model, "predict", rows, timeout=timeout, timing=timing)
+            shown = [_decode(value) for value, _ in answers]
+            return model.layout.restore(shown), [source for _, source in answers]
+        seconds = self._seconds(timeout)
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout(seconds):
+                ran = await self._batcher.run(raw, rows, seconds=seconds)
+        except TimeoutError:
+            raise _late(seconds, raw) from None
+        except ModelFailed as error:
+            raise await _named(error, model, rows) from error.__cause__
+        if timing is not None:
+            timing.model += ran.seconds
+            timing.queue += time.perf_counter() - started - ran.seconds
+        return cast("Outputs", ran.answers), ["miss"] * len(rows)
 
     async def answer_by_parts(
         self,
@@ -264,7 +309,7 @@ class Inference:
             request.lane.operation, rows, request.selection, admitted=admitted, seconds=request.seconds
         )
         request.timing.model += ran.seconds
-        return ran.answers
+        return cast("list[bytes]", ran.answers)
 
     async def _call(self, request: _Request, rows: Rows) -> list[bytes]:
         """Run the model in a process that is killed at the deadline."""
@@ -292,6 +337,12 @@ async def _named(error: ModelFailed | CallFailed, model: LoadedModel, rows: Rows
     log.warning("Result is not finite", model=model.name, version=model.version, instances=len(places))
     reason = f"the result of {model.name} is not a finite number"
     return ResultNotFinite(model.name, [Fault(first + int(place), None, reason) for place in places])
+
+
+def _late(seconds: float, operation: Operation) -> DeadlineExceeded:
+    """Log that the deadline has passed; the error to raise."""
+    log.warning(f"Prediction timeout after {seconds:g}s", operation=operation.name)
+    return DeadlineExceeded(f"the request took longer than {seconds:g} s")
 
 
 def _key_prefix(operation: Operation) -> bytes:

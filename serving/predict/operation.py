@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 import numpy as np
 
 from registry.errors import ModelFailed
+from registry.estimator import Outputs
 from registry.explain.explanation import Selection
 from registry.explain.shap_values import Explainer, Space
 from registry.model import LoadedModel
@@ -27,6 +28,9 @@ NUMBER_BYTES = 24
 
 EVERYTHING = Selection()
 """The part of an explanation that is shown by default."""
+
+Answers: TypeAlias = list[bytes] | Outputs
+"""One answer a row: ready JSON, or the rows of a matrix."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -61,6 +65,8 @@ class Operation:
     verb: Verb
     space: Space | None = None
     """The outputs that are explained; None for those that the model explains by default."""
+    is_raw: bool = False
+    """True to answer predictions as the model's outputs, shape (rows, width), instead of JSON."""
 
     @property
     def name(self) -> str:
@@ -97,10 +103,10 @@ class Operation:
             return len(rows)
         return max(len(rows), round(characters(rows) / self.model.usual_characters))
 
-    def answer(self, rows: Rows, selection: Selection) -> list[bytes]:
-        """One answer a row, of shape (rows, features), as JSON; `selection` fits the model. Raises ModelFailed."""
+    def answer(self, rows: Rows, selection: Selection) -> Answers:
+        """One answer a row, of shape (rows, features); `selection` fits the model. Raises ModelFailed."""
         try:
-            return self._answer(rows, selection)
+            return self.model.outputs(rows) if self.is_raw else self._answer(rows, selection)
         except ModelFailed:
             raise
         except Exception as error:

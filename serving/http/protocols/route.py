@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 from starlette.types import Receive, Scope, Send
 
+from registry.estimator import Outputs
 from registry.explain.explanation import Selection
 from registry.model import LoadedModel
 from registry.registry import Registry
@@ -120,8 +121,12 @@ class Question:
     """Shape (rows, features), as `Schema.rows` makes them; at least one."""
     selections: Mapping[Verb, Selection] = field(default_factory=lambda: PREDICTIONS)
     """What is wanted of the rows; not empty."""
+    as_outputs: bool = False
+    """True for the model's outputs instead of predictions in JSON, which are quicker to get for many rows."""
     answers: dict[Verb, list[bytes]] = field(default_factory=dict)
     """One answer a row as JSON, as `:predict` and `:explain` send them."""
+    outputs: Outputs | None = None
+    """The outputs, shape (rows, width), whose columns `model.layout` names."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -212,8 +217,13 @@ class ProtocolRoute(InferenceRoute):
 
     async def _run(
         self, model: LoadedModel, verb: Verb, question: Question, timing: Timing, timeout: float | None
-    ) -> list[str]:
+    ) -> Sequence[str]:
         """Answer a question; the source of each row's answer. Raises what `Inference.answer` raises."""
+        if question.as_outputs and verb == "predict":
+            question.outputs, sources = await self._inference.outputs(
+                model, question.rows, timing=timing, timeout=timeout
+            )
+            return sources
         answers = await self._inference.answer(
             model, verb, question.rows, timing=timing, timeout=timeout, selection=question.selections[verb]
         )
