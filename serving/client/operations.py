@@ -254,8 +254,8 @@ class Operations:
     ) -> JobStatus:
         """A job that predicts or explains many rows in the background.
 
-        `rows` may also be the path of a file: CSV with a header, Parquet or Arrow, where the service takes these. Two
-        calls with the same `idempotency_key` are one job; without, each call that returns is one.
+        `rows` may also be the path of a file: `.csv` with a header, or `.parquet` and `.arrows` (a stream of Arrow's)
+        where the service takes these. Two calls with the same `idempotency_key` are one job.
         """
         about = {"operation": operation, "model": model, "version": version}
         request = job_request(rows, about, dict[str, Any](parameters), idempotency_key or uuid.uuid4().hex)

@@ -21,7 +21,7 @@ JSON = {"content-type": "application/json"}
 MEDIA_TYPES = {
     ".csv": "text/csv",
     ".parquet": "application/vnd.apache.parquet",
-    ".arrow": "application/vnd.apache.arrow.stream",
+    ".arrows": "application/vnd.apache.arrow.stream",
 }
 """Of files of rows, by the ending of their name."""
 

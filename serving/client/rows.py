@@ -8,14 +8,30 @@ import decimal
 import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
-    import pandas as pd
+
+
+class _PandasTable(Protocol):
+    @property
+    def itertuples(self) -> Any: ...
+
+
+class _PolarsTable(Protocol):
+    @property
+    def to_dicts(self) -> Any: ...
+
+
+class _ArrowTable(Protocol):
+    @property
+    def to_pylist(self) -> Any: ...
+
 
 Table: TypeAlias = (
-    "pd.DataFrame | np.ndarray[Any, Any] | Mapping[str, Any] | Sequence[Mapping[str, Any]] | Sequence[Sequence[Any]]"
+    "_PandasTable | _PolarsTable | _ArrowTable | np.ndarray[Any, Any]"
+    " | Mapping[str, Any] | Sequence[Mapping[str, Any]] | Sequence[Sequence[Any]]"
 )
 """Rows as a client takes them: a DataFrame (of pandas, polars or Arrow), a two-dimensional array, dictionaries by the
 names of features, lists in the order of the model's features, or one dictionary for one row."""
