@@ -178,6 +178,8 @@ class StoreUnavailable(ServingError):
 class StoreFull(ServingError):
     """As many records are kept as may be, and none makes room for an entity that has none yet."""
 
+    REASON = "MAX_RECORDS are kept, or half of them of one key: entities that have none get 507"
+
     def __init__(self) -> None:
         super().__init__(
             "the store is full: nothing is stored. Entities that have records may get newer ones; delete some, "

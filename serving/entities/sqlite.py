@@ -129,6 +129,12 @@ class SQLiteEntityStore:
     async def probe(self) -> None:
         await self._database.probe()
 
+    @reads
+    def risk(self, connection: Connection) -> str | None:
+        records = dict(tuple(row) for row in connection.execute(_sql("records_by_writer")))
+        rooms = [room_of_writer(name, self._keep_in_all, sum(records.values()), kept) for name, kept in records.items()]
+        return StoreFull.REASON if 0 in rooms else None
+
     async def close(self) -> None:
         await self._database.close()
 

@@ -35,6 +35,9 @@ select coalesce(sum(records), 0) as all_records,
     coalesce(sum(records) filter (where writer = :writer), 0) as records_of_writer
 from record_counts
 
+-- name: records_by_writer
+select writer, records from record_counts
+
 -- name: state_of_entity
 select count(*) as records, max(kind) as kind from records where entity = ?
 

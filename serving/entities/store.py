@@ -112,6 +112,10 @@ class EntityStore(Protocol):
         """Raises StoreUnavailable if the store cannot be written now, even if it can be read."""
         ...
 
+    async def risk(self) -> str | None:
+        """Return why new records may not be stored although the store can be written, or None."""
+        ...
+
     @property
     def state(self) -> str:
         """The state of the circuit breaker, for the health check; `disabled` if there is none."""

@@ -10,6 +10,7 @@ import importlib.metadata
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
+from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -29,6 +30,11 @@ from serving.status.snapshot import KINDS, Snapshot
 
 PREFIX = "forkserve_"
 BUILD = {"version": importlib.metadata.version("forkserve"), "python": platform.python_version()}
+QUALITY = {
+    "outcomes": "Outcomes by which the live version is judged",
+    "accuracy": "Share of them whose label the live version had predicted",
+    "mean_absolute_error": "Mean absolute error of the live version's predictions",
+}
 METRICS: dict[Kind, Callable[..., Metric]] = {
     "counter": CounterMetricFamily,
     "gauge": GaugeMetricFamily,
@@ -36,16 +42,17 @@ METRICS: dict[Kind, Callable[..., Metric]] = {
 }
 
 
-def expose(snapshot: Snapshot) -> bytes:
-    """The text of `/metrics`, in format 0.0.4."""
+def expose(snapshot: Snapshot, quality: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """The text of `/metrics`, in format 0.0.4; `quality` is that of each model's live version (`LiveQuality`)."""
     registry = CollectorRegistry()
-    registry.register(_Collector(snapshot))
+    registry.register(_Collector(snapshot, quality))
     return generate_latest(registry)
 
 
 class _Collector(Collector):
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot, quality: Mapping[str, Mapping[str, Any]]) -> None:
         self._snapshot = snapshot
+        self._quality = quality
 
     def describe(self) -> Iterable[Metric]:
         return ()  # otherwise `register` collects once to learn the names
@@ -55,6 +62,7 @@ class _Collector(Collector):
         yield from _of_processes(self._snapshot)
         yield from _of_jobs(self._snapshot)
         yield from _of_service(self._snapshot)
+        yield from _of_quality(self._quality)
 
 
 def _counted(snapshot: Snapshot) -> Iterable[Metric]:
@@ -109,6 +117,16 @@ def _of_jobs(snapshot: Snapshot) -> Iterator[Metric]:
     age = states.pop("oldest_queued_seconds", None)
     yield _gauge("jobs", "Jobs in the store, by state", "state", states)
     yield GaugeMetricFamily(PREFIX + "jobs_oldest_queued_seconds", "Age of the oldest queued job", value=age)
+
+
+def _of_quality(quality: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
+    """Without a number where there are no outcomes."""
+    for name, meaning in QUALITY.items():
+        gauge = GaugeMetricFamily(f"{PREFIX}model_{name}", meaning, labels=["model", "version"])
+        for model, measured in quality.items():
+            if name in measured:
+                gauge.add_metric([model, measured["version"]], measured[name])
+        yield gauge
 
 
 def _of_service(snapshot: Snapshot) -> Iterator[Metric]:

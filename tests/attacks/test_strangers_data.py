@@ -19,6 +19,7 @@ from registry.rows.infer_schema import FeatureOptions
 from registry.store.add import add_trained
 from registry.training.script import Trained
 from serving.app import Application, build, build_alerts
+from serving.errors import StoreFull
 from serving.settings import Settings
 
 NOW = datetime.now(UTC)
@@ -159,11 +160,13 @@ async def _outcomes(app: Application) -> Any:
 
 def test_invented_entities_push_out_nobody_and_leave_room(app: Application) -> None:
     ask(app, "POST", "/v1/entities/mine/records", json=records(1, 2, 3))
+    assert "records" not in ask(app, "GET", "/health").json()["reasons"]
     statuses = [
         ask(app, "POST", f"/v1/entities/invented-{number}/records", "bad", json=records(1)).status_code
         for number in range(KEPT_IN_ALL)
     ]
     assert statuses == [201] * (KEPT_IN_ALL // 2) + [507] * (KEPT_IN_ALL // 2)
+    assert asyncio.run(app.service.shared.entities.risk()) == StoreFull.REASON
     assert ids(app, "mine") == ["3", "2", "1"]
     assert ask(app, "POST", "/v1/entities/another/records", json=records(1)).status_code == 201
 

@@ -135,7 +135,8 @@ def _add_metrics(router: APIRouter, service: Service, streams: Streams) -> None:
 
     @router.get("/metrics", summary="The metrics of all processes, for Prometheus", response_class=Response)
     async def prometheus() -> Response:
-        return Response(expose(await snapshots.get()), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+        content = expose(await snapshots.get(), await service.quality.take())
+        return Response(content, media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
 def _reloaded(outcome: ReloadOutcome | None, response: Response) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class HealthCheck:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._jobs = watch_store(service.shared.jobs.probe, service.shared.jobs.risk)
-        self._records = watch_store(service.shared.entities.probe)
+        self._records = watch_store(service.shared.entities.probe, service.shared.entities.risk)
 
     def _refused_now(self) -> list[str]:
         """A line for each version that could not be loaded, and why a reload failed."""

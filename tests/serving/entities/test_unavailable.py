@@ -71,6 +71,9 @@ class FlakyStore:
             self.refused += 1
             raise StoreUnavailable("unavailable")
 
+    async def risk(self) -> str | None:
+        return None
+
     async def close(self) -> None: ...
 
 

@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from serving.http.protocol import LimitedProtocol
+from serving.http.protocol import JoiningTransport, LimitedProtocol
 
 pytestmark = pytest.mark.anyio
 
@@ -57,6 +57,14 @@ async def protocol(socket: Socket) -> LimitedProtocol:
     protocol.connection_made(socket)
     protocol._reading_since = None
     return protocol
+
+
+async def test_nothing_is_written_to_a_connection_that_its_client_has_reset_in_this_turn(socket: Socket) -> None:
+    joining = JoiningTransport(socket, asyncio.get_running_loop())
+    joining.write(b"an answer")
+    socket.abort()
+    await asyncio.sleep(0)
+    assert socket.unsent == 0
 
 
 def sweep(protocol: LimitedProtocol, *times: float) -> None:

@@ -58,11 +58,18 @@ def snapshot() -> Snapshot:
     )
 
 
+QUALITY = {
+    "wine": {"version": "2", "outcomes": 40, "accuracy": 0.75},
+    "diabetes": {"version": "1", "outcomes": 2, "mean_absolute_error": 1.5},
+    "new": {"version": "1", "outcomes": 0},
+}
+
+
 def samples(snapshot: Snapshot) -> dict[str, float]:
     """The value of each series by its name and labels."""
     return {
         f"{sample.name}{list(sample.labels.values())}": sample.value
-        for family in text_string_to_metric_families(expose(snapshot).decode())
+        for family in text_string_to_metric_families(expose(snapshot, QUALITY).decode())
         for sample in family.samples
     }
 
@@ -122,6 +129,19 @@ def test_prometheus_has_the_same_numbers_and_no_process_ids(snapshot: Snapshot) 
     assert found["forkserve_streams[]"] == 7
 
 
+def test_quality_is_that_of_the_live_version(snapshot: Snapshot) -> None:
+    found = {
+        name: value for name, value in samples(snapshot).items() if re.search("model_(outcomes|accuracy|mean)", name)
+    }
+    assert found == {
+        "forkserve_model_outcomes['wine', '2']": 40,
+        "forkserve_model_outcomes['diabetes', '1']": 2,
+        "forkserve_model_outcomes['new', '1']": 0,
+        "forkserve_model_accuracy['wine', '2']": 0.75,
+        "forkserve_model_mean_absolute_error['diabetes', '1']": 1.5,
+    }
+
+
 def test_jobs_are_missing_while_their_store_is_unavailable(snapshot: Snapshot) -> None:
     without = replace(snapshot, jobs=None)
     assert summarize(without)["jobs"] is None
@@ -129,7 +149,7 @@ def test_jobs_are_missing_while_their_store_is_unavailable(snapshot: Snapshot) -
 
 
 def test_every_metric_is_in_deployment_md(snapshot: Snapshot) -> None:
-    exposed = {line.split()[2] for line in expose(snapshot).decode().splitlines() if line.startswith("# TYPE")}
+    exposed = {line.split()[2] for line in expose(snapshot, QUALITY).decode().splitlines() if line.startswith("# TYPE")}
     explained = set(re.findall(r"`(forkserve_\w+)", (ROOT / "DEPLOYMENT.md").read_text()))
     assert len(exposed) > 30
     assert (exposed - explained, explained - exposed) == (set(), set())
