@@ -17,7 +17,7 @@ from serving.jobs.store import JobStore, QueueLimits
 from serving.settings import Settings
 from serving.storage.seal import Seal
 
-SECRET_FILENAME = "secret.key"  # noqa: S105 - a name
+SECRET_FILENAME, TOKEN_FILENAME = "secret.key", "admin-token"
 
 
 def build_seal(settings: Settings) -> Seal:
@@ -33,13 +33,22 @@ def build_seal(settings: Settings) -> Seal:
 
 def kept_secret(directory: Path) -> str:
     """The secret of this box, which is made at the first start. Raises CannotServe."""
-    path = directory / SECRET_FILENAME
+    return _kept(directory / SECRET_FILENAME, "SECRET_KEY")
+
+
+def kept_token(directory: Path) -> str:
+    """The admin token of this box where ADMIN_TOKEN is not set, made when it is first needed. Raises CannotServe."""
+    return _kept(directory / TOKEN_FILENAME, "ADMIN_TOKEN")
+
+
+def _kept(path: Path, setting: str) -> str:
+    """A secret that only the owner of its file can read."""
     try:
         if not path.exists():
             _make_secret(path)
         return read_file(path, max_bytes=1024, flags=os.O_NOFOLLOW).decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise CannotServe(f"{path}: {error}; set SECRET_KEY instead") from error
+        raise CannotServe(f"{path}: {error}; set {setting} instead") from error
 
 
 def _make_secret(path: Path) -> None:

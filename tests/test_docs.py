@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import os
 import re
 import shlex
 import signal
@@ -161,15 +162,20 @@ def test_the_forkserve_commands_of_the_readme_are_there() -> None:
 
 def test_make_run_trains_serves_and_prints_a_line_that_works(tmp_path: Path) -> None:
     environ = {"MODEL_DIR": str(tmp_path / "models"), "ADMIN_TOKEN": "", "HOST": "127.0.0.1"}
+    environ["DATA_DIR"] = str(tmp_path / "data")
     with Service(environ, MAKE_RUN) as service:
         log = service.log()
-        assert "ADMIN_TOKEN is not set; for this run it is" in log
+        assert "ADMIN_TOKEN is not set; `forkserve token` shows the one that DATA_DIR keeps" in log
+        assert "Open it in a browser" in log
         curl = next(line.strip() for line in log.splitlines() if line.strip().startswith("curl "))
         done = subprocess.run(curl, shell=True, capture_output=True, check=True)
         assert json.loads(done.stdout)["predictions"]
-        token = re.search(r"it is (\S+)", log)
-        assert token is not None
-        header = f"Authorization: Bearer {token[1]}"
+        shown = [str(FORKSERVE), "token"]
+        token = subprocess.run(shown, capture_output=True, text=True, check=True, env=os.environ | environ).stdout
+        header = f"Authorization: Bearer {token.strip()}"
+        kept = tmp_path / "data" / "admin-token"
+        assert token.strip() == kept.read_text()
+        assert kept.stat().st_mode & 0o777 == 0o600
         command = ["curl", "-s", "--fail", "-H", header, f"{service.address}/api/admin/metrics"]
         assert json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["workers"]
 

@@ -11,13 +11,14 @@ from serving.cli.keys import keys
 from serving.cli.load_test import load_test
 from serving.cli.models import add, explain, models, promote, remove, retrain, rollback, train
 from serving.cli.records import entities
-from serving.cli.serve import schedules, serve, worker
+from serving.cli.serve import schedules, serve, token, worker
 from serving.cli.verify import verify
 
 COMMANDS = (
     serve,
     worker,
     schedules,
+    token,
     models,
     inspect,
     add,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import secrets
 from typing import Any
 
 from serving.cli.command import argument, command, fail, say
@@ -17,20 +16,29 @@ COUNTED = ("fired", "missed", "coalesced", "overlaps_prevented", "failed", "over
 
 @command()
 def serve(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Run gunicorn, with an admin token made for this run if there is none; without the role web, run a worker."""
+    """Run gunicorn, with an admin token that DATA_DIR keeps if none is set; without the role web, run a worker."""
     if "web" not in settings.roles:
         return _run_worker(settings)
     os.environ["GREETING"] = "true"
     if not os.environ.get("ADMIN_TOKEN"):
-        if settings.redis_url and not settings.secret_key:  # the token is gone with this run, what is in Redis is not
-            from serving.stores import kept_secret
+        from serving.stores import kept_secret, kept_token
 
+        if settings.redis_url and not settings.secret_key:  # what is in Redis does not depend on a token made here
             os.environ["SECRET_KEY"] = kept_secret(settings.data_dir)
-        os.environ["ADMIN_TOKEN"] = token = secrets.token_urlsafe(24)
-        say(f"ADMIN_TOKEN is not set; for this run it is {token}")
+        os.environ["ADMIN_TOKEN"] = kept_token(settings.data_dir)
+        say("ADMIN_TOKEN is not set; `forkserve token` shows the one that DATA_DIR keeps")
     from serving.master.arbiter import ServiceApplication
 
     ServiceApplication(arguments.load).run()
+    return 0
+
+
+@command()
+def token(_arguments: argparse.Namespace, settings: Settings) -> int:
+    """Show the admin token, to be typed where a page asks for a key: ADMIN_TOKEN, or the one that DATA_DIR keeps."""
+    from serving.stores import kept_token
+
+    say(settings.admin_token or kept_token(settings.data_dir))
     return 0
 
 

@@ -106,7 +106,7 @@ def _greeting(address: str, registry: Registry) -> str:
     left_out = "".join(f"Left out: {refusal.reason}\n" for refusal in registry.refusals)
     return (
         f"\nforkserve serves {len(registry)} models at {address}\n{left_out}"
-        f"Try:\n\n"
+        f"{'Open it in a browser, or try' if _settings.pages else 'Try'}:\n\n"
         f"  curl -s {url} {key}-H 'Content-Type: application/json' -d {body}\n"
     )
 

@@ -30,6 +30,7 @@ PAGES = (
     "/docs",
     *MODEL_PAGES,
     "/models/hostile/versions",
+    "/models/hostile/importance",
     "/models/wide/batch",
     "/entities/nothing",
     "/jobs/nothing",

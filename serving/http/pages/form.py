@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 import msgspec
@@ -41,6 +42,8 @@ class Field:
     high: float = 0.0
     step: float = 1.0
     max_length: int = 0
+    bins: tuple[tuple[float, float, float], ...] = ()
+    """The distribution in training above the slider: start, width and height of each bin, in per cent."""
     faults: list[str] = field(default_factory=list)
 
     @property
@@ -184,6 +187,22 @@ def _field(model: LoadedModel, feature: Feature, instance: Mapping[str, Any], in
         high=high,
         step=step,
         max_length=feature.max_length,
+        bins=_bins(model, name, low, high),
+    )
+
+
+def _bins(model: LoadedModel, name: str, low: float, high: float) -> tuple[tuple[float, float, float], ...]:
+    """The density of a feature in training between the ends of its slider."""
+    found = model.manifest.distributions
+    one = found.features.get(name) if found else None
+    if one is None or not one.edges or not low < high:
+        return ()
+    spans = [(left, right, share) for (left, right), share in zip(pairwise(one.edges), one.shares, strict=True)]
+    densities = [share / (right - left) if right > left else 0.0 for left, right, share in spans]
+    highest, scale = max(densities, default=0.0) or 1.0, 100 / (high - low)
+    return tuple(
+        (round((left - low) * scale, 2), round((right - left) * scale, 2), round(100 * density / highest, 1))
+        for (left, right, _), density in zip(spans, densities, strict=True)
     )
 
 
