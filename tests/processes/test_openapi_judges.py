@@ -44,7 +44,7 @@ expected-statuses = ["2xx", "3xx", "4xx", 503, 504]
 # no schema says which rows fit a model that the path names, which CSV is one, which records an entity has, or what time
 # it is
 [[operations]]
-include-path-regex = '^/v1/(jobs|models/\\{model\\}.*|entities/\\{entity\\}/records)$'
+include-path-regex = '^/(v1/(jobs|models/\\{model\\}.*|entities/\\{entity\\}/records)|(.*/)?invocations|score)$'
 checks.positive_data_acceptance.enabled = false
 """
 
