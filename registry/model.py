@@ -22,6 +22,9 @@ from registry.rows.schema import Schema
 from registry.store.code import OwnCode
 from registry.store.manifest import Manifest, layout_in
 
+MAX_INTERACTIONS = 2**19
+"""Interactions of one row, for all outputs: 4 MB while they are computed."""
+
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
@@ -141,8 +144,12 @@ class LoadedModel:
         """
         selection = selection or Selection()
         explainer = self.explainer_for(selection)
+        if selection.interactions and len(rows) > 1:  # they are large: of one row at a time
+            return [self.explain(row[None], selection)[0] for row in rows]
         answers = self.predict(rows)  # first: of a result that is not finite, nothing can be explained
         found = self.contributions(rows, selection.space)
+        if selection.interactions and explainer.interact is not None:
+            found = found.with_interactions(explainer.interact(rows))
         labels = [_labels_by_name(one) for one in answers] if self.layout.is_named else [_label(one) for one in answers]
         return present_contributions(found, explainer, self.names, labels, selection)
 
@@ -167,7 +174,21 @@ class LoadedModel:
     def explainer_for(self, selection: Selection) -> Explainer:
         """The explainer of what is selected. Raises NotExplained, InvalidSelection."""
         selection.check(self.labels)
-        return self._explainer_in(selection.space)
+        explainer = self._explainer_in(selection.space)
+        if selection.interactions:
+            self._check_interactions(explainer)
+        return explainer
+
+    def _check_interactions(self, explainer: Explainer) -> None:
+        """Raises InvalidSelection."""
+        if explainer.interact is None:
+            how = f"in {explainer.space} space this model is explained by {explainer.method}"
+            raise InvalidSelection(f"interactions are those of compiled trees, path-dependent; {how}")
+        features, outputs = len(self.schema), sum(max(1, len(labels)) for labels in self.target_labels)
+        if features**2 * outputs > MAX_INTERACTIONS:
+            raise InvalidSelection(
+                f"interactions of {features} features would be more than {MAX_INTERACTIONS} numbers a row"
+            )
 
     def _explainer_in(self, space: Space | None) -> Explainer:
         if self.explainer is None:

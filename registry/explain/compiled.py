@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.base import is_classifier
@@ -18,7 +18,7 @@ from registry.kernels.linear import linear_form
 from registry.kernels.links import booster_identity
 from registry.kernels.matrix import Block, Head, Stage
 from registry.kernels.paths import lay_out
-from registry.kernels.tree_shap import TREE_SHAP, quadrature
+from registry.kernels.tree_shap import TREE_INTERACTIONS, TREE_SHAP, quadrature
 from registry.rows.features import Rows
 
 
@@ -36,8 +36,8 @@ def tree_explainer(parts: Parts) -> Explainer:
         forest = ensemble.forest
         ensemble = replace(ensemble, forest=replace(forest, values=forest.values[:, 1:]), start=ensemble.start[1:])
     sources = np.array(parts.head.sources(), np.int32)
-    on_matrix, base_values = attribution(ensemble, sources, parts.features)
-    attribute = parts.behind_matrix(on_matrix)
+    on_matrix, base_values, pairs_on_matrix = attribution(ensemble, sources, parts.features)
+    attribute, pairs = parts.behind_matrix(on_matrix), parts.behind_matrix(pairs_on_matrix)
     margins = parts.behind_matrix((trees.explained or trees.ensemble).compute(None))
     in_double = margins(np.zeros((0, parts.features))).dtype == np.float64
     binary = classifier and len(base_values) == 1
@@ -52,32 +52,53 @@ def tree_explainer(parts: Parts) -> Explainer:
             return both_classes(found, 0.0)
         return replace(both_classes(found, 1.0), outputs=outputs)  # what predict answers, to the last bit
 
+    def interact(rows: Rows) -> Rows:
+        found = pairs(rows)
+        return np.concatenate([-found, found], axis=3) if binary else found
+
     return Explainer(
         "tree-path-dependent",
         "probability" if probabilities else "margin" if boosted else "value",
         explain,
         tolerance=1e-9 if in_double else 1e-5,  # of margins that are summed in float32
+        interact=interact,
     )
 
 
-def attribution(ensemble: Ensemble, sources: Any, features: int) -> tuple[Callable[[Rows], Rows], Rows]:
-    """A function from the matrix to values, shape (rows, features, outputs), and the base values.
+class Attribution(NamedTuple):
+    """What trees give their features, as functions from the matrix."""
 
-    `sources` are the features that the matrix's columns were made from. Raises Unsupported.
+    values: Callable[[Rows], Rows]
+    """Shape (rows, features, outputs)."""
+    base_values: Rows
+    pairs: Callable[[Rows], Rows]
+    """Interactions, shape (rows, features, features, outputs), with zeros on the diagonal."""
+
+
+def attribution(ensemble: Ensemble, sources: Any, features: int) -> Attribution:
+    """SHAP values and interactions; `sources` are the features that the matrix's columns were made from.
+
+    Raises Unsupported.
     """
     outputs, divisor = len(ensemble.start), ensemble.divisor
     paths = lay_out(ensemble.forest, outputs)
     points = quadrature(int(paths.trees["players"].max()))
     slots = sources[paths.slots]
-    kernel = TREE_SHAP.load()
 
-    def attribute(matrix: Rows) -> Rows:
-        values = np.zeros((len(matrix), features, outputs))
-        kernel(matrix, paths.splits, paths.leaves, paths.values, slots, paths.trees, points, values)
-        values /= divisor
-        return values
+    def made_by(kernel: Callable[..., None], *shape: int) -> Callable[[Rows], Rows]:
+        def make(matrix: Rows) -> Rows:
+            values = np.zeros((len(matrix), *shape, outputs))
+            kernel(matrix, paths.splits, paths.leaves, paths.values, slots, paths.trees, points, values)
+            values /= divisor
+            return values
 
-    return attribute, (ensemble.start + paths.expected) / divisor
+        return make
+
+    return Attribution(
+        made_by(TREE_SHAP.load(), features),
+        (ensemble.start + paths.expected) / divisor,
+        made_by(TREE_INTERACTIONS.load(), features, features),
+    )
 
 
 def linear_explainer(parts: Parts, background: Rows) -> Explainer:

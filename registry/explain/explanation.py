@@ -38,6 +38,8 @@ class Selection:
     space: Space | None = None
     coverage: float | None = None
     """The share of true values that intervals, or sets of labels, of predictions shall hold; None for neither."""
+    interactions: bool = False
+    """Whether the effects of pairs of features are shown besides their values."""
 
     def check(self, labels: Labels) -> None:
         """Raises InvalidSelection where a model of these classes cannot show it."""
@@ -124,7 +126,8 @@ def present_contributions(
     For several classes "classes" holds output, base_value and values by class; for several targets "targets" holds all
     of this, and the label, by target. `labels` are the predicted ones, None for a model without classes, by target if
     there are several. Sampled values come with `"sampled": true` and a `standard_error` for each; texts with
-    `words`, {feature: {word: ...}}; features that have labels for people with `labels`. Raises InvalidSelection.
+    `words`, {feature: {word: ...}}; pairs with `interactions`, {feature: {feature: ...}}; features that have labels for
+    people with `labels`. Raises InvalidSelection.
     """
     selection.check(names.classes)
     drawer, shown_labels = _Drawer(found, names, selection), names.shown_labels()
@@ -151,11 +154,14 @@ class _Drawer:
         self._classes, self._top = selection.classes, selection.top
         shown = names.shown()
         self._shown = tuple(shown)
-        self._values, self._errors = found.values, found.standard_error
+        self._values, self._errors, self._pairs = found.values, found.standard_error, found.interactions
         if names.groups:
             starts = np.cumsum([0, *map(len, shown.values())])[:-1]
             order = [index for members in shown.values() for index in members]
             self._values = np.add.reduceat(found.values[:, order], starts, axis=1)
+            if found.interactions is not None:
+                by_group = np.add.reduceat(found.interactions[:, order], starts, axis=1)
+                self._pairs = np.add.reduceat(by_group[:, :, order], starts, axis=2)
             if found.standard_error is not None:  # that of a sum is no more than the sum of theirs
                 self._errors = np.add.reduceat(found.standard_error[:, order], starts, axis=1)
 
@@ -190,6 +196,8 @@ class _Drawer:
         }
         if self._errors is not None:
             item["standard_error"] = self._by_name(self._errors[row, :, output], order, top)
+        if self._pairs is not None:
+            item["interactions"] = self._by_names(self._pairs[row, :, :, output], order, top)
         if self._found.words is not None and self._found.words[row]:
             item["words"] = {
                 feature: self._words(row, output, feature, words) for feature, words in self._found.words[row].items()
@@ -200,6 +208,15 @@ class _Drawer:
         shown = {self._shown[index]: float(values[index]) for index in order[:top]}
         if top < len(values):
             shown[OTHER] = shown.get(OTHER, 0.0) + float(values[order[top:]].sum())  # a feature may have this name, too
+        return shown
+
+    def _by_names(self, pairs: NDArray[np.float64], order: Sequence[int], top: int) -> dict[str, dict[str, float]]:
+        """A matrix, of which the rows and the columns of features that are not shown are summed."""
+        shown = {self._shown[index]: self._by_name(pairs[index], order, top) for index in order[:top]}
+        if top < len(pairs):
+            rest = self._by_name(pairs[list(order[top:])].sum(axis=0), order, top)
+            before = shown.get(OTHER, {})
+            shown[OTHER] = {name: value + before.get(name, 0.0) for name, value in rest.items()}
         return shown
 
     def _words(self, row: int, output: int, feature: str, words: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -43,6 +43,19 @@ class Contributions:
     An array has shape (outputs,). A text's words and the words that it lacks make its value together.
     """
 
+    interactions: NDArray[np.float64] | None = None
+    """Shape (rows, features, features, outputs): the effects of pairs, each half in either order; None if not asked.
+
+    Their sums over one of the features are `values`; the diagonal is what a feature does by itself.
+    """
+
+    def with_interactions(self, pairs: NDArray[np.float64]) -> Contributions:
+        """The same values with their interactions, from the effects of pairs with zeros on the diagonal."""
+        own = np.arange(pairs.shape[1])
+        found = pairs.copy()
+        found[:, own, own] = self.values - pairs.sum(axis=2)
+        return replace(self, interactions=found)
+
     def gap(self) -> float:
         """The largest difference between a sum and its output, relative to the largest number in the sum (or 1)."""
         sums = self.base_values + self.values.sum(axis=1)
@@ -78,6 +91,8 @@ class Explainer:
     """True if a row takes too long for a request."""
     evaluations: int = 0
     """The number of calls of the model per row, which sampled values depend on; 0 for a formula."""
+    interact: Callable[[Rows], NDArray[np.float64]] | None = None
+    """The effects of pairs of features, for `Contributions.with_interactions`; None where they are not known."""
     budget: Budget | None = None
     """The decision on the number of evaluations; None for an explainer that does not sample."""
 

@@ -84,7 +84,21 @@ def _summed(whole: Sum, explainers: Sequence[Explainer], *, classifier: bool) ->
         )
         return Contributions(outputs + whole.shift, base_values + whole.shift, values)
 
-    return replace(first, explain=explain, tolerance=max(explainer.tolerance for explainer in explainers))
+    tolerance = max(explainer.tolerance for explainer in explainers)
+    return replace(first, explain=explain, tolerance=tolerance, interact=_summed_pairs(whole, explainers))
+
+
+def _summed_pairs(whole: Sum, explainers: Sequence[Explainer]) -> Callable[[Rows], Rows] | None:
+    """The interactions of a weighted sum; None where a member has none, or they are put together by class."""
+    asked = [explainer.interact for explainer in explainers if explainer.interact is not None]
+    if whole.by_class or len(asked) < len(explainers):
+        return None
+
+    def interact(rows: Rows) -> Rows:
+        parts = [ask(rows) * weight for ask, weight in zip(asked, whole.weights, strict=True)]
+        return np.sum(parts, axis=0)
+
+    return interact
 
 
 def _by_class(found: Sequence[Contributions]) -> Contributions:

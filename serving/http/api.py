@@ -24,6 +24,7 @@ from serving.entities.outcomes import OutcomesBody
 from serving.http import problems
 from serving.http.keys import Keys, describe_security
 from serving.http.openapi import (
+    BOOLEAN,
     COUNT,
     JOB,
     JSON,
@@ -155,6 +156,8 @@ def _request(model: LoadedModel, verb: Verb) -> Schema:
             "default": model.explainer.space,
             "description": described,
         }
+        if any(explainer.interact is not None for explainer in (model.explainer, *model.other_explainers.values())):
+            parameters["interactions"] = BOOLEAN | {"default": False, "description": "Pairs of features, too"}
     if model.manifest.conformal and verb == "predict":
         parameters["coverage"] = COVERAGE
     return object_schema(
@@ -191,6 +194,12 @@ def _explanation(model: LoadedModel) -> Schema:
     required = list(numbers)
     if any(explainer.budget is not None for explainer in explainers):
         numbers["standard_error"] = by_name | {"description": "Of sampled values"}
+    if any(explainer.interact is not None for explainer in explainers):
+        numbers["interactions"] = {
+            "type": "object",
+            "additionalProperties": by_name,
+            "description": "What features do together, half in either order, and by themselves on the diagonal",
+        }
     if model.schema.has_text:
         numbers["words"] = {
             "type": "object",

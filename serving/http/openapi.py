@@ -287,6 +287,7 @@ PARAMETERS: Schema = {
         "top": COUNT | {"type": ["integer", "null"]},
         "space": {"enum": ["probability", "margin", "value", None]},
         "coverage": {"type": ["number", "null"], "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+        "interactions": BOOLEAN,
     },
     "additionalProperties": False,
 }
@@ -328,6 +329,7 @@ CSV_QUERY = (
     _query("top", COUNT),
     _query("space", {"enum": ["probability", "margin", "value"]}),
     _query("coverage", NUMBER | {"exclusiveMinimum": 0, "exclusiveMaximum": 1}),
+    _query("interactions", BOOLEAN),
     {"name": "Idempotency-Key", "in": "header", "description": "Sent twice, it is one job", "schema": KEY},
 )
 

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import structlog
 
+from registry.errors import InvalidSelection
 from registry.explain.explanation import Selection
 from registry.explain.importance import of_all_classes
 from registry.explain.shap_values import Space
@@ -81,6 +82,7 @@ class JobQuery(msgspec.Struct, forbid_unknown_fields=True):
     top: int | None = None
     space: Space | None = None
     coverage: float | None = None
+    interactions: bool = False
 
 
 _body = msgspec.json.Decoder(JobBody)
@@ -146,7 +148,7 @@ class JobReader:
             asked.operation,
             asked.model,
             asked.version,
-            Parameters(asked.classes, asked.top, asked.space, asked.coverage),
+            Parameters(asked.classes, asked.top, asked.space, asked.coverage, asked.interactions),
         )
         table = FeatureReader(draft.model, self._max_rows)
         turns = Turns()
@@ -163,6 +165,8 @@ class JobReader:
         check(name)
         model = self._registry.get(name, version)
         selection = parameters.selection(OPERATIONS[operation], model)
+        if operation == IMPORTANCE and selection.interactions:
+            raise InvalidSelection("interactions are a parameter of explanations")
         return _Draft(model, operation, selection, self._chunk_rows, self._max_bytes, self._max_result_bytes)
 
 
@@ -250,6 +254,7 @@ class _Draft:
                 top=self._selection.top,
                 space=self._selection.space,
                 coverage=self._selection.coverage,
+                interactions=self._selection.interactions,
                 targets=model.layout.targets,
                 parts=model.layout.parts,
                 shown=tuple(model.names.shown()) if model.manifest.groups else (),

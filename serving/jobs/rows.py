@@ -60,6 +60,7 @@ class RowParameters(msgspec.Struct, frozen=True, omit_defaults=True):
     top: int | None
     space: Space | None = None
     coverage: float | None = None
+    interactions: bool = False
     targets: tuple[Target, ...] = ()
     parts: tuple[Part, ...] = ()
     """The layout of the model's outputs; empty for jobs that were submitted before there were layouts."""
@@ -68,7 +69,7 @@ class RowParameters(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def selection(self) -> Selection:
         """What is to be shown."""
-        names = ("classes", "top", "space", "coverage")
+        names = ("classes", "top", "space", "coverage", "interactions")
         return msgspec.convert({name: getattr(self, name) for name in names}, Selection)
 
     def explained_columns(self) -> tuple[str, ...]:
@@ -175,7 +176,7 @@ class RowHandler:
         if model.content_hash.hex() != parameters.content_hash:
             raise JobFailed(f"{job.model}/{job.version} has changed since the job was submitted")
         space = parameters.space if parameters.space in model.other_explainers else None
-        return Operation(model, OPERATIONS[job.operation], space)
+        return Operation(model, OPERATIONS[job.operation], space, interactions=parameters.interactions)
 
 
 @dataclass(frozen=True, slots=True)

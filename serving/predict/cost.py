@@ -107,7 +107,7 @@ def measure_inline_rows(operation: Operation) -> int:
     """Estimate the number of rows within INLINE_SECONDS, from the quickest answers to one row and to SAMPLE_ROWS."""
     if not operation.may_run_inline:
         return 0
-    model, selection = operation.model, Selection(space=operation.space)
+    model, selection = operation.model, Selection(space=operation.space, interactions=operation.interactions)
     rows = model.background
     one, many = rows[:1], np.resize(rows, (SAMPLE_ROWS, rows.shape[1]))
     seconds_of_one = quickest(lambda: operation.answer(one, selection))

@@ -121,14 +121,15 @@ class Inference:
         self._cache = cache
         self._flights: Flights = {}
         self._timeout = timeout
-        self._lanes: dict[tuple[LoadedModel, Verb, Space | None], _Lane] = {}
+        self._lanes: dict[tuple[LoadedModel, Verb, Space | None, bool], _Lane] = {}
         self._raw: dict[LoadedModel, Operation] = {}
         """The operations whose outputs are computed rather than looked up."""
 
     def prepare(self) -> None:
         """Measure the operations, and compute the values that all requests share."""
         for operation in make_operations(self._registry):
-            self._lanes[operation.model, operation.verb, operation.space] = _Lane(operation, _key_prefix(operation))
+            asked = (operation.model, operation.verb, operation.space, operation.interactions)
+            self._lanes[asked] = _Lane(operation, _key_prefix(operation))
             if not operation.is_isolated:
                 self._batcher.prepare(operation, measure_inline_rows(operation))
         for model in self._registry:
@@ -233,7 +234,9 @@ class Inference:
 
     def _lane(self, model: LoadedModel, verb: Verb, selection: Selection) -> _Lane:
         """Raises NotExplained, InvalidSelection."""
-        return self._lanes[model, verb, None if verb == "predict" else _space(model, selection)]
+        if verb == "predict":
+            return self._lanes[model, verb, None, False]
+        return self._lanes[model, verb, _space(model, selection), selection.interactions]
 
     def _seconds(self, timeout: float | None) -> float:
         """Until the deadline."""

@@ -67,12 +67,14 @@ class Operation:
     """The outputs that are explained; None for those that the model explains by default."""
     is_raw: bool = False
     """True to answer predictions as the model's outputs, shape (rows, width), instead of JSON."""
+    interactions: bool = False
+    """Whether interactions are explained, too, which takes longer."""
 
     @property
     def name(self) -> str:
-        """Model, version and verb, and the space of explanations where it is not the default."""
-        verb = self.verb if self.space is None else f"{self.verb}-{self.space}"
-        return f"{self.model.name}/{self.model.version}:{verb}"
+        """Model, version and verb; of explanations also a space that is not the default, and if they have pairs."""
+        kinds = filter(None, (self.verb, self.space, "interactions" if self.interactions else None))
+        return f"{self.model.name}/{self.model.version}:{'-'.join(kinds)}"
 
     @property
     def explainer(self) -> Explainer | None:
@@ -134,7 +136,10 @@ def answer_bytes(model: LoadedModel, verb: Verb, selection: Selection) -> int:
     shown = len(names) if selection.top is None else min(selection.top, len(names))
     mean = sum(map(len, names)) / len(names)
     columns = 2 if model.schema.has_text or model.explainer_for(selection).budget is not None else 1
-    each = 4 * NUMBER_BYTES + round(shown * columns * (NUMBER_BYTES + mean))
+    numbers = shown * columns
+    if selection.interactions:
+        numbers += (shown + 1) ** 2
+    each = 4 * NUMBER_BYTES + round(numbers * (NUMBER_BYTES + mean))
     return count_outputs(model, selection) * each
 
 
@@ -158,7 +163,10 @@ def make_operations(registry: Registry) -> list[Operation]:
     for model in registry:
         operations.append(Operation(model, "predict"))
         if model.explainer is not None:
-            operations += [Operation(model, "explain", space) for space in (None, *model.other_explainers)]
+            for space, explainer in ((None, model.explainer), *model.other_explainers.items()):
+                operations.append(Operation(model, "explain", space))
+                if explainer.interact is not None:
+                    operations.append(Operation(model, "explain", space, interactions=True))
     return operations
 
 

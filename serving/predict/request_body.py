@@ -44,6 +44,7 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A whole number, which JSON also writes as 3.0."""
     space: Space | None = None
     coverage: float | None = None
+    interactions: bool = False
 
     def selection(self, verb: Verb, model: LoadedModel) -> Selection:
         """What is to be shown. Raises InvalidSelection, NotExplained.
@@ -55,10 +56,11 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.top is not None and self.top % 1:
             raise InvalidSelection("top must be a whole number")
         top = None if self.top is None else int(self.top)
-        shown = Selection(cast("Any", self.classes), top, self.space)  # `check` refuses other strings
+        classes = cast("Any", self.classes)  # `check` refuses other strings
+        shown = Selection(classes, top, self.space, interactions=self.interactions)
         shown.check(model.labels)
         if verb == "predict":
-            if self.space is not None:
+            if self.space is not None or self.interactions:
                 model.explainer_for(shown)
             return Selection(coverage=self.coverage)
         if self.coverage is not None:

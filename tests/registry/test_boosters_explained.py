@@ -10,7 +10,7 @@ import pytest
 from registry.explain.library import native_explainer
 from registry.rows.schema import Schema
 from registry.store.add import add_version
-from tests.registry.explanations import assert_same_alone
+from tests.registry.explanations import assert_same_alone, shap
 from tests.registry.parity import numbers
 from tests.registry.test_native_explainer import booster
 
@@ -34,3 +34,9 @@ def test_compiled_booster_is_explained_by_the_kernel(library: str, close: float,
     np.testing.assert_allclose(found.base_values, native.base_values, rtol=0, atol=close)
     np.testing.assert_allclose(found.outputs, native.outputs, rtol=0, atol=close)
     assert_same_alone(model.explainer, rows)
+    assert model.explainer.interact is not None
+    pairs = found.with_interactions(model.explainer.interact(rows)).interactions
+    assert pairs is not None
+    theirs = np.asarray(shap.TreeExplainer(estimator).shap_interaction_values(rows))
+    theirs = theirs if theirs.ndim == 4 else theirs[..., None]
+    np.testing.assert_allclose(pairs[..., -theirs.shape[3] :], theirs, rtol=0, atol=close)

@@ -87,6 +87,25 @@ def test_values_are_those_of_shap(name: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("name", EXPLAINED)
+def test_interactions_are_those_of_shap_and_add_up_to_the_values(name: str) -> None:
+    explainer, reference = fitted(name)
+    rows = numbers(missing=ENSEMBLES[name][2]).to_numpy()[:12]
+    assert explainer.interact is not None
+    values = explainer.explain(rows)
+    found = values.with_interactions(explainer.interact(rows)).interactions
+    assert found is not None
+    assert np.abs(found).max() > 0
+    np.testing.assert_allclose(found.sum(axis=1), values.values, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found.sum(axis=2), values.values, rtol=0, atol=1e-12)
+    assert (found == found.swapaxes(1, 2)).all()
+    theirs = np.asarray(reference.shap_interaction_values(rows))
+    theirs = theirs if theirs.ndim == 4 else theirs[..., None]
+    np.testing.assert_allclose(found[..., -theirs.shape[3] :], theirs, rtol=0, atol=CLOSE)
+    alone = np.concatenate([explainer.interact(row[None]) for row in rows])
+    assert alone.tobytes() == explainer.interact(rows).tobytes()
+
+
+@pytest.mark.parametrize("name", EXPLAINED)
 def test_row_alone_is_explained_as_in_a_batch(name: str) -> None:
     explainer, _ = fitted(name)
     assert_same_alone(explainer, numbers(missing=ENSEMBLES[name][2]).to_numpy()[:9])
@@ -175,7 +194,7 @@ def test_quadrature_has_as_many_points_as_the_longest_path_needs() -> None:
         feature = np.repeat(np.arange(length + 1), 2)[: 2 * length + 1] % length
         thresholds = np.full(2 * length + 1, 0.5)
         forest = flatten([Tree(left, right, feature, thresholds, np.ones(len(left), bool), values[:, None], cover)])
-        attribute, _ = attribution(Ensemble(forest, np.zeros(1)), np.arange(length, dtype=np.int32), length)
+        attribute, *_ = attribution(Ensemble(forest, np.zeros(1)), np.arange(length, dtype=np.int32), length)
         tree = SimpleNamespace(
             children_left=left,
             children_right=right,
@@ -208,7 +227,7 @@ def test_tree_of_a_single_node_need_not_say_its_cover() -> None:
     nothing = np.zeros(1, np.int64)
     leaf = Tree(nothing - 1, nothing - 1, nothing, np.zeros(1), np.ones(1, bool), np.full((1, 1), 0.5))
     forest = flatten([leaf, small(cover=np.array([4.0, 3.0, 1.0])), leaf])
-    attribute, base_values = attribution(Ensemble(forest, np.zeros(1)), np.zeros(1, np.int32), 1)
+    attribute, base_values, _ = attribution(Ensemble(forest, np.zeros(1)), np.zeros(1, np.int32), 1)
     assert base_values.tolist() == [0.5 + 1.25 + 0.5]
     assert attribute(np.ones((1, 1)))[0, 0, 0] == pytest.approx(0.75)
 

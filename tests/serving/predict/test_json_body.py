@@ -39,9 +39,13 @@ SHAPES = [
     (
         Body,
         b'{"instances":[],"parameters":{"tops":1}}',
-        "parameters has no member `tops`; it may have classes, top, space, coverage",
+        "parameters has no member `tops`; it may have classes, top, space, coverage, interactions",
     ),
-    (JobBody, b'{"operation":"guess","model":"m","instances":[]}', "operation must be one of explain, predict"),
+    (
+        JobBody,
+        b'{"operation":"guess","model":"m","instances":[]}',
+        "operation must be one of explain, importance, predict",
+    ),
     (RecordsBody, b'{"values":{},"id":3}', "id must be a string or null"),
     (RecordsBody, b'{"records":[{"values":1}]}', "records[0].values must be an object"),
     (RecordsBody, b'{"records":[{"x":1}]}', "records[0] has no member `x`; it may have values, time, id"),
