@@ -42,6 +42,7 @@ from serving.http.protocols.v2 import V2
 from serving.http.rate_limit import Limiter, Limiters
 from serving.http.routes.predict import PATH, PredictRoute
 from serving.http.sse import Streams
+from serving.http.unsent import UnsentBytes
 from serving.jobs.attempt import AttemptFailed, Handler, Report
 from serving.jobs.job import Job, JobRequest
 from serving.jobs.requests import Background, JobReader
@@ -112,6 +113,7 @@ class Application:
         )
         # for the gunicorn worker
         self.count_refusal = service.metrics.count_response
+        self.unsent = UnsentBytes(service.shared.unsent)
         self.end_streams = self.streams.end
         self.reason_to_replace = service.reason_to_replace
 
@@ -261,6 +263,7 @@ def build_shared(settings: Settings, alerts: Alerts) -> Shared:
         book=book,
         streams=book.holdings(),
         bodies=book.holdings(),
+        unsent=book.holdings(),
         pressure=Pressure(),
         alerts=alerts,
         jobs=build_job_store(settings),

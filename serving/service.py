@@ -48,6 +48,8 @@ class Shared:
     """Open event streams by address and by key."""
     bodies: Holdings
     """Bytes of unfinished bodies by client."""
+    unsent: Holdings
+    """Bytes of answers that are not read yet, by client."""
     alerts: Alerts
     jobs: JobStore
     events: EventLog

@@ -8,16 +8,19 @@ import secrets
 import urllib.parse
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import httptools
 import structlog
+from starlette.types import Scope
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from serving.http import problems
+from serving.http.edge import client_of
 from serving.http.parser import Refused, RequestHead, RequestParser
 from serving.http.representation import NO_STORE, NOSNIFF
+from serving.http.unsent import UnsentBytes
 
 log = structlog.get_logger(__name__)
 
@@ -43,9 +46,19 @@ class LimitedProtocol(HttpToolsProtocol):
     All requests that were received are answered, in order. Then comes the refusal of what could not be received.
     """
 
-    def __init__(self, *args: Any, count: Callable[[int], None] = lambda _status: None, **kwargs: Any) -> None:
-        """`count` is called with the status of every answer to a request that the app has not seen."""
+    def __init__(
+        self,
+        *args: Any,
+        count: Callable[[int], None] = lambda _status: None,
+        unsent: UnsentBytes | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """`count` is called with the status of every answer to a request that the app has not seen.
+
+        `unsent` bounds what clients leave unread, if it is given.
+        """
         super().__init__(*args, **kwargs)
+        self._unsent = unsent
         self.parser: RequestParser = RequestParser(self)  # type: ignore[assignment]
         self._count = count
         self._reading_since: float | None = None
@@ -72,6 +85,8 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._disconnect()
+        if self._unsent is not None:
+            self._unsent.release(self)
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -162,6 +177,21 @@ class LimitedProtocol(HttpToolsProtocol):
         self._active = cycle
         super()._start_asgi_task(cycle, app)
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.loop.call_soon(self._count_unsent)  # when as much has been sent as the socket takes
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unsent is not None:
+            self._unsent.release(self)
+
+    def _count_unsent(self) -> None:
+        if self._unsent is None or self._active is None or not self.flow.write_paused or self.transport.is_closing():
+            return
+        client = client_of(cast("Scope", self._active.scope))
+        self._unsent.hold(self, client, self.transport.get_write_buffer_size())
+
     def sweep(self, now: float, limit: float) -> None:
         """End the connection if a request has been arriving, or a response has stood still, for more than `limit` s."""
         late = self._reading_since is not None and now - self._reading_since > limit
@@ -172,6 +202,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _sweep_unsent(self, now: float, limit: float) -> None:
         # additions say nothing: a stream adds heartbeats
+        self._count_unsent()
         unsent = self.transport.get_write_buffer_size()
         sent = self._joining.written_bytes - unsent
         if unsent == 0 or sent != self._sent_bytes:

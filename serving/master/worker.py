@@ -205,7 +205,7 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc]
 
     async def _serve(self) -> None:
         self.config.app = self.wsgi
-        self.config.http = partial(LimitedProtocol, count=self.wsgi.count_refusal)
+        self.config.http = partial(LimitedProtocol, count=self.wsgi.count_refusal, unsent=self.wsgi.unsent)
         server = DrainingServer(self.config, worker=self)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGQUIT, server.handle_exit, signal.SIGQUIT, None)
