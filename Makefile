@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 ARGS ?= -n 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check audit lock clean
+.PHONY: help run test check screenshots audit lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -23,6 +23,9 @@ check: $(VENV)/.installed-dev  ## lint and type check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+screenshots: $(VENV)/.installed-dev  ## take the pictures of the pages that the documents show
+	$(BIN)/python -m harness.screenshots docs
 
 audit: $(VENV)/.installed-dev  ## look for known vulnerabilities in the locked requirements
 	$(BIN)/python .ci/audit.py requirements.txt

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from registry.errors import VersionRefused
 from registry.model import LoadedModel
 from registry.registry import Registry
-from registry.store.directory import Fingerprint, find_model, fingerprint
+from registry.store.directory import Fingerprint, find_model, fingerprint, is_empty
 from registry.store.loader import fall_back, load_version
 from registry.store.manifest import read_manifest
 from registry.store.options import LoadOptions
@@ -195,10 +195,14 @@ def build(settings: Settings, alerts: Alerts) -> Application:
 def load_models(settings: Settings) -> Registry:
     """The models of a start: every version is tried first, and one that is not fit to serve is left out.
 
-    Raises VersionRefused when there is no model, CannotServe naming each refused version when none can be loaded, or
+    `forkserve serve` also starts without any, with a page that says how to add one. Raises VersionRefused when there is
+    no model otherwise, CannotServe naming each refused version when none can be loaded, or
     one cannot be with STRICT_MODELS.
     """
     root, selected = settings.model_dir, settings.serve_versions
+    if settings.greeting and settings.pages and is_empty(root):
+        log.warning("No model yet", directory=str(root))
+        return Registry([], root=root)
     order = versions_to_load(root, selected)
     load: Load = functools.partial(load_version, root, options=settings.load_options)
     if can_try():

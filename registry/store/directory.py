@@ -55,6 +55,14 @@ def model_directories(root: Path) -> list[Path]:
     return found
 
 
+def is_empty(root: Path) -> bool:
+    """Whether there is no model, nor anything else that might be one. False for what cannot be read."""
+    try:
+        return not root.exists() or not any(map(_may_have_versions, directories(root)))
+    except VersionRefused:
+        return False
+
+
 def _may_have_versions(path: Path) -> bool:
     try:
         return bool(directories(path))

@@ -99,6 +99,8 @@ def _warn_if_exposed(server: Any) -> None:
 
 def _greeting(address: str, registry: Registry) -> str:
     """The address, and a curl line to paste, for the model with the fewest features."""
+    if not registry:
+        return f"\nforkserve serves no model yet; open {address} in a browser: it says how to add one\n"
     model = min(registry.live(), key=lambda model: len(model.manifest.features))
     body = shlex.quote(json.dumps({"instances": [model.example]}))
     url = f"{address}/v1/models/{model.name}:predict"

@@ -18,7 +18,7 @@ from sklearn.linear_model import LinearRegression
 from harness.admin import ask_admin
 from harness.browser import Visit, browser, visit
 from harness.hostile import add_hostile
-from harness.service import ADMIN_TOKEN, Service
+from harness.service import ADMIN_TOKEN, FORKSERVE, Service
 from registry.store.add import add_trained
 from registry.training.script import Trained
 
@@ -342,6 +342,22 @@ def test_an_entity_is_followed(visitor: Visit, shown: Service) -> None:
     record(21.0)
     expect(page.locator(".card .outcome")).to_have_text("42")
     expect(page.locator("tbody tr")).to_have_count(2)
+
+
+def test_whoever_has_no_model_yet_is_told_how_to_add_one_and_shown_it(
+    chromium: Browser, few_models: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "models"
+    environ = {"MODEL_DIR": str(root), "JOB_RUNNERS": "1", "GRACEFUL_TIMEOUT_SECONDS": "1"}
+    with Service(environ, (str(FORKSERVE), "serve")) as service, visit(chromium, service.address) as visitor:
+        assert "serves no model yet" in service.log()
+        visitor.page.goto("/")
+        expect(visitor.page.get_by_text("forkserve add model.joblib")).to_be_visible()
+        assert visitor.violations() == []
+        root.mkdir(exist_ok=True)
+        shutil.copytree(few_models / "wine", root / "wine")
+        expect(visitor.page.get_by_role("link", name="wine")).to_be_visible(timeout=60_000)
+        assert visitor.complaints == []
 
 
 def test_a_service_that_starts_anew_is_shown_again(chromium: Browser, few_models: Path) -> None:
