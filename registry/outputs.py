@@ -162,7 +162,7 @@ class Layout:
         outputs = np.empty((len(answers), self.width))
         for index, target in enumerate(self.targets):
             shown = [answer["prediction"][target.name] for answer in answers] if self.is_named else answers
-            labels = Labels(target.classes)
+            labels = self._labels[index]
             for part, columns in self.columns[index].items():
                 match part:
                     case "value":
@@ -178,8 +178,12 @@ class Layout:
         return outputs
 
     @cached_property
+    def _labels(self) -> tuple[Labels, ...]:
+        return tuple(Labels(target.classes) for target in self.targets)
+
+    @cached_property
     def _texts(self) -> tuple[str, ...]:
-        return Labels(self.targets[0].classes).texts
+        return self._labels[0].texts
 
     def _presenter(self, index: int) -> Present:
         columns, classes = self.columns[index], self.targets[index].classes
@@ -187,7 +191,7 @@ class Layout:
             return lambda outputs: outputs[:, columns["value"].start].tolist()
         if not classes:
             return lambda outputs: _unclassified(outputs, columns)
-        texts = Labels(classes).texts
+        texts = self._labels[index].texts
 
         def classified(outputs: NDArray[np.float64]) -> list[Any]:
             labels = [classes[label] for label in self.label_indices(outputs, index).tolist()]

@@ -173,16 +173,23 @@ class Inference:
             raise await _named(error, model, rows) from error.__cause__
 
     async def outputs(
-        self, model: LoadedModel, rows: Rows, *, timeout: float | None = None, timing: Timing | None = None
+        self,
+        model: LoadedModel,
+        rows: Rows,
+        *,
+        timeout: float | None = None,
+        timing: Timing | None = None,
+        look_up: bool = True,
     ) -> tuple[Outputs, list[Source]]:
         """The model's outputs for rows, shape (rows, width), and the source of each. Raises what `answer` raises.
 
         Context: the cache keeps predictions as JSON, so each row takes a key, a look-up, an entry, and JSON made and
         read. Of a compiled model that costs more than the row itself. Decision: many rows of a model of which
-        QUICK_ROWS take less than a millisecond are computed, and neither looked up nor kept. All others are answered
-        by `answer`, which shares them with other protocols. Consequence: the same bits, either way.
+        QUICK_ROWS take less than a millisecond are computed, and neither looked up nor kept; few rows only without
+        `look_up`. All others are answered by `answer`, which shares them with other protocols. Consequence: the same
+        bits, either way.
         """
-        raw = self._raw.get(model) if len(rows) > FEW_ROWS else None
+        raw = self._raw.get(model) if len(rows) > FEW_ROWS or not look_up else None
         if raw is None:
             answers = await self.answer(model, "predict", rows, timeout=timeout, timing=timing)
             shown = [_decode(value) for value, _ in answers]
@@ -190,8 +197,11 @@ class Inference:
         seconds = self._seconds(timeout)
         started = time.perf_counter()
         try:
-            async with asyncio.timeout(seconds):
+            if self._batcher.is_quick(raw, rows):
                 ran = await self._batcher.run(raw, rows, seconds=seconds)
+            else:
+                async with asyncio.timeout(seconds):
+                    ran = await self._batcher.run(raw, rows, seconds=seconds)
         except TimeoutError:
             raise _late(seconds, raw) from None
         except ModelFailed as error:

@@ -123,6 +123,8 @@ class Question:
     """What is wanted of the rows; not empty."""
     as_outputs: bool = False
     """True for the model's outputs instead of predictions in JSON, which are quicker to get for many rows."""
+    look_up: bool = True
+    """False for a few rows, too, to be computed where that is quicker than the cache."""
     answers: dict[Verb, list[bytes]] = field(default_factory=dict)
     """One answer a row as JSON, as `:predict` and `:explain` send them."""
     outputs: Outputs | None = None
@@ -193,7 +195,9 @@ class ProtocolRoute(InferenceRoute):
         self._check(model, question)
         decoded = time.perf_counter()
         timing = Timing()
-        sources = {verb: await self._run(model, verb, question, timing, timeout) for verb in question.selections}
+        sources = {}
+        for verb in question.selections:
+            sources[verb] = await self._run(model, verb, question, timing, timeout)
         reply = self._protocol.write(model, question)
         ended = time.perf_counter()
         for verb, found in sources.items():
@@ -221,7 +225,7 @@ class ProtocolRoute(InferenceRoute):
         """Answer a question; the source of each row's answer. Raises what `Inference.answer` raises."""
         if question.as_outputs and verb == "predict":
             question.outputs, sources = await self._inference.outputs(
-                model, question.rows, timing=timing, timeout=timeout
+                model, question.rows, timing=timing, timeout=timeout, look_up=question.look_up
             )
             return sources
         answers = await self._inference.answer(

@@ -345,8 +345,15 @@ class OutputTensor(msgspec.Struct, frozen=True):
     columns: int
     cells: Any
 
-    def head(self) -> dict[str, Any]:
-        return {"name": self.name, "shape": [len(self.cells) // self.columns, self.columns], "datatype": self.datatype}
+    @staticmethod
+    def describe(name: str, datatype: str, columns: int, rows: int, size: int | None = None) -> dict[str, Any]:
+        """The JSON of a tensor without its data, which is `size` bytes if it follows as binary data."""
+        head = {"name": name, "shape": [rows, columns], "datatype": datatype}
+        return head if size is None else head | {"parameters": {"binary_data_size": size}}
+
+    def head(self, size: int | None = None) -> dict[str, Any]:
+        """See `describe`."""
+        return self.describe(self.name, self.datatype, self.columns, len(self.cells) // self.columns, size)
 
     def as_json(self) -> dict[str, Any]:
         """The tensor with its data as a flat array."""

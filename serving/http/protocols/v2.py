@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, TypeAlias, cast
 
 import msgspec
@@ -21,7 +21,7 @@ from registry.model import LoadedModel
 from registry.outputs import Label, both_margins
 from registry.registry import Registry
 from serving.errors import InvalidRequest, NotJSON, UnsupportedBody
-from serving.http.body import HeaderMap, Headers, body_type, turns_of_client
+from serving.http.body import HeaderMap, body_type, turns_of_client
 from serving.http.protocols.route import PREDICTIONS, Protocol, ProtocolAnswer, Question, Received
 from serving.http.protocols.tensors import (
     TEXTS,
@@ -45,6 +45,10 @@ JSON_TYPE = b"application/json"
 
 CONTENT_TYPES = ("pd", "np", "str", "datetime")
 """The parameters `content_type` that MLServer's clients write; what they say is in names and datatypes, too."""
+
+REMEMBERED = 256
+MAX_REMEMBERED_BYTES = 1024
+"""Bytes of JSON before binary data that are read once and then remembered, and how many of them."""
 
 EXPLAIN = "explain"
 BASE_VALUE = "explain_base_value"
@@ -98,7 +102,7 @@ class InferenceQuestion(Question):
     sent: InferenceRequest | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ModelTensors:
     """The tensors that a model takes and makes."""
 
@@ -190,6 +194,12 @@ class ModelTensors:
         shown = self.model.target_labels[target].texts if self._datatype == TEXTS else classes
         return [shown[index] for index in indices]
 
+    def made(self, name: str, outputs: Outputs | None, explanations: Sequence[Mapping[str, Any]]) -> OutputTensor:
+        """One of the tensors of an answer."""
+        return (
+            self.explanation(name, explanations) if name in EXPLANATION else self.tensor(name, cast("Outputs", outputs))
+        )
+
     def explanation(self, name: str, answers: Sequence[Mapping[str, Any]]) -> OutputTensor:
         """One of the tensors of explanations."""
         datatype, columns = self.columns[name]
@@ -200,6 +210,15 @@ class ModelTensors:
         return OutputTensor(name, datatype, columns, cells)
 
 
+@dataclass(eq=False, slots=True)
+class _Wanted:
+    """The tensors of an answer."""
+
+    names: Sequence[str]
+    binary: frozenset[str] = frozenset()
+    selections: Mapping[Verb, Selection] = field(default_factory=lambda: PREDICTIONS)
+
+
 class V2(Protocol):
     """Reads tensors and answers tensors."""
 
@@ -208,6 +227,9 @@ class V2(Protocol):
     def __init__(self, registry: Registry, max_rows: int) -> None:
         self._max_rows = max_rows
         self._tensors = {model: ModelTensors(model) for model in registry}
+        # a client's JSON before binary data is the same each time, and so is that of its answers
+        self._remembered = lru_cache(REMEMBERED)(self._parsed)
+        self._remembered_head = lru_cache(REMEMBERED)(_binary_head)
 
     def tensors(self, model: LoadedModel) -> ModelTensors:
         """What a model takes and makes."""
@@ -224,9 +246,13 @@ class V2(Protocol):
         body = request.body
         end = header_length(request.headers, len(body))
         content = body if end is None else body[:end]
-        sent = decode(_request, content, USAGE) if len(content) <= PIECE_BYTES else await _read_large(content, turns)
         tensors = self._tensors[model]
-        self._check(sent, tensors)
+        if end is not None and end <= MAX_REMEMBERED_BYTES:
+            sent, wanted = self._remembered(tensors, content)
+        elif len(content) <= PIECE_BYTES:
+            sent, wanted = self._parsed(tensors, content)
+        else:
+            sent, wanted = self._checked(tensors, await _read_large(content, turns))
         binary = memoryview(body)[len(content) :]
         found, place = [], 0
         for head in sent.inputs:
@@ -242,13 +268,24 @@ class V2(Protocol):
         if place != len(binary):
             raise InvalidRequest(f"the body has {len(binary) - place} bytes more than its tensors")
         rows = await tensors.rows.rows(found, turns)
-        wanted = _wanted(sent, tensors)
         return InferenceQuestion(
-            rows, wanted.selections, as_outputs=True, names=wanted.names, binary=wanted.binary, sent=sent
+            rows,
+            wanted.selections,
+            as_outputs=True,
+            look_up=end is None,
+            names=wanted.names,
+            binary=wanted.binary,
+            sent=sent,
         )
 
-    def _check(self, sent: InferenceRequest, tensors: ModelTensors) -> None:
-        """Raise InvalidRequest, TooManyInstances for tensors that are wrong before one looks at their elements."""
+    def _parsed(self, tensors: ModelTensors, content: bytes) -> tuple[InferenceRequest, _Wanted]:
+        return self._checked(tensors, decode(_request, content, USAGE))
+
+    def _checked(self, tensors: ModelTensors, sent: InferenceRequest) -> tuple[InferenceRequest, _Wanted]:
+        """A request, and what it wants, before one looks at the elements of its tensors.
+
+        Raises InvalidRequest, TooManyInstances, InvalidSelection, NotExplained.
+        """
         features = len(tensors.model.schema)
         if not 1 <= len(sent.inputs) <= features:
             raise InvalidRequest(f"there must be at least one input, and at most one for each of {features} features")
@@ -257,34 +294,46 @@ class V2(Protocol):
             check_parameters(head.parameters)
         tensors.rows.is_matrix(sent.inputs)
         check_parameters(sent.parameters)
+        return sent, _wanted(sent, tensors)
 
     def write(self, model: LoadedModel, question: Question) -> ProtocolAnswer:
         assert isinstance(question, InferenceQuestion)
         assert question.sent is not None
         tensors = self._tensors[model]
         explanations = [_any.decode(answer) for answer in question.answers.get("explain", ())]
-        heads: list[dict[str, Any]] = []
-        contents: list[bytes] = []
-        for name in question.names:
-            if name in EXPLANATION:
-                made = tensors.explanation(name, explanations)
-            else:
-                made = tensors.tensor(name, cast("Outputs", question.outputs))
-            if name not in question.binary:
-                heads.append(made.as_json())
-                continue
-            contents.append(made.as_bytes())
-            heads.append(made.head() | {"parameters": {"binary_data_size": len(contents[-1])}})
-        answer: dict[str, Any] = {"model_name": model.name, "model_version": model.version}
-        if question.sent.id is not None:
-            answer["id"] = question.sent.id
-        if parameters := _repeated(question.sent.parameters) | marks(model):
-            answer["parameters"] = parameters
-        head = _encode(answer | {"outputs": heads})
+        made = [tensors.made(name, question.outputs, explanations) for name in question.names]
+        contents = [one.as_bytes() for one in made if one.name in question.binary]
+        parameters = _repeated(question.sent.parameters) | marks(model)
+        if len(contents) == len(made) and question.sent.id is None and not parameters:
+            sizes = tuple(map(len, contents))
+            head = self._remembered_head(tensors, tuple(question.names), len(question.rows), sizes)
+        else:
+            lengths = iter(contents)
+            heads = [one.head(len(next(lengths))) if one.name in question.binary else one.as_json() for one in made]
+            head = _answer_head(model, heads, question.sent.id, parameters)
         if not contents:
             return ProtocolAnswer(JSON_TYPE, head)
-        lengths: Headers = [(HEADER_LENGTH, b"%d" % len(head))]
-        return ProtocolAnswer(BINARY_TYPE, b"".join((head, *contents)), lengths)
+        return ProtocolAnswer(BINARY_TYPE, b"".join((head, *contents)), [(HEADER_LENGTH, b"%d" % len(head))])
+
+
+def _binary_head(tensors: ModelTensors, names: Sequence[str], rows: int, sizes: Sequence[int]) -> bytes:
+    """The JSON of an answer whose tensors are all bytes, of these sizes."""
+    heads = [
+        OutputTensor.describe(name, *tensors.columns[name], rows, size) for name, size in zip(names, sizes, strict=True)
+    ]
+    return _answer_head(tensors.model, heads)
+
+
+def _answer_head(
+    model: LoadedModel, outputs: Sequence[Any], request_id: str | None = None, parameters: Parameters = None
+) -> bytes:
+    """The JSON of an answer."""
+    answer: dict[str, Any] = {"model_name": model.name, "model_version": model.version}
+    if request_id is not None:
+        answer["id"] = request_id
+    if parameters:
+        answer["parameters"] = parameters
+    return _encode(answer | {"outputs": outputs})
 
 
 def _repeated(parameters: Parameters) -> dict[str, Any]:
@@ -349,15 +398,6 @@ async def _read_large(content: bytes, turns: Turns) -> InferenceRequest:
         some: list[InputTensor] = decode(_inputs, piece.content, USAGE)
         sent.inputs += some
     return sent
-
-
-@dataclass(eq=False, slots=True)
-class _Wanted:
-    """The tensors of an answer."""
-
-    names: Sequence[str]
-    binary: frozenset[str] = frozenset()
-    selections: Mapping[Verb, Selection] = field(default_factory=lambda: PREDICTIONS)
 
 
 def _wanted(sent: InferenceRequest, tensors: ModelTensors) -> _Wanted:
