@@ -36,7 +36,7 @@ from serving.http.edge import Edge
 from serving.http.keys import ADMIN, ANY, Key, Keys, digest_of, parse_entries
 from serving.http.pages.routes import pages_router
 from serving.http.problems import render, status_of
-from serving.http.protocols.mlflow import AzureML, MLflow, check_default, platform_paths
+from serving.http.protocols.mlflow import AzureML, MLflow, check_default, names_of, platform_paths
 from serving.http.protocols.route import Protocol, ProtocolRoute
 from serving.http.protocols.v2 import V2
 from serving.http.rate_limit import Limiter, Limiters
@@ -187,7 +187,7 @@ def build(settings: Settings, alerts: Alerts) -> Application:
     """The app over all models that are there. Raises RegistryError, InvalidSetting, InvalidRedisUrl, CannotServe."""
     seen = fingerprint(settings.model_dir)  # before they are loaded: later changes count
     registry = load_models(settings)
-    check_default(registry, settings.default_model, is_needed=bool(settings.aip_predict_route))
+    check_default(names_of(registry), settings.default_model, is_needed=bool(settings.aip_predict_route))
     service = build_service(settings, registry, build_shared(settings, alerts), seen)
     return Application(service, settings, build_limiters(settings), build_keys(settings))
 

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 @command()
 def check(_arguments: argparse.Namespace, settings: Settings) -> int:
     """Check settings, models and the fork before a deploy; prints a line per fault."""
-    faults = [*_misspelt_settings(), *_unusable_parts(settings), *_unfit_versions(settings)]
+    faults = [
+        *_misspelt_settings(),
+        *_unusable_parts(settings),
+        *_missing_default(settings),
+        *_unfit_versions(settings),
+    ]
     for warning in _risks(settings):
         say(f"warning: {warning}")
     if faults:
@@ -49,6 +54,21 @@ def _unusable_parts(settings: Settings) -> Iterator[str]:
     platform = find_platform(os.environ)
     if settings.is_exposed and not (platform and platform.is_private):
         yield f"HOST is {settings.host}, and anybody may use the service: set API_KEY, API_KEYS or API_KEYS_FILE"
+
+
+def _missing_default(settings: Settings) -> Iterator[str]:
+    from registry.errors import VersionRefused
+    from registry.store.directory import model_directories
+    from serving.errors import InvalidSetting
+    from serving.http.protocols.mlflow import check_default
+
+    try:
+        names = sorted(directory.name for directory in model_directories(settings.model_dir))
+        check_default(names, settings.default_model, is_needed=bool(settings.aip_predict_route))
+    except VersionRefused:
+        pass  # found among the versions
+    except InvalidSetting as error:
+        yield str(error)
 
 
 def _risks(settings: Settings) -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from serving.errors import InvalidSetting
@@ -43,6 +45,17 @@ def test_a_port_that_cannot_be_is_refused_by_the_name_of_its_variable(name: str,
 def test_without_a_platform_the_service_listens_on_loopback_alone() -> None:
     variables = [mark for platform in PLATFORMS for mark in platform.marks]
     assert Settings.from_env(dict.fromkeys(variables, "")) == Settings()
+
+
+def test_check_names_a_default_model_that_is_not_there(run: Run, few_models: Path) -> None:
+    for environ, reason in (
+        ({"DEFAULT_MODEL": "nothing"}, "DEFAULT_MODEL must be one of the models: diabetes, wine"),
+        ({"AIP_PREDICT_ROUTE": "/predict"}, "DEFAULT_MODEL must name the model of AIP_PREDICT_ROUTE: diabetes, wine"),
+    ):
+        found = run("check", MODEL_DIR=str(few_models), **environ)
+        assert found.returncode == 1
+        assert reason in found.stdout + found.stderr
+    assert run("check", MODEL_DIR=str(few_models), DEFAULT_MODEL="wine").returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -194,22 +194,21 @@ def mlflow_router(service: Service) -> APIRouter:
 
 def default_name(registry: Registry, default: str) -> str:
     """The name of the model for requests that name none. Raises NoDefaultModel."""
-    names = _names(registry)
+    names = names_of(registry)
     if not default and len(names) != 1:
         raise NoDefaultModel
     return default or names[0]
 
 
-def check_default(registry: Registry, default: str, *, is_needed: bool) -> None:
-    """Raise InvalidSetting if the default model is not there, or is needed and not named among several."""
-    names = _names(registry)
+def check_default(names: Sequence[str], default: str, *, is_needed: bool) -> None:
+    """Raise InvalidSetting if the default model is not among all models, or is needed and not named."""
     if default and default not in names:
         raise InvalidSetting(f"DEFAULT_MODEL must be one of the models: {', '.join(names)}")
     if is_needed and not default and len(names) > 1:
         raise InvalidSetting(f"DEFAULT_MODEL must name the model of AIP_PREDICT_ROUTE: {', '.join(names)}")
 
 
-def _names(registry: Registry) -> list[str]:
+def names_of(registry: Registry) -> list[str]:
     """The names of all models; one that could not be loaded counts, so that it never decides what is meant."""
     return sorted({model.name for model in registry} | {refusal.model for refusal in registry.refusals})
 
