@@ -94,19 +94,34 @@ class Importance:
     def add(self, explanations: Sequence[Mapping[str, Any]], rows: Rows) -> None:
         """Add rows, shape (rows, features), and their explanations."""
         found = self._found
-        for place, explanation in enumerate(explanations):
-            is_chosen = self._detail != "none" and (self._first + found.rows) % self._stride == 0
-            if not found.about:
-                kept = ("space", "method", "sampled", "labels")
-                found.about = {name: explanation[name] for name in kept if name in explanation}
+        if not explanations:
+            return
+        if not found.about:
+            kept = ("space", "method", "sampled", "labels")
+            found.about = {name: explanations[0][name] for name in kept if name in explanations[0]}
+        values: dict[tuple[str, str], list[list[float]]] = {}
+        base_values: dict[tuple[str, str], float] = {}
+        for explanation in explanations:
             for target, name, item in outputs_of(explanation):
                 found.names = found.names or list(item["values"])
-                values = list(item["values"].values())
-                one = _Sums(item["base_value"], [abs(value) for value in values], values, [values] * is_chosen)
-                self._add(target, name or "", one)
-            if is_chosen:
-                found.cells.append(rows[place].tolist())
-            found.rows += 1
+                key = (target, name or "")
+                values.setdefault(key, []).append(list(item["values"].values()))
+                base_values[key] = item["base_value"]
+        chosen = self._chosen(len(explanations))
+        for (target, name), of_rows in values.items():
+            table = np.array(of_rows)
+            magnitudes, sums = np.abs(table).sum(axis=0).tolist(), table.sum(axis=0).tolist()
+            points = [of_rows[place] for place in chosen]
+            self._add(target, name, _Sums(base_values[target, name], magnitudes, sums, points))
+        found.cells += rows[chosen].tolist()
+        found.rows += len(explanations)
+
+    def _chosen(self, count: int) -> list[int]:
+        """Which of the next rows have a point."""
+        if self._detail == "none":
+            return []
+        next_row = self._first + self._found.rows
+        return list(range(-next_row % self._stride, count, self._stride))
 
     def _add(self, target: str, name: str, more: _Sums) -> None:
         by_class = self._found.sums.setdefault(target, {})
