@@ -38,6 +38,8 @@ USAGE = 'send an object: {"instances": [...], "outcomes": [...]}'
 MAX_ID_CHARACTERS = 64
 
 MAX_QUEUED = 10_000
+MAX_QUEUED_BYTES = 16 * 1024 * 1024
+"""Bytes of the bodies in which they were sent; in memory they take several times as much."""
 RETRY_SECONDS = 1.0
 CLOSING_SECONDS = 2.0
 
@@ -192,7 +194,8 @@ class OutcomeWriter:
 
     def __init__(self, store: EntityStore) -> None:
         self._store = store
-        self._queue: deque[tuple[str, Outcome]] = deque()
+        self._queue: deque[tuple[str, Outcome, int]] = deque()
+        self._bytes = 0
         self._background = BackgroundTask(self._write, closing_seconds=CLOSING_SECONDS)
 
     @property
@@ -200,11 +203,13 @@ class OutcomeWriter:
         """Outcomes that are not yet stored."""
         return len(self._queue)
 
-    def add(self, outcomes: Sequence[Outcome], writer: str = "") -> None:
-        """Queue them all, or none and raise DataQueueFull; never waits."""
-        if len(self._queue) + len(outcomes) > MAX_QUEUED:
+    def add(self, outcomes: Sequence[Outcome], writer: str = "", size: int = 0) -> None:
+        """Queue them all, which have come in a body of `size` bytes, or none and raise DataQueueFull; never waits."""
+        if len(self._queue) + len(outcomes) > MAX_QUEUED or self._bytes + size > MAX_QUEUED_BYTES:
             raise DataQueueFull
-        self._queue.extend((writer, outcome) for outcome in outcomes)
+        share = size // len(outcomes)
+        self._queue.extend((writer, outcome, share) for outcome in outcomes)
+        self._bytes += share * len(outcomes)
         self._background.wake()
 
     async def close(self) -> None:
@@ -213,13 +218,14 @@ class OutcomeWriter:
         if self._queue:
             log.error("Outcomes lost", outcomes=len(self._queue))
             self._queue.clear()
+            self._bytes = 0
 
     async def _write(self) -> None:
         unavailable, size = False, BATCH
         while self._queue:
-            writer, _ = self._queue[0]
+            writer = self._queue[0][0]
             of_writer = takewhile(lambda queued: queued[0] == writer, islice(self._queue, size))  # noqa: B023 - used at once
-            batch = [outcome for _, outcome in of_writer]
+            batch = [outcome for _, outcome, _ in of_writer]
             try:
                 await self._store.add_outcomes(batch, writer)
             except StoreUnavailable as error:
@@ -236,4 +242,4 @@ class OutcomeWriter:
             unavailable, size = False, BATCH
             # only now: a batch that is sent twice is stored once
             for _ in batch:
-                self._queue.popleft()
+                self._bytes -= self._queue.popleft()[2]

@@ -37,7 +37,7 @@ def outcomes_router(service: Service) -> APIRouter:
             outcomes = await service.outcome_reader.read(model, body, turns, writer)
         said: dict[str, Any] = {"model": outcomes[0].model, "version": outcomes[0].version}
         if request.headers.get("prefer", "").strip().lower() == RESPOND_ASYNC:
-            service.outcome_writer.add(outcomes, writer)
+            service.outcome_writer.add(outcomes, writer, len(body))
             return answer_json(said | {"accepted": len(outcomes)}, HTTPStatus.ACCEPTED)
         added = await service.shared.entities.add_outcomes(outcomes, writer)
         return answer_json(said | added.said(), HTTPStatus.CREATED if added.stored else HTTPStatus.OK)

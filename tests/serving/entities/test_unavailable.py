@@ -168,3 +168,18 @@ async def test_no_more_outcomes_wait_than_may(store: FlakyStore, monkeypatch: py
 
 async def _now(value: bool) -> bool:  # noqa: FBT001 - what `until` asks again and again
     return value
+
+
+async def test_waiting_outcomes_have_a_bound_in_bytes(store: FlakyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outcomes, "MAX_QUEUED_BYTES", 1000)
+    store.unavailable = True
+    writer = OutcomeWriter(store)
+    writer.add([outcome(1), outcome(2)], size=901)
+    with pytest.raises(DataQueueFull):
+        writer.add([outcome(3)], size=101)
+    writer.add([outcome(3)], size=100)
+    store.unavailable = False
+    await writer.close()
+    writer.add([outcome(4)], size=1000)
+    await writer.close()
+    assert store.kept == [outcome(number) for number in (1, 2, 3, 4)]
