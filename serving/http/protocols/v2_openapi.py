@@ -23,6 +23,7 @@ from serving.http.openapi import (
 from serving.http.protocols.tensors import DATATYPES
 
 BINARY = "application/octet-stream"
+BYTES: Schema = STRING | {"format": "binary"}
 LENGTH_HEADER: Schema = {
     "name": "Inference-Header-Content-Length",
     "in": "header",
@@ -87,9 +88,9 @@ READY = object_schema({"name": STRING, "ready": BOOLEAN})
 def _infer(name: str, summary: str) -> Said:
     return Said(
         name,
-        {"200": {JSON: RESPONSE, BINARY: STRING}},
+        {"200": {JSON: RESPONSE, BINARY: BYTES}},
         (*(status for status in BODY if status != "422"), "404", "503", "504"),
-        {JSON: REQUEST, BINARY: STRING},
+        {JSON: REQUEST, BINARY: BYTES},
         (TIMEOUT_HEADER, LENGTH_HEADER),
         summary,
     )
