@@ -31,6 +31,8 @@ POLL_SECONDS = 0.02
 
 CONTEXT_HEADERS = (b"traceparent", b"tracestate")
 COPIED_HEADERS = (b"x-cache", b"x-request-id")
+JOB_LOCATION = b"/v1/jobs/"
+"""The Location of a job begins so: the span of the request that made it names the job, as the spans of its work do."""
 
 
 class Tracing:
@@ -120,6 +122,8 @@ def _note_response(span: Span, message: Message) -> None:
     for name, value in message.get("headers", ()):
         if name in COPIED_HEADERS:
             span.set_attribute(f"forkserve.{name.decode()[2:].replace('-', '_')}", value.decode("latin-1"))
+        elif name == b"location" and value.startswith(JOB_LOCATION):
+            span.set_attribute("forkserve.job", value.removeprefix(JOB_LOCATION).decode("latin-1"))
 
 
 def _note_request(span: Span, scope: Scope) -> None:

@@ -21,7 +21,7 @@ from harness.wire import Connection, ask, check_refusal, request
 from registry.store.add import add_trained
 from registry.training.script import Trained, record_script
 from serving.app import Application, build, build_alerts
-from serving.errors import InvalidSetting, NotPermitted
+from serving.errors import InvalidSetting, NotPermitted, RouteNotFound
 from serving.http.keys import MAX_FILE_BYTES, Keys
 from serving.jobs.job import JobRequest
 from serving.settings import Settings
@@ -248,6 +248,13 @@ def test_a_route_that_nobody_gave_a_scope_is_there_for_the_admin_only(app: Appli
     for operation in ("GET /v1/anything", "POST /v9/models/line/infer", "GET /v1/models//x/../../metrics/"):
         assert send(app, operation, {})[0] == 401
         assert send(app, operation, bearer(SECRETS["predict"]))[0] == 404
+    for scope, secret in SECRETS.items():  # the same, as if there were a route
+        sent = {"path": "/v1/anything", "method": "GET", "headers": [(b"x-api-key", secret.encode())]}
+        if scope == "admin":
+            assert app.keys.check(sent).name == "only-admin"
+            continue
+        with pytest.raises(RouteNotFound):
+            app.keys.check(sent)
 
 
 def spelled_otherwise(path: str) -> Iterator[str]:

@@ -97,6 +97,7 @@ def test_spans_of_requests_reach_the_collector_when_the_worker_ends_at_the_lates
         assert collector.spans == []
     work = collector.find("job predict")
     assert attributes(work)["forkserve.job"] == job["id"]
+    assert attributes(collector.find("POST /v1/jobs"))["forkserve.job"] == job["id"]
     assert done["trace_id"] == work.trace_id.hex()
     assert completed["request_id"]
     span = collector.find("POST /v1/models/{model}:predict")
