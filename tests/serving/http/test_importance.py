@@ -7,9 +7,13 @@ from xml.etree import ElementTree
 
 import httpx
 import jsonschema
+import numpy as np
+import pandas as pd
 import pytest
+from sklearn.cluster import KMeans
 
 from harness.apps import ask_app
+from registry.store.add import add_version
 from serving.app import build, build_alerts
 from serving.settings import Settings
 
@@ -78,6 +82,17 @@ def test_other_models_and_methods_are_refused(client: httpx.Client) -> None:
     assert client.get("/v1/models/wine/versions/9/importance").status_code == 404
     refused = client.post(PATH)
     assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
+
+
+def test_a_model_that_is_not_explained_is_refused_as_explain_refuses_it(tmp_path: Path) -> None:
+    table = pd.DataFrame({"x": np.linspace(0.0, 1.0, 40), "y": np.linspace(1.0, 5.0, 40)})
+    add_version(tmp_path / "models", "clusters", KMeans(2, n_init=1, random_state=0).fit(table), table)
+    settings = Settings(model_dir=tmp_path / "models", data_dir=tmp_path)
+    app = build(settings, build_alerts(settings))
+    explained = ask_app(app, "POST", "/v1/models/clusters:explain", json={"instances": [{"x": 0.5, "y": 2.0}]})
+    summed = ask_app(app, "GET", "/v1/models/clusters/importance")
+    assert summed.status_code == explained.status_code == 422
+    assert summed.json()["detail"] == explained.json()["detail"]
 
 
 def test_hidden_examples_hide_points_and_dependences(models: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ SHAPES = [
     (Body, b'{"%s":[1]}' % (b"a" * 65), f"there is no member with that name; {USAGE}"),
     (Body, b'{"\\u001b":[1]}', f"there is no member with that name; {USAGE}"),
     (Body, b'{"instances":[],"parameters":3}', "parameters must be an object or null"),
-    (Body, b'{"instances":[],"parameters":{"top":"a"}}', "parameters.top must be a whole number or null"),
+    (Body, b'{"instances":[],"parameters":{"top":"a"}}', "parameters.top must be a number or null"),
     (Body, b'{"instances":[],"parameters":{"coverage":[]}}', "parameters.coverage must be a number or null"),
     (Body, b'{"instances":[],"parameters":{"classes":1}}', "parameters.classes must be a string or an array"),
     (
