@@ -15,6 +15,8 @@ from serving.events.log import EventLog, tell
 from serving.storage.background import BackgroundTask
 
 MAX_QUEUED = 200
+MAX_QUEUED_BYTES = 16 * 1024 * 1024
+"""Bytes of the bodies in which they were sent, or of the part of these that is kept."""
 CLOSING_SECONDS = 2.0
 
 log = structlog.get_logger(__name__)
@@ -35,26 +37,31 @@ class EntityNotifier:
         self._predictor = predictor
         self._events = events
         self._problem_of = problem_of
-        self._queue: deque[tuple[str, list[Record], str]] = deque()
+        self._queue: deque[tuple[str, list[Record], str, int]] = deque()
+        self._bytes = 0
         self._background = BackgroundTask(self._work, closing_seconds=CLOSING_SECONDS)
 
-    def add(self, entity: str, records: Sequence[Record], request_id: str) -> None:
-        """Queue the newest of the records that arrived with one request; never waits."""
-        if len(self._queue) >= MAX_QUEUED:
+    def add(self, entity: str, records: Sequence[Record], request_id: str, size: int = 0) -> None:
+        """Queue the newest of the records that arrived with one request, in a body of `size` bytes; never waits."""
+        kept = size * min(len(records), self._predictor.max_records) // len(records)
+        if len(self._queue) >= MAX_QUEUED or self._bytes + kept > MAX_QUEUED_BYTES:
             log.warning("Entity event dropped: queue is full", entity=entity)
             return
         newest = sorted(records, key=lambda record: record.time, reverse=True)[: self._predictor.max_records]
-        self._queue.append((entity, newest, request_id))
+        self._queue.append((entity, newest, request_id, kept))
+        self._bytes += kept
         self._background.wake()
 
     async def close(self) -> None:
         """Work off the queue for at most CLOSING_SECONDS; drop the rest."""
         await self._background.close()
         self._queue.clear()
+        self._bytes = 0
 
     async def _work(self) -> None:
         while self._queue:
-            entity, records, request_id = self._queue.popleft()
+            entity, records, request_id, size = self._queue.popleft()
+            self._bytes -= size
             kind, data = await self._predict(entity, records, request_id)
             await tell(self._events, topic_of(entity), kind, data)
 

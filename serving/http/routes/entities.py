@@ -142,7 +142,7 @@ def entities_router(service: Service, streams: Streams) -> APIRouter:
             records = await read_records(entity, body, limits.max_instances, turns)
         added = await service.shared.entities.add_records(records, kind, key_of(request.scope).name)
         if added.stored:
-            service.notifier.add(entity, records, request.state.request_id)
+            service.notifier.add(entity, records, request.state.request_id, len(body))
         answer = {"entity": entity, **added.said(), "ids": [one.id for one in records]}
         return answer_json(answer, 201 if added.stored else 200)
 
