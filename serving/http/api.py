@@ -310,7 +310,7 @@ def make_api(
         entities_router(service, streams),
         outcomes_router(service),
         jobs_router(service, streams),
-        *pages,
+        *(pages or [_alive_router()]),
         v2_router(service),
     ]
     if keys.can_have_admin:
@@ -320,6 +320,17 @@ def make_api(
     routes = [route for router in routers for route in router.routes if isinstance(route, Route)]
     api.add_exception_handler(HTTPException, partial(_answer_problem, routes))
     return api
+
+
+def _alive_router() -> APIRouter:
+    """What KServe's clients ask for; where there are pages, these answer it."""
+    router = APIRouter(include_in_schema=False)
+
+    @router.get("/")
+    async def show_alive() -> dict[str, str]:
+        return {"status": "alive"}
+
+    return router
 
 
 def _document_router(api: FastAPI) -> APIRouter:

@@ -290,6 +290,10 @@ def test_ping_is_answered_as_long_as_the_default_model_is_there(app: Application
     assert ask(app, "GET", "/version").headers["content-type"].startswith("text/plain")
 
 
+def test_the_service_is_alive_also_without_pages(root: Path) -> None:
+    assert ask(make_app(root, pages=False), "GET", "/").json() == {"status": "alive"}
+
+
 def test_the_only_model_is_the_default_and_of_several_none(root: Path, tmp_path: Path) -> None:
     several = make_app(root)
     answer = post(several, "/invocations", {"inputs": [[1, 2, 3]]})

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import httpx
 import pytest
+
+from harness.service import ROOT
 
 MODELS = ["diabetes", "wine", "mortgage"]
 PREDICT = "/v1/models/{}:predict"
@@ -98,6 +101,13 @@ def test_a_model_is_ready_and_its_versions_are_available(client: httpx.Client) -
             {"version": "1", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
         ]
     assert all(model["ready"] is True and model["name"] for model in client.get("/v1/models").json()["models"])
+
+
+def test_the_curl_lines_of_the_guide_work(client: httpx.Client) -> None:
+    _, section = (ROOT / "GUIDE.md").read_text().split("### MLflow, TensorFlow Serving and the platforms")
+    lines = re.findall(r"curl -s http://[^/]+(\S+) -H 'Content-Type: application/json' -d '([^']+)'", section)
+    found = [client.post(path, content=body, headers={"content-type": "application/json"}) for path, body in lines[:2]]
+    assert [list(answer.json()) for answer in found] == [["predictions"], ["outputs"]]
 
 
 @pytest.mark.parametrize("accept", ["*/*", "application/json", ""])
