@@ -80,9 +80,11 @@ def _prepare() -> None:
         sys.path.insert(0, own)
     if own != start:
         sys.path[:] = [*(entry for entry in sys.path if entry not in ("", start)), start]
+    from registry.imports import hide_arrow
     from serving.process.child import limit_numeric_threads
 
     limit_numeric_threads(os.environ)
+    hide_arrow()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from registry.errors import VersionRefused
+from registry.imports import has_arrow
 from registry.model import LoadedModel
 from registry.registry import Registry
 from registry.store.directory import Fingerprint, find_model, fingerprint, is_empty
@@ -49,6 +50,7 @@ from serving.jobs.requests import Background, JobReader
 from serving.jobs.rows import OPERATIONS, Backend, LocalBackend, RowHandler
 from serving.jobs.runner import JobLimits, Runner
 from serving.jobs.store import JobStore
+from serving.jobs.tables import Tables, TableTools
 from serving.monitoring.quality import LiveQuality
 from serving.predict.batcher import Batcher
 from serving.predict.inference import Inference
@@ -288,8 +290,7 @@ def build_service(settings: Settings, registry: Registry, shared: Shared, seen: 
     metrics = Metrics(shared.book)
     cache = build_answer_cache(settings)
     batcher = Batcher(threads=settings.inference_threads, queue_seconds=settings.queue_seconds)
-    isolated = {one.name: one.answer_call for one in make_operations(registry) if one.is_isolated}
-    executor = Executor(isolated, processes=settings.executor_processes, memory=settings.executor_memory_bytes)
+    executor, tables = build_executor(settings, registry)
     inference = Inference(
         registry, batcher=batcher, executor=executor, cache=cache, timeout=settings.inference_timeout_seconds
     )
@@ -304,7 +305,8 @@ def build_service(settings: Settings, registry: Registry, shared: Shared, seen: 
         batcher=batcher,
         executor=executor,
         inference=inference,
-        job_reader=build_job_reader(settings, registry),
+        job_reader=build_job_reader(settings, registry, tables),
+        tables=tables,
         background=Background(shared.jobs, chunk_rows=settings.shap_max_batch_size)
         if settings.use_background_inference
         else None,
@@ -339,7 +341,20 @@ def build_service(settings: Settings, registry: Registry, shared: Shared, seen: 
     return service
 
 
-def build_job_reader(settings: Settings, registry: Registry) -> JobReader:
+def build_executor(settings: Settings, registry: Registry) -> tuple[Executor, Tables | None]:
+    """Processes for what must not run in a worker: explainers that hold the GIL, and the reading of tables."""
+    isolated = {one.name: one.answer_call for one in make_operations(registry) if one.is_isolated}
+    takes_tables = has_arrow()
+    executor = Executor(
+        isolated,
+        tools=TableTools(registry).tools() if takes_tables else None,
+        processes=settings.executor_processes,
+        memory=settings.executor_memory_bytes,
+    )
+    return executor, Tables(executor) if takes_tables else None
+
+
+def build_job_reader(settings: Settings, registry: Registry, tables: Tables | None) -> JobReader:
     """Makes jobs of what clients send."""
     return JobReader(
         registry,
@@ -347,6 +362,7 @@ def build_job_reader(settings: Settings, registry: Registry) -> JobReader:
         chunk_rows=settings.shap_max_batch_size,
         max_bytes=queue_limits(settings).of_account()[1],
         max_result_bytes=settings.job_keep_bytes,
+        tables=tables,
     )
 
 

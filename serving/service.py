@@ -18,6 +18,7 @@ from serving.events.log import EventLog
 from serving.jobs.requests import Background, JobReader
 from serving.jobs.runner import Runner
 from serving.jobs.store import JobStore
+from serving.jobs.tables import Tables
 from serving.monitoring.quality import LiveQuality
 from serving.predict.batcher import Batcher
 from serving.predict.inference import Inference
@@ -80,6 +81,8 @@ class Service:
     executor: Executor
     inference: Inference
     job_reader: JobReader
+    tables: Tables | None
+    """Reads and writes Parquet and Arrow; None where pyarrow is not installed."""
     background: Background | None
     """Turns requests that take too long into jobs; None where they are answered 504."""
     runner: Runner

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -90,7 +90,7 @@ class Schema:
                 return []
             return self._encode(index, zip(self.names, self._encoders, instance, strict=True), faults)
         if instance.keys() != self._positions.keys():
-            faults.extend(self._misnamed(index, instance))
+            faults.extend(self.misnamed(index, instance))
         encoders = zip(self.names, self._encoders, strict=True)
         present = [(name, encode, instance[name]) for name, encode in encoders if name in instance]
         return self._encode(index, present, faults)
@@ -104,7 +104,8 @@ class Schema:
                 faults.append(Fault(index, name, str(error)))
         return cells
 
-    def _misnamed(self, index: int, instance: dict[str, Any]) -> list[Fault]:
+    def misnamed(self, index: int, instance: Mapping[str, Any]) -> list[Fault]:
+        """The faults of an instance whose names are not those of the features."""
         missing = [Fault(index, name, "is missing") for name in self.names if name not in instance]
         # only as many as are shown: an object may have hundreds of thousands
         unknown = islice((name for name in instance if name not in self._positions), InvalidRows.LIMIT)

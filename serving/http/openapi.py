@@ -22,6 +22,9 @@ MAYBE_STRING: Schema = {"type": ["string", "null"]}
 OK: Schema = {"enum": ["ok", "degraded"]}
 
 JSON, EVENTS, CSV, TEXT, SVG = "application/json", "text/event-stream", "text/csv", "text/plain", "image/svg+xml"
+BINARY: Schema = {"type": "string", "format": "binary"}
+TABLES: Schema = {"application/vnd.apache.parquet": BINARY, "application/vnd.apache.arrow.stream": BINARY}
+"""Media types that need the extra `arrow`."""
 
 REFUSALS = {
     "400": "Not JSON, not UTF-8, or nested too deeply; or an invalid header",
@@ -310,26 +313,32 @@ def inference_schemas(verb: Verb) -> tuple[Schema, Schema]:
     )
 
 
-def _inference(verb: Verb, name: str) -> Said:
-    body, answer = inference_schemas(verb)
-    answers = {"200": {JSON: answer, EVENTS: STRING}, "202": {JSON: JOB}}
-    return Said(name, answers, (*BODY, "404", "503", "504"), {JSON: body}, (TIMEOUT_HEADER,))
-
-
 def _query(name: str, schema: Schema) -> Schema:
-    return {"name": name, "in": "query", "description": "For a body of CSV", "schema": schema}
+    return {"name": name, "in": "query", "description": "For a body that is not JSON", "schema": schema}
 
 
-KEY = STRING | {"pattern": "^[!-~]{1,255}$"}
-CSV_QUERY = (
-    _query("operation", {"enum": list(OPERATIONS)}),
-    _query("model", STRING),
-    _query("version", STRING),
+SELECTION_QUERY = (
     _query("classes", STRING),
     _query("top", COUNT),
     _query("space", {"enum": ["probability", "margin", "value"]}),
     _query("coverage", NUMBER | {"exclusiveMinimum": 0, "exclusiveMaximum": 1}),
     _query("interactions", BOOLEAN),
+)
+
+
+def _inference(verb: Verb, name: str) -> Said:
+    body, answer = inference_schemas(verb)
+    answers = {"200": {JSON: answer, EVENTS: STRING, **TABLES}, "202": {JSON: JOB}}
+    parameters = (TIMEOUT_HEADER, *SELECTION_QUERY)
+    return Said(name, answers, (*BODY, "404", "503", "504"), {JSON: body, **TABLES}, parameters)
+
+
+KEY = STRING | {"pattern": "^[!-~]{1,255}$"}
+JOB_QUERY = (
+    _query("operation", {"enum": list(OPERATIONS)}),
+    _query("model", STRING),
+    _query("version", STRING),
+    *SELECTION_QUERY,
     {"name": "Idempotency-Key", "in": "header", "description": "Sent twice, it is one job", "schema": KEY},
 )
 
@@ -439,12 +448,12 @@ ROUTES: Mapping[tuple[str, str], Said] = {
         "delete_records", {"200": {JSON: DELETED}}, ("404", "422", "503")
     ),
     ("post", "/v1/jobs"): Said(
-        "submit_job", {"202": {JSON: JOB}}, (*BODY, "404", "503"), {JSON: JOB_BODY, CSV: STRING}, CSV_QUERY
+        "submit_job", {"202": {JSON: JOB}}, (*BODY, "404", "503"), {JSON: JOB_BODY, CSV: STRING, **TABLES}, JOB_QUERY
     ),
     ("get", "/v1/jobs/{job_id}"): Said("show_job", {"200": {JSON: JOB}}, ("404", "503")),
     ("delete", "/v1/jobs/{job_id}"): Said("cancel_job", {"200": {JSON: JOB}}, ("404", "503")),
     ("get", "/v1/jobs/{job_id}/result"): Said(
-        "job_result", {"200": {JSON: RESULT, CSV: STRING, SVG: STRING}}, ("404", "409", "503")
+        "job_result", {"200": {JSON: RESULT, CSV: STRING, SVG: STRING, **TABLES}}, ("404", "409", "503")
     ),
     ("get", "/v1/jobs/{job_id}/events"): Said("follow_job", {"200": {EVENTS: STRING}}, ("404", "422", "503")),
     ("post", "/api/admin/models:reload"): Said(

@@ -7,6 +7,7 @@ import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import msgspec
@@ -178,7 +179,7 @@ def content_key(operation: str, content_hash: str, parameters: bytes, inputs: Se
     `content_hash` is the model's. Each part is hashed with its length, so that different parts never look the same.
     """
     digest = hashlib.sha256()
-    for part in (operation.encode(), content_hash.encode(), parameters, *inputs):
+    for part in chain((operation.encode(), content_hash.encode(), parameters), inputs):
         digest.update(len(part).to_bytes(8, "big"))
         digest.update(part)
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Turns what clients send into jobs over rows: a JSON body, a CSV that is read while it arrives, or a late request."""
+"""Turns what clients send into jobs over rows: JSON, a CSV that is read while it arrives, a table, a late request."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Literal
+from tempfile import TemporaryFile
+from typing import IO, Any, Literal
 
 import msgspec
 import numpy as np
@@ -21,11 +22,21 @@ from registry.model import LoadedModel
 from registry.outputs import Label
 from registry.registry import Registry
 from registry.rows.features import Rows
-from serving.errors import DeadlineExceeded, InvalidRequest, NotJSON, QueueFull, StoreUnavailable, TooManyInstances
+from serving.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    NotJSON,
+    QueueFull,
+    StoreUnavailable,
+    TooManyInstances,
+    UnsupportedBody,
+)
+from serving.jobs.chunks import Chunks
 from serving.jobs.csv_reader import FeatureReader
 from serving.jobs.job import Job, JobRequest, content_key
-from serving.jobs.rows import IMPORTANCE, OPERATIONS, RowParameters, pack
+from serving.jobs.rows import IMPORTANCE, OPERATIONS, describe_rows, pack
 from serving.jobs.store import JobStore
+from serving.jobs.tables import NOT_INSTALLED, Format, Tables
 from serving.predict.json_body import decode
 from serving.predict.operation import Verb, answer_bytes
 from serving.predict.pieces import Turns
@@ -37,11 +48,16 @@ USAGE = 'send an object: {"operation": "predict", "explain" or "importance", "mo
 
 TOO_MANY = "a job may have {} rows; send more as several jobs"
 
+TOO_MANY_OR_LARGE = "a job may have {} rows, of {} with 8 bytes a number; send more as several jobs"
+
 CSV_BYTES_AT_ONCE = 2048
 """Bytes of a CSV read without looking at the clock: at most 1,000 rows, and some milliseconds."""
 
 MAX_CHUNK_RESULT_BYTES = 8 * 1024 * 1024
 """Bytes of the answers to one chunk, which a runner holds in memory several times."""
+
+QUICK_CHUNK_ROWS = 10_000
+"""Rows in a chunk of a table where the model is compiled: less than a second of work."""
 
 MAX_INPUT_BYTES = 256 * 1024 * 1024
 """Bytes of the rows of a job, unless a setting says otherwise."""
@@ -106,11 +122,13 @@ class JobReader:
         chunk_rows: int,
         max_bytes: int = MAX_INPUT_BYTES,
         max_result_bytes: int = MAX_RESULT_BYTES,
+        tables: Tables | None = None,
     ) -> None:
         """A job may have `max_rows` rows of `max_bytes`, and answers of `max_result_bytes`.
 
-        A runner works on `chunk_rows` rows at a time.
+        A runner works on `chunk_rows` rows at a time. Without `tables` no Parquet and no Arrow is read.
         """
+        self._tables = tables
         self._registry = registry
         self._max_rows = max_rows
         self._chunk_rows = chunk_rows
@@ -137,27 +155,43 @@ class JobReader:
         self, query: dict[str, Any], pieces: AsyncIterator[bytes], key: str, check: CheckModel = any_model
     ) -> JobRequest:
         """The job of a CSV that arrives in pieces. Raises what `read_json` raises, but for NotJSON and InvalidRows."""
+        draft = self._draft_of_query(query, check)
+        reader = FeatureReader(draft.model, self._max_rows)
+        turns = Turns()
+        async for piece in pieces:
+            for start in range(0, len(piece), CSV_BYTES_AT_ONCE):
+                draft.add(reader.feed(piece[start : start + CSV_BYTES_AT_ONCE]))
+                await turns.pause()
+        draft.add(reader.end())
+        return await draft.request(key)
+
+    async def read_table(
+        self, query: dict[str, Any], kind: Format, pieces: AsyncIterator[bytes], key: str, check: CheckModel = any_model
+    ) -> JobRequest:
+        """The job of a Parquet file or an Arrow stream that arrives in pieces.
+
+        Raises what `read_csv` raises, and UnsupportedBody, NotJSON, InvalidRows, BodyTooLarge, MemoryExceeded,
+        Overloaded, ExecutorGone.
+        """
+        if self._tables is None:
+            raise UnsupportedBody(NOT_INSTALLED)
+        draft = self._draft_of_query(query, check)
+        with TemporaryFile() as file:
+            async for piece in pieces:
+                file.write(piece)
+            file.flush()
+            await draft.take_table(self._tables, kind, file, self._max_rows)
+        return await draft.request(key)
+
+    def _draft_of_query(self, query: dict[str, Any], check: CheckModel) -> _Draft:
         try:
             asked = msgspec.convert(query, JobQuery, strict=False)
         except msgspec.ValidationError:
             raise InvalidRequest(
                 "use ?operation=predict, explain or importance, &model=, and no unknown parameters"
             ) from None
-        draft = self._draft(
-            check,
-            asked.operation,
-            asked.model,
-            asked.version,
-            Parameters(asked.classes, asked.top, asked.space, asked.coverage, asked.interactions),
-        )
-        table = FeatureReader(draft.model, self._max_rows)
-        turns = Turns()
-        async for piece in pieces:
-            for start in range(0, len(piece), CSV_BYTES_AT_ONCE):
-                draft.add(table.feed(piece[start : start + CSV_BYTES_AT_ONCE]))
-                await turns.pause()
-        draft.add(table.end())
-        return await draft.request(key)
+        parameters = Parameters(asked.classes, asked.top, asked.space, asked.coverage, asked.interactions)
+        return self._draft(check, asked.operation, asked.model, asked.version, parameters)
 
     def _draft(
         self, check: CheckModel, operation: RowOperation, name: str, version: str | None, parameters: Parameters
@@ -210,18 +244,40 @@ class _Draft:
         self._max_bytes = max_bytes
         self._max_result_bytes = max_result_bytes
         self._bytes = 0
-        self._chunks: list[bytes] = []
+        self._chunks = Chunks()
         self._rest: Rows = np.empty((0, len(model.schema)), model.schema.dtype)
         """Rows that do not fill a chunk."""
         self._rows = 0
 
-    def add(self, rows: Rows | None) -> None:
-        if rows is None:
-            return
-        self._rows += len(rows)
+    async def take_table(self, tables: Tables, kind: Format, file: IO[bytes], max_rows: int) -> None:
+        """Take all rows from a file, in larger chunks where rows are quick: each costs a runner some milliseconds.
+
+        Raises what `Tables.read` raises.
+        """
+        if self._operation == "predict" and self.model.compiled:
+            self._size = max(self._size, min(QUICK_CHUNK_ROWS, MAX_CHUNK_RESULT_BYTES // self._answer_bytes))
+        self._chunks = await tables.read(
+            self.model,
+            kind,
+            file,
+            too_many=TOO_MANY_OR_LARGE.format(max_rows, megabytes(self._max_bytes)),
+            max_rows=max_rows,
+            chunk_rows=self._size,
+            max_bytes=self._max_bytes,
+        )
+        self._count(self._chunks.rows)
+
+    def _count(self, rows: int) -> None:
+        """Raises TooManyInstances."""
+        self._rows += rows
         if self._rows * self._answer_bytes > self._max_result_bytes:
             most = megabytes(self._max_result_bytes)
             raise TooManyInstances(f"the result would have more than {most}; send several jobs")
+
+    def add(self, rows: Rows | None) -> None:
+        if rows is None:
+            return
+        self._count(len(rows))
         self._rest = np.concatenate([self._rest, rows])
         while len(self._rest) >= self._size:
             self._keep(self._rest[: self._size])
@@ -229,8 +285,9 @@ class _Draft:
 
     def _keep(self, rows: Rows) -> None:
         """Raises TooManyInstances."""
-        self._chunks.append(pack(rows))
-        self._bytes += len(self._chunks[-1])
+        packed = pack(rows)
+        self._chunks.append(packed)
+        self._bytes += len(packed)
         if self._bytes > self._max_bytes:
             most = megabytes(self._max_bytes)
             raise TooManyInstances(f"the rows of a job may take {most}, 8 bytes a number; send several jobs")
@@ -243,23 +300,7 @@ class _Draft:
         if len(self._rest):
             self._keep(self._rest)
         model, chunks = self.model, self._chunks
-        parameters = msgspec.json.encode(
-            RowParameters(
-                content_hash=model.content_hash.hex(),
-                rows=self._rows,
-                chunk_rows=self._size,
-                features=model.schema.names,
-                labels=model.labels.texts,
-                classes=self._selection.classes,
-                top=self._selection.top,
-                space=self._selection.space,
-                coverage=self._selection.coverage,
-                interactions=self._selection.interactions,
-                targets=model.layout.targets,
-                parts=model.layout.parts,
-                shown=tuple(model.names.shown()) if model.manifest.groups else (),
-            )
-        )
+        parameters = msgspec.json.encode(describe_rows(model, self._selection, self._rows, self._size))
         return JobRequest(
             operation=self._operation,
             model=model.name,

@@ -40,7 +40,7 @@ async def json_result(store: JobStore, job: Job, model: LoadedModel | None) -> A
 async def csv_result(store: JobStore, job: Job) -> AsyncIterator[bytes]:
     """A header, then a line for each prediction, or for each instance and class explained."""
     parameters = parameters_of(job)
-    columns, lines = _table(job.operation, parameters)
+    columns, lines = table(job.operation, parameters)
     yield _csv([columns])
     instance = 0
     async for chunk in whole_result(store, job):
@@ -88,7 +88,7 @@ Lines = Callable[[Any], Iterator[list[Any]]]
 """Turns one answer into its lines, without the number of its instance."""
 
 
-def _table(operation: str, parameters: RowParameters) -> tuple[list[str], Lines]:
+def table(operation: str, parameters: RowParameters) -> tuple[list[str], Lines]:
     """The columns of a result, and what makes its lines."""
     if operation == "explain":
         head = [*(["target"] if _has_targets(parameters) else []), *(["class"] if _has_classes(parameters) else [])]

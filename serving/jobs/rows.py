@@ -22,6 +22,7 @@ from registry.errors import ModelNotFound, NotLoaded, ResultNotFinite, VersionNo
 from registry.explain.explanation import OTHER, Selection
 from registry.explain.importance import Importance, of_all_classes
 from registry.explain.shap_values import Space
+from registry.model import LoadedModel
 from registry.outputs import Label, Part, Target
 from registry.registry import Registry
 from registry.rows.features import Rows
@@ -76,6 +77,25 @@ class RowParameters(msgspec.Struct, frozen=True, omit_defaults=True):
         """The columns of explanations as a table: the features, and one for those that are not included."""
         shown = self.shown or self.features
         return shown if self.top is None else tuple(dict.fromkeys((*shown, OTHER)))
+
+
+def describe_rows(model: LoadedModel, selection: Selection, rows: int, chunk_rows: int) -> RowParameters:
+    """The parameters of a job that asks `model` about so many rows."""
+    return RowParameters(
+        content_hash=model.content_hash.hex(),
+        rows=rows,
+        chunk_rows=chunk_rows,
+        features=model.schema.names,
+        labels=model.labels.texts,
+        classes=selection.classes,
+        top=selection.top,
+        space=selection.space,
+        coverage=selection.coverage,
+        interactions=selection.interactions,
+        targets=model.layout.targets,
+        parts=model.layout.parts,
+        shown=tuple(model.names.shown()) if model.manifest.groups else (),
+    )
 
 
 def parameters_of(job: Job) -> RowParameters:

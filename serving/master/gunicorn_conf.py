@@ -9,9 +9,11 @@ import shlex
 import sys
 from typing import Any
 
+from registry.imports import hide_arrow
 from serving.process.child import be_early_out_of_memory, limit_numeric_threads
 
 limit_numeric_threads(os.environ)  # first of all: the next imports import numpy
+hide_arrow()
 
 from gunicorn.workers import base
 

@@ -32,14 +32,14 @@ def make_files_private() -> None:
 
 
 def limit_numeric_threads(environ: MutableMapping[str, str]) -> None:
-    """Keep the numeric libraries on one thread, whatever was set; call this before numpy or pandas is first imported.
+    """Keep the numeric libraries on one thread, whatever was set; call this before numpy is first imported.
 
     A pool of OpenMP or BLAS threads that is alive at the fork leaves the children with locks that are never released:
     histogram gradient boosting hangs in them for ever. And with several workers on few cores, many threads each are an
     order of magnitude slower than one.
     """
     environ.update(dict.fromkeys(NUMERIC_THREADS, "1"))
-    # pandas imports pyarrow where it is installed, whose allocator would start a thread at once
+    # the allocator of pyarrow would start a thread as soon as it is imported
     environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
 
 

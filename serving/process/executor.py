@@ -8,10 +8,12 @@ interpreters would load every model anew. What it costs: about 0.2 ms a call, an
 from __future__ import annotations
 
 import asyncio
+import math
+import os
 import socket
 import struct
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import IO, Any, Literal, TypeAlias
 
@@ -32,10 +34,18 @@ A function may start threads, but should leave no process behind: one that outli
 the call then fails only at its deadline.
 """
 
+Tool: TypeAlias = Callable[[bytes, Sequence[int]], bytes]
+"""A function that also gets the descriptors of files, which it may read and write but not close."""
+
+MAX_FILES = 2
+
 MAX_RESULT_BYTES = 256 * 1024 * 1024
 """The worker has to hold the whole result."""
 
 MAX_TRACEBACK_CHARACTERS = 8 * 1024
+
+TOOL_IDLE_SECONDS = 60.0
+"""A process with tools ends after so many seconds without a call."""
 
 SIZE = struct.Struct("<Q")
 """Bytes of the MessagePack that follows: a call (name, payload), or its CallOutcome. Never pickle."""
@@ -60,6 +70,17 @@ class CallOutcome(msgspec.Struct, frozen=True):
         return self.value
 
 
+class _Pool:
+    """Processes of one kind, the calls that wait for one of them, and how long one may be idle."""
+
+    def __init__(self, processes: int, waiting: int, idle_seconds: float) -> None:
+        self.most = processes + waiting
+        self.turns = asyncio.Semaphore(processes)  # first come, first served
+        self.calls = 0
+        self.idle: dict[Child, asyncio.TimerHandle | None] = {}
+        self.idle_seconds = idle_seconds
+
+
 class Executor:
     """The executor processes of one worker, forked when they are first needed, and the calls that wait for them.
 
@@ -70,6 +91,7 @@ class Executor:
         self,
         functions: Mapping[str, Function],
         *,
+        tools: Mapping[str, Tool] | None = None,
         processes: int = 1,
         waiting: int = 8,
         memory: int = 256 * 1024 * 1024,
@@ -79,15 +101,15 @@ class Executor:
         """At most `waiting` calls wait for one of `processes`, each of which may allocate `memory` bytes.
 
         In the `background` they compute only with what other processes leave of the processor. Without `reuse` a
-        process is killed after its call, along with all that it has left running.
+        process is killed after its call, along with all that it has left running. `tools` have a process of their own,
+        which ends when it was idle for a while: they import what only they need.
         """
+        self._tools = tools or {}
         self._functions = functions
-        self._most = processes + waiting
-        self._turns = asyncio.Semaphore(processes)  # first come, first served
-        self._calls = 0
-        self._idle: list[Child] = []
-        self._zygote = Zygote(partial(answer_calls, functions=functions, memory=memory, background=background))
-        self._reuse = reuse
+        self._calls = _Pool(processes, waiting, math.inf if reuse else 0.0)
+        self._tool_calls = _Pool(1, waiting, TOOL_IDLE_SECONDS)
+        every = {name: _without_files(function) for name, function in functions.items()} | dict(self._tools)
+        self._zygote = Zygote(partial(answer_calls, functions=every, memory=memory, background=background))
         self._started = False
         self.replacements = 0
         """Processes killed or lost since the start."""
@@ -98,7 +120,7 @@ class Executor:
         To be called in the worker while it has one thread: under gunicorn in `post_worker_init`, before there is an
         event loop; with uvicorn alone first thing in the lifespan, whose loop the zygote never touches.
         """
-        if self._functions and not self._started:
+        if (self._functions or self._tools) and not self._started:
             self._started = True
             self._zygote.start()
 
@@ -107,8 +129,9 @@ class Executor:
         if self._started:
             self._started = False
             self._zygote.stop()
-            while self._idle:
-                self._zygote.kill(self._idle.pop())
+            for pool in (self._calls, self._tool_calls):
+                while pool.idle:
+                    self._end_idle(pool, next(iter(pool.idle)))
 
     def reason_to_replace(self) -> str | None:
         """Why this worker should be replaced, if it should."""
@@ -116,51 +139,71 @@ class Executor:
             return "the zygote of its executors has ended"
         return None
 
-    async def run(self, name: str, payload: bytes, *, timeout: float) -> bytes:
+    async def run(self, name: str, payload: bytes, *, timeout: float, files: Sequence[IO[bytes]] = ()) -> bytes:
         """The result of the function `name` within `timeout` seconds, waiting included.
 
-        Raises Overloaded, DeadlineExceeded, CallFailed, MemoryExceeded, ExecutorGone; KeyError for an unknown name. May
-        be cancelled at any time; the process that runs the call is killed then.
+        A tool gets `files`, at most MAX_FILES. Raises Overloaded, DeadlineExceeded, CallFailed, MemoryExceeded,
+        ExecutorGone; KeyError for an unknown name. May be cancelled at any time; the process that runs the call is
+        killed then.
         """
-        if name not in self._functions:
+        if name not in self._functions and name not in self._tools:
             raise KeyError(name)
-        if self._calls >= self._most:
+        pool = self._tool_calls if name in self._tools else self._calls
+        if pool.calls >= pool.most:
             raise Overloaded
-        self._calls += 1
+        pool.calls += 1
         try:
-            async with asyncio.timeout(timeout), self._turns:
-                return await self._run(name, _pack((name, payload)))
+            async with asyncio.timeout(timeout), pool.turns:
+                return await self._run(pool, name, _pack((name, payload)), files)
         except TimeoutError:
             raise DeadlineExceeded(f"the computation took longer than {timeout:g} s") from None
         finally:
-            self._calls -= 1
+            pool.calls -= 1
 
-    async def _run(self, name: str, frame: bytearray) -> bytes:
-        child = self._take()
+    async def _run(self, pool: _Pool, name: str, frame: bytearray, files: Sequence[IO[bytes]]) -> bytes:
+        child = self._take(pool)
         reusable = False
         try:
-            outcome = await self._ask(child, frame)
-            reusable = self._reuse and outcome.status != "out of memory"  # it may still hold what it allocated
+            outcome = await self._ask(child, frame, files)
+            reusable = outcome.status != "out of memory"  # it may still hold what it allocated
         finally:
-            if reusable:
-                self._idle.append(child)
+            if reusable and pool.idle_seconds:
+                self._keep(pool, child)
             else:
-                if self._reuse:
+                if pool.idle_seconds:
                     log.info("Executor process is replaced", key=name)
                     self.replacements += 1
                 self._zygote.kill(child)
         return outcome.result()
 
-    def _take(self) -> Child:
-        while self._idle:
-            child = self._idle.pop()
+    def _take(self, pool: _Pool) -> Child:
+        while pool.idle:
+            child, ending = pool.idle.popitem()
+            if ending is not None:
+                ending.cancel()
             if not child.ended.done():
                 return child
             child.socket.close()
         return self._zygote.fork()
 
-    async def _ask(self, child: Child, frame: bytearray) -> CallOutcome:
+    def _keep(self, pool: _Pool, child: Child) -> None:
+        """Keep a process for the next call, for as long as the pool keeps one."""
+        ending = None
+        if pool.idle_seconds < math.inf:
+            ending = asyncio.get_running_loop().call_later(pool.idle_seconds, self._end_idle, pool, child)
+        pool.idle[child] = ending
+
+    def _end_idle(self, pool: _Pool, child: Child) -> None:
+        ending = pool.idle.pop(child)
+        if ending is not None:
+            ending.cancel()
+        self._zygote.kill(child)
+
+    async def _ask(self, child: Child, frame: bytearray, files: Sequence[IO[bytes]]) -> CallOutcome:
         try:
+            if files:  # with the first bytes, which an idle process has room for
+                socket.send_fds(child.socket, [frame[: SIZE.size]], [file.fileno() for file in files])
+                frame = frame[SIZE.size :]
             await asyncio.get_running_loop().sock_sendall(child.socket, frame)
             (size,) = SIZE.unpack(await _receive(child.socket, SIZE.size))
             if size > MAX_RESULT_BYTES:
@@ -193,7 +236,11 @@ def _pack(message: Any) -> bytearray:
     return frame
 
 
-def answer_calls(sock: socket.socket, functions: Mapping[str, Function], memory: int, *, background: bool) -> None:
+def _without_files(function: Function) -> Tool:
+    return lambda payload, _files: function(payload)
+
+
+def answer_calls(sock: socket.socket, functions: Mapping[str, Tool], memory: int, *, background: bool) -> None:
     """Run calls in an executor process, one after the other, until the worker closes the connection."""
     be_early_out_of_memory()
     if background:
@@ -202,11 +249,16 @@ def answer_calls(sock: socket.socket, functions: Mapping[str, Function], memory:
     calls = sock.makefile("rb")
     while True:
         try:
-            (size,) = SIZE.unpack(_read(calls, SIZE.size))
+            # not through `calls`, which has read all there is: files come along with the first bytes
+            head, files, _, _ = socket.recv_fds(sock, SIZE.size, MAX_FILES)
+            (size,) = SIZE.unpack(head + _read(calls, SIZE.size - len(head)))
             name, payload = msgspec.msgpack.decode(_read(calls, size), type=tuple[str, bytes])
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             return
-        sock.sendall(_pack(run_call(functions[name], payload)))
+        outcome = run_call(functions[name], payload, files)
+        for file in files:
+            os.close(file)
+        sock.sendall(_pack(outcome))
 
 
 def _read(file: IO[bytes], size: int) -> bytes:
@@ -216,10 +268,10 @@ def _read(file: IO[bytes], size: int) -> bytes:
     return data
 
 
-def run_call(function: Function, payload: bytes) -> CallOutcome:
+def run_call(function: Callable[..., bytes], *arguments: Any) -> CallOutcome:
     """Call the function; its errors become the outcome."""
     try:
-        return CallOutcome("done", function(payload))
+        return CallOutcome("done", function(*arguments))
     except MemoryError:
         pass  # the error holds on to what was allocated, and answering takes memory: let go of it first
     except BaseException as error:  # noqa: BLE001 - the edge of the process: whatever it is, the caller is told

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 import serving.app
-from harness.apps import client_of
+from harness.apps import ask_app, client_of
 from registry.store.loader import load_version
 from serving.app import Application, build, build_alerts, renew
 from serving.errors import CannotServe
@@ -191,3 +191,15 @@ def test_a_model_that_ends_its_process_is_left_out(root: Path, tmp_path: Path, m
     monkeypatch.setattr(serving.app, "can_try", lambda: True)
     with pytest.raises(CannotServe, match="/1: its process was ended by signal 11"):
         build_app(root, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["application/vnd.apache.parquet", "application/vnd.apache.arrow.stream"])
+def test_without_the_library_a_table_is_refused_with_the_remedy(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(serving.app, "has_arrow", lambda: False)
+    app = build_app(root, tmp_path)
+    for path in ("/v1/models/sleeper:predict", "/v1/jobs?operation=predict&model=sleeper"):
+        answer = ask_app(app, "POST", path, content=b"PAR1", headers={"content-type": kind})
+        assert answer.status_code == 415
+        assert "pip install 'forkserve[arrow]'" in answer.json()["detail"]

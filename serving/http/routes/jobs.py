@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.datastructures import QueryParams
 
 from registry.errors import ModelNotFound, VersionNotFound
 from registry.model import LoadedModel
@@ -15,15 +18,18 @@ from registry.registry import Registry
 from serving.errors import InvalidRequest, JobUnfinished, UnsupportedBody
 from serving.events.log import EventLog
 from serving.http.body import answer_json, body_type, check_encoding, read_body, stream_body, turns_of_client
+from serving.http.coding import PIECE_BYTES
 from serving.http.edge import account_of
 from serving.http.keys import key_of
 from serving.http.negotiation import preferred
 from serving.http.sse import EventStream, LastEventId, Streams
+from serving.jobs.chunks import Chunks
 from serving.jobs.job import Job, JobRequest
 from serving.jobs.requests import JobReader, idempotency_key
 from serving.jobs.results import csv_result, importance_csv, importance_result, json_result, whole_result
-from serving.jobs.rows import IMPORTANCE
+from serving.jobs.rows import IMPORTANCE, parameters_of
 from serving.jobs.store import JobStore, public_error
+from serving.jobs.tables import FORMATS, Tables
 from serving.pictures.chart import SVG
 from serving.pictures.importance import importance_bars
 from serving.predict.operation import VERBS
@@ -31,6 +37,10 @@ from serving.service import Limits, Service
 
 LAST_EVENTS = frozenset({"done", "failed", "cancelled"})
 """The kinds of the events after which nothing happens to a job any more."""
+
+
+RESULTS = (b"application/json", b"text/csv")
+"""The media types of results, besides those of tables; the first is the default."""
 
 
 def jobs_router(service: Service, streams: Streams) -> APIRouter:
@@ -54,7 +64,7 @@ def jobs_router(service: Service, streams: Streams) -> APIRouter:
     async def show(job_id: str, request: Request) -> Response:
         return answer_json(job_view(await find(job_id, request)))
 
-    @router.get("/{job_id}/result", summary="The answers, as JSON, or as CSV if the client accepts that")
+    @router.get("/{job_id}/result", summary="The answers, as JSON, or as CSV, Parquet or Arrow if accepted")
     async def result(job_id: str, request: Request) -> Response:
         job = await find(job_id, request)
         if job.state != "done":
@@ -62,7 +72,7 @@ def jobs_router(service: Service, streams: Streams) -> APIRouter:
         model, accept = _model_of(service.registry, job), dict(request.scope["headers"]).get(b"accept")
         if job.operation == IMPORTANCE:
             return _importance(await importance_result(store, job, model), accept)
-        return _result(store, job, model, accept)
+        return await _result(store, job, model, accept, service.tables)
 
     @router.delete("/{job_id}", summary="Cancel a job")
     async def cancel(job_id: str, request: Request) -> Response:
@@ -99,8 +109,11 @@ async def _read(request: Request, reader: JobReader, limits: Limits) -> JobReque
             return await reader.read_json(body, key, turns, check)
     if kind == b"text/csv":
         rows = stream_body(headers, request.receive, limits.max_csv_bytes)
-        return await reader.read_csv(_query(request), rows, key, check)
-    raise UnsupportedBody("send application/json or text/csv in UTF-8")
+        return await reader.read_csv(query_of(request.query_params), rows, key, check)
+    if kind in FORMATS:
+        rows = stream_body(headers, request.receive, limits.max_csv_bytes)
+        return await reader.read_table(query_of(request.query_params), FORMATS[kind], rows, key, check)
+    raise UnsupportedBody("send application/json, text/csv in UTF-8, Parquet or an Arrow stream")
 
 
 async def _has_more(events: EventLog, job_id: str, after: int) -> bool:
@@ -109,11 +122,21 @@ async def _has_more(events: EventLog, job_id: str, after: int) -> bool:
     return bool(page.events) or page.is_gap(after)
 
 
-def _result(store: JobStore, job: Job, model: LoadedModel | None, accept: bytes | None) -> Response:
+async def _result(
+    store: JobStore, job: Job, model: LoadedModel | None, accept: bytes | None, tables: Tables | None
+) -> Response:
     if job.operation not in VERBS:
         return StreamingResponse(whole_result(store, job), media_type="application/json")
     headers = {"X-Model-Forced": "true"} if model is not None and model.manifest.forced else {}
-    if preferred(accept, (b"application/json", b"text/csv")) == b"text/csv":
+    accepted = preferred(accept, RESULTS if tables is None else (*RESULTS, *FORMATS))
+    if tables is not None and accepted in FORMATS:
+        answers = Chunks()
+        async for chunk in whole_result(store, job):
+            answers.append(chunk)
+        file = await tables.write(job.operation, parameters_of(job), FORMATS[accepted], answers)
+        headers["Content-Length"] = str(os.fstat(file.fileno()).st_size)
+        return StreamingResponse(_content(file), headers=headers, media_type=accepted.decode())
+    if accepted == b"text/csv":
         return StreamingResponse(csv_result(store, job), headers=headers, media_type="text/csv; charset=utf-8")
     return StreamingResponse(json_result(store, job, model), headers=headers, media_type="application/json")
 
@@ -126,6 +149,13 @@ def _importance(found: dict[str, Any], accept: bytes | None) -> Response:
         case b"image/svg+xml":
             return Response(importance_bars(found, f"{found['model']} {found['version']}"), media_type=SVG.decode())
     return Response(msgspec.json.encode(found), media_type="application/json")
+
+
+async def _content(file: IO[bytes]) -> AsyncIterator[bytes]:
+    """The bytes of a file of our own, so that a slow client holds none of them in memory."""
+    with file:
+        while piece := file.read(PIECE_BYTES):
+            yield piece
 
 
 def _model_of(registry: Registry, job: Job) -> LoadedModel | None:
@@ -143,9 +173,9 @@ async def _submit(store: JobStore, request: JobRequest) -> Job:
     return job
 
 
-def _query(request: Request) -> dict[str, Any]:
+def query_of(parameters: QueryParams) -> dict[str, Any]:
     """The query by name; a name that appears twice has a list."""
-    lists = {name: request.query_params.getlist(name) for name in request.query_params}
+    lists = {name: parameters.getlist(name) for name in parameters}
     return {name: values[0] if len(values) == 1 else values for name, values in lists.items()}
 
 

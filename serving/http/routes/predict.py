@@ -17,12 +17,13 @@ from registry.explain.explanation import Selection
 from registry.model import LoadedModel
 from registry.rows.features import Rows
 from serving.errors import DeadlineExceeded, InvalidRequest, NotJSON, TooManyInstances
-from serving.http.body import Headers, check_json, read_body, turns_of_client
+from serving.http.body import Headers, read_body, turns_of_client
+from serving.http.columnar import ColumnarBodies
 from serving.http.edge import account_of, respond
 from serving.http.keys import key_of
 from serving.http.negotiation import preferred
 from serving.http.problems import PROBLEM_WITH_ERROR
-from serving.http.protocols.route import InferenceRoute, check_size, parse_timeout, source_of
+from serving.http.protocols.route import InferenceRoute, check_size, source_of, timeout_of
 from serving.http.protocols.tables import TableReader
 from serving.http.protocols.tensorflow import decode_inputs, encode_outputs, is_tensorflow
 from serving.http.routes.jobs import job_view
@@ -36,13 +37,14 @@ from serving.predict.operation import ANSWERS, EVERYTHING, Verb, count_outputs, 
 from serving.predict.pieces import PIECE_BYTES
 from serving.predict.request_body import Parameters, Reader, read_parameters
 from serving.service import Service
+from serving.shared.metrics import ModelCounters
 
 PATH = re.compile(r"/v1/models/(?P<model>[^/]*)(?:/versions/(?P<version>[^/]*))?:(?P<verb>predict|explain)")
 """Names are only looked up in the registry, so any text is allowed here."""
 
 JSON = b"application/json"
 OFFERS: Mapping[Verb, tuple[bytes, ...]] = {"predict": (JSON, EVENTS), "explain": (JSON, EVENTS, SVG)}
-"""The media types of answers, the default first."""
+"""The media types of answers, the default first; columnar ones come after them."""
 
 Encode = Callable[[LoadedModel, Mapping[Verb, Sequence[bytes]]], bytes]
 """Writes the answers to rows as one body."""
@@ -64,6 +66,8 @@ class PredictRoute(InferenceRoute):
         most = limits["predict"]
         self._tables = {model: TableReader(model, reader, most) for model, reader in self.readers["predict"].items()}
         self._background = service.background
+        self._columnar = ColumnarBodies(service.tables, limits)
+        self._offers = {verb: (*offers, *self._columnar.offers) for verb, offers in OFFERS.items()}
 
     def _find(self, scope: Scope) -> tuple[LoadedModel, Verb]:
         path = scope["path_params"]
@@ -72,19 +76,19 @@ class PredictRoute(InferenceRoute):
     async def _answer(self, model: LoadedModel, verb: Verb, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
         headers = dict(scope["headers"])
-        check_json(headers)
-        given = headers.get(b"x-request-timeout")
-        timeout = None if given is None else parse_timeout(given)
+        is_plain = headers.get(b"content-type") == JSON and b"content-encoding" not in headers
+        columnar = None if is_plain else self._columnar.media_type(headers)
+        timeout = timeout_of(headers)
         body = await read_body(headers, receive, self._max_body_bytes)
-        rows, parameters, encode = await self._read(model, verb, body, scope, receive)
+        rows, parameters, encode = await self._read(model, verb, body, scope, receive, columnar)
         scope["instances"] = len(rows)
         selection = parameters.selection(verb, model)
         if self._background is not None and verb == "explain" and is_for_jobs(model, selection):
             owner = key_of(scope).name, account_of(scope)
-            await _accept(send, await self._background.submit(model, verb, rows, selection, *owner))
-            self._figures[verb][model].refused(HTTPStatus.ACCEPTED)
+            job = await self._background.submit(model, verb, rows, selection, *owner)
+            await _accept(send, job, self._figures[verb][model], HTTPStatus.ACCEPTED)
             return
-        accepted = preferred(headers.get(b"accept"), OFFERS[verb])
+        accepted = preferred(headers.get(b"accept"), self._offers[verb])
         if accepted == EVENTS:
             parts = self._inference.answer_by_parts(model, verb, rows, timeout=timeout, selection=selection)
             await self._streams.send(self._frames(model, verb, parts), scope, receive, send)
@@ -102,13 +106,16 @@ class PredictRoute(InferenceRoute):
             if self._background is None:
                 raise
             owner = key_of(scope).name, account_of(scope)
-            await _accept(send, await self._background.take_over(late, model, verb, rows, selection, *owner))
-            self._figures[verb][model].refused(HTTPStatus.GATEWAY_TIMEOUT)
+            job = await self._background.take_over(late, model, verb, rows, selection, *owner)
+            await _accept(send, job, self._figures[verb][model], HTTPStatus.GATEWAY_TIMEOUT)
             return
         sources = [source for _, source in answers]
         values = [value for value, _ in answers]
-        is_picture = accepted == SVG
-        content = _draw(model, rows, values[0], selection) if is_picture else encode(model, {verb: values})
+        if accepted in self._columnar.offers:
+            content = await self._columnar.write(model, verb, accepted, selection, values)
+        else:
+            is_picture = accepted == SVG
+            content = _draw(model, rows, values[0], selection) if is_picture else encode(model, {verb: values})
         ended = time.perf_counter()
         self._figures[verb][model].answered(ended - started, sources)
         answer_headers: Headers = [*self._marks[model]]
@@ -120,9 +127,11 @@ class PredictRoute(InferenceRoute):
             self._log(model, verb, sources, ended - started)
 
     async def _read(
-        self, model: LoadedModel, verb: Verb, body: bytes, scope: Scope, receive: Receive
+        self, model: LoadedModel, verb: Verb, body: bytes, scope: Scope, receive: Receive, columnar: bytes | None
     ) -> tuple[Rows, Parameters, Encode]:
         """Rows, parameters, and what writes the answer: to our own clients, or to those of TensorFlow Serving."""
+        if columnar is not None:
+            return *await self._columnar.read(model, verb, columnar, body, scope), encode_answer
         reader = self.readers[verb][model]
         try:
             if len(body) <= PIECE_BYTES:
@@ -180,7 +189,8 @@ def is_for_jobs(model: LoadedModel, selection: Selection = EVERYTHING) -> bool:
     return model.explainer_for(selection).jobs_only
 
 
-async def _accept(send: Send, job: Job) -> None:
-    """Answer 202 with the job whose result will be the answer."""
+async def _accept(send: Send, job: Job, figures: ModelCounters, counted: HTTPStatus) -> None:
+    """Answer 202 with the job whose result will be the answer; it is counted as another refusal."""
     location = (b"location", f"/v1/jobs/{job.id}".encode())
     await respond(send, 202, b"application/json", msgspec.json.encode(job_view(job)), [location])
+    figures.refused(counted)

@@ -13,7 +13,7 @@ from registry.registry import Registry, load_registry
 from serving.errors import CallFailed
 from serving.jobs.attempt import JobFailed
 from serving.jobs.requests import JobReader
-from serving.jobs.results import _table
+from serving.jobs.results import table
 from serving.jobs.rows import RowHandler, RowParameters, pack
 from serving.jobs.store import JobStore
 from serving.predict.operation import Operation
@@ -105,7 +105,7 @@ async def test_table_of_explained_targets_has_a_line_for_each() -> None:
         targets=targets,
         shown=("xy", "z"),
     )
-    columns, lines = _table("explain", parameters)
+    columns, lines = table("explain", parameters)
     plain = {"output": 3.0, "base_value": 1.0, "values": {"xy": 2.5, "z": -0.5}}
     answer = {"targets": {"a": plain, "b": plain | {"label": "yes"}}}
     assert columns == ["instance", "target", "class", "output", "base_value", "xy", "z"]

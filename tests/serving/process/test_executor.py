@@ -112,7 +112,7 @@ async def test_a_process_that_dies_fails_its_call_only_and_says_how_it_died(exec
 async def test_a_process_that_dies_between_two_calls_is_noticed_and_fails_none(executor: Executor) -> None:
     pid = int(await executor.run("tell_pid", b"", timeout=PATIENCE))
     os.kill(pid, signal.SIGKILL)
-    await until(executor._idle[0].ended.done)
+    await until(next(iter(executor._calls.idle)).ended.done)
     assert int(await executor.run("tell_pid", b"", timeout=PATIENCE)) != pid
 
 
