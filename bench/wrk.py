@@ -7,12 +7,20 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
 from serving.cli.client import post
+
+DONE = """
+done = function(summary, latency, requests)
+  io.write(string.format("RESULT %d %d %d %d %.1f %.1f %.1f\\n", summary.requests, summary.duration,
+    summary.errors.status, summary.errors.connect + summary.errors.read + summary.errors.write
+    + summary.errors.timeout, latency:percentile(50), latency:percentile(99), latency.max))
+end
+"""
 
 SCRIPT = """
 local n = 0
@@ -29,12 +37,30 @@ request = function()
   n = n % {total} + 1
   return ready[n]
 end
-done = function(summary, latency, requests)
-  io.write(string.format("RESULT %d %d %d %d %.1f %.1f %.1f\\n", summary.requests, summary.duration,
-    summary.errors.status, summary.errors.connect + summary.errors.read + summary.errors.write
-    + summary.errors.timeout, latency:percentile(50), latency:percentile(99), latency.max))
+"""
+
+
+MESSAGES = """
+local ready = {{}}
+local n = 0
+init = function()
+  local file = io.open("{file}", "rb")
+  local all = file:read("*a")
+  file:close()
+  local place = 1
+  for size in ("{sizes}"):gmatch("%d+") do
+    ready[#ready + 1] = all:sub(place, place + size - 1)
+    place = place + size
+  end
+  math.randomseed(os.time())
+  n = math.random(#ready)
+end
+request = function()
+  n = n % #ready + 1
+  return ready[n]
 end
 """
+"""Whole requests from a file, one after the other."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +95,25 @@ class Shot:
             yield post(address + self.path, self.body.replace("@@", repr(value)).encode())
 
 
+def run_messages(
+    address: str, path: str, messages: Sequence[tuple[bytes, Mapping[str, str]]], *, connections: int, seconds: float
+) -> Load:
+    """Fire these bodies, each with its headers, for so many seconds over so many keep-alive connections."""
+    host = address.removeprefix("http://")
+    whole = []
+    for body, headers in messages:
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\n{lines}Content-Length: {len(body)}\r\n\r\n"
+        whole.append(head.encode() + body)
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(b"".join(whole))
+        file.flush()
+        script = MESSAGES.format(file=file.name, sizes=" ".join(str(len(one)) for one in whole))
+        return _run_script(address, script, connections=connections, seconds=seconds)
+
+
 def run(address: str, shot: Shot, *, connections: int, seconds: float, seed: int = 0) -> Load:
     """Fire for so many seconds over so many keep-alive connections."""
-    wrk = shutil.which("wrk")
-    if wrk is None:
-        sys.exit("this benchmark needs wrk on PATH")
     script = SCRIPT.format(
         seed=seed,
         total=shot.unique,
@@ -82,9 +122,16 @@ def run(address: str, shot: Shot, *, connections: int, seconds: float, seed: int
         body="[==[" + shot.body + "]==]",
         path=shot.path,
     )
+    return _run_script(address, script, connections=connections, seconds=seconds)
+
+
+def _run_script(address: str, script: str, *, connections: int, seconds: float) -> Load:
+    wrk = shutil.which("wrk")
+    if wrk is None:
+        sys.exit("this benchmark needs wrk on PATH")
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "shot.lua"
-        file.write_text(script)
+        file.write_text(script + DONE)
         command = [wrk, "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "20s", "-s", str(file), address]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = re.search(r"RESULT (\d+) (\d+) (\d+) (\d+) ([\d.]+) ([\d.]+)", done.stdout)
