@@ -17,7 +17,7 @@ from registry.model import LoadedModel
 from registry.rows.features import Feature, Rows
 from serving.errors import InvalidRequest, TooManyInstances
 from serving.predict.json_body import MAX_NAME_CHARACTERS, decode
-from serving.predict.pieces import SLOW_NUMBER, ElementTooLarge, Turns, finite_number, split
+from serving.predict.pieces import PIECE_BYTES, SLOW_NUMBER, ElementTooLarge, Turns, finite_number, split
 from serving.predict.request_body import MANY_NUMBERS_BYTES, TOO_MANY
 
 NUMBERS: Mapping[str, np.dtype[Any]] = {
@@ -36,7 +36,8 @@ BYTES_LENGTH = struct.Struct("<I")
 
 MAX_WHOLE_ELEMENTS = 50_000
 MAX_WHOLE_BYTES = 256 * 1024
-"""Elements, and bytes of texts, that are decoded at once, in a few milliseconds."""
+MAX_NUMBERS_BYTES = 1 << 20
+"""Elements, bytes of texts, and bytes of numbers that are decoded at once, in a few milliseconds."""
 
 CELLS_AT_ONCE = 4096
 """Cells that are converted one by one before others have their turn: about a millisecond."""
@@ -111,9 +112,16 @@ async def read_json(head: InputTensor, turns: Turns) -> Cells:
     # a comma between any two elements, of nested arrays too: what has others is not decoded
     if not is_text and raw.count(b",") + 1 != size:
         raise head.wrong(f"data must have {size} elements, as the shape says")
-    if len(raw) > MAX_WHOLE_BYTES if is_text else size > MAX_WHOLE_ELEMENTS:
+    if len(raw) > MAX_WHOLE_BYTES if is_text else _is_slow(raw, size):
         return _concatenated([_decoded(head, one, None) async for one in _pieces(head, raw, turns)], head)
     return _decoded(head, raw, size)
+
+
+def _is_slow(raw: bytes, size: int) -> bool:
+    """Return whether so many numbers take longer than a few milliseconds, for their count, length or exponents."""
+    if size > MAX_WHOLE_ELEMENTS or len(raw) > MAX_NUMBERS_BYTES:
+        return True
+    return len(raw) > PIECE_BYTES and SLOW_NUMBER.search(raw) is not None
 
 
 async def _pieces(head: InputTensor, raw: bytes, turns: Turns) -> Any:
