@@ -7,14 +7,18 @@ import re
 import time
 from collections.abc import Iterable
 from itertools import product
+from pathlib import Path
 
 import pytest
 
+from harness.apps import ask_app
 from harness.jobs import ended, send, send_table
 from harness.service import Service
 from harness.wire import Answer, Connection, ask, check_refusal, request
 from registry.errors import ResultNotFinite
-from tests.attacks.payloads import MARKER, PATH, body
+from serving.app import build, build_alerts
+from serving.settings import Settings
+from tests.attacks.payloads import MARKER, PATH, ROW, body
 from tests.cases import cases
 
 
@@ -151,6 +155,20 @@ def test_deep_nesting_that_never_closes_is_refused(target: Service) -> None:
 def test_same_key_many_times_is_refused_or_the_last_one_counts(target: Service) -> None:
     content = b'{"instances":[[1]],' * 1 + b'"instances":[],' * 100_000 + body()[1:]
     assert predict(target, content).status == 200
+
+
+def test_minus_zero_is_a_value_of_its_own_for_a_model_that_computes_with_it(models: Path, tmp_path: Path) -> None:
+    settings = Settings(model_dir=models, data_dir=tmp_path, serve_versions="live")
+    app = build(settings, build_alerts(settings))
+
+    def source(flavanoids: bytes) -> str:
+        row = b",".join((*ROW[:6], flavanoids, *ROW[7:]))
+        headers = {"content-type": "application/json"}
+        answer = ask_app(app, "POST", PATH, content=b'{"instances":[[%b]]}' % row, headers=headers)
+        assert answer.status_code == 200
+        return str(answer.headers["x-cache"])
+
+    assert [source(value) for value in (b"0.0", b"0.0", b"-0.0", b"-0.0")] == ["miss", "hit-memory"] * 2
 
 
 INFINITE = b"[[0.1],[2.5],[0.2],[3.5],[0.1]]"
