@@ -21,6 +21,7 @@ from registry.model import LoadedModel
 from registry.outputs import Layout, Target
 from registry.registry import Registry
 from serving.entities.outcomes import OutcomesBody
+from serving.errors import RouteNotFound
 from serving.http import problems
 from serving.http.keys import Keys, describe_security
 from serving.http.openapi import (
@@ -43,6 +44,7 @@ from serving.http.openapi import (
     object_schema,
     refusal,
 )
+from serving.http.pages.page import wants_html
 from serving.http.problems import Problem
 from serving.http.protocols.mlflow import mlflow_router
 from serving.http.protocols.v2_openapi import V2_ROUTES, restate_refusals
@@ -323,11 +325,13 @@ def make_api(
 
 
 def _alive_router() -> APIRouter:
-    """What KServe's clients ask for; where there are pages, these answer it."""
+    """What KServe's clients ask for, where there are no pages; with them, the first one answers it."""
     router = APIRouter(include_in_schema=False)
 
     @router.get("/")
-    async def show_alive() -> dict[str, str]:
+    async def show_alive(request: Request) -> dict[str, str]:
+        if wants_html(request):
+            raise RouteNotFound
         return {"status": "alive"}
 
     return router
