@@ -10,7 +10,6 @@ are, the worker has only those in memory that it looks at.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from tempfile import TemporaryFile
 from typing import IO, Literal
@@ -175,7 +174,7 @@ class Tables:
         ExecutorGone.
         """
         source = RowFile(model.name, model.version, kind, chunk_rows, max_rows, max_bytes)
-        chunks, started = Chunks(), time.monotonic()
+        chunks = Chunks()
         file.seek(0)
         try:
             payload = msgspec.msgpack.encode(source)
@@ -192,7 +191,6 @@ class Tables:
             raise TooManyInstances(too_many)
         if reading.faults or not reading.rows:
             raise InvalidRows(reading.faults or [Fault(0, None, "there must be at least one instance")])
-        log.debug("Table read", format=kind, rows=reading.rows, seconds=time.monotonic() - started)
         chunks.were_written(reading.sizes, reading.rows)
         return chunks
 
