@@ -24,26 +24,7 @@ from serving.entities.outcomes import OutcomesBody
 from serving.errors import RouteNotFound
 from serving.http import problems
 from serving.http.keys import Keys, describe_security
-from serving.http.openapi import (
-    BOOLEAN,
-    COUNT,
-    JOB,
-    JSON,
-    LOCATION,
-    MAYBE_STRING,
-    NUMBER,
-    REFUSALS,
-    ROUTES,
-    STRING,
-    TIMEOUT_HEADER,
-    Schema,
-    array_of,
-    complete_schemas,
-    describe_routes,
-    instances_of,
-    object_schema,
-    refusal,
-)
+from serving.http.openapi import REFUSALS, ROUTES, complete_schemas, describe_routes, refusal
 from serving.http.pages.page import wants_html
 from serving.http.problems import Problem
 from serving.http.protocols.mlflow import mlflow_router
@@ -58,6 +39,21 @@ from serving.http.routes.jobs import jobs_router
 from serving.http.routes.models import models_router
 from serving.http.routes.outcomes import outcomes_router
 from serving.http.routes.predict import is_for_jobs
+from serving.http.schemas import (
+    BOOLEAN,
+    COUNT,
+    JOB,
+    JSON,
+    LOCATION,
+    MAYBE_STRING,
+    NUMBER,
+    STRING,
+    TIMEOUT_HEADER,
+    Schema,
+    array_of,
+    instances_of,
+    object_schema,
+)
 from serving.http.sse import Streams
 from serving.predict.operation import ANSWERS, Verb
 from serving.service import Service

@@ -6,21 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from serving.http import problems
-from serving.http.openapi import (
+from serving.http.openapi import BODY, Said
+from serving.http.protocols.tensors import DATATYPES
+from serving.http.schemas import (
     ANYTHING,
-    BODY,
     BOOLEAN,
     INTEGER,
     JSON,
     OBJECT,
     STRING,
     TIMEOUT_HEADER,
-    Said,
     Schema,
     array_of,
     object_schema,
 )
-from serving.http.protocols.tensors import DATATYPES
 
 BINARY = "application/octet-stream"
 BYTES: Schema = STRING | {"format": "binary"}

@@ -108,6 +108,9 @@ def _members(value: Any, name: str) -> Any:
             yield from _members(inner, name)
     elif isinstance(value, dict):
         for key, inner in value.items():
-            if key == name and inner != {"type": ["object", "null"]}:  # the schema of such a member
+            if key == "properties":  # of schemas, where names are those of members
+                yield from _members(list(inner.values()), name)
+                continue
+            if key == name:
                 yield inner
             yield from _members(inner, name)

@@ -70,7 +70,7 @@ def test_version_is_shown_like_the_model_when_it_is_the_newest(client: httpx.Cli
 
 @pytest.mark.parametrize(
     "path",
-    ["/v1/models/none", "/v1/models/wine/versions/2", "/v1/models/none/versions/1", "/v1", "/docs", "/v1/models/"],
+    ["/v1/models/none", "/v1/models/wine/versions/2", "/v1/models/none/versions/1", "/v1", "/v3", "/v1/models/"],
 )
 def test_what_is_not_there_is_a_problem(client: httpx.Client, path: str) -> None:
     answer = client.get(path)

@@ -1,0 +1,308 @@
+"""JSON Schemas of what the API takes and answers, and the words to write them in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from serving.jobs.rows import OPERATIONS
+from serving.predict.operation import ANSWERS, Verb
+
+Schema = dict[str, Any]
+
+STRING: Schema = {"type": "string"}
+NUMBER: Schema = {"type": "number"}
+INTEGER: Schema = {"type": "integer"}
+BOOLEAN: Schema = {"type": "boolean"}
+ANYTHING: Schema = {}
+OBJECT: Schema = {"type": "object"}
+MAYBE_STRING: Schema = {"type": ["string", "null"]}
+OK: Schema = {"enum": ["ok", "degraded"]}
+
+JSON, EVENTS, CSV, TEXT, SVG = "application/json", "text/event-stream", "text/csv", "text/plain", "image/svg+xml"
+BINARY: Schema = {"type": "string", "format": "binary"}
+TABLES: Schema = {"application/vnd.apache.parquet": BINARY, "application/vnd.apache.arrow.stream": BINARY}
+"""Media types that need the extra `arrow`."""
+
+LABEL: Schema = {"type": ["boolean", "number", "string"]}
+SECONDS: Schema = {"type": "number", "minimum": 0.001, "maximum": 999_999_999}
+TIMEOUT_HEADER = {
+    "name": "X-Request-Timeout",
+    "in": "header",
+    "description": "Seconds; may shorten the deadline, never lengthen it",
+    "schema": SECONDS,
+}
+LOCATION = {"Location": {"description": "Where the job is", "schema": STRING}}
+
+COUNT: Schema = {"type": "integer", "minimum": 1, "maximum": 999_999_999}
+EVENT_ID: Schema = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
+READ_AS_TEXT: Mapping[str, Schema] = {
+    "before": STRING | {"format": "date-time"},
+    "entity": STRING | {"pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"},
+    "explain": BOOLEAN | {"default": False},
+    "kind": STRING | {"pattern": "^[a-z0-9][a-z0-9._-]{0,63}$"},
+    "last-event-id": EVENT_ID,
+    "last_event_id": EVENT_ID,
+    "limit": COUNT,
+    "models": STRING,
+    "x-request-timeout": SECONDS,
+}
+"""What routes read as text from headers, queries and paths, because they say themselves what is wrong with it."""
+
+
+def object_schema(properties: Schema, required: list[str] | None = None, **more: Any) -> Schema:
+    """An object with these members, all of which are required unless `required` says which."""
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties) if required is None else required,
+        **more,
+    }
+
+
+def array_of(items: Schema, **more: Any) -> Schema:
+    """An array, whose items every generator of clients wants to know."""
+    return {"type": "array", "items": items, **more}
+
+
+EXPLAINER: Schema = {
+    "type": ["object", "null"],
+    "properties": {"method": STRING, "space": STRING, "jobs_only": BOOLEAN, "spaces": array_of(STRING)},
+}
+SUMMARY = object_schema(
+    {
+        "name": STRING,
+        "version": STRING,
+        "ready": {"const": True},
+        "live": STRING,
+        "previous": MAYBE_STRING,
+        "versions": array_of(STRING),
+        "task": STRING,
+        "estimator": STRING,
+        "compiled": BOOLEAN,
+        "fallback": BOOLEAN,
+        "forced": STRING,
+        "entities": BOOLEAN,
+        "kind": MAYBE_STRING,
+        "explainer": EXPLAINER,
+    }
+)
+REFUSED = array_of(object_schema({"model": STRING, "version": STRING, "reason": STRING}))
+MODELS = object_schema({"models": array_of(SUMMARY), "status": OK, "refused": REFUSED})
+MODEL = object_schema(
+    SUMMARY["properties"]
+    | {
+        "sha256": STRING,
+        "created": STRING,
+        "source": STRING,
+        "libraries": OBJECT,
+        "classes": array_of(ANYTHING),
+        "metrics": {"type": "object", "additionalProperties": NUMBER},
+        "example": {"type": ["object", "null"]},
+        "features": array_of(STRING),
+        "schema": OBJECT,
+        "model_version_status": array_of(object_schema({"version": STRING, "state": STRING, "status": OBJECT})),
+    }
+)
+METADATA = object_schema({"model_spec": OBJECT, "metadata": OBJECT})
+
+NUMBERS: Schema = {"type": "object", "additionalProperties": NUMBER}
+IMPORTANCE = object_schema(
+    {
+        "model": STRING,
+        "version": STRING,
+        "rows": INTEGER,
+        "space": STRING,
+        "method": STRING,
+        "importance": NUMBERS | {"description": "The mean of |SHAP| over rows and outputs, the largest first"},
+        "outputs": array_of(
+            object_schema(
+                {
+                    "target": STRING,
+                    "class": STRING,
+                    "base_value": NUMBER,
+                    "importance": NUMBERS,
+                    "mean": NUMBERS,
+                    "points": OBJECT,
+                    "dependence": OBJECT,
+                },
+                ["base_value", "importance", "mean"],
+            )
+        ),
+    }
+)
+
+SERVER = {"enum": ["ok", "away", "disabled"]}
+HEALTH = object_schema(
+    {
+        "status": OK,
+        "models": INTEGER,
+        "fallbacks": array_of(STRING),
+        "forced": OBJECT,
+        "refused": array_of(STRING),
+        "redis": SERVER,
+        "supabase": SERVER,
+        "jobs": STRING,
+        "records": STRING,
+        "last_training": OBJECT,
+        "breakers": OBJECT,
+        "memory": OBJECT,
+        "worker": OBJECT,
+    }
+)
+STATUS = object_schema({"status": OK})
+
+JOB = object_schema(
+    {
+        "id": STRING,
+        "operation": STRING,
+        "model": STRING,
+        "version": STRING,
+        "state": {"enum": ["queued", "running", "done", "failed", "cancelled"]},
+        "progress": NUMBER | {"minimum": 0, "maximum": 1},
+        "attempts": INTEGER,
+        "chunks": INTEGER,
+        "chunks_done": INTEGER,
+        "created": STRING,
+        "started": MAYBE_STRING,
+        "finished": MAYBE_STRING,
+        "error": STRING,
+        "cancelling": BOOLEAN,
+        "result": STRING,
+    },
+    ["id", "operation", "model", "version", "state", "progress", "attempts", "created", "started", "finished"],
+)
+RESULT = object_schema(
+    {"model": STRING, "version": STRING}
+    | {member: array_of(ANYTHING) for member in ANSWERS.values()}
+    | {name: IMPORTANCE["properties"][name] for name in ("rows", "space", "method", "importance", "outputs")},
+    [],
+)
+
+ADDED = {"stored": INTEGER, "present": INTEGER, "dropped": INTEGER}
+STORED = object_schema({"entity": STRING, **ADDED, "ids": array_of(STRING)}, ["entity", "stored", "ids"])
+OUTCOMES = {"model": STRING, "version": STRING}
+OUTCOMES_STORED = object_schema(OUTCOMES | ADDED, ["model", "version", "stored"])
+ENTITIES = object_schema(
+    {
+        "entities": array_of(
+            object_schema({"entity": STRING, "kind": STRING, "records": INTEGER, "newest": MAYBE_STRING})
+        ),
+        "next": MAYBE_STRING,
+    }
+)
+RECORDS = object_schema(
+    {
+        "entity": STRING,
+        "kind": MAYBE_STRING,
+        "records": array_of(object_schema({"id": STRING, "time": STRING, "values": OBJECT})),
+        "next": MAYBE_STRING,
+    }
+)
+DELETED = object_schema(
+    {
+        "entity": STRING,
+        "deleted": object_schema({"records": INTEGER, "outcomes": INTEGER, "events": INTEGER}, ["records"]),
+    }
+)
+ENTITY_PREDICTIONS = object_schema(
+    {
+        "entity": STRING,
+        "stale": BOOLEAN,
+        "records": array_of(object_schema({"id": STRING, "time": STRING})),
+        "models": array_of(object_schema(RESULT["properties"], ["model", "version", "predictions"])),
+    }
+)
+RELOADED = object_schema(
+    {
+        "status": STRING,
+        "added": array_of(STRING),
+        "removed": array_of(STRING),
+        "refused": array_of(STRING),
+        "live": {"type": "object", "additionalProperties": STRING},
+        "seconds": NUMBER,
+    },
+    ["status"],
+)
+METRICS = object_schema(
+    {
+        "time": STRING,
+        "pss_bytes": INTEGER,
+        "requests": INTEGER,
+        "workers": array_of(OBJECT),
+        "totals": OBJECT,
+        "models": OBJECT,
+        "quality": ANYTHING,
+    }
+)
+
+
+def instances_of(*forms: Schema) -> Schema:
+    """Instances, each an object or an array. All are as the first is; generators of clients pass over that."""
+    return array_of(
+        {"anyOf": list(forms)},
+        minItems=1,
+        description="All by name, or all by position",
+        **{"if": {"prefixItems": [OBJECT]}, "then": {"items": OBJECT}, "else": {"items": array_of(ANYTHING)}},
+    )
+
+
+INSTANCES = instances_of(OBJECT, array_of(ANYTHING))
+PARAMETERS: Schema = {
+    "type": ["object", "null"],
+    "properties": {
+        "classes": {"anyOf": [{"enum": ["predicted", "all"]}, array_of(LABEL, minItems=1, uniqueItems=True)]},
+        "top": COUNT | {"type": ["integer", "null"]},
+        "space": {"enum": ["probability", "margin", "value", None]},
+        "coverage": {"type": ["number", "null"], "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+        "interactions": BOOLEAN,
+    },
+    "additionalProperties": False,
+}
+
+
+def inference_schemas(verb: Verb) -> tuple[Schema, Schema]:
+    """The body and the answer of a route for any model; each model's own routes have them in full."""
+    return (
+        object_schema({"instances": INSTANCES, "parameters": PARAMETERS}, ["instances"], additionalProperties=False),
+        object_schema(
+            {
+                "model": STRING,
+                "version": STRING,
+                ANSWERS[verb]: array_of(ANYTHING),
+                "fallback": BOOLEAN,
+                "forced": STRING,
+            },
+            ["model", "version", ANSWERS[verb]],
+        ),
+    )
+
+
+JOB_BODY = object_schema(
+    {
+        "operation": {"enum": list(OPERATIONS)},
+        "model": STRING,
+        "instances": INSTANCES,
+        "version": MAYBE_STRING,
+        "parameters": PARAMETERS,
+    },
+    ["operation", "model", "instances"],
+    additionalProperties=False,
+)
+
+ROWS = array_of({"type": ["array", "object"]}, minItems=1)
+TABLE: Schema = {"anyOf": [ROWS, OBJECT]}
+METHOD = object_schema(
+    {"method": {"enum": ["predict", "predict_proba", "decision_function"], "default": "predict"}},
+    [],
+    additionalProperties=False,
+)
+MLFLOW_TABLES: Mapping[str, Schema] = {
+    "dataframe_split": object_schema(
+        {"columns": array_of(STRING), "data": ROWS, "index": array_of(ANYTHING)}, ["data"]
+    ),
+    "dataframe_records": ROWS,
+    "instances": TABLE,
+    "inputs": TABLE,
+}
+AZURE_TABLES: Mapping[str, Schema] = {"data": TABLE, "input_data": TABLE, "Inputs": OBJECT}
