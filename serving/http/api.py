@@ -41,7 +41,6 @@ from serving.http.routes.outcomes import outcomes_router
 from serving.http.routes.predict import is_for_jobs
 from serving.http.schemas import (
     BOOLEAN,
-    COUNT,
     JOB,
     JSON,
     LOCATION,
@@ -49,6 +48,7 @@ from serving.http.schemas import (
     NUMBER,
     STRING,
     TIMEOUT_HEADER,
+    TOP,
     Schema,
     array_of,
     instances_of,
@@ -145,7 +145,7 @@ def _request(model: LoadedModel, verb: Verb) -> Schema:
     some = [array_of({"enum": list(kind)}, minItems=1, uniqueItems=True) for kind in kinds if kind]
     parameters = {
         "classes": {"anyOf": [{"enum": ["predicted", "all"]}, *some], "default": "predicted"},
-        "top": COUNT | {"type": ["integer", "null"], "description": "Only the largest; the rest as `(other)`"},
+        "top": TOP | {"description": "Only the largest; the rest as `(other)`"},
     }
     if model.explainer is not None:
         described = "The outputs that are explained"

@@ -26,6 +26,7 @@ TABLES: Schema = {"application/vnd.apache.parquet": BINARY, "application/vnd.apa
 
 LABEL: Schema = {"type": ["boolean", "number", "string"]}
 SECONDS: Schema = {"type": "number", "minimum": 0.001, "maximum": 999_999_999}
+TOP: Schema = {"type": ["integer", "null"], "minimum": 1, "maximum": 2**31 - 1}
 TIMEOUT_HEADER = {
     "name": "X-Request-Timeout",
     "in": "header",
@@ -252,7 +253,7 @@ PARAMETERS: Schema = {
     "type": ["object", "null"],
     "properties": {
         "classes": {"anyOf": [{"enum": ["predicted", "all"]}, array_of(LABEL, minItems=1, uniqueItems=True)]},
-        "top": COUNT | {"type": ["integer", "null"]},
+        "top": TOP,
         "space": {"enum": ["probability", "margin", "value", None]},
         "coverage": {"type": ["number", "null"], "exclusiveMinimum": 0, "exclusiveMaximum": 1},
         "interactions": BOOLEAN,

@@ -166,7 +166,7 @@ def entities_router(service: Service, streams: Streams) -> APIRouter:
             entity,
             names=_names(models, key),
             may_use=key.may_use,
-            kind=kind,
+            kind=None if kind is None else check_kind(kind),
             limit=_count(limit),
             explained=_truth(explain),
             timeout=None if x_request_timeout is None else parse_timeout(x_request_timeout.encode()),
