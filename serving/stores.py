@@ -6,6 +6,7 @@ import os
 import secrets
 from contextlib import suppress
 from pathlib import Path
+from tempfile import mkstemp
 
 from cache.tiered import TieredCache, build_cache
 from registry.store.directory import read_file
@@ -54,8 +55,10 @@ def _kept(path: Path, setting: str) -> str:
 def _make_secret(path: Path) -> None:
     """Write a secret, whole, unless another process has done so meanwhile. Raises OSError."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}-{os.getpid()}")
-    scratch.touch(0o600)
+    # a new file that only its owner may open, whatever others have put beside it
+    descriptor, name = mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    os.close(descriptor)
+    scratch = Path(name)
     scratch.write_text(secrets.token_hex(32))
     with suppress(FileExistsError):
         os.link(scratch, path)

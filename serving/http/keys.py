@@ -55,13 +55,14 @@ TWINS: Mapping[re.Pattern[str], str] = {
     for page, twin in {
         r"/": r"/v1/models",
         r"/docs": r"/openapi.json",
+        r"/(models/[^/]*/importance)": r"/v1/\1",
         r"/(models/[^/]*)(?:/.*)?": r"/v1/\1",
         r"/(jobs/[^/]*)": r"/v1/\1",
         r"/(entities/[^/]*)": r"/v1/\1/records",
         r"/admin|/monitoring/[^/]*": r"/api/admin/metrics",
     }.items()
 }
-"""For the path of a page that of the JSON that it shows, whose key it takes."""
+"""For the path of a page that of the JSON that it shows, whose key it takes; the first that fits."""
 
 MODEL = re.compile(r"/(?:(?:[^/]+|api/admin)/models|endpoints|serving-endpoints)/([^/:]+)")
 """The model that a path names."""

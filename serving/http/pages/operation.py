@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 
 from registry.explain.explanation import Selection
 from registry.explain.shap_values import Space
-from serving.http.keys import Keys
+from serving.http.keys import Keys, key_of
 from serving.http.pages.page import guarded, show, show_error
 from serving.http.routes.health import HealthCheck
 from serving.http.routes.importance import BackgroundImportance
@@ -82,6 +82,8 @@ def _add_monitoring(router: APIRouter, service: Service) -> None:
     @router.get("/monitoring/{name}")
     @guarded
     async def monitoring(request: Request, name: str) -> Response:
+        # the path of the JSON behind it, of all models, names none
+        key_of(request.scope).check_model(name)
         model = detail(registry, registry.get(name), show_examples=False)
         metrics = summarize(await snapshots.get())
         quality: dict[str, Any] = (await service.quality.take()).get(name, {})

@@ -38,6 +38,9 @@ HEADERS: Mapping[str, str] = {
     "vary": "Accept, Authorization",
 }
 
+OF_SOMEBODY = ("/jobs/", "/entities/")
+"""Beginnings of the paths of pages that show somebody's data, whose JSON is not kept by browsers either."""
+
 ENDS_OF_WORDS = re.compile(r"(?<=[_/.-])(?=\w)")
 
 NOTHING = "\N{EN DASH}"
@@ -139,7 +142,9 @@ def show(request: Request, template: str, status: int = 200, **values: Any) -> R
     """A page. Of a part of one (`?part=`), a script asks for what has changed."""
     key = key_of(request.scope)
     content = fill(template, path=request.url.path, key_name=key.name, **values)
-    headers = {**HEADERS, "cache-control": "no-store" if key.name else CACHED_BY_CLIENTS}
+    # the values of a form are in the query
+    is_kept = not (key.name or request.url.query or request.url.path.startswith(OF_SOMEBODY))
+    headers = {**HEADERS, "cache-control": CACHED_BY_CLIENTS if is_kept else "no-store"}
     return Response(content, int(status), headers, "text/html; charset=utf-8")
 
 

@@ -24,6 +24,7 @@ from harness.service import ADMIN_TOKEN
 from registry.store.add import add_trained
 from registry.training.script import Trained
 from serving.app import Application, build, build_alerts
+from serving.http.keys import SCOPES
 from serving.settings import Settings
 
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
@@ -307,6 +308,12 @@ def test_what_a_key_shows_is_not_kept_by_the_browser(locked_app: Application) ->
     assert get(locked_app, "/", bearer(KEY)).headers["cache-control"] == "no-store"
 
 
+def test_what_is_somebodys_is_not_kept_by_the_browser(app: Application) -> None:
+    for path in ("/jobs/nothing", "/entities/nothing", "/models/house?x.size=31", "/models/house?x.size=31&as=svg"):
+        assert get(app, path).headers["cache-control"] == "no-store", path
+    assert get(app, "/models/house").headers["cache-control"] == "private, no-cache"
+
+
 def test_a_page_asks_the_model_only_with_a_key_that_may(root: Path) -> None:
     entries = " ".join(
         f"{scope}:{hashlib.sha256(secret.encode()).hexdigest()}:{scope}::house"
@@ -318,6 +325,19 @@ def test_a_page_asks_the_model_only_with_a_key_that_may(root: Path) -> None:
     assert "data-answered" in get(app, "/models/house", asker).text
     assert "A key is needed" in get(app, "/models/hostile", asker).text
     assert "hostile" not in get(app, "/", asker).text
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_a_page_shows_no_key_what_the_api_refuses_it(root: Path, scope: str) -> None:
+    app = build_app(root, api_keys=f"one:{hashlib.sha256(KEY.encode()).hexdigest()}:{scope}::house")
+    for model in ("house", "hostile"):
+        for page, twin in (("", ""), ("/versions", ""), ("/batch", ""), ("/importance", "/importance")):
+            refused = get(app, f"/v1/models/{model}{twin}", bearer(KEY)).status_code == 403
+            shown = get(app, f"/models/{model}{page}", bearer(KEY)).text
+            assert ("A key is needed" in shown) == refused, (model, page)
+    monitoring = get(app, "/monitoring/hostile", bearer(KEY))
+    assert "version 1" not in monitoring.text
+    assert ("version 1" in get(app, "/monitoring/house", bearer(KEY)).text) == (scope == "admin")
 
 
 def test_an_explanation_is_saved_as_a_file(app: Application) -> None:
