@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from http import HTTPStatus
 
 import msgspec
@@ -23,7 +23,7 @@ from registry.registry import Registry
 from serving.entities.outcomes import OutcomesBody
 from serving.errors import RouteNotFound
 from serving.http import problems
-from serving.http.keys import Keys, describe_security
+from serving.http.keys import Keys, describe_security, visible_paths
 from serving.http.openapi import REFUSALS, ROUTES, complete_schemas, describe_routes, refusal
 from serving.http.pages.page import wants_html
 from serving.http.problems import Problem
@@ -300,7 +300,7 @@ def make_api(
 
     api.openapi = cache(describe)  # type: ignore[method-assign]
     routers = [
-        _document_router(api),
+        _document_router(api, keys),
         models_router(service.registry, show_examples=service.show_examples),
         importance_router(service),
         health_router(service),
@@ -333,14 +333,19 @@ def _alive_router() -> APIRouter:
     return router
 
 
-def _document_router(api: FastAPI) -> APIRouter:
-    """The OpenAPI document, encoded once."""
+def _document_router(api: FastAPI, keys: Keys) -> APIRouter:
+    """The OpenAPI document, encoded once for those who may use the same models."""
     router = APIRouter()
-    encode = cache(lambda: msgspec.json.encode(api.openapi()))
+
+    @lru_cache(maxsize=4)
+    def encode(paths: tuple[str, ...]) -> bytes:
+        document = api.openapi()
+        return msgspec.json.encode(document | {"paths": {path: document["paths"][path] for path in paths}})
 
     @router.get("/openapi.json", include_in_schema=False)
-    async def show_document() -> Response:
-        return Response(encode(), headers={"cache-control": CACHED_BY_CLIENTS}, media_type="application/json")
+    async def show_document(request: Request) -> Response:
+        content = encode(tuple(visible_paths(api.openapi(), keys.reader(request.scope))))
+        return Response(content, headers={"cache-control": CACHED_BY_CLIENTS}, media_type="application/json")
 
     return router
 

@@ -273,6 +273,13 @@ class Keys:
             scope["state"]["locked"] = error
             return LOCKED
 
+    def reader(self, scope: Scope) -> Key:
+        """The key that says which models a request may hear of where none is needed; without a valid one, LOCKED."""
+        try:
+            return self.check({**scope, "method": "GET", "path": "/v1/models"})
+        except (NotAuthorized, NotPermitted):
+            return LOCKED
+
     def is_admin(self, scope: Scope) -> bool:
         """Whether a request may see what only admins may see."""
         try:
@@ -359,6 +366,15 @@ SCHEMES: Mapping[str, Mapping[str, str]] = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "A key as `Authorization: Bearer KEY`"},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "A key as `X-API-Key: KEY`"},
 }
+
+
+def visible_paths(document: Mapping[str, Any], key: Key) -> dict[str, Any]:
+    """The paths of an OpenAPI document without those of models that a key may not use."""
+    return {
+        path: item
+        for path, item in document["paths"].items()
+        if not (named := MODEL.match(path)) or named[1].startswith("{") or key.may_use(named[1])
+    }
 
 
 def describe_security(document: dict[str, Any], refusal: Mapping[str, Any], *, is_open: bool) -> None:

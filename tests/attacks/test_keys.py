@@ -180,7 +180,7 @@ def bearer(secret: str) -> dict[str, str]:
 
 
 def documented(app: Application) -> dict[str, dict[str, Any]]:
-    _, _, content = send(app, "GET /openapi.json", {})
+    _, _, content = send(app, "GET /openapi.json", bearer(SECRETS["admin"]))
     paths = msgspec.json.decode(content)["paths"]
     return {f"{method.upper()} {path}": one for path, item in paths.items() for method, one in item.items()}
 

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter, Request, Response
 
+from serving.http.keys import Keys, visible_paths
 from serving.http.pages.page import guarded, show
 
 TAGS = ("predict", "explain", "models", "outcomes", "entities", "jobs", "health", "admin")
@@ -16,14 +17,15 @@ TAGS = ("predict", "explain", "models", "outcomes", "entities", "jobs", "health"
 MAX_EXAMPLE_CHARACTERS = 20_000
 
 
-def docs_router() -> APIRouter:
-    """The page of the whole API."""
+def docs_router(keys: Keys) -> APIRouter:
+    """The page of the whole API, as far as whoever looks may use it."""
     router = APIRouter(include_in_schema=False)
 
     @router.get("/docs")
     @guarded
     async def docs(request: Request) -> Response:
         document = request.app.openapi()
+        document = document | {"paths": visible_paths(document, keys.reader(request.scope))}
         groups: dict[str, list[dict[str, Any]]] = {tag: [] for tag in TAGS}
         for operation in _operations(document):
             groups.setdefault(operation["tag"], []).append(operation)

@@ -32,7 +32,7 @@ def pages_router(service: Service, route: PredictRoute, keys: Keys, *, max_job_r
     async def model(request: Request, name: str) -> Response:
         return await page.answer(request, name)
 
-    for others in (operation_router(service, keys), work_router(service, max_job_rows), docs_router()):
+    for others in (operation_router(service, keys), work_router(service, max_job_rows), docs_router(keys)):
         router.include_router(others)
     return router
 

@@ -335,6 +335,12 @@ def test_a_page_shows_no_key_what_the_api_refuses_it(root: Path, scope: str) -> 
             refused = get(app, f"/v1/models/{model}{twin}", bearer(KEY)).status_code == 403
             shown = get(app, f"/models/{model}{page}", bearer(KEY)).text
             assert ("A key is needed" in shown) == refused, (model, page)
+    for headers, is_known in ((bearer(KEY), True), (HTML, False)):
+        for path in ("/docs", "/openapi.json"):
+            said = get(app, path, headers).text
+            assert "/v1/models/{model}:predict" in said
+            assert ("/v1/models/house:predict" in said) == is_known
+            assert "hostile" not in said
     monitoring = get(app, "/monitoring/hostile", bearer(KEY))
     assert "version 1" not in monitoring.text
     assert ("version 1" in get(app, "/monitoring/house", bearer(KEY)).text) == (scope == "admin")
