@@ -64,8 +64,8 @@ TWINS: Mapping[re.Pattern[str], str] = {
 }
 """For the path of a page that of the JSON that it shows, whose key it takes; the first that fits."""
 
-MODEL = re.compile(r"/(?:(?:[^/]+|api/admin)/models|endpoints|serving-endpoints)/([^/:]+)")
-"""The model that a path names."""
+MODEL = re.compile(r"(?!/v2/models/stats$)/(?:(?:[^/]+|api/admin)/models|endpoints|serving-endpoints)/([^/:]+)")
+"""The model that a path names; the statistics of all models are those of the models that a key may use."""
 
 DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 BETWEEN_ENTRIES = re.compile(r"[\s;]+|,(?=[^:,;\s]+:[0-9a-fA-F]{64}:)")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from registry.errors import Fault, InvalidRows
 from registry.model import LoadedModel
-from registry.rows.features import Feature, Rows
+from registry.rows.features import MAX_WHOLE, Feature, Rows
 from serving.errors import InvalidRequest, TooManyInstances
 from serving.predict.json_body import MAX_NAME_CHARACTERS, decode
 from serving.predict.pieces import PIECE_BYTES, SLOW_NUMBER, ElementTooLarge, Turns, finite_number, split
@@ -44,8 +44,13 @@ CELLS_AT_ONCE = 4096
 
 MAX_ELEMENT_BYTES = 256 * 1024
 
-Cells: TypeAlias = NDArray[np.float64] | list[str | None]
-"""The elements of a tensor in row-major order: numbers, NaN for a missing one, or texts, None for a missing one."""
+WHOLE = "data must be whole numbers that {} can hold"
+
+Cells: TypeAlias = NDArray[np.float64] | list[str | None] | list[int | None]
+"""The elements of a tensor in row-major order: numbers, NaN for a missing one, or texts, None for a missing one.
+
+Whole numbers of which a float64 does not hold each are a list, too: they may be names of categories.
+"""
 
 _numbers = msgspec.json.Decoder(list[float])
 _rows_of_numbers = msgspec.json.Decoder(list[list[float]])
@@ -136,7 +141,10 @@ async def _pieces(head: InputTensor, raw: bytes, turns: Turns) -> Any:
 
 
 def _concatenated(parts: Sequence[Any], head: InputTensor) -> Cells:
-    cells: Any = [text for part in parts for text in part] if head.datatype == TEXTS else np.concatenate(parts)
+    if any(isinstance(part, list) for part in parts):
+        cells: Any = [cell for part in parts for cell in (part if isinstance(part, list) else _whole(part.tolist()))]
+    else:
+        cells = np.concatenate(parts)
     if len(cells) != head.size:
         raise head.wrong(f"data must have {head.size} elements, as the shape says")
     return cells  # type: ignore[no-any-return]
@@ -160,14 +168,12 @@ def _quickly(head: InputTensor, raw: bytes) -> Cells | None:
             return None if is_nested else _texts.decode(raw)
         if head.datatype == "BOOL" or (len(raw) > MANY_NUMBERS_BYTES and SLOW_NUMBER.search(raw)):
             return None
-        if not is_nested:
-            return _fitting(head, np.array(_numbers.decode(raw), np.float64))
-        matrix = np.array(_rows_of_numbers.decode(raw), np.float64)
+        cells = np.array((_rows_of_numbers if is_nested else _numbers).decode(raw), np.float64)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError):
         return None
-    if matrix.ndim != 2 or matrix.shape[1:] != tuple(head.shape[1:]):
+    if is_nested and (cells.ndim != 2 or cells.shape[1:] != tuple(head.shape[1:])):
         return None
-    return _fitting(head, matrix.ravel())
+    return None if _may_differ(head, cells) else _fitting(head, cells.ravel())
 
 
 def _slowly(head: InputTensor, raw: bytes) -> Cells:
@@ -186,9 +192,24 @@ def _slowly(head: InputTensor, raw: bytes) -> Cells:
     if not all(cell is None or type(cell) in kinds for cell in found):
         raise head.wrong(f"data must be {'true or false' if bool in kinds else 'numbers'}, or null for missing ones")
     try:
-        return _fitting(head, np.array(found, np.float64))
+        cells = np.array(found, np.float64)
     except OverflowError:
         raise head.wrong("a number is too large") from None
+    if not _may_differ(head, cells):
+        return _fitting(head, cells)
+    limits = np.iinfo(NUMBERS[head.datatype])
+    if not all(cell is None or (limits.min <= cell <= limits.max and cell == int(cell)) for cell in found):
+        raise head.wrong(WHOLE.format(head.datatype))
+    return _whole(found)
+
+
+def _may_differ(head: InputTensor, cells: NDArray[Any]) -> bool:
+    """Return whether there are whole numbers so large that a float64 stands for several of them."""
+    return NUMBERS[head.datatype].kind in "iu" and bool(((cells > MAX_WHOLE) | (cells < -MAX_WHOLE)).any())
+
+
+def _whole(cells: Sequence[float | None]) -> list[int | None]:
+    return [None if cell is None or cell != cell else int(cell) for cell in cells]  # noqa: PLR0124 - NaN
 
 
 def _fitting(head: InputTensor, cells: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -202,7 +223,7 @@ def _fitting(head: InputTensor, cells: NDArray[np.float64]) -> NDArray[np.float6
     low, high = (0, 1) if head.datatype == "BOOL" else (np.iinfo(kind).min, np.iinfo(kind).max)
     inside = (cells >= float(low)) & (cells <= float(high)) & (cells == np.floor(cells))
     if not (inside | np.isnan(cells)).all():
-        raise head.wrong(f"data must be whole numbers that {head.datatype} can hold")
+        raise head.wrong(WHOLE.format(head.datatype))
     return cells
 
 
@@ -217,7 +238,7 @@ async def read_binary(head: InputTensor, content: memoryview, turns: Turns) -> C
     cells = np.frombuffer(content, kind, size)
     if head.datatype == "BOOL" and (cells > 1).any():
         raise head.wrong("binary data of BOOL must be 0 or 1")
-    return cells.astype(np.float64)
+    return cells.tolist() if _may_differ(head, cells) else cells.astype(np.float64)
 
 
 async def _read_texts(head: InputTensor, content: memoryview, turns: Turns) -> list[str | None]:
@@ -281,8 +302,8 @@ class RowMaker:
         count = heads[0].shape[0]
         if self.is_matrix(heads):
             cells = tensors[0].cells
-            if self._is_plain and not isinstance(cells, list):
-                matrix = cells.reshape(count, -1)
+            if self._is_plain and heads[0].datatype != TEXTS:
+                matrix = np.asarray(cells, np.float64).reshape(count, -1)
                 if self._fits(matrix):
                     return matrix
             width = len(self._schema)
@@ -290,7 +311,7 @@ class RowMaker:
         else:
             columns = self._columns(tensors, count)
             if self._is_plain and all(column.head.datatype != TEXTS for column in columns):
-                matrix = np.column_stack([np.asarray(column.cells) for column in columns])
+                matrix = np.column_stack([np.asarray(column.cells, np.float64) for column in columns])
                 if self._fits(matrix):
                     return matrix
         return await self._rows_one_by_one(columns, count, turns)

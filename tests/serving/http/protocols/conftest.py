@@ -49,6 +49,8 @@ def samples() -> dict[str, tuple[Any, pd.DataFrame]]:
         (make_pipeline(SimpleImputer(), StandardScaler()), ["age", "income"]),
         ("passthrough", ["is_member"]),
     )
+    # numbers of which a float64 does not hold each
+    identifiers = pd.DataFrame({"id": pd.Categorical(np.tile([2**53, 2**53 + 1, 2**62 + 1], ROWS // 3))})
     texts = pd.DataFrame({"text": ["good fine", "bad poor"] * (ROWS // 2)})
     forest = RandomForestClassifier(5, max_depth=3, random_state=0)
     labels = np.where(first, "high", "low")
@@ -60,6 +62,10 @@ def samples() -> dict[str, tuple[Any, pd.DataFrame]]:
         "outliers": (IsolationForest(n_estimators=5, random_state=0).fit(numbers.to_numpy()), numbers),
         "targets": (LinearRegression().fit(numbers, numbers[["a", "b"]]), numbers),
         "people": (make_pipeline(columns, LogisticRegression()).fit(people, people["age"] > 50), people),
+        "identifiers": (
+            make_pipeline(OneHotEncoder(), LogisticRegression()).fit(identifiers, ["x", "y", "z"] * (ROWS // 3)),
+            identifiers,
+        ),
         "texts": (
             make_pipeline(make_column_transformer((TfidfVectorizer(), "text")), LogisticRegression()).fit(
                 texts, [True, False] * (ROWS // 2)

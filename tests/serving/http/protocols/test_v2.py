@@ -14,9 +14,18 @@ import pytest
 
 from tests.serving.http.protocols.conftest import Caller, samples
 
-KINDS = ("classifier", "numbered", "regressor", "margins", "outliers", "targets", "people", "texts")
+KINDS = ("classifier", "numbered", "regressor", "margins", "outliers", "targets", "people", "identifiers", "texts")
 MATRICES = ("classifier", "numbered", "regressor", "margins", "outliers", "targets")
-BINARY = {"FP64": "<f8", "FP32": "<f4", "FP16": "<f2", "INT64": "<i8", "INT8": "i1", "UINT16": "<u2", "BOOL": "?"}
+BINARY = {
+    "FP64": "<f8",
+    "FP32": "<f4",
+    "FP16": "<f2",
+    "INT64": "<i8",
+    "UINT64": "<u8",
+    "INT8": "i1",
+    "UINT16": "<u2",
+    "BOOL": "?",
+}
 
 
 def instances(model: str, count: int = 40) -> list[dict[str, Any]]:
@@ -141,7 +150,7 @@ def test_matrix_gets_the_answers_of_predict(caller: Caller, model: str, count: i
     assert tensors_of(infer_binary(caller, model, [tensor], parameters={"binary_data_output": True})) == wanted
 
 
-@pytest.mark.parametrize("model", ["people", "texts"])
+@pytest.mark.parametrize("model", ["people", "identifiers", "texts"])
 def test_columns_of_texts_and_categories_in_binary(caller: Caller, model: str) -> None:
     rows = [row for row in instances(model) if None not in row.values()]
     assert tensors_of(infer_binary(caller, model, columns(rows))) == expected(caller.predict(model, rows))
@@ -162,6 +171,27 @@ def test_numbers_in_json_are_rounded_to_their_datatype_as_in_binary(caller: Call
     tensor = {"name": "x", "shape": [1, 3], "datatype": "FP16", "data": [0.1, 0.2, 0.3]}
     rounded = np.array([[0.1, 0.2, 0.3]], "<f2").astype(float).tolist()
     assert tensors_of(caller.infer("targets", [tensor])) == expected(caller.predict("targets", rounded))
+
+
+@pytest.mark.parametrize("datatype", ["INT64", "UINT64"])
+def test_large_whole_numbers_are_not_rounded_and_have_limits(caller: Caller, datatype: str) -> None:
+    largest = int(np.iinfo(BINARY[datatype]).max)
+    tensor = {"name": "x", "shape": [1, 3], "datatype": datatype, "data": [largest, None, 2]}
+    refused = caller.infer("people", [tensor | {"name": "age", "shape": [1], "data": [largest + 1]}])
+    assert refused.status_code == 400
+    assert "whole numbers" in refused.text
+    wanted = expected(caller.predict("targets", [[largest, 1, 2]]))
+    assert tensors_of(caller.infer("targets", [tensor | {"data": [largest, 1, 2]}])) == wanted
+    assert "must not be null" in caller.infer("targets", [tensor]).text
+
+
+def test_large_whole_numbers_are_not_rounded_in_the_pieces_of_a_large_array(caller: Caller) -> None:
+    ids = [2**53] * 400 + [2**53 + 1, 2**62 + 1] * 200
+    inputs = json.dumps([{"name": "id", "shape": [800], "datatype": "INT64", "data": ids}]).replace(" ", " " * 1500)
+    answer = caller.post(
+        "/v2/models/identifiers/infer", b'{"inputs":%b,"outputs":[{"name":"label"}]}' % inputs.encode()
+    )
+    assert answer.json()["outputs"][0]["data"] == ["x"] * 400 + ["y", "z"] * 200
 
 
 def test_missing_values_are_null_or_nan_or_absent(caller: Caller) -> None:
