@@ -42,10 +42,14 @@ def is_tensorflow(body: bytes) -> bool:
 
 
 def decode_inputs(body: bytes) -> InputsBody | None:
-    """A body that has `inputs`; None for any other."""
+    """A body that has `inputs`; None for any other. Raises InvalidRequest for what is wrong beside them."""
     try:
         found: InputsBody = decode_outline(_inputs, body, USAGE)
-    except (InvalidRequest, NotJSON):
+    except InvalidRequest:
+        if MEMBERS[0] in body and b'"instances"' not in body:
+            raise
+        return None
+    except NotJSON:
         return None
     return found
 

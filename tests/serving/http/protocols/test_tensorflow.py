@@ -78,7 +78,8 @@ def test_a_missing_value_may_be_nan(client: httpx.Client) -> None:
         ({"inputs": [[1]], "instances": [[1]]}, "there is no member `inputs`"),
         ({"instances": [[1]], "signature_name": 5}, "signature_name must be a string"),
         ({"instances": [[1]], "signature_name": "x"}, "do not fit"),
-        ({"inputs": [[1]], "outputs": 5}, "no member"),
+        ({"inputs": [[1]], "outputs": 5}, "there is no member `outputs`"),
+        ({"inputs": [[1]], "signature_name": 5}, "signature_name must be a string"),
     ],
 )
 def test_a_refusal_has_the_member_that_these_clients_read(client: httpx.Client, body: Any, reason: str) -> None:
