@@ -260,12 +260,19 @@ class _Panel:
         """The name and the value to the left, the number to the right."""
         most = self._width * INSIDE / 100 / TEXT_PIXELS - _width(bar.number) - 1.5
         value = shorten(bar.value, max(most / 3, most - _width(bar.name) - 2.0)) if bar.value else ""
+        # lines behind a text stop around it
+        halo: dict[str, str | float] = {
+            "paint_order": "stroke",
+            "stroke": PAPER,
+            "stroke_width": 4,
+            "stroke_linejoin": "round",
+        }
         words = [_tag("tspan", "", _text(shorten(bar.name, most - (_width(value) + 1.5 if value else 0.0))))]
         if value:
             words.append(_tag("tspan", "value", f"\N{NO-BREAK SPACE}= {_text(value)}", fill=PALE))
-        yield _tag("text", "name", *words, y=y, fill=INK, font_size=TEXT_PIXELS)
+        yield _tag("text", "name", *words, y=y, fill=INK, font_size=TEXT_PIXELS, **halo)
         number = _text(bar.number)
-        yield _tag("text", "number", number, x="100%", y=y, fill=INK, font_size=TEXT_PIXELS, text_anchor="end")
+        yield _tag("text", "number", number, x="100%", y=y, fill=INK, font_size=TEXT_PIXELS, text_anchor="end", **halo)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,14 +285,15 @@ class Axis:
 
     @classmethod
     def over(cls, low: float, high: float) -> Axis:
-        """An axis a little wider than from `low` to `high`."""
+        """An axis a little wider than from `low` to `high`, unless that is 0."""
         span = high - low
         if not math.isfinite(span):  # of the largest numbers that there are
             return cls(low, high, [(low, number_text(low)), (high, number_text(high))])
         if span <= max(1e-12 * max(abs(low), abs(high)), 1e-300):
             span = abs(high) if abs(high) > 1e-300 else 1.0
             low, high = low - span / 2, high + span / 2
-        low, high = low - span * 0.03, high + span * 0.03
+        # bars that all begin at 0 begin where the names do
+        low, high = low and low - span * 0.03, high and high + span * 0.03
         return cls(low, high, _ticks(low, high))
 
     def percent(self, value: float) -> float:

@@ -104,7 +104,7 @@ def _chart(shown: _Shown, explanation: Mapping[str, Any], instance: Mapping[str,
         )
         here = max(-float_info.max, min(here + value, float_info.max))
     bars.append(Bar("output", number_text(output), here, output, "mark", hint=axis))
-    notes = [f"{axis} {number_text(output)}, of which {number_text(base)} is the base value"]
+    notes = [f"{axis} {number_text(output)}, base value {number_text(base)}"]
     return Chart(": ".join(filter(None, (title, shown.of))), notes, bars, axis, linked=True)
 
 

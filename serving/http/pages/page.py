@@ -87,6 +87,8 @@ def seconds(value: float | None) -> str:
     """A span of time."""
     if value is None:
         return NOTHING
+    if value == 0:
+        return "0 s"
     for unit, name in TIMES:
         if value >= unit:
             return f"{value / unit:.0f} {name}" if value >= 10 * unit else f"{value / unit:.1f} {name}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import time
 from collections.abc import Sequence
 from itertools import islice
@@ -27,7 +28,7 @@ from serving.predict.operation import VERBS
 from serving.service import Service
 
 PREVIEW_ROWS, PREVIEW_COLUMNS = 10, 20
-
+NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 
 MAX_RECORDS, MAX_COLUMNS = 20, 40
 CHART = 300, 80
@@ -81,14 +82,20 @@ def _add_jobs(router: APIRouter, store: JobStore) -> None:
         )
 
 
-async def _preview(store: JobStore, job: Job) -> list[list[str]]:
-    """The columns and the first rows of a job's result."""
+async def _preview(store: JobStore, job: Job) -> list[Sequence[str | float]]:
+    """The columns and the first rows of a job's result, with numbers as such."""
     lines: list[str] = []
     async for part in csv_result(store, job):
         lines += part.decode().splitlines()[: PREVIEW_ROWS + 1]
         if len(lines) > PREVIEW_ROWS:
             break
-    return [row[:PREVIEW_COLUMNS] for row in islice(csv.reader(lines), PREVIEW_ROWS + 1)]
+    rows = [row[:PREVIEW_COLUMNS] for row in islice(csv.reader(lines), PREVIEW_ROWS + 1)]
+    return [*rows[:1], *([preview_cell(cell) for cell in row] for row in rows[1:])]
+
+
+def preview_cell(text: str) -> str | float:
+    """A cell of a CSV file: a number if it is written as one, and not as a code such as `007`."""
+    return float(text) if NUMBER.fullmatch(text) else text
 
 
 def _add_entities(router: APIRouter, service: Service) -> None:

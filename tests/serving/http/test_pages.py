@@ -25,6 +25,8 @@ from registry.store.add import add_trained
 from registry.training.script import Trained
 from serving.app import Application, build, build_alerts
 from serving.http.keys import SCOPES
+from serving.http.pages.page import seconds
+from serving.http.pages.work import preview_cell
 from serving.settings import Settings
 
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
@@ -302,6 +304,28 @@ def test_with_keys_a_page_is_an_empty_shell_for_whoever_has_none(locked_app: App
     assert "data-link" in get(locked_app, "/models/house", bearer(KEY)).text
     assert get(locked_app, "/models/nothing", bearer(KEY)).status_code == 404
     assert get(locked_app, "/", {}).json() == {"status": "alive"}
+
+
+def test_spans_of_time_have_the_unit_that_fits() -> None:
+    spans = (None, 0.0, 0.0001, 0.25, 3.0, 90.0, 7200.0, 864_000.0)
+    assert [seconds(span) for span in spans] == [
+        "\N{EN DASH}",
+        "0 s",
+        "0.1 ms",
+        "250 ms",
+        "3.0 s",
+        "1.5 min",
+        "2.0 h",
+        "10 d",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cell", "shown"),
+    [("0.5", 0.5), ("-3", -3.0), ("1e-5", 1e-5), ("007", "007"), ("nan", "nan"), ("", ""), ("class_1", "class_1")],
+)
+def test_cells_of_a_result_are_numbers_where_they_are_written_as_such(cell: str, shown: str | float) -> None:
+    assert preview_cell(cell) == shown
 
 
 def test_what_a_key_shows_is_not_kept_by_the_browser(locked_app: Application) -> None:

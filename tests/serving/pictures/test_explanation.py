@@ -144,6 +144,25 @@ def test_any_numbers_are_drawn_inside_the_picture(base: float, values: list[floa
     assert all(0.0 <= place <= 100.0 for place in places)
 
 
+def test_lines_behind_a_text_stop_around_it() -> None:
+    picture = waterfall(explained({"a": 0.25}), {"a": 1}, "m 1")
+    texts_on_bars = re.findall(r'<text class="(?:name|number)"[^>]*>', picture)
+    assert len(texts_on_bars) == 6
+    assert all('paint-order="stroke" stroke="#ffffff"' in text for text in texts_on_bars)
+
+
+def test_the_note_of_a_waterfall_fits_where_it_is_narrowest() -> None:
+    picture = waterfall(explained({"a": 0.25}) | {"space": "margin"}, {"a": 1}, "m 1", width=330)
+    assert "\N{HORIZONTAL ELLIPSIS}" not in picture
+    assert "margin (log-odds)" in picture
+
+
+def test_bars_that_begin_at_zero_begin_where_the_names_do() -> None:
+    assert Axis.over(0.0, 3.0).percent(0.0) == 0.0
+    assert Axis.over(-3.0, 0.0).percent(0.0) == 100.0
+    assert 0.0 < Axis.over(1.0, 3.0).percent(1.0) < 3.0
+
+
 def test_ticks_are_few_round_numbers() -> None:
     assert [text for _, text in Axis.over(0.37, 0.98).ticks] == ["0.4", "0.5", "0.6", "0.7", "0.8", "0.9"]
     assert [text for _, text in Axis.over(-1.0, 1.0).ticks] == ["\u22121", "\u22120.5", "0", "0.5", "1"]
