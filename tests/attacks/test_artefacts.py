@@ -21,6 +21,7 @@ from harness.service import COMMAND, ROOT, Service
 from harness.wire import ask, request
 from registry.errors import VersionRefused
 from registry.store.loader import load_version
+from serving.http.schemas import TABLES
 from tests.attacks.payloads import GOOD
 from tests.conftest import Run
 
@@ -308,6 +309,6 @@ def test_no_route_takes_a_path_an_address_or_a_file(service: Service) -> None:
             names = [parameter["name"].lower() for parameter in operation.get("parameters", [])]
             assert not {"path", "url", "uri", "file", "source"} & set(names)
             content = operation.get("requestBody", {}).get("content", {})
-            assert set(content) <= {"application/json", "text/csv"}
+            assert set(content) <= {"application/json", "application/octet-stream", "text/csv", *TABLES}
             for media in content.values():
                 assert named(media["schema"]) & {"path", "url", "uri", "file", "source"} == set(), path

@@ -17,7 +17,7 @@ from harness.processes import eventually
 from harness.servers import redis_server
 from harness.service import Service
 from registry.store.add import add_version
-from serving.process.kernel import child_pids
+from serving.process.kernel import child_pids, descendants
 
 
 @pytest.fixture(scope="module")
@@ -123,4 +123,8 @@ def test_processes_of_explanations_end_with_the_service(isolated: Service) -> No
 
 
 def test_models_whose_explanations_are_quick_cost_no_process(service: Service) -> None:
-    assert [child_pids(worker) for worker in service.workers] == [[], []]
+    before = {pid for worker in service.workers for pid in descendants(worker)}
+    example = service.get("/v1/models/wine")["example"]
+    answer = httpx.post(f"{service.address}/v1/models/wine:explain", json={"instances": [example]}, timeout=30)
+    assert answer.status_code == 200
+    assert {pid for worker in service.workers for pid in descendants(worker)} <= before

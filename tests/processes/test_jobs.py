@@ -228,7 +228,7 @@ BAD_TABLES = {
     b"value\n\xff\n": "line 2: is not UTF-8",
     b'value\n0\n"0\n': "line 3: is not CSV: a quote is not closed",
     b'value\n"0"1\n': "line 2: is not CSV; a quote within quotes is doubled",
-    b"value\nnan\n": "line 2: value must be finite",
+    b"value\nnan\n": "line 2: value must not be null",
     b"value\n1_0\n": "line 2: value must be a number",
     b"value\nsecret\n": "line 2: value must be a number",
     b"value\n" + b"1" * 70_000: "line 2: is too long",

@@ -45,10 +45,10 @@ def served(sleeper: Path) -> Iterator[Service]:
 
 def was_read(connection: socket.socket) -> bool:
     """Whether a process has accepted the connection and read all that was sent; the kernel knows."""
-    port = connection.getsockname()[1]
+    ports = [connection.getpeername()[1], connection.getsockname()[1]]
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        _, _, remote, _, queues, _, _, _, _, inode, *_ = line.split()
-        if int(remote.rpartition(":")[2], 16) == port:
+        _, *ends, _, queues, _, _, _, _, inode = line.split()[:10]
+        if [int(end.rpartition(":")[2], 16) for end in ends] == ports:
             return inode != "0" and int(queues.partition(":")[2], 16) == 0
     return False
 
