@@ -195,12 +195,22 @@ def _slowly(head: InputTensor, raw: bytes) -> Cells:
         cells = np.array(found, np.float64)
     except OverflowError:
         raise head.wrong("a number is too large") from None
-    if not _may_differ(head, cells):
-        return _fitting(head, cells)
-    limits = np.iinfo(NUMBERS[head.datatype])
-    if not all(cell is None or (limits.min <= cell <= limits.max and cell == int(cell)) for cell in found):
+    return _exactly(head, found, cells) if _may_differ(head, cells) else _fitting(head, cells)
+
+
+def _exactly(head: InputTensor, found: Sequence[float | None], cells: NDArray[np.float64]) -> list[int | None]:
+    """Whole numbers, which `cells` have rounded. Raises InvalidRequest."""
+    missing = np.isnan(cells)
+    try:
+        numbers = np.array([0 if cell is None else cell for cell in found], NUMBERS[head.datatype])
+    except OverflowError:
+        raise head.wrong(WHOLE.format(head.datatype)) from None
+    if not (missing | (cells == np.floor(cells))).all():
         raise head.wrong(WHOLE.format(head.datatype))
-    return _whole(found)
+    whole: list[int | None] = numbers.tolist()
+    for place in np.flatnonzero(missing):
+        whole[place] = None
+    return whole
 
 
 def _may_differ(head: InputTensor, cells: NDArray[Any]) -> bool:
