@@ -32,6 +32,7 @@ PAGES = (
     "/models/hostile/versions",
     "/models/hostile/importance",
     "/models/wide/batch",
+    "/entities",
     "/entities/nothing",
     "/jobs/nothing",
     "/admin",
@@ -336,7 +337,8 @@ def test_an_entity_is_followed(visitor: Visit, shown: Service) -> None:
 
     record(1.0)
     page = visitor.page
-    page.goto("/entities/one")
+    page.goto("/entities")
+    page.get_by_role("link", name="one", exact=True).click()
     expect(page.locator(".card .outcome")).to_have_text("2")
     expect(page.locator("tbody tr")).to_have_count(1)
     record(21.0)

@@ -38,7 +38,7 @@ HEADERS: Mapping[str, str] = {
     "vary": "Accept, Authorization",
 }
 
-OF_SOMEBODY = ("/jobs/", "/entities/")
+OF_SOMEBODY = ("/jobs/", "/entities")
 """Beginnings of the paths of pages that show somebody's data, whose JSON is not kept by browsers either."""
 
 ENDS_OF_WORDS = re.compile(r"(?<=[_/.-])(?=\w)")

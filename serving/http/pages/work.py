@@ -30,7 +30,7 @@ from serving.service import Service
 PREVIEW_ROWS, PREVIEW_COLUMNS = 10, 20
 NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 
-MAX_RECORDS, MAX_COLUMNS = 20, 40
+MAX_ENTITIES, MAX_RECORDS, MAX_COLUMNS = 100, 20, 40
 CHART = 300, 80
 """Width and height of the line of an entity's predictions."""
 
@@ -99,6 +99,14 @@ def preview_cell(text: str) -> str | float:
 
 
 def _add_entities(router: APIRouter, service: Service) -> None:
+    @router.get("/entities")
+    @guarded
+    async def list_entities(request: Request) -> Response:
+        after = request.query_params.get("after", "")
+        found = await service.shared.entities.entities(MAX_ENTITIES, after)
+        following = found[-1].entity if len(found) == MAX_ENTITIES else None
+        return show(request, "entities.html", entities=found, after=after, following=following)
+
     @router.get("/entities/{entity}")
     @guarded
     async def show_entity(request: Request, entity: str) -> Response:

@@ -100,6 +100,7 @@ PAGES = (
     "/models/wide",
     "/models/nothing",
     "/jobs/nothing",
+    "/entities",
     "/entities/nothing",
     "/admin",
     "/monitoring/hostile",
@@ -291,7 +292,7 @@ def test_with_keys_a_page_is_an_empty_shell_for_whoever_has_none(locked_app: App
         assert shell.status_code == 200
         assert "A key is needed" in shell.text
         assert "house" not in shell.text
-        if path not in ("/", "/admin"):
+        if path not in ("/", "/admin", "/entities"):  # which the menu marks
             assert shell.text == get(locked_app, "/models/unknown").text, "it does not say which models there are"
         wrong = get(locked_app, path, bearer("not-the-key-of-anybody"))
         assert "the key is not known" in wrong.text
@@ -333,7 +334,13 @@ def test_what_a_key_shows_is_not_kept_by_the_browser(locked_app: Application) ->
 
 
 def test_what_is_somebodys_is_not_kept_by_the_browser(app: Application) -> None:
-    for path in ("/jobs/nothing", "/entities/nothing", "/models/house?x.size=31", "/models/house?x.size=31&as=svg"):
+    for path in (
+        "/jobs/nothing",
+        "/entities",
+        "/entities/nothing",
+        "/models/house?x.size=31",
+        "/models/house?x.size=31&as=svg",
+    ):
         assert get(app, path).headers["cache-control"] == "no-store", path
     assert get(app, "/models/house").headers["cache-control"] == "private, no-cache"
 
@@ -368,6 +375,25 @@ def test_a_page_shows_no_key_what_the_api_refuses_it(root: Path, scope: str) -> 
     monitoring = get(app, "/monitoring/hostile", bearer(KEY))
     assert "version 1" not in monitoring.text
     assert ("version 1" in get(app, "/monitoring/house", bearer(KEY)).text) == (scope == "admin")
+
+
+def test_entities_are_listed_for_whoever_may_read(root: Path) -> None:
+    entries = " ".join(
+        f"{scope}:{hashlib.sha256(f'a-key-to-{scope}'.encode()).hexdigest()}:{scope}" for scope in ("read", "write")
+    )
+    app = build_app(root, api_keys=entries)
+    body = {"values": {"size": 1.0}, "time": "2026-01-31T12:00:00Z"}
+    for name in ("shelf-1", "shelf-2"):
+        path = f"/v1/entities/{name}/records"
+        assert ask_app(app, "POST", path, json=body, headers=bearer("a-key-to-write")).status_code == 201
+    assert "shelf" not in get(app, "/entities", bearer("a-key-to-write")).text
+    reader = bearer("a-key-to-read")
+    links = [one["href"] for one in Outline(get(app, "/entities", reader).text).of("a")]
+    assert {"/entities/shelf-1", "/entities/shelf-2"} <= set(links)
+    later = get(app, "/entities?after=shelf-1", reader).text
+    assert "/entities/shelf-1" not in later
+    assert "/entities/shelf-2" in later
+    assert "There are no others" in get(app, "/entities?after=shelf-2", reader).text
 
 
 def test_an_explanation_is_saved_as_a_file(app: Application) -> None:
