@@ -434,5 +434,7 @@ def _selection(parameters: Mapping[str, Any], model: LoadedModel) -> Selection:
     if "space" not in parameters:
         return EVERYTHING
     selection = Selection(space=parameters["space"])
+    if not isinstance(selection.space, str):
+        raise InvalidRequest("the parameter space must be a string")
     model.explainer_for(selection)
     return selection

@@ -246,6 +246,15 @@ def test_space_of_an_explanation_is_a_parameter_of_its_output(caller: Caller) ->
     assert wrong.status_code == 400
 
 
+@pytest.mark.parametrize("space", [[], {}, 5, True, None])
+def test_space_of_an_explanation_is_a_string(caller: Caller, space: Any) -> None:
+    answer = caller.infer(
+        "classifier", matrix(instances("classifier", 1)), outputs=[{"name": "explain", "parameters": {"space": space}}]
+    )
+    assert answer.status_code == 400
+    assert answer.json() == {"error": "the parameter space must be a string"}
+
+
 def test_answer_repeats_id_and_parameters_and_ignores_what_it_does_not_know(caller: Caller) -> None:
     body = {
         "id": "Grüße-42",
