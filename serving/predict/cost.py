@@ -14,7 +14,7 @@ INLINE_SECONDS = 0.001
 """A hand-over to a thread costs 0.06 to 0.09 ms, and the event loop may be blocked for a few milliseconds at most."""
 
 MAX_INLINE_ROWS = 1024
-SAMPLE_ROWS = 64
+SAMPLE_ROWS = 64  # at most, to measure what rows cost
 
 HAND_OVER_SECONDS = 0.0002
 """The cost of a batch on a thread besides the model's own time."""
@@ -104,16 +104,19 @@ class Cost:
 
 
 def measure_inline_rows(operation: Operation) -> int:
-    """Estimate the number of rows within INLINE_SECONDS, from the quickest answers to one row and to SAMPLE_ROWS."""
+    """Estimate the number of rows within INLINE_SECONDS, from the quickest answers to one row and to several."""
     if not operation.may_run_inline:
         return 0
     model, selection = operation.model, Selection(space=operation.space, interactions=operation.interactions)
     rows = model.background
-    one, many = rows[:1], np.resize(rows, (SAMPLE_ROWS, rows.shape[1]))
+    one = rows[:1]
     seconds_of_one = quickest(lambda: operation.answer(one, selection))
     if seconds_of_one > INLINE_SECONDS:
         return 0
+    # several rows of a slow model would take long, and few rows tell as much
+    count = min(SAMPLE_ROWS, 2 + int(4 * INLINE_SECONDS / max(seconds_of_one, 1e-9)))
+    many = np.resize(rows, (count, rows.shape[1]))
     seconds_of_many = quickest(lambda: operation.answer(many, selection))
-    each = max((seconds_of_many - seconds_of_one) / (SAMPLE_ROWS - 1), 1e-9)
+    each = max((seconds_of_many - seconds_of_one) / (count - 1), 1e-9)
     fixed = max(seconds_of_one - each, 0.0)
     return max(0, min(MAX_INLINE_ROWS, int((INLINE_SECONDS - fixed) / each)))
