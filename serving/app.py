@@ -70,7 +70,14 @@ from serving.shared.pressure import Pressure, Trimmer
 from serving.shared.rate_table import Rate, RateTable, parse_rate
 from serving.shared.reloads import Reloads
 from serving.storage.http import Outbound
-from serving.stores import build_answer_cache, build_entity_store, build_event_log, build_job_store, queue_limits
+from serving.stores import (
+    build_answer_cache,
+    build_entity_store,
+    build_event_log,
+    build_job_store,
+    choose_scratch_directory,
+    queue_limits,
+)
 from serving.telemetry import logs
 from serving.telemetry.alerts import Alerts, form_of
 from serving.telemetry.output import protect_output
@@ -187,6 +194,7 @@ class Application:
 
 def build(settings: Settings, alerts: Alerts) -> Application:
     """The app over all models that are there. Raises RegistryError, InvalidSetting, InvalidRedisUrl, CannotServe."""
+    choose_scratch_directory(settings.data_dir)
     seen = fingerprint(settings.model_dir)  # before they are loaded: later changes count
     registry = load_models(settings)
     check_default(names_of(registry), settings.default_model, is_needed=bool(settings.aip_predict_route))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import tempfile
 from contextlib import suppress
 from pathlib import Path
-from tempfile import mkstemp
 
 from cache.tiered import TieredCache, build_cache
 from registry.store.directory import read_file
@@ -30,6 +30,15 @@ def build_seal(settings: Settings) -> Seal:
         return Seal()
     given = settings.secret_key or (settings.admin_token,)
     return Seal(given if any(given) else (kept_secret(settings.data_dir),))
+
+
+def choose_scratch_directory(directory: Path) -> None:
+    """Have temporary files made in DATA_DIR where there is no other directory for them: the system may be read-only."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        tempfile.tempdir = str(directory)
 
 
 def kept_secret(directory: Path) -> str:
@@ -56,7 +65,7 @@ def _make_secret(path: Path) -> None:
     """Write a secret, whole, unless another process has done so meanwhile. Raises OSError."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # a new file that only its owner may open, whatever others have put beside it
-    descriptor, name = mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     os.close(descriptor)
     scratch = Path(name)
     scratch.write_text(secrets.token_hex(32))
