@@ -143,21 +143,23 @@ def service(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield running
 
 
+def read(service: Service, path: str) -> bytes:
+    """What a client with a key gets."""
+    request = urllib.request.Request(service.address + path, headers={"Authorization": f"Bearer {API_KEY}"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return bytes(answer.read())
+
+
 @pytest.fixture(scope="module")
 def document(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("openapi") / "openapi.json"
-    with urllib.request.urlopen(f"{service.address}/openapi.json", timeout=60) as answer:
-        file.write_bytes(answer.read())
+    file.write_bytes(read(service, "/openapi.json"))
     return file
 
 
 @pytest.fixture(scope="module")
 def features(service: Service) -> str:
-    request = urllib.request.Request(
-        f"{service.address}/v1/models/market-return", headers={"Authorization": f"Bearer {API_KEY}"}
-    )
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return ",".join(json.load(answer)["features"])
+    return ",".join(json.loads(read(service, "/v1/models/market-return"))["features"])
 
 
 def run(*command: str | Path, directory: Path, **environ: str) -> str:
