@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Generic, Self, TypeVar
 from urllib.parse import urlsplit
 
 from serving.client.calls import Calls
@@ -15,10 +15,14 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-class Client(Operations):
-    """A client that blocks its thread. Several threads may share it; a process that is forked needs its own."""
+Connections = TypeVar("Connections", Blocking, Suspending)
 
-    blocks = True
+
+class _Connected(Operations, Generic[Connections]):
+    """What both clients are made of."""
+
+    _kind: ClassVar[type[Any]]
+    _transport: Connections
 
     def __init__(
         self,
@@ -32,12 +36,19 @@ class Client(Operations):
         """By default `url` is FORKSERVE_URL, or else port 8000 of this machine, and `api_key` is FORKSERVE_API_KEY.
 
         `timeout` in seconds is for a call with its `retries`, which are made only where a request may be sent twice.
-        `http` are further options of `httpx.Client`, such as `verify`, `proxy` or `headers`.
+        `http` are further options of the client of httpx, such as `verify`, `proxy` or `headers`.
         """
         options = _http_options(url, api_key, http)
         self.url: str = options["base_url"]
-        self._transport = Blocking(**options)
+        self._transport = self._kind(**options)
         self._calls = Calls(self._transport, timeout=timeout, retries=retries)
+
+
+class Client(_Connected[Blocking]):
+    """A client that blocks its thread. Several threads may share it; a process that is forked needs its own."""
+
+    blocks = True
+    _kind = Blocking
 
     def __enter__(self) -> Self:
         return self
@@ -50,25 +61,11 @@ class Client(Operations):
         self._transport.http.close()
 
 
-class AsyncClient(Operations):
+class AsyncClient(_Connected[Suspending]):
     """The client for event loops: its methods are those of `Client`, as coroutines and asynchronous iterators."""
 
     blocks = False
-
-    def __init__(
-        self,
-        url: str | None = None,
-        api_key: str | None = None,
-        *,
-        timeout: float = 60.0,
-        retries: int = 3,
-        **http: Any,
-    ) -> None:
-        """The arguments of `Client`; `http` are further options of `httpx.AsyncClient`."""
-        options = _http_options(url, api_key, http)
-        self.url: str = options["base_url"]
-        self._transport = Suspending(**options)
-        self._calls = Calls(self._transport, timeout=timeout, retries=retries)
+    _kind = Suspending
 
     async def __aenter__(self) -> Self:
         return self
