@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Mapping
 
 from harness.wire import request
+from serving.predict.pieces import Turns
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -49,6 +50,26 @@ def body(value: bytes = ROW[0]) -> bytes:
 
 
 GOOD = request(PATH, body())
+GOOD_ROW = b"[" + b",".join(ROW) + b"]"
+
+COSTLY_BYTES = 4 * 1024 * 1024
+
+
+def fill(element: bytes, start: bytes = b'{"instances":[', end: bytes = b"]}") -> bytes:
+    """A body of COSTLY_BYTES, full of one element."""
+    return start + b",".join([element] * ((COSTLY_BYTES - len(start) - len(end)) // (len(element) + 1))) + end
+
+
+class CountedTurns(Turns):
+    """Turns that are counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pauses = 0
+
+    async def pause(self) -> None:
+        self.pauses += 1
+        await super().pause()
 
 
 def chunked(*chunks: bytes, end: bytes = b"0\r\n\r\n") -> bytes:

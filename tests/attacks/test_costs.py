@@ -32,27 +32,7 @@ from serving.predict.pieces import PIECE_BYTES, ElementTooLarge, Turns, split
 from serving.predict.request_body import Reader
 from serving.settings import Settings
 from serving.shared.book import Book
-from tests.attacks.payloads import PATH, ROW, body
-
-BYTES = 4 * 1024 * 1024
-GOOD = b"[" + b",".join(ROW) + b"]"
-
-
-def fill(element: bytes, start: bytes = b'{"instances":[', end: bytes = b"]}") -> bytes:
-    """A body of BYTES, full of one element."""
-    return start + b",".join([element] * ((BYTES - len(start) - len(end)) // (len(element) + 1))) + end
-
-
-class CountedTurns(Turns):
-    """Turns that count, and raise when there are too many."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pauses = 0
-
-    async def pause(self) -> None:
-        self.pauses += 1
-        await super().pause()
+from tests.attacks.payloads import COSTLY_BYTES, GOOD_ROW, PATH, ROW, CountedTurns, body, fill
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +51,8 @@ BODIES = {
     "one row of arrays": fill(b"[]", b'{"instances":[[', b"]]}"),
     "one row of slow numbers": fill(b"1e308", b'{"instances":[[', b"]]}"),
     "one row of keys": b'{"instances":[{' + b",".join(b'"%x":0' % number for number in range(300_000)) + b"}]}",
-    "good rows": fill(GOOD),
-    "classes": fill(b"1e308", b'{"instances":[%b],"parameters":{"classes":[' % GOOD, b"]}}"),
+    "good rows": fill(GOOD_ROW),
+    "classes": fill(b"1e308", b'{"instances":[%b],"parameters":{"classes":[' % GOOD_ROW, b"]}}"),
     "unknown member": fill(b"1e308", b'{"inputs":[', b"]}"),
     "member twice": fill(b'"instances":[]', b"{", b"}"),
 }
@@ -84,13 +64,13 @@ async def test_body_is_refused_after_a_few_pieces(wine: LoadedModel, name: str) 
     turns = CountedTurns()
     with pytest.raises((InvalidRows, InvalidRequest, TooManyInstances)):
         await Reader(wine, 1000).read_large(BODIES[name], turns)
-    assert turns.pauses <= 1000 * len(GOOD) / PIECE_BYTES + 2
+    assert turns.pauses <= 1000 * len(GOOD_ROW) / PIECE_BYTES + 2
 
 
 @pytest.mark.parametrize("name", ["rows of slow numbers", "good rows", "nested"])
 def test_pieces_are_small(name: str) -> None:
     array = BODIES[name].removeprefix(b'{"instances":').removesuffix(b"}")
-    pieces = [*split(array, BYTES)]
+    pieces = [*split(array, COSTLY_BYTES)]
     assert max(len(piece.content) for piece in pieces) < PIECE_BYTES + 200
     assert b",".join(piece.content[1:-1] for piece in pieces) == array[1:-1]
     assert sum(piece.count for piece in pieces) == len(json.loads(array))
@@ -99,27 +79,27 @@ def test_pieces_are_small(name: str) -> None:
 @pytest.mark.parametrize("array", [b'[1, "],[", {"a": "\\\\", "}": [[], {}]} , null]', b"[ ]", b'[["\\"]"]]'])
 def test_pieces_end_where_elements_end(monkeypatch: pytest.MonkeyPatch, array: bytes) -> None:
     monkeypatch.setattr("serving.predict.pieces.PIECE_BYTES", 1)
-    pieces = [*split(array, BYTES)]
+    pieces = [*split(array, COSTLY_BYTES)]
     assert [json.loads(piece.content) for piece in pieces] == [[element] for element in json.loads(array)]
     assert [piece.first for piece in pieces] == [*range(len(pieces))]
 
 
 def test_element_that_is_larger_than_any_that_fits_is_not_read() -> None:
     with pytest.raises(ElementTooLarge) as error:
-        [*split(b"[" + GOOD + b',["' + b"x" * 5000 + b'"]]', 4000)]
+        [*split(b"[" + GOOD_ROW + b',["' + b"x" * 5000 + b'"]]', 4000)]
     assert error.value.index == 1
 
 
 @pytest.mark.anyio
 async def test_large_body_gives_the_rows_and_faults_of_a_small_one(wine: LoadedModel) -> None:
     reader = Reader(wine, 1000)
-    slow = GOOD.replace(ROW[0], b"13.2e000")
-    rows, _ = await reader.read_large(b'{"instances":[' + b",\n".join([GOOD, slow] * 500) + b"]}", Turns())
+    slow = GOOD_ROW.replace(ROW[0], b"13.2e000")
+    rows, _ = await reader.read_large(b'{"instances":[' + b",\n".join([GOOD_ROW, slow] * 500) + b"]}", Turns())
     assert rows.shape == (1000, 13)
-    assert (rows == reader.read(b'{"instances":[' + GOOD + b"]}")[0]).all()
-    bad = [GOOD] * 400 + [b"[1e308]", b"{}", GOOD]
+    assert (rows == reader.read(b'{"instances":[' + GOOD_ROW + b"]}")[0]).all()
+    bad = [GOOD_ROW] * 400 + [b"[1e308]", b"{}", GOOD_ROW]
     with pytest.raises(InvalidRows) as error:
-        await reader.read_large(b'{"instances":[' + b",".join(bad) + b"]}" + b" " * BYTES, Turns())
+        await reader.read_large(b'{"instances":[' + b",".join(bad) + b"]}" + b" " * COSTLY_BYTES, Turns())
     assert [(fault.instance, fault.reason) for fault in error.value.faults] == [
         (400, "must have 13 values, has 1"),
         (401, "must be an array, like the first"),
@@ -132,18 +112,18 @@ async def test_class_that_is_named_twice_is_refused_in_jobs(wine: LoadedModel, c
     reader = JobReader(Registry([wine]), max_rows=10, chunk_rows=10)
     asked = {"operation": "explain", "model": "wine", "parameters": {"classes": classes}}
     with pytest.raises(Exception, match=r"each named once|parameters may have"):
-        await reader.read_json(json.dumps(asked | {"instances": [json.loads(GOOD)]}).encode(), "")
+        await reader.read_json(json.dumps(asked | {"instances": [json.loads(GOOD_ROW)]}).encode(), "")
 
 
 @pytest.mark.parametrize("classes", [["class_0", "class_0"], ["class_0"] * 100_000])
 def test_class_that_is_named_twice_is_refused(service: Service, classes: list[str]) -> None:
-    content = json.dumps({"instances": [json.loads(GOOD)], "parameters": {"classes": classes}}).encode()
+    content = json.dumps({"instances": [json.loads(GOOD_ROW)], "parameters": {"classes": classes}}).encode()
     check_refusal(ask(service, request(PATH.replace("predict", "explain"), content)), 422)
 
 
 @pytest.mark.parametrize(
     ("document", "lines"),
-    [(b"\n" * BYTES, 2), (b'a\n"\n' + b'",x"y,"\n' * 8000, 20), (b'a\r\n\r\n\r\n"', 3)],
+    [(b"\n" * COSTLY_BYTES, 2), (b'a\n"\n' + b'",x"y,"\n' * 8000, 20), (b'a\r\n\r\n\r\n"', 3)],
     ids=["line ends", "open quotes", "two empty lines"],
 )
 def test_csv_that_costs_much_is_refused_at_once(document: bytes, lines: int) -> None:
@@ -172,26 +152,26 @@ def parts(*sizes: int) -> Receive:
 
 def test_unfinished_bodies_of_one_client_leave_room_for_others() -> None:
     counted = Book(2).holdings()
-    here, elsewhere = Bodies(counted, BYTES), Bodies(counted, BYTES)
+    here, elsewhere = Bodies(counted, COSTLY_BYTES), Bodies(counted, COSTLY_BYTES)
     bodies = here
-    kept = [held(here if number % 2 else elsewhere, b"a", BYTES) for number in range(8)]
+    kept = [held(here if number % 2 else elsewhere, b"a", COSTLY_BYTES) for number in range(8)]
     for worker in (here, elsewhere):
         with pytest.raises(TooManyBytes):
             held(worker, b"a", 1)
-    kept += [held(here, b"b", BYTES) for _ in range(8)]
+    kept += [held(here, b"b", COSTLY_BYTES) for _ in range(8)]
     assert counted.total() == 64 * 1024 * 1024
-    large = held(bodies, b"c", BYTES, BYTES)
+    large = held(bodies, b"c", COSTLY_BYTES, COSTLY_BYTES)
     with pytest.raises(BodiesFull):
         held(bodies, b"d", 1)
     for one in [*kept, large]:
         one.release()
     assert counted.total() == 0
-    held(bodies, b"d", 16 * BYTES)
+    held(bodies, b"d", 16 * COSTLY_BYTES)
 
 
 def test_unfinished_bodies_of_one_client_are_refused(target: Service) -> None:
     """Each is complete but for a byte; those that are not refused are complete in the end."""
-    content = body() + b" " * (BYTES - len(body()))
+    content = body() + b" " * (COSTLY_BYTES - len(body()))
     connections = [Connection(target) for _ in range(16)]
     try:
         for connection in connections:
@@ -223,7 +203,7 @@ LARGE_BODIES: dict[str, tuple[type[Any], bytes]] = {
     "instances": (OutcomesBody, fill(b"1e308", b'{"outcomes":[],"instances":[')),
     "outcomes": (OutcomesBody, fill(b"[]", b'{"instances":[],"outcomes":[')),
     "unknown member": (OutcomesBody, fill(b"[]", b'{"inputs":[')),
-    "texts": (OutcomesBody, b'{"instances":[],"outcomes":[],"time":"%b"}' % (b"x" * BYTES)),
+    "texts": (OutcomesBody, b'{"instances":[],"outcomes":[],"time":"%b"}' % (b"x" * COSTLY_BYTES)),
 }
 
 
@@ -262,7 +242,7 @@ async def test_answer_that_would_be_too_long_is_refused_before_it_is_computed(
     settings = Settings(model_dir=models, data_dir=tmp_path, serve_versions="live")
     app = build(settings, build_alerts(settings))
     async with client_of(app) as client:
-        content = {"instances": [json.loads(GOOD)] * 50, "parameters": {"classes": "all"}}
+        content = {"instances": [json.loads(GOOD_ROW)] * 50, "parameters": {"classes": "all"}}
         answer = await client.post("/v1/models/wine:explain", json=content)
     assert answer.status_code == 413
     assert "name fewer classes" in answer.json()["detail"]
@@ -277,7 +257,7 @@ async def test_chunks_and_results_of_jobs_are_bounded_in_bytes(
     monkeypatch.setattr("serving.jobs.requests.MAX_RESULT_BYTES", 10 * each)
     reader = JobReader(Registry([wine]), max_rows=100, chunk_rows=50)
     asked = {"operation": "explain", "model": "wine", "parameters": {"classes": "all"}}
-    rows = [json.loads(GOOD)] * 10
+    rows = [json.loads(GOOD_ROW)] * 10
     request = await reader.read_json(json.dumps(asked | {"instances": rows}).encode(), "")
     assert len(request.inputs) == 4
     with pytest.raises(TooManyInstances):

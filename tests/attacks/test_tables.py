@@ -18,14 +18,12 @@ from registry.store.loader import load_version
 from serving.app import Application, build, build_alerts
 from serving.errors import InvalidRequest, NotJSON, TooManyInstances
 from serving.http.protocols.tables import TableReader, null_for_nan
-from serving.predict.pieces import PIECE_BYTES, Turns
+from serving.predict.pieces import PIECE_BYTES
 from serving.predict.request_body import Reader
 from serving.settings import Settings
-from tests.attacks.payloads import ROW
+from tests.attacks.payloads import COSTLY_BYTES, GOOD_ROW, ROW, CountedTurns, fill
 from tests.cases import cases
 
-BYTES = 4 * 1024 * 1024
-GOOD = b"[" + b",".join(ROW) + b"]"
 PATHS = ("/invocations", "/endpoints/wine/invocations", "/serving-endpoints/wine/invocations", "/score")
 MARKER = "text-of-the-client"
 
@@ -68,7 +66,7 @@ def split(**members: Any) -> dict[str, Any]:
 
 def mistakes(names: list[str]) -> dict[str, Any]:
     """Bodies as JSON values, by what is wrong with them."""
-    row = json.loads(GOOD)
+    row = json.loads(GOOD_ROW)
     record = dict(zip(names, row, strict=True))
     return {
         "an array": [row],
@@ -168,7 +166,7 @@ RAW: dict[str, tuple[bytes, str, tuple[int, ...]]] = {
     "infinite": (b'{"inputs":[[Infinity]]}', JSON, (400,)),
     "NaN and no JSON": (b'{"inputs":[[NaN]', JSON, (400,)),
     "a member twice": (b'{"inputs":[[1]],"inputs":[[2]]}', JSON, (400, 422)),
-    "another type": (GOOD, "text/plain", (415,)),
+    "another type": (GOOD_ROW, "text/plain", (415,)),
     "another character set": (b'{"inputs":[]}', "application/json; charset=utf-16", (415,)),
     "a form": (b"inputs=1", "application/x-www-form-urlencoded", (415,)),
     "no CSV": (b'1,"2', "text/csv", (422,)),
@@ -179,13 +177,13 @@ RAW: dict[str, tuple[bytes, str, tuple[int, ...]]] = {
     "a CSV that is not UTF-8": (b"\xff\xfe1,2", "text/csv", (422,)),
     "a header alone": (b"alcohol", "text/csv", (422,)),
     "half a header": (b"alcohol,x\n1,2\n", "text/csv", (422,)),
-    "a header that there is not": (GOOD[1:-1], "text/csv; header=present", (422,)),
+    "a header that there is not": (GOOD_ROW[1:-1], "text/csv; header=present", (422,)),
     "a header where there is none": (b"alcohol" + b",x" * 12, "text/csv; header=absent", (422,)),
-    "numbers of another script": (GOOD[1:-1].replace(ROW[0], "١٢".encode(), 1), "text/csv", (422,)),
-    "an infinite number": (GOOD[1:-1].replace(ROW[0], b"inf", 1), "text/csv", (422,)),
-    "a missing number": (GOOD[1:-1].replace(ROW[0], b"nan", 1), "text/csv", (422,)),
-    "too many rows": ((GOOD[1:-1] + b"\n") * 1001, "text/csv", (413,)),
-    "too many records": (b'{"inputs":[%b]}' % b",".join([GOOD] * 1001), JSON, (413,)),
+    "numbers of another script": (GOOD_ROW[1:-1].replace(ROW[0], "١٢".encode(), 1), "text/csv", (422,)),
+    "an infinite number": (GOOD_ROW[1:-1].replace(ROW[0], b"inf", 1), "text/csv", (422,)),
+    "a missing number": (GOOD_ROW[1:-1].replace(ROW[0], b"nan", 1), "text/csv", (422,)),
+    "too many rows": ((GOOD_ROW[1:-1] + b"\n") * 1001, "text/csv", (413,)),
+    "too many records": (b'{"inputs":[%b]}' % b",".join([GOOD_ROW] * 1001), JSON, (413,)),
 }
 
 
@@ -198,47 +196,31 @@ def test_bodies_that_are_no_table_are_refused(app: Application) -> None:
 
 
 def test_good_bodies_are_answered_afterwards(app: Application) -> None:
-    answers = send(app, *[(path, b'{"inputs":[%b]}' % GOOD, JSON) for path in PATHS])
+    answers = send(app, *[(path, b'{"inputs":[%b]}' % GOOD_ROW, JSON) for path in PATHS])
     assert [answer.status_code for answer in answers] == [200] * len(PATHS)
 
 
-def fill(element: bytes, start: bytes, end: bytes) -> bytes:
-    return start + b",".join([element] * ((BYTES - len(start) - len(end)) // (len(element) + 1))) + end
-
-
 def costly(names: list[str]) -> dict[str, bytes]:
-    """Tables of BYTES, of which a small part is enough to refuse them."""
+    """Tables of COSTLY_BYTES, of which a small part is enough to refuse them."""
     first = json.dumps(names[0]).encode()
     others = b",".join(b"%b:[1]" % json.dumps(name).encode() for name in names[1:])
     return {
         "a column of numbers": fill(b"1", b"{%b,%b:[" % (others, first), b"]}"),
         "a column of slow numbers": fill(b"1e308", b"{%b,%b:[" % (others, first), b"]}"),
         "a column of arrays": fill(b"[]", b"{%b,%b:[" % (others, first), b"]}"),
-        "a column of one text": b'{%b,%b:["%b"]}' % (others, first, b"x" * BYTES),
+        "a column of one text": b'{%b,%b:["%b"]}' % (others, first, b"x" * COSTLY_BYTES),
         "unknown columns": b"{" + b",".join(b'"%x":[1]' % number for number in range(200_000)) + b"}",
         "rows of slow numbers": fill(b"[" + b",".join([b"1e308"] * 13) + b"]", b"[", b"]"),
-        "good rows": fill(GOOD, b"[", b"]"),
+        "good rows": fill(GOOD_ROW, b"[", b"]"),
         "one long row": fill(b"1", b"[[", b"]]"),
     }
-
-
-class CountedTurns(Turns):
-    """Turns that are counted."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pauses = 0
-
-    async def pause(self) -> None:
-        self.pauses += 1
-        await super().pause()
 
 
 @pytest.mark.anyio
 async def test_a_large_table_is_refused_after_a_few_pieces(wine: LoadedModel) -> None:
     names = list(wine.schema.names)
     reader = TableReader(wine, Reader(wine, 1000), 1000)
-    most = 1000 * len(GOOD) / PIECE_BYTES + 20
+    most = 1000 * len(GOOD_ROW) / PIECE_BYTES + 20
     refusals = (InvalidRequest, InvalidRows, NotJSON, TooManyInstances)
     with cases() as case:
         for name, table in costly(names).items():
@@ -260,7 +242,7 @@ async def test_a_large_table_is_refused_after_a_few_pieces(wine: LoadedModel) ->
         with case("names"), pytest.raises(refusals):
             await reader.read_split(many, "x", turns)
         with case("lines"), pytest.raises(refusals):
-            await reader.read_csv(b"\n" * BYTES, "guess", turns)
+            await reader.read_csv(b"\n" * COSTLY_BYTES, "guess", turns)
 
 
 @pytest.mark.parametrize(
