@@ -44,6 +44,7 @@ from serving.http.rate_limit import Limiter, Limiters
 from serving.http.routes.predict import PATH, PredictRoute
 from serving.http.sse import Streams
 from serving.http.unsent import UnsentBytes
+from serving.http.views import make_views
 from serving.jobs.attempt import AttemptFailed, Handler, Report
 from serving.jobs.job import Job, JobRequest
 from serving.jobs.requests import Background, JobReader
@@ -133,10 +134,11 @@ class Application:
         protocols = [
             ProtocolRoute(service, protocol) for protocol in make_protocols(service, hot_path.readers["predict"])
         ]
-        pages = (
-            [pages_router(service, hot_path, self.keys, max_job_rows=settings.job_max_rows)] if settings.pages else []
-        )
-        api = make_api(service, self.streams, self.keys, lambda _api: self._running(), pages)
+        views = make_views(service)
+        pages = None
+        if settings.pages:
+            pages = pages_router(service, views, hot_path, self.keys, max_job_rows=settings.job_max_rows)
+        api = make_api(service, views, self.streams, self.keys, lambda _api: self._running(), pages)
 
         async def timed(scope: Scope, receive: Receive, send: Send) -> None:
             started = time.perf_counter()

@@ -55,6 +55,7 @@ from serving.http.schemas import (
     object_schema,
 )
 from serving.http.sse import Streams
+from serving.http.views import Views
 from serving.predict.operation import ANSWERS, Verb
 from serving.service import Service
 
@@ -275,7 +276,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 def make_api(
-    service: Service, streams: Streams, keys: Keys, lifespan: Lifespan, pages: Sequence[APIRouter] = ()
+    service: Service, views: Views, streams: Streams, keys: Keys, lifespan: Lifespan, pages: APIRouter | None = None
 ) -> FastAPI:
     """The app of all routes, and of `pages`; if no key has the scope `admin`, it has no admin routes."""
     api = _API(
@@ -302,17 +303,17 @@ def make_api(
     routers = [
         _document_router(api, keys),
         models_router(service.registry, show_examples=service.show_examples),
-        importance_router(service),
-        health_router(service),
+        importance_router(service.registry, views.importance),
+        health_router(service.registry, views.health),
         mlflow_router(service),
         entities_router(service, streams),
         outcomes_router(service),
         jobs_router(service, streams),
-        *(pages or [_alive_router()]),
+        pages or _alive_router(),
         v2_router(service),
     ]
     if keys.can_have_admin:
-        routers.append(admin_router(service, streams))
+        routers.append(admin_router(service, streams, views.snapshots))
     for router in routers:
         api.include_router(router)
     routes = [route for router in routers for route in router.routes if isinstance(route, Route)]

@@ -10,16 +10,18 @@ from fastapi import APIRouter, Request, Response
 
 from registry.explain.explanation import Selection
 from registry.explain.shap_values import Space
+from registry.registry import Registry
 from serving.http.keys import Keys, key_of
 from serving.http.pages.page import guarded, show, show_error
-from serving.http.routes.health import HealthCheck
 from serving.http.routes.importance import BackgroundImportance
 from serving.http.routes.models import detail
+from serving.http.views import Views
 from serving.pictures.explanation import MAX_BARS
 from serving.pictures.importance import importance_bars
 from serving.service import Service
 from serving.status.json import summarize
-from serving.status.snapshot import recent_snapshot
+from serving.status.snapshot import Snapshot
+from serving.storage.background import Recent
 
 FAILED = frozenset({"500", "501", "504", "other"})
 MAX_SWARMS, MAX_LINES, SWARM_BINS = 3, 12, 60
@@ -32,16 +34,16 @@ SHED = frozenset({"429", "503"})
 """Statuses of requests that were refused because there were too many."""
 
 
-def operation_router(service: Service, keys: Keys) -> APIRouter:
+def operation_router(service: Service, views: Views, keys: Keys) -> APIRouter:
     """Pages for operators; those that need a key of scope `admin` are there if there may be one."""
     router = APIRouter(include_in_schema=False)
     if keys.can_have_admin:
-        _add_service(router, service)
-        _add_monitoring(router, service)
+        _add_service(router, service, views)
+        _add_monitoring(router, service, views.snapshots)
     else:
         router.add_api_route("/admin", closed)
         router.add_api_route("/monitoring/{name}", closed)
-    _add_importance(router, service)
+    _add_importance(router, service.registry, views.importance)
     _add_versions(router, service, can_act=keys.can_have_admin)
     return router
 
@@ -51,13 +53,11 @@ async def closed(request: Request) -> Response:
     return show_error(request, HTTPStatus.NOT_FOUND, "No key of this service has the scope admin: set ADMIN_TOKEN")
 
 
-def _add_service(router: APIRouter, service: Service) -> None:
-    snapshots, health = recent_snapshot(service), HealthCheck(service)
-
+def _add_service(router: APIRouter, service: Service, views: Views) -> None:
     @router.get("/admin")
     @guarded
     async def admin(request: Request) -> Response:
-        metrics = summarize(await snapshots.get()) | {"quality": await service.quality.take()}
+        metrics = summarize(await views.snapshots.get()) | {"quality": await service.quality.take()}
         responses, rows = metrics["totals"]["responses"], metrics["totals"]["cache_rows"]
         found = sum(rows.values())
         processes = [one for one in (metrics["master"], *metrics["workers"], *metrics["runners"]) if one]
@@ -66,7 +66,7 @@ def _add_service(router: APIRouter, service: Service) -> None:
             request,
             "admin.html",
             metrics=metrics,
-            health=await health.report(),
+            health=await views.health.report(),
             errors=sum(count for status, count in responses.items() if status in FAILED),
             shed=sum(count for status, count in responses.items() if status in SHED),
             hits=1 - (rows["miss"] + rows["coalesced"]) / found if found else None,
@@ -76,8 +76,8 @@ def _add_service(router: APIRouter, service: Service) -> None:
         )
 
 
-def _add_monitoring(router: APIRouter, service: Service) -> None:
-    snapshots, registry = recent_snapshot(service), service.registry
+def _add_monitoring(router: APIRouter, service: Service, snapshots: Recent[Snapshot]) -> None:
+    registry = service.registry
 
     @router.get("/monitoring/{name}")
     @guarded
@@ -98,9 +98,7 @@ def _add_monitoring(router: APIRouter, service: Service) -> None:
         )
 
 
-def _add_importance(router: APIRouter, service: Service) -> None:
-    registry, importance = service.registry, BackgroundImportance(service)
-
+def _add_importance(router: APIRouter, registry: Registry, importance: BackgroundImportance) -> None:
     @router.get("/models/{name}/importance")
     @guarded
     async def show_importance(request: Request, name: str) -> Response:

@@ -16,10 +16,11 @@ from serving.http.pages.page import guarded, prepare_pages, show, wants_html
 from serving.http.pages.work import work_router
 from serving.http.routes.models import summary
 from serving.http.routes.predict import PredictRoute
+from serving.http.views import Views
 from serving.service import Service
 
 
-def pages_router(service: Service, route: PredictRoute, keys: Keys, *, max_job_rows: int) -> APIRouter:
+def pages_router(service: Service, views: Views, route: PredictRoute, keys: Keys, *, max_job_rows: int) -> APIRouter:
     """All pages, and their files."""
     prepare_pages()
     router = APIRouter(include_in_schema=False)
@@ -32,7 +33,7 @@ def pages_router(service: Service, route: PredictRoute, keys: Keys, *, max_job_r
     async def model(request: Request, name: str) -> Response:
         return await page.answer(request, name)
 
-    for others in (operation_router(service, keys), work_router(service, max_job_rows), docs_router(keys)):
+    for others in (operation_router(service, views, keys), work_router(service, max_job_rows), docs_router(keys)):
         router.include_router(others)
     return router
 

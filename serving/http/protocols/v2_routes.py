@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
@@ -16,6 +16,7 @@ from serving.http.protocols.tensors import TEXTS
 from serving.http.protocols.v2 import ModelTensors
 from serving.http.representation import revalidate
 from serving.service import Service
+from serving.shared.book import SheetCopy
 from serving.shared.histogram import BUCKETS
 from serving.shared.metrics import MODEL
 
@@ -31,7 +32,7 @@ DATATYPES: Mapping[str, str] = {"number": "FP64", "integer": "INT64", "boolean":
 def v2_router(service: Service) -> APIRouter:
     """The routes below /v2 that are no predictions."""
     router = APIRouter(prefix="/v2", tags=["v2"])
-    registry, documents = service.registry, [Depends(revalidate)]
+    registry, book, documents = service.registry, service.shared.book, [Depends(revalidate)]
     version = importlib.metadata.version("forkserve")
 
     @router.get("", summary="The server and its extensions", dependencies=documents)
@@ -54,7 +55,8 @@ def v2_router(service: Service) -> APIRouter:
     @router.get("/models/stats", summary="What has been asked of all models")
     async def show_all_statistics(request: Request) -> dict[str, Any]:
         allowed = [model for model in registry.live() if key_of(request.scope).may_use(model.name)]
-        return {"model_stats": [statistics(service, model) for model in allowed]}
+        pages = book.read()
+        return {"model_stats": [statistics(pages, model) for model in allowed]}
 
     @router.get("/models/{model}", summary="The tensors of a model", dependencies=documents)
     @router.get("/models/{model}/versions/{version}", summary="The tensors of a version", dependencies=documents)
@@ -75,7 +77,7 @@ def v2_router(service: Service) -> APIRouter:
     @router.get("/models/{model}/stats", summary="What has been asked of a model")
     @router.get("/models/{model}/versions/{version}/stats", summary="What has been asked of a model")
     async def show_statistics(model: str, version: str = "") -> dict[str, Any]:
-        return {"model_stats": [statistics(service, registry.get(model, version or None))]}
+        return {"model_stats": [statistics(book.read(), registry.get(model, version or None))]}
 
     return router
 
@@ -151,11 +153,11 @@ def config(model: LoadedModel, max_rows: int) -> dict[str, Any]:
     }
 
 
-def statistics(service: Service, model: LoadedModel) -> dict[str, Any]:
+def statistics(pages: Iterable[SheetCopy], model: LoadedModel) -> dict[str, Any]:
     """What all workers have counted of a model, its versions together; times are in nanoseconds."""
     answered = refused = rows = cached = 0
     seconds = 0.0
-    for page in service.shared.book.read():
+    for page in pages:
         if page.sheet.families != MODEL or page.sheet.labels["model"] != model.name:
             continue
         (_, times), (_, statuses), (sources, counted) = page.totals()

@@ -25,7 +25,8 @@ from serving.service import Service
 from serving.shared.reloads import ReloadOutcome
 from serving.status.json import summarize
 from serving.status.prometheus import expose
-from serving.status.snapshot import recent_snapshot
+from serving.status.snapshot import Snapshot
+from serving.storage.background import Recent
 from serving.training.job import submit_training, training_request
 
 RELOAD_SECONDS = 20.0
@@ -51,11 +52,11 @@ TRAIN_ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def admin_router(service: Service, streams: Streams) -> APIRouter:
+def admin_router(service: Service, streams: Streams, snapshots: Recent[Snapshot]) -> APIRouter:
     """Everything that needs a key of scope `admin`."""
     router = APIRouter(tags=["admin"])
     _add_models(router, service)
-    _add_metrics(router, service, streams)
+    _add_metrics(router, service, streams, snapshots)
     return router
 
 
@@ -109,9 +110,7 @@ def _add_models(router: APIRouter, service: Service) -> None:
         return submitted(await submit_training(service.shared.jobs, asked.of(*owner)))
 
 
-def _add_metrics(router: APIRouter, service: Service, streams: Streams) -> None:
-    snapshots = recent_snapshot(service)
-
+def _add_metrics(router: APIRouter, service: Service, streams: Streams, snapshots: Recent[Snapshot]) -> None:
     @router.get("/api/admin/metrics", summary="The metrics of all processes")
     async def metrics() -> dict[str, Any]:
         return summarize(await snapshots.get()) | {"quality": await service.quality.take()}

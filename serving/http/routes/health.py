@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter, Request
 
+from registry.registry import Registry
 from serving.process.kernel import read_age, read_rss
 from serving.service import Service
 from serving.storage.background import StoreHealth, watch_store
@@ -18,13 +19,12 @@ SERVER_STATES: Mapping[str, str] = {"closed": "ok", "half-open": "away", "open":
 """What the state of a breaker says about its server."""
 
 
-def health_router(service: Service) -> APIRouter:
+def health_router(registry: Registry, check: HealthCheck) -> APIRouter:
     """A fallback, a forced or refused version, an unavailable store or memory pressure mean degraded, not dead.
 
     A proxy that took the service out of rotation would make things worse.
     """
     router = APIRouter(prefix="/health", tags=["health"])
-    check = HealthCheck(service)
 
     @router.get("", summary="Health, with reasons")
     async def health(request: Request) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def health_router(service: Service) -> APIRouter:
 
     @router.get("/ready", name="ready", summary="The models are loaded, all of them or some")
     async def ready() -> dict[str, str]:
-        return {"status": "degraded" if service.registry.refusals else "ok"}
+        return {"status": "degraded" if registry.refusals else "ok"}
 
     return router
 

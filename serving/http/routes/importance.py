@@ -18,6 +18,7 @@ from registry.explain.explanation import Selection
 from registry.explain.importance import Importance, select_importance
 from registry.explain.shap_values import Space
 from registry.model import LoadedModel
+from registry.registry import Registry
 from serving.http.negotiation import preferred
 from serving.http.protocols.route import MAX_ANSWER_BYTES
 from serving.http.representation import CACHED_BY_CLIENTS
@@ -39,10 +40,9 @@ DIGITS = re.compile("[0-9]{1,10}")
 HEADERS = {"vary": "Accept", "cache-control": CACHED_BY_CLIENTS}
 
 
-def importance_router(service: Service) -> APIRouter:
+def importance_router(registry: Registry, importance: BackgroundImportance) -> APIRouter:
     """Routes that explain a model's background rows and sum that up."""
     router = APIRouter(prefix="/v1/models", tags=["models"])
-    importance = BackgroundImportance(service)
 
     async def answer(request: Request, model: LoadedModel) -> Response:
         selection = _selection(request.query_params)
@@ -57,11 +57,11 @@ def importance_router(service: Service) -> APIRouter:
 
     @router.get("/{model}/importance", summary="Which features matter, over the background rows")
     async def show_importance(request: Request, model: str) -> Response:
-        return await answer(request, service.registry.get(model))
+        return await answer(request, registry.get(model))
 
     @router.get("/{model}/versions/{version}/importance", summary="Which features matter to one version")
     async def show_version_importance(request: Request, model: str, version: str) -> Response:
-        return await answer(request, service.registry.get(model, version))
+        return await answer(request, registry.get(model, version))
 
     return router
 
