@@ -56,7 +56,7 @@ class Cgroup:
         return self._read("memory.events" if self.v2 else "memory.oom_control", "oom_kill")
 
     def resident(self) -> int:
-        """Anonymous memory in bytes: what cannot be thrown out."""
+        """Anonymous memory in bytes, which the kernel cannot drop and read again."""
         return self._read("memory.stat", "anon" if self.v2 else "total_rss")
 
     def major_faults(self) -> int:

@@ -51,7 +51,7 @@ AXE = INSTALLED / "node_modules" / "axe-core" / "axe.min.js"
 
 
 def chromium_program() -> Path:
-    """The browser, installed and unpacked by the first who asks. Raises RuntimeError if that is not possible."""
+    """The browser, which the first call installs and unpacks. Raises RuntimeError if it cannot be installed."""
     installed(PACKAGE, INSTALLED)
     program = INSTALLED / "unpacked" / "chromium"
     with (INSTALLED / ".unpacking").open("w") as lock:

@@ -2,7 +2,7 @@
 
 Numbers and times are converted and checked as whole columns. What is found wrong there, and every other kind of
 feature, goes value by value through the encoder that JSON and CSV use, each distinct value of a category once. So the
-reasons are the same, and the fast way need not know them.
+reasons are the same, and the code for whole columns does not repeat them.
 
 What is read may be hostile. Nothing here trusts an offset or a length that pyarrow has not checked; memory and time are
 bounded by the process around it.

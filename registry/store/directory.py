@@ -56,7 +56,7 @@ def model_directories(root: Path) -> list[Path]:
 
 
 def is_empty(root: Path) -> bool:
-    """Whether there is no model, nor anything else that might be one. False for what cannot be read."""
+    """Whether there is neither a model nor anything that might be one. False if the directory cannot be read."""
     try:
         return not root.exists() or not any(map(_may_have_versions, directories(root)))
     except VersionRefused:
