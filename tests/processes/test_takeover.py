@@ -22,19 +22,17 @@ BEFORE = Path(__file__).with_name("before")
 OLD_HASH = "9f6666b8b80b4d2d49541658081a8aecf827e92fd9ef34faf7f62577204e64df"
 """Of the model that the dumped jobs were sent for."""
 
-HOUR = 3600
+HALF_A_DAY = 12 * 3600
 
-
-def last_hour() -> int:
-    """When a schedule that comes every hour was due last."""
-    return int(time.time()) // HOUR * HOUR
+DUE = int(time.time()) // 60 * 60 - HALF_A_DAY
+"""When the schedule was due last, in UTC: a whole minute, long ago and long before the next, whenever the tests run."""
 
 
 def dump(name: str, models: Path) -> str:
     """A dump whose jobs are for the model that is served, and whose schedule has just fired."""
     content = load_registry(models, LoadOptions()).get("sleeper").content_hash.hex()
     text = (BEFORE / name).read_text()
-    for old, new in ((OLD_HASH, content), ("1700000016.000", str(last_hour())), ("1700000023.000", str(last_hour()))):
+    for old, new in ((OLD_HASH, content), ("1700000016.000", str(DUE)), ("1700000023.000", str(DUE))):
         text = text.replace(old.encode().hex().upper(), new.encode().hex().upper()).replace(old, new)
     return text
 
@@ -57,7 +55,7 @@ def environ_over(models: Path, directory: Path) -> dict[str, str]:
         "DATA_DIR": str(directory),
         "WEB_CONCURRENCY": "1",
         "ADMIN_TOKEN": ADMIN_TOKEN,
-        "SCHEDULES": f"tick: every {HOUR}s grace {HOUR}: reload",
+        "SCHEDULES": f"tick: {time.strftime('%M %H', time.gmtime(DUE))} * * * grace {HALF_A_DAY}: reload",
         "JOB_KEEP_SECONDS": "10000000000",  # longer than since the epoch
     }
 
