@@ -55,6 +55,7 @@ from serving.jobs.tables import Tables, TableTools
 from serving.monitoring.quality import LiveQuality
 from serving.predict.batcher import Batcher
 from serving.predict.inference import Inference
+from serving.predict.observer import Observer
 from serving.predict.operation import make_operations
 from serving.predict.request_body import Reader
 from serving.process.apart import nothing
@@ -305,7 +306,8 @@ def build_service(settings: Settings, registry: Registry, shared: Shared, seen: 
         registry, batcher=batcher, executor=executor, cache=cache, timeout=settings.inference_timeout_seconds
     )
     records = RecordReader(shared.entities, settings.max_limit_checkins)
-    predictor = EntityPredictor(registry, inference, records, metrics, status_of)
+    observers: tuple[Observer, ...] = ()
+    predictor = EntityPredictor(registry, inference, records, metrics, status_of, observers)
     service = Service(
         shared=shared,
         registry=registry,
@@ -313,6 +315,7 @@ def build_service(settings: Settings, registry: Registry, shared: Shared, seen: 
         metrics=metrics,
         cache=cache,
         batcher=batcher,
+        observers=observers,
         executor=executor,
         inference=inference,
         job_reader=build_job_reader(settings, registry, tables),

@@ -22,6 +22,7 @@ from serving.jobs.tables import Tables
 from serving.monitoring.quality import LiveQuality
 from serving.predict.batcher import Batcher
 from serving.predict.inference import Inference
+from serving.predict.observer import Observer
 from serving.process.executor import Executor
 from serving.schedules.scheduler import Scheduler
 from serving.shared.book import Book
@@ -78,6 +79,8 @@ class Service:
     metrics: Metrics
     cache: TieredCache
     batcher: Batcher
+    observers: tuple[Observer, ...]
+    """Told of every answer to a client."""
     executor: Executor
     inference: Inference
     job_reader: JobReader

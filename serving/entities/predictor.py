@@ -19,6 +19,7 @@ from serving.entities.record import ENTITY, Record, Value
 from serving.entities.store import NO_KIND, EntityStore
 from serving.errors import DeadlineExceeded, EntityNotFound, InvalidRequest, StoreUnavailable
 from serving.predict.inference import Inference
+from serving.predict.observer import Answered, Observer
 from serving.predict.operation import VERBS, Verb, encode_answer
 from serving.shared.metrics import Metrics
 
@@ -98,13 +99,15 @@ class EntityPredictor:
         reader: RecordReader,
         metrics: Metrics,
         status_of: Callable[[Exception], int],
+        observers: Sequence[Observer] = (),
     ) -> None:
-        """`status_of` is the HTTP status under which an error is counted."""
+        """`status_of` is the HTTP status under which an error is counted; `observers` are told of all answers."""
         self._registry = registry
         self._inference = inference
         self._reader = reader
         self._metrics = metrics
         self._status_of = status_of
+        self._observers = observers
         self.max_records = reader.max_records
 
     def bound(self, names: Sequence[str] | None = None) -> list[LoadedModel]:
@@ -172,21 +175,27 @@ class EntityPredictor:
         tables = [rows_of(model, records) for model in models]
         verbs: tuple[Verb, ...] = VERBS if explained else ("predict",)
         calls = [
-            self._answer(model, verb, rows, timeout)
+            self._answer(model, verb, rows, records[0].entity, timeout)
             for model, rows in zip(models, tables, strict=True)
             for verb in verbs
         ]
         answers = iter(await asyncio.gather(*calls))
         return [(model, {verb: next(answers) for verb in verbs}) for model in models]
 
-    async def _answer(self, model: LoadedModel, verb: Verb, rows: Rows, timeout: float | None) -> list[Answer]:
+    async def _answer(
+        self, model: LoadedModel, verb: Verb, rows: Rows, entity: str, timeout: float | None
+    ) -> list[Answer]:
         counters, started = self._metrics.model(model.name, verb), time.perf_counter()
         try:
             answers = await self._inference.answer(model, verb, rows, timeout=timeout)
         except Exception as error:
             counters.refused(self._status_of(error))
             raise
-        counters.answered(time.perf_counter() - started, [source for _, source in answers])
+        seconds = time.perf_counter() - started
+        values, sources = zip(*answers, strict=True)
+        counters.answered(seconds, sources)
+        for observer in self._observers:
+            observer.observe(Answered(model, verb, rows, values, sources, seconds, entity))
         return answers
 
 

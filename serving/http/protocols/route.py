@@ -25,6 +25,7 @@ from serving.http.edge import respond, unanswered_status
 from serving.http.keys import key_of
 from serving.http.problems import status_of
 from serving.predict.inference import Timing
+from serving.predict.observer import Answered
 from serving.predict.operation import EVERYTHING, VERBS, Verb, answer_bytes
 from serving.predict.request_body import TOO_MANY
 from serving.service import Service
@@ -66,6 +67,7 @@ class InferenceRoute(ABC):
         }
         self._marks = {model: _marks(model) for model in registry}
         """Headers of every answer of a model."""
+        self._observers = service.observers
         self._access_log = service.access_log
         self._show_timing = service.show_timing
 
@@ -92,6 +94,22 @@ class InferenceRoute(ABC):
     @abstractmethod
     async def _answer(self, model: LoadedModel, verb: Verb, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or raise what refuses it."""
+
+    def _count(
+        self,
+        model: LoadedModel,
+        verb: Verb,
+        rows: Rows,
+        answers: Sequence[bytes] | Outputs | None,
+        sources: Sequence[str],
+        seconds: float,
+    ) -> None:
+        """Count a request that was answered, and tell those who watch."""
+        self._figures[verb][model].answered(seconds, sources)
+        if self._observers and answers is not None:
+            answered = Answered(model, verb, rows, answers, sources, seconds)
+            for observer in self._observers:
+                observer.observe(answered)
 
     def _log(self, model: LoadedModel, verb: Verb, sources: Sequence[str], seconds: float) -> None:
         source = source_of(sources).decode()
@@ -201,7 +219,8 @@ class ProtocolRoute(InferenceRoute):
         reply = self._protocol.write(model, question)
         ended = time.perf_counter()
         for verb, found in sources.items():
-            self._figures[verb][model].answered(ended - started, found)
+            answers = question.answers.get(verb, question.outputs)
+            self._count(model, verb, question.rows, answers, found, ended - started)
         answer_headers: Headers = [*reply.headers, *self._marks[model]]
         if self._show_timing:
             every = [source for found in sources.values() for source in found]

@@ -91,7 +91,7 @@ class PredictRoute(InferenceRoute):
         accepted = preferred(headers.get(b"accept"), self._offers[verb])
         if accepted == EVENTS:
             parts = self._inference.answer_by_parts(model, verb, rows, timeout=timeout, selection=selection)
-            await self._streams.send(self._frames(model, verb, parts), scope, receive, send)
+            await self._streams.send(self._frames(model, verb, rows, parts), scope, receive, send)
             return
         if accepted == SVG:
             _check_picture(model, rows, selection)
@@ -117,7 +117,7 @@ class PredictRoute(InferenceRoute):
             is_picture = accepted == SVG
             content = _draw(model, rows, values[0], selection) if is_picture else encode(model, {verb: values})
         ended = time.perf_counter()
-        self._figures[verb][model].answered(ended - started, sources)
+        self._count(model, verb, rows, values, sources, ended - started)
         answer_headers: Headers = [*self._marks[model]]
         if self._show_timing:
             timed = timing.header(started, decoded, ended)
@@ -149,19 +149,22 @@ class PredictRoute(InferenceRoute):
         with turns_of_client(receive) as turns:
             return await self._tables[model].read(sent.inputs, "inputs", turns), parameters, encode_outputs
 
-    async def _frames(self, model: LoadedModel, verb: Verb, parts: AsyncGenerator[list[Answer], None]) -> Frames:
+    async def _frames(
+        self, model: LoadedModel, verb: Verb, rows: Rows, parts: AsyncGenerator[list[Answer], None]
+    ) -> Frames:
         """One event for each instance, with its place in the request as id; the events of a part are sent together."""
         started, kind, position = time.perf_counter(), ANSWERS[verb].removesuffix("s"), 0
-        sources: list[str] = []
+        made: list[Answer] = []
         async with aclosing(parts):
             async for answers in parts:
                 yield b"".join([frame(kind, value, position + index) for index, (value, _) in enumerate(answers)])
                 position += len(answers)
-                sources += [source for _, source in answers]
+                made += answers
         done = {"model": model.name, "version": model.version, "instances": position}
         yield frame("done", msgspec.json.encode(done | marks(model)))
         seconds = time.perf_counter() - started
-        self._figures[verb][model].answered(seconds, sources)
+        values, sources = zip(*made, strict=True)
+        self._count(model, verb, rows, values, sources, seconds)
         if self._access_log:
             self._log_done(model, verb, position, seconds)
 

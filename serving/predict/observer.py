@@ -1,0 +1,38 @@
+"""What parts that watch answers are told: the log of predictions, drift, versions tried beside the live one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from registry.estimator import Outputs
+from registry.model import LoadedModel
+from registry.rows.features import Rows
+from serving.predict.operation import Verb
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Answered:
+    """Rows that were answered to a client. Its request and key are CURRENT_REQUEST and CURRENT_KEY."""
+
+    model: LoadedModel
+    verb: Verb
+    rows: Rows
+    """Shape (rows, features)."""
+    answers: Sequence[bytes] | Outputs
+    """One answer a row as ready JSON, or the model's outputs, shape (rows, width)."""
+    sources: Sequence[str]
+    """Where each answer came from, as in metrics.SOURCES."""
+    seconds: float
+    """From the request's head to its answer."""
+    entity: str = ""
+    """The entity whose records the rows are; empty if they came in the request."""
+
+
+class Observer(Protocol):
+    """Built before the fork; called in the event loop, for every request."""
+
+    def observe(self, answered: Answered) -> None:
+        """Take note; takes some microseconds, never waits and never raises."""
+        ...
