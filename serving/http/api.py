@@ -302,7 +302,7 @@ def make_api(
     api.openapi = cache(describe)  # type: ignore[method-assign]
     routers = [
         _document_router(api, keys),
-        models_router(service.registry, show_examples=service.show_examples),
+        models_router(service),
         importance_router(service.registry, views.importance),
         health_router(service.registry, views.health),
         mlflow_router(service),

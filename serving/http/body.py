@@ -1,4 +1,4 @@
-"""Bodies of requests, read whole or while they arrive, and the JSON bodies of answers."""
+"""Bodies of requests, read whole or while they arrive, what queries say, and the JSON bodies of answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive
 
-from serving.errors import BodiesFull, BodyTooLarge, TooManyBytes, UnsupportedBody, UnsupportedCoding
+from serving.errors import BodiesFull, BodyTooLarge, InvalidRequest, TooManyBytes, UnsupportedBody, UnsupportedCoding
 from serving.http.coding import DECOMPRESSORS, TAKEN, inflate
 from serving.predict.pieces import Turns
 from serving.shared.holdings import Holdings
@@ -22,6 +22,7 @@ Headers = list[tuple[bytes, bytes]]
 HeaderMap = dict[bytes, bytes]
 """Headers by lower-case name; the last one wins if a name comes twice."""
 
+BOOLEANS = {"true": True, "1": True, "false": False, "0": False, "": False}
 
 MAX_BYTES = 64 * 1024 * 1024
 """Bytes of bodies that all workers together hold at a time, of all clients."""
@@ -29,6 +30,13 @@ MAX_BYTES = 64 * 1024 * 1024
 
 class ClientGone(Exception):
     """The client closed the connection, so there is nobody to answer."""
+
+
+def read_boolean(name: str, text: str) -> bool:
+    """The value of a parameter in a query. Raises InvalidRequest."""
+    if text.lower() not in BOOLEANS:
+        raise InvalidRequest(f"{name} must be true or false")
+    return BOOLEANS[text.lower()]
 
 
 async def read_json(request: Request, limit: int) -> bytes:

@@ -157,7 +157,7 @@ ROUTES: Mapping[tuple[str, str], Said] = {
     ("post", "/score"): _scoring(
         "score", "Predict with the default model, as Azure ML does", {**MLFLOW_TABLES, **AZURE_TABLES}
     ),
-    ("get", "/v1/models"): Said("list_models", {"200": {JSON: MODELS}}),
+    ("get", "/v1/models"): Said("list_models", {"200": {JSON: MODELS}}, ("422",)),
     ("get", "/v1/models/{model}"): Said("show_model", {"200": {JSON: MODEL}}, ("404", "503")),
     ("get", "/v1/models/{model}/versions/{version}"): Said("show_version", {"200": {JSON: MODEL}}, ("404", "503")),
     ("get", "/v1/models/{model}/importance"): Said("show_importance", *SHOWN_IMPORTANCE),

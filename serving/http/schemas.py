@@ -41,6 +41,7 @@ READ_AS_TEXT: Mapping[str, Schema] = {
     "before": STRING | {"format": "date-time"},
     "entity": STRING | {"pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"},
     "explain": BOOLEAN | {"default": False},
+    "figures": BOOLEAN | {"default": False},
     "kind": STRING | {"pattern": "^[a-z0-9][a-z0-9._-]{0,63}$"},
     "last-event-id": EVENT_ID,
     "last_event_id": EVENT_ID,
@@ -89,7 +90,8 @@ SUMMARY = object_schema(
     }
 )
 REFUSED = array_of(object_schema({"model": STRING, "version": STRING, "reason": STRING}))
-MODELS = object_schema({"models": array_of(SUMMARY), "status": OK, "refused": REFUSED})
+LISTED = object_schema({**SUMMARY["properties"], "figures": OBJECT, "quality": OBJECT}, [*SUMMARY["required"]])
+MODELS = object_schema({"models": array_of(LISTED), "status": OK, "refused": REFUSED})
 MODEL = object_schema(
     SUMMARY["properties"]
     | {

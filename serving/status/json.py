@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -18,16 +19,12 @@ QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 def summarize(snapshot: Snapshot) -> dict[str, Any]:
     """Totals include processes that have ended; PSS divides shared pages, so it adds up to the memory in use."""
     totals: dict[str, Any] = {}
-    models: dict[str, dict[str, Any]] = {}
     routes: dict[str, Any] = {}
     for page in snapshot.pages:
-        if page.sheet.families == MODEL:
-            labels = page.sheet.labels
-            models.setdefault(labels["model"], {})[labels["operation"]] = _of_model(page)
-        elif page.sheet.families == ROUTE:
+        if page.sheet.families == ROUTE:
             ((_, seconds),) = page.totals()
             routes[page.sheet.labels["route"]] = {"answered": int(sum(seconds[:BUCKETS])), "seconds": _latency(seconds)}
-        else:
+        elif page.sheet.families != MODEL:
             totals |= {family.name: _plain(family, numbers) for family, numbers in page.totals()}
     master = snapshot.of(MASTER)
     return {
@@ -39,13 +36,23 @@ def summarize(snapshot: Snapshot) -> dict[str, Any]:
         "runners": [_of_process(process) for process in (*snapshot.of(RUNNER), *snapshot.of(SCHEDULER))],
         "requests": sum(totals["responses"].values()),
         "totals": totals,
-        "models": models,
+        "models": summarize_models(snapshot.pages),
         "routes": routes,
         "jobs": msgspec.to_builtins(snapshot.jobs),
         "schedules": snapshot.schedules,
         "registry_errors": dict(snapshot.registry_errors),
         "reloads": {"finished": snapshot.reloads, "refused": snapshot.refused},
     }
+
+
+def summarize_models(pages: Iterable[SheetCopy]) -> dict[str, dict[str, Any]]:
+    """What all processes have counted of each model, by operation."""
+    models: dict[str, dict[str, Any]] = {}
+    for page in pages:
+        if page.sheet.families == MODEL:
+            labels = page.sheet.labels
+            models.setdefault(labels["model"], {})[labels["operation"]] = _of_model(page)
+    return models
 
 
 def _plain(family: Family, numbers: list[float]) -> Any:

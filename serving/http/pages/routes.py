@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -14,7 +15,7 @@ from serving.http.pages.model import ModelPage
 from serving.http.pages.operation import operation_router
 from serving.http.pages.page import guarded, prepare_pages, show, wants_html
 from serving.http.pages.work import work_router
-from serving.http.routes.models import summary
+from serving.http.routes.models import all_figures, summary
 from serving.http.routes.predict import PredictRoute
 from serving.http.views import Views
 from serving.service import Service
@@ -25,7 +26,7 @@ def pages_router(service: Service, views: Views, route: PredictRoute, keys: Keys
     prepare_pages()
     router = APIRouter(include_in_schema=False)
     _add_files(router)
-    _add_home(router, service.registry)
+    _add_home(router, service, views)
     page = ModelPage(service, route, keys)
 
     @router.api_route("/models/{name}", methods=["GET", "POST"])
@@ -46,12 +47,12 @@ def _add_files(router: APIRouter) -> None:
         return assets.answer(request, version, name)
 
 
-def _add_home(router: APIRouter, registry: Registry) -> None:
+def _add_home(router: APIRouter, service: Service, views: Views) -> None:
     @guarded
     async def home(request: Request) -> Response:
         key = key_of(request.scope)
-        refused = [refusal for refusal in registry.refusals if key.may_use(refusal.model)]
-        return show(request, "home.html", models=_cards(registry, key), refused=refused)
+        models = _cards(service.registry, key, await all_figures(service))
+        return show(request, "home.html", models=models, health=_known_to(key, await views.health.report()))
 
     @router.get("/")
     async def root(request: Request) -> Response:
@@ -60,10 +61,21 @@ def _add_home(router: APIRouter, registry: Registry) -> None:
         return Response(b'{"status":"alive"}', media_type="application/json", headers={"vary": "Accept"})
 
 
-def _cards(registry: Registry, key: Key) -> list[dict[str, Any]]:
+def _known_to(key: Key, health: Mapping[str, Any]) -> dict[str, Any]:
+    """The health of the service without what concerns models that a key may not use."""
+
+    def is_known(line: str) -> bool:
+        return key.may_use(line.partition(":")[0].partition("/")[0])
+
+    shown = {name: list(filter(is_known, health[name])) for name in ("fallbacks", "refused")}
+    return {**health, **shown, "forced": {name: why for name, why in health["forced"].items() if is_known(name)}}
+
+
+def _cards(registry: Registry, key: Key, figures: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """What the list shows of each model."""
     return [
         summary(registry, model)
+        | figures[model.name]
         | {
             "created": model.manifest.created,
             "metrics": model.manifest.metrics,

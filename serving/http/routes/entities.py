@@ -26,7 +26,7 @@ from serving.entities.record import (
 from serving.entities.store import EntityStore
 from serving.errors import EntityNotFound, InvalidRequest, NotPermitted, TooManyInstances
 from serving.events.log import EventLog
-from serving.http.body import answer_json, describe_body, read_json, turns_of_client
+from serving.http.body import answer_json, describe_body, read_boolean, read_json, turns_of_client
 from serving.http.keys import Key, key_of
 from serving.http.protocols.route import parse_timeout
 from serving.http.sse import EventStream, LastEventId, Streams
@@ -37,7 +37,6 @@ from serving.service import Service
 log = structlog.get_logger(__name__)
 
 COUNT = re.compile(r"[1-9][0-9]{0,8}")
-BOOLEANS = {"true": True, "1": True, "false": False, "0": False, "": False}
 
 USAGE = 'send an object: {"values": {...}}, or {"records": [...]} for several'
 
@@ -168,7 +167,7 @@ def entities_router(service: Service, streams: Streams) -> APIRouter:
             may_use=key.may_use,
             kind=None if kind is None else check_kind(kind),
             limit=_count(limit),
-            explained=_truth(explain),
+            explained=read_boolean("explain", explain),
             timeout=None if x_request_timeout is None else parse_timeout(x_request_timeout.encode()),
         )
         seconds = time.perf_counter() - started
@@ -290,9 +289,3 @@ def _count(text: str | None) -> int | None:
 
 def _page(text: str | None) -> int:
     return min(_count(text) or PAGE, PAGE)
-
-
-def _truth(text: str) -> bool:
-    if text.lower() not in BOOLEANS:
-        raise InvalidRequest("explain must be true or false")
-    return BOOLEANS[text.lower()]

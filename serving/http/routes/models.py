@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Query, Request
 
 from registry.model import LoadedModel
 from registry.outputs import Target
 from registry.registry import Registry
 from registry.rows.features import MAX_WHOLE, Feature
 from registry.store.distributions import Distribution
+from serving.http.body import read_boolean
 from serving.http.keys import key_of
 from serving.http.protocols.tensorflow import metadata, version_status
 from serving.http.representation import revalidate
+from serving.service import Service
+from serving.status.json import summarize_models
+
+Figures = Annotated[str, Query(description="`true` adds what was asked of each model, and its live quality")]
 
 
-def models_router(registry: Registry, *, show_examples: bool) -> APIRouter:
-    """Routes that only read the registry; without `show_examples`, the example of a model is null."""
+def models_router(service: Service) -> APIRouter:
+    """Routes that describe what is served."""
+    registry, show_examples = service.registry, service.show_examples
     router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[Depends(revalidate)])
 
     @router.get("", summary="All models")
-    async def list_models(request: Request) -> dict[str, Any]:
+    async def list_models(request: Request, figures: Figures = "false") -> dict[str, Any]:
         key = key_of(request.scope)
+        found = await all_figures(service) if read_boolean("figures", figures) else None
         return {
-            "models": [summary(registry, model) for model in registry.live() if key.may_use(model.name)],
+            "models": [
+                summary(registry, model) | ({} if found is None else found[model.name])
+                for model in registry.live()
+                if key.may_use(model.name)
+            ],
             "status": "degraded" if registry.refusals else "ok",
             "refused": [msgspec.to_builtins(refusal) for refusal in registry.refusals if key.may_use(refusal.model)],
         }
@@ -72,6 +83,15 @@ def summary(registry: Registry, model: LoadedModel) -> dict[str, Any]:
         "entities": model.manifest.entities,
         "kind": model.manifest.kind or None,
         "explainer": _explainer(model),
+    }
+
+
+async def all_figures(service: Service) -> dict[str, dict[str, Any]]:
+    """What was asked of each live model, by operation, and the quality of its predictions."""
+    counted, quality = summarize_models(service.shared.book.read()), await service.quality.take()
+    return {
+        model.name: {"figures": counted.get(model.name, {}), "quality": quality.get(model.name, {})}
+        for model in service.registry.live()
     }
 
 

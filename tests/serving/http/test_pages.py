@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
+import shutil
 from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
@@ -52,7 +53,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build_app(root: Path, **options: Any) -> Application:
-    settings = Settings(model_dir=root, data_dir=root.parent / "data", **options)
+    settings = Settings(**{"model_dir": root, "data_dir": root.parent / "data", **options})
     return build(settings, build_alerts(settings))
 
 
@@ -394,6 +395,44 @@ def test_entities_are_listed_for_whoever_may_read(root: Path) -> None:
     assert "/entities/shelf-1" not in later
     assert "/entities/shelf-2" in later
     assert "There are no others" in get(app, "/entities?after=shelf-2", reader).text
+
+
+def test_cards_show_what_is_asked_of_models_and_how_well_they_answer(root: Path) -> None:
+    app = build_app(root, data_dir=root.parent / "figures")
+    app.service.shared.book.enter_alone()
+    instance = {"size": 1.0, "colour": "red", "sold": True}
+    for _ in range(3):
+        ask_app(app, "POST", "/v1/models/house:predict", json={"instances": [instance]})
+    ask_app(app, "POST", "/v1/models/house:predict", json={"instances": [{}]})
+    outcomes = {"instances": [instance, instance], "outcomes": [0.0, 1.0]}
+    assert ask_app(app, "POST", "/v1/models/house/outcomes", json=outcomes).status_code < 300
+    listed = {one["name"]: one for one in get(app, "/v1/models?figures=true", {}).json()["models"]}
+    asked = listed["house"]["figures"]["predict"]
+    assert (asked["requests"], asked["answered"], asked["refused"]) == (4, 3, {"422": 1})
+    error = listed["house"]["quality"]["mean_absolute_error"]
+    cards = get(app, "/").text.split('<li class="card"')
+    (card,) = (one for one in cards if ">house</a>" in one)
+    assert 'data-count="4"' in card
+    assert f"<dt>p99</dt><dd>{seconds(asked['seconds']['p99'])}</dd>" in card
+    assert "live mean absolute error" in card
+    assert f'value="{error}"' in card
+    assert "figures" not in get(app, "/v1/models", {}).json()["models"][0]
+    assert get(app, "/v1/models?figures=perhaps", {}).status_code == 422
+
+
+def test_a_degraded_service_says_so_above_its_models(root: Path, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(root, models)
+    (models / "hostile" / "1" / "manifest.json").write_text("{")
+    entry = f"one:{hashlib.sha256(KEY.encode()).hexdigest()}:read::house"
+    app = build_app(models, admin_token=ADMIN_TOKEN, api_keys=entry)
+    for path in ("/", "/admin"):
+        said = get(app, path, bearer(ADMIN_TOKEN)).text
+        assert "The service is degraded" in said
+        assert "<li>hostile/1" in said
+    assert "hostile/1" not in get(app, "/", bearer(KEY)).text
+    shutil.rmtree(models / "hostile")
+    assert "degraded" not in get(build_app(models, admin_token=ADMIN_TOKEN), "/").text
 
 
 def test_an_explanation_is_saved_as_a_file(app: Application) -> None:

@@ -1,40 +1,32 @@
-// The list of models: search, and looking out for the first one.
-
-import { fetchPage, polish } from "./page.js";
-
-const LOOK_MS = 3000;
+// The list of models: search, also after it was made anew.
 
 function start() {
   const search = document.getElementById("search");
-  if (search && search.parentElement.hidden) {
-    search.parentElement.hidden = false;
-    search.addEventListener("input", () => filter(search.value));
+  if (!search) return;
+  if (!search.dataset.started) {
+    search.dataset.started = "yes";
     search.value = new URLSearchParams(location.search).get("q") ?? "";
-    filter(search.value);
+    search.addEventListener("input", () => {
+      history.replaceState(null, "", search.value ? `?q=${encodeURIComponent(search.value)}` : location.pathname);
+      filter(search.value);
+    });
   }
-  if (document.getElementById("first-steps")) setTimeout(look, LOOK_MS);
+  search.parentElement.hidden = !document.getElementById("models");
+  filter(search.value);
 }
 
 function filter(text) {
   const words = text.toLowerCase().split(/\s+/);
+  const cards = document.querySelectorAll("#models > li");
   let found = 0;
-  for (const card of document.querySelectorAll("#models > li")) {
+  for (const card of cards) {
     const all = card.dataset.text.toLowerCase();
     card.hidden = !words.every((word) => all.includes(word));
     found += !card.hidden;
   }
-  document.getElementById("nothing").hidden = found > 0;
-  history.replaceState(null, "", text ? `?q=${encodeURIComponent(text)}` : location.pathname);
-}
-
-async function look() {
-  const page = await fetchPage("/").catch(() => null);
-  if (page && !page.getElementById("first-steps")) {
-    document.querySelector("main").replaceChildren(...page.querySelector("main").childNodes);
-    polish();
-  }
-  start();
+  if (cards.length) document.getElementById("nothing").hidden = found > 0;
 }
 
 document.addEventListener("page", start);
+document.addEventListener("renewed", start);
 start();

@@ -37,6 +37,7 @@ async function refresh() {
       morph(live, newer);
       polish(live);
       rates(live);
+      document.dispatchEvent(new Event("renewed"));
       hush("offline");
       await new Promise((done) => setTimeout(done, AT_MOST_EVERY_MS));
     }
@@ -90,9 +91,10 @@ function rates(root) {
   for (const one of root.querySelectorAll("[data-count]")) {
     const count = Number(one.dataset.count);
     const old = before.get(one.dataset.name);
-    if (old && now - old.time < 0.5) continue;
-    before.set(one.dataset.name, { count, time: now });
-    if (old && count >= old.count) one.textContent = ((count - old.count) / (now - old.time)).toFixed(1);
+    const isNew = !old || now - old.time >= 0.5;
+    const rate = isNew ? old && count >= old.count && ((count - old.count) / (now - old.time)).toFixed(1) : old.rate;
+    if (isNew) before.set(one.dataset.name, { count, time: now, rate });
+    if (rate) one.textContent = rate;
   }
 }
 
