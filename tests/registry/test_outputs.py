@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -172,21 +173,42 @@ def test_labels_keep_their_type(tmp_path: Path, labels: tuple[Any, Any], make: A
     assert (in_text.content_hash == again.content_hash) == isinstance(labels[0], str)
 
 
-def test_labels_are_found_by_both_forms() -> None:
-    numbers, flags, words = Labels((0, 1, 2.5)), Labels((False, True)), Labels(("1", "yes"))
-    assert [numbers.find(sent) for sent in (1, "1", 1.0, 2.5, "2.5", True, "true", None, [1], 3)] == [
-        *(1, 1, 1, 2, 2),
-        *[None] * 5,
+ONE = (1, 1.0, "1", "1.0", "1e0", True, "true", "True", "TRUE")
+ZERO = (0, 0.0, -0.0, "0", "0.0", False, "false", "False")
+
+
+@pytest.mark.parametrize(
+    "classes", [(0, 1), (0.0, 1.0), ("0", "1"), ("0.0", "1.0"), (False, True), ("False", "True"), ("false", "true")]
+)
+def test_two_labels_are_found_by_all_forms_of_0_and_1(classes: Any) -> None:
+    labels, turned = Labels(classes), Labels(classes[::-1])
+    for place, forms in enumerate((ZERO, ONE)):
+        assert [labels.find(sent) for sent in forms] == [place] * len(forms)
+        assert [turned.find(sent) for sent in forms] == [1 - place] * len(forms)
+    others: list[Any] = [2, "2", -1, "yes", "", None, [1], {}, math.nan, "nan", 10**400]
+    assert {labels.find(sent) for sent in others} == {None}
+
+
+def test_labels_are_found_by_the_same_number() -> None:
+    numbers, words, codes = Labels((0, 1, 2.5)), Labels(("1", "-2.50", "yes")), Labels(("007", "08", "1e999"))
+    assert [numbers.find(sent) for sent in (1, "1", 1.0, 2.5, "2.50", True, "true", 3)] == [
+        1,
+        1,
+        1,
+        2,
+        2,
+        None,
+        None,
+        None,
     ]
-    assert [flags.find(sent) for sent in (True, "True", "true", False, "false", 1, 0, "1")] == [
-        1,
-        1,
-        1,
-        0,
-        0,
-        *[None] * 3,
-    ]
-    assert [words.find(sent) for sent in ("1", 1, "yes", True, 1.0)] == [0, 0, 1, None, None]
+    assert [words.find(sent) for sent in ("1", 1, 1.0, -2.5, "yes", True)] == [0, 0, 0, 1, 2, None]
+    assert [codes.find(sent) for sent in ("007", 7, 8, "7", math.inf)] == [0, None, None, None, None]
+    assert Labels((2**53, 2**53 + 1)).find(str(2**53 + 1)) == 1
+
+
+def test_a_number_that_two_labels_have_names_neither_unless_it_is_one_of_them() -> None:
+    labels = Labels(("1", "1.0", "0"))
+    assert [labels.find(sent) for sent in ("1", 1, "1.0", 1.0, "1.00", 0.0)] == [0, 0, 1, 1, None, 2]
 
 
 @pytest.mark.parametrize("chosen", [(1,), ("1",), (1.0,)])
