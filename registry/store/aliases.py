@@ -18,6 +18,7 @@ import msgspec
 
 from registry.errors import CannotRemove, ModelNotFound, VersionNotFound, VersionRefused
 from registry.store.directory import ALIASES_FILE, directories, read_json, write_whole
+from registry.store.history import note
 
 MAX_ALIASES_BYTES = 64 << 10
 
@@ -64,13 +65,16 @@ def promote(directory: Path, version: str) -> Aliases:
     with alone(directory):
         if version not in (path.name for path in directories(directory)):
             raise VersionNotFound(f"model {directory.name!r} has no version {version!r}")
-        try:
+        before = None
+        with contextlib.suppress(VersionRefused):
             before = current(directory)
-        except VersionRefused:
+        if before is None:
             after = Aliases(version)
         else:
             after = before if before.live == version else Aliases(version, before.live)
         write_aliases(directory, after)
+        if after != before:
+            note(directory, "promoted", version)
     return after
 
 
@@ -85,6 +89,7 @@ def rollback(directory: Path) -> Aliases:
             raise VersionNotFound(f"model {directory.name!r} has no previous version")
         after = Aliases(before.previous, before.live)
         write_aliases(directory, after)
+        note(directory, "rolled back", after.live)
     return after
 
 
@@ -112,6 +117,7 @@ def remove(directory: Path, version: str, *, force: bool = False) -> Aliases | N
         if after is not None and (directory / ALIASES_FILE).exists():
             write_aliases(directory, after)  # before the version goes: what is live always exists
         _discard(directory / version)
+        note(directory, "removed", version)
     return after
 
 

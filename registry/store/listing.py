@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,23 @@ class ListedVersion(msgspec.Struct, frozen=True, kw_only=True):
     estimator: str = ""
     metrics: dict[str, float] = {}
     fault: str = ""
+
+
+class KeptVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """A version on disk. `trained_by` is the job of a retraining; empty for a version that was added by hand."""
+
+    name: str
+    version: str
+    created: str
+    metrics: dict[str, float] = {}
+    trained_by: str = ""
+
+
+def kept_versions(directory: Path) -> Iterator[KeptVersion]:
+    """The versions of the model in `directory` whose manifests can be read, oldest first. Raises VersionRefused."""
+    for path in directories(directory):
+        with suppress(VersionRefused):
+            yield decode_manifest(path, KeptVersion)
 
 
 def list_versions(root: Path) -> Iterator[ListedVersion]:

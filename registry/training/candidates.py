@@ -21,6 +21,7 @@ from registry.rows.features import Rows
 from registry.store.add import labelled_rows
 from registry.store.aliases import Aliases, alone, current, write_aliases
 from registry.store.directory import directories, read_file, sync_directory, write_whole
+from registry.store.history import note
 from registry.store.intake import instances_of
 from registry.store.manifest import Manifest, read_manifest
 from registry.training.metrics import MEASURED, Truth, true_values
@@ -123,4 +124,5 @@ def take_in(candidate: Path, directory: Path, *, instead_of: str) -> Aliases:
         sync_directory(directory)
         after = Aliases(version, before.live)
         write_aliases(directory, after)
+        note(directory, "promoted", version)
     return after

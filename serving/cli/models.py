@@ -183,6 +183,32 @@ def explain(arguments: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
+@command(
+    MODEL,
+    argument("version", nargs="?", help="default: the live version"),
+    argument("-o", "--output", type=Path, help="file to write it to; .json for JSON"),
+)
+def card(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Write the card of a model as Markdown: its data, features, quality, limits and history."""
+    from registry.registry import load_one
+    from registry.store.aliases import current
+    from serving.http.card import make_card, markdown
+
+    model = load_one(settings.model_dir, arguments.model, arguments.version, settings.load_options)
+    directory = settings.model_dir / model.name
+    made = make_card(model, current(directory), directory)
+    is_json = arguments.output is not None and arguments.output.suffix == ".json"
+    text = json.dumps(made, indent=1) + "\n" if is_json else markdown(made)
+    if arguments.output is None:
+        say(text, end="")
+        return 0
+    try:
+        arguments.output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        return fail(f"{arguments.output}: {error.strerror}")
+    return 0
+
+
 @command(MODEL, argument("version", help="version to make live"))
 def promote(arguments: argparse.Namespace, settings: Settings) -> int:
     """Make a version live, after loading and verifying it; a running service takes it over."""

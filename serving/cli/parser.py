@@ -9,7 +9,7 @@ from serving.cli.check import check
 from serving.cli.inspection import inspect
 from serving.cli.keys import keys
 from serving.cli.load_test import load_test
-from serving.cli.models import add, explain, models, promote, remove, retrain, rollback, train
+from serving.cli.models import add, card, explain, models, promote, remove, retrain, rollback, train
 from serving.cli.records import entities
 from serving.cli.serve import schedules, serve, token, worker
 from serving.cli.verify import verify
@@ -23,6 +23,7 @@ COMMANDS = (
     inspect,
     add,
     explain,
+    card,
     promote,
     rollback,
     remove,

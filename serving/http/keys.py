@@ -39,7 +39,7 @@ NEEDED: Mapping[str, frozenset[str]] = {scope: frozenset({scope, "admin"}) for s
 
 PATHS = re.compile(
     r"(?P<open>/openapi\.json|/pages/.*|/health(?:/.*)?|/ping|/version|/v2/health/(?:live|ready))"
-    r"|(?P<page>/|/docs|/admin|/entities|/(?:models|monitoring|entities|jobs)/[^/]*|/models/[^/]*/(?:versions|batch|importance))"
+    r"|(?P<page>/|/docs|/admin|/entities|/(?:models|monitoring|entities|jobs)/[^/]*|/models/[^/]*/(?:versions|batch|importance|card))"
     r"|(?P<predict>/v1/models/[^/:]*(?:/versions/[^/:]*)?(?::predict|:explain|/importance)|/v1/jobs(?:/.*)?"
     r"|/invocations|/(?:endpoints|serving-endpoints)/[^/]*/invocations|/score"
     r"|/v2/models/[^/]*(?:/versions/[^/]*)?/infer)"
@@ -55,7 +55,7 @@ TWINS: Mapping[re.Pattern[str], str] = {
     for page, twin in {
         r"/": r"/v1/models",
         r"/docs": r"/openapi.json",
-        r"/(models/[^/]*/importance)": r"/v1/\1",
+        r"/(models/[^/]*/(?:importance|card))": r"/v1/\1",
         r"/(models/[^/]*)(?:/.*)?": r"/v1/\1",
         r"/(jobs/[^/]*)": r"/v1/\1",
         r"/(entities)": r"/v1/\1",

@@ -11,6 +11,7 @@ from serving.http.schemas import (
     ANYTHING,
     AZURE_TABLES,
     BOOLEAN,
+    CARD,
     COUNT,
     CSV,
     DELETED,
@@ -24,6 +25,7 @@ from serving.http.schemas import (
     JOB_BODY,
     JSON,
     LOCATION,
+    MARKDOWN,
     METADATA,
     METHOD,
     METRICS,
@@ -162,6 +164,10 @@ ROUTES: Mapping[tuple[str, str], Said] = {
     ("get", "/v1/models/{model}/versions/{version}"): Said("show_version", {"200": {JSON: MODEL}}, ("404", "503")),
     ("get", "/v1/models/{model}/importance"): Said("show_importance", *SHOWN_IMPORTANCE),
     ("get", "/v1/models/{model}/versions/{version}/importance"): Said("show_version_importance", *SHOWN_IMPORTANCE),
+    ("get", "/v1/models/{model}/card"): Said("show_card", {"200": {JSON: CARD, MARKDOWN: STRING}}, ("404", "503")),
+    ("get", "/v1/models/{model}/versions/{version}/card"): Said(
+        "show_version_card", {"200": {JSON: CARD, MARKDOWN: STRING}}, ("404", "503")
+    ),
     ("get", "/v1/models/{model}/metadata"): Said("show_metadata", {"200": {JSON: METADATA}}, ("404", "503")),
     ("get", "/v1/models/{model}/versions/{version}/metadata"): Said(
         "show_version_metadata", {"200": {JSON: METADATA}}, ("404", "503")

@@ -33,6 +33,7 @@ COMPRESSIBLE = frozenset(
         b"text/csv",
         b"text/html",
         b"text/javascript",
+        b"text/markdown",
         b"text/plain",
     }
 )

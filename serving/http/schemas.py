@@ -20,6 +20,7 @@ MAYBE_STRING: Schema = {"type": ["string", "null"]}
 OK: Schema = {"enum": ["ok", "degraded"]}
 
 JSON, EVENTS, CSV, TEXT, SVG = "application/json", "text/event-stream", "text/csv", "text/plain", "image/svg+xml"
+MARKDOWN = "text/markdown"
 BINARY: Schema = {"type": "string", "format": "binary"}
 TABLES: Schema = {"application/vnd.apache.parquet": BINARY, "application/vnd.apache.arrow.stream": BINARY}
 """Media types that need the extra `arrow`."""
@@ -131,6 +132,36 @@ IMPORTANCE = object_schema(
                 },
                 ["base_value", "importance", "mean"],
             )
+        ),
+    }
+)
+
+CARD = object_schema(
+    {
+        "model": STRING,
+        "version": STRING,
+        "live": BOOLEAN,
+        "task": STRING,
+        "estimator": STRING,
+        "targets": {"type": "object", "additionalProperties": array_of(LABEL)},
+        "data": OBJECT,
+        "features": array_of(object_schema({"name": STRING, "kind": STRING, "nullable": BOOLEAN, "open": BOOLEAN})),
+        "metrics": NUMBERS,
+        "quality": {"type": ["object", "null"]},
+        "explained": {"type": ["object", "null"]},
+        "limits": array_of(STRING),
+        "libraries": {
+            "type": "object",
+            "additionalProperties": object_schema({"fitted": STRING, "here": MAYBE_STRING}),
+        },
+        "artefact": object_schema({"format": STRING, "sha256": STRING, "created": STRING, "compiled": BOOLEAN}),
+        "history": object_schema(
+            {
+                "live": STRING,
+                "previous": MAYBE_STRING,
+                "versions": array_of(object_schema({"version": STRING, "created": STRING, "trained_by": STRING})),
+                "changes": array_of(object_schema({"time": STRING, "act": STRING, "version": STRING})),
+            }
         ),
     }
 )

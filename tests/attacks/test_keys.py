@@ -45,6 +45,8 @@ OPERATIONS: Mapping[str, str] = {
     "GET /v1/models/{model}/versions/{version}": ANY,
     "GET /v1/models/{model}/importance": "predict",
     "GET /v1/models/{model}/versions/{version}/importance": "predict",
+    "GET /v1/models/{model}/card": ANY,
+    "GET /v1/models/{model}/versions/{version}/card": ANY,
     "GET /v1/models/{model}/metadata": ANY,
     "GET /v1/models/{model}/versions/{version}/metadata": ANY,
     "POST /v1/models/{model}:predict": "predict",

@@ -31,6 +31,7 @@ PAGES = (
     *MODEL_PAGES,
     "/models/hostile/versions",
     "/models/hostile/importance",
+    "/models/hostile/card",
     "/models/wide/batch",
     "/entities",
     "/entities/nothing",

@@ -6,15 +6,18 @@ import multiprocessing
 import os
 import random
 import shutil
+from datetime import datetime
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from registry.errors import ModelNotFound, VersionNotFound, VersionRefused
 from registry.registry import load_one, load_registry
-from registry.store.aliases import Aliases, current, promote, read_aliases, rollback
+from registry.store.aliases import Aliases, current, promote, read_aliases, remove, rollback
 from registry.store.directory import ALIASES_FILE
+from registry.store.history import HISTORY_FILE, MAX_CHANGES, MAX_HISTORY_BYTES, VersionChange, note, read_changes
 
 
 @pytest.fixture
@@ -140,7 +143,8 @@ def test_process_that_is_killed_while_it_promotes_leaves_a_whole_file(model: Pat
         process.join()
         assert current(model) in (Aliases("1", "10"), Aliases("10", "1"))
         assert promote(model, "10").live == "10", "the lock has ended with the process"
-    assert sorted(path.name for path in model.iterdir()) == ["1", "10", "2", ALIASES_FILE]
+    promote(model, "1")  # what was left over goes
+    assert sorted(path.name for path in model.iterdir()) == ["1", "10", "2", ALIASES_FILE, HISTORY_FILE]
 
 
 def _roll_back(model: Path, times: int) -> None:
@@ -187,3 +191,36 @@ def test_directory_with_damaged_aliases_is_not_loaded(root: Path) -> None:
     (root / "wine" / ALIASES_FILE).write_text("{")
     with pytest.raises(VersionRefused, match=ALIASES_FILE):
         load_registry(root)
+
+
+def test_what_is_done_to_versions_is_noted(model: Path) -> None:
+    promote(model, "1")
+    promote(model, "1")
+    rollback(model)
+    remove(model, "1")
+    noted = read_changes(model)
+    assert [(one.act, one.version) for one in noted] == [("promoted", "1"), ("rolled back", "10"), ("removed", "1")]
+    assert all(datetime.fromisoformat(one.time).tzinfo for one in noted)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"[" * 100_000])
+def test_a_damaged_history_keeps_nobody_from_anything_and_begins_anew(model: Path, content: bytes) -> None:
+    (model / HISTORY_FILE).write_bytes(content)
+    assert read_changes(model) == []
+    promote(model, "1")
+    assert [one.version for one in read_changes(model)] == ["1"]
+
+
+def test_a_history_that_cannot_be_written_keeps_nobody_from_a_promotion(model: Path) -> None:
+    (model / HISTORY_FILE).mkdir()
+    assert promote(model, "1") == current(model)
+
+
+def test_the_newest_changes_are_kept(model: Path) -> None:
+    longest = "x" * 64
+    changes = [VersionChange("2026-01-31T12:00:00+00:00", "rolled back", longest) for _ in range(MAX_CHANGES)]
+    (model / HISTORY_FILE).write_bytes(msgspec.json.encode(changes))
+    note(model, "promoted", "2")
+    kept = read_changes(model)
+    assert (kept[0].version, kept[-1].version, len(kept)) == (longest, "2", MAX_CHANGES)
+    assert (model / HISTORY_FILE).stat().st_size < MAX_HISTORY_BYTES

@@ -13,6 +13,7 @@ from registry.explain.shap_values import Space
 from registry.registry import Registry
 from serving.http.keys import Keys, key_of
 from serving.http.pages.page import guarded, show, show_error
+from serving.http.routes.card import find_card, show_card
 from serving.http.routes.importance import BackgroundImportance
 from serving.http.routes.models import detail
 from serving.http.views import Views
@@ -45,6 +46,7 @@ def operation_router(service: Service, views: Views, keys: Keys) -> APIRouter:
         router.add_api_route("/monitoring/{name}", closed)
     _add_importance(router, service.registry, views.importance)
     _add_versions(router, service, can_act=keys.can_have_admin)
+    _add_card(router, service)
     return router
 
 
@@ -165,3 +167,11 @@ def _add_versions(router: APIRouter, service: Service, *, can_act: bool) -> None
             is_trainable=of_model[model["version"]].manifest.training is not None,
             can_act=can_act,
         )
+
+
+def _add_card(router: APIRouter, service: Service) -> None:
+    @router.get("/models/{name}/card")
+    @guarded
+    async def card(request: Request, name: str) -> Response:
+        model = service.registry.get(name, request.query_params.get("version") or None)
+        return show_card(request, await find_card(service, model))

@@ -111,7 +111,7 @@ def detail(registry: Registry, model: LoadedModel, *, show_examples: bool) -> di
         "metrics": manifest.metrics,
         "not_explained": model.not_explained,
         "importance": None if manifest.explainer is None else manifest.explainer.importance,
-        "distributions": _distributions(model),
+        "distributions": describe_distributions(model),
         "example": model.example if show_examples else None,
         "features": [feature.name for feature in manifest.features],
         "schema": model.instance_schema,
@@ -120,7 +120,7 @@ def detail(registry: Registry, model: LoadedModel, *, show_examples: bool) -> di
     }
 
 
-def _distributions(model: LoadedModel) -> dict[str, Any] | None:
+def describe_distributions(model: LoadedModel) -> dict[str, Any] | None:
     """What was usual in the sample, as JSON: shares by value, or over bins between `edges`."""
     found = model.manifest.distributions
     if found is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -63,8 +64,25 @@ def test_remove_takes_versions_and_models_out_and_says_what_is_live(run: Run, tw
     assert refused.stderr == ("forkserve: version 2 of churn is live: promote another version first, or use --force\n")
     forced = run("remove", "churn", "2", "--force")
     assert (forced.returncode, forced.stdout) == (0, f"removed churn version 2; version 1 is live\n{GONE}")
-    assert [path.name for path in two_versions.iterdir()] == ["1"]
+    assert [path.name for path in two_versions.iterdir() if path.is_dir()] == ["1"]
     last = run("remove", "churn")
     assert last.stdout.splitlines()[0] == "removed churn with 1 version"
     assert "no model is left: a running service goes on" in last.stdout
     assert list(two_versions.parent.iterdir()) == []
+
+
+def test_the_card_of_a_version_is_written_as_markdown_or_as_json(run: Run, two_versions: Path) -> None:
+    run("promote", "churn", "1")
+    shown = run("card", "churn")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.startswith("# churn, version 1\n\n## What it is\n")
+    assert "- **State**: live\n" in shown.stdout
+    written = run("card", "churn", "2", "--output", "card.json")
+    assert (written.returncode, written.stdout) == (0, "")
+    card = json.loads((two_versions.parent.parent / "card.json").read_bytes())
+    assert (card["version"], card["live"], card["history"]["previous"]) == ("2", False, "2")
+    assert [(one["act"], one["version"]) for one in card["history"]["changes"]] == [("promoted", "1")]
+    assert run("card", "churn", "-o", "card.md").returncode == 0
+    assert (two_versions.parent.parent / "card.md").read_text() == shown.stdout
+    refused = run("card", "churn", "-o", "nowhere/card.md")
+    assert (refused.returncode, refused.stderr) == (1, "forkserve: nowhere/card.md: No such file or directory\n")

@@ -97,6 +97,7 @@ PAGES = (
     "/models/hostile",
     "/models/hostile/versions",
     "/models/hostile/importance",
+    "/models/hostile/card",
     "/models/hostile/batch",
     "/models/wide",
     "/models/nothing",
@@ -363,7 +364,13 @@ def test_a_page_asks_the_model_only_with_a_key_that_may(root: Path) -> None:
 def test_a_page_shows_no_key_what_the_api_refuses_it(root: Path, scope: str) -> None:
     app = build_app(root, api_keys=f"one:{hashlib.sha256(KEY.encode()).hexdigest()}:{scope}::house")
     for model in ("house", "hostile"):
-        for page, twin in (("", ""), ("/versions", ""), ("/batch", ""), ("/importance", "/importance")):
+        for page, twin in (
+            ("", ""),
+            ("/versions", ""),
+            ("/batch", ""),
+            ("/importance", "/importance"),
+            ("/card", "/card"),
+        ):
             refused = get(app, f"/v1/models/{model}{twin}", bearer(KEY)).status_code == 403
             shown = get(app, f"/models/{model}{page}", bearer(KEY)).text
             assert ("A key is needed" in shown) == refused, (model, page)
