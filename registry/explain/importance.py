@@ -20,6 +20,12 @@ MAX_POINTS = 500
 MAX_POINT_FEATURES = 20
 """Features that have points, or a dependence: the most important ones of each output."""
 
+MAX_PAIRS = 20
+"""Pairs of features whose interactions are shown: those with the largest ones of each output."""
+
+MAX_GROUPS = 5
+"""Values of a feature that a dependence on another is told apart by."""
+
 Detail = Literal["none", "shares", "rows"]
 """How much is shown of the rows: sums over all of them; points and bins that tell no row; or every chosen row."""
 
@@ -54,6 +60,8 @@ class _Sums(msgspec.Struct):
     magnitudes: list[float]
     values: list[float]
     points: list[list[float]] = []
+    pairs: list[list[float]] = []
+    """Of magnitudes of interactions, shape (features, features); empty where none are explained."""
 
 
 class _Summed(msgspec.Struct):
@@ -81,12 +89,17 @@ class Importance:
         detail: Detail,
         first: int = 0,
         distributions: Mapping[str, Distribution] | None = None,
+        pair: tuple[str, str] | None = None,
     ) -> None:
-        """Of `rows` rows in all those from the `first` on; `distributions` have the bins of dependences, by feature."""
+        """Of `rows` rows in all those from the `first` on; `distributions` have the bins of dependences, by feature.
+
+        Of a `pair` the dependence on the first feature is told apart by the values of the second.
+        """
         self._features = {feature.name: index for index, feature in enumerate(features)}
         self._kinds = features
         self._detail = detail
         self._distributions = distributions or {}
+        self._pair = pair
         self._stride = max(1, -(-rows // MAX_POINTS))
         self._first = first
         self._found = _Summed()
@@ -100,6 +113,7 @@ class Importance:
             kept = ("space", "method", "sampled", "labels")
             found.about = {name: explanations[0][name] for name in kept if name in explanations[0]}
         values: dict[tuple[str, str], list[list[float]]] = {}
+        pairs: dict[tuple[str, str], list[list[list[float]]]] = {}
         base_values: dict[tuple[str, str], float] = {}
         for explanation in explanations:
             for target, name, item in outputs_of(explanation):
@@ -107,12 +121,15 @@ class Importance:
                 key = (target, name or "")
                 values.setdefault(key, []).append(list(item["values"].values()))
                 base_values[key] = item["base_value"]
+                if "interactions" in item:
+                    pairs.setdefault(key, []).append([list(one.values()) for one in item["interactions"].values()])
         chosen = self._chosen(len(explanations))
         for (target, name), of_rows in values.items():
             table = np.array(of_rows)
             magnitudes, sums = np.abs(table).sum(axis=0).tolist(), table.sum(axis=0).tolist()
             points = [of_rows[place] for place in chosen]
-            self._add(target, name, _Sums(base_values[target, name], magnitudes, sums, points))
+            both = np.abs(pairs[target, name]).sum(axis=0).tolist() if (target, name) in pairs else []
+            self._add(target, name, _Sums(base_values[target, name], magnitudes, sums, points, both))
         found.cells += rows[chosen].tolist()
         found.rows += len(explanations)
 
@@ -132,6 +149,8 @@ class Importance:
         sums.magnitudes = np.add(sums.magnitudes, more.magnitudes).tolist()
         sums.values = np.add(sums.values, more.values).tolist()
         sums.points += more.points
+        if more.pairs:
+            sums.pairs = np.add(sums.pairs, more.pairs).tolist()
 
     def packed(self) -> bytes:
         """What has been summed up, for `merge`."""
@@ -170,6 +189,8 @@ class Importance:
         found["base_value"] = sums.base_value
         found["importance"] = {names[index]: float(importance[index]) for index in order}
         found["mean"] = {names[index]: float(means[index]) for index in order}
+        if sums.pairs:
+            found["interactions"] = _largest_pairs(names, np.array(sums.pairs) / rows)
         if self._detail == "none" or (self._detail == "shares" and rows < MIN_ROWS):
             return found
         points = np.array(sums.points)
@@ -178,6 +199,9 @@ class Importance:
         if self._detail == "shares":
             curves = {feature: self._dependence(feature, values, cells) for feature, values in shown}
             found["dependence"] = {feature: curve for feature, curve in curves.items() if curve is not None}
+            if self._pair is not None and self._pair[0] in names:
+                by_other = self._dependence_by(*self._pair, points[:, names.index(self._pair[0])], cells)
+                found |= {} if by_other is None else {"dependence_by": by_other}
         return found
 
     def _points(self, name: str, values: Array, cells: Any) -> dict[str, Any]:
@@ -201,6 +225,23 @@ class Importance:
 
     def _dependence(self, name: str, values: Array, cells: Any) -> dict[str, Any] | None:
         """The mean SHAP value by the bins or values of the feature's distribution; None of a bin with few rows."""
+        bins = self._bins(name, cells)
+        return None if bins is None else bins.described() | {"mean": [_mean(values, rows) for rows in bins.inside]}
+
+    def _dependence_by(self, name: str, other: str, values: Array, cells: Any) -> dict[str, Any] | None:
+        """The same for each value, or half of the values, of another feature; in wider bins, to have enough rows."""
+        bins, others = self._bins(name, cells), self._bins(other, cells)
+        if bins is None or others is None:
+            return None
+        bins, others = bins.merged(4 * MIN_COUNT), others.merged(int(0.4 * len(values)))
+        groups = [
+            one.described() | {"mean": [_mean(values, rows & one.inside[0]) for rows in bins.inside]}
+            for one in others.each()[:MAX_GROUPS]
+        ]
+        return {"feature": name, "by": other, **bins.described(), "groups": groups}
+
+    def _bins(self, name: str, cells: Any) -> _Bins | None:
+        """The bins of a feature's distribution; None if it has none."""
         index, bins = self._features.get(name), self._distributions.get(name)
         if index is None or bins is None or not bins.shares:
             return None
@@ -211,16 +252,62 @@ class Importance:
         column = np.asarray(column, np.float64)
         known = ~np.isnan(column)
         coded = feature.kind in ("category", "boolean", "datetime")
+        shown = [feature.decode(one) if coded else one for one in bins.values or bins.edges]
         if bins.values:
-            inside = [known & (column == value) for value in bins.values]
-            found: dict[str, Any] = {"values": [feature.decode(one) if coded else one for one in bins.values]}
-        else:
-            edges = bins.edges
-            places = np.searchsorted(edges[1:-1], column, side="right")
-            inside = [known & (places == place) for place in range(len(edges) - 1)]
-            found = {"edges": [feature.decode(one) if coded else one for one in edges]}
-        found["mean"] = [float(values[rows].mean()) if rows.sum() >= MIN_COUNT else None for rows in inside]
-        return found
+            return _Bins(shown, [known & (column == value) for value in bins.values], has_edges=False)
+        places = np.searchsorted(bins.edges[1:-1], column, side="right")
+        return _Bins(shown, [known & (places == place) for place in range(len(bins.edges) - 1)], has_edges=True)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Bins:
+    """Values, or bounds of bins, and which rows are inside."""
+
+    shown: list[Any]
+    inside: list[NDArray[np.bool_]]
+    has_edges: bool
+
+    def described(self) -> dict[str, Any]:
+        return {"edges" if self.has_edges else "values": self.shown}
+
+    def merged(self, least: int) -> _Bins:
+        """Neighbouring bins joined until each has at least so many rows; values stay as they are."""
+        if not self.has_edges:
+            return self
+        edges, joined = [self.shown[0]], []
+        rows = np.zeros(len(self.inside[0]), bool)
+        for edge, inside in zip(self.shown[1:], self.inside, strict=True):
+            rows = rows | inside
+            if rows.sum() >= least:
+                edges.append(edge)
+                joined.append(rows)
+                rows = np.zeros(len(rows), bool)
+        if not joined:
+            return _Bins([self.shown[0], self.shown[-1]], [rows], has_edges=True)
+        edges[-1], joined[-1] = self.shown[-1], joined[-1] | rows  # what is left is too little for a bin
+        return _Bins(edges, joined, has_edges=True)
+
+    def each(self) -> list[_Bins]:
+        """Every bin by itself."""
+        width = 2 if self.has_edges else 1
+        return [
+            _Bins(self.shown[place : place + width], [rows], has_edges=self.has_edges)
+            for place, rows in enumerate(self.inside)
+        ]
+
+
+def _mean(values: Array, rows: NDArray[np.bool_]) -> float | None:
+    return float(values[rows].mean()) if rows.sum() >= MIN_COUNT else None
+
+
+def _largest_pairs(names: Sequence[str], pairs: Array) -> list[dict[str, Any]]:
+    """The pairs that do most together; each is there twice, in either order."""
+    first, second = np.triu_indices(len(names), 1)
+    effects = pairs[first, second] + pairs[second, first]
+    return [
+        {"features": [names[first[place]], names[second[place]]], "mean": float(effects[place])}
+        for place in np.argsort(-effects, kind="stable")[:MAX_PAIRS]
+    ]
 
 
 def _tenths(column: Any) -> Array:

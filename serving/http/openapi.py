@@ -144,6 +144,9 @@ SHOWN_IMPORTANCE: Any = (
             ("space", "The outputs that are explained", STRING),
             ("classes", "`all`, or classes: named once each", array_of(STRING)),
             ("top", "Only the largest; the rest as `(other)`", INTEGER | {"minimum": 1}),
+            ("interactions", "Pairs of features, too", BOOLEAN),
+            ("feature", "A feature whose dependence is told apart by another", STRING),
+            ("by", "That other feature", STRING),
         )
     ),
 )

@@ -129,6 +129,8 @@ IMPORTANCE = object_schema(
                     "mean": NUMBERS,
                     "points": OBJECT,
                     "dependence": OBJECT,
+                    "dependence_by": OBJECT,
+                    "interactions": array_of(object_schema({"features": array_of(STRING), "mean": NUMBER})),
                 },
                 ["base_value", "importance", "mean"],
             )

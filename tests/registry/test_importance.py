@@ -133,3 +133,61 @@ def test_a_regression_has_one_output_without_a_class(tmp_path: Any) -> None:
     assert "class" not in output
     assert list(output["importance"]) == ["x", "flag"]
     assert output["dependence"]["flag"]["values"] == [False, True]
+
+
+def test_a_dependence_is_told_apart_by_another_feature(forest: LoadedModel) -> None:
+    """Only `a` and `b` together make a row high, so that `a` alone does less where `b` is low."""
+    described = forest.manifest.distributions
+    assert described is not None
+    rows = forest.background
+    whole = Importance(
+        forest.manifest.features, len(rows), detail="shares", distributions=described.features, pair=("a", "b")
+    )
+    whole.add(forest.explain(rows, ALL), rows)
+    (high,) = (output for output in whole.result()["outputs"] if output["class"] == "high")
+    found = high["dependence_by"]
+    assert (found["feature"], found["by"]) == ("a", "b")
+    assert set(found["edges"]) <= set(described.features["a"].edges)
+    low, high_half = found["groups"]
+    assert low["edges"][1] == high_half["edges"][0]
+    values = forest.contributions(rows).values[:, 0, forest.labels.texts.index("high")]
+    a, b = rows[:, 0], rows[:, 1]
+    in_bin = (a >= found["edges"][-2]) & (b >= high_half["edges"][0])
+    assert in_bin.sum() >= 5
+    assert high_half["mean"][-1] == pytest.approx(values[in_bin].mean())
+    assert high_half["mean"][-1] > low["mean"][-1]
+    sizes = [
+        ((a >= start) & (a < end)).sum() for start, end in zip(found["edges"][1:-2], found["edges"][2:-1], strict=True)
+    ]
+    assert all(size >= 20 for size in sizes)
+
+
+def test_no_mean_is_of_fewer_rows_than_five(forest: LoadedModel) -> None:
+    described = forest.manifest.distributions
+    assert described is not None
+    rows = forest.background[:22]
+    whole = Importance(forest.manifest.features, 22, detail="shares", distributions=described.features, pair=("a", "b"))
+    whole.add(forest.explain(rows, ALL), rows)
+    found = whole.result()["outputs"][0]["dependence_by"]
+    assert len(found["edges"]) == 2
+    split = found["groups"][0]["edges"][1]
+    counts = [(rows[:, 1] < split).sum(), (rows[:, 1] >= split).sum()][: len(found["groups"])]
+    for group, count in zip(found["groups"], counts, strict=True):
+        assert (group["mean"][0] is None) == (count < 5)
+
+
+def test_interactions_are_summed_over_rows(forest: LoadedModel) -> None:
+    rows = forest.background[:7]
+    whole = Importance(forest.manifest.features, 7, detail="shares")
+    selection = Selection("all", interactions=True)
+    for part in (rows[:3], rows[3:]):
+        one = Importance(forest.manifest.features, 7, detail="shares")
+        one.add(forest.explain(part, selection), part)
+        whole.merge(one.packed())
+    explained = forest.explain(rows, selection)
+    for output in whole.result()["outputs"]:
+        shown = {tuple(pair["features"]): pair["mean"] for pair in output["interactions"]}
+        assert len(shown) == 10
+        assert list(shown.values()) == sorted(shown.values(), reverse=True)
+        both = [2 * abs(one["classes"][output["class"]]["interactions"]["a"]["b"]) for one in explained]
+        assert shown["a", "b"] == pytest.approx(np.mean(both), rel=1e-9)

@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, cast
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from registry.explain.explanation import Selection
-from registry.explain.shap_values import Space
-from registry.registry import Registry
 from serving.http.keys import Keys, key_of
 from serving.http.pages.page import guarded, show, show_error
 from serving.http.routes.card import find_card, show_card
-from serving.http.routes.importance import BackgroundImportance
 from serving.http.routes.models import detail
 from serving.http.views import Views
-from serving.pictures.explanation import MAX_BARS
-from serving.pictures.importance import importance_bars
 from serving.service import Service
 from serving.status.json import summarize
 from serving.status.snapshot import Snapshot
 from serving.storage.background import Recent
 
 FAILED = frozenset({"500", "501", "504", "other"})
-MAX_SWARMS, MAX_LINES, SWARM_BINS = 3, 12, 60
-"""Outputs and features whose rows are shown as points, and the places along a line that points may be crowded at."""
-
-NARROW = 330
-"""The narrowest place for a picture, which stretches."""
-
 SHED = frozenset({"429", "503"})
 """Statuses of requests that were refused because there were too many."""
 
@@ -44,7 +31,6 @@ def operation_router(service: Service, views: Views, keys: Keys) -> APIRouter:
     else:
         router.add_api_route("/admin", closed)
         router.add_api_route("/monitoring/{name}", closed)
-    _add_importance(router, service.registry, views.importance)
     _add_versions(router, service, can_act=keys.can_have_admin)
     _add_card(router, service)
     return router
@@ -98,53 +84,6 @@ def _add_monitoring(router: APIRouter, service: Service, snapshots: Recent[Snaps
             quality=quality,
             names=[one for one in names if one not in ("version", "outcomes")],
         )
-
-
-def _add_importance(router: APIRouter, registry: Registry, importance: BackgroundImportance) -> None:
-    @router.get("/models/{name}/importance")
-    @guarded
-    async def show_importance(request: Request, name: str) -> Response:
-        model = registry.get(name)
-        query = request.query_params
-        label, space = query.get("class", ""), query.get("space", "")
-        selection = Selection((label,) if label else "all", None, cast("Space | None", space or None))
-        selection.check(model.labels)
-        found = await importance.of(model, selection)
-        return show(
-            request,
-            "importance.html",
-            model=detail(registry, model, show_examples=False),
-            found=found,
-            picture=importance_bars(found, model.name, most=MAX_BARS, width=NARROW),
-            swarms=[_swarm(output) for output in found["outputs"][:MAX_SWARMS]],
-            label=label,
-            space=space,
-        )
-
-
-def _swarm(output: Mapping[str, Any]) -> dict[str, Any]:
-    """The points of the largest features of an output: how much each row's value adds, and how high that value is."""
-    named = [(name, points) for name, points in output["points"].items() if points.get("shap")][:MAX_LINES]
-    values = [value for _, points in named for value in points["shap"]]
-    low, high = min(values, default=0.0), max(values, default=0.0)
-    scale = 100 / ((high - low) or 1.0)
-    lines = []
-    for name, points in named:
-        ranks = points.get("rank") or [0.5] * len(points["shap"])
-        dots, crowd = [], [0] * SWARM_BINS
-        for value, rank in zip(points["shap"], ranks, strict=True):
-            x = (value - low) * scale
-            place = min(int(x * SWARM_BINS / 100), SWARM_BINS - 1)
-            crowd[place] += 1
-            # from the middle, above and below in turns
-            y = 14 + (crowd[place] // 2) * (1.7 if crowd[place] % 2 else -1.7)
-            dots.append(
-                (round(x, 2), round(min(max(y, 2.0), 26.0), 1), "none" if rank is None else int(rank * 4 + 0.5))
-            )
-        lines.append({"name": name, "dots": dots})
-    zero = -low * scale if low < 0 < high else None
-    of = ": ".join(str(output[one]) for one in ("target", "class") if output.get(one) is not None)
-    return {"of": of, "lines": lines, "low": low, "high": high, "zero": zero}
 
 
 def _add_versions(router: APIRouter, service: Service, *, can_act: bool) -> None:

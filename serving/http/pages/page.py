@@ -60,11 +60,12 @@ def number(value: float | None, digits: int = 4) -> str:
     """A number that a script may rewrite as the reader's locale has it."""
     if value is None:
         return NOTHING
-    text = f"{value:,}" if isinstance(value, int) else _rounded(value, digits)
+    text = f"{value:,}" if isinstance(value, int) else rounded(value, digits)
     return Markup('<data class="number" value="{}" data-digits="{}">{}</data>').format(value, digits, text)
 
 
-def _rounded(value: float, digits: int) -> str:
+def rounded(value: float, digits: int) -> str:
+    """A number with so many significant digits."""
     if not math.isfinite(value) or (value and not 1e-4 <= abs(value) < 1e15):
         return f"{value:.{digits}g}"
     decimals = max(0, digits - 1 - (math.floor(math.log10(abs(value))) if value else 0))

@@ -11,6 +11,7 @@ from registry.registry import Registry
 from serving.http.keys import Key, Keys, key_of
 from serving.http.pages.assets import load_assets
 from serving.http.pages.docs import docs_router
+from serving.http.pages.importance import importance_router
 from serving.http.pages.model import ModelPage
 from serving.http.pages.operation import operation_router
 from serving.http.pages.page import guarded, prepare_pages, show, wants_html
@@ -34,7 +35,12 @@ def pages_router(service: Service, views: Views, route: PredictRoute, keys: Keys
     async def model(request: Request, name: str) -> Response:
         return await page.answer(request, name)
 
-    for others in (operation_router(service, views, keys), work_router(service, max_job_rows), docs_router(keys)):
+    for others in (
+        operation_router(service, views, keys),
+        importance_router(service, views.importance),
+        work_router(service, max_job_rows),
+        docs_router(keys),
+    ):
         router.include_router(others)
     return router
 

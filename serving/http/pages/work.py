@@ -23,6 +23,7 @@ from serving.http.routes.jobs import job_view
 from serving.http.routes.models import detail
 from serving.jobs.job import Job
 from serving.jobs.results import csv_result
+from serving.jobs.rows import IMPORTANCE
 from serving.jobs.store import JobStore
 from serving.predict.operation import VERBS
 from serving.service import Service
@@ -31,6 +32,9 @@ PREVIEW_ROWS, PREVIEW_COLUMNS = 10, 20
 NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 
 MAX_ENTITIES, MAX_RECORDS, MAX_COLUMNS = 100, 20, 40
+OPERATION_NAMES = (("predict", "predictions"), ("explain", "explanations"), (IMPORTANCE, "what matters"))
+"""The operations of batches, and what they answer with."""
+
 CHART = 300, 80
 """Width and height of the line of an entity's predictions."""
 
@@ -58,6 +62,8 @@ def _add_batches(router: APIRouter, service: Service, max_rows: int) -> None:
             model=detail(registry, model, show_examples=False),
             fields=make_fields(model, initial, initial),
             max_rows=max_rows,
+            operations=[one for one in OPERATION_NAMES if model.explainer is not None or one[0] == "predict"],
+            operation=request.query_params.get("operation", ""),
             address=f"{request.url.scheme}://{request.url.netloc}",
         )
 

@@ -19,6 +19,7 @@ from registry.explain.importance import Importance, select_importance
 from registry.explain.shap_values import Space
 from registry.model import LoadedModel
 from registry.registry import Registry
+from serving.http.body import read_boolean
 from serving.http.negotiation import preferred
 from serving.http.protocols.route import MAX_ANSWER_BYTES
 from serving.http.representation import CACHED_BY_CLIENTS
@@ -29,13 +30,16 @@ from serving.pictures.importance import importance_bars
 from serving.predict.operation import answer_bytes, marks
 from serving.service import Service
 
-FORMAT = "1"
+FORMAT = "2"
 """Part of every key: to be changed with the form of an answer, because caches outlive a deploy."""
 
 SECONDS = 10.0
 """Once explanations have taken this long, no more rows are explained."""
 
 DIGITS = re.compile("[0-9]{1,10}")
+
+Pair = tuple[str, str]
+"""Names of two features."""
 
 HEADERS = {"vary": "Accept", "cache-control": CACHED_BY_CLIENTS}
 
@@ -47,7 +51,7 @@ def importance_router(registry: Registry, importance: BackgroundImportance) -> A
     async def answer(request: Request, model: LoadedModel) -> Response:
         selection = _selection(request.query_params)
         accepted = preferred(dict(request.scope["headers"]).get(b"accept"), (JSON, SVG))
-        found = await importance.of(model, selection)
+        found = await importance.of(model, selection, pair_of(request.query_params))
         if accepted == SVG:
             most = min(selection.top or MAX_BARS, MAX_TOP)
             content = importance_bars(found, f"{model.name} {model.version}", most=most).encode()
@@ -73,7 +77,18 @@ def _selection(query: QueryParams) -> Selection:
     top = query.get("top")
     if top is not None and not DIGITS.fullmatch(top):
         raise InvalidSelection("top must be a whole number")
-    return Selection(chosen, None if top is None else int(top), cast("Space | None", query.get("space")))
+    return Selection(
+        chosen,
+        None if top is None else int(top),
+        cast("Space | None", query.get("space")),
+        interactions=read_boolean("interactions", query.get("interactions", "")),
+    )
+
+
+def pair_of(query: QueryParams) -> Pair | None:
+    """The feature whose dependence is told apart by another, and that one, if a query names both."""
+    feature, other = query.get("feature"), query.get("by")
+    return (feature, other) if feature and other else None
 
 
 class BackgroundImportance:
@@ -88,20 +103,25 @@ class BackgroundImportance:
         self._cache = service.cache
         self._detail: Any = "shares" if service.show_examples else "none"
 
-    async def of(self, model: LoadedModel, selection: Selection) -> dict[str, Any]:
-        """The answer.
+    async def of(self, model: LoadedModel, selection: Selection, pair: Pair | None = None) -> dict[str, Any]:
+        """The answer; of a `pair` the dependence on the first feature is told apart by the second.
 
         Raises NotExplained, InvalidSelection, DeadlineExceeded, Overloaded, ModelFailed, CallFailed, MemoryExceeded.
         """
         explainer = model.explainer_for(selection)
+        shown = model.names.shown() if pair else ()
+        for name in pair or ():
+            if name not in shown:
+                raise InvalidSelection("feature and by must be features of the model, as they are explained")
         parts = (explainer.method, explainer.space, str(explainer.evaluations))
-        key = key_prefix("importance", FORMAT, self._detail, model.content_hash, *parts)
+        chosen_parts = (str(selection.interactions), *(pair or ()))
+        key = key_prefix("importance", FORMAT, self._detail, model.content_hash, *parts, *chosen_parts)
         (kept,) = self._cache.find([key])
         if kept is None:
             found = await self._cache.find_remotely([key])
             kept = found[key][0] if key in found else None
         if kept is None:
-            kept, is_complete = await self._computed(model, selection.space)
+            kept, is_complete = await self._computed(model, selection, pair)
             if is_complete:
                 self._cache.keep({key: kept})
         places = (
@@ -111,14 +131,14 @@ class BackgroundImportance:
         chosen = select_importance(msgspec.json.decode(kept), classes, selection.top)
         return {"model": model.name, "version": model.version, **chosen, **marks(model)}
 
-    async def _computed(self, model: LoadedModel, space: Space | None) -> tuple[bytes, bool]:
+    async def _computed(self, model: LoadedModel, selection: Selection, pair: Pair | None) -> tuple[bytes, bool]:
         """The importance for all classes as JSON, and whether it is over all of the background."""
-        wide = Selection("all", space=space)
+        wide = Selection("all", space=selection.space, interactions=selection.interactions)
         background = model.background
         rows = background[: max(1, MAX_ANSWER_BYTES // answer_bytes(model, "explain", wide))]
         described = model.manifest.distributions
         bins = None if described is None else described.features
-        summed = Importance(model.manifest.features, len(rows), detail=self._detail, distributions=bins)
+        summed = Importance(model.manifest.features, len(rows), detail=self._detail, distributions=bins, pair=pair)
         done, ends = 0, time.monotonic() + SECONDS
         async with aclosing(self._inference.answer_by_parts(model, "explain", rows, selection=wide)) as parts:
             async for answers in parts:

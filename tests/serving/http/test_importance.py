@@ -103,3 +103,53 @@ def test_hidden_examples_hide_points_and_dependences(models: Path, tmp_path: Pat
         assert found["outputs"]
         for output in found["outputs"]:
             assert not output.keys() & {"points", "dependence"}
+
+
+HTML = {"Accept": "text/html"}
+
+
+def test_a_dependence_is_coloured_by_another_feature(client: httpx.Client) -> None:
+    asked = {"feature": "proline", "by": "flavanoids", "classes": "class_0"}
+    (output,) = client.get(PATH, params=asked).json()["outputs"]
+    found = output["dependence_by"]
+    means = [mean for group in found["groups"] for mean in group["mean"] if mean is not None]
+    assert len(found["groups"]) == 2
+    assert means
+    page = client.get("/models/wine/importance", params=asked | {"class": "class_0"}, headers=HTML).text
+    assert page.count('<circle class="r0"') > 0
+    assert '<option value="flavanoids" selected>' in page
+    for mean in means:
+        assert f'value="{mean}"' in page, "the table behind the chart has every point"
+    refused = client.get(PATH, params={"feature": "proline", "by": "nothing"})
+    assert refused.status_code == 422
+    assert "features of the model" in refused.json()["detail"]
+
+
+def test_pairs_of_features_are_there_for_those_who_ask(client: httpx.Client) -> None:
+    found = client.get("/v1/models/mortgage/importance", params={"interactions": "true"}).json()
+    assert "interactions" not in client.get("/v1/models/mortgage/importance").json()["outputs"][0]
+    largest = found["outputs"][0]["interactions"][0]
+    page = client.get("/models/mortgage/importance", params={"interactions": "true"}, headers=HTML).text
+    assert f'value="{largest["mean"]}"' in page
+    assert client.get(PATH, params={"interactions": "perhaps"}).status_code == 422
+    assert "What features do together" not in client.get("/models/mortgage/importance", headers=HTML).text
+
+
+def test_the_page_shows_the_rows_of_a_job(client: httpx.Client) -> None:
+    described = client.get("/v1/models/wine").json()
+    rows = [described["example"] | {"proline": 400.0 + 10 * number} for number in range(40)]
+    sent = {"operation": "importance", "model": "wine", "instances": rows}
+    job = client.post("/v1/jobs", json=sent).json()["id"]
+    with client.stream("GET", f"/v1/jobs/{job}/events") as events:
+        for _ in events.iter_lines():
+            pass
+    shown = client.get(
+        "/models/wine/importance", params={"job": job, "feature": "proline", "by": "alcohol"}, headers=HTML
+    )
+    assert shown.status_code == 200, shown.text
+    assert "A point for each row" in shown.text
+    assert "40</data> rows" in shown.text
+    assert f"/v1/jobs/{job}/result" in shown.text
+    assert f"/models/wine/importance?job={job}" in client.get(f"/jobs/{job}", headers=HTML).text
+    assert client.get("/models/diabetes/importance", params={"job": job}, headers=HTML).status_code == 404
+    assert client.get("/models/wine/importance", params={"job": "none"}, headers=HTML).status_code == 404
