@@ -52,6 +52,9 @@ from serving.jobs.rows import OPERATIONS, Backend, LocalBackend, RowHandler
 from serving.jobs.runner import JobLimits, Runner
 from serving.jobs.store import JobStore
 from serving.jobs.tables import Tables, TableTools
+from serving.monitoring.predictions.log import PredictionLog, PredictionLogger
+from serving.monitoring.predictions.policy import LogPolicy
+from serving.monitoring.predictions.recorder import Recorder
 from serving.monitoring.quality import LiveQuality
 from serving.predict.batcher import Batcher
 from serving.predict.inference import Inference
@@ -77,6 +80,7 @@ from serving.stores import (
     build_entity_store,
     build_event_log,
     build_job_store,
+    build_prediction_store,
     choose_scratch_directory,
     queue_limits,
 )
@@ -275,6 +279,8 @@ def build_shared(settings: Settings, alerts: Alerts) -> Shared:
     """Everything that outlives reloads; it needs no models. Raises InvalidRedisUrl, CannotServe."""
     # twice as many processes: at a reload the old ones drain beside the new
     book = Book(2 * (settings.web_concurrency + settings.job_runners + 1))
+    predictions = build_prediction_store(settings)
+    policy = LogPolicy.parse(settings.log_predictions, settings.log_predictions_keep, settings.log_predictions_redact)
     return Shared(
         reloads=Reloads(),
         book=book,
@@ -286,6 +292,8 @@ def build_shared(settings: Settings, alerts: Alerts) -> Shared:
         jobs=build_job_store(settings),
         events=build_event_log(settings),
         entities=build_entity_store(settings),
+        predictions=predictions,
+        recorder=Recorder(PredictionLog(policy, book), predictions) if policy.share else None,
     )
 
 
@@ -306,7 +314,7 @@ def build_service(settings: Settings, registry: Registry, shared: Shared, seen: 
         registry, batcher=batcher, executor=executor, cache=cache, timeout=settings.inference_timeout_seconds
     )
     records = RecordReader(shared.entities, settings.max_limit_checkins)
-    observers: tuple[Observer, ...] = ()
+    observers = build_observers(shared, registry)
     predictor = EntityPredictor(registry, inference, records, metrics, status_of, observers)
     service = Service(
         shared=shared,
@@ -352,6 +360,14 @@ def build_service(settings: Settings, registry: Registry, shared: Shared, seen: 
     )
     service.prepare()
     return service
+
+
+def build_observers(shared: Shared, registry: Registry) -> tuple[Observer, ...]:
+    """All that is told of every answer."""
+    observers: list[Observer] = []
+    if shared.recorder is not None:
+        observers.append(PredictionLogger(shared.recorder.log, registry))
+    return tuple(observers)
 
 
 def build_executor(settings: Settings, registry: Registry) -> tuple[Executor, Tables | None]:

@@ -19,6 +19,8 @@ from serving.jobs.requests import Background, JobReader
 from serving.jobs.runner import Runner
 from serving.jobs.store import JobStore
 from serving.jobs.tables import Tables
+from serving.monitoring.predictions.recorder import Recorder
+from serving.monitoring.predictions.store import PredictionStore
 from serving.monitoring.quality import LiveQuality
 from serving.predict.batcher import Batcher
 from serving.predict.inference import Inference
@@ -57,6 +59,10 @@ class Shared:
     events: EventLog
     entities: EntityStore
     """Keeps records and outcomes."""
+    predictions: PredictionStore
+    """Keeps the log of predictions; also there where nothing is logged any more."""
+    recorder: Recorder | None
+    """Writes that log, in a process of its own; None where nothing is logged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +135,7 @@ class Service:
         Nothing here may fail because an outside service does: gunicorn ends when a worker cannot start.
         """
         shared = self.shared
-        shared.book.enter_alone()
+        is_alone = shared.book.enter_alone()
         self.executor.start()  # before any thread: it forks
         closing.callback(self.executor.stop)
         self.batcher.start()
@@ -140,8 +146,10 @@ class Service:
         if self.tracing is not None:
             self.tracing.start()
             closing.push_async_callback(self.tracing.stop)
-        for part in (shared.events, shared.jobs, self.cache, shared.entities):
+        for part in (shared.events, shared.jobs, self.cache, shared.entities, shared.predictions):
             closing.push_async_callback(part.close)
+        if is_alone and shared.recorder is not None:
+            closing.push_async_callback(shared.recorder.start())
         closing.callback(self.metrics.publish)
         closing.push_async_callback(self.outcome_writer.close)
         closing.push_async_callback(self.notifier.close)

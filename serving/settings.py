@@ -14,6 +14,7 @@ import structlog
 
 from registry.store.options import LoadOptions
 from serving.errors import InvalidSetting
+from serving.monitoring.predictions.policy import LogPolicy
 from serving.shared.rate_table import parse_rate
 
 TRUE, FALSE = frozenset({"true", "1", "yes", "on"}), frozenset({"false", "0", "no", "off", ""})
@@ -230,6 +231,11 @@ class Settings:
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "`debug`, `info`, `warning` or `error`")
     access_log: bool = setting(True, "log every request and prediction")
     pages: bool = setting(True, "serve web pages for people beside the API")
+    log_predictions: str = setting(
+        "off", "requests whose rows and answers are logged: `off`, `all`, or a share such as `0.1`"
+    )
+    log_predictions_keep: str = setting("1000000 90d", "rows to keep of them, and days")
+    log_predictions_redact: tuple[str, ...] = setting((), "columns that are not logged, separated by commas")
     otel_exporter_otlp_endpoint: str = setting(
         "", "OpenTelemetry collector, such as `http://host:4318`; empty for none"
     )
@@ -324,6 +330,10 @@ def _check(settings: Settings) -> None:
     if not settings.roles or not ROLES.issuperset(settings.roles):
         raise InvalidSetting("ROLES must be some of web, worker, scheduler, separated by commas")
     _check_keys(settings)
+    try:
+        LogPolicy.parse(settings.log_predictions, settings.log_predictions_keep)
+    except ValueError as error:
+        raise InvalidSetting(str(error)) from None
     if settings.rate_limit:
         try:
             parse_rate(settings.rate_limit, settings.rate_limit_burst)

@@ -15,6 +15,7 @@ from serving.entities.store import EntityStore
 from serving.errors import CannotServe
 from serving.events.log import EventLog
 from serving.jobs.store import JobStore, QueueLimits
+from serving.monitoring.predictions.store import PredictionStore
 from serving.settings import Settings
 from serving.storage.seal import Seal
 
@@ -144,3 +145,10 @@ def build_entity_store(settings: Settings) -> EntityStore:
     except ImportError as error:
         raise CannotServe(f"SUPABASE_URL is set, which needs `pip install forkserve[supabase]`: {error}") from error
     return SupabaseEntityStore(settings.supabase_url, settings.supabase_key, breaker=None, **keep)
+
+
+def build_prediction_store(settings: Settings) -> PredictionStore:
+    """Keeps the log of predictions in a file below DATA_DIR."""
+    from serving.monitoring.predictions.sqlite import SQLitePredictionStore
+
+    return SQLitePredictionStore(settings.data_dir)

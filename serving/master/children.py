@@ -23,7 +23,7 @@ from serving.master import prefork
 from serving.master.memory import MemoryWatch
 from serving.master.reload import Interrupted, ModelWatch, reload
 from serving.process.child import ENDING, IGNORED, be_early_out_of_memory, fork_isolated
-from serving.process.kernel import MESSENGER, RUNNER, SCHEDULER
+from serving.process.kernel import MESSENGER, RECORDER, RUNNER, SCHEDULER
 from serving.settings import Settings
 from serving.shared.book import Book
 from serving.telemetry.alerts import Alerts
@@ -42,7 +42,12 @@ NICE = 10
 OOM_SCORE = 800
 """The kernel kills runners before web workers (500): their jobs are resumed."""
 
-DIED = {RUNNER: "Runner died", SCHEDULER: "Scheduler died", MESSENGER: "Messenger died"}
+DIED = {
+    RUNNER: "Runner died",
+    SCHEDULER: "Scheduler died",
+    MESSENGER: "Messenger died",
+    RECORDER: "Recorder died",
+}
 
 
 @dataclass(slots=True)
@@ -99,13 +104,15 @@ class Runners:
                 self._send(place, signal.SIGTERM)
 
     def begin_stop(self) -> None:
-        """Have all return their jobs and end, and fork no more."""
+        """Have all return their jobs and end, and fork no more. A recorder works until `stop`: workers still answer."""
         self._stopping = True
-        self._signal(signal.SIGTERM)
+        if self._name != RECORDER:
+            self._signal(signal.SIGTERM)
 
     def stop(self) -> None:
         """Stop all processes and wait; kill those that exceed STOP_SECONDS."""
-        self.begin_stop()
+        self._stopping = True
+        self._signal(signal.SIGTERM)
         deadline = time.monotonic() + STOP_SECONDS
         while self.leaving and time.monotonic() < deadline:
             self.tend()

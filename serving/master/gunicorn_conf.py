@@ -25,7 +25,7 @@ from serving.master.arbiter import EarlyReplacingArbiter
 from serving.master.children import Runners
 from serving.master.memory import MemoryWatch
 from serving.master.worker import Heartbeat
-from serving.process.kernel import SCHEDULER, WEB, rename
+from serving.process.kernel import RECORDER, SCHEDULER, WEB, rename
 from serving.settings import Settings, in_url, is_loopback
 from serving.shared.book import Book
 from serving.telemetry.logs import GunicornLogger
@@ -84,6 +84,8 @@ def when_ready(server: Any) -> None:
     except CannotServe as error:
         sys.exit(f"forkserve: {error}")
     _add_runners(server, shared.book, shared.alerts.descriptor)
+    if (recorder := shared.recorder) is not None:
+        server.runners += (Runners(recorder.run, 1, shared.book, name=RECORDER, keep=shared.alerts.descriptor),)
     server.watch = _watch
     processes = _settings.web_concurrency + ("worker" in _settings.roles) * _settings.job_runners
     server.memory = MemoryWatch(_settings, shared, processes=processes, replace=server.replace)

@@ -12,8 +12,9 @@ from pathlib import Path
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
-WEB, RUNNER, SCHEDULER, MESSENGER = "web", "runner", "scheduler", "messenger"
-"""The names in `ps -o comm` of the processes that answer requests, run jobs, fire schedules and send alerts."""
+WEB, RUNNER, SCHEDULER, MESSENGER, RECORDER = "web", "runner", "scheduler", "messenger", "recorder"
+"""The names in `ps -o comm` of the processes that answer requests, run jobs, fire schedules, send alerts
+and log predictions."""
 
 PR_SET_NAME = 15
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from serving.shared.histogram import BUCKETS
 from serving.shared.holdings import Holdings
 from serving.shared.numbers import Number, Numbers, shared_floats, shared_integers
+from serving.shared.ring import Rings
 
 log = structlog.get_logger(__name__)
 
@@ -54,7 +55,7 @@ class Family:
         return BUCKETS + 1 if self.kind == "histogram" else len(self.values)
 
 
-PROCESSES = ("web", "runner", "scheduler", "messenger")
+PROCESSES = ("web", "runner", "scheduler", "messenger", "recorder")
 ENDED = Family("processes_ended", "counter", "Processes that have ended", "process", PROCESSES)
 
 
@@ -108,6 +109,18 @@ class SheetCopy:
         ]
 
 
+class Slotted(Protocol):
+    """Memory with a part for each slot."""
+
+    def enter(self, slot: int) -> None:
+        """In the new process of a slot."""
+        ...
+
+    def clear(self, slot: int) -> None:
+        """In the master: the process of this slot has ended."""
+        ...
+
+
 class Book(Numbers):
     """The sheets of a service, over all of its processes and reloads; to be made before the fork.
 
@@ -126,7 +139,7 @@ class Book(Numbers):
         self._pids = shared_integers(self._slots)
         self._free = list(range(processes, 0, -1))
         self._own_slot = 0
-        self._holdings: list[Holdings] = []
+        self._slotted: list[Slotted] = []
         self._ended = self.sheet((ENDED,))
         self._ended.enter(RETIRED_SLOT)  # for the master, which alone writes it
 
@@ -142,8 +155,15 @@ class Book(Numbers):
 
     def holdings(self) -> Holdings:
         """Numbers of what clients hold, to be made before the fork."""
-        self._holdings.append(Holdings(self._slots))
-        return self._holdings[-1]
+        held = Holdings(self._slots)
+        self._slotted.append(held)
+        return held
+
+    def rings(self) -> Rings:
+        """Rings from each process to one reader, to be made before the fork."""
+        rings = Rings(self._slots)
+        self._slotted.append(rings)
+        return rings
 
     def assign(self) -> int:
         """In the master: a slot for a process that is about to be forked."""
@@ -158,13 +178,15 @@ class Book(Numbers):
         self._pids[slot] = os.getpid()
         for sheet in self._sheets.values():
             sheet.enter(slot)
-        for holdings in self._holdings:
-            holdings.enter(slot)
+        for part in self._slotted:
+            part.enter(slot)
 
-    def enter_alone(self) -> None:
-        """In a process without a master: enter a slot unless it has one."""
-        if not self._own_slot:
+    def enter_alone(self) -> bool:
+        """In a process without a master: enter a slot. False if it has one."""
+        is_alone = not self._own_slot
+        if is_alone:
             self.enter(self.assign())
+        return is_alone
 
     def release(self, slot: int, kind: str) -> None:
         """In the master: the process of this slot, one of PROCESSES, has ended."""
@@ -173,8 +195,8 @@ class Book(Numbers):
             sheet.retire(slot)
         self._ended.cells[ENDED.values.index(kind)] += 1.0
         self._version += 1
-        for holdings in self._holdings:
-            holdings.clear(slot)
+        for part in self._slotted:
+            part.clear(slot)
         self._pids[slot] = 0
         if slot != self._spare_slot:
             self._free.append(slot)

@@ -62,6 +62,17 @@ ATTEMPTS = Family("job_attempts", "counter", "Attempts at jobs on this box, by h
 REPLACEMENTS = Family("job_executor_replacements", "counter", "Executor processes of jobs killed or lost")
 JOBS = (ATTEMPTS, REPLACEMENTS)
 
+LOGGED = ("queued", "dropped", "stored", "refused")
+PREDICTION_LOG = (
+    Family(
+        "logged_predictions",
+        "counter",
+        "Rows for the log of predictions: queued, dropped because too many wait, stored, refused by the store",
+        "outcome",
+        LOGGED,
+    ),
+)
+
 LOG_LINES = (Family("log_lines_dropped", "counter", "Lines of the log that nobody read in time"),)
 
 BREAKERS = (Family("breakers_open", "gauge", "Workers in which the breaker is not closed", "breaker", ("redis",)),)

@@ -37,6 +37,9 @@ WAL_BYTES = 16 << 20
 ROOM_BYTES = 1 << 20
 """Less free space than this is a full disk to a probe: what it writes itself may fit where no job does."""
 
+ERASE_ATTEMPTS, ERASE_SECONDS = 50, 0.1
+"""Attempts to empty a write-ahead log, and the seconds between two: nobody may be reading it."""
+
 log = structlog.get_logger(__name__)
 
 P = ParamSpec("P")
@@ -104,6 +107,17 @@ class Database:
         with tempfile.TemporaryFile(dir=self._path.parent) as scratch:
             os.posix_fallocate(scratch.fileno(), 0, ROOM_BYTES)
 
+    async def erase(self) -> None:
+        """Empty the write-ahead log, so that no byte of what was deleted is left. Raises StoreUnavailable.
+
+        In the file itself deleted bytes are overwritten with zeros.
+        """
+        for _ in range(ERASE_ATTEMPTS):
+            if await self._run("", _empty_log):
+                return
+            await asyncio.sleep(ERASE_SECONDS)
+        raise StoreUnavailable(f"{self._path.name}: deleted, but others who read it keep its log from being erased")
+
     async def close(self) -> None:
         """Close the file and end the thread; the next call opens it again."""
         file = self._file.release()
@@ -123,7 +137,7 @@ class Database:
             if file.connection is None:
                 file.connection = self._connect()
                 file.identity = self._identity()
-            return _transact(file.connection, begin, work)
+            return _transact(file.connection, begin, work) if begin else work(file.connection)
         except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
             raise
         except (sqlite3.DatabaseError, OSError) as error:
@@ -159,6 +173,7 @@ class Database:
         self._switch_to_wal(connection)
         connection.execute("pragma synchronous = normal")
         connection.execute("pragma foreign_keys = on")
+        connection.execute("pragma secure_delete = on")  # people may ask to be forgotten
         connection.execute(f"pragma journal_size_limit = {WAL_BYTES}")
         if _schema(connection) != len(self._migrations):
             _transact(connection, "begin immediate", self._migrate)
@@ -250,6 +265,12 @@ def _transact(connection: sqlite3.Connection, begin: str, work: Callable[[sqlite
             connection.execute("rollback")
         raise
     return result
+
+
+def _empty_log(connection: sqlite3.Connection) -> bool:
+    """Whether the write-ahead log could be copied into the file, and cut to nothing."""
+    is_busy, _, _ = connection.execute("pragma wal_checkpoint(truncate)").fetchone()
+    return not is_busy
 
 
 def _schema(connection: sqlite3.Connection) -> int:

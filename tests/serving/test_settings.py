@@ -91,6 +91,12 @@ def test_truth_that_is_none_is_refused_by_name() -> None:
         ("ROLES", ""),
         ("ROLES", "web,cook"),
         ("DASK_SCHEDULER", "scheduler:8786"),
+        ("LOG_PREDICTIONS", "some"),
+        ("LOG_PREDICTIONS", "1.5"),
+        ("LOG_PREDICTIONS", "-0.1"),
+        ("LOG_PREDICTIONS_KEEP", "90d 1000000"),
+        ("LOG_PREDICTIONS_KEEP", "many 90d"),
+        ("LOG_PREDICTIONS_KEEP", "0 0d"),
     ],
 )
 def test_value_out_of_range_is_refused_by_name(name: str, value: str) -> None:

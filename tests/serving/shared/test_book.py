@@ -70,7 +70,7 @@ def test_counters_of_a_process_that_is_gone_stay_and_its_gauges_vanish(book: Boo
         assert totals(book) == [0, 3 * (number + 1), 0]
     assert book.pids() == {}
     ended = next(page for page in book.read() if page.sheet.families[0].name == "processes_ended")
-    assert [numbers for _, numbers in ended.totals()] == [[20, 0, 0, 0]]
+    assert [numbers for _, numbers in ended.totals()] == [[20, 0, 0, 0, 0]]
 
 
 def test_what_is_counted_before_a_process_has_entered_is_nobodys(book: Book) -> None:
