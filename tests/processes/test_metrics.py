@@ -18,6 +18,7 @@ from harness.admin import admin_figures
 from harness.entities import ask as ask_entity
 from harness.entities import columns, send_record
 from harness.processes import DIABETES, eventually, hammer, load
+from harness.promql import faults, queries
 from harness.service import ADMIN_TOKEN, Service
 from harness.wire import Connection, ask, check_refusal, request
 from serving.cli.client import post
@@ -180,6 +181,29 @@ def test_a_body_that_does_not_come_in_time_is_in_the_figures_of_its_model(measur
     assert answer is not None
     check_refusal(answer, 408)
     assert eventually(lambda: late() == before + 1)
+
+
+def test_the_dashboard_and_the_alerts_ask_for_series_that_are_there(measured: Service) -> None:
+    instance = measured.get("/v1/models/wine")["example"]
+    for verb in ("predict", "explain"):
+        body = json.dumps({"instances": [instance]}).encode()
+        assert ask(measured, request(f"/v1/models/wine:{verb}", body)).status == 200
+    for name, outcome in (("wine", "class_0"), ("diabetes", 100.0)):
+        example = measured.get(f"/v1/models/{name}")["example"]
+        body = json.dumps({"instances": [example], "outcomes": [outcome]}).encode()
+        assert ask(measured, request(f"/v1/models/{name}/outcomes", body)).status in (200, 201)
+
+    def series() -> dict[str, list[dict[str, str]]]:
+        found: dict[str, list[dict[str, str]]] = {}
+        for name, labels in scrape(measured):
+            found.setdefault(name, []).append(dict(labels))
+        return found
+
+    def wrong() -> dict[str, list[str]]:
+        known = series()
+        return {query.place: found for query in queries() if (found := faults(query, known))}
+
+    assert eventually(lambda: not wrong()), wrong()
 
 
 def test_metrics_need_the_token(measured: Service) -> None:
