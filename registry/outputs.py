@@ -198,6 +198,8 @@ class Layout:
 
     def restore(self, answers: Sequence[Any]) -> NDArray[np.float64]:
         """The outputs, shape (answers, width), that `present` has shown so; no bit of them is lost."""
+        if self.parts == ("probabilities",) and not self.is_named:  # what most models answer
+            return np.array([[*one["probabilities"].values()] for one in answers], np.float64)
         outputs = np.empty((len(answers), self.width))
         for index, target in enumerate(self.targets):
             shown = [answer["prediction"][target.name] for answer in answers] if self.is_named else answers

@@ -301,7 +301,7 @@ def make_protocols(service: Service, readers: Mapping[LoadedModel, Reader]) -> l
     """The protocols beside our own in which predictions are asked for."""
     registry, most, default = service.registry, service.limits.max_instances, service.default_model
     others = [kind(registry, readers, most, default) for kind in (MLflow, AzureML)]
-    return [V2(registry, most), *others]
+    return [V2(registry, readers, most), *others]
 
 
 def build_service(settings: Settings, registry: Registry, shared: Shared, seen: Fingerprint) -> Service:

@@ -132,11 +132,11 @@ class Reader:
 
         For bodies of up to PIECE_BYTES; `read_large` does not keep the event loop.
         """
-        return self._read_valid(body) or self._look_at(body)
+        return self.read_valid(body) or self._look_at(body)
 
     async def read_large(self, body: bytes, turns: Turns) -> tuple[Rows, Parameters]:
         """Read a body of any size, some instances at a time. Raises what `read` raises, and what `turns` raise."""
-        found = self._read_valid(body) if len(body) <= WHOLE_BYTES else None
+        found = self.read_valid(body) if len(body) <= WHOLE_BYTES else None
         if found is not None:
             return found
         await turns.pause()
@@ -187,7 +187,7 @@ class Reader:
         instances = piece.content if rewrite is None else rewrite(piece.content)
         return self.read(b'{"instances":%b}' % instances)[0]
 
-    def _read_valid(self, body: bytes) -> tuple[Rows, Parameters] | None:
+    def read_valid(self, body: bytes) -> tuple[Rows, Parameters] | None:
         """Read the body the quick way; None if it is invalid or may take long. Raises TooManyInstances."""
         if self._instances is None or (len(body) > MANY_NUMBERS_BYTES and SLOW_NUMBER.search(body)):
             return None

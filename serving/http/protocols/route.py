@@ -149,7 +149,7 @@ class Question:
     """The outputs, shape (rows, width), whose columns `model.layout` names."""
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class ProtocolAnswer:
     """The answer to a question."""
 

@@ -18,7 +18,7 @@ from registry.rows.features import MAX_WHOLE, Feature, Rows
 from serving.errors import InvalidRequest, TooManyInstances
 from serving.predict.json_body import MAX_NAME_CHARACTERS, decode
 from serving.predict.pieces import PIECE_BYTES, SLOW_NUMBER, ElementTooLarge, Turns, finite_number, split
-from serving.predict.request_body import MANY_NUMBERS_BYTES, TOO_MANY
+from serving.predict.request_body import MANY_NUMBERS_BYTES, TOO_MANY, Reader
 
 NUMBERS: Mapping[str, np.dtype[Any]] = {
     "BOOL": np.dtype("u1"),
@@ -29,7 +29,7 @@ NUMBERS: Mapping[str, np.dtype[Any]] = {
 """The datatypes of fixed size, as their elements follow each other in binary data."""
 
 TEXTS = "BYTES"
-DATATYPES = (*NUMBERS, TEXTS)
+DATATYPES = dict.fromkeys((*NUMBERS, TEXTS))
 
 BYTES_LENGTH = struct.Struct("<I")
 """The length of an element of BYTES, which stands before it."""
@@ -55,6 +55,7 @@ Whole numbers of which a float64 does not hold each are a list, too: they may be
 _numbers = msgspec.json.Decoder(list[float])
 _rows_of_numbers = msgspec.json.Decoder(list[list[float]])
 _texts = msgspec.json.Decoder(list[str | None])
+_encode = msgspec.json.Encoder().encode
 _any: msgspec.json.Decoder[list[Any]] = msgspec.json.Decoder(list[Any], float_hook=finite_number)
 
 
@@ -277,9 +278,11 @@ async def _read_texts(head: InputTensor, content: memoryview, turns: Turns) -> l
 class RowMaker:
     """Makes rows of a model from tensors: one matrix of all features, or a column for each of them by name."""
 
-    def __init__(self, model: LoadedModel) -> None:
+    def __init__(self, model: LoadedModel, reader: Reader) -> None:
         self._schema = model.schema
+        self._reader = reader
         features = model.schema.features
+        self._width = len(features)
         self._is_plain = all(feature.kind in ("number", "integer") for feature in features)
         largest = np.finfo(np.float64).max
         self._low = np.array([-largest if one.minimum is None else one.minimum for one in features])
@@ -290,7 +293,7 @@ class RowMaker:
 
     def is_matrix(self, heads: Sequence[InputTensor]) -> bool:
         """True for one matrix, False for columns by name. Raises InvalidRequest if they are neither."""
-        names, count = self._schema.names, len(self._schema)
+        names, count = self._schema.names, self._width
         if len(heads) == 1 and heads[0].columns == count:
             return count > 1 or heads[0].name not in names
         sent = [head.name for head in heads]
@@ -306,6 +309,28 @@ class RowMaker:
             raise InvalidRequest("each feature may be sent once")
         return False
 
+    def quickly(self, heads: Sequence[InputTensor], max_rows: int) -> Rows | None:
+        """The rows of a small matrix of FP64 in JSON, one row or nested: they are instances as `:predict` takes them.
+
+        None for anything else, and for what is wrong; nothing need have been checked.
+        """
+        head = heads[0] if len(heads) == 1 else None
+        if head is None or head.datatype != "FP64" or head.parameters or not self._is_plain:
+            return None
+        shape, raw = head.shape, bytes(head.data)
+        if len(shape) != 2 or shape[1] != self._width or not 1 <= shape[0] <= max_rows:
+            return None
+        if raw[:2] == b"[[":
+            instances = raw
+        elif shape[0] == 1 and raw[:1] == b"[":
+            instances = b"[%b]" % raw
+        else:
+            return None
+        if len(raw) > PIECE_BYTES or (self._width == 1 and not self.is_matrix(heads)):
+            return None
+        found = self._reader.read_valid(b'{"instances":%b}' % instances)
+        return None if found is None or len(found[0]) != shape[0] else found[0]
+
     async def rows(self, tensors: Sequence[Tensor], turns: Turns) -> Rows:
         """Rows of shape (rows, features). Raises InvalidRequest, InvalidRows, and what `turns` raise."""
         heads = [tensor.head for tensor in tensors]
@@ -316,8 +341,7 @@ class RowMaker:
                 matrix = np.asarray(cells, np.float64).reshape(count, -1)
                 if self._fits(matrix):
                     return matrix
-            width = len(self._schema)
-            columns = [Tensor(heads[0], cells[index::width]) for index in range(width)]
+            columns = [Tensor(heads[0], cells[index :: self._width]) for index in range(self._width)]
         else:
             columns = self._columns(tensors, count)
             if self._is_plain and all(column.head.datatype != TEXTS for column in columns):
@@ -384,20 +408,9 @@ class OutputTensor(msgspec.Struct, frozen=True):
     columns: int
     cells: Any
 
-    @staticmethod
-    def describe(name: str, datatype: str, columns: int, rows: int, size: int | None = None) -> dict[str, Any]:
-        """The JSON of a tensor without its data, which is `size` bytes if it follows as binary data."""
-        head = {"name": name, "shape": [rows, columns], "datatype": datatype}
-        return head if size is None else head | {"parameters": {"binary_data_size": size}}
-
-    def head(self, size: int | None = None) -> dict[str, Any]:
-        """See `describe`."""
-        return self.describe(self.name, self.datatype, self.columns, len(self.cells) // self.columns, size)
-
-    def as_json(self) -> dict[str, Any]:
-        """The tensor with its data as a flat array."""
-        cells = self.cells if isinstance(self.cells, list) else self.cells.tolist()
-        return self.head() | {"data": cells}
+    def as_json(self) -> bytes:
+        """Its data as a flat array."""
+        return _encode(self.cells if isinstance(self.cells, list) else self.cells.tolist())
 
     def as_bytes(self) -> bytes:
         """Its binary data."""

@@ -20,6 +20,7 @@ from registry.explain.explanation import Selection
 from registry.model import LoadedModel
 from registry.outputs import Label, both_margins
 from registry.registry import Registry
+from registry.rows.features import Rows
 from serving.errors import InvalidRequest, NotJSON, UnsupportedBody
 from serving.http.body import HeaderMap, body_type, turns_of_client
 from serving.http.protocols.route import PREDICTIONS, Protocol, ProtocolAnswer, Question, Received
@@ -35,7 +36,7 @@ from serving.http.protocols.tensors import (
 from serving.predict.json_body import decode
 from serving.predict.operation import EVERYTHING, Verb, marks
 from serving.predict.pieces import PIECE_BYTES, Turns, split
-from serving.predict.request_body import MAX_PARAMETERS_BYTES
+from serving.predict.request_body import MAX_PARAMETERS_BYTES, Reader
 
 USAGE = 'send an object: {"inputs": [{"name": ..., "shape": [rows, columns], "datatype": "FP64", "data": [...]}]}'
 
@@ -43,12 +44,22 @@ HEADER_LENGTH = b"inference-header-content-length"
 BINARY_TYPE = b"application/octet-stream"
 JSON_TYPE = b"application/json"
 
+KINDS: Mapping[str, tuple[type, str]] = {
+    "binary_data": (bool, "true or false"),
+    "binary_data_output": (bool, "true or false"),
+    "classification": (int, "a whole number"),
+    "content_type": (str, "a string"),
+}
+"""The parameters that change something, wherever they stand, with their types; null is none."""
+
 CONTENT_TYPES = ("pd", "np", "str", "datetime")
 """The parameters `content_type` that MLServer's clients write; what they say is in names and datatypes, too."""
 
+EXCESS = "the body has {} bytes more than its tensors"
+
 REMEMBERED = 256
 MAX_REMEMBERED_BYTES = 1024
-"""Bytes of JSON before binary data that are read once and then remembered, and how many of them."""
+"""Bytes of JSON before binary data, or beside inputs, that are read once and then remembered, and how many of them."""
 
 MAX_BRACES = 2048
 """Inputs with so few braces are so few that they are decoded at once; to find where each ends takes much longer."""
@@ -61,6 +72,8 @@ EXPLANATION = (EXPLAIN, BASE_VALUE, EXPLAINED_OUTPUT)
 
 Parameters: TypeAlias = dict[str, Any] | None
 
+NULL = msgspec.Raw(b"null")
+
 
 class RequestedOutput(msgspec.Struct, gc=False):
     """A tensor that a request asks for."""
@@ -70,25 +83,33 @@ class RequestedOutput(msgspec.Struct, gc=False):
 
 
 class InferenceRequest(msgspec.Struct):
-    """The JSON of a request."""
+    """The JSON of a request; what stands beside its inputs, the same each time, is decoded once (`Options`)."""
 
     inputs: list[InputTensor]
-    outputs: list[RequestedOutput] | None = None
+    outputs: msgspec.Raw = NULL
     id: str | None = None
-    parameters: Parameters = None
+    parameters: msgspec.Raw = NULL
 
 
 class RequestOutline(msgspec.Struct):
-    """The JSON of a large request, whose members are decoded one after the other."""
+    """The JSON of a large request, whose inputs are decoded one after the other."""
 
     inputs: msgspec.Raw
-    outputs: msgspec.Raw = msgspec.Raw(b"null")
-    id: msgspec.Raw = msgspec.Raw(b"null")
-    parameters: msgspec.Raw = msgspec.Raw(b"null")
+    outputs: msgspec.Raw = NULL
+    id: str | None = None
+    parameters: msgspec.Raw = NULL
+
+
+class Options(msgspec.Struct):
+    """The tensors and the parameters that a request asks for."""
+
+    outputs: list[RequestedOutput] | None
+    parameters: Parameters
 
 
 _request = msgspec.json.Decoder(InferenceRequest)
 _outline = msgspec.json.Decoder(RequestOutline)
+_options = msgspec.json.Decoder(Options)
 _inputs: msgspec.json.Decoder[list[InputTensor]] = msgspec.json.Decoder(list[InputTensor])
 _any = msgspec.json.Decoder()
 _encode = msgspec.json.Encoder().encode
@@ -98,11 +119,21 @@ _encode = msgspec.json.Encoder().encode
 class InferenceQuestion(Question):
     """A question whose answer repeats what its body says."""
 
-    names: Sequence[str] = ()
-    """The tensors to answer with, in order."""
+    wanted: WantedAnswer | None = None
+    id: str | None = None
+
+
+@dataclass(eq=False, slots=True)
+class WantedAnswer:
+    """The answer that a request wants."""
+
+    names: Sequence[str]
+    """Its tensors, in order."""
     binary: frozenset[str] = frozenset()
     """Those of them that are answered as bytes."""
-    sent: InferenceRequest | None = None
+    selections: Mapping[Verb, Selection] = field(default_factory=lambda: PREDICTIONS)
+    parameters: dict[str, Any] = field(default_factory=dict)
+    """Those that it has, in the order in which it shows them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,8 +143,9 @@ class ModelTensors:
     model: LoadedModel
 
     @cached_property
-    def rows(self) -> RowMaker:
-        return RowMaker(self.model)
+    def begin_answer(self) -> bytes:
+        """The start of the JSON of an answer; names and versions need no escaping."""
+        return f'{{"model_name":"{self.model.name}","model_version":"{self.model.version}"'.encode()
 
     @cached_property
     def columns(self) -> Mapping[str, tuple[str, int]]:
@@ -213,26 +245,20 @@ class ModelTensors:
         return OutputTensor(name, datatype, columns, cells)
 
 
-@dataclass(eq=False, slots=True)
-class _Wanted:
-    """The tensors of an answer."""
-
-    names: Sequence[str]
-    binary: frozenset[str] = frozenset()
-    selections: Mapping[Verb, Selection] = field(default_factory=lambda: PREDICTIONS)
-
-
 class V2(Protocol):
     """Reads tensors and answers tensors."""
 
     path = re.compile(r"/v2/models/(?P<model>[^/]*)(?:/versions/(?P<version>[^/]*))?/infer", re.DOTALL)
 
-    def __init__(self, registry: Registry, max_rows: int) -> None:
+    def __init__(self, registry: Registry, readers: Mapping[LoadedModel, Reader], max_rows: int) -> None:
+        """`readers` are those of `:predict`."""
         self._max_rows = max_rows
         self._tensors = {model: ModelTensors(model) for model in registry}
-        # a client's JSON before binary data is the same each time, and so is that of its answers
+        self._makers = {model: RowMaker(model, readers[model]) for model in registry}
+        # a client sends the same JSON before binary data, and beside inputs, each time
         self._remembered = lru_cache(REMEMBERED)(self._parsed)
-        self._remembered_head = lru_cache(REMEMBERED)(_binary_head)
+        self._remembered_options = lru_cache(REMEMBERED)(_wanted)
+        self._remembered_head = lru_cache(REMEMBERED)(_tensor_head)
 
     def tensors(self, model: LoadedModel) -> ModelTensors:
         """What a model takes and makes."""
@@ -249,16 +275,26 @@ class V2(Protocol):
         body = request.body
         end = header_length(request.headers, len(body))
         content = body if end is None else body[:end]
-        tensors = self._tensors[model]
+        maker = self._makers[model]
+        rows: Rows | None = None
         if end is not None and end <= MAX_REMEMBERED_BYTES:
-            sent, wanted = self._remembered(tensors, content)
-        elif len(content) <= PIECE_BYTES:
-            sent, wanted = self._parsed(tensors, content)
+            sent, wanted = self._remembered(model, content)
         else:
-            sent, wanted = self._checked(tensors, await _read_large(content, turns))
-        binary = memoryview(body)[len(content) :]
+            sent = await _read_json(content, turns)
+            rows = maker.quickly(sent.inputs, self._max_rows)
+            wanted = self._check(model, sent, are_read=rows is not None)
+        if rows is None:
+            rows = await self._rows(maker, sent.inputs, memoryview(body)[len(content) :], turns)
+        elif end not in (None, len(body)):
+            raise InvalidRequest(EXCESS.format(len(body) - len(content)))
+        return InferenceQuestion(
+            rows, wanted.selections, as_outputs=True, look_up=end is None, wanted=wanted, id=sent.id
+        )
+
+    async def _rows(self, maker: RowMaker, inputs: Sequence[InputTensor], binary: memoryview, turns: Turns) -> Rows:
+        """The rows that tensors have, in JSON or as bytes. Raises NotJSON, InvalidRequest, InvalidRows."""
         found, place = [], 0
-        for head in sent.inputs:
+        for head in inputs:
             size = binary_size(head)
             if size is None:
                 cells = await read_json(head, turns)
@@ -269,74 +305,61 @@ class V2(Protocol):
                 place += size
             found.append(Tensor(head, cells))
         if place != len(binary):
-            raise InvalidRequest(f"the body has {len(binary) - place} bytes more than its tensors")
-        rows = await tensors.rows.rows(found, turns)
-        return InferenceQuestion(
-            rows,
-            wanted.selections,
-            as_outputs=True,
-            look_up=end is None,
-            names=wanted.names,
-            binary=wanted.binary,
-            sent=sent,
-        )
+            raise InvalidRequest(EXCESS.format(len(binary) - place))
+        return await maker.rows(found, turns)
 
-    def _parsed(self, tensors: ModelTensors, content: bytes) -> tuple[InferenceRequest, _Wanted]:
-        return self._checked(tensors, decode(_request, content, USAGE))
+    def _parsed(self, model: LoadedModel, content: bytes) -> tuple[InferenceRequest, WantedAnswer]:
+        sent = decode(_request, content, USAGE)
+        return sent, self._check(model, sent)
 
-    def _checked(self, tensors: ModelTensors, sent: InferenceRequest) -> tuple[InferenceRequest, _Wanted]:
-        """A request, and what it wants, before one looks at the elements of its tensors.
+    def _check(self, model: LoadedModel, sent: InferenceRequest, *, are_read: bool = False) -> WantedAnswer:
+        """What a request wants; unless its inputs `are_read`, they are checked before one looks at their elements.
 
-        Raises InvalidRequest, TooManyInstances, InvalidSelection, NotExplained.
+        Raises NotJSON, InvalidRequest, TooManyInstances, InvalidSelection, NotExplained.
         """
-        features = len(tensors.model.schema)
-        if not 1 <= len(sent.inputs) <= features:
-            raise InvalidRequest(f"there must be at least one input, and at most one for each of {features} features")
-        for head in sent.inputs:
-            head.check(self._max_rows, features)
-            check_parameters(head.parameters)
-        tensors.rows.is_matrix(sent.inputs)
-        check_parameters(sent.parameters)
-        return sent, _wanted(sent, tensors)
+        if not are_read:
+            features = len(model.schema)
+            if not 1 <= len(sent.inputs) <= features:
+                raise InvalidRequest(
+                    f"there must be at least one input, and at most one for each of {features} features"
+                )
+            for head in sent.inputs:
+                head.check(self._max_rows, features)
+                check_parameters(head.parameters)
+            self._makers[model].is_matrix(sent.inputs)
+        outputs, parameters = bytes(sent.outputs), bytes(sent.parameters)
+        is_small = len(outputs) + len(parameters) <= MAX_REMEMBERED_BYTES
+        return (self._remembered_options if is_small else _wanted)(self._tensors[model], outputs, parameters)
 
     def write(self, model: LoadedModel, question: Question) -> ProtocolAnswer:
         assert isinstance(question, InferenceQuestion)
-        assert question.sent is not None
+        wanted = question.wanted
+        assert wanted is not None
         tensors = self._tensors[model]
         explanations = [_any.decode(answer) for answer in question.answers.get("explain", ())]
-        made = [tensors.made(name, question.outputs, explanations) for name in question.names]
-        contents = [one.as_bytes() for one in made if one.name in question.binary]
-        parameters = _repeated(question.sent.parameters) | marks(model)
-        if len(contents) == len(made) and question.sent.id is None and not parameters:
-            sizes = tuple(map(len, contents))
-            head = self._remembered_head(tensors, tuple(question.names), len(question.rows), sizes)
-        else:
-            lengths = iter(contents)
-            heads = [one.head(len(next(lengths))) if one.name in question.binary else one.as_json() for one in made]
-            head = _answer_head(model, heads, question.sent.id, parameters)
+        contents, shown = [], []
+        for name in wanted.names:
+            made = tensors.made(name, question.outputs, explanations)
+            if name in wanted.binary:
+                contents.append(made.as_bytes())
+                data = b'"parameters":{"binary_data_size":%d}}' % len(contents[-1])
+            else:
+                data = b'"data":%b}' % made.as_json()
+            shown.append(self._remembered_head(name, made.datatype, len(question.rows), made.columns) + data)
+        begin = tensors.begin_answer
+        if question.id is not None:
+            begin += b',"id":%b' % _encode(question.id)
+        if wanted.parameters:
+            begin += b',"parameters":%b' % _encode(wanted.parameters)
+        head = b'%b,"outputs":[%b]}' % (begin, b",".join(shown))
         if not contents:
             return ProtocolAnswer(JSON_TYPE, head)
         return ProtocolAnswer(BINARY_TYPE, b"".join((head, *contents)), [(HEADER_LENGTH, b"%d" % len(head))])
 
 
-def _binary_head(tensors: ModelTensors, names: Sequence[str], rows: int, sizes: Sequence[int]) -> bytes:
-    """The JSON of an answer whose tensors are all bytes, of these sizes."""
-    heads = [
-        OutputTensor.describe(name, *tensors.columns[name], rows, size) for name, size in zip(names, sizes, strict=True)
-    ]
-    return _answer_head(tensors.model, heads)
-
-
-def _answer_head(
-    model: LoadedModel, outputs: Sequence[Any], request_id: str | None = None, parameters: Parameters = None
-) -> bytes:
-    """The JSON of an answer."""
-    answer: dict[str, Any] = {"model_name": model.name, "model_version": model.version}
-    if request_id is not None:
-        answer["id"] = request_id
-    if parameters:
-        answer["parameters"] = parameters
-    return _encode(answer | {"outputs": outputs})
+def _tensor_head(name: str, datatype: str, rows: int, columns: int) -> bytes:
+    """The JSON of a tensor up to its data or their size."""
+    return _encode({"name": name, "shape": [rows, columns], "datatype": datatype})[:-1] + b","
 
 
 def _repeated(parameters: Parameters) -> dict[str, Any]:
@@ -376,26 +399,31 @@ def binary_size(head: InputTensor) -> int | None:
 
 
 def check_parameters(parameters: Parameters) -> None:
-    """Raise InvalidRequest for parameters that would change what the elements of tensors are."""
+    """Raise InvalidRequest for parameters of a wrong type, and those that would change what tensors are."""
     if not parameters:
         return
+    for name, (kind, words) in KINDS.items():
+        if parameters.get(name) is not None and type(parameters[name]) is not kind:
+            raise InvalidRequest(f"the parameter {name} must be {words}")
     if parameters.get("content_type") not in (None, *CONTENT_TYPES):
         raise InvalidRequest(f"content_type must be one of {', '.join(CONTENT_TYPES)}")
     if "shared_memory_region" in parameters:
         raise InvalidRequest("tensors in shared memory are not supported; send their data")
 
 
-async def _read_large(content: bytes, turns: Turns) -> InferenceRequest:
-    """Read JSON of any size, an input at a time; their elements come later."""
+async def _read_json(content: bytes, turns: Turns) -> InferenceRequest:
+    """Read JSON of any size, of a large one an input at a time; their elements come later."""
+    if len(content) <= PIECE_BYTES:
+        return decode(_request, content, USAGE)
     outline = decode(_outline, content, USAGE)
-    others = b'"outputs":%b,"id":%b,"parameters":%b' % (outline.outputs, outline.id, outline.parameters)
-    if len(others) > MAX_PARAMETERS_BYTES:
+    beside = len(memoryview(outline.outputs)) + len(memoryview(outline.parameters)) + len((outline.id or "").encode())
+    if beside > MAX_PARAMETERS_BYTES:
         raise InvalidRequest(f"outputs, id and parameters may have {MAX_PARAMETERS_BYTES} bytes together")
     await turns.pause()
     inputs = bytes(outline.inputs)
     if not inputs.startswith(b"["):
         raise InvalidRequest(USAGE)
-    sent = decode(_request, b'{"inputs":[],%b}' % others, USAGE)
+    sent = InferenceRequest([], outline.outputs, outline.id, outline.parameters)
     if inputs.count(b"{") <= MAX_BRACES:
         sent.inputs = decode(_inputs, inputs, USAGE)
         return sent
@@ -406,27 +434,31 @@ async def _read_large(content: bytes, turns: Turns) -> InferenceRequest:
     return sent
 
 
-def _wanted(sent: InferenceRequest, tensors: ModelTensors) -> _Wanted:
-    """What a request asks for. Raises InvalidRequest, InvalidSelection, NotExplained."""
-    is_binary = bool((sent.parameters or {}).get("binary_data_output"))
-    if not sent.outputs:
-        return _Wanted(tensors.defaults, frozenset(tensors.defaults if is_binary else ()))
+def _wanted(tensors: ModelTensors, outputs: bytes, parameters: bytes) -> WantedAnswer:
+    """What a request asks for. Raises NotJSON, InvalidRequest, InvalidSelection, NotExplained."""
+    options = decode(_options, b'{"outputs":%b,"parameters":%b}' % (outputs, parameters), USAGE)
+    check_parameters(options.parameters)
+    repeated = _repeated(options.parameters) | marks(tensors.model)
+    is_binary = bool((options.parameters or {}).get("binary_data_output"))
+    if not options.outputs:
+        binary = frozenset(tensors.defaults if is_binary else ())
+        return WantedAnswer(tensors.defaults, binary, parameters=repeated)
     names: dict[str, bool] = {}
     selections: dict[Verb, Selection] = {}
-    for one in sent.outputs:
+    for one in options.outputs:
         if one.name not in tensors.columns:
             raise InvalidRequest(f"outputs must be among {', '.join(tensors.columns)}")
-        parameters = one.parameters or {}
-        check_parameters(parameters)
-        if parameters.get("classification"):
+        own = one.parameters or {}
+        check_parameters(own)
+        if own.get("classification"):
             raise InvalidRequest("classification is not supported: ask for label, or predict_proba")
         if one.name in EXPLANATION:
-            selections["explain"] = _selection(parameters, tensors.model)
+            selections["explain"] = _selection(own, tensors.model)
         else:
             selections["predict"] = EVERYTHING
         for name in EXPLANATION if one.name == EXPLAIN else (one.name,):
-            names[name] = bool(parameters.get("binary_data", is_binary))
-    return _Wanted(list(names), frozenset(name for name, wanted in names.items() if wanted), selections)
+            names[name] = bool(own.get("binary_data", is_binary))
+    return WantedAnswer(list(names), frozenset(name for name, wanted in names.items() if wanted), selections, repeated)
 
 
 def _selection(parameters: Mapping[str, Any], model: LoadedModel) -> Selection:

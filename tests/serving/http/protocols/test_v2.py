@@ -255,6 +255,62 @@ def test_space_of_an_explanation_is_a_string(caller: Caller, space: Any) -> None
     assert answer.json() == {"error": "the parameter space must be a string"}
 
 
+@pytest.mark.parametrize(
+    ("place", "parameters", "words"),
+    [
+        ("request", {"binary_data_output": "false"}, "true or false"),
+        ("request", {"binary_data_output": 0}, "true or false"),
+        ("request", {"content_type": ["np"]}, "a string"),
+        ("output", {"binary_data": "true"}, "true or false"),
+        ("output", {"classification": "3"}, "a whole number"),
+        ("output", {"classification": True}, "a whole number"),
+        ("input", {"content_type": 5}, "a string"),
+        ("input", {"binary_data": {}}, "true or false"),
+    ],
+)
+def test_parameters_of_another_type_are_refused(
+    caller: Caller, place: str, parameters: dict[str, Any], words: str
+) -> None:
+    body: dict[str, Any] = {"inputs": matrix(instances("classifier", 1)), "outputs": [{"name": "predict"}]}
+    holder = {"request": body, "output": body["outputs"][0], "input": body["inputs"][0]}[place]
+    holder["parameters"] = parameters
+    answer = caller.post("/v2/models/classifier/infer", body)
+    assert answer.status_code == 400
+    assert answer.json() == {"error": f"the parameter {next(iter(parameters))} must be {words}"}
+
+
+def test_one_row_is_answered_alike_however_it_is_written(caller: Caller) -> None:
+    row = instances("classifier", 1)
+    values = ", ".join(map(repr, row[0].values()))
+    wanted = expected(caller.predict("classifier", row))
+    for data in (f"[{values}]", f"[[{values}]]", f"[ [{values}]]", f" [ {values} ] "):
+        body = f'{{"inputs": [{{"name": "x", "shape": [1, 3], "datatype": "FP64", "data": {data}}}]}}'
+        assert tensors_of(caller.post("/v2/models/classifier/infer", body.encode())) == wanted
+
+
+@pytest.mark.parametrize(
+    ("shape", "data"),
+    [
+        ([1, 3], [[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]]),
+        ([2, 3], [[1.0, 2.0, 3.0]]),
+        ([2, 3], [1.0, 2.0, 3.0]),
+        ([1, 3], [[1.0, 2.0]]),
+        ([1, 3], [1.0, 2.0, 3.0, 4.0]),
+        ([1, 3], [{"a": 1.0, "b": 2.0, "c": 3.0}]),
+        ([1, 3], {"a": 1.0, "b": 2.0, "c": 3.0}),
+        ([1, 3], []),
+        ([3, 1], [[1.0, 2.0, 3.0]]),
+        ([1, 3, 1], [1.0, 2.0, 3.0]),
+        ([-1, 3], [[1.0, 2.0, 3.0]]),
+    ],
+)
+def test_data_must_have_the_shape_also_of_a_small_matrix(caller: Caller, shape: list[int], data: Any) -> None:
+    tensor = {"name": "x", "shape": shape, "datatype": "FP64", "data": data}
+    answer = caller.infer("classifier", [tensor])
+    assert answer.status_code == 400
+    assert answer.json().keys() == {"error"}
+
+
 def test_answer_repeats_id_and_parameters_and_ignores_what_it_does_not_know(caller: Caller) -> None:
     body = {
         "id": "Grüße-42",
