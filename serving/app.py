@@ -52,10 +52,12 @@ from serving.jobs.rows import OPERATIONS, Backend, LocalBackend, RowHandler
 from serving.jobs.runner import JobLimits, Runner
 from serving.jobs.store import JobStore
 from serving.jobs.tables import Tables, TableTools
+from serving.monitoring.drift import Drift
 from serving.monitoring.predictions.log import PredictionLog, PredictionLogger
 from serving.monitoring.predictions.policy import LogPolicy
 from serving.monitoring.predictions.recorder import Recorder
 from serving.monitoring.quality import LiveQuality
+from serving.monitoring.windows import parse_windows
 from serving.predict.batcher import Batcher
 from serving.predict.inference import Inference
 from serving.predict.observer import Observer
@@ -188,8 +190,9 @@ class Application:
             yield
 
     def tick(self) -> None:
-        """Called now and then in a worker: publish metrics, and give memory back if the master has asked for it."""
+        """Called every second in a worker: publish metrics, and give memory back if the master has asked for it."""
         self.service.metrics.publish()
+        self.service.drift.tick()
         self._trimmer.heed()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -314,7 +317,8 @@ def build_service(settings: Settings, registry: Registry, shared: Shared, seen: 
         registry, batcher=batcher, executor=executor, cache=cache, timeout=settings.inference_timeout_seconds
     )
     records = RecordReader(shared.entities, settings.max_limit_checkins)
-    observers = build_observers(shared, registry)
+    drift = Drift(registry, parse_windows(settings.drift_window), settings.drift_alert, shared.book, shared.alerts)
+    observers = build_observers(shared, registry, drift)
     predictor = EntityPredictor(registry, inference, records, metrics, status_of, observers)
     service = Service(
         shared=shared,
@@ -345,6 +349,7 @@ def build_service(settings: Settings, registry: Registry, shared: Shared, seen: 
         outcome_reader=OutcomeReader(registry, inference, max_instances=settings.max_instances),
         outcome_writer=OutcomeWriter(shared.entities),
         quality=LiveQuality(registry, shared.entities),
+        drift=drift,
         trainings=last_trainings(settings.model_dir, [model.name for model in registry.live()]),
         tracing=build_tracing(settings),
         limits=Limits(
@@ -362,9 +367,9 @@ def build_service(settings: Settings, registry: Registry, shared: Shared, seen: 
     return service
 
 
-def build_observers(shared: Shared, registry: Registry) -> tuple[Observer, ...]:
+def build_observers(shared: Shared, registry: Registry, drift: Drift) -> tuple[Observer, ...]:
     """All that is told of every answer."""
-    observers: list[Observer] = []
+    observers: list[Observer] = [drift] if drift.windows else []
     if shared.recorder is not None:
         observers.append(PredictionLogger(shared.recorder.log, registry))
     return tuple(observers)

@@ -19,6 +19,7 @@ from serving.jobs.requests import Background, JobReader
 from serving.jobs.runner import Runner
 from serving.jobs.store import JobStore
 from serving.jobs.tables import Tables
+from serving.monitoring.drift import Drift
 from serving.monitoring.predictions.recorder import Recorder
 from serving.monitoring.predictions.store import PredictionStore
 from serving.monitoring.quality import LiveQuality
@@ -104,6 +105,7 @@ class Service:
     outcome_reader: OutcomeReader
     outcome_writer: OutcomeWriter
     quality: LiveQuality
+    drift: Drift
     trainings: Recent[dict[str, LastTraining]]
     tracing: Tracing | None
     limits: Limits

@@ -6,7 +6,8 @@ import dataclasses
 import difflib
 import ipaddress
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -228,6 +229,12 @@ class Settings:
     alert_form: Literal["auto", "discord", "slack"] = setting(
         "auto", "format of alerts: `discord`, `slack`, or `auto` to tell by the URL"
     )
+    drift_window: tuple[str, ...] = setting(
+        ("1h", "1d"), "times over which drift is measured, such as `1h,1d`; empty to count no rows"
+    )
+    drift_alert: float = setting(
+        0.2, "population stability index of a feature or of the output above which an alert is sent; 0 for none", low=0
+    )
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "`debug`, `info`, `warning` or `error`")
     access_log: bool = setting(True, "log every request and prediction")
     pages: bool = setting(True, "serve web pages for people beside the API")
@@ -335,22 +342,27 @@ def _check(settings: Settings) -> None:
     except ValueError as error:
         raise InvalidSetting(str(error)) from None
     if settings.rate_limit:
-        try:
-            parse_rate(settings.rate_limit, settings.rate_limit_burst)
-        except ValueError as error:
-            raise InvalidSetting(f"RATE_LIMIT {error}") from None
+        _check_parsed("RATE_LIMIT", partial(parse_rate, settings.rate_limit, settings.rate_limit_burst))
     if settings.feeds:
         from serving.entities.feeds import parse_feeds  # not at the top: it imports an HTTP client
 
-        try:
-            parse_feeds(settings.feeds)
-        except ValueError as error:
-            raise InvalidSetting(f"FEEDS {error}") from None
+        _check_parsed("FEEDS", partial(parse_feeds, settings.feeds))
+    if settings.drift_window:
+        from serving.monitoring.windows import parse_windows  # not at the top: it imports numpy
+
+        _check_parsed("DRIFT_WINDOW", partial(parse_windows, settings.drift_window))
     if settings.cors_origins:
         from serving.http.cors import is_origin  # not at the top: it imports the HTTP layer
 
         if not all(map(is_origin, settings.cors_origins)):
             raise InvalidSetting("CORS_ORIGINS must be origins such as https://app.example, separated by commas")
+
+
+def _check_parsed(name: str, parse: Callable[[], object]) -> None:
+    try:
+        parse()
+    except ValueError as error:
+        raise InvalidSetting(f"{name} {error}") from None
 
 
 def _check_keys(settings: Settings) -> None:
@@ -366,10 +378,7 @@ def _check_keys(settings: Settings) -> None:
     if settings.api_keys:
         from serving.http.keys import parse_entries  # not at the top: it imports the HTTP layer
 
-        try:
-            parse_entries(settings.api_keys)
-        except ValueError as error:
-            raise InvalidSetting(f"API_KEYS {error}") from None
+        _check_parsed("API_KEYS", partial(parse_entries, settings.api_keys))
     if settings.require_keys and "web" in settings.roles and not settings.has_keys:
         raise InvalidSetting("REQUIRE_KEYS is true, but none of API_KEY, API_KEYS and API_KEYS_FILE is set")
 

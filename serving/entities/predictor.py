@@ -175,7 +175,7 @@ class EntityPredictor:
         tables = [rows_of(model, records) for model in models]
         verbs: tuple[Verb, ...] = VERBS if explained else ("predict",)
         calls = [
-            self._answer(model, verb, rows, records[0].entity, timeout)
+            self._answer(model, verb, rows, records[0].entity, timeout, is_repeated=verb == "explain")
             for model, rows in zip(models, tables, strict=True)
             for verb in verbs
         ]
@@ -183,7 +183,7 @@ class EntityPredictor:
         return [(model, {verb: next(answers) for verb in verbs}) for model in models]
 
     async def _answer(
-        self, model: LoadedModel, verb: Verb, rows: Rows, entity: str, timeout: float | None
+        self, model: LoadedModel, verb: Verb, rows: Rows, entity: str, timeout: float | None, *, is_repeated: bool
     ) -> list[Answer]:
         counters, started = self._metrics.model(model.name, verb), time.perf_counter()
         try:
@@ -195,7 +195,7 @@ class EntityPredictor:
         values, sources = zip(*answers, strict=True)
         counters.answered(seconds, sources)
         for observer in self._observers:
-            observer.observe(Answered(model, verb, rows, values, sources, seconds, entity))
+            observer.observe(Answered(model, verb, rows, values, sources, seconds, entity, is_repeated=is_repeated))
         return answers
 
 

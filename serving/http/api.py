@@ -33,6 +33,7 @@ from serving.http.protocols.v2_routes import v2_router
 from serving.http.representation import CACHED_BY_CLIENTS
 from serving.http.routes.admin import admin_router
 from serving.http.routes.card import card_router
+from serving.http.routes.drift import drift_router
 from serving.http.routes.entities import RecordsBody, entities_router
 from serving.http.routes.health import health_router
 from serving.http.routes.importance import importance_router
@@ -306,6 +307,7 @@ def make_api(
         models_router(service),
         importance_router(service.registry, views.importance),
         card_router(service, has_pages=pages is not None),
+        drift_router(service),
         health_router(service.registry, views.health),
         mlflow_router(service),
         entities_router(service, streams),

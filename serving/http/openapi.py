@@ -15,6 +15,7 @@ from serving.http.schemas import (
     COUNT,
     CSV,
     DELETED,
+    DRIFT,
     ENTITIES,
     ENTITY_PREDICTIONS,
     EVENTS,
@@ -171,6 +172,7 @@ ROUTES: Mapping[tuple[str, str], Said] = {
     ("get", "/v1/models/{model}/versions/{version}/card"): Said(
         "show_version_card", {"200": {JSON: CARD, MARKDOWN: STRING}}, ("404", "503")
     ),
+    ("get", "/v1/models/{model}/drift"): Said("show_drift", {"200": {JSON: DRIFT}}, ("404", "422", "503")),
     ("get", "/v1/models/{model}/metadata"): Said("show_metadata", {"200": {JSON: METADATA}}, ("404", "503")),
     ("get", "/v1/models/{model}/versions/{version}/metadata"): Said(
         "show_version_metadata", {"200": {JSON: METADATA}}, ("404", "503")

@@ -48,6 +48,8 @@ READ_AS_TEXT: Mapping[str, Schema] = {
     "last_event_id": EVENT_ID,
     "limit": COUNT,
     "models": STRING,
+    "version": STRING,
+    "window": STRING,
     "x-request-timeout": SECONDS,
 }
 """What routes read as text from headers, queries and paths, because they say themselves what is wrong with it."""
@@ -166,6 +168,45 @@ CARD = object_schema(
             }
         ),
     }
+)
+
+MAYBE_NUMBER: Schema = {"type": ["number", "null"]}
+SHARE_LIST = array_of(NUMBER)
+DRIFT_COLUMN = object_schema(
+    {
+        "psi": MAYBE_NUMBER | {"description": "The population stability index; null without rows"},
+        "limit": MAYBE_NUMBER | {"description": "An index above it is more than chance, and more than DRIFT_ALERT"},
+        "alert": BOOLEAN | {"description": "Whether there was an alert about it that is not over"},
+        "rows": INTEGER,
+        "edges": array_of(ANYTHING, description="The edges of the bins that the shares are of"),
+        "values": array_of(ANYTHING, description="The values that the shares are of, where there are no bins"),
+        "counted": STRING,
+        "expected": object_schema({"shares": SHARE_LIST, "other": NUMBER, "missing": NUMBER}, []),
+        "live": {
+            "type": ["object", "null"],
+            "properties": dict.fromkeys(("other", "unseen", "missing", "below", "above"), NUMBER)
+            | {"shares": SHARE_LIST},
+        },
+    },
+    ["psi", "limit", "alert", "rows", "expected", "live"],
+)
+DRIFT = object_schema(
+    {
+        "model": STRING,
+        "version": STRING,
+        "windows": array_of(STRING),
+        "window": MAYBE_STRING,
+        "alert": object_schema({"psi": NUMBER, "rows": INTEGER}),
+        "reason": MAYBE_STRING | {"description": "Why nothing is known; null otherwise"},
+        "seconds": MAYBE_NUMBER | {"description": "The time that the window covers; null for the latest rows"},
+        "rows": INTEGER,
+        "sample_rows": {"type": ["integer", "null"]},
+        "psi": MAYBE_NUMBER | {"description": "The largest of all"},
+        "features": {"type": "object", "additionalProperties": DRIFT_COLUMN},
+        "output": {"anyOf": [DRIFT_COLUMN, {"type": "null"}]},
+        "outputs": {"type": "object", "additionalProperties": DRIFT_COLUMN},
+    },
+    ["model", "version", "windows", "window", "alert", "reason", "seconds", "rows", "sample_rows", "psi", "features"],
 )
 
 SERVER = {"enum": ["ok", "away", "disabled"]}

@@ -1,1 +1,1 @@
-"""The quality of the models' predictions."""
+"""How the models are doing: the drift of their rows and predictions, and their quality."""

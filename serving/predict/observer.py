@@ -12,9 +12,12 @@ from registry.rows.features import Rows
 from serving.predict.operation import Verb
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class Answered:
-    """Rows that were answered to a client. Its request and key are CURRENT_REQUEST and CURRENT_KEY."""
+    """Rows that were answered to a client. Its request and key are CURRENT_REQUEST and CURRENT_KEY.
+
+    Never changed after it is built; `frozen` would cost a microsecond.
+    """
 
     model: LoadedModel
     verb: Verb
@@ -28,6 +31,8 @@ class Answered:
     """From the request's head to its answer."""
     entity: str = ""
     """The entity whose records the rows are; empty if they came in the request."""
+    is_repeated: bool = False
+    """Whether these are explanations of rows whose predictions the same request asked for, too."""
 
 
 class Observer(Protocol):

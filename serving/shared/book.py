@@ -9,9 +9,9 @@ processes and clears the rest. Consequence: no file, no lock, nothing lost to SI
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, TypeVar, cast
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from serving.shared.histogram import BUCKETS
 from serving.shared.holdings import Holdings
+from serving.shared.lock import Lock
 from serving.shared.numbers import Number, Numbers, shared_floats, shared_integers
 from serving.shared.ring import Rings
 
@@ -34,6 +35,8 @@ READ_ATTEMPTS = 100
 
 Cells: TypeAlias = NDArray[np.float64]
 Kind = Literal["counter", "gauge", "histogram"]
+Kept = TypeVar("Kept", bound="SharedCounts")
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +62,34 @@ PROCESSES = ("web", "runner", "scheduler", "messenger", "recorder")
 ENDED = Family("processes_ended", "counter", "Processes that have ended", "process", PROCESSES)
 
 
-class Sheet:
-    """The numbers of some families: a row for each slot, in it the numbers of the first family, the second, ..."""
+class SharedCounts:
+    """Numbers that are only added to: a row for each slot."""
+
+    def __init__(self, width: int, slots: int) -> None:
+        """With `width` numbers in each slot."""
+        self._width = -(-width // CACHE_LINE_NUMBERS) * CACHE_LINE_NUMBERS
+        self._numbers = shared_floats(slots * self._width)
+        self._rows = np.frombuffer(self._numbers, np.float64).reshape(slots, self._width)[:, :width]
+        self.cells: memoryview[float] = memoryview(bytearray(width * 8)).cast("d")
+        """The numbers of this process. Before it enters a slot, as in the master, they count for nobody."""
+
+    def enter(self, slot: int) -> None:
+        """From now on this process writes to this slot."""
+        start = slot * self._width
+        self.cells = self._numbers[start : start + self._rows.shape[1]]
+
+    def total(self) -> Cells:
+        """The numbers of all processes together; `Book.total` reads them as of one moment."""
+        return np.asarray(self._rows.sum(axis=0))
+
+    def retire(self, slot: int) -> None:
+        """Add a slot's numbers to those of retired processes, and clear it."""
+        self._rows[RETIRED_SLOT] += self._rows[slot]
+        self._rows[slot] = 0.0
+
+
+class Sheet(SharedCounts):
+    """The numbers of some families: in each slot those of the first family, the second, ..."""
 
     def __init__(self, families: Sequence[Family], labels: Mapping[str, str], slots: int) -> None:
         """`labels` are common to all families."""
@@ -68,16 +97,7 @@ class Sheet:
         self.labels = dict(labels)
         kinds = [family.kind for family in families for _ in range(family.size)]
         self._counters = np.array([kind != "gauge" for kind in kinds])
-        self._width = -(-len(kinds) // CACHE_LINE_NUMBERS) * CACHE_LINE_NUMBERS
-        self._numbers = shared_floats(slots * self._width)
-        self._rows = np.frombuffer(self._numbers, np.float64).reshape(slots, self._width)[:, : len(kinds)]
-        self.cells: memoryview[float] = memoryview(bytearray(len(kinds) * 8)).cast("d")
-        """The numbers of this process. Before it enters a slot, as in the master, they count for nobody."""
-
-    def enter(self, slot: int) -> None:
-        """From now on this process writes to this slot."""
-        start = slot * self._width
-        self.cells = self._numbers[start : start + self._rows.shape[1]]
+        super().__init__(len(kinds), slots)
 
     def start(self, family: Family) -> int:
         """The index in `cells` of a family's first number."""
@@ -124,7 +144,7 @@ class Slotted(Protocol):
 class Book(Numbers):
     """The sheets of a service, over all of its processes and reloads; to be made before the fork.
 
-    It holds its sheets weakly: those of a model last as long as an app that serves it.
+    It holds its sheets and counts weakly: those of a model last as long as an app that serves it.
     """
 
     _version = Number()
@@ -135,23 +155,28 @@ class Book(Numbers):
         super().__init__()
         self._slots = processes + 2
         self._spare_slot = processes + 1
-        self._sheets: WeakValueDictionary[tuple[object, ...], Sheet] = WeakValueDictionary()
+        self._counts: WeakValueDictionary[tuple[object, ...], SharedCounts] = WeakValueDictionary()
         self._pids = shared_integers(self._slots)
         self._free = list(range(processes, 0, -1))
         self._own_slot = 0
+        self.lock = Lock()
+        """Held by who looks at totals of all processes, and notes what follows from them for all."""
         self._slotted: list[Slotted] = []
         self._ended = self.sheet((ENDED,))
         self._ended.enter(RETIRED_SLOT)  # for the master, which alone writes it
 
     def sheet(self, families: Sequence[Family], **labels: str) -> Sheet:
         """The sheet of these families with these labels; made by the first call."""
-        key = (*families, *sorted(labels.items()))
-        sheet = self._sheets.get(key)
-        if sheet is None:
-            self._sheets[key] = sheet = Sheet(families, labels, self._slots)
+        return self.counts((*families, *sorted(labels.items())), lambda slots: Sheet(families, labels, slots))
+
+    def counts(self, key: tuple[object, ...], make: Callable[[int], Kept]) -> Kept:
+        """What was kept under a key; the first call has `make` make it, with so many slots."""
+        counts = self._counts.get(key)
+        if counts is None:
+            self._counts[key] = counts = make(self._slots)
             if self._own_slot:
-                sheet.enter(self._own_slot)
-        return sheet
+                counts.enter(self._own_slot)
+        return cast("Kept", counts)
 
     def holdings(self) -> Holdings:
         """Numbers of what clients hold, to be made before the fork."""
@@ -176,8 +201,8 @@ class Book(Numbers):
         """In the new process, while it has no other thread."""
         self._own_slot = slot
         self._pids[slot] = os.getpid()
-        for sheet in self._sheets.values():
-            sheet.enter(slot)
+        for counts in self._counts.values():
+            counts.enter(slot)
         for part in self._slotted:
             part.enter(slot)
 
@@ -191,8 +216,8 @@ class Book(Numbers):
     def release(self, slot: int, kind: str) -> None:
         """In the master: the process of this slot, one of PROCESSES, has ended."""
         self._version += 1
-        for sheet in self._sheets.values():
-            sheet.retire(slot)
+        for counts in self._counts.values():
+            counts.retire(slot)
         self._ended.cells[ENDED.values.index(kind)] += 1.0
         self._version += 1
         for part in self._slotted:
@@ -207,10 +232,17 @@ class Book(Numbers):
 
     def read(self) -> list[SheetCopy]:
         """All sheets, as of one moment."""
-        pages: list[SheetCopy] = []
+        sheets = [counts for counts in list(self._counts.values()) if isinstance(counts, Sheet)]
+        return self._at_one_moment(lambda: [sheet.read() for sheet in sheets])
+
+    def total(self, counts: SharedCounts) -> Cells:
+        """The numbers of all processes together, as of one moment."""
+        return self._at_one_moment(counts.total)
+
+    def _at_one_moment(self, read: Callable[[], Read]) -> Read:
         for _ in range(READ_ATTEMPTS):
             version = self._version
-            pages = [sheet.read() for sheet in list(self._sheets.values())]
+            found = read()
             if version % 2 == 0 and version == self._version:
                 break
-        return pages
+        return found

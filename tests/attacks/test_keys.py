@@ -63,6 +63,7 @@ OPERATIONS: Mapping[str, str] = {
     "GET /v1/jobs/{job_id}/events": "predict",
     "DELETE /v1/jobs/{job_id}": "predict",
     "POST /v1/models/{model}/outcomes": "write",
+    "GET /v1/models/{model}/drift": "read",
     "POST /v1/entities/{entity}/records": "write",
     "GET /v1/entities": "read",
     "GET /v1/entities/{entity}/records": "read",

@@ -103,11 +103,13 @@ class InferenceRoute(ABC):
         answers: Sequence[bytes] | Outputs | None,
         sources: Sequence[str],
         seconds: float,
+        *,
+        is_repeated: bool = False,
     ) -> None:
-        """Count a request that was answered, and tell those who watch."""
+        """Count a request that was answered, and tell those who watch; for `is_repeated` see `Answered`."""
         self._figures[verb][model].answered(seconds, sources)
         if self._observers and answers is not None:
-            answered = Answered(model, verb, rows, answers, sources, seconds)
+            answered = Answered(model, verb, rows, answers, sources, seconds, is_repeated=is_repeated)
             for observer in self._observers:
                 observer.observe(answered)
 
@@ -220,7 +222,8 @@ class ProtocolRoute(InferenceRoute):
         ended = time.perf_counter()
         for verb, found in sources.items():
             answers = question.answers.get(verb, question.outputs)
-            self._count(model, verb, question.rows, answers, found, ended - started)
+            is_repeated = verb == "explain" and "predict" in sources
+            self._count(model, verb, question.rows, answers, found, ended - started, is_repeated=is_repeated)
         answer_headers: Headers = [*reply.headers, *self._marks[model]]
         if self._show_timing:
             every = [source for found in sources.values() for source in found]

@@ -127,19 +127,21 @@ def describe_distributions(model: LoadedModel) -> dict[str, Any] | None:
         return None
     features = {feature.name: feature for feature in model.manifest.features}
     targets = {target.name: target for target in model.layout.targets}
-    outputs = {name: _of_target(one, targets[name]) for name, one in found.outputs.items()}
+    outputs = {name: output_distribution(one, targets[name]) for name, one in found.outputs.items()}
     return {
         "rows": found.rows,
-        "features": {name: _of_feature(one, features[name]) for name, one in found.features.items()},
+        "features": {name: feature_distribution(one, features[name]) for name, one in found.features.items()},
         **({"outputs": outputs} if model.layout.is_named else {"output": outputs.get("")}),
     }
 
 
-def _of_target(one: Distribution, target: Target) -> dict[str, Any]:
+def output_distribution(one: Distribution, target: Target) -> dict[str, Any]:
+    """What was usual in the predictions for a target: shares by label or value, or over bins between `edges`."""
     return _shares(one, (lambda cell: target.classes[int(cell)]) if target.classes else _number)
 
 
-def _of_feature(one: Distribution, feature: Feature) -> dict[str, Any]:
+def feature_distribution(one: Distribution, feature: Feature) -> dict[str, Any]:
+    """What was usual in a feature: shares by value, or over bins between `edges`, and that of missing values."""
     coded = feature.kind in ("category", "boolean", "datetime")
     shown = _shares(one, feature.decode if coded else _number) | {"missing": one.missing / 1000}
     return shown | {"counted": "characters"} if feature.kind == "text" else shown
