@@ -87,7 +87,9 @@ from serving.stores import (
     queue_limits,
 )
 from serving.telemetry import logs
+from serving.telemetry.access_log import AccessLog
 from serving.telemetry.alerts import Alerts, form_of
+from serving.telemetry.logs import LEVELS
 from serving.telemetry.output import protect_output
 from serving.training.handler import TrainHandler
 from serving.training.job import OPERATION as TRAIN
@@ -172,7 +174,7 @@ class Application:
         edge = Edge(
             dispatch,
             count_response=service.metrics.count_response,
-            access_log=settings.access_log,
+            access_log=AccessLog() if service.access_log else None,
             trusted_proxies=settings.trusted_proxy_count,
             origins=Origins(settings.cors_origins) if settings.cors_origins else None,
             limiters=self.limiters,
@@ -359,7 +361,7 @@ def build_service(settings: Settings, registry: Registry, shared: Shared, seen: 
             max_explained_instances=settings.shap_max_batch_size,
         ),
         default_model=settings.default_model,
-        access_log=settings.access_log,
+        access_log=settings.access_log and LEVELS[settings.log_level] <= LEVELS["info"],
         show_examples=settings.show_examples,
         show_timing=settings.show_timing,
     )

@@ -22,6 +22,7 @@ from serving.http.cors import Origins
 from serving.http.keys import Keys, key_of
 from serving.http.rate_limit import Limiters
 from serving.http.representation import MIN_COMPRESSED_BYTES, NO_STORE, NOSNIFF, represent
+from serving.telemetry.access_log import AccessLog
 from serving.telemetry.logs import CURRENT_KEY, CURRENT_REQUEST
 
 MAPPED = bytes(10) + b"\xff\xff"
@@ -86,6 +87,17 @@ MAX_LOGGED_PATH_BYTES = 256
 log = structlog.get_logger(__name__)
 
 
+NO_NOTES: tuple[str, dict[str, Any]] = "", {}
+
+
+def note(scope: Scope, text: str, details: dict[str, Any]) -> None:
+    """Have the request's line in the access log say `text`, too, and show details."""
+    before = scope["state"].get("notes")
+    if before is not None:
+        text, details = f"{before[0]}, {text}", before[1] | details
+    scope["state"]["notes"] = text, details
+
+
 async def respond(send: Send, status: int, content_type: bytes, body: bytes, headers: Iterable[Any] = ()) -> None:
     """Send a whole answer."""
     start = [(b"content-type", content_type), (b"content-length", str(len(body)).encode()), *headers]
@@ -101,7 +113,7 @@ class Edge:
         app: ASGIApp,
         *,
         count_response: Callable[[int, str], None],
-        access_log: bool,
+        access_log: AccessLog | None,
         trusted_proxies: int,
         origins: Origins | None,
         limiters: Limiters,
@@ -151,8 +163,8 @@ class Edge:
             if body is not None:
                 body.release()
             self._count_response(exchange.status, key_of(scope).name)
-            if self._access_log and "warmup" not in scope["state"]:
-                exchange.log()
+            if self._access_log is not None and "warmup" not in scope["state"]:
+                self._access_log.add(exchange.line())
 
     async def _authorize(self, scope: Scope, headers: Headers) -> None:
         """Keep the request's key in `scope`, and charge it for the request.
@@ -285,15 +297,18 @@ class Exchange:
         status, headers, body = problems.render(error, self.request_id, form)
         await respond(self.send, status, form.content_type, body, headers)
 
-    def log(self) -> None:
-        """Log one line for the request, with its path percent-encoded as it came, so that it is plain ASCII."""
+    def line(self) -> dict[str, Any]:
+        """The line of the access log, with what routes have noted, and the path as it came, so that it is ASCII."""
         seconds = time.perf_counter() - self._started
         client = self._scope.get("client")
-        log.info(
-            f"Request completed in {seconds:.3f}s",
-            method=self._scope["method"],
-            path=_raw_path(self._scope)[:MAX_LOGGED_PATH_BYTES].decode("latin-1"),
-            status=self.status,
-            seconds=round(seconds, 6),
-            client=client[0] if client else None,
-        )
+        event = f"Request completed in {seconds:.3f}s"
+        notes, details = self._scope["state"].get("notes", NO_NOTES)
+        return {
+            "event": f"{event}, {notes}" if notes else event,
+            "method": self._scope["method"],
+            "path": _raw_path(self._scope)[:MAX_LOGGED_PATH_BYTES].decode("latin-1"),
+            "status": self.status,
+            "seconds": round(seconds, 6),
+            "client": client[0] if client else None,
+            **details,
+        }

@@ -25,10 +25,12 @@ CURRENT_KEY: ContextVar[str] = ContextVar("key")
 CURRENT_TRACE: ContextVar[str] = ContextVar("trace_id")
 """The trace that a request or an attempt at a job belongs to, if traces are sent."""
 
-_encode = msgspec.json.Encoder(enc_hook=repr).encode
+encode = msgspec.json.Encoder(enc_hook=repr).encode
+"""A line of the log as JSON."""
 
 
-def _add_request(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def of_request(event: MutableMapping[str, Any]) -> None:
+    """Add the current request, its key and its trace to a line of the log."""
     request_id = CURRENT_REQUEST.get(None)
     if request_id is not None:
         event["request_id"] = request_id
@@ -36,6 +38,10 @@ def _add_request(_logger: Any, _method: str, event: MutableMapping[str, Any]) ->
             event["key"] = key
     if trace := CURRENT_TRACE.get(""):
         event["trace_id"] = trace
+
+
+def _add_request(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    of_request(event)
     return event
 
 
@@ -55,7 +61,7 @@ def configure(level: str, watch: Callable[..., Any] | None = None) -> None:
     least = LEVELS[level]
     watched = [watch, _only_from(least)] if watch else []
     structlog.configure(
-        processors=[*watched, *SHARED, lambda _logger, _method, event: _encode(event)],
+        processors=[*watched, *SHARED, lambda _logger, _method, event: encode(event)],
         wrapper_class=structlog.make_filtering_bound_logger(min(least, logging.WARNING) if watch else least),
         logger_factory=structlog.BytesLoggerFactory(sys.stdout.buffer),
         cache_logger_on_first_use=True,
@@ -79,7 +85,7 @@ def json_handler() -> logging.Handler:
             foreign_pre_chain=[*SHARED, structlog.stdlib.add_logger_name],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                lambda _logger, _method, event: _encode(event).decode(),
+                lambda _logger, _method, event: encode(event).decode(),
             ],
         )
     )

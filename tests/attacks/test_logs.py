@@ -86,9 +86,10 @@ def test_good_request_id_is_kept_in_answer_and_log(target: Service, kept: str) -
     before = len(target.log())
     answer = ask(target, request(PATH, body(), x_request_id=kept))
     assert answer.headers["x-request-id"] == kept
-    own = [line["event"] for line in lines_since(target, before, answer) if line["request_id"] == kept]
-    assert own[0] in ("Cache HIT", "Cache MISS")
-    assert [event.split(" in ")[0] for event in own[1:]] == ["Prediction wine completed", "Request completed"]
+    (line,) = [line for line in lines_since(target, before, answer) if line["request_id"] == kept]
+    pattern = r"Request completed in \d\.\d{3}s, Prediction wine completed in \d\.\d{3}s, Cache (HIT|MISS)"
+    assert re.fullmatch(pattern, line["event"])
+    assert (line["model"], line["version"], line["rows"], line["status"]) == ("wine", "1", 1, 200)
 
 
 def failure(service: Service, value: str) -> tuple[Answer, list[dict[str, Any]]]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-import structlog
 from starlette.types import Receive, Scope, Send
 
 from registry.estimator import Outputs
@@ -21,7 +20,7 @@ from registry.registry import Registry
 from registry.rows.features import Rows
 from serving.errors import MethodNotAllowed, NotJSON, TooManyInstances
 from serving.http.body import ClientGone, HeaderMap, Headers, check_encoding, read_body
-from serving.http.edge import respond, unanswered_status
+from serving.http.edge import note, respond, unanswered_status
 from serving.http.keys import key_of
 from serving.http.problems import status_of
 from serving.predict.inference import Timing
@@ -30,8 +29,6 @@ from serving.predict.operation import EVERYTHING, VERBS, Verb, answer_bytes
 from serving.predict.request_body import TOO_MANY
 from serving.service import Service
 from serving.shared.metrics import ModelCounters
-
-log = structlog.get_logger(__name__)
 
 OPTIONS: Headers = [(b"allow", b"OPTIONS, POST")]
 """The whole answer to OPTIONS."""
@@ -112,14 +109,6 @@ class InferenceRoute(ABC):
             answered = Answered(model, verb, rows, answers, sources, seconds, is_repeated=is_repeated)
             for observer in self._observers:
                 observer.observe(answered)
-
-    def _log(self, model: LoadedModel, verb: Verb, sources: Sequence[str], seconds: float) -> None:
-        source = source_of(sources).decode()
-        log.info(f"Cache {'HIT' if source.startswith('hit') else 'MISS'}", model=model.name, source=source)
-        self._log_done(model, verb, len(sources), seconds)
-
-    def _log_done(self, model: LoadedModel, verb: Verb, rows: int, seconds: float) -> None:
-        log.info(f"{DONE[verb]} {model.name} completed in {seconds:.3f}s", version=model.version, rows=rows)
 
 
 @dataclass(eq=False, slots=True)
@@ -232,7 +221,7 @@ class ProtocolRoute(InferenceRoute):
         await respond(send, 200, reply.content_type, reply.body, answer_headers)
         if self._access_log:
             for verb, found in sources.items():
-                self._log(model, verb, found, ended - started)
+                note_answer(scope, model, verb, found, ended - started)
 
     def _check(self, model: LoadedModel, question: Question) -> None:
         """Raises TooManyInstances."""
@@ -261,6 +250,14 @@ def _marks(model: LoadedModel) -> Headers:
     """The headers that tell that a model may be wrong: a fallback, or one that another release has fitted."""
     marks: Headers = [(b"x-model-fallback", b"true")] if model.fallback else []
     return [*marks, (b"x-model-forced", b"true")] if model.manifest.forced else marks
+
+
+def note_answer(scope: Scope, model: LoadedModel, verb: Verb, sources: Sequence[str], seconds: float) -> None:
+    """Have the access log say what was answered."""
+    source = source_of(sources).decode()
+    cache = "HIT" if source.startswith("hit") else "MISS"
+    done = f"{DONE[verb]} {model.name} completed in {seconds:.3f}s, Cache {cache}"
+    note(scope, done, {"model": model.name, "version": model.version, "rows": len(sources), "source": source})
 
 
 def source_of(sources: Sequence[str]) -> bytes:

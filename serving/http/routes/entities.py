@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import msgspec
-import structlog
 from fastapi import APIRouter, Header, Query, Request, Response
 from msgspec import Meta
 
@@ -27,14 +26,13 @@ from serving.entities.store import EntityStore
 from serving.errors import EntityNotFound, InvalidRequest, NotPermitted, TooManyInstances
 from serving.events.log import EventLog
 from serving.http.body import answer_json, describe_body, read_boolean, read_json, turns_of_client
+from serving.http.edge import note
 from serving.http.keys import Key, key_of
 from serving.http.protocols.route import parse_timeout
 from serving.http.sse import EventStream, LastEventId, Streams
 from serving.predict.json_body import LargeBodyDecoder
 from serving.predict.pieces import Turns
 from serving.service import Service
-
-log = structlog.get_logger(__name__)
 
 COUNT = re.compile(r"[1-9][0-9]{0,8}")
 
@@ -172,8 +170,8 @@ def entities_router(service: Service, streams: Streams) -> APIRouter:
         )
         seconds = time.perf_counter() - started
         if service.access_log:
-            said = f"Prediction of {len(answer.models)} models completed in {seconds:.3f}s"
-            log.info(said, entity=entity, records=len(answer.records), stale=answer.stale)
+            details = {"entity": entity, "records": len(answer.records), "stale": answer.stale}
+            note(request.scope, f"Prediction of {len(answer.models)} models completed in {seconds:.3f}s", details)
         headers = _headers(answer, seconds if service.show_timing else None)
         return Response(answer.content(), headers=headers, media_type="application/json")
 

@@ -23,7 +23,7 @@ from serving.http.edge import account_of, respond
 from serving.http.keys import key_of
 from serving.http.negotiation import preferred
 from serving.http.problems import PROBLEM_WITH_ERROR
-from serving.http.protocols.route import InferenceRoute, check_size, source_of, timeout_of
+from serving.http.protocols.route import InferenceRoute, check_size, note_answer, source_of, timeout_of
 from serving.http.protocols.tables import TableReader
 from serving.http.protocols.tensorflow import decode_inputs, encode_outputs, is_tensorflow
 from serving.http.routes.jobs import job_view
@@ -91,7 +91,7 @@ class PredictRoute(InferenceRoute):
         accepted = preferred(headers.get(b"accept"), self._offers[verb])
         if accepted == EVENTS:
             parts = self._inference.answer_by_parts(model, verb, rows, timeout=timeout, selection=selection)
-            await self._streams.send(self._frames(model, verb, rows, parts), scope, receive, send)
+            await self._streams.send(self._frames(scope, model, verb, rows, parts), scope, receive, send)
             return
         if accepted == SVG:
             _check_picture(model, rows, selection)
@@ -124,7 +124,7 @@ class PredictRoute(InferenceRoute):
             answer_headers += [(b"x-cache", source_of(sources)), (b"server-timing", timed)]
         await respond(send, 200, accepted, content, answer_headers)
         if self._access_log:
-            self._log(model, verb, sources, ended - started)
+            note_answer(scope, model, verb, sources, ended - started)
 
     async def _read(
         self, model: LoadedModel, verb: Verb, body: bytes, scope: Scope, receive: Receive, columnar: bytes | None
@@ -150,7 +150,7 @@ class PredictRoute(InferenceRoute):
             return await self._tables[model].read(sent.inputs, "inputs", turns), parameters, encode_outputs
 
     async def _frames(
-        self, model: LoadedModel, verb: Verb, rows: Rows, parts: AsyncGenerator[list[Answer], None]
+        self, scope: Scope, model: LoadedModel, verb: Verb, rows: Rows, parts: AsyncGenerator[list[Answer], None]
     ) -> Frames:
         """One event for each instance, with its place in the request as id; the events of a part are sent together."""
         started, kind, position = time.perf_counter(), ANSWERS[verb].removesuffix("s"), 0
@@ -166,7 +166,7 @@ class PredictRoute(InferenceRoute):
         values, sources = zip(*made, strict=True)
         self._count(model, verb, rows, values, sources, seconds)
         if self._access_log:
-            self._log_done(model, verb, position, seconds)
+            note_answer(scope, model, verb, sources, seconds)
 
 
 def _check_picture(model: LoadedModel, rows: Rows, selection: Selection) -> None:
