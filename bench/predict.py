@@ -1,7 +1,8 @@
 """Predictions a second, ours beside the app that users write by hand: `python -m bench.predict`.
 
-Two workers each, 64 keep-alive connections, one row a request, every row new, on the same machine in one run. wrk must
-be on PATH. `--models` chooses. What the cache gives is measured by `bench.cached`.
+Ours twice: with the settings as they come, and without the access log and the recycling that the others lack. Two
+workers each, 64 keep-alive connections, one row a request, every row new, on the same machine in one run. wrk must be
+on PATH. `--models` chooses. What the cache gives is measured by `bench.cached`.
 
 `--litserve`, `--bentoml` and `--mlserver` name an interpreter each that has that server installed, and measure it, too;
 `bench/peers/catalogue.py` says how to make one.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from bench import wrk
@@ -30,9 +32,15 @@ def shot(models: Path, name: str) -> Shot:
     return aim(models, name, f"/v1/models/{name}:predict", lambda instance, _manifest: {"instances": [instance]})
 
 
+QUIET = {"MAX_REQUESTS": "0", "ACCESS_LOG": "false"}
+"""What the peers do without."""
+
+KINDS: Mapping[str, Mapping[str, str]] = {"forkserve": {}, "forkserve, log and recycling off": QUIET}
+
+
 def ours(models: Path, **environ: str) -> Service:
     """Our service with two workers, quiet like the other."""
-    return Service({"MODEL_DIR": str(models), "MAX_REQUESTS": "0", "ACCESS_LOG": "false"} | environ)
+    return Service({"MODEL_DIR": str(models)} | QUIET | environ)
 
 
 def fire(address: str, target: Shot, seconds: float) -> Load:
@@ -58,8 +66,9 @@ def compare(table: Table, models: Path, names: list[str], seconds: float, peers:
                 load = fire(address, peer.shot(models, name), seconds)
             row(table, name, peer.who, load, first)
             first = first or load
-        with ours(models) as service:
-            row(table, name, "forkserve", fire(service.address, shot(models, name), seconds), first)
+        for who, environ in KINDS.items():
+            with Service({"MODEL_DIR": str(models), **environ}) as service:
+                row(table, name, who, fire(service.address, shot(models, name), seconds), first)
 
 
 def main() -> None:

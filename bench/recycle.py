@@ -76,6 +76,7 @@ def measure(table: Table, models: Path, who: str, command: tuple[str, ...], scen
         "WEB_CONCURRENCY": "2",
         "MAX_REQUESTS": str(scene.max_requests),
         "MAX_REQUESTS_JITTER": "50",
+        "MIN_WORKER_SECONDS": "0",
         "ACCESS_LOG": "false",
     }
     with Service(environ, command) as service:

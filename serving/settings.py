@@ -98,6 +98,9 @@ class Settings:
     keepalive_seconds: float = setting(65, "seconds to keep an idle connection open; more than the proxy does", low=1)
     max_requests: int = setting(1000, "requests after which a worker is replaced; 0 for never", low=0)
     max_requests_jitter: int = setting(50, "largest random addition to it, so that workers end one by one", low=0)
+    min_worker_seconds: float = setting(
+        30, "age below which no worker is replaced for its requests: that is against leaks, which take time", low=0
+    )
     preload: bool = setting(True, "load the models once, before the fork; `false` only for comparison")
     preload_modules: tuple[str, ...] = setting((), "further modules to import before the fork, separated by commas")
     read_timeout_seconds: float = setting(20, "seconds a request may take to arrive; a slower one gets 408", low=0.1)

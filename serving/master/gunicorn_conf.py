@@ -24,7 +24,7 @@ from serving.master import reload as reloading  # `reload` alone would be a sett
 from serving.master.arbiter import EarlyReplacingArbiter
 from serving.master.children import Runners
 from serving.master.memory import MemoryWatch
-from serving.master.worker import Heartbeat
+from serving.master.worker import DrainingWorker, Heartbeat
 from serving.process.kernel import RECORDER, SCHEDULER, WEB, rename
 from serving.settings import Settings, in_url, is_loopback
 from serving.shared.book import Book
@@ -62,6 +62,7 @@ def on_starting(server: Any) -> None:
     # gunicorn has no setting for these
     server.__class__ = EarlyReplacingArbiter
     base.WorkerTmp = Heartbeat
+    DrainingWorker.turn = os.memfd_create("turn")
     # a slow client costs a descriptor; the soft limit is often 1,024
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

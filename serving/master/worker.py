@@ -6,11 +6,15 @@ once. It finishes the requests in flight and sends `Connection: close` with ever
 would not end by themselves: they are ended, and their clients resume at another worker. A client between two requests
 gets a last chance to send one; only then are idle connections closed. A client that sends at that very moment may still
 lose its request: HTTP/1.1 cannot tell an idle client that the server is leaving.
+
+Of the workers that have served their requests one drains at a time: it holds a lock, which its end releases, however it
+ends. The others serve on meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import mmap
 import os
@@ -67,6 +71,7 @@ class DrainingServer(Server):
     def __init__(self, config: Config, *, worker: DrainingWorker) -> None:
         super().__init__(config)
         self._worker = worker
+        self._started = time.monotonic()
         self._draining_since: float | None = None
         self._quiet_ticks = 0
         self._is_full = False
@@ -122,12 +127,22 @@ class DrainingServer(Server):
     def _reason_to_leave(self, leaving: bool) -> str | None:  # noqa: FBT001
         if self._told_to_end:
             return "told to end"
-        if leaving:
+        if leaving and self._may_be_replaced():
             return "it has served its requests"
         if os.getppid() != self._worker.ppid:
             return "the master is gone"
         reason_to_replace: str | None = self._worker.wsgi.reason_to_replace()
         return reason_to_replace
+
+    def _may_be_replaced(self) -> bool:
+        """True for one worker at a time, once it is old enough."""
+        if time.monotonic() - self._started < self._worker.wsgi.settings.min_worker_seconds:
+            return False
+        try:
+            fcntl.lockf(self._worker.turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
 
     def _begin_drain(self, reason: str) -> None:
         log.info("Worker draining", pid=os.getpid(), reason=reason, connections=len(self.server_state.connections))
@@ -157,6 +172,9 @@ class DrainingWorker(UvicornWorker):  # type: ignore[misc]
         # X-Forwarded-For is evaluated by `clients`, which counts the proxies
         "proxy_headers": False,
     }
+
+    turn: int
+    """The descriptor of a file in memory; who has it locked is being replaced."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -127,19 +127,32 @@ def test_workers_are_the_first_victims_of_the_kernel(three_workers: Service) -> 
 
 
 def test_recycling_loses_no_request(few_models: Path) -> None:
-    with Service({"MODEL_DIR": str(few_models), "MAX_REQUESTS": "50", "MAX_REQUESTS_JITTER": "10"}) as service:
+    environ = {"MAX_REQUESTS": "50", "MAX_REQUESTS_JITTER": "10", "MIN_WORKER_SECONDS": "0"}
+    with Service(environ | {"MODEL_DIR": str(few_models)}) as service:
         tally = load(service, requests=4000, connections=16, pause=0.001)
         assert (tally.failed, tally.statuses[200]) == (0, 4000)
         assert len(service.events("Worker started")) > 4
         assert len(service.events("Model registry initialized")) == 1
         assert eventually(lambda: len(service.workers) == 2)
+        ends = [line["event"] for line in service.events("Worker ") if line["event"] != "Worker started"]
+        assert ends == ["Worker draining", "Worker stopped"] * (len(ends) // 2), "one at a time"
+
+
+def test_a_young_worker_is_not_replaced_however_many_requests_it_has_served(few_models: Path) -> None:
+    environ = {"MODEL_DIR": str(few_models), "MAX_REQUESTS": "5", "MAX_REQUESTS_JITTER": "0"}
+    with Service(environ) as service:
+        before = service.workers
+        assert load(service, requests=1000, connections=16).failed == 0
+        assert service.workers == before
+        assert service.stop() == 0
+        assert {line["reason"] for line in service.events("Worker draining")} == {"told to end"}
 
 
 def test_a_draining_worker_is_replaced_before_it_ends_and_says_goodbye_to_idle_clients(
     few_models: Path, connect: Connect
 ) -> None:
-    environ = {"MODEL_DIR": str(few_models), "WEB_CONCURRENCY": "1", "MAX_REQUESTS": "5", "MAX_REQUESTS_JITTER": "0"}
-    with Service(environ) as service:
+    environ = {"MAX_REQUESTS": "5", "MAX_REQUESTS_JITTER": "0", "MIN_WORKER_SECONDS": "0"}
+    with Service(environ | {"MODEL_DIR": str(few_models), "WEB_CONCURRENCY": "1"}) as service:
         (old,) = service.workers
         idle = connect(service)
         assert "connection: close" not in idle.ask()

@@ -100,7 +100,7 @@ async def test_stream_of_a_job_begins_with_its_beginning_and_ends_with_its_end(b
 
 async def test_nothing_is_missed_and_nothing_twice_while_workers_come_and_go(backstage: Backstage) -> None:
     count, clients = 300, 8
-    environ = backstage.environ | {"MAX_REQUESTS": "20", "MAX_REQUESTS_JITTER": "5"}
+    environ = backstage.environ | {"MAX_REQUESTS": "20", "MAX_REQUESTS_JITTER": "5", "MIN_WORKER_SECONDS": "0"}
     with Service(environ) as service:
         job = await backstage.submit()
         over = asyncio.Event()
@@ -171,7 +171,7 @@ async def test_who_missed_what_the_log_has_forgotten_is_told_so(shared: tuple[Se
 
 async def test_a_drain_does_not_wait_for_streams(sqlite: Backstage) -> None:
     environ = {"WEB_CONCURRENCY": "1", "GRACEFUL_TIMEOUT_SECONDS": "60", "MAX_REQUESTS": "10"}
-    with Service(sqlite.environ | environ | {"MAX_REQUESTS_JITTER": "0"}) as service:
+    with Service(sqlite.environ | environ | {"MAX_REQUESTS_JITTER": "0", "MIN_WORKER_SECONDS": "0"}) as service:
         (old,) = service.workers
         job = await sqlite.submit()
         async with AsyncExitStack() as stack:
