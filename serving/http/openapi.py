@@ -16,6 +16,7 @@ from serving.http.schemas import (
     CSV,
     DELETED,
     DRIFT,
+    DRY_RUN,
     ENTITIES,
     ENTITY_PREDICTIONS,
     EVENTS,
@@ -115,6 +116,12 @@ JOB_QUERY = (
     _query("model", STRING),
     _query("version", STRING),
     *SELECTION_QUERY,
+    {
+        "name": "dry_run",
+        "in": "query",
+        "description": "`true` checks the rows and estimates the time (200), without a job",
+        "schema": BOOLEAN | {"default": False},
+    },
     {"name": "Idempotency-Key", "in": "header", "description": "Sent twice, it is one job", "schema": KEY},
 )
 
@@ -203,7 +210,11 @@ ROUTES: Mapping[tuple[str, str], Said] = {
         "delete_records", {"200": {JSON: DELETED}}, ("404", "422", "503")
     ),
     ("post", "/v1/jobs"): Said(
-        "submit_job", {"202": {JSON: JOB}}, (*BODY, "404", "503"), {JSON: JOB_BODY, CSV: STRING, **TABLES}, JOB_QUERY
+        "submit_job",
+        {"200": {JSON: DRY_RUN}, "202": {JSON: JOB}},
+        (*BODY, "404", "503"),
+        {JSON: JOB_BODY, CSV: STRING, **TABLES},
+        JOB_QUERY,
     ),
     ("get", "/v1/jobs/{job_id}"): Said("show_job", {"200": {JSON: JOB}}, ("404", "503")),
     ("delete", "/v1/jobs/{job_id}"): Said("cancel_job", {"200": {JSON: JOB}}, ("404", "503")),

@@ -355,6 +355,17 @@ def inference_schemas(verb: Verb) -> tuple[Schema, Schema]:
     )
 
 
+DRY_RUN = object_schema(
+    {
+        "operation": STRING,
+        "model": STRING,
+        "version": STRING,
+        "rows": INTEGER,
+        "chunks": INTEGER,
+        "row_seconds": {"type": ["number", "null"]},
+        "seconds": {"type": ["number", "null"], "description": "Of one runner that has nothing else to do"},
+    }
+)
 JOB_BODY = object_schema(
     {
         "operation": {"enum": list(OPERATIONS)},

@@ -35,6 +35,9 @@ _decode = msgspec.json.Decoder().decode
 ANSWER_FORMAT = "2"
 """Part of every key: to be changed with the form of an answer, because caches outlive a deploy."""
 
+MEASURED_ROWS, MEASURED_SECONDS = 32, 1.0
+"""Rows from which the cost of a row is measured, unless they would take longer than this."""
+
 CALL_SECONDS = 0.1
 """Seconds that one call to an executor should take: requests take turns, and exceed a deadline by little."""
 
@@ -241,6 +244,25 @@ class Inference:
                 raise await _named(error, model, part.rows, start) from error.__cause__
             yield answers
             start = end
+
+    async def measure(self, model: LoadedModel, verb: Verb, rows: Rows, *, selection: Selection = EVERYTHING) -> float:
+        """Seconds that the model takes for a row: that of a few of these, which are neither looked up nor kept.
+
+        Raises what `answer` raises.
+        """
+        lane = self._lane(model, verb, selection)
+        each = 0.0
+        for count in (1, MEASURED_ROWS):
+            request = _Request(lane, rows[:count], [], selection, self._timeout, Timing())
+            try:
+                async with asyncio.timeout(request.seconds):
+                    await self._run(request, request.rows)
+            except TimeoutError:
+                raise request.is_late() from None
+            each = request.timing.model / len(request.rows)
+            if each * MEASURED_ROWS > MEASURED_SECONDS:
+                break
+        return each
 
     def _lane(self, model: LoadedModel, verb: Verb, selection: Selection) -> _Lane:
         """Raises NotExplained, InvalidSelection."""

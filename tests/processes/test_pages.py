@@ -301,11 +301,14 @@ def test_a_batch_becomes_a_job_whose_answers_are_downloaded(visitor: Visit, show
     file.write_text("\n".join([header, line, line.replace("13.1", "much"), *[line] * 998]) + "\n")
     page.locator("#file").set_input_files(file)
     expect(page.locator("#found")).to_contain_text("1,000 rows, 13 columns")
+    expect(page.locator("#found")).to_contain_text("line 3: alcohol must be a number")
     page.get_by_role("button", name="Start the job").click()
     expect(page.locator("#found")).to_contain_text("line 3: alcohol must be a number")
     file = tmp_path / "right.csv"
     file.write_text("\n".join([header, *[line] * 1000]) + "\n")
     page.locator("#file").set_input_files(file)
+    expect(page.locator("#found")).to_contain_text("All rows are as they should be.")
+    expect(page.locator("#found")).to_contain_text("It will take about")
     page.get_by_role("button", name="Start the job").click()
     page.wait_for_url("**/jobs/*")
     expect(page.locator(".pill")).to_have_text("done")
@@ -316,6 +319,42 @@ def test_a_batch_becomes_a_job_whose_answers_are_downloaded(visitor: Visit, show
     saved = downloading.value.path().read_text().splitlines()
     assert len(saved) == 1001
     assert [one for one in visitor.complaints if "422" not in one] == []
+    visitor.complaints.clear()
+
+
+def test_a_large_batch_is_refused_by_line_and_followed_while_workers_are_killed(
+    visitor: Visit, shown: Service, tmp_path: Path
+) -> None:
+    example = shown.get("/v1/models/mortgage")["example"]
+    name = next(name for name, value in example.items() if isinstance(value, float))
+    row, wrong = (",".join(map(str, one.values())) for one in (example, example | {name: "much"}))
+    lines = [",".join(example), *[row] * 100_000]
+    lines[90_000] = wrong
+    page, file = visitor.page, tmp_path / "large.csv"
+    file.write_text("\n".join(lines) + "\n")
+    page.goto("/models/mortgage/batch?operation=explain")
+    page.locator("#file").set_input_files(file)
+    expect(page.locator("#found")).to_contain_text(re.compile("about (99|100),"))
+    expect(page.locator("#found")).to_contain_text(re.compile(r"The first [\d,]+ rows are as they should be"))
+    page.get_by_role("button", name="Start the job").click()
+    expect(page.locator("#found")).to_have_text(f"line 90001: {name} must be a number")
+    lines[90_000] = row
+    file.write_text("\n".join(lines) + "\n")
+    page.locator("#file").set_input_files(file)
+    page.get_by_role("button", name="Start the job").click()
+    page.wait_for_url("**/jobs/*")
+    chunks = page.locator("dt", has_text="chunks").locator("+ dd")
+    expect(chunks).not_to_have_text(re.compile("^0 of"))
+    for worker in shown.workers:
+        os.kill(worker, signal.SIGKILL)
+    expect(page.locator(".notice")).to_contain_text("does not answer")
+    expect(page.locator(".notice")).to_have_count(0)
+    before = chunks.inner_text()
+    expect(chunks).not_to_have_text(before)
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_role("button", name="Yes").click()
+    expect(page.locator(".pill")).to_have_text("cancelled")
+    assert all("422" in one or "ERR_" in one for one in visitor.complaints)
     visitor.complaints.clear()
 
 

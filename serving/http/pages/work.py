@@ -62,6 +62,7 @@ def _add_batches(router: APIRouter, service: Service, max_rows: int) -> None:
             model=detail(registry, model, show_examples=False),
             fields=make_fields(model, initial, initial),
             max_rows=max_rows,
+            takes_parquet=service.tables is not None,
             operations=[one for one in OPERATION_NAMES if model.explainer is not None or one[0] == "predict"],
             operation=request.query_params.get("operation", ""),
             address=f"{request.url.scheme}://{request.url.netloc}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import IO, Any
 
@@ -15,9 +16,17 @@ from starlette.datastructures import QueryParams
 from registry.errors import ModelNotFound, VersionNotFound
 from registry.model import LoadedModel
 from registry.registry import Registry
-from serving.errors import InvalidRequest, JobUnfinished, UnsupportedBody
+from serving.errors import DeadlineExceeded, InvalidRequest, JobUnfinished, UnsupportedBody
 from serving.events.log import EventLog
-from serving.http.body import answer_json, body_type, check_encoding, read_body, stream_body, turns_of_client
+from serving.http.body import (
+    answer_json,
+    body_type,
+    check_encoding,
+    read_body,
+    read_boolean,
+    stream_body,
+    turns_of_client,
+)
 from serving.http.coding import PIECE_BYTES
 from serving.http.edge import account_of
 from serving.http.keys import key_of
@@ -27,7 +36,7 @@ from serving.jobs.chunks import Chunks
 from serving.jobs.job import Job, JobRequest
 from serving.jobs.requests import JobReader, idempotency_key
 from serving.jobs.results import csv_result, importance_csv, importance_result, json_result, whole_result
-from serving.jobs.rows import IMPORTANCE, parameters_of
+from serving.jobs.rows import IMPORTANCE, OPERATIONS, RowParameters, parameters_of, unpack
 from serving.jobs.store import JobStore, public_error
 from serving.jobs.tables import FORMATS, Tables
 from serving.pictures.chart import SVG
@@ -39,6 +48,12 @@ LAST_EVENTS = frozenset({"done", "failed", "cancelled"})
 """The kinds of the events after which nothing happens to a job any more."""
 
 
+DRY_RUN = "dry_run"
+"""The parameter with which a body is checked, and its time estimated, without a job."""
+
+CHUNK_SECONDS = 0.005
+"""What a chunk costs a runner besides its rows: it is fetched, and its answers are kept."""
+
 RESULTS = (b"application/json", b"text/csv")
 """The media types of results, besides those of tables; the first is the default."""
 
@@ -46,13 +61,11 @@ RESULTS = (b"application/json", b"text/csv")
 def jobs_router(service: Service, streams: Streams) -> APIRouter:
     """The routes of jobs, which cannot be listed, nor their ids guessed. A job's events have its id as topic."""
     router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
-    store, events, reader, limits = service.shared.jobs, service.shared.events, service.job_reader, service.limits
+    store, events = service.shared.jobs, service.shared.events
 
     @router.post("", status_code=202, summary="Predict or explain many rows in the background")
     async def submit(request: Request) -> Response:
-        key = key_of(request.scope)
-        asked = await _read(request, reader, limits)
-        return submitted(await _submit(store, asked.of(key.name, account_of(request.scope))))
+        return await _take(service, request)
 
     async def find(job_id: str, request: Request) -> Job:
         """The job, if it belongs to the request's key. Raises JobNotFound."""
@@ -97,6 +110,16 @@ def jobs_router(service: Service, streams: Streams) -> APIRouter:
     return router
 
 
+async def _take(service: Service, request: Request) -> Response:
+    """Make a job of a request, or only look at what it would be."""
+    is_dry = read_boolean(DRY_RUN, request.query_params.get(DRY_RUN, ""))
+    asked = await _read(request, service.job_reader, service.limits)
+    if is_dry:
+        return answer_json(await _estimate(service, asked))
+    owner = key_of(request.scope).name, account_of(request.scope)
+    return submitted(await _submit(service.shared.jobs, asked.of(*owner)))
+
+
 async def _read(request: Request, reader: JobReader, limits: Limits) -> JobRequest:
     headers = dict(request.scope["headers"])
     check = key_of(request.scope).check_model
@@ -107,13 +130,32 @@ async def _read(request: Request, reader: JobReader, limits: Limits) -> JobReque
         body = await read_body(headers, request.receive, limits.max_body_bytes)
         with turns_of_client(request.receive) as turns:
             return await reader.read_json(body, key, turns, check)
+    query = {name: value for name, value in query_of(request.query_params).items() if name != DRY_RUN}
     if kind == b"text/csv":
         rows = stream_body(headers, request.receive, limits.max_csv_bytes)
-        return await reader.read_csv(query_of(request.query_params), rows, key, check)
+        return await reader.read_csv(query, rows, key, check)
     if kind in FORMATS:
         rows = stream_body(headers, request.receive, limits.max_csv_bytes)
-        return await reader.read_table(query_of(request.query_params), FORMATS[kind], rows, key, check)
+        return await reader.read_table(query, FORMATS[kind], rows, key, check)
     raise UnsupportedBody("send application/json, text/csv in UTF-8, Parquet or an Arrow stream")
+
+
+async def _estimate(service: Service, asked: JobRequest) -> dict[str, Any]:
+    """What a job would have to do, and how long that takes; null where an explainer takes too long to be tried.
+
+    Raises Overloaded, ModelFailed, CallFailed, MemoryExceeded.
+    """
+    model = service.registry.get(asked.model, asked.version)
+    verb, parameters = OPERATIONS[asked.operation], msgspec.json.decode(asked.parameters, type=RowParameters)
+    found = {"operation": asked.operation, "model": asked.model, "version": asked.version, "rows": parameters.rows}
+    selection = parameters.selection()
+    each = None
+    if parameters.rows and not (verb == "explain" and model.explainer_for(selection).jobs_only):
+        rows = unpack(asked.inputs[0], model.schema)
+        with suppress(DeadlineExceeded):
+            each = await service.inference.measure(model, verb, rows, selection=selection)
+    seconds = None if each is None else each * parameters.rows + CHUNK_SECONDS * len(asked.inputs)
+    return found | {"chunks": len(asked.inputs), "row_seconds": each, "seconds": seconds}
 
 
 async def _has_more(events: EventLog, job_id: str, after: int) -> bool:

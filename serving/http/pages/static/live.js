@@ -104,7 +104,7 @@ document.addEventListener("click", (event) => {
   event.preventDefault();
   const dialog = document.getElementById("ask");
   dialog.querySelector("h2").textContent = button.dataset.question;
-  const needsKey = !key();
+  const needsKey = !key() && button.dataset.do.includes("/api/admin/");
   dialog.querySelector("[data-key]").hidden = !needsKey;
   const field = document.getElementById("action-key");
   field.required = needsKey;
