@@ -7,7 +7,7 @@ RegistryError
 ├── CannotRead                                     a file is not a model that can be read
 ├── NotLoaded                                      a version is on disk, but it could not be loaded
 ├── CannotAdd, CannotTrain, Superseded             there is no new version
-├── CannotRemove                                   a version stays where it is
+├── CannotRemove, CannotTry                        a version stays where it is, or is not tried beside the live one
 ├── ModelFailed ── ResultNotFinite                 a model broke on rows that fit its features
 ├── NotExplained, InvalidSelection                 there is no explanation, or none like that
 └── InvalidRows ── NestedTooDeep                   instances do not fit the model's features
@@ -78,6 +78,10 @@ class WrongOutputs(ValueError):
 
 class CannotRemove(RegistryError):
     """A version is live and others are there, or its files cannot be removed; the message says which."""
+
+
+class CannotTry(RegistryError):
+    """A version cannot be tried beside the live one; the message says why."""
 
 
 class CannotTrain(RegistryError):

@@ -17,7 +17,7 @@ from registry.store.loader import load_version
 from registry.store.options import DEFAULT_OPTIONS, LoadOptions
 
 Selected = Literal["all", "live"]
-"""Which versions are loaded: all on disk, or the live and the previous one of each model."""
+"""Which versions are loaded: all on disk, or of each model the live and the previous one, and those that are tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ def select_versions(directory: Path, selected: Selected) -> tuple[list[Path], Al
     versions = directories(directory)
     aliases = read_aliases(directory, [path.name for path in versions])
     if selected == "live":
-        versions = [path for path in versions if path.name in (aliases.live, aliases.previous)]
+        versions = [path for path in versions if path.name in aliases.used()]
     return versions, aliases
 
 

@@ -59,6 +59,7 @@ from serving.monitoring.predictions.recorder import Recorder
 from serving.monitoring.quality import LiveQuality
 from serving.monitoring.windows import parse_windows
 from serving.predict.batcher import Batcher
+from serving.predict.canary import Canaries
 from serving.predict.inference import Inference
 from serving.predict.observer import Observer
 from serving.predict.operation import make_operations
@@ -313,15 +314,15 @@ def build_service(settings: Settings, registry: Registry, shared: Shared, seen: 
     """All parts over the models of a directory that was `seen` so. Raises InvalidSetting, InvalidRedisUrl."""
     metrics = Metrics(shared.book)
     cache = build_answer_cache(settings)
-    batcher = Batcher(threads=settings.inference_threads, queue_seconds=settings.queue_seconds)
+    batcher = build_batcher(settings)
     executor, tables = build_executor(settings, registry)
-    inference = Inference(
-        registry, batcher=batcher, executor=executor, cache=cache, timeout=settings.inference_timeout_seconds
-    )
+    canaries = Canaries(registry, shared.book, settings.model_dir, build_batcher(settings))
+    timeout, apart = settings.inference_timeout_seconds, canaries.batchers()
+    inference = Inference(registry, batcher=batcher, executor=executor, cache=cache, timeout=timeout, apart=apart)
     records = RecordReader(shared.entities, settings.max_limit_checkins)
     drift = Drift(registry, parse_windows(settings.drift_window), settings.drift_alert, shared.book, shared.alerts)
     observers = build_observers(shared, registry, drift)
-    predictor = EntityPredictor(registry, inference, records, metrics, status_of, observers)
+    predictor = EntityPredictor(registry, inference, records, metrics, status_of, canaries, observers)
     service = Service(
         shared=shared,
         registry=registry,
@@ -329,6 +330,7 @@ def build_service(settings: Settings, registry: Registry, shared: Shared, seen: 
         metrics=metrics,
         cache=cache,
         batcher=batcher,
+        canaries=canaries,
         observers=observers,
         executor=executor,
         inference=inference,
@@ -375,6 +377,11 @@ def build_observers(shared: Shared, registry: Registry, drift: Drift) -> tuple[O
     if shared.recorder is not None:
         observers.append(PredictionLogger(shared.recorder.log, registry))
     return tuple(observers)
+
+
+def build_batcher(settings: Settings) -> Batcher:
+    """The inference threads of a worker."""
+    return Batcher(threads=settings.inference_threads, queue_seconds=settings.queue_seconds)
 
 
 def build_executor(settings: Settings, registry: Registry) -> tuple[Executor, Tables | None]:

@@ -6,7 +6,7 @@ ServingError
 │   MethodNotAllowed, NoDefaultModel, NotAuthorized, NotPermitted,
 │   RouteNotFound                                                       the request is wrong
 ├── InvalidRecord                                                       what is stored cannot be used
-├── JobNotFound, JobUnfinished, EntityNotFound                          nothing is there, or not yet
+├── JobNotFound, JobUnfinished, EntityNotFound, NoCandidate                nothing is there, or not yet
 ├── Overloaded, TooManyRequests, TooManyBytes, BodiesFull, TooManyStreams, QueueFull, DataQueueFull, StoreUnavailable,
 │   StoreFull, ExecutorGone                                             the same request may succeed later
 ├── DeadlineExceeded, MemoryExceeded, CallFailed                        a computation was given up
@@ -109,6 +109,10 @@ class JobUnfinished(ServingError):
 
 class EntityNotFound(ServingError):
     """That entity has no records."""
+
+
+class NoCandidate(ServingError):
+    """No version of the model is tried beside the live one; the message names the model."""
 
 
 class Overloaded(ServingError):

@@ -24,6 +24,7 @@ from serving.monitoring.predictions.recorder import Recorder
 from serving.monitoring.predictions.store import PredictionStore
 from serving.monitoring.quality import LiveQuality
 from serving.predict.batcher import Batcher
+from serving.predict.canary import Canaries
 from serving.predict.inference import Inference
 from serving.predict.observer import Observer
 from serving.process.executor import Executor
@@ -86,6 +87,7 @@ class Service:
     metrics: Metrics
     cache: TieredCache
     batcher: Batcher
+    canaries: Canaries
     observers: tuple[Observer, ...]
     """Told of every answer to a client."""
     executor: Executor
@@ -140,8 +142,9 @@ class Service:
         is_alone = shared.book.enter_alone()
         self.executor.start()  # before any thread: it forks
         closing.callback(self.executor.stop)
-        self.batcher.start()
-        closing.callback(self.batcher.stop)
+        for batcher in (self.batcher, self.canaries.batcher):
+            batcher.start()
+            closing.callback(batcher.stop)
         closing.push_async_callback(shared.alerts.outbound.close)
         shared.alerts.start()
         closing.push_async_callback(shared.alerts.stop)

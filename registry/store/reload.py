@@ -100,11 +100,11 @@ class _Renewal:
 
 def _aliases_of(name: str, wanted: Aliases, loaded: dict[str, LoadedModel]) -> Aliases:
     """The aliases of a model of which only these versions are loaded."""
-    previous = wanted.previous if wanted.previous in loaded else None
-    if wanted.live in loaded or previous is None:
-        return Aliases(wanted.live, previous)
-    log.error("Previous version is live", model=name, version=previous, refused=wanted.live)
-    return Aliases(previous)
+    found = wanted.among(list(loaded))
+    if wanted.live in loaded or found.previous is None:
+        return found
+    log.error("Previous version is live", model=name, version=found.previous, refused=wanted.live)
+    return Aliases(found.previous)
 
 
 def _line(root: Path, error: VersionRefused) -> str:

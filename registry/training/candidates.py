@@ -122,7 +122,7 @@ def take_in(candidate: Path, directory: Path, *, instead_of: str) -> Aliases:
         write_aliases(directory, before)
         candidate.rename(directory / version)
         sync_directory(directory)
-        after = Aliases(version, before.live)
+        after = before.then_live(version)
         write_aliases(directory, after)
         note(directory, "promoted", version)
     return after

@@ -11,6 +11,7 @@ from serving.cli.keys import keys
 from serving.cli.load_test import load_test
 from serving.cli.models import add, card, explain, models, promote, remove, retrain, rollback, train
 from serving.cli.records import entities
+from serving.cli.rollout import canary
 from serving.cli.serve import schedules, serve, token, worker
 from serving.cli.verify import verify
 
@@ -26,6 +27,7 @@ COMMANDS = (
     card,
     promote,
     rollback,
+    canary,
     remove,
     retrain,
     train,

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 
 import msgspec
 
@@ -18,6 +19,7 @@ from registry.rows.features import Rows
 from serving.entities.record import ENTITY, Record, Value
 from serving.entities.store import NO_KIND, EntityStore
 from serving.errors import DeadlineExceeded, EntityNotFound, InvalidRequest, StoreUnavailable
+from serving.predict.canary import MIN_SECONDS, SHARE_OF_DEADLINE, Canaries
 from serving.predict.inference import Inference
 from serving.predict.observer import Answered, Observer
 from serving.predict.operation import VERBS, Verb, encode_answer
@@ -99,6 +101,7 @@ class EntityPredictor:
         reader: RecordReader,
         metrics: Metrics,
         status_of: Callable[[Exception], int],
+        canaries: Canaries,
         observers: Sequence[Observer] = (),
     ) -> None:
         """`status_of` is the HTTP status under which an error is counted; `observers` are told of all answers."""
@@ -107,6 +110,7 @@ class EntityPredictor:
         self._reader = reader
         self._metrics = metrics
         self._status_of = status_of
+        self._canaries = canaries
         self._observers = observers
         self.max_records = reader.max_records
 
@@ -175,27 +179,55 @@ class EntityPredictor:
         tables = [rows_of(model, records) for model in models]
         verbs: tuple[Verb, ...] = VERBS if explained else ("predict",)
         calls = [
-            self._answer(model, verb, rows, records[0].entity, timeout, is_repeated=verb == "explain")
-            for model, rows in zip(models, tables, strict=True)
-            for verb in verbs
+            self._predict(model, rows, records, verbs, timeout) for model, rows in zip(models, tables, strict=True)
         ]
-        answers = iter(await asyncio.gather(*calls))
-        return [(model, {verb: next(answers) for verb in verbs}) for model in models]
+        return list(await asyncio.gather(*calls))
+
+    async def _predict(
+        self, model: LoadedModel, rows: Rows, records: Sequence[Record], verbs: Sequence[Verb], timeout: float | None
+    ) -> ModelAnswer:
+        """The answers of a live version, or of the canary beside it."""
+        entity = records[0].entity
+        canary = self._canaries.instead_of(model, entity) if self._canaries else None
+        seconds = self._inference.seconds(timeout)
+        if canary is not None and seconds >= MIN_SECONDS and (canary.explains or verbs == ("predict",)):
+            started = time.perf_counter()
+            try:
+                own_rows = rows_of(canary.candidate, records)
+                return await self._answer(canary.candidate, own_rows, entity, verbs, seconds * SHARE_OF_DEADLINE)
+            except Exception as error:  # noqa: BLE001 - whatever stops the candidate, the live version answers
+                canary.note_failure("predict", error)
+            timeout = max(0.0, seconds - (time.perf_counter() - started))
+        return await self._answer(model, rows, entity, verbs, timeout)
 
     async def _answer(
-        self, model: LoadedModel, verb: Verb, rows: Rows, entity: str, timeout: float | None, *, is_repeated: bool
+        self, model: LoadedModel, rows: Rows, entity: str, verbs: Sequence[Verb], timeout: float | None
+    ) -> ModelAnswer:
+        answers = await asyncio.gather(*(self._answer_one(model, verb, rows, entity, timeout) for verb in verbs))
+        return model, dict(zip(verbs, answers, strict=True))
+
+    async def _answer_one(
+        self, model: LoadedModel, verb: Verb, rows: Rows, entity: str, timeout: float | None
     ) -> list[Answer]:
-        counters, started = self._metrics.model(model.name, verb), time.perf_counter()
+        canary, counters, started = self._canaries.of(model), self._metrics.model(model.name, verb), time.perf_counter()
         try:
             answers = await self._inference.answer(model, verb, rows, timeout=timeout)
         except Exception as error:
-            counters.refused(self._status_of(error))
+            if canary is None or model is canary.live:  # else the live version is asked instead
+                status = self._status_of(error)
+                counters.refused(status)
+                if canary is not None and status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                    canary.failed(model, verb)
             raise
         seconds = time.perf_counter() - started
         values, sources = zip(*answers, strict=True)
         counters.answered(seconds, sources)
+        if canary is not None:
+            canary.answered(model, verb, seconds, sources)
         for observer in self._observers:
-            observer.observe(Answered(model, verb, rows, values, sources, seconds, entity, is_repeated=is_repeated))
+            observer.observe(
+                Answered(model, verb, rows, values, sources, seconds, entity, is_repeated=verb == "explain")
+            )
         return answers
 
 

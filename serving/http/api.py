@@ -41,6 +41,7 @@ from serving.http.routes.jobs import jobs_router
 from serving.http.routes.models import models_router
 from serving.http.routes.outcomes import outcomes_router
 from serving.http.routes.predict import is_for_jobs
+from serving.http.routes.rollout import CanaryBody, rollout_router
 from serving.http.schemas import (
     BOOLEAN,
     JOB,
@@ -65,7 +66,7 @@ MODEL_REFUSALS = ("400", "404", "413", "415", "422", "429", "503", "504")
 
 SHARE: Schema = {"type": "number", "minimum": 0, "maximum": 1}
 
-BODIES = (RecordsBody, OutcomesBody, Problem)
+BODIES = (RecordsBody, OutcomesBody, CanaryBody, Problem)
 """The bodies that operations refer to: those of requests, and that of refusals."""
 
 COVERAGE: Schema = {
@@ -308,6 +309,7 @@ def make_api(
         importance_router(service.registry, views.importance),
         card_router(service, has_pages=pages is not None),
         drift_router(service),
+        rollout_router(service),
         health_router(service.registry, views.health),
         mlflow_router(service),
         entities_router(service, streams),

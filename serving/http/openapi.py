@@ -11,6 +11,7 @@ from serving.http.schemas import (
     ANYTHING,
     AZURE_TABLES,
     BOOLEAN,
+    CANARY,
     CARD,
     COUNT,
     CSV,
@@ -230,6 +231,10 @@ ROUTES: Mapping[tuple[str, str], Said] = {
     ),
     ("post", "/api/admin/models/{model}/versions/{version}:promote"): Said(
         "promote_version", {"200": {JSON: RELOADED}, "202": {JSON: RELOADED}}, ("404", "409", "501", "503")
+    ),
+    ("get", "/v1/models/{model}/canary"): Said("show_canary", {"200": {JSON: CANARY}}, ("404", "503")),
+    ("post", "/api/admin/models/{model}/versions/{version}:canary"): Said(
+        "begin_canary", {"200": {JSON: RELOADED}, "202": {JSON: RELOADED}}, (*BODY, "404", "409", "501", "503")
     ),
     ("post", "/api/admin/models/{model}:train"): Said("train_model", {"202": {JSON: JOB}}, ("404", "409", "503")),
     ("get", "/api/admin/metrics"): Said("metrics", {"200": {JSON: METRICS}}),

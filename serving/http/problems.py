@@ -33,6 +33,7 @@ ERRORS: dict[HTTPStatus, tuple[type[Exception], ...]] = {
         model_errors.NotYetLoaded,
         errors.JobNotFound,
         errors.EntityNotFound,
+        errors.NoCandidate,
         errors.RouteNotFound,
         errors.NoDefaultModel,
     ),
@@ -40,6 +41,7 @@ ERRORS: dict[HTTPStatus, tuple[type[Exception], ...]] = {
     HTTPStatus.CONFLICT: (
         errors.ReloadRefused,
         model_errors.CannotTrain,
+        model_errors.CannotTry,
         errors.TrainingBusy,
         errors.JobUnfinished,
     ),

@@ -81,6 +81,8 @@ SUMMARY = object_schema(
         "ready": {"const": True},
         "live": STRING,
         "previous": MAYBE_STRING,
+        "canary": {"type": ["object", "null"]},
+        "shadow": {"type": ["object", "null"]},
         "versions": array_of(STRING),
         "task": STRING,
         "estimator": STRING,
@@ -300,6 +302,19 @@ RELOADED = object_schema(
         "seconds": NUMBER,
     },
     ["status"],
+)
+CANARY = object_schema(
+    {
+        "model": STRING,
+        "live": STRING,
+        "version": STRING,
+        "percent": NUMBER,
+        "since": NUMBER,
+        "ended": STRING | {"description": "Why it has gone back by itself; empty while it has not"},
+        "is_on": BOOLEAN,
+        "versions": OBJECT | {"description": "Of both versions, by verb: requests answered and failed, and times"},
+    },
+    ["model", "version", "percent", "is_on", "versions"],
 )
 METRICS = object_schema(
     {

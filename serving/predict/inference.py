@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import cast
 
 import msgspec
@@ -76,6 +77,7 @@ class _Lane:
 
     operation: Operation
     key_prefix: bytes
+    batcher: Batcher
     call_cost: Cost = field(default_factory=Cost)
 
     def keys(self, rows: Rows, selection: Selection) -> list[bytes]:
@@ -115,11 +117,21 @@ class Inference:
     """Answers rows with ready JSON. Built before the fork, started after it."""
 
     def __init__(
-        self, registry: Registry, *, batcher: Batcher, executor: Executor, cache: TieredCache, timeout: float
+        self,
+        registry: Registry,
+        *,
+        batcher: Batcher,
+        executor: Executor,
+        cache: TieredCache,
+        timeout: float,
+        apart: Mapping[LoadedModel, Batcher] = MappingProxyType({}),
     ) -> None:
-        """A request may take `timeout` seconds. `executor` can run all isolated operations, under their names."""
+        """A request may take `timeout` seconds. `executor` can run all isolated operations, under their names.
+
+        The models in `apart` have batchers of their own: one that hangs keeps no thread from the others.
+        """
         self._registry = registry
-        self._batcher = batcher
+        self._batchers = {model: apart.get(model, batcher) for model in registry}
         self._executor = executor
         self._cache = cache
         self._flights: Flights = {}
@@ -132,14 +144,15 @@ class Inference:
         """Measure the operations, and compute the values that all requests share."""
         for operation in make_operations(self._registry):
             asked = (operation.model, operation.verb, operation.space, operation.interactions)
-            self._lanes[asked] = _Lane(operation, _key_prefix(operation))
+            batcher = self._batchers[operation.model]
+            self._lanes[asked] = _Lane(operation, _key_prefix(operation), batcher)
             if not operation.is_isolated:
-                self._batcher.prepare(operation, measure_inline_rows(operation))
+                batcher.prepare(operation, measure_inline_rows(operation))
         for model in self._registry:
             raw = Operation(model, "predict", is_raw=True)
             inline_rows = measure_inline_rows(raw)
             if inline_rows >= QUICK_ROWS:
-                self._batcher.prepare(raw, inline_rows)
+                self._batchers[model].prepare(raw, inline_rows)
                 self._raw[model] = raw
 
     async def answer(
@@ -164,7 +177,7 @@ class Inference:
         if None not in found:  # most requests end here: with neither timer nor flight
             self._cache.stats.hits_memory += len(found)
             return [(value, "hit-memory") for value in found if value is not None]
-        request = _Request(lane, rows, keys, selection, self._seconds(timeout), timing or Timing())
+        request = _Request(lane, rows, keys, selection, self.seconds(timeout), timing or Timing())
         try:
             if self._is_immediate(request):
                 return await self._answer(request, found)
@@ -197,14 +210,14 @@ class Inference:
             answers = await self.answer(model, "predict", rows, timeout=timeout, timing=timing)
             shown = [_decode(value) for value, _ in answers]
             return model.layout.restore(shown), [source for _, source in answers]
-        seconds = self._seconds(timeout)
+        seconds, batcher = self.seconds(timeout), self._batchers[model]
         started = time.perf_counter()
         try:
-            if self._batcher.is_quick(raw, rows):
-                ran = await self._batcher.run(raw, rows, seconds=seconds)
+            if batcher.is_quick(raw, rows):
+                ran = await batcher.run(raw, rows, seconds=seconds)
             else:
                 async with asyncio.timeout(seconds):
-                    ran = await self._batcher.run(raw, rows, seconds=seconds)
+                    ran = await batcher.run(raw, rows, seconds=seconds)
         except TimeoutError:
             raise _late(seconds, raw) from None
         except ModelFailed as error:
@@ -228,7 +241,7 @@ class Inference:
         The deadline is that of the last part. An error may be raised before the first part or between two.
         """
         lane = self._lane(model, verb, selection)
-        request = _Request(lane, rows, lane.keys(rows, selection), selection, self._seconds(timeout), Timing())
+        request = _Request(lane, rows, lane.keys(rows, selection), selection, self.seconds(timeout), Timing())
         deadline = asyncio.get_running_loop().time() + request.seconds
         start = 0
         while start < len(rows):
@@ -270,14 +283,16 @@ class Inference:
             return self._lanes[model, verb, None, False]
         return self._lanes[model, verb, _space(model, selection), selection.interactions]
 
-    def _seconds(self, timeout: float | None) -> float:
-        """Until the deadline."""
+    def seconds(self, timeout: float | None) -> float:
+        """Until the deadline of a request that asks for `timeout`, if for any."""
         return self._timeout if timeout is None else min(timeout, self._timeout)
 
     def _is_immediate(self, request: _Request) -> bool:
         """True if it is answered in this turn of the loop or the next: a timer would cost more than it could save."""
         operation = request.lane.operation
-        return self._cache.is_local and not operation.is_isolated and self._batcher.is_quick(operation, request.rows)
+        if operation.is_isolated or not self._cache.is_local:
+            return False
+        return request.lane.batcher.is_quick(operation, request.rows)
 
     async def _answer(self, request: _Request, found: Sequence[bytes | None]) -> list[Answer]:
         """Take the values found in memory, follow other requests that are making the same rows, make the rest."""
@@ -336,11 +351,11 @@ class Inference:
         operation = request.lane.operation
         if operation.is_isolated:
             return request.lane.call_cost.part_rows(CALL_SECONDS, MAX_CALL_ROWS)
-        return self._batcher.part_rows(operation)
+        return request.lane.batcher.part_rows(operation)
 
     async def _run_part(self, request: _Request, rows: Rows) -> list[bytes]:
         admitted = request.timing.model > 0
-        ran = await self._batcher.run(
+        ran = await request.lane.batcher.run(
             request.lane.operation, rows, request.selection, admitted=admitted, seconds=request.seconds
         )
         request.timing.model += ran.seconds

@@ -165,9 +165,12 @@ class Book(Numbers):
         self._ended = self.sheet((ENDED,))
         self._ended.enter(RETIRED_SLOT)  # for the master, which alone writes it
 
-    def sheet(self, families: Sequence[Family], **labels: str) -> Sheet:
-        """The sheet of these families with these labels; made by the first call."""
-        return self.counts((*families, *sorted(labels.items())), lambda slots: Sheet(families, labels, slots))
+    def sheet(self, families: Sequence[Family], *, since: float = 0.0, **labels: str) -> Sheet:
+        """The sheet of these families with these labels; made by the first call.
+
+        What is counted anew begins a sheet of its own: `since` then tells it from the one before.
+        """
+        return self.counts((since, *families, *sorted(labels.items())), lambda slots: Sheet(families, labels, slots))
 
     def counts(self, key: tuple[object, ...], make: Callable[[int], Kept]) -> Kept:
         """What was kept under a key; the first call has `make` make it, with so many slots."""

@@ -38,6 +38,7 @@ ALERTED: Mapping[str, str] = {
     "Reload failed": "reload",
     "Fallback model in use": "fallback",
     "Inference thread is stuck": "stuck",
+    "Canary has gone back": "canary",
 }
 """Log events that are alerts, and the kind of each; the code that logs one knows nothing of alerts."""
 

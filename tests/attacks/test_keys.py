@@ -64,6 +64,7 @@ OPERATIONS: Mapping[str, str] = {
     "DELETE /v1/jobs/{job_id}": "predict",
     "POST /v1/models/{model}/outcomes": "write",
     "GET /v1/models/{model}/drift": "read",
+    "GET /v1/models/{model}/canary": "read",
     "POST /v1/entities/{entity}/records": "write",
     "GET /v1/entities": "read",
     "GET /v1/entities/{entity}/records": "read",
@@ -89,6 +90,7 @@ OPERATIONS: Mapping[str, str] = {
     "POST /api/admin/models:reload": "admin",
     "POST /api/admin/models/{model}:rollback": "admin",
     "POST /api/admin/models/{model}/versions/{version}:promote": "admin",
+    "POST /api/admin/models/{model}/versions/{version}:canary": "admin",
     "POST /api/admin/models/{model}:train": "admin",
 }
 """The scope of every operation. A new route needs a line here, and a scope in `serving/http/keys.py`."""

@@ -13,9 +13,21 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from registry.errors import ModelNotFound, VersionNotFound, VersionRefused
+from registry.errors import CannotTry, ModelNotFound, VersionNotFound, VersionRefused
 from registry.registry import load_one, load_registry
-from registry.store.aliases import Aliases, current, promote, read_aliases, remove, rollback
+from registry.store.aliases import (
+    Aliases,
+    begin_canary,
+    begin_shadow,
+    current,
+    end_canary,
+    end_shadow,
+    give_up_canary,
+    promote,
+    read_aliases,
+    remove,
+    rollback,
+)
 from registry.store.directory import ALIASES_FILE
 from registry.store.history import HISTORY_FILE, MAX_CHANGES, MAX_HISTORY_BYTES, VersionChange, note, read_changes
 
@@ -224,3 +236,70 @@ def test_the_newest_changes_are_kept(model: Path) -> None:
     kept = read_changes(model)
     assert (kept[0].version, kept[-1].version, len(kept)) == (longest, "2", MAX_CHANGES)
     assert (model / HISTORY_FILE).stat().st_size < MAX_HISTORY_BYTES
+
+
+def tried(model: Path) -> tuple[str | None, str | None]:
+    """The versions of the canary and of the shadow."""
+    aliases = current(model)
+    return tuple(one and one.version for one in (aliases.canary, aliases.shadow))  # type: ignore[return-value]
+
+
+def test_versions_are_tried_beside_the_live_one_until_that_is_ended(model: Path) -> None:
+    begin_shadow(model, "1")
+    begin_canary(model, "2", 10.0)
+    assert current(model).canary.percent == 10.0  # type: ignore[union-attr]
+    assert (current(model).live, current(model).previous, tried(model)) == ("10", "2", ("2", "1"))
+    end_canary(model)
+    assert tried(model) == (None, "1")
+    end_shadow(model)
+    assert current(model) == Aliases("10", "2")
+
+
+@pytest.mark.parametrize(("version", "error"), [("10", CannotTry), ("3", VersionNotFound), ("../2", VersionNotFound)])
+def test_what_is_live_or_not_there_is_not_tried(model: Path, version: str, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        begin_canary(model, version, 10.0)
+    with pytest.raises(error):
+        begin_shadow(model, version)
+    assert current(model) == Aliases("10", "2")
+
+
+def test_version_that_becomes_live_is_not_tried_any_more_and_another_one_is(model: Path) -> None:
+    begin_canary(model, "2", 10.0)
+    begin_shadow(model, "1")
+    promote(model, "2")
+    assert tried(model) == (None, "1")
+    begin_canary(model, "10", 10.0)
+    rollback(model)
+    assert (current(model).live, tried(model)) == ("10", (None, "1"))
+
+
+def test_version_that_is_removed_is_not_tried_any_more(model: Path) -> None:
+    begin_canary(model, "2", 10.0)
+    begin_shadow(model, "1")
+    remove(model, "2")
+    assert tried(model) == (None, "1")
+    shutil.rmtree(model / "1")
+    assert tried(model) == (None, None)
+
+
+def test_canary_is_given_up_once_and_only_while_it_is_the_same(model: Path) -> None:
+    first = begin_canary(model, "2", 10.0).canary
+    second = begin_canary(model, "2", 10.0).canary
+    assert first is not None
+    assert second is not None
+    assert not give_up_canary(model, first, "it failed"), "another one has begun since"
+    assert give_up_canary(model, second, "it failed")
+    assert not give_up_canary(model, second, "it failed")
+    assert current(model).canary.ended == "it failed"  # type: ignore[union-attr]
+
+
+def test_versions_that_are_tried_are_loaded_even_if_only_live_ones_are(root: Path) -> None:
+    for version in ("3", "4"):
+        directory = Path(shutil.copytree(root / "wine" / "1", root / "wine" / version))
+        manifest = (directory / "manifest.json").read_text()
+        (directory / "manifest.json").write_text(manifest.replace('"version": "1"', f'"version": "{version}"'))
+    begin_shadow(root / "wine", "1")
+    assert list(load_registry(root, selected="live").versions("wine")) == ["1", "3", "4"]
+    begin_canary(root / "wine", "2", 1.0)
+    assert list(load_registry(root, selected="live").versions("wine")) == ["1", "2", "3", "4"]

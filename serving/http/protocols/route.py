@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from registry.estimator import Outputs
 from registry.explain.explanation import Selection
@@ -23,6 +23,7 @@ from serving.http.body import ClientGone, HeaderMap, Headers, check_encoding, re
 from serving.http.edge import note, respond, unanswered_status
 from serving.http.keys import key_of
 from serving.http.problems import status_of
+from serving.predict.canary import MIN_SECONDS, SHARE_OF_DEADLINE, RunningCanary
 from serving.predict.inference import Timing
 from serving.predict.observer import Answered
 from serving.predict.operation import EVERYTHING, VERBS, Verb, answer_bytes
@@ -37,6 +38,9 @@ TIMEOUT = re.compile(rb"[0-9]{1,9}(\.[0-9]{1,20})?")
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 """Bytes of an answer that is made whole; it takes four times as much memory until it is sent."""
+
+SHORTEST_SECONDS = 1e-6
+"""Of a deadline that has passed."""
 
 FEW_ROWS = 16
 """Rows that make no large answer unless parameters ask for one."""
@@ -65,6 +69,7 @@ class InferenceRoute(ABC):
         self._marks = {model: _marks(model) for model in registry}
         """Headers of every answer of a model."""
         self._observers = service.observers
+        self._canaries = service.canaries
         self._access_log = service.access_log
         self._show_timing = service.show_timing
 
@@ -76,13 +81,68 @@ class InferenceRoute(ABC):
         if scope["method"] != "POST":
             raise MethodNotAllowed("POST")
         model, verb = self._find(scope)
+        canary = self._canary(model, verb, scope) if self._canaries else None
         try:
-            await self._answer(model, verb, scope, receive, send)
+            if canary is None:
+                await self._answer(model, verb, scope, receive, send)
+            else:
+                await self._answer_by_canary(canary, verb, scope, receive, send)
         except Exception as error:
-            self._figures[verb][model].refused(
-                unanswered_status(scope) if isinstance(error, ClientGone) else status_of(error)
-            )
+            is_gone = isinstance(error, ClientGone)
+            status = unanswered_status(scope) if is_gone else status_of(error)
+            self._figures[verb][model].refused(status)
+            if self._canaries and not is_gone and status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                self._count_failure(model, verb)
             raise
+
+    def _canary(self, model: LoadedModel, verb: Verb, scope: Scope) -> RunningCanary | None:
+        """The canary that answers a request, if one does: one that names no version, and has time for two answers.
+
+        Answers that are streamed, or turn into jobs, can go wrong when it is too late to ask another version.
+        """
+        if scope["path_params"].get("version") is not None or "warmup" in scope["state"]:
+            return None
+        headers = dict(scope["headers"])
+        if b"event-stream" in headers.get(b"accept", b""):
+            return None
+        if self._inference.seconds(timeout_of(headers)) < MIN_SECONDS:
+            return None
+        canary = self._canaries.instead_of(model, key_of(scope).name or scope["state"]["request_id"])
+        return None if canary is None or (verb == "explain" and not canary.explains) else canary
+
+    async def _answer_by_canary(
+        self, canary: RunningCanary, verb: Verb, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Have the candidate answer a request, or the live version if it cannot."""
+        started = time.perf_counter()
+        seconds = self._inference.seconds(timeout_of(dict(scope["headers"])))
+        body, reply = ReplayedBody(receive), WatchedSend(send)
+        tried = with_timeout(scope, seconds * SHARE_OF_DEADLINE)
+        tried["is_canary"] = True
+        try:
+            await self._answer(canary.candidate, verb, tried, body.receive, reply.send)
+        except ClientGone:
+            raise
+        except Exception as error:  # whatever stops the candidate, the live version may answer
+            if reply.has_begun:
+                raise
+            failure = error
+        else:
+            scope["instances"] = tried.get("instances", 0)
+            return
+        scope["state"].pop("form", None)
+        is_fault = status_of(failure) >= HTTPStatus.INTERNAL_SERVER_ERROR
+        if is_fault:  # else it may be a fault of the request, which both versions refuse
+            canary.note_failure(verb, failure)
+        left = seconds - (time.perf_counter() - started)
+        await self._answer(canary.live, verb, with_timeout(scope, left), body.again(), send)
+        if not is_fault:
+            canary.note_failure(verb, failure)
+
+    def _count_failure(self, model: LoadedModel, verb: Verb) -> None:
+        canary = self._canaries.of(model)
+        if canary is not None:
+            canary.failed(model, verb)
 
     @abstractmethod
     def _find(self, scope: Scope) -> tuple[LoadedModel, Verb]:
@@ -105,6 +165,8 @@ class InferenceRoute(ABC):
     ) -> None:
         """Count a request that was answered, and tell those who watch; for `is_repeated` see `Answered`."""
         self._figures[verb][model].answered(seconds, sources)
+        if self._canaries and (canary := self._canaries.of(model)) is not None:
+            canary.answered(model, verb, seconds, sources)
         if self._observers and answers is not None:
             answered = Answered(model, verb, rows, answers, sources, seconds, is_repeated=is_repeated)
             for observer in self._observers:
@@ -258,6 +320,51 @@ def note_answer(scope: Scope, model: LoadedModel, verb: Verb, sources: Sequence[
     cache = "HIT" if source.startswith("hit") else "MISS"
     done = f"{DONE[verb]} {model.name} completed in {seconds:.3f}s, Cache {cache}"
     note(scope, done, {"model": model.name, "version": model.version, "rows": len(sources), "source": source})
+
+
+class ReplayedBody:
+    """The body of a request that may be read twice."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._received: list[Message] = []
+
+    async def receive(self) -> Message:
+        """The next message from the client."""
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._received.append(message)
+        return message
+
+    def again(self) -> Receive:
+        """What receives the whole body once more, and then what the client does."""
+        received = iter(self._received)
+
+        async def receive() -> Message:
+            for message in received:
+                return message
+            return await self._receive()
+
+        return receive
+
+
+class WatchedSend:
+    """Sends an answer, and knows whether any of it is sent."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.has_begun = False
+
+    async def send(self, message: Message) -> None:
+        """Send a part of the answer."""
+        self.has_begun = True
+        await self._send(message)
+
+
+def with_timeout(scope: Scope, seconds: float) -> Scope:
+    """The scope of the same request with another deadline."""
+    others = [(name, value) for name, value in scope["headers"] if name != b"x-request-timeout"]
+    return {**scope, "headers": [*others, (b"x-request-timeout", b"%.6f" % max(seconds, SHORTEST_SECONDS))]}
 
 
 def source_of(sources: Sequence[str]) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +19,18 @@ from serving.errors import ReloadRefused
 from serving.http.edge import account_of
 from serving.http.keys import key_of
 from serving.http.routes.jobs import submitted
+from serving.http.routes.rollout import RELOAD_ANSWERS, RELOAD_SECONDS, add_rollout, reasons_of, reloaded
 from serving.http.sse import EventStream, Frames, Streams, frame, opening
 from serving.service import Service
-from serving.shared.reloads import ReloadOutcome
 from serving.status.json import summarize
 from serving.status.prometheus import expose
 from serving.status.snapshot import Snapshot
 from serving.storage.background import Recent
 from serving.training.job import submit_training, training_request
 
-RELOAD_SECONDS = 20.0
-"""Seconds that a client waits for the outcome of its reload; the reload goes on without it."""
-
-MAX_REASON_CHARACTERS = 4000
-
 METRICS_SECONDS = 2.0
 """Between two events of the stream of metrics."""
 
-RELOAD_ANSWERS: dict[int | str, dict[str, Any]] = {
-    202: {"description": "It takes longer; see /health"},
-    409: {"description": "Something on disk is not fit to serve; the previous versions stay in service"},
-}
 TRAIN_ANSWERS: dict[int | str, dict[str, Any]] = {
     202: {
         "description": "The job that trains it, which may have been there before",
@@ -56,6 +46,7 @@ def admin_router(service: Service, streams: Streams, snapshots: Recent[Snapshot]
     """Everything that needs a key of scope `admin`."""
     router = APIRouter(tags=["admin"])
     _add_models(router, service)
+    add_rollout(router, service)
     _add_metrics(router, service, streams, snapshots)
     return router
 
@@ -69,8 +60,8 @@ def _add_models(router: APIRouter, service: Service) -> None:
     async def reload(response: Response) -> dict[str, Any]:
         outcome = await reloads.ask(RELOAD_SECONDS)
         if outcome is not None and outcome.refused:
-            raise ReloadRefused(_reasons(outcome))
-        return _reloaded(outcome, response)
+            raise ReloadRefused(reasons_of(outcome))
+        return reloaded(outcome, response)
 
     @router.post(
         "/api/admin/models/{model}/versions/{version}:promote",
@@ -82,8 +73,8 @@ def _add_models(router: APIRouter, service: Service) -> None:
         await asyncio.to_thread(aliases.promote, service.model_dir / loaded.name, loaded.version)
         outcome = await reloads.ask(RELOAD_SECONDS)
         if outcome is not None and outcome.live.get(model) != version:
-            raise ReloadRefused(_reasons(outcome))
-        return _reloaded(outcome, response)
+            raise ReloadRefused(reasons_of(outcome))
+        return reloaded(outcome, response)
 
     @router.post(
         "/api/admin/models/{model}:rollback",
@@ -94,8 +85,8 @@ def _add_models(router: APIRouter, service: Service) -> None:
         after = await asyncio.to_thread(_roll_back, registry, model, service.model_dir)
         outcome = await reloads.ask(RELOAD_SECONDS)
         if outcome is not None and outcome.live.get(model) != after.live:
-            raise ReloadRefused(_reasons(outcome))
-        return _reloaded(outcome, response)
+            raise ReloadRefused(reasons_of(outcome))
+        return reloaded(outcome, response)
 
     @router.post(
         "/api/admin/models/{model}:train",
@@ -136,18 +127,6 @@ def _add_metrics(router: APIRouter, service: Service, streams: Streams, snapshot
     async def prometheus() -> Response:
         content = expose(await snapshots.get(), await service.quality.take())
         return Response(content, media_type=CONTENT_TYPE_PLAIN_0_0_4)
-
-
-def _reloaded(outcome: ReloadOutcome | None, response: Response) -> dict[str, Any]:
-    """The outcome of a reload; 202 while it is not known."""
-    if outcome is None:
-        response.status_code = HTTPStatus.ACCEPTED
-        return {"status": "reloading"}
-    return {"status": "reloaded", **msgspec.to_builtins(outcome)}
-
-
-def _reasons(outcome: ReloadOutcome) -> str:
-    return ("; ".join(outcome.refused) or "the model directory has changed meanwhile")[:MAX_REASON_CHARACTERS]
 
 
 def _roll_back(registry: Registry, name: str, model_dir: Path) -> Aliases:

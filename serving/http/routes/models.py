@@ -12,6 +12,7 @@ from registry.model import LoadedModel
 from registry.outputs import Target
 from registry.registry import Registry
 from registry.rows.features import MAX_WHOLE, Feature
+from registry.store.aliases import Canary
 from registry.store.distributions import Distribution
 from serving.http.body import read_boolean
 from serving.http.keys import key_of
@@ -72,6 +73,8 @@ def summary(registry: Registry, model: LoadedModel) -> dict[str, Any]:
         "ready": True,
         "live": aliases.live,
         "previous": aliases.previous,
+        "canary": _share(aliases.canary),
+        "shadow": None if aliases.shadow is None else {"version": aliases.shadow.version},
         "versions": list(registry.versions(model.name)),
         "task": model.manifest.task,
         "estimator": model.manifest.estimator,
@@ -93,6 +96,13 @@ async def all_figures(service: Service) -> dict[str, dict[str, Any]]:
         model.name: {"figures": counted.get(model.name, {}), "quality": quality.get(model.name, {})}
         for model in service.registry.live()
     }
+
+
+def _share(canary: Canary | None) -> dict[str, Any] | None:
+    """The canary that answers a share of the requests; None for none, and for one that has gone back."""
+    if canary is None or canary.ended:
+        return None
+    return {"version": canary.version, "percent": canary.percent}
 
 
 def detail(registry: Registry, model: LoadedModel, *, show_examples: bool) -> dict[str, Any]:

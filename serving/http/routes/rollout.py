@@ -1,0 +1,110 @@
+"""Versions that are tried beside the live one: a canary answers a share of the requests, a shadow answers nobody."""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Depends, Request, Response
+
+from registry.store import aliases
+from serving.errors import InvalidRequest, NoCandidate, NotJSON, ReloadRefused
+from serving.http.body import describe_body, read_json
+from serving.http.representation import revalidate
+from serving.service import Service
+from serving.shared.reloads import ReloadOutcome
+
+RELOAD_SECONDS = 20.0
+"""Seconds that a client waits for the outcome of its reload; the reload goes on without it."""
+
+MAX_REASON_CHARACTERS = 4000
+
+MAX_BODY_BYTES = 4096
+
+RELOAD_ANSWERS: dict[int | str, dict[str, Any]] = {
+    202: {"description": "It takes longer; see /health"},
+    409: {"description": "Something on disk is not fit to serve; the previous versions stay in service"},
+}
+
+
+class CanaryBody(msgspec.Struct, forbid_unknown_fields=True):
+    """How many of the requests that name no version a canary answers; 0 ends it."""
+
+    percent: Annotated[float, msgspec.Meta(ge=0, le=100)]
+
+
+def add_rollout(router: APIRouter, service: Service) -> None:
+    """The routes that begin and end the trial of a version."""
+    reloads = service.shared.reloads
+
+    @router.post(
+        "/api/admin/models/{model}/versions/{version}:canary",
+        summary="Have a version answer a share of the requests that name none; 0 ends it",
+        responses=RELOAD_ANSWERS,
+        openapi_extra=describe_body(CanaryBody),
+    )
+    async def canary(model: str, version: str, request: Request, response: Response) -> dict[str, Any]:
+        body = await read_json(request, MAX_BODY_BYTES)
+        try:
+            percent = msgspec.json.decode(body, type=CanaryBody).percent
+        except (msgspec.ValidationError, UnicodeDecodeError) as error:
+            raise InvalidRequest(str(error)) from error
+        except msgspec.DecodeError as error:
+            raise NotJSON(str(error)) from error
+        directory = service.model_dir / _known(service, model)
+        if not percent:
+            await asyncio.to_thread(aliases.end_canary, directory)
+            return reloaded(await reloads.ask(RELOAD_SECONDS), response)
+        await asyncio.to_thread(aliases.begin_canary, directory, version, percent)
+        outcome = await reloads.ask(RELOAD_SECONDS)
+        if refused := refusal_of(outcome, model, version):
+            await asyncio.to_thread(aliases.end_canary, directory)
+            raise ReloadRefused(refused)
+        return reloaded(outcome, response)
+
+
+def rollout_router(service: Service) -> APIRouter:
+    """The routes that show how a version that is tried does."""
+    router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[Depends(revalidate)])
+    registry = service.registry
+
+    @router.get("/{model}/canary", summary="How the canary of a model does beside the live version")
+    async def show_canary(model: str) -> dict[str, Any]:
+        state, live = registry.aliases(model).canary, registry.get(model)
+        if state is None:
+            raise NoCandidate(f"{model} has no canary")
+        shown = {"model": model, "live": live.version, **msgspec.to_builtins(state)}
+        running = service.canaries.of(live)
+        if running is None:
+            return shown | {"is_on": False, "versions": {}}
+        versions = {one.version: running.figures(one) for one in (running.candidate, live)}
+        return shown | {"is_on": running.is_on, "versions": versions}
+
+    return router
+
+
+def _known(service: Service, model: str) -> str:
+    """The name of a model that is loaded, which is that of a directory. Raises ModelNotFound, NotLoaded."""
+    service.registry.versions(model)
+    return model
+
+
+def refusal_of(outcome: ReloadOutcome | None, model: str, version: str) -> str:
+    """Why a reload has refused a version; empty if it has not, or nothing is known."""
+    refused = () if outcome is None else outcome.refused
+    return "; ".join(line for line in refused if line.startswith(f"{model}/{version}/"))[:MAX_REASON_CHARACTERS]
+
+
+def reloaded(outcome: ReloadOutcome | None, response: Response) -> dict[str, Any]:
+    """The outcome of a reload; 202 while it is not known."""
+    if outcome is None:
+        response.status_code = HTTPStatus.ACCEPTED
+        return {"status": "reloading"}
+    return {"status": "reloaded", **msgspec.to_builtins(outcome)}
+
+
+def reasons_of(outcome: ReloadOutcome) -> str:
+    """Why a reload did not do what was asked for."""
+    return ("; ".join(outcome.refused) or "the model directory has changed meanwhile")[:MAX_REASON_CHARACTERS]
