@@ -59,7 +59,7 @@ def run() -> int:
     from registry.errors import RegistryError
     from serving.telemetry import logs
 
-    logs.configure("warning")
+    logs.configure("warning", settings.log_format)
     try:
         status: int = arguments.run(arguments, settings)
     except (RegistryError, ServingError) as error:

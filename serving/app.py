@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import socket
 import time
@@ -175,7 +176,7 @@ class Application:
         edge = Edge(
             dispatch,
             count_response=service.metrics.count_response,
-            access_log=AccessLog() if service.access_log else None,
+            access_log=AccessLog(logs.renderer(settings.log_format)) if service.access_log else None,
             trusted_proxies=settings.trusted_proxy_count,
             origins=Origins(settings.cors_origins) if settings.cors_origins else None,
             limiters=self.limiters,
@@ -276,7 +277,7 @@ def start_logging(settings: Settings) -> Alerts:
     """Log as a service does, send alerts for what is logged, and warn of variables that may be misspelt settings."""
     alerts = build_alerts(settings)
     protect_output()
-    logs.configure(settings.log_level, watch=alerts.watch)
+    logs.configure(settings.log_level, settings.log_format, watch=alerts.watch)
     warn_of_misspelt(os.environ)
     return alerts
 
@@ -510,6 +511,8 @@ def build_backend(settings: Settings, executor: Executor) -> Backend:
     except ModuleNotFoundError as error:
         raise InvalidSetting(f"DASK_SCHEDULER needs `pip install forkserve[dask]`: {error}") from error
     pack = functools.partial(pack_version, settings.model_dir, options=settings.load_options)
+    # its lines would have a format of their own
+    logging.getLogger("distributed").handlers = [logs.handler_of(settings.log_format)]
     return Cluster(settings.dask_scheduler, local, pack, at_once=settings.dask_chunks)
 
 

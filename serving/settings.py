@@ -239,6 +239,9 @@ class Settings:
         0.2, "population stability index of a feature or of the output above which an alert is sent; 0 for none", low=0
     )
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "`debug`, `info`, `warning` or `error`")
+    log_format: Literal["auto", "json", "console"] = setting(
+        "auto", "`json`, `console` for people, or `auto`: for people on a terminal"
+    )
     access_log: bool = setting(True, "log every request and prediction")
     pages: bool = setting(True, "serve web pages for people beside the API")
     log_predictions: str = setting(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import importlib.metadata
-import logging
 import platform
 import shutil
 import tempfile
@@ -38,7 +37,6 @@ from serving.errors import DeadlineExceeded
 from serving.jobs.rows import Backend
 from serving.predict.operation import Operation, Verb
 from serving.process.executor import CallOutcome, run_call
-from serving.telemetry import logs
 
 log = structlog.get_logger(__name__)
 
@@ -174,8 +172,6 @@ class Cluster:
         self._preparing = asyncio.Lock()
         self._turn = asyncio.Lock()
         self._next_try = 0.0
-        # its lines would have a format of their own
-        logging.getLogger("distributed").handlers = [logs.json_handler()]
 
     async def run(self, operation: Operation, payload: bytes, *, timeout: float) -> bytes:
         """See Backend; on the cluster if possible."""

@@ -50,6 +50,7 @@ max_requests_jitter = _settings.max_requests_jitter
 proc_name = "forkserve"
 loglevel = _settings.log_level
 logger_class = GunicornLogger
+GunicornLogger.form = _settings.log_format
 # It runs a thread in the master, and a master with two threads must not fork
 control_socket_disable = True
 

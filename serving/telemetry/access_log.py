@@ -1,4 +1,4 @@
-"""The access log: one line of JSON for each request, made without a chain of processors and written in blocks."""
+"""The access log: one line for each request, made without a chain of processors and written in blocks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from serving.telemetry.logs import encode, of_request
+from serving.telemetry.logs import Render, of_request
 
 
 class AccessLog:
@@ -19,7 +19,8 @@ class AccessLog:
     blocks, never into one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, render: Render) -> None:
+        self._render = render
         self._lines: list[bytes] = []
         self._second = 0
         self._second_text = ""
@@ -31,7 +32,7 @@ class AccessLog:
         line["timestamp"] = self._now()
         if not self._lines:
             asyncio.get_running_loop().call_soon(self._write)
-        self._lines.append(encode(line) + b"\n")
+        self._lines.append(self._render(line) + b"\n")
 
     def _now(self) -> str:
         """The time as the rest of the log has it; all but its fraction is formatted once a second."""

@@ -1,12 +1,14 @@
-"""Structured logs: one line of JSON an event, from our own code and from gunicorn, uvicorn and warnings."""
+"""Structured logs: one line an event, of our own code, gunicorn, uvicorn and warnings; as JSON, or for people."""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, MutableMapping
 from contextvars import ContextVar
-from typing import Any
+from datetime import datetime
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 import structlog
@@ -25,11 +27,46 @@ CURRENT_KEY: ContextVar[str] = ContextVar("key")
 CURRENT_TRACE: ContextVar[str] = ContextVar("trace_id")
 """The trace that a request or an attempt at a job belongs to, if traces are sent."""
 
-encode = msgspec.json.Encoder(enc_hook=repr).encode
-"""A line of the log as JSON."""
+Event: TypeAlias = MutableMapping[str, Any]
+Render: TypeAlias = Callable[[Event], bytes]
+"""Writes an event as a line, without its end."""
+
+Form: TypeAlias = Literal["auto", "json", "console"]
+
+EVENT_WIDTH = 60
+"""Characters of an event on a terminal; its details begin behind them."""
+
+_encode = msgspec.json.Encoder(enc_hook=repr).encode
 
 
-def of_request(event: MutableMapping[str, Any]) -> None:
+class Console:
+    """Renders events for people: local time, level, event and details in columns, coloured unless NO_COLOR is set."""
+
+    def __init__(self) -> None:
+        colors = "NO_COLOR" not in os.environ
+        self._render = structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=EVENT_WIDTH, pad_level=True)
+
+    def __call__(self, event: Event) -> bytes:
+        """Text of others is escaped where a terminal would obey it, and begins no line. Empty details are left out."""
+        shown = {name: _printable(value) for name, value in event.items() if value not in (None, "")}
+        if "exception" in event:
+            lines = str(event["exception"]).splitlines()
+            shown["exception"] = "\n".join(f"  {_printable(line)}" for line in lines)
+        moment = datetime.fromisoformat(event["timestamp"]).astimezone()
+        shown["timestamp"] = f"{moment:%H:%M:%S}"
+        return self._render(None, "", shown).encode()
+
+
+def _printable(value: Any) -> Any:
+    return ascii(value)[1:-1] if isinstance(value, str) and not value.isprintable() else value
+
+
+def renderer(form: Form) -> Render:
+    """JSON, or lines for people where standard output is a terminal and `form` is not `json`."""
+    return Console() if form == "console" or (form == "auto" and sys.stdout.isatty()) else _encode
+
+
+def of_request(event: Event) -> None:
     """Add the current request, its key and its trace to a line of the log."""
     request_id = CURRENT_REQUEST.get(None)
     if request_id is not None:
@@ -40,7 +77,7 @@ def of_request(event: MutableMapping[str, Any]) -> None:
         event["trace_id"] = trace
 
 
-def _add_request(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def _add_request(_logger: Any, _method: str, event: Event) -> Event:
     of_request(event)
     return event
 
@@ -53,15 +90,16 @@ SHARED: list[Any] = [
 ]
 
 
-def configure(level: str, watch: Callable[..., Any] | None = None) -> None:
+def configure(level: str, form: Form = "auto", watch: Callable[..., Any] | None = None) -> None:
     """Write our own events of at least this level to stdout; may be called again.
 
     `watch` is a structlog processor that sees all warnings and errors, whatever the level is.
     """
     least = LEVELS[level]
+    render = renderer(form)
     watched = [watch, _only_from(least)] if watch else []
     structlog.configure(
-        processors=[*watched, *SHARED, lambda _logger, _method, event: encode(event)],
+        processors=[*watched, *SHARED, lambda _logger, _method, event: render(event)],
         wrapper_class=structlog.make_filtering_bound_logger(min(least, logging.WARNING) if watch else least),
         logger_factory=structlog.BytesLoggerFactory(sys.stdout.buffer),
         cache_logger_on_first_use=True,
@@ -69,7 +107,7 @@ def configure(level: str, watch: Callable[..., Any] | None = None) -> None:
 
 
 def _only_from(least: int) -> Callable[..., Any]:
-    def drop_less(_logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    def drop_less(_logger: Any, method: str, event: Event) -> Event:
         if LEVELS.get(method, logging.ERROR) < least:
             raise structlog.DropEvent
         return event
@@ -77,15 +115,16 @@ def _only_from(least: int) -> Callable[..., Any]:
     return drop_less
 
 
-def json_handler() -> logging.Handler:
-    """A handler that writes the events of other libraries in the service's form."""
+def handler_of(form: Form) -> logging.Handler:
+    """A handler that writes the events of other libraries as our own."""
+    render = renderer(form)
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*SHARED, structlog.stdlib.add_logger_name],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                lambda _logger, _method, event: encode(event).decode(),
+                lambda _logger, _method, event: render(event).decode(),
             ],
         )
     )
@@ -93,7 +132,9 @@ def json_handler() -> logging.Handler:
 
 
 class GunicornLogger(glogging.Logger):  # type: ignore[misc]
-    """Gunicorn's log, and through it uvicorn's, as JSON; requests are logged by the app, which knows more of them."""
+    """Gunicorn's log, and through it uvicorn's, as ours; requests are logged by the app, which knows more of them."""
+
+    form: Form = "auto"
 
     def setup(self, cfg: Any) -> None:
         """Called at the start and at every reload."""
@@ -101,5 +142,5 @@ class GunicornLogger(glogging.Logger):  # type: ignore[misc]
         super().setup(cfg)
         logging.captureWarnings(capture=True)
         for logger in (self.error_log, logging.getLogger("py.warnings")):
-            logger.handlers = [json_handler()]
+            logger.handlers = [handler_of(self.form)]
         self.access_log.handlers = []
