@@ -48,8 +48,9 @@ from registry.outputs import Label, Labels, Layout
 from registry.rows.features import Feature, Rows
 from registry.rows.schema import Schema
 from registry.store.code import CODE, OwnCode, dump_pickle, plain, write_files
+from registry.store.description import most_important
 from registry.store.directory import NAME, directories, version_order
-from registry.store.distributions import Distributions, describe
+from registry.store.distributions import describe
 from registry.store.intake import Wishes, decide_schema, instances_of
 from registry.store.loader import load_version
 from registry.store.manifest import ExplainerRecord, Manifest, TrainingRecord, write_manifest
@@ -407,15 +408,6 @@ def _record_explainer(model: LoadedModel) -> ExplainerRecord | None:
     )
 
 
-def _most_important(manifest: Manifest, explainer: ExplainerRecord | None) -> Distributions | None:
-    """The distributions that a manifest has room for; a feature is as important as the group that it is in."""
-    if manifest.distributions is None:
-        return None
-    importance = {} if explainer is None else explainer.importance
-    of_members = {one: importance.get(group, 0.0) for group, members in manifest.groups.items() for one in members}
-    return manifest.distributions.trimmed(importance | of_members)
-
-
 def _describe(estimator: Any) -> str:
     steps = [step for _, step in getattr(estimator, "steps", None) or [("", estimator)]]
     # a booster's own class, not ours around it
@@ -479,7 +471,7 @@ def _write(root: Path, directory: Path, manifest: Manifest, artefact: Artefact) 
         write_files(unnamed / CODE, artefact.code)
         write_manifest(unnamed, manifest)
         explainer = _record_explainer(load_version(scratch, unnamed))
-        described = _most_important(manifest, explainer)
+        described = most_important(manifest, explainer)
         write_manifest(unnamed, msgspec.structs.replace(manifest, explainer=explainer, distributions=described))
         directory.parent.mkdir(exist_ok=True)
         unnamed.rename(directory)

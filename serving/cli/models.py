@@ -209,6 +209,32 @@ def card(arguments: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
+@command(
+    MODEL,
+    argument("version", nargs="?", help="default: the live version"),
+    argument("data", type=Path, help="CSV of the model's input, one column per feature; others are ignored"),
+)
+def describe(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Record what is usual in a version's data, from a CSV table: for versions that do not say, and other data."""
+    from registry.registry import load_one
+    from registry.store.description import describe_version
+    from registry.store.tables import read_table
+
+    model = load_one(settings.model_dir, arguments.model, arguments.version, settings.load_options)
+    # as they are written: what looks like a number may be a code
+    strings = [
+        one.name
+        for one in model.manifest.features
+        if one.kind in ("text", "datetime") or any(isinstance(value, str) for value in one.categories)
+    ]
+    table = read_table(arguments.data, strings=strings)
+    rows = describe_version(settings.model_dir, model, table)
+    left_out = f"; {len(table) - rows} do not fit its features" if rows < len(table) else ""
+    say(f"described {model.name} version {model.version} by {rows} rows{left_out}")
+    say(taken_over(settings, "compare live rows with them"))
+    return 0
+
+
 @command(MODEL, argument("version", help="version to make live"))
 def promote(arguments: argparse.Namespace, settings: Settings) -> int:
     """Make a version live, after loading and verifying it; a running service takes it over."""

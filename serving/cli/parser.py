@@ -9,7 +9,7 @@ from serving.cli.check import check
 from serving.cli.inspection import inspect
 from serving.cli.keys import keys
 from serving.cli.load_test import load_test
-from serving.cli.models import add, card, explain, models, promote, remove, retrain, rollback, train
+from serving.cli.models import add, card, describe, explain, models, promote, remove, retrain, rollback, train
 from serving.cli.records import entities
 from serving.cli.rollout import canary
 from serving.cli.serve import schedules, serve, token, worker
@@ -23,6 +23,7 @@ COMMANDS = (
     models,
     inspect,
     add,
+    describe,
     explain,
     card,
     promote,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from registry.kernels.counting import CELLS, LINE, MISSING, OTHER, UNSEEN
+from registry.kernels.counting import ABOVE, BELOW, CELLS, LINE, MISSING, OTHER, UNSEEN
 from registry.model import LoadedModel
 from registry.rows.features import Feature
 from registry.store.distributions import BINS, Distribution
@@ -128,6 +128,10 @@ class Bins:
     def rows(self, counts: Numbers) -> Numbers:
         """How many rows were counted in each column."""
         return np.asarray(self._live(counts).sum(axis=1))
+
+    def most_rows(self, counts: Numbers) -> float:
+        """How many rows were counted: in the column of a feature all that were answered."""
+        return float(counts[:CELLS].sum() - counts[BELOW] - counts[ABOVE])
 
     def psi(self, counts: Numbers) -> Numbers:
         """The population stability index of each column; 0 of one in which no row was counted."""

@@ -10,9 +10,9 @@ what it answers itself.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from time import monotonic
 
 import msgspec
 import numpy as np
@@ -91,7 +91,7 @@ class DriftMeasure:
 
     @property
     def most_rows(self) -> int:
-        """Rows that were counted: of features all that were answered."""
+        """Rows that were counted: in the column of a feature all that were answered."""
         return int(self.rows.max())
 
 
@@ -110,7 +110,7 @@ class VersionDrift:
         self._book, self._lock = book, book.lock
         # a version that is described anew is counted anew
         key = ("drift", model.name, model.version, msgspec.json.encode(usual))
-        self._shared = book.counts(key, lambda slots: DriftCounts(bins, windows, time.monotonic(), slots))
+        self._shared = book.counts(key, lambda slots: DriftCounts(bins, windows, monotonic(), slots))
         self._count = COUNT.load()
         self._outputs = OutputReader(model)
         self._texts = [place for place, one in enumerate(model.manifest.features) if one.kind == "text"]
@@ -135,36 +135,38 @@ class VersionDrift:
             numbers[:, place] = [np.nan if cell is None else len(cell) for cell in rows[:, place]]
         return numbers.astype(np.float64)
 
-    def check(self) -> list[tuple[str, float]]:
-        """The columns about whose latest rows an alert is due, each with its index, the largest first."""
+    def check(self) -> str:
+        """What an alert shall say about the latest rows; empty for none."""
         with self._lock.try_to_hold() as is_held:
             if not is_held:  # another process is looking
-                return []
+                return ""
             self._unchecked = 0
             totals = self._book.total(self._shared)
-            rows = float(self.bins.rows(totals).max())
+            rows = self.bins.most_rows(totals)
             if rows - self._shared.by_rows.newest < CHECK_ROWS:
-                return []
+                return ""
             self._shared.by_rows.add(rows, totals)
             if not self._threshold or rows < ALERT_ROWS:
-                return []
+                return ""
             return self._judge(self._latest(totals, rows), rows)
 
-    def _judge(self, latest: DriftMeasure, rows: float) -> list[tuple[str, float]]:
-        """Remember which columns have gone beyond their limits, or come back."""
+    def _judge(self, latest: DriftMeasure, rows: float) -> str:
+        """Remember which columns have gone beyond their limits, or come back; what there is to say of the first."""
         shared, is_beyond = self._shared, latest.psi > latest.limits
         shared.alerted[latest.psi < CLEAR_SHARE * latest.limits] = 0
         is_new = is_beyond & (shared.alerted == 0) & ~self.bins.moves_on
         # what changes at once is told at once
         if not is_new.any() or (shared.alerted_at[0] and rows - shared.alerted_at[0] < ALERT_ROWS):
-            return []
+            return ""
         shared.alerted[is_new], shared.alerted_at[0] = 1, rows
-        order = np.argsort(-latest.psi, kind="stable")
-        return [(self.bins.columns[place].title, float(latest.psi[place])) for place in order if is_new[place]]
+        order = [place for place in np.argsort(-latest.psi, kind="stable") if is_new[place]]
+        named = ", ".join(f"{self.bins.columns[place].title} {latest.psi[place]:.2f}" for place in order[:MAX_NAMED])
+        more = f" and {len(order) - MAX_NAMED} more" if len(order) > MAX_NAMED else ""
+        return f"{named}{more} (PSI of the latest {latest.most_rows} rows, above {self._threshold:g})"
 
     def tick(self) -> None:
         """Add snapshots for the windows of time that are due; to be called every second."""
-        now = time.monotonic()
+        now = monotonic()
         if any(now - ring.newest >= step for ring, step in self._steps()):
             with self._lock.hold():
                 totals = self._book.total(self._shared)
@@ -178,9 +180,9 @@ class VersionDrift:
     def measure(self, window: str) -> DriftMeasure:
         """The drift over one of the windows, or the LATEST rows. Raises KeyError."""
         with self._lock.hold():
-            totals, now = self._book.total(self._shared), time.monotonic()
+            totals, now = self._book.total(self._shared), monotonic()
             if window == LATEST:
-                return self._latest(totals, float(self.bins.rows(totals).max()))
+                return self._latest(totals, self.bins.most_rows(totals))
             ring, seconds = {
                 one.name: (ring, one.seconds) for ring, one in zip(self._shared.by_time, self._windows, strict=True)
             }[window]
@@ -224,7 +226,7 @@ class Drift:
         """Count rows; those that a question asks to predict and to explain count once."""
         version = self._versions.get(answered.model)
         if version is not None and not answered.is_repeated and version.count(answered):
-            self._alert(answered.model, version.check())
+            self._check(answered.model, version)
 
     def tick(self) -> None:
         """To be called in each worker every second."""
@@ -235,13 +237,6 @@ class Drift:
         """The drift of a version; None if its rows are not counted."""
         return self._versions.get(model)
 
-    def _alert(self, model: LoadedModel, found: Sequence[tuple[str, float]]) -> None:
-        if not found:
-            return
-        named = ", ".join(f"{name} {psi:.2f}" for name, psi in found[:MAX_NAMED])
-        more = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
-        self._alerts.alert(
-            f"drift {model.name}",
-            f"Drift of {model.name} {model.version}: {named}{more} (PSI of the latest {ALERT_ROWS} rows, "
-            f"above {self.threshold:g})",
-        )
+    def _check(self, model: LoadedModel, version: VersionDrift) -> None:
+        if found := version.check():
+            self._alerts.alert(f"drift {model.name}", f"Drift of {model.name} {model.version}: {found}")

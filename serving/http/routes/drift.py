@@ -51,7 +51,10 @@ NOT_COUNTED = "rows are not counted: DRIFT_WINDOW is empty"
 
 def not_described(model: LoadedModel) -> str:
     """Why the drift of a version is not known."""
-    return f"the manifest of {model.name} {model.version} does not say what is usual"
+    return (
+        f"the manifest of {model.name} {model.version} does not say what is usual; "
+        f"run: forkserve describe {model.name} {model.version} DATA.csv"
+    )
 
 
 def _without_rows(model: LoadedModel) -> dict[str, Any]:

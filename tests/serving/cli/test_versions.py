@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from registry.store.manifest import read_manifest, write_manifest
 from tests.conftest import Run
 
 SOON = "a running service will serve it within a few seconds\n"
@@ -27,6 +30,22 @@ def test_promote_and_rollback_change_what_is_live(run: Run) -> None:
     assert run("rollback", "churn").stdout == f"churn: version 2 is live, the previous one is 1\n{SOON}"
     asked = run("promote", "churn", "1", WATCH_MODELS="false").stdout
     assert "WATCH_MODELS is false: a running service will serve it after a reload" in asked
+
+
+def test_describe_records_what_is_usual_and_changes_nothing_else(run: Run, two_versions: Path) -> None:
+    directory = two_versions / "1"
+    added = read_manifest(directory)
+    write_manifest(directory, msgspec.structs.replace(added, distributions=None))
+    described = run("describe", "churn", "1", "churn.csv")
+    assert (described.returncode, described.stderr) == (0, "")
+    assert re.match(r"described churn version 1 by \d+ rows\na running service will compare", described.stdout)
+    assert read_manifest(directory) == added
+    newer = (two_versions / "2" / "manifest.json").read_bytes()
+    Path(two_versions.parents[1] / "other.csv").write_text("a,b\n1,2\n")
+    refused = run("describe", "churn", "other.csv")
+    assert (refused.returncode, "the table has no column" in refused.stderr) == (1, True)
+    assert (two_versions / "2" / "manifest.json").read_bytes() == newer
+    assert sorted(path.name for path in directory.iterdir()) == ["manifest.json", "model.joblib"]
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -19,13 +22,14 @@ from sklearn.preprocessing import OneHotEncoder
 
 from harness.apps import ask_app
 from registry.store.add import add_version
-from registry.store.manifest import write_manifest
-from serving.app import Application, build, build_alerts
+from registry.store.manifest import read_manifest, write_manifest
+from serving.app import Application, build, build_alerts, renew
 from serving.monitoring.outputs import OutputReader
 from serving.settings import Settings
 
 RNG = np.random.default_rng(5)
 ROWS = 600
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def add_models(root: Path) -> None:
@@ -166,7 +170,7 @@ def test_a_version_without_distributions_says_why_nothing_is_known(app: Applicat
     ask(app, "old", [[1.0, 2.0]])
     found = drift(app, "old")
     assert (found["rows"], found["features"], found["output"], found["psi"]) == (0, {}, None, None)
-    assert found["reason"] == "the manifest of old 1 does not say what is usual"
+    assert found["reason"].endswith("run: forkserve describe old 1 DATA.csv")
 
 
 def test_a_window_that_is_not_measured_is_refused(app: Application) -> None:
@@ -181,3 +185,98 @@ def test_without_windows_nothing_is_counted(root: Path, tmp_path: Path) -> None:
     assert app.service.observers == ()
     found = ask_app(app, "GET", "/v1/models/line/drift").json()
     assert (found["windows"], found["reason"]) == ([], "rows are not counted: DRIFT_WINDOW is empty")
+
+
+def send(app: Application, rows: int, shift: float = 0.0) -> None:
+    for _ in range(rows // 100):
+        ask(app, "line", RNG.normal((0.0, shift), size=(100, 2)).tolist())
+
+
+def alerts(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The alerts since the last call."""
+    lines = [line for line in capsys.readouterr().out.splitlines() if "Alert " in line]
+    return [ANSI.sub("", line) for line in lines]
+
+
+def is_alerted(app: Application) -> bool:
+    return bool(drift(app, "line", "latest")["features"]["b"]["alert"])
+
+
+def test_there_is_one_alert_until_the_drift_has_been_over(app: Application, capsys: pytest.CaptureFixture[str]) -> None:
+    send(app, 1000)
+    assert alerts(capsys) == []
+    send(app, 600, shift=3.0)
+    (told,) = alerts(capsys)
+    assert "drift line" in told
+    assert re.search(r"Drift of line 1: b \d+\.\d\d \(PSI of the latest \d{3} rows, above 0\.2\)", told)
+    send(app, 1000, shift=3.0)
+    assert is_alerted(app)
+    assert alerts(capsys) == []
+    send(app, 700)
+    assert not is_alerted(app)
+    send(app, 600, shift=3.0)
+    assert len(alerts(capsys)) == 1
+
+
+def test_an_alert_is_not_over_before_the_index_is_far_below_what_it_had_exceeded(
+    app: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = app.service.drift.of(app.service.registry.get("line"))
+    assert version is not None
+    found: list[bool] = []
+    columns = version.bins.table[:, 0]
+    monkeypatch.setattr(version.bins, "chance", np.zeros_like)
+    for index in (0.19, 0.25, 0.18, 0.25, 0.16, 0.14, 0.18, 0.25):
+        monkeypatch.setattr(version.bins, "psi", lambda _counts, index=index: np.full_like(columns, index))
+        send(app, 600)
+        found.append(is_alerted(app))
+    assert found == [False, True, True, True, True, False, False, True]
+
+
+def test_fewer_rows_than_an_alert_is_about_raise_none(app: Application, capsys: pytest.CaptureFixture[str]) -> None:
+    send(app, 400, shift=9.0)
+    assert alerts(capsys) == []
+    send(app, 100, shift=9.0)
+    assert len(alerts(capsys)) == 1
+
+
+def test_windows_slide(app: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = monotonic()
+    minutes = iter(range(1, 10_000))
+    monkeypatch.setattr("serving.monitoring.drift.monotonic", lambda: now)
+
+    def rows_after(last: int) -> tuple[int, int]:
+        """The rows of the last hour and day after so many minutes, at each of which the service ticks."""
+        nonlocal now
+        for minute in minutes:
+            now += 60.0
+            app.tick()
+            if minute == last:
+                break
+        return drift(app, "line", "1h")["rows"], drift(app, "line", "1d")["rows"]
+
+    send(app, 200)
+    assert rows_after(50) == (200, 200)
+    send(app, 300)
+    assert rows_after(59) == (500, 500)
+    assert rows_after(65) == (300, 500)
+    assert rows_after(116) == (0, 500)
+    assert rows_after(24 * 60 + 50 + 2 * 60) == (0, 0)
+
+
+def test_a_reload_loses_no_count_and_a_version_that_is_described_anew_starts_anew(root: Path, tmp_path: Path) -> None:
+    models = shutil.copytree(root, tmp_path / "models")
+    settings = Settings(model_dir=models, data_dir=tmp_path, access_log=False)
+    app = build(settings, build_alerts(settings))
+    app.service.shared.book.enter_alone()
+    send(app, 100)
+    app, refused = renew(app)
+    assert refused == ()
+    send(app, 100)
+    assert drift(app, "line")["rows"] == 200
+    manifest = read_manifest(models / "line" / "1")
+    assert manifest.distributions is not None
+    fewer = msgspec.structs.replace(manifest.distributions, rows=599)
+    write_manifest(models / "line" / "1", msgspec.structs.replace(manifest, distributions=fewer))
+    app, _ = renew(app)
+    assert (drift(app, "line")["rows"], drift(app, "line")["sample_rows"]) == (0, 599)
