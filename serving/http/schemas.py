@@ -203,7 +203,7 @@ DRIFT = object_schema(
         "seconds": MAYBE_NUMBER | {"description": "The time that the window covers; null for the latest rows"},
         "rows": INTEGER,
         "sample_rows": {"type": ["integer", "null"]},
-        "psi": MAYBE_NUMBER | {"description": "The largest of all"},
+        "psi": MAYBE_NUMBER | {"description": "The largest of all but dates"},
         "features": {"type": "object", "additionalProperties": DRIFT_COLUMN},
         "output": {"anyOf": [DRIFT_COLUMN, {"type": "null"}]},
         "outputs": {"type": "object", "additionalProperties": DRIFT_COLUMN},
@@ -325,6 +325,7 @@ METRICS = object_schema(
         "totals": OBJECT,
         "models": OBJECT,
         "quality": ANYTHING,
+        "drift": OBJECT,
     }
 )
 

@@ -10,7 +10,7 @@ what it answers itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
 
@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from registry.kernels.counting import COUNT
+from registry.kernels.counting import CELLS, COUNT
 from registry.model import LoadedModel
 from registry.registry import Registry
 from registry.rows.features import Rows
@@ -77,6 +77,7 @@ class DriftCounts(SharedCounts):
 class DriftMeasure:
     """The drift of a version over some rows, with a number for each of its `columns`."""
 
+    model: LoadedModel
     columns: tuple[Column, ...]
     window: str
     seconds: float | None
@@ -88,11 +89,28 @@ class DriftMeasure:
     limits: Numbers
     """An index above this is more than chance, and more than DRIFT_ALERT."""
     alerted: NDArray[np.bool_]
+    ranked: tuple[int, ...]
+    """The places of columns: outputs first, then features, the most important ones first."""
+
+    def shares(self, place: int) -> Numbers:
+        """The counts of a column as shares of its rows."""
+        cells: Numbers = self.counts[CELLS * place : CELLS * (place + 1)]
+        return cells / max(float(self.rows[place]), 1.0)
 
     @property
     def most_rows(self) -> int:
         """Rows that were counted: in the column of a feature all that were answered."""
         return int(self.rows.max())
+
+    @property
+    def largest(self) -> float:
+        """The largest index of a column that does not move on by itself."""
+        return float(np.where([column.moves_on for column in self.columns], 0.0, self.psi).max())
+
+    @property
+    def alerts(self) -> list[str]:
+        """The columns about which there is an alert that is not over."""
+        return [column.title for column, is_alerted in zip(self.columns, self.alerted, strict=True) if is_alerted]
 
 
 class VersionDrift:
@@ -104,6 +122,7 @@ class VersionDrift:
         """An alert is about an index above `threshold`; 0 for no alerts."""
         usual = model.manifest.distributions
         assert usual is not None
+        self.model = model
         self.sample_rows = usual.rows
         self.bins = bins = Bins(columns, usual.rows)
         self._windows, self._threshold = windows, threshold
@@ -114,6 +133,9 @@ class VersionDrift:
         self._count = COUNT.load()
         self._outputs = OutputReader(model)
         self._texts = [place for place, one in enumerate(model.manifest.features) if one.kind == "text"]
+        explainer = model.manifest.explainer
+        importance = {} if explainer is None else explainer.importance
+        self._ranked = tuple(sorted(range(len(columns)), key=lambda place: _rank(columns[place], importance)))
         self._unchecked = 0
 
     def count(self, answered: Answered) -> bool:
@@ -196,6 +218,7 @@ class VersionDrift:
     def _measured(self, window: str, seconds: float | None, counts: Numbers) -> DriftMeasure:
         rows = self.bins.rows(counts)
         return DriftMeasure(
+            model=self.model,
             columns=self.bins.columns,
             window=window,
             seconds=seconds,
@@ -204,7 +227,12 @@ class VersionDrift:
             psi=self.bins.psi(counts),
             limits=np.maximum(self._threshold, self.bins.chance(rows)),
             alerted=self._shared.alerted.astype(bool),
+            ranked=self._ranked,
         )
+
+
+def _rank(column: Column, importance: Mapping[str, float]) -> tuple[bool, float]:
+    return column.feature is not None, -importance.get(column.name, 0.0)
 
 
 class Drift:
@@ -236,6 +264,11 @@ class Drift:
     def of(self, model: LoadedModel) -> VersionDrift | None:
         """The drift of a version; None if its rows are not counted."""
         return self._versions.get(model)
+
+    def measure(self, models: Iterable[LoadedModel]) -> list[DriftMeasure]:
+        """The drift of those of the models whose rows are counted, over all windows of time."""
+        versions = [version for version in map(self.of, models) if version is not None]
+        return [version.measure(window) for version in versions for window in self.windows if window != LATEST]
 
     def _check(self, model: LoadedModel, version: VersionDrift) -> None:
         if found := version.check():

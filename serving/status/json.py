@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
+from serving.monitoring.drift import DriftMeasure
 from serving.process.kernel import RUNNER, SCHEDULER, WEB
 from serving.shared.book import Family, SheetCopy
 from serving.shared.histogram import BUCKETS, quantile
@@ -52,6 +53,15 @@ def summarize_models(pages: Iterable[SheetCopy]) -> dict[str, dict[str, Any]]:
         if page.sheet.families == MODEL:
             labels = page.sheet.labels
             models.setdefault(labels["model"], {})[labels["operation"]] = _of_model(page)
+    return models
+
+
+def summarize_drift(measured: Sequence[DriftMeasure]) -> dict[str, Any]:
+    """The drift of each model over each window: rows, the largest index, and what there are alerts about."""
+    models: dict[str, dict[str, Any]] = {}
+    for one in measured:
+        found = models.setdefault(one.model.name, {"version": one.model.version, "alerts": one.alerts, "windows": {}})
+        found["windows"][one.window] = {"rows": one.most_rows, "psi": round(one.largest, 4) if one.most_rows else None}
     return models
 
 

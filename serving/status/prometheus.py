@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -22,6 +22,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from registry.kernels.counting import ABOVE, BELOW, MISSING, UNSEEN
+from serving.monitoring.drift import ALERT_ROWS, DriftMeasure
 from serving.process.kernel import Memory
 from serving.shared.book import Family, Kind
 from serving.shared.histogram import BUCKETS, cumulate
@@ -35,6 +37,23 @@ QUALITY = {
     "accuracy": "Share of them whose label the live version had predicted",
     "mean_absolute_error": "Mean absolute error of the live version's predictions",
 }
+VERSION_LABELS = ("model", "version")
+WINDOW_LABELS = (*VERSION_LABELS, "window")
+COLUMN_LABELS = (*WINDOW_LABELS, "kind", "name")
+DRIFT = {
+    "alerts": ("Features and outputs about which there is an alert that is not over", VERSION_LABELS),
+    "rows": ("Rows in the window", WINDOW_LABELS),
+    "psi_max": ("The largest population stability index of all features and outputs but dates", WINDOW_LABELS),
+    "psi": ("Population stability index of live rows against the sample", COLUMN_LABELS),
+    "missing": ("Share of missing values", COLUMN_LABELS),
+    "unseen": ("Share of values that the sample did not have", COLUMN_LABELS),
+    "out_of_range": ("Share of numbers outside of the range of the sample", COLUMN_LABELS),
+}
+MAX_DRIFT_COLUMNS = 20
+"""Features and outputs of one model that have series of their own: the most important ones."""
+
+MAX_DRIFT_COLUMNS_IN_ALL = 400
+
 METRICS: dict[Kind, Callable[..., Metric]] = {
     "counter": CounterMetricFamily,
     "gauge": GaugeMetricFamily,
@@ -42,17 +61,20 @@ METRICS: dict[Kind, Callable[..., Metric]] = {
 }
 
 
-def expose(snapshot: Snapshot, quality: Mapping[str, Mapping[str, Any]]) -> bytes:
-    """The text of `/metrics`, in format 0.0.4; `quality` is that of each model's live version (`LiveQuality`)."""
+def expose(snapshot: Snapshot, quality: Mapping[str, Mapping[str, Any]], drift: Sequence[DriftMeasure]) -> bytes:
+    """The text of `/metrics`, in format 0.0.4; quality and drift are those of each model's live version."""
     registry = CollectorRegistry()
-    registry.register(_Collector(snapshot, quality))
+    registry.register(_Collector(snapshot, quality, drift))
     return generate_latest(registry)
 
 
 class _Collector(Collector):
-    def __init__(self, snapshot: Snapshot, quality: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(
+        self, snapshot: Snapshot, quality: Mapping[str, Mapping[str, Any]], drift: Sequence[DriftMeasure]
+    ) -> None:
         self._snapshot = snapshot
         self._quality = quality
+        self._drift = drift
 
     def describe(self) -> Iterable[Metric]:
         return ()  # otherwise `register` collects once to learn the names
@@ -63,6 +85,7 @@ class _Collector(Collector):
         yield from _of_jobs(self._snapshot)
         yield from _of_service(self._snapshot)
         yield from _of_quality(self._quality)
+        yield from _of_drift(self._drift)
 
 
 def _counted(snapshot: Snapshot) -> Iterable[Metric]:
@@ -127,6 +150,32 @@ def _of_quality(quality: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:
             if name in measured:
                 gauge.add_metric([model, measured["version"]], measured[name])
         yield gauge
+
+
+def _of_drift(measured: Sequence[DriftMeasure]) -> Iterator[Metric]:
+    """Indices and shares where there are so many rows that these are no chance."""
+    families = {
+        name: GaugeMetricFamily(f"{PREFIX}drift_{name}", meaning, labels=labels)
+        for name, (meaning, labels) in DRIFT.items()
+    }
+    versions = {(one.model.name, one.model.version): one for one in measured}
+    for version, one in versions.items():
+        families["alerts"].add_metric(version, len(one.alerts))
+    most = min(MAX_DRIFT_COLUMNS, MAX_DRIFT_COLUMNS_IN_ALL // max(1, len(versions)))
+    for one in measured:
+        window = [one.model.name, one.model.version, one.window]
+        families["rows"].add_metric(window, one.most_rows)
+        if one.most_rows < ALERT_ROWS:
+            continue
+        families["psi_max"].add_metric(window, one.largest)
+        for place in one.ranked[:most]:
+            column, cells = one.columns[place], one.shares(place)
+            labels = [*window, "output" if column.feature is None else "feature", column.name]
+            families["psi"].add_metric(labels, one.psi[place])
+            families["missing"].add_metric(labels, cells[MISSING])
+            families["unseen"].add_metric(labels, cells[UNSEEN])
+            families["out_of_range"].add_metric(labels, cells[BELOW] + cells[ABOVE])
+    yield from families.values()
 
 
 def _of_service(snapshot: Snapshot) -> Iterator[Metric]:

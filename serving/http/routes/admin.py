@@ -22,7 +22,7 @@ from serving.http.routes.jobs import submitted
 from serving.http.routes.rollout import RELOAD_ANSWERS, RELOAD_SECONDS, add_rollout, reasons_of, reloaded
 from serving.http.sse import EventStream, Frames, Streams, frame, opening
 from serving.service import Service
-from serving.status.json import summarize
+from serving.status.json import summarize, summarize_drift
 from serving.status.prometheus import expose
 from serving.status.snapshot import Snapshot
 from serving.storage.background import Recent
@@ -104,7 +104,10 @@ def _add_models(router: APIRouter, service: Service) -> None:
 def _add_metrics(router: APIRouter, service: Service, streams: Streams, snapshots: Recent[Snapshot]) -> None:
     @router.get("/api/admin/metrics", summary="The metrics of all processes")
     async def metrics() -> dict[str, Any]:
-        return summarize(await snapshots.get()) | {"quality": await service.quality.take()}
+        return summarize(await snapshots.get()) | {
+            "quality": await service.quality.take(),
+            "drift": summarize_drift(service.drift.measure(service.registry.live())),
+        }
 
     async def frames() -> Frames:
         yield opening()
@@ -125,7 +128,8 @@ def _add_metrics(router: APIRouter, service: Service, streams: Streams, snapshot
 
     @router.get("/metrics", summary="The metrics of all processes, for Prometheus", response_class=Response)
     async def prometheus() -> Response:
-        content = expose(await snapshots.get(), await service.quality.take())
+        drift = service.drift.measure(service.registry.live())
+        content = expose(await snapshots.get(), await service.quality.take(), drift)
         return Response(content, media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from registry.kernels.counting import ABOVE, BELOW, CELLS, MISSING, OTHER, UNSEEN
+from registry.kernels.counting import ABOVE, BELOW, MISSING, OTHER, UNSEEN
 from registry.model import LoadedModel
 from serving.errors import InvalidRequest
 from serving.http.routes.models import feature_distribution, output_distribution
@@ -66,12 +66,11 @@ def _measured(found: DriftMeasure, sample_rows: int, model: LoadedModel) -> dict
     shown = [_column(found, place, model) for place in range(len(found.columns))]
     pairs = list(zip(found.columns, shown, strict=True))
     outputs = {column.name: one for column, one in pairs if column.feature is None}
-    known = [one["psi"] for one in shown if one["psi"] is not None]
     return {
         "seconds": None if found.seconds is None else round(found.seconds, 1),
         "rows": found.most_rows,
         "sample_rows": sample_rows,
-        "psi": max(known, default=None),
+        "psi": round(found.largest, DIGITS) if found.most_rows else None,
         "features": {column.name: one for column, one in pairs if column.feature is not None},
         **({"outputs": outputs} if model.layout.is_named else {"output": outputs.get("")}),
     }
@@ -92,7 +91,7 @@ def _column(found: DriftMeasure, place: int, model: LoadedModel) -> dict[str, An
         "rows": rows,
         **common,
         "expected": expected,
-        "live": _live(column, found.counts[CELLS * place : CELLS * (place + 1)] / rows) if rows else None,
+        "live": _live(column, found.shares(place)) if rows else None,
     }
 
 

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from harness.service import ROOT
+from registry.rows.features import Feature
+from registry.store.distributions import Distribution
 from serving.jobs.job import Counts
+from serving.monitoring.bins import Bins, Column
+from serving.monitoring.drift import DriftMeasure
 from serving.process.kernel import Memory
 from serving.shared.book import Book
 from serving.shared.metrics import BATCHES, BREAKERS, CACHE, EXECUTORS, LOG_LINES, OUTCOMES_QUEUED, STREAMS, Metrics
 from serving.shared.pressure import Reading
-from serving.status.json import summarize
+from serving.status.json import summarize, summarize_drift
 from serving.status.prometheus import expose
 from serving.status.snapshot import Process, Snapshot
 
@@ -65,11 +72,36 @@ QUALITY = {
 }
 
 
-def samples(snapshot: Snapshot) -> dict[str, float]:
+def drift_of(model: str, columns: int, rows: float, window: str = "1h") -> DriftMeasure:
+    """The drift of a model with an output and many features, of which the last ones are the most important."""
+    usual = Distribution(values=(0.0, 1.0), shares=(500, 500))
+    features = [Feature(name=f"x{n}", kind="number") for n in range(columns)]
+    found = [Column(one.name, place, usual, one, is_coded=False) for place, one in enumerate(features)]
+    all_columns = (*found, Column("", 0, usual, None, is_coded=True))
+    counts = np.tile([rows / 2, rows / 4, *[0.0] * 9, rows / 4, rows / 8, 0.0, 0.0, 0.0], len(all_columns))
+    bins = Bins(all_columns, 1000)
+    return DriftMeasure(
+        model=SimpleNamespace(name=model, version="1"),  # type: ignore[arg-type]
+        columns=all_columns,
+        window=window,
+        seconds=3600.0,
+        counts=counts,
+        rows=bins.rows(counts),
+        psi=bins.psi(counts),
+        limits=np.full(len(all_columns), 0.2),
+        alerted=np.arange(len(all_columns)) < 2,
+        ranked=tuple(range(len(all_columns) - 1, -1, -1)),
+    )
+
+
+DRIFT = (drift_of("wine", 2, 1000.0), drift_of("few", 2, 499.0))
+
+
+def samples(snapshot: Snapshot, drift: Sequence[DriftMeasure] = DRIFT) -> dict[str, float]:
     """The value of each series by its name and labels."""
     return {
         f"{sample.name}{list(sample.labels.values())}": sample.value
-        for family in text_string_to_metric_families(expose(snapshot, QUALITY).decode())
+        for family in text_string_to_metric_families(expose(snapshot, QUALITY, drift).decode())
         for sample in family.samples
     }
 
@@ -142,6 +174,45 @@ def test_quality_is_that_of_the_live_version(snapshot: Snapshot) -> None:
     }
 
 
+def drift_samples(snapshot: Snapshot, drift: Sequence[DriftMeasure]) -> dict[tuple[str, ...], float]:
+    """The series of drift by their name without its prefix and the values of their labels, in the order of these."""
+    labels = ("model", "version", "window", "kind", "name")
+    return {
+        (sample.name[len("forkserve_drift_") :], *[sample.labels[one] for one in labels if one in sample.labels]): (
+            sample.value
+        )
+        for family in text_string_to_metric_families(expose(snapshot, QUALITY, drift).decode())
+        for sample in family.samples
+        if sample.name.startswith("forkserve_drift_")
+    }
+
+
+def test_drift_is_told_of_so_many_rows_that_it_is_no_chance(snapshot: Snapshot) -> None:
+    found = drift_samples(snapshot, DRIFT)
+    wine = "wine", "1", "1h"
+    assert {key: value for key, value in found.items() if "few" in key} == {
+        ("rows", "few", "1", "1h"): 499,
+        ("alerts", "few", "1"): 2,
+    }
+    assert (found["rows", *wine], found["alerts", "wine", "1"]) == (1000, 2)
+    assert found["psi_max", *wine] == found["psi", *wine, "feature", "x1"] > 1.0
+    assert found["unseen", *wine, "output", ""] == 0.25
+    assert found["out_of_range", *wine, "feature", "x0"] == 0.125
+    assert found["missing", *wine, "feature", "x0"] == 0.0
+    windows = summarize_drift(DRIFT)["wine"]["windows"]
+    assert windows == {"1h": {"rows": 1000, "psi": pytest.approx(found["psi_max", *wine], abs=1e-4)}}
+
+
+@pytest.mark.parametrize(("models", "each"), [(1, 20), (50, 8)])
+def test_a_model_of_many_features_makes_few_series(snapshot: Snapshot, models: int, each: int) -> None:
+    windows = ("1h", "1d")
+    drift = [drift_of(f"m{n}", 100, 1000.0, window) for n in range(models) for window in windows]
+    found = [key for key in drift_samples(snapshot, drift) if key[0] == "psi"]
+    assert len(found) == models * len(windows) * each
+    assert ("psi", "m0", "1", "1d", "output", "") in found
+    assert ("psi", "m0", "1", "1d", "feature", "x99") in found
+
+
 def test_jobs_are_missing_while_their_store_is_unavailable(snapshot: Snapshot) -> None:
     without = replace(snapshot, jobs=None)
     assert summarize(without)["jobs"] is None
@@ -149,7 +220,8 @@ def test_jobs_are_missing_while_their_store_is_unavailable(snapshot: Snapshot) -
 
 
 def test_every_metric_is_in_deployment_md(snapshot: Snapshot) -> None:
-    exposed = {line.split()[2] for line in expose(snapshot, QUALITY).decode().splitlines() if line.startswith("# TYPE")}
+    lines = expose(snapshot, QUALITY, DRIFT).decode().splitlines()
+    exposed = {line.split()[2] for line in lines if line.startswith("# TYPE")}
     explained = set(re.findall(r"`(forkserve_\w+)", (ROOT / "DEPLOYMENT.md").read_text()))
     assert len(exposed) > 30
     assert (exposed - explained, explained - exposed) == (set(), set())
