@@ -54,6 +54,7 @@ from serving.jobs.runner import JobLimits, Runner
 from serving.jobs.store import JobStore
 from serving.jobs.tables import Tables, TableTools
 from serving.monitoring.drift import Drift
+from serving.monitoring.predictions.erasure import Erasure
 from serving.monitoring.predictions.log import PredictionLog, PredictionLogger
 from serving.monitoring.predictions.policy import LogPolicy
 from serving.monitoring.predictions.recorder import Recorder
@@ -353,6 +354,7 @@ def build_service(settings: Settings, registry: Registry, shared: Shared, seen: 
         notifier=EntityNotifier(predictor, shared.events, lambda error, request_id: render(error, request_id)[2]),
         outcome_reader=OutcomeReader(registry, inference, max_instances=settings.max_instances),
         outcome_writer=OutcomeWriter(shared.entities),
+        erasure=build_erasure(shared),
         quality=LiveQuality(registry, shared.entities),
         drift=drift,
         trainings=last_trainings(settings.model_dir, [model.name for model in registry.live()]),
@@ -370,6 +372,16 @@ def build_service(settings: Settings, registry: Registry, shared: Shared, seen: 
     )
     service.prepare()
     return service
+
+
+def build_erasure(shared: Shared) -> Erasure:
+    """Deletes what the stores keep of somebody, and what a recorder is about to store."""
+
+    async def settle() -> None:
+        if shared.recorder is not None:
+            await shared.recorder.settle()
+
+    return Erasure(shared.predictions, shared.entities, shared.events, shared.jobs, settle)
 
 
 def build_observers(shared: Shared, registry: Registry, drift: Drift) -> tuple[Observer, ...]:

@@ -6,7 +6,8 @@ ServingError
 │   MethodNotAllowed, NoDefaultModel, NotAuthorized, NotPermitted,
 │   RouteNotFound                                                       the request is wrong
 ├── InvalidRecord                                                       what is stored cannot be used
-├── JobNotFound, JobUnfinished, EntityNotFound, NoCandidate                nothing is there, or not yet
+├── JobNotFound, JobUnfinished, EntityNotFound, PredictionNotFound, NoCandidate
+│                                                                       nothing is there, or not yet
 ├── Overloaded, TooManyRequests, TooManyBytes, BodiesFull, TooManyStreams, QueueFull, DataQueueFull, StoreUnavailable,
 │   StoreFull, ExecutorGone                                             the same request may succeed later
 ├── DeadlineExceeded, MemoryExceeded, CallFailed                        a computation was given up
@@ -113,6 +114,13 @@ class EntityNotFound(ServingError):
 
 class NoCandidate(ServingError):
     """No version of the model is tried beside the live one; the message names the model."""
+
+
+class PredictionNotFound(ServingError):
+    """Nothing is logged of that request, or not for this key."""
+
+    def __init__(self) -> None:
+        super().__init__("nothing is logged of a request of that id, or it has been deleted")
 
 
 class Overloaded(ServingError):

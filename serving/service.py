@@ -20,6 +20,7 @@ from serving.jobs.runner import Runner
 from serving.jobs.store import JobStore
 from serving.jobs.tables import Tables
 from serving.monitoring.drift import Drift
+from serving.monitoring.predictions.erasure import Erasure
 from serving.monitoring.predictions.recorder import Recorder
 from serving.monitoring.predictions.store import PredictionStore
 from serving.monitoring.quality import LiveQuality
@@ -106,6 +107,8 @@ class Service:
     notifier: EntityNotifier
     outcome_reader: OutcomeReader
     outcome_writer: OutcomeWriter
+    erasure: Erasure
+    """Deletes all that is kept of somebody."""
     quality: LiveQuality
     drift: Drift
     trainings: Recent[dict[str, LastTraining]]

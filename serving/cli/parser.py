@@ -10,6 +10,7 @@ from serving.cli.inspection import inspect
 from serving.cli.keys import keys
 from serving.cli.load_test import load_test
 from serving.cli.models import add, card, describe, explain, models, promote, remove, retrain, rollback, train
+from serving.cli.predictions import predictions
 from serving.cli.records import entities
 from serving.cli.rollout import canary
 from serving.cli.serve import schedules, serve, token, worker
@@ -36,6 +37,7 @@ COMMANDS = (
     verify,
     load_test,
     entities,
+    predictions,
     keys,
 )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serving.cli.command import argument, command, fail, kind_of_entities, say
+from serving.cli.predictions import describe, erase
 from serving.settings import Settings
 
 if TYPE_CHECKING:
@@ -73,18 +74,9 @@ async def _show(settings: Settings, entity: str) -> int:
 
 
 async def _delete(settings: Settings, entity: str) -> int:
-    """Delete records, outcomes and events, and say how many. Raises StoreUnavailable, CannotServe, InvalidRedisUrl."""
-    from serving.entities.notifier import topic_of
-    from serving.stores import build_entity_store, build_event_log
-
-    store, events = build_entity_store(settings), build_event_log(settings)
-    try:
-        deleted = await store.delete_entity(entity)
-        dropped = await events.drop(topic_of(entity))
-    finally:
-        await store.close()
-        await events.close()
-    say(f"{entity}: deleted {deleted.records} records, {deleted.outcomes} outcomes, {dropped} events")
+    """Delete all that is kept of an entity, and say how much. Raises StoreUnavailable, CannotServe, InvalidRedisUrl."""
+    erased = await erase(settings, lambda erasure: erasure.of_entity(entity))
+    say(f"{entity}: deleted {describe(erased)}")
     return 0
 
 

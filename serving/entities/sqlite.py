@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from datetime import datetime
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 from sqlite3 import Connection, Row
-from typing import Any
+from typing import Any, TypeVar
 
 from serving.entities.record import Entity, Judged, Outcome, Record, stored_record
 from serving.entities.store import UNKNOWN_AFTER, Added, Deleted, other_kind, room_of_writer
 from serving.errors import InvalidRequest, StoreFull
 from serving.storage.sqlite import Database, reads, writes
 from serving.storage.statements import statements
+
+T = TypeVar("T")
 
 _sql = statements(__file__, "sqlite.sql")
 
@@ -82,18 +84,39 @@ class SQLiteEntityStore:
             Entity(row["entity"], row["kind"], row["records"], datetime.fromisoformat(row["newest"])) for row in rows
         ]
 
+    async def delete_records(self, entity: str, before: datetime | None = None, writer: str | None = None) -> int:
+        return await self._erased(self._delete_records(entity, before, writer))
+
+    async def delete_entity(self, entity: str, writer: str | None = None) -> Deleted:
+        return await self._erased(self._delete_entity(entity, writer))
+
+    async def delete_writer(self, writer: str) -> tuple[list[str], Deleted]:
+        return await self._erased(self._delete_writer(writer))
+
+    async def _erased(self, deletion: Awaitable[T]) -> T:
+        """What a deletion returns, once no byte is left of what it deleted."""
+        deleted = await deletion
+        await self._database.erase()
+        return deleted
+
     @writes
-    def delete_records(
+    def _delete_records(
         self, connection: Connection, entity: str, before: datetime | None = None, writer: str | None = None
     ) -> int:
         named = {"entity": entity, "before": None if before is None else _text(before), "writer": writer}
         return connection.execute(_sql("delete_records"), named).rowcount
 
     @writes
-    def delete_entity(self, connection: Connection, entity: str, writer: str | None = None) -> Deleted:
+    def _delete_entity(self, connection: Connection, entity: str, writer: str | None = None) -> Deleted:
         named = {"entity": entity, "before": None, "writer": writer}
         records = connection.execute(_sql("delete_records"), named).rowcount
         return Deleted(records, connection.execute(_sql("delete_outcomes_of_entity"), named).rowcount)
+
+    @writes
+    def _delete_writer(self, connection: Connection, writer: str) -> tuple[list[str], Deleted]:
+        entities = [row["entity"] for row in connection.execute(_sql("entities_of_writer"), (writer,))]
+        records = connection.execute(_sql("delete_records_of_writer"), (writer,)).rowcount
+        return entities, Deleted(records, connection.execute(_sql("delete_outcomes_of_writer"), (writer,)).rowcount)
 
     @writes
     def add_outcomes(self, connection: Connection, outcomes: Sequence[Outcome], writer: str = "") -> Added:

@@ -123,3 +123,12 @@ where model = ? and version = ? and prediction <> 'null' order by number desc li
 
 -- name: delete_outcomes_of_entity
 delete from outcomes where entity = :entity and (:writer is null or writer = :writer)
+
+-- name: entities_of_writer
+select distinct entity from records where writer = ?
+
+-- name: delete_records_of_writer
+delete from records where writer = ?
+
+-- name: delete_outcomes_of_writer
+delete from outcomes where writer = ?

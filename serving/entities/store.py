@@ -92,6 +92,10 @@ class EntityStore(Protocol):
         """Delete the records of an entity and the outcomes that are about it, or only those of a `writer`."""
         ...
 
+    async def delete_writer(self, writer: str) -> tuple[list[str], Deleted]:
+        """Delete all that a writer has stored: of which entities there were records, and how many."""
+        ...
+
     async def add_outcomes(self, outcomes: Sequence[Outcome], writer: str = "") -> Added:
         """Store all outcomes that are new, or none; an outcome whose id exists already changes nothing."""
         ...

@@ -94,6 +94,14 @@ class _Answer(msgspec.Struct):
     kind: str = ""
 
 
+class _OfWriter(msgspec.Struct):
+    """What a writer had stored."""
+
+    entities: list[str]
+    records: int
+    outcomes: int
+
+
 class _DataRefused(Exception):
     """The server is well, and refuses what a call would store."""
 
@@ -180,6 +188,10 @@ class SupabaseEntityStore:
 
     async def delete_entity(self, entity: str, writer: str | None = None) -> Deleted:
         return await self._run("delete_entity", {"of_entity": entity, "by_writer": writer}, Deleted)
+
+    async def delete_writer(self, writer: str) -> tuple[list[str], Deleted]:
+        gone = await self._run("delete_writer", {"by_writer": writer}, _OfWriter)
+        return gone.entities, Deleted(gone.records, gone.outcomes)
 
     async def add_outcomes(self, outcomes: Sequence[Outcome], writer: str = "") -> Added:
         parameters = {"outcomes": _encode(outcomes), "keep": self._keep_outcomes, "by_writer": writer}

@@ -204,6 +204,23 @@ begin
     return jsonb_build_object('records', public.delete_entity_records(of_entity, null, by_writer), 'outcomes', deleted);
 end $$;
 
+-- Deletes the records and outcomes of a writer, and returns how many they were, and of which entities the records.
+create or replace function public.delete_writer(by_writer text) returns jsonb
+language plpgsql set search_path = '' as $$
+declare
+    entities jsonb;
+    records integer;
+    outcomes integer;
+begin
+    select coalesce(jsonb_agg(distinct r.entity), '[]') into entities
+    from public.entity_records as r where r.writer = by_writer;
+    delete from public.entity_records as r where r.writer = by_writer;
+    get diagnostics records = row_count;
+    delete from public.model_outcomes as o where o.writer = by_writer;
+    get diagnostics outcomes = row_count;
+    return jsonb_build_object('entities', entities, 'records', records, 'outcomes', outcomes);
+end $$;
+
 -- Stores outcomes, a JSON array as text; of each of their models about `keep` stay: the last ones of each writer, in
 -- equal shares.
 create or replace function public.store_model_outcomes(outcomes text, keep integer, by_writer text) returns jsonb
@@ -248,9 +265,9 @@ end $$;
 
 revoke execute on function
     public.count_entity_records, public.store_entity_records, public.list_entities, public.delete_entity_records,
-    public.delete_entity, public.store_model_outcomes
+    public.delete_entity, public.delete_writer, public.store_model_outcomes
 from public, anon, authenticated;
 grant execute on function
     public.count_entity_records, public.store_entity_records, public.list_entities, public.delete_entity_records,
-    public.delete_entity, public.store_model_outcomes
+    public.delete_entity, public.delete_writer, public.store_model_outcomes
 to service_role;

@@ -64,8 +64,13 @@ class SQLiteEventLog:
         last = connection.execute(_sql("last_before"), {"before": before}).fetchone()["id"]
         return 0 if last is None else _forget(connection, last)
 
+    async def drop(self, topic: str) -> int:
+        gone = await self._drop(topic)
+        await self._database.erase()
+        return gone
+
     @writes
-    def drop(self, connection: Connection, topic: str) -> int:
+    def _drop(self, connection: Connection, topic: str) -> int:
         return connection.execute(_sql("drop_topic"), (topic,)).rowcount
 
     async def close(self) -> None:

@@ -41,6 +41,7 @@ from serving.http.routes.jobs import jobs_router
 from serving.http.routes.models import models_router
 from serving.http.routes.outcomes import outcomes_router
 from serving.http.routes.predict import is_for_jobs
+from serving.http.routes.predictions import predictions_router
 from serving.http.routes.rollout import CanaryBody, rollout_router
 from serving.http.schemas import (
     BOOLEAN,
@@ -314,6 +315,7 @@ def make_api(
         mlflow_router(service),
         entities_router(service, streams),
         outcomes_router(service),
+        predictions_router(service),
         jobs_router(service, streams),
         pages or _alive_router(),
         v2_router(service),

@@ -43,7 +43,8 @@ PATHS = re.compile(
     r"|(?P<predict>/v1/models/[^/:]*(?:/versions/[^/:]*)?(?::predict|:explain|/importance)|/v1/jobs(?:/.*)?"
     r"|/invocations|/(?:endpoints|serving-endpoints)/[^/]*/invocations|/score"
     r"|/v2/models/[^/]*(?:/versions/[^/]*)?/infer)"
-    r"|(?P<data>/v1/entities(?:/.*)?|/v1/predictions(?:/.*)?|/v1/models/[^/]*/(?:outcomes|drift|canary|shadow))"
+    r"|(?P<data>/v1/entities(?:/.*)?|/v1/predictions|/v1/models/[^/]*/(?:outcomes|drift|canary|shadow))"
+    r"|(?P<log>/v1/predictions/.*)"
     r"|(?P<models>/v1/models(?:/.*)?|/v2(?:/.*)?)"
     r"|(?P<admin>/api/admin(?:/.*)?|/metrics)",
     re.DOTALL,
@@ -212,10 +213,10 @@ def needed_scopes(method: str, path: str) -> frozenset[str] | None:
     if kind == "page":
         return PAGE
     is_reading = method in ("GET", "HEAD")
-    if kind == "data":
+    if kind == "data" or (kind == "log" and method == "DELETE"):
         return NEEDED["read" if is_reading else "write"]
-    if kind == "models":
-        return ANY  # there is nothing but reading, and another method is answered 405
+    if kind in ("models", "log"):
+        return ANY  # models are only read; of the log a key has what it has asked itself
     return NEEDED[str(kind)]
 
 

@@ -28,6 +28,10 @@ from serving.http.schemas import (
     JOB_BODY,
     JSON,
     LOCATION,
+    LOG_DELETED,
+    LOG_EXPLAINED,
+    LOG_OF_REQUEST,
+    LOG_PAGE,
     MARKDOWN,
     METADATA,
     METHOD,
@@ -70,6 +74,8 @@ REFUSALS = {
     "504": "The deadline passed",
     "507": "As many records are kept as may be; entities that have some may get newer ones",
 }
+
+INFERENCE = re.compile(r"/v1/models/.*:(?:predict|explain)")
 
 BODY = ("400", "413", "415", "422")
 """The refusals of routes that take a body."""
@@ -210,6 +216,12 @@ ROUTES: Mapping[tuple[str, str], Said] = {
     ("delete", "/v1/entities/{entity}/records"): Said(
         "delete_records", {"200": {JSON: DELETED}}, ("404", "422", "503")
     ),
+    ("get", "/v1/predictions"): Said("list_predictions", {"200": {JSON: LOG_PAGE}}, ("422", "503")),
+    ("get", "/v1/predictions/{request_id}"): Said("show_prediction", {"200": {JSON: LOG_OF_REQUEST}}, ("404", "503")),
+    ("post", "/v1/predictions/{request_id}:explain"): Said(
+        "explain_prediction", {"200": {JSON: LOG_EXPLAINED}}, ("404", "413", "422", "503", "504")
+    ),
+    ("delete", "/v1/predictions/{request_id}"): Said("delete_prediction", {"200": {JSON: LOG_DELETED}}, ("404", "503")),
     ("post", "/v1/jobs"): Said(
         "submit_job",
         {"200": {JSON: DRY_RUN}, "202": {JSON: JOB}},
@@ -254,7 +266,7 @@ def describe_routes(document: Schema, routes: Mapping[tuple[str, str], Said], *,
     """
     paths = document["paths"]
     for (method, path), said in routes.items():
-        if path.endswith((":predict", ":explain")):
+        if INFERENCE.fullmatch(path):
             paths.setdefault(path, {})[method] = _bare_inference(path)
         elif said.summary:
             paths.setdefault(path, {})[method] = _bare_operation(path, said.summary)
@@ -264,7 +276,7 @@ def describe_routes(document: Schema, routes: Mapping[tuple[str, str], Said], *,
             operation["responses"].pop("422", None)
             if known := routes.get((method, path)):
                 _describe(operation, known)
-            if path.endswith((":predict", ":explain")) and not background:
+            if INFERENCE.fullmatch(path) and not background:
                 del operation["responses"]["202"]
             if not path.startswith(("/health", "/ping", "/v2/health")):
                 operation["responses"]["429"] = refusal(REFUSALS["429"])

@@ -34,6 +34,7 @@ ERRORS: dict[HTTPStatus, tuple[type[Exception], ...]] = {
         errors.JobNotFound,
         errors.EntityNotFound,
         errors.NoCandidate,
+        errors.PredictionNotFound,
         errors.RouteNotFound,
         errors.NoDefaultModel,
     ),

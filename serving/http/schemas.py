@@ -50,6 +50,8 @@ READ_AS_TEXT: Mapping[str, Schema] = {
     "models": STRING,
     "version": STRING,
     "window": STRING,
+    "since": STRING | {"format": "date-time"},
+    "until": STRING | {"format": "date-time"},
     "x-request-timeout": SECONDS,
 }
 """What routes read as text from headers, queries and paths, because they say themselves what is wrong with it."""
@@ -278,10 +280,33 @@ RECORDS = object_schema(
         "next": MAYBE_STRING,
     }
 )
+LOGGED = object_schema(
+    {
+        **dict.fromkeys(("id", "time", "request_id", "key", "model", "version", "source", "entity"), STRING),
+        "place": INTEGER,
+        "verb": {"enum": ["predict", "explain"]},
+        "row": OBJECT,
+        "answer": ANYTHING,
+        "milliseconds": NUMBER,
+    }
+)
+LOG_PAGE = object_schema({"predictions": array_of(LOGGED), "next": MAYBE_STRING})
+LOG_OF_REQUEST = object_schema({"request_id": STRING, "predictions": array_of(LOGGED)})
+LOG_EXPLAINED = object_schema(
+    {
+        "request_id": STRING,
+        "explanations": array_of(
+            object_schema({"place": INTEGER, "model": STRING, "version": STRING, "explanation": OBJECT})
+        ),
+    }
+)
+LOG_DELETED = object_schema({"request_id": STRING, "deleted": object_schema({"predictions": INTEGER})})
 DELETED = object_schema(
     {
         "entity": STRING,
-        "deleted": object_schema({"records": INTEGER, "outcomes": INTEGER, "events": INTEGER}, ["records"]),
+        "deleted": object_schema(
+            {"records": INTEGER, "outcomes": INTEGER, "events": INTEGER, "predictions": INTEGER}, ["records"]
+        ),
     }
 )
 ENTITY_PREDICTIONS = object_schema(

@@ -331,6 +331,20 @@ reap()
 if is_whole(id, 'queued') then place(id, 'cancelled', now()) elseif is_whole(id, 'running') then set(id, 'cancelling', 1) end
 return whole(id)
 
+-- name: delete_of
+local client, sets, gone = ARGV[1], {'finished', 'running'}, {}
+for _, operation in ipairs(redis.call('SMEMBERS', prefix .. 'operations')) do table.insert(sets, 'due:' .. operation) end
+for _, set in ipairs(sets) do
+  for _, id in ipairs(redis.call('ZRANGE', prefix .. set, 0, -1)) do
+    if get(id, 'client') == client then
+      if set ~= 'finished' then place(id, 'cancelled', now()) end
+      remove(id)
+      table.insert(gone, id)
+    end
+  end
+end
+return gone
+
 -- name: get
 return whole(ARGV[1])
 

@@ -191,6 +191,9 @@ class RedisJobStore:
         removed: int = await self._run("prune", older_than, keep, keep_bytes, PRUNE_AT_ONCE)
         return removed
 
+    async def delete_of(self, client: str) -> list[str]:
+        return [job_id.decode() for job_id in await self._run("delete_of", client)]
+
     async def schedules(self) -> Mapping[str, ScheduleRecord]:
         return records_from(await self._run("schedules"))
 

@@ -207,6 +207,15 @@ class SQLiteJobStore:
         row = _one(connection, "result", id=job_id, chunk=chunk)
         return None if row is None else bytes(row["data"])
 
+    async def delete_of(self, client: str) -> list[str]:
+        deleted = await self._delete_of(client)
+        await self._database.erase()
+        return deleted
+
+    @writes
+    def _delete_of(self, connection: Connection, client: str) -> list[str]:
+        return [row["id"] for row in connection.execute(_sql("delete_of"), (client,))]
+
     @reads
     def counts(self, connection: Connection) -> Counts:
         states = dict(tuple(row) for row in connection.execute(_sql("count_by_state")))

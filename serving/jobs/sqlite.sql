@@ -196,6 +196,9 @@ delete from jobs where number in (
 -- name: remove
 delete from jobs where id = :id
 
+-- name: delete_of
+delete from jobs where client = ? returning id
+
 -- name: schedules
 select * from schedules
 

@@ -126,6 +126,13 @@ class JobStore(Protocol):
         """Return the result of one chunk, or None."""
         ...
 
+    async def delete_of(self, client: str) -> list[str]:
+        """Delete all jobs of a client, the name of a key, whatever their state, with rows and results; their ids.
+
+        A runner that works on one of them learns that it has lost it.
+        """
+        ...
+
     async def counts(self) -> Counts:
         """Count the jobs by state, for metrics."""
         ...

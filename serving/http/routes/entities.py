@@ -24,12 +24,12 @@ from serving.entities.record import (
 )
 from serving.entities.store import EntityStore
 from serving.errors import EntityNotFound, InvalidRequest, NotPermitted, TooManyInstances
-from serving.events.log import EventLog
 from serving.http.body import answer_json, describe_body, read_boolean, read_json, turns_of_client
 from serving.http.edge import note
 from serving.http.keys import Key, key_of
 from serving.http.protocols.route import parse_timeout
 from serving.http.sse import EventStream, LastEventId, Streams
+from serving.monitoring.predictions.erasure import Erasure
 from serving.predict.json_body import LargeBodyDecoder
 from serving.predict.pieces import Turns
 from serving.service import Service
@@ -177,7 +177,7 @@ def entities_router(service: Service, streams: Streams) -> APIRouter:
 
     _add_events(router, service, streams)
     _add_listings(router, service.shared.entities)
-    _add_deletions(router, service.shared.entities, service.shared.events)
+    _add_deletions(router, service.shared.entities, service.erasure)
     return router
 
 
@@ -208,14 +208,14 @@ def _names(models: str | None, key: Key) -> list[str] | None:
 def _add_listings(router: APIRouter, entities: EntityStore) -> None:
     @router.get("", summary="Entities that have records, by name")
     async def list_entities(limit: Limit = None, after: After = "", kind: Kind = None) -> Response:
-        count = _page(limit)
+        count = page_of(limit)
         found = await entities.entities(count, after, None if kind is None else check_kind(kind))
         return answer_json({"entities": found, "next": found[-1].entity if len(found) == count else None})
 
     @router.get("/{entity}/records", summary="Records, newest first")
     async def list_records(entity: str, limit: Limit = None, after: After = "") -> Response:
         check_entity(entity)
-        count = _page(limit)
+        count = page_of(limit)
         found = await entities.newest(entity, count, after or None)
         if not found and not after:
             raise EntityNotFound
@@ -225,7 +225,7 @@ def _add_listings(router: APIRouter, entities: EntityStore) -> None:
         return answer_json({"entity": entity, "kind": kind, "records": records, "next": following})
 
 
-def _add_deletions(router: APIRouter, entities: EntityStore, events: EventLog) -> None:
+def _add_deletions(router: APIRouter, entities: EntityStore, erasure: Erasure) -> None:
     """Routes that delete: with a key of scope `write` what it has stored itself, with one of scope `admin` all."""
 
     async def check_deleted(entity: str, count: int) -> None:
@@ -233,14 +233,15 @@ def _add_deletions(router: APIRouter, entities: EntityStore, events: EventLog) -
         if not count:
             raise NotPermitted(OWN_ONLY, "admin") if await entities.newest(entity, 1) else EntityNotFound
 
-    @router.delete("/{entity}", summary="Delete all that is kept of an entity: records, outcomes, events")
+    @router.delete(
+        "/{entity}", summary="Delete all that is kept of an entity: records, outcomes, events, logged predictions"
+    )
     async def delete(entity: str, request: Request) -> Response:
         check_entity(entity)
-        deleted = await entities.delete_entity(entity, _deletes_of(key_of(request.scope)))
-        is_gone = not await entities.newest(entity, 1)
-        dropped = await events.drop(topic_of(entity)) if is_gone else 0
-        await check_deleted(entity, deleted.records + deleted.outcomes + dropped)
-        return answer_json({"entity": entity, "deleted": {**asdict(deleted), "events": dropped}})
+        erased = await erasure.of_entity(entity, deletes_of(key_of(request.scope)))
+        await check_deleted(entity, erased.total)
+        deleted = {name: count for name, count in asdict(erased).items() if name != "jobs"}
+        return answer_json({"entity": entity, "deleted": deleted})
 
     @router.delete("/{entity}/records", summary="Delete records")
     async def delete_records(
@@ -250,13 +251,13 @@ def _add_deletions(router: APIRouter, entities: EntityStore, events: EventLog) -
     ) -> Response:
         check_entity(entity)
         moment = None if before is None else parse_time(before)
-        deleted = await entities.delete_records(entity, moment, _deletes_of(key_of(request.scope)))
+        deleted = await entities.delete_records(entity, moment, deletes_of(key_of(request.scope)))
         if moment is None:
             await check_deleted(entity, deleted)
         return answer_json({"entity": entity, "deleted": {"records": deleted}})
 
 
-def _deletes_of(key: Key) -> str | None:
+def deletes_of(key: Key) -> str | None:
     """The only writer whose records and outcomes a key may delete; None if it may delete those of all."""
     return None if "admin" in key.scopes else key.name
 
@@ -285,5 +286,6 @@ def _count(text: str | None) -> int | None:
     return int(text)
 
 
-def _page(text: str | None) -> int:
+def page_of(text: str | None) -> int:
+    """The items of a page. Raises InvalidRequest."""
     return min(_count(text) or PAGE, PAGE)

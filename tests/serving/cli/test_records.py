@@ -51,7 +51,7 @@ def test_all_that_is_kept_of_an_entity_is_shown_and_deleted(
     assert [line["record"]["id"] for line in lines[:3]] == ["2", "1", "0"]
     assert lines[3]["outcome"]["entity"] == "a"
     assert run(settings, "delete", "a") == 0
-    assert capsys.readouterr().out == "a: deleted 3 records, 1 outcomes, 1 events\n"
+    assert capsys.readouterr().out == "a: deleted 3 records, 1 outcomes, 1 events, 0 logged predictions, 0 jobs\n"
     assert run(settings, "show", "a") == 1
     assert "nothing is kept of a" in capsys.readouterr().err
     assert run(settings, "show", "b") == 0

@@ -290,6 +290,18 @@ async def test_an_entity_is_deleted_with_all_that_is_about_it(store: EntityStore
     assert len(await store.newest("b", 9)) == 1
 
 
+async def test_all_that_a_writer_has_stored_is_deleted(store: EntityStore) -> None:
+    await store.add_records([record(0), record(0, "b")], writer="w")
+    await store.add_records([record(1), record(0, "c")], writer="v")
+    await store.add_outcomes([outcome(0), outcome(1)], "w")
+    await store.add_outcomes([outcome(2)], "v")
+    entities, deleted = await store.delete_writer("w")
+    assert (sorted(entities), deleted) == (["a", "b"], Deleted(records=2, outcomes=2))
+    assert [len(await store.newest(name, 9)) for name in "abc"] == [1, 0, 1]
+    assert len(await store.outcomes("m", 9)) == 1
+    assert await store.delete_writer("w") == ([], Deleted(records=0, outcomes=0))
+
+
 async def test_writers_of_one_entity_at_once_never_exceed_its_bound(open_store: Open) -> None:
     stores = [open_store() for _ in range(3)]
     batches = [[record(10 * n + m) for m in range(4)] for n in range(6)]

@@ -44,6 +44,9 @@ class FlakyStore:
     async def delete_entity(self, entity: str, writer: str | None = None) -> Deleted:
         raise NotImplementedError
 
+    async def delete_writer(self, writer: str) -> tuple[list[str], Deleted]:
+        raise NotImplementedError
+
     async def newest(self, entity: str, limit: int, after: str | None = None) -> list[Record]:
         await self.probe()
         assert after is None

@@ -669,3 +669,24 @@ async def test_equal_keys_of_two_clients_are_two_jobs(store: JobStore) -> None:
     jobs = [await store.submit(asked.of(client)) for client in ("", "a", "b", "a")]
     assert len({job.id for job in jobs}) == 3
     assert jobs[1] == jobs[3]
+
+
+async def test_all_jobs_of_a_client_are_deleted_and_no_others(store: JobStore) -> None:
+    mine = {"client": "c", "account": "key:c"}
+    finished = await store.submit(job_request(**mine, idempotency_key="once"))
+    await complete(store, await claimed(store))
+    running = await store.submit(job_request(**mine))
+    assert (await claimed(store)).id == running.id
+    queued = await store.submit(job_request(**mine, unique_key="u"))
+    other = await store.submit(job_request(client="d", account="key:d"))
+    assert sorted(await store.delete_of("c")) == sorted([finished.id, running.id, queued.id])
+    for job in (finished, running, queued):
+        with pytest.raises(JobNotFound):
+            await store.get(job.id)
+    assert await store.heartbeat(running.id, "a", LEASE) == "lost"
+    assert await store.result(finished.id, 0) is None
+    assert await store.get(other.id) == other
+    counts = await store.counts()
+    assert (counts.queued, counts.running, counts.done, counts.cancelled) == (1, 0, 0, 0)
+    assert (await store.submit(job_request(**mine, idempotency_key="once"))).id != finished.id
+    assert await store.delete_of("nobody") == []
