@@ -277,30 +277,15 @@ def open_file(descriptor: int) -> pa.NativeFile:
     return pa.memory_map(f"/dev/fd/{descriptor}")
 
 
-Line = Sequence[Any]
-
-
 class TableWriter:
-    """Writes answers as a table of flat columns, whose types are those of the first answers; a context manager."""
+    """Writes a table of flat columns, whose types are those of the first values; a context manager."""
 
-    def __init__(
-        self,
-        file: IO[bytes],
-        kind: Format,
-        columns: Sequence[str],
-        lines: Callable[[Any], Iterator[Line]],
-        group_rows: int,
-    ) -> None:
-        """`lines` makes of one answer the lines of the table, without the number of the instance in front.
-
-        A row group of a Parquet file has `group_rows`, or some more.
-        """
+    def __init__(self, file: IO[bytes], kind: Format, names: Sequence[str], group_rows: int) -> None:
+        """A row group of a Parquet file has `group_rows`, or some more."""
         self._file = file
         self._kind = kind
-        self._columns = columns
-        self._lines = lines
+        self._names = names
         self._group_rows = group_rows
-        self._instances = 0
         self._writer: Any = None
         self._waiting: list[pa.RecordBatch] = []
 
@@ -312,11 +297,8 @@ class TableWriter:
         if self._writer is not None:
             self._writer.close()
 
-    def write(self, answers: Sequence[Any]) -> None:
-        """Add answers, which are at least one."""
-        lines = [[number, *line] for number, one in enumerate(answers, self._instances) for line in self._lines(one)]
-        self._instances += len(answers)
-        columns = list(zip(*lines, strict=True))
+    def write(self, columns: Sequence[Sequence[Any]]) -> None:
+        """Add lines, at least one, as columns of JSON values."""
         if self._writer is None:
             self._begin(columns)
         arrays = [_array(values, field.type) for values, field in zip(columns, self._schema, strict=True)]
@@ -325,7 +307,7 @@ class TableWriter:
             self._flush()
 
     def _begin(self, columns: Sequence[Sequence[Any]]) -> None:
-        self._schema = pa.schema(list(zip(self._columns, map(_type_of, columns), strict=True)))
+        self._schema = pa.schema(list(zip(self._names, map(_type_of, columns), strict=True)))
         self._writer = (
             pa.ipc.new_stream(self._file, self._schema)
             if self._kind == "arrow"

@@ -6,7 +6,7 @@ import asyncio
 import csv
 import io
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -40,14 +40,14 @@ async def json_result(store: JobStore, job: Job, model: LoadedModel | None) -> A
 async def csv_result(store: JobStore, job: Job) -> AsyncIterator[bytes]:
     """A header, then a line for each prediction, or for each instance and class explained."""
     parameters = parameters_of(job)
-    columns, lines = table(job.operation, parameters)
-    yield _csv([columns])
+    names, columns_of = table(job.operation, parameters)
+    yield _csv([names])
     instance = 0
     async for chunk in whole_result(store, job):
         answers = msgspec.json.decode(b"[" + chunk + b"]")
         # it takes a few milliseconds, for which the event loop should not stop
-        numbered = enumerate(answers, instance)
-        yield await asyncio.to_thread(_csv, ([number, *line] for number, answer in numbered for line in lines(answer)))
+        lines = zip(*columns_of(answers, instance), strict=True)
+        yield await asyncio.to_thread(_csv, lines)
         instance += len(answers)
 
 
@@ -84,12 +84,12 @@ async def whole_result(store: JobStore, job: Job) -> AsyncIterator[bytes]:
         yield chunk
 
 
-Lines = Callable[[Any], Iterator[list[Any]]]
-"""Turns one answer into its lines, without the number of its instance."""
+Columns = Callable[[Sequence[Any], int], Sequence[Sequence[Any]]]
+"""Turns answers, at least one, and the number of the first instance, into the columns of a table."""
 
 
-def table(operation: str, parameters: RowParameters) -> tuple[list[str], Lines]:
-    """The columns of a result, and what makes its lines."""
+def table(operation: str, parameters: RowParameters) -> tuple[list[str], Columns]:
+    """The names of the columns of a result, and what makes them; the first is the number of the instance."""
     if operation == "explain":
         head = [*(["target"] if _has_targets(parameters) else []), *(["class"] if _has_classes(parameters) else [])]
         return ["instance", *head, "output", "base_value", *parameters.explained_columns()], _explained(parameters)
@@ -98,15 +98,15 @@ def table(operation: str, parameters: RowParameters) -> tuple[list[str], Lines]:
     if not named:
         (target,) = parameters.targets or (Target(name="", classes=parameters.labels),)
         columns = _columns(parameters, target, "")
-    paths = [path for _, path in columns]
 
-    def lines(answer: Any) -> Iterator[list[Any]]:
-        yield [_cell(answer, path) for path in paths]
+    def predicted(answers: Sequence[Any], first: int) -> Sequence[Sequence[Any]]:
+        return [range(first, first + len(answers)), *(_cells(answers, path) for _, path in columns)]
 
-    return ["instance", *(name for name, _ in columns)], lines
+    return ["instance", *(name for name, _ in columns)], predicted
 
 
-def _explained(parameters: RowParameters) -> Lines:
+def _explained(parameters: RowParameters) -> Columns:
+    """Of each output a line."""
     targets, classes = _has_targets(parameters), _has_classes(parameters)
     features = parameters.explained_columns()
 
@@ -117,7 +117,11 @@ def _explained(parameters: RowParameters) -> Lines:
                 head = [*([name] if targets else []), *([label] if classes else [])]
                 yield [*head, item["output"], item["base_value"], *values]
 
-    return lines
+    def explained(answers: Sequence[Any], first: int) -> Sequence[Sequence[Any]]:
+        numbered = enumerate(answers, first)
+        return list(zip(*([number, *line] for number, answer in numbered for line in lines(answer)), strict=True))
+
+    return explained
 
 
 def _has_targets(parameters: RowParameters) -> bool:
@@ -152,19 +156,21 @@ def _columns(parameters: RowParameters, target: Target, prefix: str) -> list[tup
     return [*columns, *([("set", ("set",))] if bounded else [])]
 
 
-def _cell(answer: Any, path: Path) -> Any:
-    """The value at a path: the label of an object, a set of labels as JSON; None where there is none."""
+def _cells(answers: Sequence[Any], path: Path) -> Sequence[Any]:
+    """The value of each answer at a path: the label of an object, a set of labels as JSON; None where there is none."""
+    cells = answers
     for key in path:
-        if isinstance(answer, dict):
-            answer = answer.get(key)
-        elif isinstance(answer, list) and isinstance(key, int):
-            answer = answer[key]
-    if isinstance(answer, dict):
-        return answer.get("label")
-    return msgspec.json.encode(answer).decode() if isinstance(answer, list) else answer
+        if isinstance(key, int):
+            cells = [cell[key] if isinstance(cell, list) else cell for cell in cells]
+        else:
+            cells = [cell.get(key) if isinstance(cell, dict) else cell for cell in cells]
+    if any(isinstance(cell, dict | list) for cell in cells):
+        cells = [cell.get("label") if isinstance(cell, dict) else cell for cell in cells]
+        cells = [msgspec.json.encode(cell).decode() if isinstance(cell, list) else cell for cell in cells]
+    return cells
 
 
-def _csv(rows: Iterable[list[Any]]) -> bytes:
+def _csv(rows: Iterable[Sequence[Any]]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(map(_defuse, row) for row in rows)
     return text.getvalue().encode()

@@ -140,14 +140,17 @@ class TableTools:
         from registry.rows.arrow import TableWriter
 
         target = msgspec.msgpack.decode(payload, type=AnswerFile)
-        columns, lines = table(target.operation, target.parameters)
+        names, columns_of = table(target.operation, target.parameters)
+        instances = 0
         with (
             open(files[0], "rb", closefd=False) as source,
             open(files[1], "wb", closefd=False) as file,
-            TableWriter(file, target.format, columns, lines, GROUP_ROWS) as writer,
+            TableWriter(file, target.format, names, GROUP_ROWS) as writer,
         ):
             for size in target.sizes:
-                writer.write(msgspec.json.decode(b"[%b]" % source.read(size)))
+                answers = msgspec.json.decode(b"[%b]" % source.read(size))
+                writer.write(columns_of(answers, instances))
+                instances += len(answers)
         return b""
 
 

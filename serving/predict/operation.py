@@ -108,7 +108,9 @@ class Operation:
     def answer(self, rows: Rows, selection: Selection) -> Answers:
         """One answer a row, of shape (rows, features); `selection` fits the model. Raises ModelFailed."""
         try:
-            return self.model.outputs(rows) if self.is_raw else self._answer(rows, selection)
+            if self.is_raw:
+                return self.model.outputs(rows)
+            return [_encode(one) for one in self._answers(rows, selection)]
         except ModelFailed:
             raise
         except Exception as error:
@@ -117,14 +119,12 @@ class Operation:
 
     def answer_call(self, payload: bytes) -> bytes:
         """The function that an executor runs: a payload of `encode_rows` -> a JSON array of one answer a row."""
-        return b"[" + b",".join(self._answer(*decode_rows(payload))) + b"]"
+        return _encode(self._answers(*decode_rows(payload)))
 
-    def _answer(self, rows: Rows, selection: Selection) -> list[bytes]:
+    def _answers(self, rows: Rows, selection: Selection) -> list[Any]:
         if self.verb == "predict":
-            answers = self.model.predict(rows, selection.coverage)
-        else:
-            answers = self.model.explain(rows, selection)
-        return [_encode(one) for one in answers]
+            return self.model.predict(rows, selection.coverage)
+        return self.model.explain(rows, selection)
 
 
 def answer_bytes(model: LoadedModel, verb: Verb, selection: Selection) -> int:

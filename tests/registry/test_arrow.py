@@ -218,9 +218,9 @@ def test_types_of_a_result_are_those_of_its_first_answers() -> None:
     for kind in ("parquet", "arrow"):
         file = io.BytesIO()
         file.close = lambda: None  # type: ignore[method-assign]
-        with TableWriter(file, kind, ["instance", "a", "b", "c", "d"], lambda line: iter([line]), 2) as writer:
-            writer.write([[1, "x", True, None]])
-            writer.write([[2, None, False, 1.5], [3, "y", None, None]])
+        with TableWriter(file, kind, ["instance", "a", "b", "c", "d"], 2) as writer:
+            writer.write([range(1), [1], ["x"], [True], [None]])
+            writer.write([range(1, 3), [2, 3], [None, "y"], [False, None], [1.5, None]])
         content = io.BytesIO(file.getvalue())
         found = pq.read_table(content) if kind == "parquet" else pa.ipc.open_stream(content).read_all()
         assert [str(field.type) for field in found.schema] == ["int64", "int64", "string", "bool", "double"]

@@ -105,8 +105,9 @@ async def test_table_of_explained_targets_has_a_line_for_each() -> None:
         targets=targets,
         shown=("xy", "z"),
     )
-    columns, lines = table("explain", parameters)
+    names, columns_of = table("explain", parameters)
     plain = {"output": 3.0, "base_value": 1.0, "values": {"xy": 2.5, "z": -0.5}}
     answer = {"targets": {"a": plain, "b": plain | {"label": "yes"}}}
-    assert columns == ["instance", "target", "class", "output", "base_value", "xy", "z"]
-    assert list(lines(answer)) == [["a", None, 3.0, 1.0, 2.5, -0.5], ["b", "yes", 3.0, 1.0, 2.5, -0.5]]
+    assert names == ["instance", "target", "class", "output", "base_value", "xy", "z"]
+    lines = list(zip(*columns_of([answer], 7), strict=True))
+    assert lines == [(7, "a", None, 3.0, 1.0, 2.5, -0.5), (7, "b", "yes", 3.0, 1.0, 2.5, -0.5)]
