@@ -6,8 +6,8 @@ ServingError
 │   MethodNotAllowed, NoDefaultModel, NotAuthorized, NotPermitted,
 │   RouteNotFound                                                       the request is wrong
 ├── InvalidRecord                                                       what is stored cannot be used
-├── JobNotFound, JobUnfinished, EntityNotFound, PredictionNotFound, NoCandidate
-│                                                                       nothing is there, or not yet
+├── JobNotFound, JobUnfinished, EntityNotFound, PredictionNotFound, NoCandidate,
+│   ScheduleNotFound, WorkerNotFound                                    nothing is there, or not yet
 ├── Overloaded, TooManyRequests, TooManyBytes, BodiesFull, TooManyStreams, QueueFull, DataQueueFull, StoreUnavailable,
 │   StoreFull, ExecutorGone                                             the same request may succeed later
 ├── DeadlineExceeded, MemoryExceeded, CallFailed                        a computation was given up
@@ -95,6 +95,20 @@ class RouteNotFound(ServingError):
 
     def __init__(self) -> None:
         super().__init__("Not Found")
+
+
+class ScheduleNotFound(ServingError):
+    """There is no schedule of that name."""
+
+    def __init__(self) -> None:
+        super().__init__("there is no schedule of that name")
+
+
+class WorkerNotFound(ServingError):
+    """No web worker of this service has that process id."""
+
+    def __init__(self) -> None:
+        super().__init__("no web worker of this service has that process id")
 
 
 class JobNotFound(ServingError):

@@ -32,6 +32,8 @@ ERRORS: dict[HTTPStatus, tuple[type[Exception], ...]] = {
         model_errors.VersionNotFound,
         model_errors.NotYetLoaded,
         errors.JobNotFound,
+        errors.ScheduleNotFound,
+        errors.WorkerNotFound,
         errors.EntityNotFound,
         errors.NoCandidate,
         errors.PredictionNotFound,

@@ -341,6 +341,13 @@ CANARY = object_schema(
     },
     ["model", "version", "percent", "is_on", "versions"],
 )
+DRAINING = object_schema({"status": {"const": "draining"}, "pid": INTEGER})
+SCHEDULE = object_schema(
+    {"name": STRING, "when": STRING, "action": STRING, "paused": BOOLEAN, "next": MAYBE_STRING, "last": MAYBE_STRING}
+)
+LOGGED = object_schema(
+    {"events": array_of(object_schema({"time": STRING, "level": STRING, "pid": INTEGER, "event": STRING}))}
+)
 METRICS = object_schema(
     {
         "time": STRING,

@@ -141,6 +141,8 @@ class ScheduleRecord:
     job: str = ""
     """The id of the last job."""
     counts: ScheduleCounts = ScheduleCounts()
+    paused: bool = False
+    """What is due meanwhile is passed over."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -239,6 +239,14 @@ redis.call('HSET', record, 'last', upto)
 for i = 6, request - 1, 2 do redis.call('HINCRBY', record, ARGV[i], ARGV[i + 1]) end
 return redis.call('HGETALL', record)
 
+-- name: pause
+local name, paused = ARGV[1], ARGV[2]
+local record = prefix .. 'schedule:' .. name
+redis.call('SADD', prefix .. 'schedules', name)
+redis.call('HSETNX', record, 'last', text(now()))
+redis.call('HSET', record, 'paused', paused)
+return redis.call('HGETALL', record)
+
 -- name: schedules
 local all = {}
 for _, name in ipairs(redis.call('SMEMBERS', prefix .. 'schedules')) do

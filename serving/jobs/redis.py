@@ -206,6 +206,12 @@ class RedisJobStore:
             raise QueueFull(RETRY_AFTER_SECONDS, FULL[answer])
         return None if answer is None else _record(answer)
 
+    async def pause(self, schedule: str, *, paused: bool) -> ScheduleRecord:
+        record = _record(await self._run("pause", schedule, int(paused)))
+        if record is None:
+            raise StoreUnavailable("the record of the schedule is damaged")
+        return record
+
     def _job(self, flat: Sequence[bytes] | None) -> Job | None:
         """The job of a record, if there is one that was signed by a service with our secret."""
         if not flat:

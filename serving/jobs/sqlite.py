@@ -52,7 +52,7 @@ def jobs_database(directory: Path, *, busy_seconds: float = 5.0) -> Database:
     """Return `jobs.db`, unopened: jobs, since schema 2 events (before in `events.db`), since schema 3 schedules."""
     take_events = partial(create_tables, old_file=directory / "events.db")
     first: tuple[Migration, ...] = (_sql("schema_1"), take_events)
-    migrations = (*first, *(_sql(f"schema_{number}") for number in (3, 4, 5, 6)))
+    migrations = (*first, *(_sql(f"schema_{number}") for number in (3, 4, 5, 6, 7)))
     return Database(directory / "jobs.db", migrations, busy_seconds=busy_seconds)
 
 
@@ -246,6 +246,10 @@ class SQLiteJobStore:
         job, counts = self._fire(connection, firing, before=row["job"] if row else "")
         settled = {"name": firing.schedule, "last": firing.upto, "job": job, **asdict(counts)}
         return record_from(dict(_one(connection, "settle", **settled)))
+
+    @writes
+    def pause(self, connection: Connection, schedule: str, *, paused: bool) -> ScheduleRecord:
+        return record_from(dict(_one(connection, "pause", name=schedule, now=self._clock(), paused=int(paused))))
 
     def _fire(self, connection: Connection, firing: Firing, before: str) -> tuple[str, ScheduleCounts]:
         """Submit the job; the schedule's latest job, and what to add to its counts."""

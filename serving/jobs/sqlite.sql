@@ -85,6 +85,9 @@ update jobs set
 drop index jobs_waiting_of_client;
 create index jobs_unfinished on jobs (account, state, input_bytes) where finished is null;
 
+-- name: schema_7
+alter table schedules add column paused integer not null default 0;
+
 -- name: same_job
 select * from (
     select 1 as rank, * from jobs where idempotency_key = :idempotency_key and idempotency_key <> ''
@@ -204,6 +207,11 @@ select * from schedules
 
 -- name: schedule
 select * from schedules where name = :name
+
+-- name: pause
+insert into schedules (name, last, paused) values (:name, :now, :paused)
+on conflict (name) do update set paused = excluded.paused
+returning *
 
 -- name: settle
 insert into schedules (name, last, job, fired, missed, coalesced, overlaps_prevented, failed, overlap_incidents)

@@ -157,6 +157,10 @@ class JobStore(Protocol):
         """
         ...
 
+    async def pause(self, schedule: str, *, paused: bool) -> ScheduleRecord:
+        """Keep whether a schedule is paused; the new record, which counts from now if there was none."""
+        ...
+
     async def prune(self, older_than: float, keep: int, keep_bytes: int) -> int:
         """Remove jobs that ended `older_than` seconds ago, and those beyond `keep`, or `keep_bytes` of results.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -61,6 +62,26 @@ def read_age(pid: int) -> float:
 def child_pids(pid: int) -> list[int]:
     """The direct children of a process. Raises OSError when it is gone."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def drain_worker(pid: int) -> bool:
+    """Have a web worker beside this process drain and end; False if there is none of that id.
+
+    The descriptor comes first: by now the id may be that of another process.
+    """
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return False
+    try:
+        if name_of(os.getpid()) != WEB or pid not in child_pids(os.getppid()) or name_of(pid) != WEB:
+            return False
+        signal.pidfd_send_signal(descriptor, signal.SIGTERM)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def descendants(pid: int) -> list[int]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import structlog
 
-from serving.errors import QueueFull, StoreUnavailable
+from serving.errors import QueueFull, ScheduleNotFound, StoreUnavailable
 from serving.jobs.job import Firing, ScheduleCounts, ScheduleRecord
 from serving.jobs.store import JobStore
 from serving.schedules.parse import Schedule
@@ -105,6 +105,9 @@ class Scheduler:
         due = find_due(schedule.when, record.last, now, schedule.grace)
         if due is None:
             return schedule.when.after(record.last)
+        if record.paused:
+            await self._store.fire(Firing(schedule.name, record.last, due.upto))
+            return schedule.when.after(due.upto)
         firing = Firing(
             schedule.name, record.last, due.upto, ScheduleCounts(missed=due.missed, coalesced=due.coalesced)
         )
@@ -120,6 +123,21 @@ class Scheduler:
         if record is not None:
             log.warning("Last firing of a schedule is in the future", schedule=schedule.name, last=record.last)
         await self._store.fire(Firing(schedule.name, None if record is None else record.last, now))
+
+    async def pause(self, name: str, *, paused: bool) -> dict[str, Any]:
+        """Have all schedulers pass over what is due of a schedule, until it goes on; its row in the timetable.
+
+        Raises ScheduleNotFound, StoreUnavailable.
+        """
+        schedule = next((one for one in self._schedules if one.name == name), None)
+        if schedule is None:
+            raise ScheduleNotFound
+        record = await self._store.pause(name, paused=paused)
+        if paused:
+            log.info("Schedule paused", schedule=name)
+        else:
+            log.info("Schedule resumed", schedule=name)
+        return _row(schedule, record, self._clock())
 
     async def timetable(self) -> list[dict[str, Any]]:
         """A JSON object for each schedule; without last firing and counts while the store is unavailable."""
@@ -162,7 +180,8 @@ def _row(schedule: Schedule, record: ScheduleRecord | None, now: float) -> dict[
         "when": str(schedule.when),
         "action": schedule.text,
         "grace_seconds": schedule.grace,
-        "next": _iso(schedule.when.after(now)),
+        "paused": record is not None and record.paused,
+        "next": None if record is not None and record.paused else _iso(schedule.when.after(now)),
         "last": None if record is None else _iso(record.last),
         **({} if record is None else asdict(record.counts)),
     }

@@ -18,6 +18,7 @@ import msgspec
 import structlog
 
 from serving.errors import OutboundFailed
+from serving.shared.log_tail import LogTail
 from serving.shared.rate_table import Rate, RateTable
 from serving.storage.http import Call, Outbound
 
@@ -62,6 +63,7 @@ class Alerts:
     def __init__(self, outbound: Outbound, url: str, form: Form, *, name: str) -> None:
         """`url` is secret; without one alerts are only logged. Messages begin with `name`."""
         self.outbound = outbound
+        self.tail = LogTail()
         self._url = url
         self._form: Form = form
         self._name = name
@@ -92,7 +94,9 @@ class Alerts:
         self._queue(kind, message)
 
     def watch(self, _logger: Any, level: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        """A structlog processor that alerts on the events of ALERTED."""
+        """A structlog processor that keeps warnings and errors, and alerts on the events of ALERTED."""
+        if level in LEVELS:
+            self.tail.note(level, event)
         if level in LEVELS and (kind := ALERTED.get(event["event"])) is not None:
             details = ", ".join(f"{name}={value}" for name, value in event.items() if name in DETAILS)
             self._queue(kind, f"{event['event']} ({details})" if details else event["event"])

@@ -96,6 +96,10 @@ OPERATIONS: Mapping[str, str] = {
     "POST /api/admin/models/{model}/versions/{version}:promote": "admin",
     "POST /api/admin/models/{model}/versions/{version}:canary": "admin",
     "POST /api/admin/models/{model}:train": "admin",
+    "POST /api/admin/workers/{pid}:drain": "admin",
+    "POST /api/admin/schedules/{name}:pause": "admin",
+    "POST /api/admin/schedules/{name}:resume": "admin",
+    "GET /api/admin/log": "admin",
 }
 """The scope of every operation. A new route needs a line here, and a scope in `serving/http/keys.py`."""
 

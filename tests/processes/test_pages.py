@@ -6,7 +6,9 @@ import os
 import re
 import shutil
 import signal
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -54,7 +56,8 @@ def shown(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     sample = pd.DataFrame({"size": [0.0, 10.0, 30.0]})
     doubled = LinearRegression().fit(sample, 2 * sample["size"])
     add_trained(root, "doubled", Trained(estimator=doubled, sample=sample), entities=True)
-    with Service({"MODEL_DIR": str(root), "ADMIN_TOKEN": ADMIN_TOKEN}) as service:
+    schedules = "nightly: 0 3 1 1 *: reload"
+    with Service({"MODEL_DIR": str(root), "ADMIN_TOKEN": ADMIN_TOKEN, "SCHEDULES": schedules}) as service:
         yield service
 
 
@@ -250,14 +253,68 @@ def test_the_page_of_the_service_is_live(visitor: Visit, shown: Service) -> None
     settle(visitor, "/admin")
     page = visitor.page
     shown_pids = page.locator("table.processes th .number")
-    expect(shown_pids).to_have_count(1 + len(shown.workers) + len(shown.runners) + len(shown.schedulers))
+    children = len(shown.workers) + len(shown.runners) + len(shown.schedulers)
+    expect(shown_pids).to_have_count(1 + children)
     assert {str(pid) for pid in shown.workers} <= set(shown_pids.all_inner_texts())
     old = shown.workers[0]
     os.kill(old, signal.SIGKILL)
     expect(page.get_by_text(str(old), exact=True)).to_have_count(0)
-    expect(page.locator("table.processes .child")).to_have_count(3)
+    expect(page.locator("table.processes .child")).to_have_count(children)
     expect(page.locator("[data-name='all']")).not_to_have_text("\N{EN DASH}")
     visitor.complaints.clear()  # the worker that was killed may have held a request
+
+
+def test_a_worker_drains_and_no_request_is_lost(visitor: Visit, shown: Service) -> None:
+    unlock(visitor)
+    settle(visitor, "/admin")
+    page, old = visitor.page, shown.workers[0]
+    body = {"instances": [shown.get("/v1/models/wine")["example"]]}
+    gone = threading.Event()
+    statuses: list[int] = []
+
+    def ask() -> None:
+        with httpx.Client(base_url=shown.address, trust_env=False) as client:
+            while not gone.is_set():
+                statuses.append(client.post("/v1/models/wine:predict", json=body).status_code)
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask) for _ in range(4)]
+        try:
+            row = page.locator("tr", has=page.get_by_text(str(old), exact=True))
+            row.get_by_role("button", name="Drain").click()
+            expect(page.get_by_role("dialog")).to_contain_text(f"Drain worker {old}?")
+            page.get_by_role("button", name="Yes").click()
+            expect(page.locator(".notice")).to_have_text(f"Worker {old} drains.")
+            expect(page.get_by_text(str(old), exact=True)).to_have_count(0)
+        finally:
+            gone.set()
+    assert [one.exception() for one in asking] == [None] * 4
+    assert set(statuses) == {200}
+    assert old not in shown.workers
+    for stranger in (old, os.getpid(), 1, shown.runners[0], 0, "x"):
+        assert ask_admin(shown, f"workers/{stranger}:drain")[0] == 404
+
+
+def test_a_schedule_is_paused_and_resumed(visitor: Visit, shown: Service) -> None:
+    unlock(visitor)
+    settle(visitor, "/admin")
+    page = visitor.page
+    page.get_by_role("button", name="Pause").click()
+    page.get_by_role("button", name="Yes").click()
+    expect(page.get_by_text("reload, paused")).to_be_visible()
+    page.reload()
+    page.get_by_role("button", name="Resume").click()
+    page.get_by_role("button", name="Yes").click()
+    expect(page.get_by_text("reload, next")).to_be_visible()
+    assert ask_admin(shown, "schedules/none:pause")[0] == 404
+
+
+def test_warnings_of_all_processes_are_shown(visitor: Visit, shown: Service) -> None:
+    """The master logs that a runner has died, and any worker shows it."""
+    unlock(visitor)
+    os.kill(shown.runners[0], signal.SIGKILL)
+    settle(visitor, "/admin")
+    expect(visitor.page.get_by_role("rowheader", name="Runner died").first).to_be_visible()
 
 
 def test_a_version_is_promoted_and_rolled_back(visitor: Visit, shown: Service) -> None:

@@ -18,6 +18,9 @@ from serving.status.snapshot import Snapshot
 from serving.storage.background import Recent
 
 FAILED = frozenset({"500", "501", "504", "other"})
+MAX_EVENTS = 20
+"""Of the log that are shown."""
+
 SHED = frozenset({"429", "503"})
 """Statuses of requests that were refused because there were too many."""
 
@@ -59,6 +62,7 @@ def _add_service(router: APIRouter, service: Service, views: Views) -> None:
             shed=sum(count for status, count in responses.items() if status in SHED),
             hits=1 - (rows["miss"] + rows["coalesced"]) / found if found else None,
             processes=processes,
+            events=service.shared.alerts.tail.events()[:MAX_EVENTS],
             limit=limit,
             most=max(one["private_bytes"] + one["shared_bytes"] for one in processes) if processes else 1,
         )

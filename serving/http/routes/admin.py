@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,21 @@ from registry.errors import VersionNotFound, VersionRefused
 from registry.registry import Registry
 from registry.store import aliases
 from registry.store.aliases import Aliases
-from serving.errors import ReloadRefused
+from serving.errors import ReloadRefused, WorkerNotFound
 from serving.http.edge import account_of
 from serving.http.keys import key_of
 from serving.http.routes.jobs import submitted
 from serving.http.routes.rollout import RELOAD_ANSWERS, RELOAD_SECONDS, add_rollout, reasons_of, reloaded
 from serving.http.sse import EventStream, Frames, Streams, frame, opening
+from serving.process.kernel import drain_worker
 from serving.service import Service
 from serving.status.json import summarize, summarize_drift
 from serving.status.prometheus import expose
 from serving.status.snapshot import Snapshot
 from serving.storage.background import Recent
 from serving.training.job import submit_training, training_request
+
+PID = re.compile("[1-9][0-9]{0,9}")
 
 METRICS_SECONDS = 2.0
 """Between two events of the stream of metrics."""
@@ -48,7 +52,32 @@ def admin_router(service: Service, streams: Streams, snapshots: Recent[Snapshot]
     _add_models(router, service)
     add_rollout(router, service)
     _add_metrics(router, service, streams, snapshots)
+    _add_processes(router, service)
     return router
+
+
+def _add_processes(router: APIRouter, service: Service) -> None:
+    @router.post(
+        "/api/admin/workers/{pid}:drain",
+        summary="Have a web worker finish its requests and end; another takes its place at once",
+        status_code=202,
+    )
+    async def drain(pid: str) -> dict[str, Any]:
+        if not PID.fullmatch(pid) or not drain_worker(int(pid)):
+            raise WorkerNotFound
+        return {"status": "draining", "pid": int(pid)}
+
+    @router.post("/api/admin/schedules/{name}:pause", summary="Pass over what is due of a schedule, until it goes on")
+    async def pause(name: str) -> dict[str, Any]:
+        return await service.scheduler.pause(name, paused=True)
+
+    @router.post("/api/admin/schedules/{name}:resume", summary="Have a paused schedule go on")
+    async def resume(name: str) -> dict[str, Any]:
+        return await service.scheduler.pause(name, paused=False)
+
+    @router.get("/api/admin/log", summary="The last warnings and errors of all processes, the newest first")
+    async def show_log() -> dict[str, Any]:
+        return {"events": service.shared.alerts.tail.events()}
 
 
 def _add_models(router: APIRouter, service: Service) -> None:

@@ -241,6 +241,7 @@ def check_answer(document: dict[str, Any], method: str, path: str, answer: httpx
         jsonschema.validate(answer.json(), resolved(document, content[kind]["schema"]))
 
 
+ADMIN = {"authorization": f"Bearer {ADMIN_TOKEN}"}
 JOBS = "/v1/jobs/{job_id}"
 RECORDS = "/v1/entities/{entity}/records"
 PREDICTIONS = "/v1/entities/{entity}/predictions"
@@ -267,8 +268,8 @@ ASKED: list[tuple[str, str, str, dict[str, Any]]] = [
     ("post", RECORDS, f"{ENTITY}/records", {"json": {}, "headers": {"content-type": "text/plain"}}),
     ("get", RECORDS, f"{ENTITY}/records", {}),
     ("get", "/v1/entities", "/v1/entities", {}),
-    ("delete", RECORDS, f"{ENTITY}/records", {"headers": {"authorization": f"Bearer {ADMIN_TOKEN}"}}),
-    ("delete", "/v1/entities/{entity}", ENTITY, {"headers": {"authorization": f"Bearer {ADMIN_TOKEN}"}}),
+    ("delete", RECORDS, f"{ENTITY}/records", {"headers": ADMIN}),
+    ("delete", "/v1/entities/{entity}", ENTITY, {"headers": ADMIN}),
     ("get", PREDICTIONS, "/v1/entities/nobody/predictions", {}),
     ("get", PREDICTIONS, f"{ENTITY}/predictions?limit=x", {}),
     ("post", OUTCOMES, "/v1/models/wine/outcomes", {"json": {"instances": "WINE", "outcomes": ["class_0"]}}),
@@ -303,9 +304,18 @@ ASKED: list[tuple[str, str, str, dict[str, Any]]] = [
         {},
     ),
     ("post", "/api/admin/models/{model}:train", "/api/admin/models/none:train", {}),
+    *(
+        ("post", f"/api/admin/{path}:{verb}", f"/api/admin/{place}:{verb}", {"headers": ADMIN})
+        for path, place, verb in (
+            ("workers/{pid}", "workers/1", "drain"),
+            ("schedules/{name}", "schedules/none", "pause"),
+            ("schedules/{name}", "schedules/none", "resume"),
+        )
+    ),
+    ("get", "/api/admin/log", "/api/admin/log", {"headers": ADMIN}),
     ("get", "/api/admin/metrics", "/api/admin/metrics", {}),
-    ("get", "/api/admin/metrics", "/api/admin/metrics", {"headers": {"authorization": f"Bearer {ADMIN_TOKEN}"}}),
-    ("get", "/metrics", "/metrics", {"headers": {"authorization": f"Bearer {ADMIN_TOKEN}"}}),
+    ("get", "/api/admin/metrics", "/api/admin/metrics", {"headers": ADMIN}),
+    ("get", "/metrics", "/metrics", {"headers": ADMIN}),
 ]
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 import pytest
 import structlog
 
-from serving.errors import JobNotFound, QueueFull, StoreUnavailable
+from serving.errors import JobNotFound, QueueFull, ScheduleNotFound, StoreUnavailable
 from serving.jobs.job import Firing, Job, JobRequest, ScheduleCounts, ScheduleRecord
 from serving.jobs.store import JobStore
 from serving.schedules.parse import Action, Schedule
@@ -281,3 +281,25 @@ async def test_a_timetable_shows_the_next_and_the_last_time_and_counts(
 
     monkeypatch.setattr(box.jobs, "schedules", unavailable)
     assert "fired" not in (await scheduler.timetable())[0]
+
+
+async def test_what_is_due_of_a_paused_schedule_is_passed_over_by_all_and_not_made_up_for(box: Box) -> None:
+    """The pause is in the store: it outlives those who were told of it."""
+    shown = await box.scheduler(OFTEN).pause("x", paused=True)
+    assert (shown["paused"], shown["next"]) == (True, None)
+    for _ in range(3):
+        box.clock.now += 10
+        await box.turn(OFTEN)
+        assert not await box.work()
+    (row,) = await box.scheduler(OFTEN).timetable()
+    assert row["paused"]
+    shown = await box.scheduler(OFTEN).pause("x", paused=False)
+    assert not shown["paused"]
+    await box.turn(OFTEN)
+    assert not await box.work()
+    box.clock.now += 10
+    await box.turn(OFTEN)
+    assert await box.work()
+    assert await box.counted() == {"fired": 1}
+    with pytest.raises(ScheduleNotFound):
+        await box.scheduler(OFTEN).pause("y", paused=True)
