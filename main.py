@@ -50,7 +50,11 @@ def run() -> int:
     from serving.errors import InvalidSetting, ServingError
     from serving.settings import Settings
 
-    arguments = parser().parse_args()
+    commands = parser()
+    arguments = commands.parse_args()
+    if arguments.run is None:
+        commands.print_help()
+        return 0
     arguments.load = web
     try:
         settings = Settings.from_env(os.environ)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import os
+import socket
 from typing import Any
 
 from serving.cli.command import argument, command, fail, say
@@ -19,6 +21,8 @@ def serve(arguments: argparse.Namespace, settings: Settings) -> int:
     """Run gunicorn, with an admin token that DATA_DIR keeps if none is set; without the role web, run a worker."""
     if "web" not in settings.roles:
         return _run_worker(settings)
+    if is_taken(settings):
+        return fail(f"port {settings.port} is in use: end what listens there, or set PORT={settings.port + 1}")
     os.environ["GREETING"] = "true"
     if not os.environ.get("ADMIN_TOKEN"):
         from serving.stores import kept_secret, kept_token
@@ -31,6 +35,20 @@ def serve(arguments: argparse.Namespace, settings: Settings) -> int:
 
     ServiceApplication(arguments.load).run()
     return 0
+
+
+def is_taken(settings: Settings) -> bool:
+    """Whether another program listens where this one would: gunicorn notices only when the models are loaded."""
+    if "GUNICORN_CMD_ARGS" in os.environ:  # it may name another address
+        return False
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
 
 
 @command()

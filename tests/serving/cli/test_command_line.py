@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.metadata
 import json
+import socket
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -18,8 +20,39 @@ from examples.train import DEMOS
 from registry.errors import CannotAdd
 from registry.store.add import add_version
 from registry.store.tables import read_table
-from serving.cli.parser import parser
+from serving.cli.parser import COMMANDS, parser
 from tests.conftest import Run
+
+
+def test_without_a_command_it_shows_them_all(run: Run) -> None:
+    shown = run()
+    assert shown.returncode == 0
+    assert all(command.run.__name__.replace("_", "-") in shown.stdout for command in COMMANDS)
+    assert run("--version").stdout == f"forkserve {importlib.metadata.version('forkserve')}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["sevre"], "unknown: sevre; did you mean serve?"),
+        (["entites", "list"], "did you mean entities?"),
+        (["xyzzy"], "unknown: xyzzy; choose one of serve, worker, "),
+        (["verify", "--sceonds", "3"], "unrecognized arguments: --sceonds"),
+        (["explain", "churn", "--row", "row.json", "--vesrion=2"], "did you mean --version?"),
+    ],
+)
+def test_what_is_misspelt_is_named_with_what_may_be_meant(run: Run, arguments: list[str], meant: str) -> None:
+    refused = run(*arguments)
+    assert refused.returncode == 2
+    assert meant in refused.stderr
+
+
+def test_a_port_in_use_is_said_before_anything_is_loaded(run: Run, linear: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        refused = run("serve", MODEL_DIR=linear, PORT=str(port))
+    assert refused.returncode == 1
+    assert refused.stderr == f"forkserve: port {port} is in use: end what listens there, or set PORT={port + 1}\n"
 
 
 @pytest.fixture(scope="module")
