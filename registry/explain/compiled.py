@@ -18,7 +18,7 @@ from registry.kernels.linear import linear_form
 from registry.kernels.links import booster_identity
 from registry.kernels.matrix import Block, Head, Stage
 from registry.kernels.paths import lay_out
-from registry.kernels.tree_shap import TREE_INTERACTIONS, TREE_SHAP, quadrature
+from registry.kernels.tree_shap import ROWS_AT_ONCE, TREE_INTERACTIONS, TREE_SHAP, Scratch, quadrature
 from registry.rows.features import Rows
 
 
@@ -81,24 +81,28 @@ def attribution(ensemble: Ensemble, sources: Any, features: int) -> Attribution:
     Raises Unsupported.
     """
     outputs, divisor = len(ensemble.start), ensemble.divisor
-    paths = lay_out(ensemble.forest, outputs)
-    points = quadrature(int(paths.trees["players"].max()))
-    slots = sources[paths.slots]
+    paths = lay_out(ensemble.forest, outputs, sources)
+    model = (paths.splits, paths.leaves, paths.trees, quadrature(int(paths.trees["players"].max())))
 
-    def made_by(kernel: Callable[..., None], *shape: int) -> Callable[[Rows], Rows]:
-        def make(matrix: Rows) -> Rows:
-            values = np.zeros((len(matrix), *shape, outputs))
-            kernel(matrix, paths.splits, paths.leaves, paths.values, slots, paths.trees, points, values)
-            values /= divisor
-            return values
+    explain, interact = TREE_SHAP.load(), TREE_INTERACTIONS.load()
 
-        return make
+    scratch, players = Scratch(paths), len(sources)
 
-    return Attribution(
-        made_by(TREE_SHAP.load(), features),
-        (ensemble.start + paths.expected) / divisor,
-        made_by(TREE_INTERACTIONS.load(), features, features),
-    )
+    def values(matrix: Rows) -> Rows:
+        made = np.empty((len(matrix), features, outputs))
+        arrays = scratch.arrays(max(1, min(len(matrix), ROWS_AT_ONCE)) * features * outputs)
+        explain(matrix, model, arrays, made)
+        made /= divisor
+        return made
+
+    def pairs(matrix: Rows) -> Rows:
+        made = np.zeros((len(matrix), features, features, outputs))
+        arrays, seen = scratch.arrays(scratch.splits), np.zeros(players, np.int64)
+        interact(matrix, model, paths.players, arrays, seen, made)
+        made /= divisor
+        return made
+
+    return Attribution(values, (ensemble.start + paths.expected) / divisor, pairs)
 
 
 def linear_explainer(parts: Parts, background: Rows) -> Explainer:

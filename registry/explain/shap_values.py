@@ -103,8 +103,8 @@ def both_classes(second: Contributions, total: float) -> Contributions:
     `total` is 1 for probabilities, 0 for margins.
     """
     return Contributions(
-        np.hstack([total - second.outputs, second.outputs]),
-        np.hstack([total - second.base_values, second.base_values]),
+        np.concatenate([total - second.outputs, second.outputs], axis=1),
+        np.concatenate([total - second.base_values, second.base_values]),
         np.concatenate([-second.values, second.values], axis=2),
         None if second.standard_error is None else np.repeat(second.standard_error, 2, axis=2),
         None if second.words is None else [_both_signs(words) for words in second.words],

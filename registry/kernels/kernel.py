@@ -8,7 +8,7 @@ code of another source, processor or version. A cache that cannot be read or wri
 the start. Damage inside an otherwise valid file is not noticed.
 
 Measured on Python 3.12 with numba 0.68 (`python -m bench.kernels`): the import takes 0.14 s and 53 MB of RSS, 18 MB of
-them private. Loading all kernels takes 0.2 s from the cache (102 MB of RSS in all, 35 MB private), 3 s without (141
+them private. Loading all kernels takes 0.2 s from the cache (102 MB of RSS in all, 35 MB private), 5 s without (141
 and 68 MB). The rest is code of the library. It is paid once, in the master. No thread is started.
 """
 
@@ -34,8 +34,9 @@ def part_of_kernel(function: Function) -> Function:
     """Let kernels call `function`, which is compiled into them.
 
     It must be defined in the kernel's own file: numba discards its cache when that file changes, and checks no other.
+    It is always inlined: LLVM decides otherwise for functions of many arrays, which are passed as seven numbers each.
     """
-    register_jitable(function)
+    register_jitable(forceinline=True)(function)
     return function
 
 
@@ -59,11 +60,16 @@ NUMBERS, MATRIX, OUT = read_only(types.float64, 1), read_only(types.float64, 2),
 
 
 class Kernel:
-    """A function of arrays, and the one signature that it is compiled for."""
+    """A function of arrays, and the one signature that it is compiled for.
 
-    def __init__(self, function: Callable[..., None], *arguments: Any) -> None:
+    One that makes no arrays itself (`allocates` is False) counts no references to those that it is given, which takes
+    longer than the sums in a function of a dozen of them.
+    """
+
+    def __init__(self, function: Callable[..., None], *arguments: Any, allocates: bool = True) -> None:
         self.function = function
         self.signature = types.void(*arguments)
+        self.allocates = allocates
         self._compiled: Callable[..., None] | None = None
 
     def load(self) -> Callable[..., None]:
@@ -78,7 +84,10 @@ class Kernel:
         return self._compiled
 
     def _jit(self, *, cache: bool) -> Callable[..., None]:
-        compiled: Callable[..., None] = numba.njit(self.signature, nogil=True, cache=cache)(self.function)
+        compile_for: Any = numba.njit  # whose types leave out `_nrt`
+        compiled: Callable[..., None] = compile_for(self.signature, nogil=True, cache=cache, _nrt=self.allocates)(
+            self.function
+        )
         return compiled
 
 

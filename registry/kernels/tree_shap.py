@@ -11,16 +11,25 @@ of Games", Management Science 18(5), 1972). For a leaf of value v and the featur
     phi_i = v (one_i - zero_i) * integral over t from 0 to 1 of product over j other than i of t one_j + (1 - t) zero_j
 
 With m features that is a polynomial of degree m - 1, so n Gauss-Legendre points give the integral exactly up to
-m = 2n. At a given t it takes products and sums: going down, the product of the factors at every node; going up, the sum
-over the leaves below, multiplied at each split with (one - zero) / factor, less the part that the feature's previous
-split has counted already. (Sums over the leaves below in place of a loop over leaves are from Yu, Xu, Bifet, Read:
-"Linear TreeShap", 2022, arXiv:2209.08192.) It takes O(nodes * points), with one division a split and
-no branch that depends on the row.
+m = 2n. At a given t it takes products and sums: going down, the product of the factors at every split; going up, the
+sum over the leaves below, without the factors above. (Sums over the leaves below in place of a loop over leaves are
+from Yu, Xu, Bifet, Read: "Linear TreeShap", 2022, arXiv:2209.08192.) Let `hot` be the sum below the child where the
+row goes, 0 if it does not arrive at the split, and `cold` the mean of both children's sums by their shares, what is
+expected if the feature is not known. Then
+
+    sum below the split = cold + t (hot - cold)
+    the split's part of phi_i = product above it * (hot - cold)
+
+If the feature has split before, its factor there is divided out of both, and the part that this split has counted is
+taken off. Only these splits need a division. Of a split into two leaves, hot and cold are plain numbers. It takes
+O(nodes * points), without a branch that depends on the row.
 
 The interaction of two features is half of the same integral with (one_i - zero_i) (one_j - zero_j) in front and neither
 among the factors (Lundberg, Erion, Lee; it is Owen's second derivative). On the way up, what a split adds for its own
 feature is multiplied with (one - zero) / factor of each other feature as the splits above have left it: like a product
 that changes factor by factor, these sums telescope. It takes O(nodes * depth * points).
+
+The sums of all trees are kept by point, and summed over the points once.
 
 Eight points are computed at once, in one or more vectors of the processor; numba vectorises no loop this short, so the
 vectors are spelt out. No sum is taken over rows: a row gives the same bits alone as in a batch.
@@ -40,10 +49,12 @@ from numba.extending import intrinsic, models, overload, register_model
 from numpy.typing import NDArray
 
 from registry.kernels.kernel import MATRIX, Kernel, Unsupported, part_of_kernel, read_only, records, writable
-from registry.kernels.paths import SPLIT, TREE
+from registry.kernels.paths import SPLIT, TREE, Paths
 
 BLOCK = 8
 """Quadrature points that are computed at once."""
+
+CACHE_LINE = 64
 
 MAX_BLOCKS = 16
 """Enough for 256 players on a path."""
@@ -67,18 +78,15 @@ class _LanesModel(models.PrimitiveModel):
         super().__init__(manager, of, VECTOR)  # type: ignore[no-untyped-call]
 
 
-def _place(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    """A pointer to a row of an array of shape (rows, BLOCK)."""
-    kind, row = signature.args[0], arguments[1]
-    array = context.make_array(kind)(context, builder, arguments[0])
-    pointer: Any = cgutils.get_item_pointer
-    first = pointer(context, builder, kind, array, [row, ir.Constant(row.type, 0)])
-    return builder.bitcast(first, VECTOR.as_pointer())
+def _element(context: Any, builder: Any, signature: Any, arguments: Any, kind: Any) -> Any:
+    """A pointer to an element of a contiguous array that is taken as one of elements of `kind`."""
+    array = context.make_array(signature.args[0])(context, builder, arguments[0])
+    return builder.gep(builder.bitcast(array.data, kind.as_pointer()), [arguments[1]])
 
 
 def _type_load(_typing: Any, array: Any, _row: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        loaded = builder.load(_place(context, builder, signature, arguments))
+        loaded = builder.load(_element(context, builder, signature, arguments, VECTOR))
         loaded.align = 8  # numpy guarantees no more
         return loaded
 
@@ -87,10 +95,27 @@ def _type_load(_typing: Any, array: Any, _row: Any) -> Any:
 
 def _type_store(_typing: Any, array: Any, _row: Any, _lanes: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        builder.store(arguments[2], _place(context, builder, signature, arguments)).align = 8
+        builder.store(arguments[2], _element(context, builder, signature, arguments, VECTOR)).align = 8
         return context.get_dummy_value()
 
     return types.void(array, types.intp, LANES), generate
+
+
+def _type_get(_typing: Any, array: Any, _index: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = context.get_value_type(array.dtype)
+        return builder.load(_element(context, builder, signature, arguments, kind))
+
+    return array.dtype(array, types.intp), generate
+
+
+def _type_put(_typing: Any, array: Any, _index: Any, _value: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = context.get_value_type(array.dtype)
+        builder.store(arguments[2], _element(context, builder, signature, arguments, kind))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, array.dtype), generate
 
 
 def _type_all(_typing: Any, _number: Any) -> Any:
@@ -102,11 +127,31 @@ def _type_all(_typing: Any, _number: Any) -> Any:
     return LANES(types.float64), generate
 
 
+def _type_skipped(_typing: Any, array: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        size = ir.IntType(64)
+        past = builder.urem(builder.ptrtoint(array.data, size), ir.Constant(size, CACHE_LINE))
+        to_next = builder.urem(builder.sub(ir.Constant(size, CACHE_LINE), past), ir.Constant(size, CACHE_LINE))
+        return builder.udiv(to_next, ir.Constant(size, 8))
+
+    return types.intp(array), generate
+
+
 _load: Any = intrinsic(_type_load)
-"""A row of an array as lanes."""
+"""The n-th eight numbers of an array as lanes."""
 
 _store: Any = intrinsic(_type_store)
-"""Lanes into a row of an array."""
+"""Lanes into an array, in place of its n-th eight numbers."""
+
+_skipped: Any = intrinsic(_type_skipped)
+"""The index of the first number of an array at the start of a cache line: lanes across two lines take twice as long."""
+
+_get: Any = intrinsic(_type_get)
+"""An element of an array; an index is never taken from its end, which would take as long as a sum."""
+
+_put: Any = intrinsic(_type_put)
+"""A value into an array."""
 
 _all: Any = intrinsic(_type_all)
 """One number in every lane."""
@@ -159,55 +204,22 @@ _let_lanes(operator.sub, "fsub")
 _let_lanes(operator.mul, "fmul")
 _let_lanes(operator.truediv, "fdiv")
 
-COLD, FRESH, FIRST = 0, 1, 2
-"""Rows of `inverse` and `gain`, one for each state of a feature below some node: the row does not go there (one = 0);
-no split by it yet; and from FIRST on, one for each split that the row passes, with factor t + (1 - t) zero. `inverse`
-is 1 / factor, `gain` is (one - zero); for COLD both without `zero`, which cancels out."""
+
+def _type_add_product(_typing: Any, _a: Any, _b: Any, _c: Any) -> Any:
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        signature = ir.FunctionType(VECTOR, [VECTOR] * 3)
+        declare: Any = cgutils.get_or_insert_function
+        fused = declare(builder.module, signature, f"llvm.fmuladd.v{BLOCK}f64")
+        return builder.call(fused, arguments)
+
+    return LANES(LANES, LANES, LANES), generate
 
 
-@part_of_kernel
-def _go_down(row: Any, splits: Any, t: Any, product: Any, inverse: Any, gain: Any, state: Any) -> None:
-    """Fill `product` and `state` by node, and a row of `inverse` and `gain` for every split."""
-    one = _all(1.0)
-    rest = one - t
-    _store(product, 0, one)
-    _store(inverse, COLD, one / rest)
-    _store(inverse, FRESH, one)
-    gain[COLD], gain[FRESH] = -1.0, 0.0
-    state[0] = FRESH
-    for i in range(splits.shape[0]):
-        split = splits[i]
-        value = row[split.column]
-        right = (value > split.threshold) | (math.isnan(value) & (split.missing_right != 0))
-        hot, cold = 2 * i + 1 + right, 2 * i + 2 - right
-        zero_hot = split.zero_right if right else split.zero_left
-        zero_cold = split.zero_left if right else split.zero_right
-        share_hot = split.share_right if right else split.share_left
-        share_cold = split.share_left if right else split.share_right
-        before = state[split.before]
-        still = before != COLD  # if not, the row passes neither child
-        above = _load(product, split.node) * _load(inverse, before)
-        factor = t * _all(1.0 if still else 0.0) + rest * _all(zero_hot if still else 1.0)
-        _store(product, hot, above * factor * _all(1.0 if still else share_hot))
-        _store(product, cold, above * rest * _all(zero_cold if still else share_cold))
-        _store(inverse, FIRST + i, one / factor)
-        gain[FIRST + i] = 1.0 - zero_hot
-        state[hot] = np.int32(FIRST + i) if still else np.int32(COLD)
-        state[cold] = np.int32(COLD)
+_add_product: Any = intrinsic(_type_add_product)
+"""a * b + c, rounded once where the processor can."""
 
-
-@part_of_kernel
-def _go_up(splits: Any, sums: Any, inverse: Any, gain: Any, state: Any, phi: Any) -> None:
-    """Add the splits' contributions to `phi` by slot; `sums` holds the leaves' products times their values."""
-    for i in range(splits.shape[0] - 1, -1, -1):
-        split = splits[i]
-        before, of_left, of_right = state[split.before], state[2 * i + 1], state[2 * i + 2]
-        left, right = _load(sums, 2 * i + 1), _load(sums, 2 * i + 2)
-        counted = _all(gain[before]) * _load(inverse, before)
-        of_left_child = _all(gain[of_left]) * _load(inverse, of_left) - counted
-        of_right_child = _all(gain[of_right]) * _load(inverse, of_right) - counted
-        _store(sums, split.node, left + right)
-        _store(phi, split.slot, _load(phi, split.slot) + (left * of_left_child + right * of_right_child))
+ROOT = 0
+"""The edge into a tree's root: all rows take it, and no feature decides that."""
 
 
 @part_of_kernel
@@ -216,114 +228,233 @@ def _blocks(players: Any) -> Any:
     return (players + 2 * BLOCK - 1) // (2 * BLOCK)
 
 
-def _tree_shap(rows: Any, splits: Any, leaves: Any, values: Any, slots: Any, trees: Any, points: Any, out: Any) -> None:
-    """Add all trees' SHAP values to `out`, shape (rows, features, outputs); `slots` are features.
-
-    `points` come from `quadrature`. Scratch arrays are as large as the largest tree needs.
-    """
-    nodes, most_slots = 1, 1
-    for n in range(trees.shape[0]):
-        nodes, most_slots = max(nodes, 2 * trees[n].splits + 1), max(most_slots, trees[n].slots)
-    product = np.empty((nodes, BLOCK))
-    inverse = np.empty((FIRST + nodes // 2, BLOCK))
-    gain = np.empty(FIRST + nodes // 2)
-    state = np.empty(nodes, np.int32)
-    phi = np.empty((most_slots, BLOCK))
-    sums = product if values.shape[1] == 1 else np.empty((nodes, BLOCK))
-    for n in range(trees.shape[0]):
-        tree = trees[n]
-        own = splits[tree.split : tree.split + tree.splits]
-        blocks = _blocks(tree.players)
-        for block in range(blocks):
-            first = (blocks * (blocks - 1) // 2 + block) * 2
-            for r in range(rows.shape[0]):
-                _go_down(rows[r], own, _load(points, first), product, inverse, gain, state)
-                for k in range(values.shape[1]):
-                    for leaf in range(tree.leaf, tree.leaf + tree.leaves):
-                        _store(sums, leaves[leaf], _load(product, leaves[leaf]) * _all(values[leaf, k]))
-                    for slot in range(tree.slots):
-                        _store(phi, slot, _all(0.0))
-                    _go_up(own, sums, inverse, gain, state, phi)
-                    for slot in range(tree.slots):
-                        integral = 0.0
-                        for j in range(BLOCK):
-                            integral += phi[slot, j] * points[first + 1, j]
-                        out[r, slots[tree.slot + slot], tree.output + k] += integral
+@part_of_kernel
+def _factor(edge: Any, zero: Any, t: Any, one: Any) -> Any:
+    """The factor of an edge: t one + (1 - t) zero."""
+    return _add_product(_all(_get(one, edge)), t, (_all(1.0) - t) * _all(zero))
 
 
 @part_of_kernel
-def _go_up_in_pairs(
-    splits: Any, sums: Any, inverse: Any, gain: Any, state: Any, weights: Any, slots: Any, pairs: Any
-) -> None:
-    """Add the interactions of the splits' features to `pairs`, shape (features, features)."""
-    seen = np.full(slots.shape[0], -1, np.int32)  # by slot: the split that has looked at it
-    for i in range(splits.shape[0] - 1, -1, -1):
-        split = splits[i]
-        before, of_left, of_right = state[split.before], state[2 * i + 1], state[2 * i + 2]
-        left, right = _load(sums, 2 * i + 1), _load(sums, 2 * i + 2)
-        counted = _all(gain[before]) * _load(inverse, before)
-        of_left_child = _all(gain[of_left]) * _load(inverse, of_left) - counted
-        of_right_child = _all(gain[of_right]) * _load(inverse, of_right) - counted
-        _store(sums, split.node, left + right)
-        added = (left * of_left_child + right * of_right_child) * weights
-        own = slots[split.slot]
-        node = split.node
-        while node > 0:
-            above = splits[(node - 1) // 2]
-            if above.slot != split.slot and seen[above.slot] != i:  # the last split by its feature
-                seen[above.slot] = i
-                other = slots[above.slot]
-                if other != own:
-                    half = 0.5 * _sum(added * (_all(gain[state[node]]) * _load(inverse, state[node])))
-                    pairs[own, other] += half
-                    pairs[other, own] += half
-            node = above.node
+def _goes_right(row: Any, split: Any) -> Any:
+    value = _get(row, split.column)
+    return (value > split.threshold) | (math.isnan(value) & (split.missing_right != 0))
 
 
-def _tree_interactions(
-    rows: Any, splits: Any, leaves: Any, values: Any, slots: Any, trees: Any, points: Any, out: Any
+@part_of_kernel
+def _place_leaves(values: Any, first: Any, last: Any, rows: Any, sums: Any) -> None:
+    """The values from the first to the last one into rows of `sums`."""
+    for place in range(first, last):
+        _store(sums, rows + place - first, _all(_get(values, place)))
+
+
+@part_of_kernel
+def _go_down(row: Any, splits: Any, start: Any, stop: Any, t: Any, scratch: Any) -> None:
+    """Fill `one` by edge, `way` by split, and the first rows of `lanes`, of which each split has two.
+
+    These are the product of all factors on the way but that of the split's own player, and the inverse of the latter.
+    """
+    lanes, one, way, _ = scratch
+    for i in range(stop - start):
+        split = splits[start + i]
+        right, still = _goes_right(row, split), _get(one, split.before)
+        _put(one, 1 + 2 * i + right, still)
+        _put(one, 2 + 2 * i - right, 0.0)
+        _put(way, i, split.right if right else split.left)
+        above = _load(lanes, (split.edge + 1) & -2) * _factor(split.edge, split.zero, t, one)
+        if split.before != ROOT:
+            inverse = _all(1.0) / _factor(split.before, split.zero_before, t, one)
+            _store(lanes, 2 * i + 3, inverse)
+            above = above * inverse
+        _store(lanes, 2 * i + 2, above)
+
+
+@part_of_kernel
+def _credit_pairs(row: Any, splits: Any, tree: Any, values: Any, t: Any, scratch: Any, phi: Any, places: Any) -> None:
+    """Go down to the splits into two leaves, add what these contribute to `phi`, and note the sums below."""
+    lanes, one, _, sums = scratch
+    width = values.shape[1]
+    start, base = tree.split + tree.inner, tree.inner * width
+    first = (tree.leaf + tree.alone) * width
+    for i in range(tree.splits - tree.inner):
+        split = splits[start + i]
+        right, still = _goes_right(row, split), _get(one, split.before)
+        above = _load(lanes, (split.edge + 1) & -2) * _factor(split.edge, split.zero, t, one)
+        for k in range(width):
+            at = first + 2 * i * width + k
+            left_value, right_value = _get(values, at), _get(values, at + width)
+            cold = split.zero_left * left_value + split.zero_right * right_value
+            change = still * (right_value if right else left_value) - cold
+            below = _add_product(t, _all(change), _all(cold))
+            place = places + split.place + k
+            if split.before == ROOT:
+                _store(phi, place, _add_product(above, _all(change), _load(phi, place)))
+            else:
+                inverse = _all(1.0) / _factor(split.before, split.zero_before, t, one)
+                below = below * inverse
+                gain = (_all(change) - _all(still - split.zero_before) * below) * inverse
+                _store(phi, place, _add_product(above, gain, _load(phi, place)))
+            _store(sums, base + i * width + k, below)
+
+
+@part_of_kernel
+def _join(split: Any, i: Any, k: Any, t: Any, scratch: Any) -> Any:
+    """The sum below the i-th split from those below its children, and what its player gains of it."""
+    lanes, one, way, sums = scratch
+    cold = _all(split.zero_left) * _load(sums, split.left + k)
+    cold = _add_product(_all(split.zero_right), _load(sums, split.right + k), cold)
+    hot = _load(sums, _get(way, i) + k)
+    if split.before == ROOT:
+        gain = hot - cold
+        below = _add_product(t, gain, cold)
+    else:
+        still = _get(one, split.before)
+        gain = _all(still) * hot - cold
+        below = _add_product(t, gain, cold) * _load(lanes, 2 * i + 3)
+        gain = gain - _all(still - split.zero_before) * below
+    return below, gain
+
+
+@part_of_kernel
+def _credit_others(splits: Any, tree: Any, width: Any, t: Any, scratch: Any, phi: Any, places: Any) -> None:
+    """Go up, and add to `phi` what the splits contribute that are not into two leaves."""
+    lanes, _, _, sums = scratch
+    for i in range(tree.inner - 1, -1, -1):
+        split = splits[tree.split + i]
+        above = _load(lanes, 2 * i + 2)
+        for k in range(width):
+            below, gain = _join(split, i, k, t, scratch)
+            _store(sums, i * width + k, below)
+            place = places + split.place + k
+            _store(phi, place, _add_product(above, gain, _load(phi, place)))
+
+
+@part_of_kernel
+def _scratch(arrays: Any) -> Any:
+    """`lanes`, `one` and `way` of Scratch, and `sums`, which are a part of the first."""
+    lanes, one, way = arrays
+    lanes = lanes[_skipped(lanes) :]
+    _put(one, ROOT, 1.0)
+    return lanes, one, way, lanes[(2 * way.shape[0] + 2) * BLOCK :]
+
+
+ROWS_AT_ONCE = 16
+"""Rows that take their turns at a tree while it is in the processor's cache."""
+
+
+def _tree_shap(rows: Any, model: Any, arrays: Any, out: Any) -> None:
+    """Fill `out`, shape (rows, features, outputs), with all trees' SHAP values.
+
+    `model` has splits, leaves and trees of Paths, and the points of `quadrature`. `arrays` come from `Scratch`, with
+    more lanes for the sums of one row or several.
+    """
+    splits, values, trees, points = model
+    width, outputs, features = values.shape[1], out.shape[2], out.shape[1]
+    scratch = _scratch(arrays)
+    lanes, _, way, sums = scratch
+    phi = sums[(2 * way.shape[0] + 1) * width * BLOCK :]
+    entries = features * outputs
+    at_once = phi.shape[0] // BLOCK // entries
+    for first in range(0, rows.shape[0], at_once):
+        chunk = min(at_once, rows.shape[0] - first)
+        for place in range(chunk * entries):
+            _store(phi, place, _all(0.0))
+        for n in range(trees.shape[0]):
+            tree = trees[n]
+            first_value = tree.leaf * width
+            _place_leaves(values, first_value, first_value + tree.alone * width, tree.splits * width, sums)
+            blocks = _blocks(tree.players)
+            for block in range(blocks):
+                at = (blocks * (blocks - 1) // 2 + block) * 2
+                t = _load(points, at)
+                _store(lanes, 0, _load(points, at + 1))
+                for r in range(chunk):
+                    row, places = rows[first + r], r * entries + tree.output
+                    _go_down(row, splits, tree.split, tree.split + tree.inner, t, scratch)
+                    _credit_pairs(row, splits, tree, values, t, scratch, phi, places)
+                    _credit_others(splits, tree, width, t, scratch, phi, places)
+        for r in range(chunk):
+            for place in range(entries):
+                _put(out, (first + r) * entries + place, _sum(_load(phi, r * entries + place)))
+
+
+class Scratch:
+    """Makes scratch arrays, as large as the largest tree needs."""
+
+    def __init__(self, paths: Paths) -> None:
+        self.splits = int(paths.trees["splits"].max())
+        self._lanes = 2 * self.splits + 2 + (2 * self.splits + 1) * paths.leaves.shape[1]
+
+    def arrays(self, more: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int32]]:
+        """`lanes`, with so many more than a walk needs, `one` by edge and `way` by split."""
+        lanes = np.empty((self._lanes + more + 1) * BLOCK)
+        return lanes, np.empty(2 * self.splits + 1), np.empty(self.splits, np.int32)
+
+
+@part_of_kernel
+def _add_interactions(
+    splits: Any, i: Any, players: Any, credit: Any, force: Any, marks: Any, pairs: Any, output: Any
 ) -> None:
-    """Add all trees' interactions to `out`, shape (rows, features, features, outputs), but for the diagonal."""
-    nodes = 1
-    for n in range(trees.shape[0]):
-        nodes = max(nodes, 2 * trees[n].splits + 1)
-    product = np.empty((nodes, BLOCK))
-    inverse = np.empty((FIRST + nodes // 2, BLOCK))
-    gain = np.empty(FIRST + nodes // 2)
-    state = np.empty(nodes, np.int32)
-    sums = product if values.shape[1] == 1 else np.empty((nodes, BLOCK))
+    """Add the interactions of the i-th split with those above it to `pairs`, shape (features, features, outputs)."""
+    seen, mark = marks
+    own, place, features = players[i], splits[i].place, pairs.shape[1]
+    below, edge = i, splits[i].edge
+    while edge != ROOT:
+        above = (edge - 1) // 2
+        split, player = splits[above], players[above]
+        if player != own and _get(seen, player) != mark:  # the last split by its player
+            _put(seen, player, mark)
+            if split.place != place:
+                half = 0.5 * _sum(credit * _load(force, below))
+                for at in (place * features + split.place, split.place * features + place):
+                    _put(pairs, at + output, _get(pairs, at + output) + half)
+        below, edge = above, split.edge
+
+
+def _tree_interactions(rows: Any, model: Any, players: Any, arrays: Any, seen: Any, out: Any) -> None:
+    """Add all trees' interactions to `out`, shape (rows, features, features, outputs), but for the diagonal.
+
+    `model` is that of `_tree_shap`. `arrays` come from `Scratch`, with as many more lanes as it has splits. `players`
+    are those of the splits, and `seen` has a zero for each.
+    """
+    splits, values, trees, points = model
+    width = values.shape[1]
+    scratch = _scratch(arrays)
+    lanes, one, way, sums = scratch
+    force = sums[(2 * way.shape[0] + 1) * width * BLOCK :]
+    mark = 0
     for n in range(trees.shape[0]):
         tree = trees[n]
-        own = splits[tree.split : tree.split + tree.splits]
-        names = slots[tree.slot : tree.slot + tree.slots]
+        leaf, stop = tree.leaf * width, tree.split + tree.splits
+        own, names = splits[tree.split : stop], players[tree.split : stop]
+        _place_leaves(values, leaf, leaf + tree.leaves * width, tree.splits * width, sums)
         blocks = _blocks(tree.players)
         for block in range(blocks):
-            first = (blocks * (blocks - 1) // 2 + block) * 2
+            at = (blocks * (blocks - 1) // 2 + block) * 2
+            t = _load(points, at)
+            _store(lanes, 0, _load(points, at + 1))
             for r in range(rows.shape[0]):
-                _go_down(rows[r], own, _load(points, first), product, inverse, gain, state)
-                for k in range(values.shape[1]):
-                    for leaf in range(tree.leaf, tree.leaf + tree.leaves):
-                        _store(sums, leaves[leaf], _load(product, leaves[leaf]) * _all(values[leaf, k]))
-                    weights = _load(points, first + 1)
-                    _go_up_in_pairs(own, sums, inverse, gain, state, weights, names, out[r, :, :, tree.output + k])
+                _go_down(rows[r], own, 0, tree.splits, t, scratch)
+                for i in range(tree.splits):
+                    edge, zero = own[i].edge, own[i].zero
+                    _store(force, i, _all(_get(one, edge) - zero) / _factor(edge, zero, t, one))
+                for i in range(tree.splits - 1, -1, -1):
+                    split, above = own[i], _load(lanes, 2 * i + 2)
+                    for k in range(width):
+                        below, gain = _join(split, i, k, t, scratch)
+                        _store(sums, i * width + k, below)
+                        mark += 1
+                        _add_interactions(own, i, names, above * gain, force, (seen, mark), out[r], tree.output + k)
 
 
-INDICES = read_only(types.int32, 1)
+TOGETHER: Any = types.Tuple
+MODEL = TOGETHER((records(SPLIT), MATRIX, records(TREE), MATRIX))
+ARRAYS = TOGETHER((writable(types.float64, 1), writable(types.float64, 1), writable(types.int32, 1)))
+PLAYERS, SEEN = read_only(types.int32, 1), writable(types.int64, 1)
 
-TREE_SHAP = Kernel(
-    _tree_shap, MATRIX, records(SPLIT), INDICES, MATRIX, INDICES, records(TREE), MATRIX, writable(types.float64, 3)
-)
+TREE_SHAP = Kernel(_tree_shap, MATRIX, MODEL, ARRAYS, writable(types.float64, 3), allocates=False)
 
 TREE_INTERACTIONS = Kernel(
-    _tree_interactions,
-    MATRIX,
-    records(SPLIT),
-    INDICES,
-    MATRIX,
-    INDICES,
-    records(TREE),
-    MATRIX,
-    writable(types.float64, 4),
+    _tree_interactions, MATRIX, MODEL, PLAYERS, ARRAYS, SEEN, writable(types.float64, 4), allocates=False
 )
 
 

@@ -210,6 +210,63 @@ def test_quadrature_has_as_many_points_as_the_longest_path_needs() -> None:
         np.testing.assert_allclose(attribute(rows)[:, :, 0], exact, rtol=0, atol=CLOSE)
 
 
+def grown(rng: Any, features: int, splits: int, outputs: int) -> Tree:
+    """A tree that splits a leaf at random as often as that; shares need not add up, and missing values go right."""
+    left, right = [-1], [-1]
+    for _ in range(splits):
+        leaf = rng.choice([node for node, child in enumerate(left) if child < 0])
+        left[leaf], right[leaf] = len(left), len(left) + 1
+        left += [-1, -1]
+        right += [-1, -1]
+    count = len(left)
+    cover = np.ones(count)
+    for node in range(count):
+        if left[node] >= 0:
+            cover[[left[node], right[node]]] = cover[node] * rng.uniform(0.05, 0.95, 2)
+    feature, threshold = rng.integers(0, features, count), rng.normal(size=count)
+    no = np.zeros(count, bool)
+    return Tree(np.array(left), np.array(right), feature, threshold, no, rng.normal(size=(count, outputs)), cover)
+
+
+def named(tree: Tree, output: int) -> SimpleNamespace:
+    """The tree with scikit-learn's names, and one of its outputs."""
+    return SimpleNamespace(
+        children_left=tree.left,
+        children_right=tree.right,
+        feature=tree.feature,
+        threshold=tree.threshold,
+        weighted_n_node_samples=tree.cover,
+        value=tree.values[:, output, None, None],
+    )
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_trees_are_explained_by_their_definition(seed: int) -> None:
+    """Trees from one leaf to paths of dozens of features, some of which split again and again."""
+    rng = np.random.default_rng(seed)
+    features, width = int(rng.integers(1, 40)), int(rng.integers(1, 4))
+    outputs = width * int(rng.integers(1, 3))
+    sizes = [0, 1, 2, 3, *rng.integers(4, 60, 6)]
+    trees = [grown(rng, features, splits, width) for splits in sizes]
+    rows = rng.normal(size=(20, features)).astype(np.float32).astype(np.float64)
+    rows[rng.random(rows.shape) < 0.1] = np.nan
+    expected = np.zeros((len(rows), features, outputs))
+    for index, tree in enumerate(trees):
+        for output in range(width):
+            place = index * width % outputs + output
+            with localcontext(prec=100):
+                exact = [path_values(named(tree, output), row) for row in rows]
+            expected[:, :, place] += np.array(exact, np.float64)
+    ensemble = Ensemble(flatten(trees), np.zeros(outputs))
+    attribute, base_values, pairs = attribution(ensemble, np.arange(features, dtype=np.int32), features)
+    found = attribute(rows)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+    assert b"".join(attribute(row[None]).tobytes() for row in rows) == found.tobytes()
+    sums = base_values + found.sum(axis=1)
+    np.testing.assert_allclose(sums, ensemble.compute(None)(rows), rtol=0, atol=1e-12)
+    assert b"".join(pairs(row[None]).tobytes() for row in rows) == pairs(rows).tobytes()
+
+
 def small(*, cover: Any) -> Tree:
     """A root and two leaves."""
     no, values = np.full(3, -1), np.array([[0.0], [1.0], [2.0]])
