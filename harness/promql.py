@@ -16,7 +16,7 @@ from harness.service import ROOT
 DASHBOARD = ROOT / "docs" / "grafana-dashboard.json"
 ALERTS = ROOT / "docs" / "prometheus-alerts.yml"
 
-VARIABLES = {"$__rate_interval": "5m", "$job": "forkserve", "$instance": ".*", "$model": ".*"}
+VARIABLES = {"$__rate_interval": "5m", "$job": "forkserve", "$instance": ".*", "$model": ".*", "$window": "1h"}
 """What Grafana writes in place of variables."""
 
 SCRAPED = {"job", "instance"}

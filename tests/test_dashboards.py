@@ -97,6 +97,14 @@ FIRES: Mapping[str, tuple[Mapping[str, str], Mapping[str, str]]] = {
         {f"forkserve_log_lines_dropped_total{{{WHERE}}}": "0+1x60"},
         {f"forkserve_log_lines_dropped_total{{{WHERE}}}": "5x60"},
     ),
+    "ForkserveDrift": (
+        {f'forkserve_drift_alerts{{{WHERE},model="m",version="1"}}': "2x60"},
+        {f'forkserve_drift_alerts{{{WHERE},model="m",version="1"}}': "0x60"},
+    ),
+    "ForkservePredictionsNotLogged": (
+        {f'forkserve_logged_predictions_total{{{WHERE},outcome="dropped"}}': "0+1x60"},
+        {f'forkserve_logged_predictions_total{{{WHERE},outcome="stored"}}': "0+1x60"},
+    ),
 }
 """For each alert, minute by minute, series that raise it within half an hour and series that do not."""
 

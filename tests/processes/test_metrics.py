@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -19,9 +20,10 @@ from harness.entities import ask as ask_entity
 from harness.entities import columns, send_record
 from harness.processes import DIABETES, eventually, hammer, load
 from harness.promql import faults, queries
-from harness.service import ADMIN_TOKEN, Service
+from harness.service import ADMIN_TOKEN, ROOT, Service
 from harness.wire import Connection, ask, check_refusal, request
 from serving.cli.client import post
+from serving.monitoring.drift import ALERT_ROWS
 from tests.conftest import DEMO_MODELS
 
 QUERY_TOKEN = "a-token-that-is-in-no-log"
@@ -72,6 +74,7 @@ def measured(models: Path) -> Iterator[Service]:
         "MAX_REQUESTS": "0",
         "ADMIN_TOKEN": ADMIN_TOKEN,
         "ACCESS_LOG": "false",
+        "LOG_PREDICTIONS": "all",
         "GRACEFUL_TIMEOUT_SECONDS": "4",
         "READ_TIMEOUT_SECONDS": "2",
     }
@@ -184,9 +187,10 @@ def test_a_body_that_does_not_come_in_time_is_in_the_figures_of_its_model(measur
 
 
 def test_the_dashboard_and_the_alerts_ask_for_series_that_are_there(measured: Service) -> None:
+    """Each of them; and each has its row in the documents."""
     instance = measured.get("/v1/models/wine")["example"]
-    for verb in ("predict", "explain"):
-        body = json.dumps({"instances": [instance]}).encode()
+    for verb, rows in (("predict", ALERT_ROWS), ("explain", 1)):
+        body = json.dumps({"instances": [instance] * rows}).encode()
         assert ask(measured, request(f"/v1/models/wine:{verb}", body)).status == 200
     for name, outcome in (("wine", "class_0"), ("diabetes", 100.0)):
         example = measured.get(f"/v1/models/{name}")["example"]
@@ -204,6 +208,9 @@ def test_the_dashboard_and_the_alerts_ask_for_series_that_are_there(measured: Se
         return {query.place: found for query in queries() if (found := faults(query, known))}
 
     assert eventually(lambda: not wrong()), wrong()
+    documented = re.findall(r"`(forkserve_\w+)", (ROOT / "DEPLOYMENT.md").read_text())
+    ends = re.compile("_(?:bucket|count|sum)")
+    assert {name for name in series() if not {name, ends.sub("", name)} & set(documented)} == set()
 
 
 def test_metrics_need_the_token(measured: Service) -> None:
