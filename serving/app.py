@@ -325,6 +325,7 @@ def build_service(settings: Settings, registry: Registry, shared: Shared, seen: 
     drift = Drift(registry, parse_windows(settings.drift_window), settings.drift_alert, shared.book, shared.alerts)
     observers = build_observers(shared, registry, drift)
     predictor = EntityPredictor(registry, inference, records, metrics, status_of, canaries, observers)
+    quality = LiveQuality(registry, shared.entities, tolerance=settings.quality_tolerance, alert=shared.alerts.alert)
     service = Service(
         shared=shared,
         registry=registry,
@@ -353,18 +354,13 @@ def build_service(settings: Settings, registry: Registry, shared: Shared, seen: 
         predictor=predictor,
         notifier=EntityNotifier(predictor, shared.events, lambda error, request_id: render(error, request_id)[2]),
         outcome_reader=OutcomeReader(registry, inference, max_instances=settings.max_instances),
-        outcome_writer=OutcomeWriter(shared.entities),
         erasure=build_erasure(shared),
-        quality=LiveQuality(registry, shared.entities),
         drift=drift,
+        outcome_writer=OutcomeWriter(shared.entities, stored=quality.wake),
+        quality=quality,
         trainings=last_trainings(settings.model_dir, [model.name for model in registry.live()]),
         tracing=build_tracing(settings),
-        limits=Limits(
-            max_body_bytes=settings.max_body_bytes,
-            max_csv_bytes=settings.job_max_body_bytes,
-            max_instances=settings.max_instances,
-            max_explained_instances=settings.shap_max_batch_size,
-        ),
+        limits=limits_of(settings),
         default_model=settings.default_model,
         access_log=settings.access_log and LEVELS[settings.log_level] <= LEVELS["info"],
         show_examples=settings.show_examples,
@@ -395,6 +391,16 @@ def build_observers(shared: Shared, registry: Registry, drift: Drift) -> tuple[O
 def build_batcher(settings: Settings) -> Batcher:
     """The inference threads of a worker."""
     return Batcher(threads=settings.inference_threads, queue_seconds=settings.queue_seconds)
+
+
+def limits_of(settings: Settings) -> Limits:
+    """The limits of one request."""
+    return Limits(
+        max_body_bytes=settings.max_body_bytes,
+        max_csv_bytes=settings.job_max_body_bytes,
+        max_instances=settings.max_instances,
+        max_explained_instances=settings.shap_max_batch_size,
+    )
 
 
 def build_executor(settings: Settings, registry: Registry) -> tuple[Executor, Tables | None]:

@@ -159,6 +159,7 @@ class Service:
         if is_alone and shared.recorder is not None:
             closing.push_async_callback(shared.recorder.start())
         closing.callback(self.metrics.publish)
+        closing.push_async_callback(self.quality.close)
         closing.push_async_callback(self.outcome_writer.close)
         closing.push_async_callback(self.notifier.close)
 

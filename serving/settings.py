@@ -197,6 +197,11 @@ class Settings:
     dask_chunks: int = setting(8, "chunks of a job that each runner sends to the cluster at once", low=1)
     train_timeout_seconds: float = setting(3600, "seconds a training may take", low=0.01)
     train_memory_bytes: int = setting(1024 * 1024 * 1024, "memory that a training may allocate", low=1)
+    quality_tolerance: float = setting(
+        0.1,
+        "how much worse than in training live predictions may be before an alert: by amount, errors by share",
+        low=0,
+    )
     train_tolerance: float = setting(
         0.02, "how much worse a retrained version may be: by amount for a score, by share for an error", low=0
     )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice, takewhile
 from typing import Annotated, Any, cast
 
@@ -16,9 +17,20 @@ from msgspec import Meta
 from registry.errors import Fault, InvalidRows, ModelFailed
 from registry.model import LoadedModel
 from registry.outputs import Label, Labels
+from registry.quality import Scorer
 from registry.registry import Registry
 from registry.rows.features import Rows
-from serving.entities.record import MAX_INTEGER, Outcome, TrueValue, check_name, digest, new_id, now, parse_past_time
+from serving.entities.record import (
+    MAX_INTEGER,
+    Outcome,
+    Probabilities,
+    TrueValue,
+    check_name,
+    digest,
+    new_id,
+    now,
+    parse_past_time,
+)
 from serving.entities.store import BATCH, EntityStore
 from serving.errors import (
     CallFailed,
@@ -86,24 +98,23 @@ class OutcomeReader:
             raise InvalidRequest("strings must not have NUL in them")
         outcomes = check_outcomes(model, sent.outcomes)
         moment = now() if sent.time is None else parse_past_time(sent.time)
-        predictions = await self._predict(model, rows)
-        return [
-            Outcome(
+        answers = await self._predict(model, rows)
+        scorer = Scorer(model.manifest.task, model.layout)
+        read: list[Outcome] = []
+        for instance, row, outcome, answer in zip(sent.instances, rows, outcomes, answers, strict=True):
+            await turns.pause()
+            one = Outcome(
                 model=model.name,
                 version=model.version,
-                id=new_id()
-                if sent.request_id is None
-                else digest(*filter(None, [writer]), sent.request_id, str(index)),
+                id=new_id() if sent.request_id is None else outcome_id(writer, sent.request_id, len(read)),
                 time=moment,
                 instance=model.schema.sent(row, instance),
                 outcome=outcome,
-                prediction=prediction,
+                prediction=None,
                 entity=sent.entity,
             )
-            for index, (instance, row, outcome, prediction) in enumerate(
-                zip(sent.instances, rows, outcomes, predictions, strict=True)
-            )
-        ]
+            read.append(one if answer is None else judge(one, answer, scorer))
+        return read
 
     def _check(self, sent: OutcomesBody) -> None:
         if len(sent.instances) > self._max_instances:
@@ -115,15 +126,26 @@ class OutcomeReader:
         if sent.request_id is not None and not 0 < len(sent.request_id) <= MAX_ID_CHARACTERS:
             raise InvalidRequest(f"request_id has 1 to {MAX_ID_CHARACTERS} characters")
 
-    async def _predict(self, model: LoadedModel, rows: Rows) -> Sequence[TrueValue | None]:
-        """The label or the number for each row; None for all if the model fails now: the outcomes are kept anyway."""
+    async def _predict(self, model: LoadedModel, rows: Rows) -> Sequence[Any]:
+        """The answer for each row; None for all if the model fails now: the outcomes are kept anyway."""
         try:
             answers = await self._inference.answer(model, "predict", rows)
         except (ModelFailed, CallFailed, Overloaded, DeadlineExceeded) as error:
             log.warning("Outcomes stored without predictions", model=model.name, reason=str(error))
             return [None] * len(rows)
-        decoded = (msgspec.json.decode(value) for value, _ in answers)
-        return [_plain(answer) for answer in decoded]
+        return [msgspec.json.decode(value) for value, _ in answers]
+
+
+def outcome_id(writer: str, request_id: str, index: int) -> str:
+    """The id of the outcome of a row of a request: it is stored once, however often one `writer` sends it."""
+    return digest(*filter(None, [writer]), request_id, str(index))
+
+
+def judge(outcome: Outcome, answer: Any, scorer: Scorer) -> Outcome:
+    """The outcome with a version's answer for its row, and what follows from both."""
+    prediction, probabilities = _plain(answer), _probabilities(answer)
+    sums = scorer.sums(outcome.outcome, prediction, probabilities)
+    return dataclasses.replace(outcome, prediction=prediction, probabilities=probabilities, sums=sums)
 
 
 def _plain(answer: Any) -> TrueValue:
@@ -135,6 +157,17 @@ def _plain(answer: Any) -> TrueValue:
         return {name: cast("Label", _plain(one)) for name, one in answer["prediction"].items()}
     label: Label = answer["label"] if "label" in answer else answer["score"]
     return label
+
+
+def _probabilities(answer: Any) -> Probabilities | None:
+    """The probabilities in a prediction, by target if there are several; None if it has none."""
+    if not isinstance(answer, dict):
+        return None
+    if "prediction" in answer:
+        found = {name: _probabilities(one) for name, one in answer["prediction"].items()}
+        return None if None in found.values() else found
+    shares: Probabilities | None = answer.get("probabilities")
+    return shares
 
 
 def check_outcomes(model: LoadedModel, outcomes: Sequence[Any]) -> list[TrueValue]:
@@ -192,8 +225,10 @@ class OutcomeWriter:
     Queued outcomes are lost with their process: only requests that say `Prefer: respond-async` use it.
     """
 
-    def __init__(self, store: EntityStore) -> None:
+    def __init__(self, store: EntityStore, *, stored: Callable[[set[str]], None] = lambda _models: None) -> None:
+        """`stored` is told of the models whose outcomes have been stored."""
         self._store = store
+        self._stored = stored
         self._queue: deque[tuple[str, Outcome, int]] = deque()
         self._bytes = 0
         self._background = BackgroundTask(self._write, closing_seconds=CLOSING_SECONDS)
@@ -239,6 +274,8 @@ class OutcomeWriter:
                     size = len(batch) // 2
                     continue
                 log.error("Outcomes lost", outcomes=1, reason=str(error))
+            else:
+                self._stored({one.model for one in batch})
             unavailable, size = False, BATCH
             # only now: a batch that is sent twice is stored once
             for _ in batch:

@@ -10,18 +10,25 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from decimal import Decimal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from cache.keys import key_prefix
 from registry.outputs import Label
+from registry.quality import Sums
 from serving.errors import InvalidRecord, InvalidRequest
 
 Value = float | int | str | bool | None
 
 TrueValue = Label | Mapping[str, Label]
 """A label or a number; of a model with several targets one for each, by name."""
+
+Probabilities = Mapping[str, Any]
+"""By the text of a label; of a model with several targets one of these for each, by name."""
+
+Span = Literal["hour", "day"]
 
 ENTITY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 KIND = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
@@ -94,6 +101,10 @@ class Outcome:
     """The prediction of that version; None when it failed on the instance."""
     entity: str | None = None
     """The entity that it is about; deleted together with it."""
+    probabilities: Probabilities | None = None
+    """Those that the prediction came with; None if it had none, or was stored before they were kept."""
+    sums: Mapping[str, Decimal] = field(default_factory=dict, compare=False)
+    """What it adds to the quality of its hour and day; not read back."""
 
 
 class Judged(NamedTuple):
@@ -101,6 +112,16 @@ class Judged(NamedTuple):
 
     outcome: TrueValue
     prediction: TrueValue
+    probabilities: Probabilities | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """The quality of one version in an hour or a day of UTC; outcomes count where their times are."""
+
+    version: str
+    start: datetime
+    sums: Sums
 
 
 def make_record(entity: str, values: Any, time: str | None = None, record_id: str | None = None) -> Record:
@@ -210,6 +231,12 @@ def parse_past_time(text: str) -> datetime:
     if moment > now() + MAX_AHEAD:
         raise InvalidRequest("a time may be at most a day ahead")
     return moment
+
+
+def start_of(span: Span, moment: datetime) -> datetime:
+    """The start of the hour or the day of a moment in UTC."""
+    hour = moment.replace(minute=0, second=0, microsecond=0)
+    return hour if span == "hour" else hour.replace(hour=0)
 
 
 def in_utc(moment: datetime) -> datetime:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Iterable, Sequence
 from datetime import datetime
+from decimal import Decimal
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 from sqlite3 import Connection, Row
 from typing import Any, TypeVar
 
-from serving.entities.record import Entity, Judged, Outcome, Record, stored_record
-from serving.entities.store import UNKNOWN_AFTER, Added, Deleted, other_kind, room_of_writer
+from registry.quality import Sums, add_up
+from serving.entities.record import Entity, Judged, Outcome, Period, Record, Span, now, start_of, stored_record
+from serving.entities.store import KEEP_QUALITY, UNKNOWN_AFTER, Added, Deleted, other_kind, room_of_writer
 from serving.errors import InvalidRequest, StoreFull
 from serving.storage.sqlite import Database, reads, writes
 from serving.storage.statements import statements
@@ -21,7 +23,8 @@ T = TypeVar("T")
 
 _sql = statements(__file__, "sqlite.sql")
 
-JSON_COLUMNS = ("instance", "outcome", "prediction")
+JSON_COLUMNS = ("instance", "outcome", "prediction", "probabilities")
+SPANS: tuple[Span, ...] = ("hour", "day")
 
 _entity_of = attrgetter("entity")
 _model_of = attrgetter("model")
@@ -34,7 +37,7 @@ class SQLiteEntityStore:
 
     def __init__(self, directory: Path, *, keep_records: int, keep_outcomes: int, keep_in_all: int = 1_000_000) -> None:
         """Keep `keep_records` of each entity, `keep_outcomes` of each model, and `keep_in_all` records in all."""
-        self._database = Database(directory / "data.db", (_sql("schema_1"), _sql("schema_2"), _sql("schema_3")))
+        self._database = Database(directory / "data.db", tuple(_sql(f"schema_{step}") for step in range(1, 5)))
         self._keep_records = keep_records
         self._keep_outcomes = keep_outcomes
         self._keep_in_all = keep_in_all
@@ -133,8 +136,23 @@ class SQLiteEntityStore:
         (count,) = connection.execute(_sql("count_outcomes"), (model,)).fetchone()
         if count > self._keep_outcomes + self._keep_outcomes // 100:
             connection.execute(_sql("trim_outcomes_of_model"), (model, self._keep_outcomes))
-        (kept,) = connection.execute(_sql("count_new_outcomes"), (model, last)).fetchone()
-        return Added(kept, len(outcomes) - new, new - kept)
+        kept = {row["id"] for row in connection.execute(_sql("ids_of_new_outcomes"), (model, last))}
+        self._add_quality(connection, model, {one.id: one for one in reversed(outcomes) if one.id in kept}.values())
+        return Added(len(kept), len(outcomes) - new, new - len(kept))
+
+    def _add_quality(self, connection: Connection, model: str, outcomes: Iterable[Outcome]) -> None:
+        """Add up sums by version, hour and day; of equal ids the first outcome is the one that is stored."""
+        periods: dict[tuple[str, Span, str], list[Sums]] = {}
+        for one in outcomes:
+            for span in SPANS if one.sums else ():
+                periods.setdefault((one.version, span, _text(start_of(span, one.time))), []).append(one.sums)
+        for (version, span, start), sums in periods.items():
+            key = {"model": model, "version": version, "span": span, "start": start}
+            before = connection.execute(_sql("sums_of_period"), key).fetchone()
+            total = add_up(sums if before is None else (_sums(before["sums"]), *sums))
+            connection.execute(_sql("set_sums_of_period"), key | {"sums": _json_of_sums(total)})
+        if periods:
+            connection.execute(_sql("delete_old_quality"), {"before": _text(now() - KEEP_QUALITY)})
 
     @reads
     def outcomes(self, connection: Connection, model: str, limit: int) -> list[Outcome]:
@@ -147,7 +165,20 @@ class SQLiteEntityStore:
     @reads
     def judged(self, connection: Connection, model: str, version: str, limit: int) -> list[Judged]:
         rows = connection.execute(_sql("judged_outcomes"), (model, version, limit))
-        return [Judged(*map(json.loads, row)) for row in rows]
+        return [Judged(*map(_value, row)) for row in rows]
+
+    @reads
+    def quality(
+        self, connection: Connection, model: str, span: Span, since: datetime, version: str | None = None
+    ) -> list[Period]:
+        named = {"model": model, "span": span, "since": _text(since), "version": version}
+        rows = connection.execute(_sql("periods"), named)
+        return [Period(row["version"], datetime.fromisoformat(row["start"]), _sums(row["sums"])) for row in rows]
+
+    @writes
+    def mark_quality(self, connection: Connection, model: str, version: str, *, is_low: bool) -> bool:
+        statement = _sql("mark_low_quality" if is_low else "unmark_low_quality")
+        return connection.execute(statement, (model, version)).rowcount > 0
 
     async def probe(self) -> None:
         await self._database.probe()
@@ -184,11 +215,24 @@ def _outcome_row(outcome: Outcome) -> dict[str, str | None]:
     return columns | {"time": _text(outcome.time)} | {name: json.dumps(getattr(outcome, name)) for name in JSON_COLUMNS}
 
 
+def _value(column: str | None) -> Any:
+    """Probabilities are null in rows of earlier versions."""
+    return None if column is None else json.loads(column)
+
+
+def _sums(text: str) -> dict[str, Decimal]:
+    return {name: Decimal(value) for name, value in json.loads(text).items()}
+
+
+def _json_of_sums(sums: Sums) -> str:
+    return json.dumps({name: str(value) for name, value in sums.items()}, separators=(",", ":"))
+
+
 def _outcomes(rows: Iterable[Row]) -> list[Outcome]:
     return [_outcome(row) for row in rows]
 
 
 def _outcome(row: Row) -> Outcome:
     columns: dict[str, Any] = {name: row[name] for name in ("model", "version", "id", "entity")}
-    values: dict[str, Any] = {name: json.loads(row[name]) for name in JSON_COLUMNS}
+    values: dict[str, Any] = {name: _value(row[name]) for name in JSON_COLUMNS}
     return Outcome(time=datetime.fromisoformat(row["time"]), **columns, **values)

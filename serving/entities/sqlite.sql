@@ -30,6 +30,15 @@ create trigger record_deleted after delete on records begin
     update record_counts set records = records - 1 where writer = old.writer;
 end;
 
+-- name: schema_4
+alter table outcomes add column probabilities text;
+create table quality (
+    model text not null, version text not null, span text not null, start text not null, sums text not null,
+    primary key (model, version, span, start)
+);
+create index quality_by_start on quality (start);
+create table low_quality (model text not null, version text not null, primary key (model, version)) without rowid;
+
 -- name: counts
 select coalesce(sum(records), 0) as all_records,
     coalesce(sum(records) filter (where writer = :writer), 0) as records_of_writer
@@ -95,14 +104,14 @@ where :kind is null or kind = :kind limit :limit
 select coalesce(max(number), 0) from outcomes
 
 -- name: add_outcome
-insert or ignore into outcomes (model, version, id, time, instance, outcome, prediction, entity, writer)
-values (:model, :version, :id, :time, :instance, :outcome, :prediction, :entity, :writer)
+insert or ignore into outcomes (model, version, id, time, instance, outcome, prediction, probabilities, entity, writer)
+values (:model, :version, :id, :time, :instance, :outcome, :prediction, :probabilities, :entity, :writer)
 
 -- name: count_outcomes
 select count(*) from outcomes where model = ?
 
--- name: count_new_outcomes
-select count(*) from outcomes where model = ? and number > ?
+-- name: ids_of_new_outcomes
+select id from outcomes where model = ? and number > ?
 
 -- name: trim_outcomes_of_model
 delete from outcomes where number in (
@@ -118,7 +127,7 @@ select * from outcomes where model = ? order by number desc limit ?
 select * from outcomes where entity = ? order by number desc limit ?
 
 -- name: judged_outcomes
-select outcome, prediction from outcomes
+select outcome, prediction, probabilities from outcomes
 where model = ? and version = ? and prediction <> 'null' order by number desc limit ?
 
 -- name: delete_outcomes_of_entity
@@ -132,3 +141,24 @@ delete from records where writer = ?
 
 -- name: delete_outcomes_of_writer
 delete from outcomes where writer = ?
+
+-- name: sums_of_period
+select sums from quality where model = :model and version = :version and span = :span and start = :start
+
+-- name: set_sums_of_period
+insert into quality (model, version, span, start, sums) values (:model, :version, :span, :start, :sums)
+on conflict (model, version, span, start) do update set sums = excluded.sums
+
+-- name: delete_old_quality
+delete from quality where start < :before
+
+-- name: periods
+select version, start, sums from quality
+where model = :model and span = :span and start >= :since and (:version is null or version = :version)
+order by start, version
+
+-- name: mark_low_quality
+insert or ignore into low_quality (model, version) values (?, ?)
+
+-- name: unmark_low_quality
+delete from low_quality where model = ? and version = ?

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
-from serving.entities.record import Entity, Judged, Outcome, Record
+from serving.entities.record import Entity, Judged, Outcome, Period, Record, Span
 
 BATCH = 500
 """Records or outcomes that are written in one call."""
+
+KEEP_QUALITY = timedelta(days=366)
+"""Hours and days whose quality is kept."""
 
 NO_KIND = "(none)"
 UNKNOWN_AFTER = "after must be the id of a record of this entity"
@@ -97,7 +100,10 @@ class EntityStore(Protocol):
         ...
 
     async def add_outcomes(self, outcomes: Sequence[Outcome], writer: str = "") -> Added:
-        """Store all outcomes that are new, or none; an outcome whose id exists already changes nothing."""
+        """Store all outcomes that are new, or none; an outcome whose id exists already changes nothing.
+
+        The `sums` of those that are stored are added to their version's hour and day.
+        """
         ...
 
     async def outcomes(self, model: str, limit: int) -> list[Outcome]:
@@ -110,6 +116,17 @@ class EntityStore(Protocol):
 
     async def judged(self, model: str, version: str, limit: int) -> list[Judged]:
         """The `limit` last stored outcomes of a version that have a prediction, the last first."""
+        ...
+
+    async def quality(self, model: str, span: Span, since: datetime, version: str | None = None) -> list[Period]:
+        """The hours or days of a model that start at `since` or later, in their order, of all versions or of one.
+
+        They stay for KEEP_QUALITY, also when outcomes are deleted: sums tell nothing of anybody.
+        """
+        ...
+
+    async def mark_quality(self, model: str, version: str, *, is_low: bool) -> bool:
+        """Remember whether the quality of a version is too low; return whether it was otherwise before."""
         ...
 
     async def probe(self) -> None:

@@ -25,7 +25,7 @@ from postgrest.exceptions import APIError
 from supabase import AsyncClient
 from supabase.lib.client_options import AsyncClientOptions
 
-from serving.entities.record import MAX_INTEGER, Entity, Judged, Outcome, Record, in_utc, stored_record
+from serving.entities.record import MAX_INTEGER, Entity, Judged, Outcome, Period, Record, Span, in_utc, stored_record
 from serving.entities.store import UNKNOWN_AFTER, Added, Deleted, other_kind
 from serving.errors import InvalidRecord, InvalidRequest, StoreFull, StoreUnavailable
 from serving.storage.guard import Breaker, Guard, NotTried, PerProcess, ServerUnavailable
@@ -194,7 +194,11 @@ class SupabaseEntityStore:
         return gone.entities, Deleted(gone.records, gone.outcomes)
 
     async def add_outcomes(self, outcomes: Sequence[Outcome], writer: str = "") -> Added:
-        parameters = {"outcomes": _encode(outcomes), "keep": self._keep_outcomes, "by_writer": writer}
+        parameters = {
+            "outcomes": await asyncio.to_thread(_encode, outcomes),
+            "keep": self._keep_outcomes,
+            "by_writer": writer,
+        }
         return await self._run("store_model_outcomes", parameters, Added)
 
     async def outcomes(self, model: str, limit: int) -> list[Outcome]:
@@ -218,10 +222,18 @@ class SupabaseEntityStore:
 
     async def judged(self, model: str, version: str, limit: int) -> list[Judged]:
         def select(client: AsyncClient) -> Any:
-            query = client.table(OUTCOMES).select("number,outcome,prediction").eq("model", model)
+            query = client.table(OUTCOMES).select("number,outcome,prediction,probabilities").eq("model", model)
             return query.eq("version", version).not_.is_("prediction", "null")
 
         return await self._pages(select, limit, _judged, _before, ("number",))
+
+    async def quality(self, model: str, span: Span, since: datetime, version: str | None = None) -> list[Period]:
+        parameters = {"of_model": model, "of_span": span, "since": since.isoformat(), "of_version": version}
+        return await self._run("list_model_quality", parameters, list[Period])
+
+    async def mark_quality(self, model: str, version: str, *, is_low: bool) -> bool:
+        parameters = {"of_model": model, "of_version": version, "is_low": is_low}
+        return await self._run("mark_model_quality", parameters, bool)
 
     async def _pages(
         self,
@@ -346,7 +358,7 @@ def _values(data: Any) -> Any:
 
 
 def _judged(row: Any) -> Judged:
-    return Judged(row["outcome"], row["prediction"])
+    return Judged(row["outcome"], row["prediction"], row["probabilities"])
 
 
 def _outcome(row: Any) -> Outcome | None:

@@ -30,6 +30,7 @@ alter table public.entity_records add column if not exists kind text not null de
 alter table public.entity_records add column if not exists writer text not null default '';
 alter table public.model_outcomes add column if not exists writer text not null default '';
 alter table public.model_outcomes add column if not exists entity text;
+alter table public.model_outcomes add column if not exists probabilities jsonb;
 create index if not exists model_outcomes_by_entity on public.model_outcomes (entity, number desc) where entity is not null;
 
 -- What somebody else writes has to have our forms, too; `not valid` lets older rows be.
@@ -43,15 +44,36 @@ alter table public.model_outcomes add constraint model_outcomes_forms check (
     and time >= '0001-01-01 00:00Z' and time < '10000-01-01 00:00Z'
 ) not valid;
 
+-- How right a version was in an hour and a day: sums by name, as texts, because numbers of JSON lose digits on their way.
+create table if not exists public.model_quality (
+    model text not null,
+    version text not null,
+    span text not null,
+    start timestamptz not null,
+    sums jsonb not null,
+    primary key (model, version, span, start)
+);
+create index if not exists model_quality_by_start on public.model_quality (start);
+
+-- The versions whose quality is too low.
+create table if not exists public.model_low_quality (
+    model text not null, version text not null, primary key (model, version)
+);
+
 -- How many records each writer has stored, so that nothing has to be counted for a record.
 create table if not exists public.entity_record_counts (writer text primary key, records bigint not null);
 
 alter table public.entity_record_counts enable row level security;
 alter table public.entity_records enable row level security;
 alter table public.model_outcomes enable row level security;
-revoke all on public.entity_records, public.model_outcomes, public.entity_record_counts from public, anon, authenticated;
-grant select, insert, delete on public.entity_records, public.model_outcomes to service_role;
+alter table public.model_quality enable row level security;
+alter table public.model_low_quality enable row level security;
+revoke all on
+    public.entity_records, public.model_outcomes, public.entity_record_counts, public.model_quality, public.model_low_quality
+from public, anon, authenticated;
+grant select, insert, delete on public.entity_records, public.model_outcomes, public.model_low_quality to service_role;
 grant select, insert, update on public.entity_record_counts to service_role;
+grant select, insert, update, delete on public.model_quality to service_role;
 
 create or replace function public.count_entity_records() returns trigger
 language plpgsql set search_path = '' as $$
@@ -221,8 +243,74 @@ begin
     return jsonb_build_object('entities', entities, 'records', records, 'outcomes', outcomes);
 end $$;
 
+-- The sums of both by name.
+create or replace function public.add_sums(one jsonb, other jsonb) returns jsonb
+language sql immutable set search_path = '' as $$
+    select jsonb_object_agg(added.name, added.value)
+    from (
+        select parts.key as name, sum(parts.value::numeric)::text as value
+        from (select * from jsonb_each_text(one) union all select * from jsonb_each_text(other)) as parts
+        group by parts.key
+    ) as added
+$$;
+
+-- Adds the sums of sent outcomes that are stored behind `after` to the hours and days of their versions.
+create or replace function public.add_model_quality(sent jsonb, after bigint) returns void
+language plpgsql set search_path = '' as $$
+begin
+    insert into public.model_quality as q (model, version, span, start, sums)
+    select parts.model, parts.version, parts.span, parts.start, jsonb_object_agg(parts.name, parts.value)
+    from (
+        select stored.model, stored.version, spans.span, date_trunc(spans.span, stored.time, 'UTC') as start,
+            part.key as name, sum(part.value::numeric)::text as value
+        from (  -- of equal ids the first is stored
+            select distinct on (r.model, r.id) r.model, r.version, r.time, r.sums
+            from jsonb_array_elements(sent) with ordinality as rows (value, place),
+                jsonb_to_record(rows.value) as r (model text, version text, id text, time timestamptz, sums jsonb)
+            where exists (
+                select from public.model_outcomes as o
+                where o.model = r.model and o.id = r.id and o.number > add_model_quality.after
+            )
+            order by r.model, r.id, rows.place
+        ) as stored, (values ('hour'), ('day')) as spans (span), jsonb_each_text(stored.sums) as part
+        group by 1, 2, 3, 4, 5
+    ) as parts
+    group by 1, 2, 3, 4
+    on conflict (model, version, span, start) do update set sums = public.add_sums(q.sums, excluded.sums);
+    if found then
+        delete from public.model_quality as q where q.start < now() - interval '366 days';
+    end if;
+end $$;
+
+-- The hours or days of a model from a time on, of all versions or of one.
+create or replace function public.list_model_quality(of_model text, of_span text, since timestamptz, of_version text)
+returns jsonb
+language sql stable set search_path = '' as $$
+    select coalesce(
+        jsonb_agg(
+            jsonb_build_object('version', q.version, 'start', q.start, 'sums', q.sums) order by q.start, q.version
+        ),
+        '[]'
+    )
+    from public.model_quality as q
+    where q.model = of_model and q.span = of_span and q.start >= list_model_quality.since
+        and (of_version is null or q.version = of_version)
+$$;
+
+-- Remembers whether the quality of a version is too low; returns whether it was otherwise before.
+create or replace function public.mark_model_quality(of_model text, of_version text, is_low boolean) returns boolean
+language plpgsql set search_path = '' as $$
+begin
+    if is_low then
+        insert into public.model_low_quality (model, version) values (of_model, of_version) on conflict do nothing;
+    else
+        delete from public.model_low_quality as l where l.model = of_model and l.version = of_version;
+    end if;
+    return found;
+end $$;
+
 -- Stores outcomes, a JSON array as text; of each of their models about `keep` stay: the last ones of each writer, in
--- equal shares.
+-- equal shares. The sums of those that stay count.
 create or replace function public.store_model_outcomes(outcomes text, keep integer, by_writer text) returns jsonb
 language plpgsql set search_path = '' as $$
 declare
@@ -236,10 +324,13 @@ begin
         perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended(one.model, 1));
     end loop;
     select coalesce(max(o.number), 0) into last from public.model_outcomes as o;
-    insert into public.model_outcomes (model, version, id, time, instance, outcome, prediction, entity, writer)
-    select r.model, r.version, r.id, r.time, r.instance, r.outcome, r.prediction, r.entity, by_writer
+    insert into public.model_outcomes (
+        model, version, id, time, instance, outcome, prediction, probabilities, entity, writer
+    )
+    select r.model, r.version, r.id, r.time, r.instance, r.outcome, r.prediction, r.probabilities, r.entity, by_writer
     from jsonb_to_recordset(rows) as r (
-        model text, version text, id text, time timestamptz, instance jsonb, outcome jsonb, prediction jsonb, entity text
+        model text, version text, id text, time timestamptz, instance jsonb, outcome jsonb, prediction jsonb,
+        probabilities jsonb, entity text
     )
     on conflict (model, id) do nothing;
     get diagnostics added = row_count;
@@ -256,6 +347,7 @@ begin
             );
         end if;
     end loop;
+    perform public.add_model_quality(rows, last);
     select count(*) into kept from public.model_outcomes as o
     where o.number > last and o.model in (select r.model from jsonb_to_recordset(rows) as r (model text));
     return jsonb_build_object(
@@ -265,9 +357,11 @@ end $$;
 
 revoke execute on function
     public.count_entity_records, public.store_entity_records, public.list_entities, public.delete_entity_records,
-    public.delete_entity, public.delete_writer, public.store_model_outcomes
+    public.delete_entity, public.delete_writer, public.store_model_outcomes, public.add_sums, public.add_model_quality,
+    public.list_model_quality, public.mark_model_quality
 from public, anon, authenticated;
 grant execute on function
     public.count_entity_records, public.store_entity_records, public.list_entities, public.delete_entity_records,
-    public.delete_entity, public.delete_writer, public.store_model_outcomes
+    public.delete_entity, public.delete_writer, public.store_model_outcomes, public.add_sums, public.add_model_quality,
+    public.list_model_quality, public.mark_model_quality
 to service_role;

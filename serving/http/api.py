@@ -42,6 +42,7 @@ from serving.http.routes.models import models_router
 from serving.http.routes.outcomes import outcomes_router
 from serving.http.routes.predict import is_for_jobs
 from serving.http.routes.predictions import predictions_router
+from serving.http.routes.quality import quality_router
 from serving.http.routes.rollout import CanaryBody, rollout_router
 from serving.http.schemas import (
     BOOLEAN,
@@ -316,6 +317,7 @@ def make_api(
         entities_router(service, streams),
         outcomes_router(service),
         predictions_router(service),
+        quality_router(service),
         jobs_router(service, streams),
         pages or _alive_router(),
         v2_router(service),

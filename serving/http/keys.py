@@ -43,7 +43,7 @@ PATHS = re.compile(
     r"|(?P<predict>/v1/models/[^/:]*(?:/versions/[^/:]*)?(?::predict|:explain|/importance)|/v1/jobs(?:/.*)?"
     r"|/invocations|/(?:endpoints|serving-endpoints)/[^/]*/invocations|/score"
     r"|/v2/models/[^/]*(?:/versions/[^/]*)?/infer)"
-    r"|(?P<data>/v1/entities(?:/.*)?|/v1/predictions|/v1/models/[^/]*/(?:outcomes|drift|canary|shadow))"
+    r"|(?P<data>/v1/entities(?:/.*)?|/v1/predictions|/v1/models/[^/]*/(?:outcomes|drift|quality|canary|shadow))"
     r"|(?P<log>/v1/predictions/.*)"
     r"|(?P<models>/v1/models(?:/.*)?|/v2(?:/.*)?)"
     r"|(?P<admin>/api/admin(?:/.*)?|/metrics)",

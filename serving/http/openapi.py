@@ -44,6 +44,7 @@ from serving.http.schemas import (
     NUMBER,
     OUTCOMES,
     OUTCOMES_STORED,
+    QUALITY,
     READ_AS_TEXT,
     RECORDS,
     RELOADED,
@@ -194,6 +195,7 @@ ROUTES: Mapping[tuple[str, str], Said] = {
     ("get", "/v1/models/{model}/versions/{version}/metadata"): Said(
         "show_version_metadata", {"200": {JSON: METADATA}}, ("404", "503")
     ),
+    ("get", "/v1/models/{model}/quality"): Said("show_quality", {"200": {JSON: QUALITY}}, ("404", "422", "503")),
     ("post", "/v1/models/{model}/outcomes"): Said(
         "store_outcomes",
         {

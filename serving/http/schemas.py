@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from registry.quality import BETTER, Point
 from serving.jobs.rows import OPERATIONS
 from serving.predict.operation import ANSWERS, Verb
 
@@ -40,6 +41,7 @@ COUNT: Schema = {"type": "integer", "minimum": 1, "maximum": 999_999_999}
 EVENT_ID: Schema = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
 READ_AS_TEXT: Mapping[str, Schema] = {
     "before": STRING | {"format": "date-time"},
+    "by": {"enum": ["hour", "day"], "default": "day"},
     "entity": STRING | {"pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"},
     "explain": BOOLEAN | {"default": False},
     "figures": BOOLEAN | {"default": False},
@@ -264,6 +266,29 @@ ADDED = {"stored": INTEGER, "present": INTEGER, "dropped": INTEGER}
 STORED = object_schema({"entity": STRING, **ADDED, "ids": array_of(STRING)}, ["entity", "stored", "ids"])
 OUTCOMES = {"model": STRING, "version": STRING}
 OUTCOMES_STORED = object_schema(OUTCOMES | ADDED, ["model", "version", "stored"])
+MEASURED: Schema = {"outcomes": INTEGER, **dict.fromkeys(BETTER, NUMBER)}
+POINT = object_schema({name: INTEGER if name == "outcomes" else NUMBER for name in Point._fields})
+CURVE = object_schema({"target": STRING, "label": STRING, "points": array_of(POINT)}, ["label", "points"])
+QUALITY = object_schema(
+    {
+        "model": STRING,
+        "by": {"enum": ["hour", "day"]},
+        "since": STRING,
+        "versions": array_of(
+            object_schema(
+                {
+                    "version": STRING,
+                    "live": BOOLEAN,
+                    "expected": {"type": ["object", "null"], "additionalProperties": NUMBER},
+                    **MEASURED,
+                    "periods": array_of(object_schema({"start": STRING, **MEASURED}, ["start", "outcomes"])),
+                    "calibration": array_of(CURVE),
+                },
+                ["version", "live", "expected", "outcomes", "periods", "calibration"],
+            )
+        ),
+    }
+)
 ENTITIES = object_schema(
     {
         "entities": array_of(

@@ -35,7 +35,11 @@ BUILD = {"version": importlib.metadata.version("forkserve"), "python": platform.
 QUALITY = {
     "outcomes": "Outcomes by which the live version is judged",
     "accuracy": "Share of them whose label the live version had predicted",
+    "log_loss": "Mean log loss of its probabilities",
+    "roc_auc": "Area under the ROC curve of its probabilities; of several classes the mean",
     "mean_absolute_error": "Mean absolute error of the live version's predictions",
+    "r2": "Coefficient of determination of its predictions",
+    "is_low": "1 if they are worse than in training by more than QUALITY_TOLERANCE",
 }
 VERSION_LABELS = ("model", "version")
 WINDOW_LABELS = (*VERSION_LABELS, "window")

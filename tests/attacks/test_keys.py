@@ -65,6 +65,7 @@ OPERATIONS: Mapping[str, str] = {
     "POST /v1/models/{model}/outcomes": "write",
     "GET /v1/models/{model}/drift": "read",
     "GET /v1/models/{model}/canary": "read",
+    "GET /v1/models/{model}/quality": "read",
     "POST /v1/entities/{entity}/records": "write",
     "GET /v1/entities": "read",
     "GET /v1/entities/{entity}/records": "read",

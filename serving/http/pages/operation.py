@@ -86,7 +86,7 @@ def _add_monitoring(router: APIRouter, service: Service, snapshots: Recent[Snaps
             model=model,
             figures=metrics["models"].get(name, {}),
             quality=quality,
-            names=[one for one in names if one not in ("version", "outcomes")],
+            names=[one for one in names if one not in ("version", "outcomes", "is_low")],
         )
 
 

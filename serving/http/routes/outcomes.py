@@ -40,6 +40,7 @@ def outcomes_router(service: Service) -> APIRouter:
             service.outcome_writer.add(outcomes, writer, len(body))
             return answer_json(said | {"accepted": len(outcomes)}, HTTPStatus.ACCEPTED)
         added = await service.shared.entities.add_outcomes(outcomes, writer)
+        service.quality.wake([outcomes[0].model])
         return answer_json(said | added.said(), HTTPStatus.CREATED if added.stored else HTTPStatus.OK)
 
     return router

@@ -40,11 +40,11 @@ async def test_records_and_outcomes_of_an_earlier_version_are_read_and_added_to(
         prediction="no",
     )
     assert last.prediction is None
-    assert await store.judged("wine", "1", 10) == [("yes", "no")]
+    assert await store.judged("wine", "1", 10) == [("yes", "no", None)]
     assert (await store.add_records([record(1, "AAPL"), record(3)])).stored == 1
     assert (await store.add_outcomes([outcome(1, "wine")])).stored == 1
     await store.close()
     with closing(sqlite3.connect(tmp_path / "data.db")) as connection:
-        assert connection.execute("pragma user_version").fetchone() == (3,)
+        assert connection.execute("pragma user_version").fetchone() == (4,)
         indexes = {name for (name,) in connection.execute("select name from sqlite_master where type = 'index'")}
     assert indexes >= {"records_by_time", "outcomes_by_model", "outcomes_judged"}

@@ -6,12 +6,15 @@ import asyncio
 import sqlite3
 import sys
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from serving.entities.record import Entity, Record, make_record
+from registry.quality import add_up
+from serving.entities.record import Entity, Outcome, Record, make_record, now, start_of
 from serving.entities.sqlite import SQLiteEntityStore, _sql
 from serving.entities.store import Added, Deleted, EntityStore
 from serving.errors import InvalidRequest, StoreFull
@@ -115,8 +118,8 @@ async def test_a_version_is_judged_by_its_last_outcomes_if_it_has_answered(store
     said = ["no", None, "yes", "no"]
     await store.add_outcomes([outcome(number, prediction=said[number]) for number in range(4)])
     await store.add_outcomes([outcome(4, "other"), outcome(5, version="2")])
-    assert await store.judged("m", "1", 10) == [("yes", "no"), ("yes", "yes"), ("yes", "no")]
-    assert await store.judged("m", "1", 2) == [("yes", "no"), ("yes", "yes")]
+    assert await store.judged("m", "1", 10) == [("yes", "no", None), ("yes", "yes", None), ("yes", "no", None)]
+    assert await store.judged("m", "1", 2) == [("yes", "no", None), ("yes", "yes", None)]
     assert await store.judged("m", "3", 10) == []
 
 
@@ -317,3 +320,88 @@ async def test_what_one_writer_has_stored_is_deleted_alone(store: EntityStore) -
     assert await store.delete_records("a", day(1), "a") == 1
     assert await store.delete_entity("a", "a") == Deleted(records=1, outcomes=0)
     assert await store.delete_entity("a") == Deleted(records=1, outcomes=1)
+
+
+def hour(number: int, of: int = 0) -> datetime:
+    """An hour of the day of the number `of` before today: quality is kept for a year."""
+    return start_of("day", now()) - timedelta(days=2 + of) + timedelta(hours=number)
+
+
+def scored(number: int, when: datetime, **changes: Any) -> Outcome:
+    sums = {"outcomes": Decimal(1), f"bin/{number % 3}": Decimal(1), "loss": Decimal(f"0.{number}") + 10**17}
+    fields: dict[str, Any] = {"time": when, "sums": sums}
+    return outcome(number, **(fields | changes))
+
+
+async def test_sums_of_outcomes_are_kept_by_hour_and_day(open_store: Open) -> None:
+    store, other = open_store(), open_store()
+    moments = [hour(1), hour(1) + timedelta(minutes=59), hour(2), hour(3, of=1)]
+    for number, moment in enumerate(moments):
+        await (store, other)[number % 2].add_outcomes([scored(number, moment)])
+    hours = await store.quality("m", "hour", hour(0, of=9))
+    assert [(one.version, one.start) for one in hours] == [("1", hour(3, of=1)), ("1", hour(1)), ("1", hour(2))]
+    assert hours[1].sums == {
+        "outcomes": 2,
+        "bin/0": 1,
+        "bin/1": 1,
+        "loss": Decimal("200000000000000000.1"),
+    }
+    days = await store.quality("m", "day", hour(0, of=9))
+    assert [one.start for one in days] == [hour(0, of=1), hour(0)]
+    assert days[1].sums == add_up(one.sums for one in hours[1:])
+    assert await store.quality("m", "hour", hour(2)) == hours[2:]
+    assert await store.quality("m", "hour", hour(0), "2") == await store.quality("n", "hour", hour(0)) == []
+
+
+async def test_outcomes_count_once_and_only_if_they_are_stored(store: EntityStore) -> None:
+    twice = [scored(1, hour(1)), scored(1, hour(2)), scored(1, hour(1), model="n")]
+    for _ in range(2):
+        await store.add_outcomes(twice, "a")
+    await store.add_outcomes(twice, "b")
+    (one,) = await store.quality("m", "hour", hour(0))
+    assert one.start == hour(1)
+    assert one.sums["outcomes"] == 1
+    many = [scored(number, hour(3), model="o") for number in range(KEEP + 3)]
+    assert (await store.add_outcomes(many)).stored == KEEP
+    (one,) = await store.quality("o", "hour", hour(0))
+    assert one.sums["outcomes"] == KEEP
+
+
+async def test_quality_stays_when_outcomes_go_and_for_a_year(store: EntityStore) -> None:
+    await store.add_outcomes([scored(0, hour(1), entity="a"), scored(1, hour(0, of=363))])
+    await store.delete_entity("a")
+    assert len(await store.quality("m", "day", hour(0, of=500))) == 2
+    await store.add_outcomes([scored(2, hour(0, of=365)), outcome(3)])
+    assert len(await store.quality("m", "day", hour(0, of=500))) == 2
+
+
+async def test_outcomes_of_writers_at_once_are_all_added_up(open_store: Open) -> None:
+    stores = [open_store() for _ in range(3)]
+    calls = [stores[n % 3].add_outcomes([scored(n, hour(n % 2))], f"w{n % 2}") for n in range(12)]
+    await asyncio.gather(*calls)
+    hours = await stores[0].quality("m", "hour", hour(0))
+    assert [one.sums["outcomes"] for one in hours] == [6, 6]
+
+
+async def test_numbers_of_all_sizes_are_added_up_exactly(store: EntityStore) -> None:
+    values = [Decimal(text) for text in ("1E+60", "1", "-1E+60", "3E-30", "-0.5")]
+    for number, value in enumerate(values):
+        await store.add_outcomes([scored(number, hour(0), sums={"value/": value})])
+    (one,) = await store.quality("m", "hour", hour(0))
+    assert float(one.sums["value/"]) == 0.5
+
+
+async def test_low_quality_is_marked_once(open_store: Open) -> None:
+    store, other = open_store(), open_store()
+    changes = [await one.mark_quality("m", "1", is_low=low) for low in (False, True) for one in (store, other)]
+    assert changes == [False, False, True, False]
+    assert await store.mark_quality("m", "2", is_low=True)
+    assert [await store.mark_quality("m", "1", is_low=low) for low in (False, False, True)] == [True, False, True]
+
+
+async def test_probabilities_are_kept_with_the_prediction(store: EntityStore) -> None:
+    shares = {"yes": 0.25, "no": 0.75}
+    sent = [outcome(0, probabilities=shares), outcome(1), outcome(2, probabilities={"a": shares, "b": {"1": 1.0}})]
+    await store.add_outcomes(sent)
+    assert await store.outcomes("m", 9) == sent[::-1]
+    assert [one.probabilities for one in await store.judged("m", "1", 9)] == [one.probabilities for one in sent[::-1]]

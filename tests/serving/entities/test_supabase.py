@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import AsyncIterator
+from decimal import Decimal
 from random import Random
 from typing import Any
 
@@ -12,6 +13,7 @@ import httpx
 import pytest
 
 from harness.supabase import SupabaseServer
+from serving.entities.record import now
 from serving.entities.supabase import CALLS_AT_ONCE, SupabaseEntityStore
 from serving.errors import InvalidRecord, InvalidRequest, StoreFull, StoreUnavailable
 from serving.storage.guard import Breaker
@@ -170,6 +172,7 @@ OLD = """
 drop trigger entity_records_added on entity_records; drop trigger entity_records_deleted on entity_records;
 drop trigger entity_records_truncated on entity_records; drop table entity_record_counts;
 alter table entity_records drop column kind, drop column writer, drop constraint entity_records_forms;
+drop table model_quality; drop table model_low_quality; alter table model_outcomes drop column probabilities;
 alter table model_outcomes drop column entity, drop column writer, drop constraint model_outcomes_forms;
 insert into entity_records (entity, id, time, data)
 values ('a', '1', '2024-02-28', '{"x": 1}'), ('b', '1', now(), '{}')
@@ -186,6 +189,8 @@ async def test_the_schema_of_an_earlier_version_is_brought_up_and_keeps_its_rows
     assert await store.newest("a", 5) == [record(1)]
     assert [(one.entity, one.records) for one in await store.entities(9)] == [("a", 1), ("b", 1)]
     assert (await store.add_records([record(2)])).stored == 1
+    assert (await store.add_outcomes([outcome(1, sums={"outcomes": Decimal(1)}, time=now())])).stored == 1
+    assert len(await store.quality("m", "hour", record(0).time)) == 1
     with pytest.raises(StoreFull):
         await store.add_records([record(1, "c")])
     await store.close()

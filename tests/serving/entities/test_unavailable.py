@@ -11,7 +11,7 @@ import pytest
 from serving.entities import outcomes
 from serving.entities.outcomes import OutcomeWriter
 from serving.entities.predictor import RecordReader
-from serving.entities.record import Entity, Judged, Outcome, Record
+from serving.entities.record import Entity, Judged, Outcome, Period, Record, Span
 from serving.entities.store import Added, Deleted
 from serving.errors import DataQueueFull, InvalidRequest, StoreUnavailable
 from tests.serving.conftest import until
@@ -67,6 +67,12 @@ class FlakyStore:
         raise NotImplementedError
 
     async def judged(self, model: str, version: str, limit: int) -> list[Judged]:
+        raise NotImplementedError
+
+    async def quality(self, model: str, span: Span, since: datetime, version: str | None = None) -> list[Period]:
+        raise NotImplementedError
+
+    async def mark_quality(self, model: str, version: str, *, is_low: bool) -> bool:
         raise NotImplementedError
 
     async def probe(self) -> None:

@@ -275,6 +275,10 @@ ASKED: list[tuple[str, str, str, dict[str, Any]]] = [
     ("post", OUTCOMES, "/v1/models/wine/outcomes", {"json": {"instances": "WINE", "outcomes": ["class_0"]}}),
     ("post", OUTCOMES, "/v1/models/wine/outcomes", {"json": {"instances": [], "outcomes": []}}),
     ("post", OUTCOMES, "/v1/models/none/outcomes", {"json": {"instances": [[]], "outcomes": [1]}}),
+    *[
+        ("get", "/v1/models/{model}/quality", f"/v1/models/{name}", {})
+        for name in ("wine/quality", "wine/quality?by=hour&version=1", "wine/quality?by=week", "none/quality")
+    ],
     ("post", "/v1/models/{model}:predict", "/v1/models/wine:predict", {"json": {"instances": "WINE"}}),
     ("post", "/v1/models/{model}:predict", "/v1/models/none:predict", {"json": {"instances": "WINE"}}),
     ("post", "/v1/models/{model}:explain", "/v1/models/wine:explain", {"json": {"instances": "WINE"}}),
