@@ -9,16 +9,20 @@ from typing import Any
 
 import httpx
 import msgspec
+import numpy as np
 import pytest
 
 from harness.apps import client_of
 from registry.errors import InvalidRows
 from registry.model import LoadedModel
+from registry.registry import Registry
 from registry.store.loader import load_version
 from serving.app import Application, build, build_alerts
 from serving.errors import InvalidRequest, NotJSON, TooManyInstances
+from serving.http.protocols.mlflow import MLflow, Scored
 from serving.http.protocols.tables import TableReader, null_for_nan
-from serving.predict.pieces import PIECE_BYTES
+from serving.http.protocols.tensors import InputTensor, OutputTensor, read_json
+from serving.predict.pieces import PIECE_BYTES, Turns
 from serving.predict.request_body import Reader
 from serving.settings import Settings
 from tests.attacks.payloads import COSTLY_BYTES, GOOD_ROW, ROW, CountedTurns, fill
@@ -245,16 +249,60 @@ async def test_a_large_table_is_refused_after_a_few_pieces(wine: LoadedModel) ->
             await reader.read_csv(b"\n" * COSTLY_BYTES, "guess", turns)
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize(
     "body",
     [b'"' + b'\\"' * 500_000, b"\\" * 1_000_000, b'"NaN' * 250_000, b'"' * 1_000_000, b"NaN" * 300_000 + b'"'],
     ids=["escapes", "backslashes", "open", "quotes", "NaN"],
 )
-def test_nan_is_looked_for_once_through_the_body(body: bytes) -> None:
+async def test_nan_is_looked_for_once_through_the_body(body: bytes) -> None:
     # a quadratic search would take minutes
-    assert null_for_nan(body).replace(b"null", b"NaN") == body
+    assert (await null_for_nan(body, Turns())).replace(b"null", b"NaN") == body
 
 
-def test_nan_in_texts_stays() -> None:
+@pytest.mark.anyio
+async def test_nan_in_texts_stays() -> None:
     body = rb'{"a":[NaN, "NaN", "\"NaN, ", "\\", NaN],"NaN":NaN}'
-    assert null_for_nan(body) == rb'{"a":[null, "NaN", "\"NaN, ", "\\", null],"NaN":null}'
+    expected = rb'{"a":[null, "NaN", "\"NaN, ", "\\", null],"NaN":null}'
+    assert await null_for_nan(body, Turns()) == expected
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("element", [b"NaN", b'"a"'])
+async def test_others_have_their_turn_while_nan_is_looked_for(element: bytes) -> None:
+    turns = CountedTurns()
+    await null_for_nan(b"[" + b",".join([element] * 250_000) + b"]", turns)
+    assert turns.pauses > 200
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("data", [b"9007199254740993", b"null", b"1e308"])
+async def test_others_have_their_turn_while_numbers_of_a_tensor_are_read(data: bytes) -> None:
+    turns, count = CountedTurns(), 50_000
+    raw = msgspec.Raw(b"[" + b",".join([data] * count) + b"]")
+    cells = await read_json(InputTensor("x", [count], "FP64" if data == b"1e308" else "INT64", raw), turns)
+    assert len(cells) == count
+    assert turns.pauses > len(memoryview(raw)) / (2 * PIECE_BYTES)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("cells", [[0.5] * 500_000, np.full(500_000, 0.5), ["a"] * 500_000])
+async def test_others_have_their_turn_while_a_tensor_is_written(cells: Any) -> None:
+    turns = CountedTurns()
+    written = await OutputTensor("x", "FP64", 1, cells).as_json(turns)
+    assert turns.pauses > 100
+    assert msgspec.json.decode(b"[%b]" % written) == list(cells)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("wants_csv", [False, True])
+async def test_others_have_their_turn_while_answers_are_written(wine: LoadedModel, *, wants_csv: bool) -> None:
+    shares = dict.fromkeys(wine.labels.texts, 0.25)
+    answer = msgspec.json.encode({"label": wine.labels.texts[0], "probabilities": shares})
+    scored = Scored(np.zeros((1000, 13)), method="predict_proba", wants_csv=wants_csv)
+    scored.answers["predict"] = [answer] * 1000
+    turns = CountedTurns()
+    written = await MLflow(Registry([wine]), {wine: Reader(wine, 1000)}, 1000).write(wine, scored, turns)
+    assert turns.pauses >= 50
+    rows = written.body.decode().splitlines() if wants_csv else msgspec.json.decode(written.body)["predictions"]
+    assert len(rows) == 1000

@@ -27,6 +27,7 @@ from serving.predict.canary import MIN_SECONDS, SHARE_OF_DEADLINE, RunningCanary
 from serving.predict.inference import Timing
 from serving.predict.observer import Answered
 from serving.predict.operation import EVERYTHING, VERBS, Verb, answer_bytes
+from serving.predict.pieces import Turns
 from serving.predict.request_body import TOO_MANY
 from serving.service import Service
 from serving.shared.metrics import ModelCounters
@@ -230,8 +231,8 @@ class Protocol(ABC):
         """
 
     @abstractmethod
-    def write(self, model: LoadedModel, question: Question) -> ProtocolAnswer:
-        """Write the answer to a question of `read`."""
+    async def write(self, model: LoadedModel, question: Question, turns: Turns) -> ProtocolAnswer:
+        """Write the answer to a question of `read`; a long one in pieces."""
 
 
 class ProtocolRoute(InferenceRoute):
@@ -269,7 +270,7 @@ class ProtocolRoute(InferenceRoute):
         sources = {}
         for verb in question.selections:
             sources[verb] = await self._run(model, verb, question, timing, timeout)
-        reply = self._protocol.write(model, question)
+        reply = await self._protocol.write(model, question, Turns())
         ended = time.perf_counter()
         for verb, found in sources.items():
             answers = question.answers.get(verb, question.outputs)

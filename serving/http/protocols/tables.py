@@ -27,6 +27,9 @@ MAX_COLUMN_NAMES_BYTES = 256 * 1024
 ROWS_AT_ONCE = 64
 """Rows that are put together from columns without looking at the clock."""
 
+STRINGS_AT_ONCE = 1024
+"""Strings and NaN that are looked at without looking at the clock."""
+
 STRING_OR_NAN = re.compile(rb'"(?:[^"\\]++|\\.?)*+"?|NaN', re.DOTALL)
 """One match for each string, also for one that does not end."""
 
@@ -51,19 +54,26 @@ _split = msgspec.json.Decoder(Split)
 _names = msgspec.json.Decoder(list[str])
 
 
-def null_for_nan(body: bytes) -> bytes:
+async def null_for_nan(body: bytes, turns: Turns) -> bytes:
     """The body with null wherever it has NaN, which is not JSON, but which Python's json module writes."""
-    return STRING_OR_NAN.sub(lambda found: b"null" if found[0] == b"NaN" else found[0], body)
+    parts, start = [], 0
+    for number, found in enumerate(STRING_OR_NAN.finditer(body)):
+        if found[0] == b"NaN":
+            parts += [body[start : found.start()], b"null"]
+            start = found.end()
+        if number % STRINGS_AT_ONCE == 0:
+            await turns.pause()
+    return b"".join([*parts, body[start:]])
 
 
-def decode_outline(decoder: msgspec.json.Decoder[Any], body: bytes, usage: str) -> Any:
+async def decode_outline(decoder: msgspec.json.Decoder[Any], body: bytes, usage: str, turns: Turns) -> Any:
     """Decode a body, with null for NaN in one of up to WHOLE_BYTES. Raises NotJSON, InvalidRequest."""
     try:
         return decode(decoder, body, usage)
     except NotJSON:
         if len(body) > WHOLE_BYTES or b"NaN" not in body:
             raise
-        return decode(decoder, null_for_nan(body), usage)
+        return decode(decoder, await null_for_nan(body, turns), usage)
 
 
 class TableReader:

@@ -8,11 +8,12 @@ from typing import Any
 import msgspec
 
 from registry.model import LoadedModel
-from registry.outputs import Target
+from registry.outputs import Label, Target
 from registry.rows.features import Feature
 from serving.errors import InvalidRequest, NotJSON
 from serving.http.protocols.tables import decode_outline
 from serving.predict.operation import Verb, marks
+from serving.predict.pieces import Turns
 
 USAGE = 'send an object: {"inputs": {...}}'
 
@@ -41,10 +42,10 @@ def is_tensorflow(body: bytes) -> bool:
     return any(member in body for member in MEMBERS)
 
 
-def decode_inputs(body: bytes) -> InputsBody | None:
+async def decode_inputs(body: bytes, turns: Turns) -> InputsBody | None:
     """A body that has `inputs`; None for any other. Raises InvalidRequest for what is wrong beside them."""
     try:
-        found: InputsBody = decode_outline(_inputs, body, USAGE)
+        found: InputsBody = await decode_outline(_inputs, body, USAGE, turns)
     except InvalidRequest:
         if MEMBERS[0] in body and b'"instances"' not in body:
             raise
@@ -80,15 +81,22 @@ def metadata(model: LoadedModel) -> dict[str, Any]:
 
 
 def _kind(feature: Feature) -> str:
-    if feature.kind == "category" and not feature.open and not any(isinstance(one, str) for one in feature.categories):
-        return "DT_BOOL" if all(isinstance(one, bool) for one in feature.categories) else "DT_DOUBLE"
+    if feature.kind == "category" and not feature.open:
+        return _kind_of(feature.categories)
     return KINDS.get(feature.kind, "DT_STRING")
+
+
+def _kind_of(labels: Sequence[Label]) -> str:
+    """The type of a tensor of labels, or of categories."""
+    kinds = {type(one) for one in labels}
+    if str in kinds:
+        return "DT_STRING"
+    return "DT_BOOL" if kinds == {bool} else "DT_INT64" if kinds == {int} else "DT_DOUBLE"
 
 
 def _output(name: str, part: str, target: Target) -> dict[str, Any]:
     if part == "label":
-        is_text = any(isinstance(label, str) for label in target.classes)
-        return _tensor(name, "DT_STRING" if is_text else "DT_INT64")
+        return _tensor(name, _kind_of(target.classes) if target.classes else "DT_INT64")
     return _tensor(name, "DT_DOUBLE", *([len(target.classes)] if part in ("probabilities", "margins") else []))
 
 

@@ -119,8 +119,12 @@ async def read_json(head: InputTensor, turns: Turns) -> Cells:
     if not is_text and raw.count(b",") + 1 != size:
         raise head.wrong(f"data must have {size} elements, as the shape says")
     if len(raw) > MAX_WHOLE_BYTES if is_text else _is_slow(raw, size):
-        return _concatenated([_decoded(head, one, None) async for one in _pieces(head, raw, turns)], head)
-    return _decoded(head, raw, size)
+        return await _piecewise(head, raw, turns)
+    cells = _quickly(head, raw)
+    if cells is None and size > CELLS_AT_ONCE:
+        await turns.pause()
+        return await _piecewise(head, raw, turns)
+    return _complete(head, _slowly(head, raw) if cells is None else cells)
 
 
 def _is_slow(raw: bytes, size: int) -> bool:
@@ -141,23 +145,25 @@ async def _pieces(head: InputTensor, raw: bytes, turns: Turns) -> Any:
         raise head.wrong(f"element {error.index} {error}") from None
 
 
-def _concatenated(parts: Sequence[Any], head: InputTensor) -> Cells:
+async def _piecewise(head: InputTensor, raw: bytes, turns: Turns) -> Cells:
+    """The elements of an array of any size. Raises InvalidRequest, NotJSON, and what `turns` raise."""
+    parts: list[Any] = []
+    async for piece in _pieces(head, raw, turns):
+        cells = _quickly(head, piece)
+        parts.append(_slowly(head, piece) if cells is None else cells)
     if any(isinstance(part, list) for part in parts):
-        cells: Any = [cell for part in parts for cell in (part if isinstance(part, list) else _whole(part.tolist()))]
-    else:
-        cells = np.concatenate(parts)
+        found: list[Any] = []
+        for part in parts:
+            found += part if isinstance(part, list) else _whole(part.tolist())
+            await turns.pause()
+        return _complete(head, found)
+    return _complete(head, np.concatenate(parts))
+
+
+def _complete(head: InputTensor, cells: Cells) -> Cells:
+    """The cells, if they are all that the tensor has. Raises InvalidRequest."""
     if len(cells) != head.size:
         raise head.wrong(f"data must have {head.size} elements, as the shape says")
-    return cells  # type: ignore[no-any-return]
-
-
-def _decoded(head: InputTensor, raw: bytes, size: int | None) -> Cells:
-    """The elements in an array; with a `size`, it must be that of the whole tensor. Raises InvalidRequest, NotJSON."""
-    cells = _quickly(head, raw)
-    if cells is None:
-        cells = _slowly(head, raw)
-    if size is not None and len(cells) != size:
-        raise head.wrong(f"data must have {size} elements, as the shape says")
     return cells
 
 
@@ -216,7 +222,7 @@ def _exactly(head: InputTensor, found: Sequence[float | None], cells: NDArray[np
 
 def _may_differ(head: InputTensor, cells: NDArray[Any]) -> bool:
     """Return whether there are whole numbers so large that a float64 stands for several of them."""
-    return NUMBERS[head.datatype].kind in "iu" and bool(((cells > MAX_WHOLE) | (cells < -MAX_WHOLE)).any())
+    return NUMBERS[head.datatype].kind in "iu" and bool(((cells >= MAX_WHOLE) | (cells <= -MAX_WHOLE)).any())
 
 
 def _whole(cells: Sequence[float | None]) -> list[int | None]:
@@ -408,9 +414,15 @@ class OutputTensor(msgspec.Struct, frozen=True):
     columns: int
     cells: Any
 
-    def as_json(self) -> bytes:
-        """Its data as a flat array."""
-        return _encode(self.cells if isinstance(self.cells, list) else self.cells.tolist())
+    async def as_json(self, turns: Turns) -> bytes:
+        """Its data as the elements of a flat array."""
+        parts = []
+        for start in range(0, len(self.cells), CELLS_AT_ONCE):
+            some = self.cells[start : start + CELLS_AT_ONCE]
+            parts.append(_encode(some if isinstance(some, list) else some.tolist())[1:-1])
+            if start:
+                await turns.pause()
+        return b",".join(parts)
 
     def as_bytes(self) -> bytes:
         """Its binary data."""

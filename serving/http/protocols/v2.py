@@ -331,12 +331,15 @@ class V2(Protocol):
         is_small = len(outputs) + len(parameters) <= MAX_REMEMBERED_BYTES
         return (self._remembered_options if is_small else _wanted)(self._tensors[model], outputs, parameters)
 
-    def write(self, model: LoadedModel, question: Question) -> ProtocolAnswer:
+    async def write(self, model: LoadedModel, question: Question, turns: Turns) -> ProtocolAnswer:
         assert isinstance(question, InferenceQuestion)
         wanted = question.wanted
         assert wanted is not None
         tensors = self._tensors[model]
-        explanations = [_any.decode(answer) for answer in question.answers.get("explain", ())]
+        explanations = []
+        for answer in question.answers.get("explain", ()):
+            explanations.append(_any.decode(answer))
+            await turns.pause()
         contents, shown = [], []
         for name in wanted.names:
             made = tensors.made(name, question.outputs, explanations)
@@ -344,7 +347,7 @@ class V2(Protocol):
                 contents.append(made.as_bytes())
                 data = b'"parameters":{"binary_data_size":%d}}' % len(contents[-1])
             else:
-                data = b'"data":%b}' % made.as_json()
+                data = b'"data":[%b]}' % await made.as_json(turns)
             shown.append(self._remembered_head(name, made.datatype, len(question.rows), made.columns) + data)
         begin = tensors.begin_answer
         if question.id is not None:

@@ -34,7 +34,7 @@ from serving.pictures.chart import SVG
 from serving.pictures.explanation import MAX_BARS, MAX_OUTPUTS, MAX_TOP, waterfall
 from serving.predict.inference import Timing
 from serving.predict.operation import ANSWERS, EVERYTHING, Verb, count_outputs, encode_answer, marks
-from serving.predict.pieces import PIECE_BYTES
+from serving.predict.pieces import PIECE_BYTES, Turns
 from serving.predict.request_body import Parameters, Reader, read_parameters
 from serving.service import Service
 from serving.shared.metrics import ModelCounters
@@ -142,12 +142,19 @@ class PredictRoute(InferenceRoute):
             if verb == "explain" or not is_tensorflow(body):
                 raise
             scope["state"]["form"] = PROBLEM_WITH_ERROR
-            sent = decode_inputs(body)
-            if sent is None:
+            with turns_of_client(receive) as turns:
+                found = await self._read_inputs(model, body, turns)
+            if found is None:
                 raise
+            return *found, encode_outputs
+
+    async def _read_inputs(self, model: LoadedModel, body: bytes, turns: Turns) -> tuple[Rows, Parameters] | None:
+        """The rows of a body of TensorFlow Serving; None if it is none."""
+        sent = await decode_inputs(body, turns)
+        if sent is None:
+            return None
         parameters = read_parameters(sent.parameters)
-        with turns_of_client(receive) as turns:
-            return await self._tables[model].read(sent.inputs, "inputs", turns), parameters, encode_outputs
+        return await self._tables[model].read(sent.inputs, "inputs", turns), parameters
 
     async def _frames(
         self, scope: Scope, model: LoadedModel, verb: Verb, rows: Rows, parts: AsyncGenerator[list[Answer], None]

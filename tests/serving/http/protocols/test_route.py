@@ -22,6 +22,7 @@ from registry.store.add import add_trained
 from registry.training.script import Trained
 from serving.app import Application, build, build_alerts
 from serving.http.protocols.route import Protocol, ProtocolAnswer, Question, Received
+from serving.predict.pieces import Turns
 from serving.settings import Settings
 
 KEYS = {"both": "", "narrow": "other"}
@@ -38,7 +39,7 @@ class Lines(Protocol):
     async def read(self, model: LoadedModel, request: Received) -> Question:
         return Question(model.schema.rows([[float(line)] for line in request.body.splitlines()]))
 
-    def write(self, _model: LoadedModel, question: Question) -> ProtocolAnswer:
+    async def write(self, _model: LoadedModel, question: Question, _turns: Turns) -> ProtocolAnswer:
         return ProtocolAnswer(b"text/plain", b"\n".join(question.answers["predict"]), [(b"x-lines", b"yes")])
 
 

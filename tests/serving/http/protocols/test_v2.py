@@ -370,6 +370,22 @@ def test_large_bodies_get_the_answers_of_predict(caller: Caller, large: int) -> 
     assert tensors_of(caller.infer("classifier", with_slow_numbers)) == expected(caller.predict("classifier", rows))
 
 
+def test_tensorflows_types_are_those_of_the_categories_and_labels(caller: Caller) -> None:
+    found = {}
+    for model in ("identifiers", "numbered", "people"):
+        signature = caller.request("GET", f"/v1/models/{model}/metadata").json()["metadata"]["signature_def"]
+        tensors = signature["signature_def"]["serving_default"]
+        found[model] = {name: one["dtype"] for name, one in (tensors["inputs"] | tensors["outputs"]).items()}
+    assert found["identifiers"]["id"] == "DT_INT64"
+    assert (found["people"]["city"], found["people"]["is_member"]) == ("DT_STRING", "DT_BOOL")
+    labels = {model: kinds["label"] for model, kinds in found.items()}
+    assert labels == {
+        "identifiers": "DT_STRING",
+        "numbered": "DT_INT64",
+        "people": "DT_BOOL",
+    }
+
+
 @pytest.mark.parametrize("path", ["/v2", "/v2/"])
 def test_server_tells_its_extensions(caller: Caller, path: str) -> None:
     answer = caller.request("GET", path).json()
