@@ -149,7 +149,14 @@ class Application:
         views = make_views(service)
         pages = None
         if settings.pages:
-            pages = pages_router(service, views, hot_path, self.keys, max_job_rows=settings.job_max_rows)
+            pages = pages_router(
+                service,
+                views,
+                hot_path,
+                self.keys,
+                max_job_rows=settings.job_max_rows,
+                with_patterns=settings.pages_patterns,
+            )
         api = make_api(service, views, self.streams, self.keys, lambda _api: self._running(), pages)
 
         async def timed(scope: Scope, receive: Receive, send: Send) -> None:

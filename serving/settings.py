@@ -249,6 +249,9 @@ class Settings:
     )
     access_log: bool = setting(True, "log every request and prediction")
     pages: bool = setting(True, "serve web pages for people beside the API")
+    pages_patterns: bool = setting(
+        False, "serve `/pages/patterns`, every part of the pages in every state; for development"
+    )
     log_predictions: str = setting(
         "off", "requests whose rows and answers are logged: `off`, `all`, or a share such as `0.1`"
     )

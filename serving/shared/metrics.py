@@ -9,7 +9,10 @@ from typing import TypeAlias
 from serving.shared.book import Book, Family, Sheet
 from serving.shared.histogram import BOUNDS, BUCKETS
 
-STATUSES = (200, 202, 204, 400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 429, 431, 499, 500, 501, 503, 504)
+STATUSES = (
+    *(200, 201, 202, 204, 304, 400, 401, 403, 404, 405, 408, 409, 413, 415, 417, 422, 429, 431, 499),
+    *(500, 501, 503, 504, 507),
+)
 STATUS_VALUES = (*map(str, STATUSES), "other")
 STATUS_INDEX = {status: index for index, status in enumerate(STATUSES)}
 OTHER_STATUS = len(STATUSES)

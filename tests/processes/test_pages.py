@@ -40,6 +40,7 @@ PAGES = (
     "/jobs/nothing",
     "/admin",
     "/monitoring/hostile",
+    "/pages/patterns",
 )
 
 
@@ -57,7 +58,8 @@ def shown(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     doubled = LinearRegression().fit(sample, 2 * sample["size"])
     add_trained(root, "doubled", Trained(estimator=doubled, sample=sample), entities=True)
     schedules = "nightly: 0 3 1 1 *: reload"
-    with Service({"MODEL_DIR": str(root), "ADMIN_TOKEN": ADMIN_TOKEN, "SCHEDULES": schedules}) as service:
+    environ = {"ADMIN_TOKEN": ADMIN_TOKEN, "SCHEDULES": schedules, "PAGES_PATTERNS": "true"}
+    with Service({"MODEL_DIR": str(root), **environ}) as service:
         yield service
 
 

@@ -17,7 +17,7 @@ from serving.status.json import summarize
 from serving.status.snapshot import Snapshot
 from serving.storage.background import Recent
 
-FAILED = frozenset({"500", "501", "504", "other"})
+FAILED = frozenset({"500", "501", "504", "507", "other"})
 MAX_EVENTS = 20
 """Of the log that are shown."""
 

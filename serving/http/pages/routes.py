@@ -15,6 +15,7 @@ from serving.http.pages.importance import importance_router
 from serving.http.pages.model import ModelPage
 from serving.http.pages.operation import operation_router
 from serving.http.pages.page import guarded, prepare_pages, show, wants_html
+from serving.http.pages.patterns import patterns_router
 from serving.http.pages.work import work_router
 from serving.http.routes.models import all_figures, summary
 from serving.http.routes.predict import PredictRoute
@@ -22,8 +23,10 @@ from serving.http.views import Views
 from serving.service import Service
 
 
-def pages_router(service: Service, views: Views, route: PredictRoute, keys: Keys, *, max_job_rows: int) -> APIRouter:
-    """All pages, and their files."""
+def pages_router(
+    service: Service, views: Views, route: PredictRoute, keys: Keys, *, max_job_rows: int, with_patterns: bool = False
+) -> APIRouter:
+    """All pages, and their files; `with_patterns`, that of all parts as well."""
     prepare_pages()
     router = APIRouter(include_in_schema=False)
     _add_files(router)
@@ -40,6 +43,7 @@ def pages_router(service: Service, views: Views, route: PredictRoute, keys: Keys
         importance_router(service, views.importance),
         work_router(service, max_job_rows),
         docs_router(keys),
+        *([patterns_router()] if with_patterns else []),
     ):
         router.include_router(others)
     return router

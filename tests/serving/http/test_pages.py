@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import pandas as pd
@@ -26,7 +26,8 @@ from registry.store.add import add_trained
 from registry.training.script import Trained
 from serving.app import Application, build, build_alerts
 from serving.http.keys import SCOPES
-from serving.http.pages.page import seconds
+from serving.http.pages.form import Control
+from serving.http.pages.page import number, seconds
 from serving.http.pages.work import preview_cell
 from serving.settings import Settings
 
@@ -405,7 +406,7 @@ def test_entities_are_listed_for_whoever_may_read(root: Path) -> None:
 
 
 def test_cards_show_what_is_asked_of_models_and_how_well_they_answer(root: Path) -> None:
-    app = build_app(root, data_dir=root.parent / "figures")
+    app = build_app(root, data_dir=root.parent / "figures", admin_token=ADMIN_TOKEN)
     app.service.shared.book.enter_alone()
     instance = {"size": 1.0, "colour": "red", "sold": True}
     for _ in range(3):
@@ -424,6 +425,7 @@ def test_cards_show_what_is_asked_of_models_and_how_well_they_answer(root: Path)
     assert "live mean absolute error" in card
     assert f'value="{error}"' in card
     assert "figures" not in get(app, "/v1/models", {}).json()["models"][0]
+    assert "<div><dt>errors</dt><dd>" + number(0) in get(app, "/admin", bearer(ADMIN_TOKEN)).text, "201 is none"
     assert get(app, "/v1/models?figures=perhaps", {}).status_code == 422
 
 
@@ -440,6 +442,17 @@ def test_a_degraded_service_says_so_above_its_models(root: Path, tmp_path: Path)
     assert "hostile/1" not in get(app, "/", bearer(KEY)).text
     shutil.rmtree(models / "hostile")
     assert "degraded" not in get(build_app(models, admin_token=ADMIN_TOKEN), "/").text
+
+
+def test_patterns_are_there_for_those_who_develop(app: Application, root: Path) -> None:
+    assert get(app, "/pages/patterns").status_code == 404
+    shown = get(build_app(root, pages_patterns=True), "/pages/patterns")
+    assert shown.status_code == 200
+    assert "<b>markup</b>" not in shown.text
+    for state in ("answered", "stale", "compared", "refused", "draining", "not allowed", "loading"):
+        assert f"An answer: {state}" in shown.text
+    shapes = {one["class"] for one in Outline(shown.text).of("div") if (one.get("class") or "").startswith("field ")}
+    assert shapes == {f"field {control}" for control in get_args(Control)}
 
 
 def test_an_explanation_is_saved_as_a_file(app: Application) -> None:
