@@ -59,6 +59,8 @@ from serving.monitoring.predictions.log import PredictionLog, PredictionLogger
 from serving.monitoring.predictions.policy import LogPolicy
 from serving.monitoring.predictions.recorder import Recorder
 from serving.monitoring.quality import LiveQuality
+from serving.monitoring.replay import OPERATION as REPLAY
+from serving.monitoring.replay import ReplayHandler, replay_functions
 from serving.monitoring.windows import parse_windows
 from serving.predict.batcher import Batcher
 from serving.predict.canary import Canaries
@@ -476,10 +478,12 @@ def build_tracing(settings: Settings) -> Tracing | None:
 def build_runner(settings: Settings, shared: Shared, registry: Registry, metrics: Metrics, seen: Fingerprint) -> Runner:
     """Works on all jobs. Raises InvalidSetting."""
     functions = {operation.name: operation.answer_call for operation in make_operations(registry)}
+    functions |= replay_functions(registry, shared.predictions)
     executor = Executor(functions, memory=settings.job_memory_bytes, background=True)
     backend = build_backend(settings, executor)
     handlers: dict[str, Handler] = {
         **dict.fromkeys(OPERATIONS, RowHandler(registry, backend, timeout=settings.job_timeout_seconds)),
+        REPLAY: ReplayHandler(registry, executor, timeout=settings.job_timeout_seconds),
         POLL: Poller(parse_feeds(settings.feeds), shared.alerts.outbound, shared.entities),
         RELOAD: build_reload_handler(
             shared, lambda: bool(registry.refusals) or fingerprint(settings.model_dir) != seen
@@ -518,7 +522,7 @@ def build_trainer(
         shared.events,
         {**(handlers or {}), TRAIN: handler},
         (*executors, trainer),
-        JobLimits(settings.job_lease_seconds, settings.job_keep_seconds, settings.job_keep, settings.job_keep_bytes),
+        build_job_limits(settings),
         metrics=metrics,
         backend=backend,
         tracing=build_tracing(settings),
@@ -545,6 +549,22 @@ def build_trainer_alone(settings: Settings) -> tuple[JobStore, Runner]:
     """Trains models and does nothing else, without loading any. Raises InvalidRedisUrl, CannotServe."""
     shared = build_shared(settings, build_alerts(settings))
     return shared.jobs, build_trainer(settings, shared, Metrics(shared.book))
+
+
+def build_replayer(settings: Settings, registry: Registry) -> tuple[Shared, Runner]:
+    """Replays logged predictions on the versions of `registry`, and does nothing else. Raises CannotServe."""
+    shared = build_shared(settings, build_alerts(settings))
+    functions = replay_functions(registry, shared.predictions)
+    executor = Executor(functions, memory=settings.job_memory_bytes, background=True)
+    handler = ReplayHandler(registry, executor, timeout=settings.job_timeout_seconds)
+    limits = build_job_limits(settings)
+    metrics = Metrics(shared.book)
+    return shared, Runner(shared.jobs, shared.events, {REPLAY: handler}, (executor,), limits, metrics=metrics)
+
+
+def build_job_limits(settings: Settings) -> JobLimits:
+    """How long a runner holds a job, and what is kept of finished ones."""
+    return JobLimits(settings.job_lease_seconds, settings.job_keep_seconds, settings.job_keep, settings.job_keep_bytes)
 
 
 def build_reload_handler(shared: Shared, is_needed: Callable[[], bool]) -> Handler:

@@ -235,19 +235,6 @@ def describe(arguments: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-@command(MODEL, argument("version", help="version to make live"))
-def promote(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Make a version live, after loading and verifying it; a running service takes it over."""
-    from registry.registry import load_one
-    from registry.store import aliases
-
-    model = load_one(settings.model_dir, arguments.model, arguments.version, settings.load_options)
-    after = aliases.promote(settings.model_dir / model.name, model.version)
-    say(f"{model.name}: version {after.live} is live, the previous one is {after.previous or 'none'}")
-    say(taken_over(settings))
-    return 0
-
-
 @command(MODEL)
 def rollback(arguments: argparse.Namespace, settings: Settings) -> int:
     """Make the previous version live again, after loading and verifying it."""

@@ -12,10 +12,10 @@ from serving.cli.check import check
 from serving.cli.inspection import inspect
 from serving.cli.keys import keys
 from serving.cli.load_test import load_test
-from serving.cli.models import add, card, describe, explain, models, promote, remove, retrain, rollback, train
+from serving.cli.models import add, card, describe, explain, models, remove, retrain, rollback, train
 from serving.cli.predictions import predictions
 from serving.cli.records import entities
-from serving.cli.rollout import canary
+from serving.cli.rollout import canary, promote, replay
 from serving.cli.serve import schedules, serve, token, worker
 from serving.cli.verify import verify
 
@@ -33,6 +33,7 @@ COMMANDS = (
     promote,
     rollback,
     canary,
+    replay,
     remove,
     retrain,
     train,

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from serving.cli.command import argument, command, fail, say
+from serving.cli.command import argument, command, fail, number, say
 from serving.cli.models import MODEL, taken_over
+from serving.errors import ServingError
 from serving.settings import Settings
+
+if TYPE_CHECKING:
+    from serving.monitoring.agreement import Agreement
 
 OFF = "off"
 
@@ -39,6 +46,96 @@ def canary(arguments: argparse.Namespace, settings: Settings) -> int:
         said = f"{arguments.model}: {share}, version {after.live} the others"
     say(said)
     say(taken_over(settings, "follow"))
+    return 0
+
+
+def since(text: str) -> datetime:
+    """The type of an argument: a time such as 2026-01-31 or 2026-01-31T12:00Z; without a zone it is UTC."""
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+REPLAYED = (
+    argument("--last", type=number(int, 1), help="rows, the latest ones; default: 10000, or all of --since"),
+    argument("--since", type=since, help="only rows from this time on, such as 2026-01-31T12:00Z"),
+    argument(
+        "--tolerance",
+        type=number(float, 0.0),
+        help="numbers agree that differ by at most this share of what was answered; default: 0.01",
+    ),
+)
+
+
+@command(MODEL, argument("version", help="version to try"), *REPLAYED)
+def replay(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Have a version predict logged rows, and say how far it agrees with what was answered."""
+    try:
+        for line in findings_of(replayed(arguments, settings)):
+            say(line)
+    except ServingError as error:
+        return fail(error)
+    return 0
+
+
+def replayed(arguments: argparse.Namespace, settings: Settings) -> Agreement:
+    """The agreement of a version with logged predictions; runs the job in this process. Raises ServingError."""
+    from registry.registry import Registry, load_one
+    from registry.store.aliases import current
+    from serving.app import build_replayer
+    from serving.master import prefork
+    from serving.monitoring.replay import ReplayParameters, replay_once
+
+    candidate = load_one(settings.model_dir, arguments.model, arguments.version, settings.load_options)
+    aliases = {candidate.name: current(settings.model_dir / candidate.name)}
+    registry = Registry([candidate], aliases)
+    shared, runner = build_replayer(settings, registry)
+    prefork.check_single_thread()
+    given = {name: getattr(arguments, name) for name in ("last", "since", "tolerance")}
+    asked = ReplayParameters(**{name: value for name, value in given.items() if value is not None})
+    return replay_once(shared.jobs, shared.predictions, runner, registry, candidate, asked)
+
+
+def findings_of(found: Agreement) -> Iterator[str]:
+    """What a replay has found, for a terminal."""
+    shown = found.shown()
+    yield f"{found.rows} rows, of which {found.agreed} agree: {found.share or 0:.2%}"
+    if found.unfit or found.failed:
+        yield f"the version does not take {found.unfit} rows, and fails on {found.failed}"
+    for change in shown["changes"]:
+        target = f"{change['target']} " if "target" in change else ""
+        yield f"  {target}{change['from']} -> {change['to']}: {change['rows']}"
+    if shown["mean_difference"] is not None:
+        yield f"mean difference {shown['mean_difference']:.6g}, {shown['row_seconds'] * 1e3:.3g} ms a row"
+    for one in found.largest:
+        yield f"  {one.request_id} row {one.place}: {one.difference:.6g}, {one.before} -> {one.after}"
+
+
+@command(
+    MODEL,
+    argument("version", help="version to make live"),
+    argument(
+        "--if-agrees", type=number(float, 0.0, 1.0), metavar="SHARE", help="only if this share of a replay agrees"
+    ),
+    *REPLAYED,
+)
+def promote(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Make a version live, after loading and verifying it; a running service takes it over."""
+    from registry.registry import load_one
+    from registry.store import aliases
+
+    if arguments.if_agrees is not None:
+        try:
+            found = replayed(arguments, settings)
+        except ServingError as error:
+            return fail(error)
+        for line in findings_of(found):
+            say(line)
+        if (found.share or 0.0) < arguments.if_agrees:
+            return fail(f"version {arguments.version} is not promoted: less than {arguments.if_agrees:.2%} agree")
+    model = load_one(settings.model_dir, arguments.model, arguments.version, settings.load_options)
+    after = aliases.promote(settings.model_dir / model.name, model.version)
+    say(f"{model.name}: version {after.live} is live, the previous one is {after.previous or 'none'}")
+    say(taken_over(settings))
     return 0
 
 

@@ -318,7 +318,7 @@ def make_api(
         outcomes_router(service),
         predictions_router(service),
         quality_router(service),
-        jobs_router(service, streams),
+        jobs_router(service, streams, keys),
         pages or _alive_router(),
         v2_router(service),
     ]

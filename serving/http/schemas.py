@@ -258,7 +258,10 @@ JOB = object_schema(
 RESULT = object_schema(
     {"model": STRING, "version": STRING}
     | {member: array_of(ANYTHING) for member in ANSWERS.values()}
-    | {name: IMPORTANCE["properties"][name] for name in ("rows", "space", "method", "importance", "outputs")},
+    | {name: IMPORTANCE["properties"][name] for name in ("rows", "space", "method", "importance", "outputs")}
+    | dict.fromkeys(("agreed", "unfit", "failed"), INTEGER)
+    | {name: {"type": ["number", "null"]} for name in ("share", "mean_difference", "row_seconds")}
+    | {"versions": OBJECT, "changes": array_of(OBJECT), "largest": array_of(OBJECT)},
     [],
 )
 
@@ -439,7 +442,7 @@ DRY_RUN = object_schema(
         "seconds": {"type": ["number", "null"], "description": "Of one runner that has nothing else to do"},
     }
 )
-JOB_BODY = object_schema(
+ROWS_BODY = object_schema(
     {
         "operation": {"enum": list(OPERATIONS)},
         "model": STRING,
@@ -450,6 +453,25 @@ JOB_BODY = object_schema(
     ["operation", "model", "instances"],
     additionalProperties=False,
 )
+REPLAY_BODY = object_schema(
+    {
+        "operation": {"const": "replay"},
+        "model": STRING,
+        "version": STRING,
+        "parameters": {
+            "type": ["object", "null"],
+            "properties": {
+                "last": {"type": ["integer", "null"], "minimum": 1, "maximum": 1_000_000},
+                "since": {"type": ["string", "null"], "format": "date-time"},
+                "tolerance": {"type": "number", "minimum": 0},
+            },
+            "additionalProperties": False,
+        },
+    },
+    ["operation", "model", "version"],
+    additionalProperties=False,
+)
+JOB_BODY: Schema = {"anyOf": [ROWS_BODY, REPLAY_BODY]}
 
 ROWS = array_of({"type": ["array", "object"]}, minItems=1)
 TABLE: Schema = {"anyOf": [ROWS, OBJECT]}

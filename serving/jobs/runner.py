@@ -202,3 +202,27 @@ def _private_bytes() -> int | None:
         return sum(read_memory(pid).private for pid in (os.getpid(), *descendants(os.getpid())))
     except OSError:
         return None
+
+
+def run_to_end(store: JobStore, runner: Runner, submit: Callable[[], Awaitable[Job]]) -> Job:
+    """Submit a job, and run jobs in this process until it has ended or a signal arrives; the job then.
+
+    The process must have one thread. Raises what `submit` raises, StoreUnavailable, JobNotFound.
+    """
+
+    async def in_a_loop(call: Callable[[], Awaitable[Job]]) -> Job:
+        try:
+            return await call()
+        finally:
+            await store.close()
+
+    job = asyncio.run(in_a_loop(submit))
+
+    async def has_ended() -> bool:
+        try:
+            return (await store.get(job.id)).is_finished
+        except StoreUnavailable:
+            return False
+
+    runner.run(until=has_ended)
+    return asyncio.run(in_a_loop(partial(store.get, job.id)))

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Collection
+from collections.abc import Collection
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Literal
 
 import msgspec
 
 from registry.errors import CannotTrain, VersionRefused
 from registry.store.directory import read_json, write_whole
 from registry.store.manifest import Manifest
-from serving.errors import StoreUnavailable, TrainingBusy
+from serving.errors import TrainingBusy
 from serving.jobs.job import Job, JobRequest
+from serving.jobs.runner import Runner, run_to_end
 from serving.jobs.store import JobStore
 from serving.storage.background import Recent
-
-if TYPE_CHECKING:
-    from serving.jobs.runner import Runner
-
-T = TypeVar("T")
 
 OPERATION = "train"
 """Also the mutex: one training at a time over all instances that share a job store, as it takes a whole machine."""
@@ -74,29 +70,17 @@ def train_once(store: JobStore, runner: Runner, live: Manifest) -> tuple[Job, Tr
 
     The process must have one thread. Raises CannotTrain, TrainingBusy, QueueFull, StoreUnavailable, JobNotFound.
     """
-    job = asyncio.run(_once(store, submit_training(store, training_request(live))))
 
-    async def has_ended() -> bool:
+    async def read() -> bytes | None:
         try:
-            return (await store.get(job.id)).is_finished
-        except StoreUnavailable:
-            return False
+            return await store.result(job.id, 0)
+        finally:
+            await store.close()
 
-    async def read() -> tuple[Job, TrainingResult | None]:
-        ended = await store.get(job.id)
-        result = await store.result(job.id, 0) if ended.state == "done" else None
-        return ended, None if result is None else msgspec.json.decode(result, type=TrainingResult)
-
-    runner.run(until=has_ended)
-    return asyncio.run(_once(store, read()))
-
-
-async def _once(store: JobStore, call: Awaitable[T]) -> T:
-    """Use the store in an event loop that ends with this call."""
-    try:
-        return await call
-    finally:
-        await store.close()
+    request = training_request(live)
+    job = run_to_end(store, runner, lambda: submit_training(store, request))
+    result = asyncio.run(read()) if job.state == "done" else None
+    return job, None if result is None else msgspec.json.decode(result, type=TrainingResult)
 
 
 class LastTraining(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ from starlette.datastructures import QueryParams
 from registry.errors import ModelNotFound, VersionNotFound
 from registry.model import LoadedModel
 from registry.registry import Registry
-from serving.errors import DeadlineExceeded, InvalidRequest, JobUnfinished, UnsupportedBody
+from serving.errors import DeadlineExceeded, InvalidRequest, JobUnfinished, NotPermitted, UnsupportedBody
 from serving.events.log import EventLog
 from serving.http.body import (
     answer_json,
@@ -29,20 +29,22 @@ from serving.http.body import (
 )
 from serving.http.coding import PIECE_BYTES
 from serving.http.edge import account_of
-from serving.http.keys import key_of
+from serving.http.keys import Keys, key_of
 from serving.http.negotiation import preferred
 from serving.http.sse import EventStream, LastEventId, Streams
 from serving.jobs.chunks import Chunks
 from serving.jobs.job import Job, JobRequest
-from serving.jobs.requests import JobReader, idempotency_key
+from serving.jobs.requests import idempotency_key
 from serving.jobs.results import csv_result, importance_csv, importance_result, json_result, whole_result
 from serving.jobs.rows import IMPORTANCE, OPERATIONS, RowParameters, parameters_of, unpack
 from serving.jobs.store import JobStore, public_error
 from serving.jobs.tables import FORMATS, Tables
+from serving.monitoring.replay import OPERATION as REPLAY
+from serving.monitoring.replay import is_replay, read_replay, replay_result, show_replay
 from serving.pictures.chart import SVG
 from serving.pictures.importance import importance_bars
 from serving.predict.operation import VERBS
-from serving.service import Limits, Service
+from serving.service import Service
 
 LAST_EVENTS = frozenset({"done", "failed", "cancelled"})
 """The kinds of the events after which nothing happens to a job any more."""
@@ -58,14 +60,14 @@ RESULTS = (b"application/json", b"text/csv")
 """The media types of results, besides those of tables; the first is the default."""
 
 
-def jobs_router(service: Service, streams: Streams) -> APIRouter:
+def jobs_router(service: Service, streams: Streams, keys: Keys) -> APIRouter:
     """The routes of jobs, which cannot be listed, nor their ids guessed. A job's events have its id as topic."""
     router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
     store, events = service.shared.jobs, service.shared.events
 
     @router.post("", status_code=202, summary="Predict or explain many rows in the background")
     async def submit(request: Request) -> Response:
-        return await _take(service, request)
+        return await _take(service, request, keys)
 
     async def find(job_id: str, request: Request) -> Job:
         """The job, if it belongs to the request's key. Raises JobNotFound."""
@@ -110,17 +112,20 @@ def jobs_router(service: Service, streams: Streams) -> APIRouter:
     return router
 
 
-async def _take(service: Service, request: Request) -> Response:
+async def _take(service: Service, request: Request, keys: Keys) -> Response:
     """Make a job of a request, or only look at what it would be."""
     is_dry = read_boolean(DRY_RUN, request.query_params.get(DRY_RUN, ""))
-    asked = await _read(request, service.job_reader, service.limits)
+    asked = await _read(request, service, keys)
+    if is_dry and asked.operation == REPLAY:
+        raise InvalidRequest(f"{DRY_RUN} is a parameter of jobs over rows")
     if is_dry:
         return answer_json(await _estimate(service, asked))
     owner = key_of(request.scope).name, account_of(request.scope)
     return submitted(await _submit(service.shared.jobs, asked.of(*owner)))
 
 
-async def _read(request: Request, reader: JobReader, limits: Limits) -> JobRequest:
+async def _read(request: Request, service: Service, keys: Keys) -> JobRequest:
+    reader, limits = service.job_reader, service.limits
     headers = dict(request.scope["headers"])
     check = key_of(request.scope).check_model
     key = idempotency_key(request.headers.get("idempotency-key"))
@@ -128,6 +133,10 @@ async def _read(request: Request, reader: JobReader, limits: Limits) -> JobReque
     check_encoding(headers)
     if kind == b"application/json":
         body = await read_body(headers, request.receive, limits.max_body_bytes)
+        if is_replay(body):
+            if not keys.is_admin(request.scope):  # it tells of the requests of others
+                raise NotPermitted("a replay takes a key of scope admin", "admin")
+            return await read_replay(service.registry, service.shared.predictions, body, key, check)
         with turns_of_client(request.receive) as turns:
             return await reader.read_json(body, key, turns, check)
     query = {name: value for name, value in query_of(request.query_params).items() if name != DRY_RUN}
@@ -167,6 +176,8 @@ async def _has_more(events: EventLog, job_id: str, after: int) -> bool:
 async def _result(
     store: JobStore, job: Job, model: LoadedModel | None, accept: bytes | None, tables: Tables | None
 ) -> Response:
+    if job.operation == REPLAY:
+        return answer_json(show_replay(job, await replay_result(store, job)))
     if job.operation not in VERBS:
         return StreamingResponse(whole_result(store, job), media_type="application/json")
     headers = {"X-Model-Forced": "true"} if model is not None and model.manifest.forced else {}
