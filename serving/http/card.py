@@ -222,7 +222,7 @@ def sections(card: Mapping[str, Any]) -> Iterator[Section]:
             ("Task", card["task"]),
             ("Estimator", card["estimator"]),
             *([("Targets", ", ".join(targets))] if targets else []),
-            *([("Classes", ", ".join(map(_text, classes)))] if classes else []),
+            *([("Classes", ", ".join(map(value_text, classes)))] if classes else []),
             ("State", "live" if card["live"] else "not live"),
             ("Created", artefact["created"]),
         ],
@@ -289,7 +289,7 @@ def _of_features(features: Sequence[Mapping[str, Any]]) -> Section:
 
 def _takes(one: Mapping[str, Any]) -> str:
     if one["kind"] == "category":
-        values = [_text(value) for value in one["categories"]]
+        values = [value_text(value) for value in one["categories"]]
         named = ", ".join(values[:MAX_NAMES]) + (
             f" and {len(values) - MAX_NAMES} more" if len(values) > MAX_NAMES else ""
         )
@@ -301,9 +301,11 @@ def _takes(one: Mapping[str, Any]) -> str:
 
 def _span(bounds: Sequence[float | None] | None) -> str:
     low, high = bounds or (None, None)
-    if low is None or high is None:
-        return f"{_text(low)} or more" if low is not None else f"{_text(high)} or less" if high is not None else ""
-    return f"{_text(low)} to {_text(high)}"
+    if low is None:
+        return "" if high is None else f"{value_text(high)} or less"
+    if high is None:
+        return f"{value_text(low)} or more"
+    return f"{value_text(low)} to {value_text(high)}"
 
 
 def _shares(one: Mapping[str, Any] | None) -> Shares | None:
@@ -314,14 +316,15 @@ def _shares(one: Mapping[str, Any] | None) -> Shares | None:
     words = [f"{missing:.1%} missing"] if missing else []
     if "edges" in one:
         counted = f" {one['counted']}" if "counted" in one else ""
-        words.insert(0, f"{_text(one['edges'][0])} to {_text(one['edges'][-1])}{counted}")
+        words.insert(0, f"{value_text(one['edges'][0])} to {value_text(one['edges'][-1])}{counted}")
     elif "values" in one:
-        named = [f"{_text(value)} {share:.1%}" for value, share in zip(one["values"], shares, strict=True)]
+        named = [f"{value_text(value)} {share:.1%}" for value, share in zip(one["values"], shares, strict=True)]
         words = [*named, *([f"others {one['other']:.1%}"] if one["other"] >= 0.001 else []), *words]
     return Shares(shares, ", ".join(words))
 
 
-def _text(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """A value of a feature or an output, or a number, as people read it."""
     if isinstance(value, bool):
         return str(value).lower()
     return number_text(value) if isinstance(value, int | float) else str(value)
@@ -405,7 +408,7 @@ def _in_words(cell: Cell) -> str:
             top = max(shares, default=0.0) or 1.0
             blocks = "".join(BLOCKS[round((len(BLOCKS) - 1) * share / top)] for share in shares)
             return f"{blocks} {words}".strip()
-    return _text(cell)
+    return value_text(cell)
 
 
 def _escaped(text: str) -> str:

@@ -61,7 +61,8 @@ TWINS: Mapping[re.Pattern[str], str] = {
         r"/(jobs/[^/]*)": r"/v1/\1",
         r"/(entities)": r"/v1/\1",
         r"/(entities/[^/]*)": r"/v1/\1/records",
-        r"/admin|/monitoring/[^/]*": r"/api/admin/metrics",
+        r"/monitoring(/[^/]*)": r"/v1/models\1/quality",
+        r"/admin": r"/api/admin/metrics",
     }.items()
 }
 """For the path of a page that of the JSON that it shows, whose key it takes; the first that fits."""

@@ -41,6 +41,7 @@ PAGES = (
     "/admin",
     "/monitoring/hostile",
     "/pages/patterns",
+    "/monitoring/wine",
 )
 
 
@@ -60,7 +61,16 @@ def shown(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     schedules = "nightly: 0 3 1 1 *: reload"
     environ = {"ADMIN_TOKEN": ADMIN_TOKEN, "SCHEDULES": schedules, "PAGES_PATTERNS": "true"}
     with Service({"MODEL_DIR": str(root), **environ}) as service:
+        _judge(service, "wine", ["class_0", "class_1", "class_2"])
         yield service
+
+
+def _judge(service: Service, name: str, outcomes: list[str]) -> None:
+    """Ask a model, and say what happened."""
+    instances = [service.get(f"/v1/models/{name}")["example"]] * len(outcomes)
+    with httpx.Client(base_url=f"{service.address}/v1/models", trust_env=False) as client:
+        assert client.post(f"/{name}:predict", json={"instances": instances}).is_success
+        assert client.post(f"/{name}/outcomes", json={"instances": instances, "outcomes": outcomes}).is_success
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +204,25 @@ def test_a_form_works_without_javascript(shown: Service, chromium: Browser) -> N
         page.get_by_role("link", name="Link to this").click()
         assert page.url.endswith("/models/wine?x.proline=1400")
         assert outcome(visitor) == "class_0"
+        assert visitor.complaints == []
+
+
+def test_how_a_model_is_doing_is_read_without_javascript(shown: Service, chromium: Browser) -> None:
+    with visit(chromium, shown.address, script=False) as visitor:
+        page = visitor.page
+        page.goto("/models/wine")
+        page.get_by_role("link", name="Monitoring").click()
+        expect(page.locator("svg.series polyline.c0")).to_have_count(2)
+        page.get_by_label("Quality over the last").select_option("year")
+        page.get_by_label("Calibration of").select_option("class_2")
+        page.get_by_label("Drift over").select_option("latest")
+        page.get_by_role("button", name="Show").click()
+        assert page.url.endswith("/monitoring/wine?over=year&metric=accuracy&curve=class_2&window=latest")
+        expect(page.get_by_role("heading", name="Calibration: class_2")).to_be_visible()
+        page.get_by_text("1 day as a table").click()
+        expect(page.get_by_role("group", name="Quality over time").locator("tbody tr")).to_have_count(1)
+        page.locator("table.drift summary").first.click()
+        expect(page.locator("table.shares").first).to_be_visible()
         assert visitor.complaints == []
 
 

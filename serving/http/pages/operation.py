@@ -1,21 +1,18 @@
-"""The pages of whoever runs the service: how it is doing, how a model is doing, and its versions."""
+"""The pages of whoever runs the service: how it is doing, and the versions and cards of its models."""
 
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from serving.http.keys import Keys, key_of
+from serving.http.keys import Keys
 from serving.http.pages.page import guarded, show, show_error
 from serving.http.routes.card import find_card, show_card
 from serving.http.routes.models import detail
 from serving.http.views import Views
 from serving.service import Service
 from serving.status.json import summarize
-from serving.status.snapshot import Snapshot
-from serving.storage.background import Recent
 
 FAILED = frozenset({"500", "501", "504", "507", "other"})
 MAX_EVENTS = 20
@@ -30,10 +27,8 @@ def operation_router(service: Service, views: Views, keys: Keys) -> APIRouter:
     router = APIRouter(include_in_schema=False)
     if keys.can_have_admin:
         _add_service(router, service, views)
-        _add_monitoring(router, service, views.snapshots)
     else:
         router.add_api_route("/admin", closed)
-        router.add_api_route("/monitoring/{name}", closed)
     _add_versions(router, service, can_act=keys.can_have_admin)
     _add_card(router, service)
     return router
@@ -65,28 +60,6 @@ def _add_service(router: APIRouter, service: Service, views: Views) -> None:
             events=service.shared.alerts.tail.events()[:MAX_EVENTS],
             limit=limit,
             most=max(one["private_bytes"] + one["shared_bytes"] for one in processes) if processes else 1,
-        )
-
-
-def _add_monitoring(router: APIRouter, service: Service, snapshots: Recent[Snapshot]) -> None:
-    registry = service.registry
-
-    @router.get("/monitoring/{name}")
-    @guarded
-    async def monitoring(request: Request, name: str) -> Response:
-        # the path of the JSON behind it, of all models, names none
-        key_of(request.scope).check_model(name)
-        model = detail(registry, registry.get(name), show_examples=False)
-        metrics = summarize(await snapshots.get())
-        quality: dict[str, Any] = (await service.quality.take()).get(name, {})
-        names = dict.fromkeys((*model["metrics"], *quality))
-        return show(
-            request,
-            "monitoring.html",
-            model=model,
-            figures=metrics["models"].get(name, {}),
-            quality=quality,
-            names=[one for one in names if one not in ("version", "outcomes", "is_low")],
         )
 
 

@@ -13,6 +13,7 @@ from serving.http.pages.assets import load_assets
 from serving.http.pages.docs import docs_router
 from serving.http.pages.importance import importance_router
 from serving.http.pages.model import ModelPage
+from serving.http.pages.monitoring import monitoring_router
 from serving.http.pages.operation import operation_router
 from serving.http.pages.page import guarded, prepare_pages, show, wants_html
 from serving.http.pages.patterns import patterns_router
@@ -41,6 +42,7 @@ def pages_router(
     for others in (
         operation_router(service, views, keys),
         importance_router(service, views.importance),
+        monitoring_router(service),
         work_router(service, max_job_rows),
         docs_router(keys),
         *([patterns_router()] if with_patterns else []),

@@ -68,21 +68,28 @@ def add_rollout(router: APIRouter, service: Service) -> None:
 def rollout_router(service: Service) -> APIRouter:
     """The routes that show how a version that is tried does."""
     router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[Depends(revalidate)])
-    registry = service.registry
 
     @router.get("/{model}/canary", summary="How the canary of a model does beside the live version")
     async def show_canary(model: str) -> dict[str, Any]:
-        state, live = registry.aliases(model).canary, registry.get(model)
-        if state is None:
+        found = canary_view(service, model)
+        if found is None:
             raise NoCandidate(f"{model} has no canary")
-        shown = {"model": model, "live": live.version, **msgspec.to_builtins(state)}
-        running = service.canaries.of(live)
-        if running is None:
-            return shown | {"is_on": False, "versions": {}}
-        versions = {one.version: running.figures(one) for one in (running.candidate, live)}
-        return shown | {"is_on": running.is_on, "versions": versions}
+        return found
 
     return router
+
+
+def canary_view(service: Service, model: str) -> dict[str, Any] | None:
+    """The canary of a model beside its live version, as JSON; None without one. Raises ModelNotFound, NotLoaded."""
+    live, state = service.registry.get(model), service.registry.aliases(model).canary
+    if state is None:
+        return None
+    shown = {"model": model, "live": live.version, **msgspec.to_builtins(state)}
+    running = service.canaries.of(live)
+    if running is None:
+        return shown | {"is_on": False, "versions": {}}
+    versions = {one.version: running.figures(one) for one in (running.candidate, live)}
+    return shown | {"is_on": running.is_on, "versions": versions}
 
 
 def _known(service: Service, model: str) -> str:
