@@ -18,7 +18,8 @@ from registry.kernels.linear import linear_form
 from registry.kernels.links import booster_identity
 from registry.kernels.matrix import Block, Head, Stage
 from registry.kernels.paths import lay_out
-from registry.kernels.tree_shap import ROWS_AT_ONCE, TREE_INTERACTIONS, TREE_SHAP, Scratch, quadrature
+from registry.kernels.pattern_tables import pattern_tables
+from registry.kernels.tree_shap import ADD_PATTERNS, ROWS_AT_ONCE, TREE_INTERACTIONS, TREE_SHAP, Scratch, quadrature
 from registry.rows.features import Rows
 
 
@@ -36,21 +37,24 @@ def tree_explainer(parts: Parts) -> Explainer:
         forest = ensemble.forest
         ensemble = replace(ensemble, forest=replace(forest, values=forest.values[:, 1:]), start=ensemble.start[1:])
     sources = np.array(parts.head.sources(), np.int32)
-    on_matrix, base_values, pairs_on_matrix = attribution(ensemble, sources, parts.features)
-    attribute, pairs = parts.behind_matrix(on_matrix), parts.behind_matrix(pairs_on_matrix)
-    margins = parts.behind_matrix((trees.explained or trees.ensemble).compute(None))
-    in_double = margins(np.zeros((0, parts.features))).dtype == np.float64
+    attribute, base_values, pairs_on_matrix = attribution(ensemble, sources, parts.features)
+    matrix, pairs = parts.head.matrix(), parts.behind_matrix(pairs_on_matrix)
+    margins = (trees.explained or trees.ensemble).compute(None)
+    in_double = margins(matrix(np.zeros((0, parts.features)))).dtype == np.float64
     binary = classifier and len(base_values) == 1
     probabilities, boosted = trees.are_probabilities, classifier or trees.link not in (None, booster_identity)
+    total = 1.0 if probabilities else 0.0
+    expected = np.append(total - base_values, base_values) if binary else base_values
 
     def explain(rows: Rows) -> Contributions:
-        outputs = margins(rows).astype(np.float64, copy=False)
-        found = Contributions(outputs[:, -len(base_values) :], base_values, attribute(rows))
+        made = matrix(rows)
+        outputs = margins(made).astype(np.float64, copy=False)
+        values = attribute(made)
         if not binary:
-            return found
-        if not probabilities:
-            return both_classes(found, 0.0)
-        return replace(both_classes(found, 1.0), outputs=outputs)  # what predict answers, to the last bit
+            return Contributions(outputs[:, -len(base_values) :], expected, values)
+        if not probabilities:  # those of a forest are what predict answers, to the last bit
+            outputs = np.concatenate([total - outputs, outputs], axis=1)
+        return Contributions(outputs, expected, np.concatenate([-values, values], axis=2))
 
     def interact(rows: Rows) -> Rows:
         found = pairs(rows)
@@ -82,17 +86,21 @@ def attribution(ensemble: Ensemble, sources: Any, features: int) -> Attribution:
     """
     outputs, divisor = len(ensemble.start), ensemble.divisor
     paths = lay_out(ensemble.forest, outputs, sources)
-    model = (paths.splits, paths.leaves, paths.trees, quadrature(int(paths.trees["players"].max())))
-
-    explain, interact = TREE_SHAP.load(), TREE_INTERACTIONS.load()
-
+    points = quadrature(int(paths.trees["players"].max()))
+    explain, interact, add_patterns = TREE_SHAP.load(), TREE_INTERACTIONS.load(), ADD_PATTERNS.load()
+    tables = pattern_tables(paths, points, explain)
+    model, large = (paths.splits, paths.leaves, paths.trees, points), paths.trees[~tables.chosen]
     scratch, players = Scratch(paths), len(sources)
 
     def values(matrix: Rows) -> Rows:
-        made = np.empty((len(matrix), features, outputs))
-        arrays = scratch.arrays(max(1, min(len(matrix), ROWS_AT_ONCE)) * features * outputs)
-        explain(matrix, model, arrays, made)
-        made /= divisor
+        made = np.zeros((len(matrix), features, outputs))
+        if len(large):
+            arrays = scratch.arrays(max(1, min(len(matrix), ROWS_AT_ONCE)) * features * outputs)
+            explain(matrix, (paths.splits, paths.leaves, large, points), arrays, made)
+        if len(tables.trees):
+            add_patterns(matrix, tables.trees, tables.splits, tables.values, tables.entries, made)
+        if divisor != 1.0:
+            made /= divisor
         return made
 
     def pairs(matrix: Rows) -> Rows:

@@ -9,7 +9,7 @@ from registry.kernels.linear import MULTIPLY_ENTRIES
 from registry.kernels.links import BEFORE_SOFTMAX, BINARY
 from registry.kernels.matrix import ADD_ENTRIES, ADD_MATRIX
 from registry.kernels.text import COUNT_WORDS, FILL_ENTRIES, NORMALIZE_ENTRIES
-from registry.kernels.tree_shap import TREE_INTERACTIONS, TREE_SHAP
+from registry.kernels.tree_shap import ADD_PATTERNS, TREE_INTERACTIONS, TREE_SHAP
 from registry.kernels.verification import Compiled, compile_verified, probe_rows, verify
 
 __all__ = ["Compiled", "compile_estimator", "compile_verified", "probe_rows", "verify", "warm"]
@@ -17,6 +17,7 @@ __all__ = ["Compiled", "compile_estimator", "compile_verified", "probe_rows", "v
 KERNELS = (
     ADD_ENTRIES,
     ADD_MATRIX,
+    ADD_PATTERNS,
     BEFORE_SOFTMAX,
     BINARY,
     BUILD,

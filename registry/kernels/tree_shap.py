@@ -48,7 +48,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 from numpy.typing import NDArray
 
-from registry.kernels.kernel import MATRIX, Kernel, Unsupported, part_of_kernel, read_only, records, writable
+from registry.kernels.kernel import MATRIX, NUMBERS, Kernel, Unsupported, part_of_kernel, read_only, records, writable
 from registry.kernels.paths import SPLIT, TREE, Paths
 
 BLOCK = 8
@@ -446,12 +446,38 @@ def _tree_interactions(rows: Any, model: Any, players: Any, arrays: Any, seen: A
                         _add_interactions(own, i, names, above * gain, force, (seen, mark), out[r], tree.output + k)
 
 
+SIDES = np.dtype([("threshold", "f8"), ("column", "u2"), ("missing_right", "u1")], align=True)
+"""What SPLIT says of where a row goes."""
+SMALL = np.dtype([("value", "i8"), ("split", "i4"), ("splits", "i4"), ("entry", "i4"), ("entries", "i4")], align=True)
+"""A tree with a table of its values by pattern: its first value, of which there are as many as `entries` for a pattern,
+and the first of the places where these go; its first split and their number."""
+
+
+def _add_patterns(rows: Any, trees: Any, splits: Any, values: Any, entries: Any, out: Any) -> None:
+    """Add to `out`, shape (rows, features, outputs), what trees have in their tables for the sides that a row takes."""
+    size = out.shape[1] * out.shape[2]
+    for first in range(0, rows.shape[0], ROWS_AT_ONCE):
+        for n in range(trees.shape[0]):
+            tree = trees[n]
+            for r in range(first, min(first + ROWS_AT_ONCE, rows.shape[0])):
+                pattern = 0
+                for i in range(tree.splits):
+                    pattern |= _goes_right(rows[r], splits[tree.split + i]) << i
+                for k in range(tree.entries):
+                    place = r * size + _get(entries, tree.entry + k)
+                    _put(out, place, _get(out, place) + _get(values, tree.value + pattern * tree.entries + k))
+
+
 TOGETHER: Any = types.Tuple
 MODEL = TOGETHER((records(SPLIT), MATRIX, records(TREE), MATRIX))
 ARRAYS = TOGETHER((writable(types.float64, 1), writable(types.float64, 1), writable(types.int32, 1)))
 PLAYERS, SEEN = read_only(types.int32, 1), writable(types.int64, 1)
 
 TREE_SHAP = Kernel(_tree_shap, MATRIX, MODEL, ARRAYS, writable(types.float64, 3), allocates=False)
+
+ADD_PATTERNS = Kernel(
+    _add_patterns, MATRIX, records(SMALL), records(SIDES), NUMBERS, PLAYERS, writable(types.float64, 3), allocates=False
+)
 
 TREE_INTERACTIONS = Kernel(
     _tree_interactions, MATRIX, MODEL, PLAYERS, ARRAYS, SEEN, writable(types.float64, 4), allocates=False

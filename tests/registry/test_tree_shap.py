@@ -24,9 +24,12 @@ from sklearn.tree import DecisionTreeRegressor
 
 from registry.explain.compiled import attribution
 from registry.explain.shap_values import Explainer
+from registry.kernels import pattern_tables
 from registry.kernels.ensembles import Ensemble
 from registry.kernels.forest import Tree, flatten
 from registry.kernels.kernel import Unsupported
+from registry.kernels.paths import lay_out
+from registry.kernels.tree_shap import TREE_SHAP, quadrature
 from registry.rows.features import Rows
 from tests.registry.ensembles import ENSEMBLES, SEED, SMALL
 from tests.registry.explanations import CLOSE, assert_additive, assert_same_alone, explain_trees, path_values, shap
@@ -265,6 +268,25 @@ def test_random_trees_are_explained_by_their_definition(seed: int) -> None:
     sums = base_values + found.sum(axis=1)
     np.testing.assert_allclose(sums, ensemble.compute(None)(rows), rtol=0, atol=1e-12)
     assert b"".join(pairs(row[None]).tobytes() for row in rows) == pairs(rows).tobytes()
+
+
+def test_trees_with_a_table_are_explained_as_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All, some or none of them, whatever memory there is for tables."""
+    rng = np.random.default_rng(1)
+    trees = [grown(rng, 4, splits, 2) for splits in (0, 1, 7, 7, 8, 5, 7, 3)]
+    rows = rng.normal(size=(100, 4))
+    rows[rng.random(rows.shape) < 0.1] = np.nan
+    ensemble, players = Ensemble(flatten(trees), np.zeros(2)), np.arange(4, dtype=np.int32)
+    found = {}
+    for memory, chosen in ((1 << 20, [0, 1, 1, 1, 0, 1, 1, 1]), (20_000, [0, 1, 1, 0, 0, 0, 0, 0]), (0, [0] * 8)):
+        monkeypatch.setattr(pattern_tables, "MAX_BYTES", memory)
+        paths = lay_out(ensemble.forest, 2, players)
+        tables = pattern_tables.pattern_tables(paths, quadrature(4), TREE_SHAP.load())
+        assert tables.chosen.tolist() == chosen
+        assert tables.values.nbytes <= memory
+        found[memory] = attribution(ensemble, players, 4).values(rows)
+    np.testing.assert_allclose(found[1 << 20], found[0], rtol=0, atol=1e-13)
+    np.testing.assert_allclose(found[20_000], found[0], rtol=0, atol=1e-13)
 
 
 def small(*, cover: Any) -> Tree:
