@@ -15,7 +15,6 @@ import structlog
 from serving.errors import InvalidRequest, StoreUnavailable
 from serving.monitoring.predictions.log import PredictionLog, read_record
 from serving.monitoring.predictions.store import LoggedPrediction, PredictionStore
-from serving.process.child import give_way
 from serving.shared.ring import Ring
 
 POLL_SECONDS = 0.1
@@ -40,6 +39,7 @@ class Recorder:
 
     async def settle(self, seconds: float = SETTLE_SECONDS) -> None:
         """In any process: wait until what has been answered until now is stored, but not longer than `seconds`."""
+        await asyncio.sleep(POLL_SECONDS / 4)  # workers copy at the end of a turn of their event loops
         waiting = self.log.waiting()
         deadline = time.monotonic() + seconds
         while not self.log.has_stored(waiting) and time.monotonic() < deadline:  # noqa: ASYNC110 - in another process
@@ -58,7 +58,6 @@ class Recorder:
 
     def run(self) -> None:
         """Work until SIGTERM or SIGINT, then store what is left."""
-        give_way()
         asyncio.run(self._serve())
 
     async def _serve(self) -> None:

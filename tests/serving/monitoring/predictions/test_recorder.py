@@ -74,6 +74,7 @@ def ask(app: Application, *requests: tuple[str, Any], request_id: str = "") -> t
         headers = {"X-Request-Id": request_id} if request_id else {}
         async with client_of(app) as client:
             answers = [await client.post(path, json=body, headers=headers) for path, body in requests]
+        await asyncio.sleep(0)
         while await recorder_of(app).store_some():
             pass
         rows = await store.find(EVERY_ROW, 10_000, oldest_first=True)
@@ -83,6 +84,17 @@ def ask(app: Application, *requests: tuple[str, Any], request_id: str = "") -> t
         return [answer.json() for answer in answers], rows
 
     return asyncio.run(run())
+
+
+def observe(logger: PredictionLogger, *answers: Answered) -> None:
+    """Tell of answers, in one turn of an event loop."""
+
+    async def run() -> None:
+        for answered in answers:
+            logger.observe(answered)
+        await asyncio.sleep(0)
+
+    asyncio.run(run())
 
 
 def counted(app: Application) -> dict[str, float]:
@@ -191,7 +203,7 @@ def test_a_share_is_chosen_by_the_id_of_the_request_alone(root: Path, tmp_path: 
 def test_nothing_is_logged_and_nothing_made_unless_it_is_asked_for(root: Path, tmp_path: Path) -> None:
     app = build_app(root, tmp_path, log_predictions="off")
     assert app.service.shared.recorder is None
-    assert app.service.observers == ()
+    assert not any(isinstance(one, PredictionLogger) for one in app.service.observers)
 
 
 def test_records_of_before_a_reload_and_of_after_it_are_read(root: Path, tmp_path: Path) -> None:
@@ -205,7 +217,7 @@ def test_records_of_before_a_reload_and_of_after_it_are_read(root: Path, tmp_pat
     successor, refused = renew(app)
     assert refused == ()
     # a worker that still drains answers with the model that is gone
-    old.observe(Answered(before, "predict", np.ones((1, len(before.schema))), [b"1"], ["miss"], 0.001))
+    observe(old, Answered(before, "predict", np.ones((1, len(before.schema))), [b"1"], ["miss"], 0.001))
     later = example(successor, "later")
     _, rows = ask(successor, ("/v1/models/later:predict", {"instances": [later]}))
     assert [(row.model, [*row.row]) for row in rows] == [("iris", list(before.schema.names)), ("later", [*later])]
@@ -245,6 +257,7 @@ def test_rows_wait_while_the_store_is_away_and_those_it_refuses_harm_no_others(r
         store.is_away = True
         async with client_of(app) as client:
             await client.post("/v1/models/iris:predict", json={"instances": [example(app, "iris")]})
+        await asyncio.sleep(0)
         with pytest.raises(StoreUnavailable):
             await recorder.store_some()
         store.is_away = False
@@ -277,8 +290,7 @@ def test_a_full_ring_costs_nobody_but_its_rows(root: Path, tmp_path: Path) -> No
     answered = Answered(flower, "predict", rows, [b"1"] * 1000, ["miss"] * 1000, 0.001)
     recorder.log.rings.own = Ring(1 << 18)
     recorder.log.rings.all = (recorder.log.rings.own,)
-    for _ in range(10):
-        logger.observe(answered)
+    observe(logger, *[answered] * 10)
     found = counted(app)
     assert found["queued"] + found["dropped"] == 10_000
     assert found["dropped"] > 2000
