@@ -44,6 +44,24 @@ print(json.dumps([client.get_version(), int(frame.isna().sum().sum()), answers])
 """
 
 
+COMMAND_LINE = """
+import json, sys, tomllib
+from click.testing import CliRunner
+from mlflow.deployments.cli import commands
+from mlflow.deployments.interface import plugin_store
+
+# an editable installation does not learn of new entry points by itself
+named = tomllib.load(open("pyproject.toml", "rb"))["project"]["entry-points"]["mlflow.deployments"]
+for name, module in named.items():
+    plugin_store.register(name, module)
+found = []
+for arguments in json.loads(sys.argv[1]):
+    done = CliRunner().invoke(commands, arguments)
+    found.append([done.exit_code, done.output, str(done.exception or "")])
+print(json.dumps(found))
+"""
+
+
 @pytest.fixture(scope="module")
 def served(models: Path) -> Iterator[Service]:
     """One worker, with a default model, on the paths of a Vertex AI endpoint."""
@@ -93,6 +111,39 @@ def test_the_deployments_client_predicts(served: Service) -> None:
     )
     assert "send an object with one of dataframe_split, dataframe_records, instances or inputs" in refused
     assert "there is no model of that name" in unknown
+
+
+def test_the_command_line_predicts_and_explains(served: Service, tmp_path: Path) -> None:
+    wine, target = example(served, "wine"), f"forkserve:{served.address}"
+    rows = tmp_path / "rows.json"
+    rows.write_text(json.dumps([wine, wine]))
+    asked = [
+        ["predict", "-t", target, "--name", "wine", "-I", str(rows)],
+        ["predict", "-t", target, "--endpoint", "wine", "-I", str(rows), "-O", str(tmp_path / "out.json")],
+        ["explain", "-t", target, "--name", "wine", "-I", str(rows)],
+        ["list", "-t", target],
+        ["get", "-t", target, "--name", "wine"],
+        ["help", "-t", "forkserve"],
+        ["predict", "-t", target, "--name", "nothing", "-I", str(rows)],
+        ["delete", "-t", target, "--name", "wine"],
+    ]
+    predicted, written, explained, listed, got, helped, unknown, refused = ask_judge(
+        "mlflow", COMMAND_LINE, json.dumps(asked)
+    )
+    answers = post(served, "/v1/models/wine:predict", {"instances": [wine, wine]})["predictions"]
+    expected = {"predictions": [one["label"] for one in answers]}
+    assert (predicted[0], json.loads(predicted[1])) == (0, expected), predicted
+    assert (written[0], json.loads((tmp_path / "out.json").read_text())) == (0, expected), written
+    shown = post(served, "/v1/models/wine:explain", {"instances": [wine]})["explanations"][0]
+    first = json.loads(explained[1])[0]
+    assert {name: first[name] for name in shown["values"]} == pytest.approx(shown["values"])
+    assert "wine" in listed[1]
+    assert "wine" in got[1]
+    assert "FORKSERVE_URL" in helped[1]
+    assert unknown[0]
+    assert "there is no model of that name" in unknown[2]
+    assert refused[0]
+    assert "forkserve add" in refused[2]
 
 
 def test_the_client_of_the_scoring_server_predicts_also_where_values_are_missing(served: Service) -> None:
