@@ -307,7 +307,7 @@ def make_api(
     api.openapi = cache(describe)  # type: ignore[method-assign]
     routers = [
         _document_router(api, keys),
-        models_router(service),
+        models_router(service, views.figures),
         importance_router(service.registry, views.importance),
         card_router(service, has_pages=pages is not None),
         drift_router(service),

@@ -99,7 +99,10 @@ SUMMARY = object_schema(
     }
 )
 REFUSED = array_of(object_schema({"model": STRING, "version": STRING, "reason": STRING}))
-LISTED = object_schema({**SUMMARY["properties"], "figures": OBJECT, "quality": OBJECT}, [*SUMMARY["required"]])
+LISTED = object_schema(
+    {**SUMMARY["properties"], "figures": OBJECT, "quality": OBJECT, "trend": array_of(OBJECT), "drift": ANYTHING},
+    [*SUMMARY["required"]],
+)
 MODELS = object_schema({"models": array_of(LISTED), "status": OK, "refused": REFUSED})
 MODEL = object_schema(
     SUMMARY["properties"]

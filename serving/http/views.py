@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from serving.http.routes.health import HealthCheck
 from serving.http.routes.importance import BackgroundImportance
+from serving.http.routes.models import ModelFigures
 from serving.service import Service
 from serving.status.snapshot import Snapshot, recent_snapshot
 from serving.storage.background import Recent
@@ -18,8 +19,9 @@ class Views:
     snapshots: Recent[Snapshot]
     health: HealthCheck
     importance: BackgroundImportance
+    figures: ModelFigures
 
 
 def make_views(service: Service) -> Views:
     """Make the views of a service; nothing is looked at before the first request."""
-    return Views(recent_snapshot(service), HealthCheck(service), BackgroundImportance(service))
+    return Views(recent_snapshot(service), HealthCheck(service), BackgroundImportance(service), ModelFigures(service))

@@ -20,6 +20,7 @@ from sklearn.linear_model import LinearRegression
 from harness.admin import ask_admin
 from harness.browser import Visit, browser, visit
 from harness.hostile import add_hostile
+from harness.processes import eventually
 from harness.service import ADMIN_TOKEN, FORKSERVE, Service
 from registry.store.add import add_trained
 from registry.training.script import Trained
@@ -59,7 +60,7 @@ def shown(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     doubled = LinearRegression().fit(sample, 2 * sample["size"])
     add_trained(root, "doubled", Trained(estimator=doubled, sample=sample), entities=True)
     schedules = "nightly: 0 3 1 1 *: reload"
-    environ = {"ADMIN_TOKEN": ADMIN_TOKEN, "SCHEDULES": schedules, "PAGES_PATTERNS": "true"}
+    environ = {"ADMIN_TOKEN": ADMIN_TOKEN, "SCHEDULES": schedules, "PAGES_PATTERNS": "true", "LOG_PREDICTIONS": "all"}
     with Service({"MODEL_DIR": str(root), **environ}) as service:
         _judge(service, "wine", ["class_0", "class_1", "class_2"])
         yield service
@@ -444,6 +445,21 @@ def test_a_large_batch_is_refused_by_line_and_followed_while_workers_are_killed(
     expect(page.locator(".pill")).to_have_text("cancelled")
     assert all("422" in one or "ERR_" in one for one in visitor.complaints)
     visitor.complaints.clear()
+
+
+def test_the_last_logged_predictions_are_rows_of_importance(visitor: Visit, shown: Service) -> None:
+    instances = [shown.get("/v1/models/diabetes")["example"]] * 30
+    body = {"instances": instances}
+    sent = httpx.post(f"{shown.address}/v1/models/diabetes:predict", json=body, trust_env=False)
+    assert sent.status_code == 200
+    assert eventually(lambda: len(shown.get("/v1/predictions?model=diabetes")["predictions"]) >= 30)
+    page = visitor.page
+    page.goto("/models/diabetes/importance")
+    page.get_by_role("button", name="The last logged predictions").click()
+    page.wait_for_url("**/jobs/*")
+    page.get_by_role("link", name="Show what matters").click()
+    expect(page.locator(".rows")).to_contain_text("rows of a job")
+    expect(page.get_by_text("A point for each row.")).to_be_visible()
 
 
 def test_the_reference_is_tried_out(visitor: Visit) -> None:

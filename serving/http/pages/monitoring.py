@@ -18,11 +18,12 @@ from serving.http.card import value_text
 from serving.http.pages.page import guarded, show
 from serving.http.problems import DETAIL
 from serving.http.routes.drift import drift_view
-from serving.http.routes.models import all_figures, detail
+from serving.http.routes.models import detail
 from serving.http.routes.rollout import canary_view
 from serving.monitoring.quality import QualityHistory
 from serving.pictures.chart import Axis, number_text
 from serving.service import Service
+from serving.status.json import summarize_models
 
 OVER: Mapping[str, tuple[Span, timedelta]] = {
     "day": ("hour", timedelta(days=1)),
@@ -118,7 +119,7 @@ def monitoring_router(service: Service) -> APIRouter:
             request,
             "monitoring.html",
             model=detail(service.registry, model, show_examples=False),
-            figures=(await all_figures(service)).get(name, {}).get("figures", {}),
+            figures=summarize_models(service.shared.book.read()).get(name, {}),
             over=over,
             spans=list(OVER),
             refusal=refusal,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from http import HTTPStatus
@@ -107,6 +107,13 @@ def age(moment: str | None) -> str:
     return f"{seconds(max(0.0, passed.total_seconds()))} ago"
 
 
+def spark(values: Sequence[float]) -> str:
+    """The points of a line through values, 100 wide and 24 high."""
+    low, high = min(values), max(values)
+    step, scale = 100 / max(1, len(values) - 1), 20 / ((high - low) or 1.0)
+    return " ".join(f"{index * step:.1f},{22 - (value - low) * scale:.1f}" for index, value in enumerate(values))
+
+
 def soft(text: str) -> Markup:
     """A name that may be broken where its words end."""
     return Markup("<wbr>").join(ENDS_OF_WORDS.split(text))
@@ -124,7 +131,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    found.filters.update({one.__name__: one for one in (number, percent, size, seconds, age, soft)})
+    found.filters.update({one.__name__: one for one in (number, percent, size, seconds, age, soft, spark)})
     found.globals.update(asset=assets.path, stylesheet=assets.text("style.css"))
     for name in found.list_templates():
         found.get_template(name)

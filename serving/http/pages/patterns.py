@@ -50,7 +50,10 @@ def patterns_router() -> APIRouter:
         return show(
             request,
             "patterns.html",
-            cards=[_card(), _card(name=LONG, figures={}, quality={}, metrics={}, fallback=True, forced="why")],
+            cards=[
+                _card(),
+                _card(name=LONG, figures={}, quality={}, metrics={}, trend=[], drift=None, fallback=True, forced="why"),
+            ],
             health=_health(),
             fields=_fields(),
             answers=_answers(),
@@ -73,6 +76,8 @@ def _card(**changes: Any) -> dict[str, Any]:
         "metrics": {"accuracy": 0.93, "log_loss": 0.21},
         "figures": {"predict": asked},
         "quality": {"outcomes": 200, "accuracy": 0.91},
+        "trend": [{"metric": "accuracy", "value": value} for value in (0.93, 0.94, 0.9, 0.92, 0.88, 0.91)],
+        "drift": {"alerts": ["age"], "windows": {"1h": {"rows": 900, "psi": 0.31}}},
         "features": 4,
         "classes": 3,
         "explainer": {"method": "tree-path-dependent"},

@@ -18,7 +18,7 @@ from serving.http.pages.operation import operation_router
 from serving.http.pages.page import guarded, prepare_pages, show, wants_html
 from serving.http.pages.patterns import patterns_router
 from serving.http.pages.work import work_router
-from serving.http.routes.models import all_figures, summary
+from serving.http.routes.models import summary
 from serving.http.routes.predict import PredictRoute
 from serving.http.views import Views
 from serving.service import Service
@@ -63,7 +63,7 @@ def _add_home(router: APIRouter, service: Service, views: Views) -> None:
     @guarded
     async def home(request: Request) -> Response:
         key = key_of(request.scope)
-        models = _cards(service.registry, key, await all_figures(service))
+        models = _cards(service.registry, key, await views.figures.all())
         return show(request, "home.html", models=models, health=_known_to(key, await views.health.report()))
 
     @router.get("/")

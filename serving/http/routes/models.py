@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
 from typing import Annotated, Any
 
 import msgspec
@@ -10,21 +13,31 @@ from fastapi import APIRouter, Depends, Query, Request
 
 from registry.model import LoadedModel
 from registry.outputs import Target
+from registry.quality import metrics_of
 from registry.registry import Registry
 from registry.rows.features import MAX_WHOLE, Feature
 from registry.store.aliases import Canary
 from registry.store.distributions import Distribution
+from serving.entities.record import Period, now, start_of
+from serving.errors import StoreUnavailable
 from serving.http.body import read_boolean
 from serving.http.keys import key_of
 from serving.http.protocols.tensorflow import metadata, version_status
 from serving.http.representation import revalidate
 from serving.service import Service
-from serving.status.json import summarize_models
+from serving.status.json import summarize_drift, summarize_models
+from serving.storage.background import Recent
 
 Figures = Annotated[str, Query(description="`true` adds what was asked of each model, and its live quality")]
 
 
-def models_router(service: Service) -> APIRouter:
+TREND_METRICS = ("accuracy", "mean_absolute_error")
+TREND_SPAN = timedelta(hours=48)
+TREND_SECONDS, TREND_READ_SECONDS = 60.0, 2.0
+"""How old trends may be, and how long reading them may take."""
+
+
+def models_router(service: Service, model_figures: ModelFigures) -> APIRouter:
     """Routes that describe what is served."""
     registry, show_examples = service.registry, service.show_examples
     router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[Depends(revalidate)])
@@ -32,7 +45,7 @@ def models_router(service: Service) -> APIRouter:
     @router.get("", summary="All models")
     async def list_models(request: Request, figures: Figures = "false") -> dict[str, Any]:
         key = key_of(request.scope)
-        found = await all_figures(service) if read_boolean("figures", figures) else None
+        found = await model_figures.all() if read_boolean("figures", figures) else None
         return {
             "models": [
                 summary(registry, model) | ({} if found is None else found[model.name])
@@ -89,13 +102,44 @@ def summary(registry: Registry, model: LoadedModel) -> dict[str, Any]:
     }
 
 
-async def all_figures(service: Service) -> dict[str, dict[str, Any]]:
-    """What was asked of each live model, by operation, and the quality of its predictions."""
-    counted, quality = summarize_models(service.shared.book.read()), await service.quality.take()
-    return {
-        model.name: {"figures": counted.get(model.name, {}), "quality": quality.get(model.name, {})}
-        for model in service.registry.live()
-    }
+class ModelFigures:
+    """What was asked of each live model, how right its predictions are, and how far its rows are from the sample."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._trends = Recent(self._read_trends, TREND_SECONDS)
+
+    async def all(self) -> dict[str, dict[str, Any]]:
+        """The figures of each live model, by its name."""
+        service, live = self._service, self._service.registry.live()
+        counted, quality = summarize_models(service.shared.book.read()), await service.quality.take()
+        drift, trends = summarize_drift(service.drift.measure(live)), await self._trends.get()
+        return {
+            model.name: {
+                "figures": counted.get(model.name, {}),
+                "quality": quality.get(model.name, {}),
+                "trend": trends.get(model.name, []),
+                "drift": drift.get(model.name),
+            }
+            for model in live
+        }
+
+    async def _read_trends(self) -> dict[str, list[dict[str, Any]]]:
+        """The first of TREND_METRICS of each live version, hour by hour; none while the store is unavailable."""
+        since = start_of("hour", now() - TREND_SPAN)
+        trends: dict[str, list[dict[str, Any]]] = {}
+        with suppress(StoreUnavailable, TimeoutError):
+            async with asyncio.timeout(TREND_READ_SECONDS):
+                for model in self._service.registry.live():
+                    periods = await self._service.shared.entities.quality(model.name, "hour", since, model.version)
+                    trends[model.name] = [hour for one in periods if (hour := _hour(one)) is not None]
+        return trends
+
+
+def _hour(period: Period) -> dict[str, Any] | None:
+    metrics = metrics_of(period.sums)
+    name = next((one for one in TREND_METRICS if one in metrics), None)
+    return None if name is None else {"start": period.start.isoformat(), "metric": name, "value": metrics[name]}
 
 
 def _share(canary: Canary | None) -> dict[str, Any] | None:

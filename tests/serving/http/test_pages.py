@@ -7,6 +7,7 @@ import hashlib
 import re
 import shutil
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, get_args
@@ -421,8 +422,18 @@ def test_cards_show_what_is_asked_of_models_and_how_well_they_answer(root: Path)
     assert f"<dt>p99</dt><dd>{seconds(asked['seconds']['p99'])}</dd>" in card
     assert "live mean absolute error" in card
     assert f'value="{error}"' in card
+    now = datetime.now(UTC)
+    earlier = {"instances": [instance], "outcomes": [9.0], "time": (now - timedelta(hours=3)).isoformat()}
+    assert ask_app(app, "POST", "/v1/models/house/outcomes", json=earlier).status_code < 300
+    again = build_app(root, data_dir=root.parent / "figures")
+    (listed_again,) = [
+        one for one in get(again, "/v1/models?figures=true", {}).json()["models"] if one["name"] == "house"
+    ]
+    assert [one["metric"] for one in listed_again["trend"]] == ["mean_absolute_error"] * 2
+    assert listed_again["trend"][0]["value"] > listed_again["trend"][1]["value"]
+    assert 'aria-label="live mean absolute error by hour' in get(again, "/").text
     assert "figures" not in get(app, "/v1/models", {}).json()["models"][0]
-    assert "<div><dt>errors</dt><dd>" + number(0) in get(app, "/admin", bearer(ADMIN_TOKEN)).text, "201 is none"
+    assert f"<dt>errors</dt><dd>{number(0)}</dd>" in get(app, "/admin", bearer(ADMIN_TOKEN)).text, "201 is none"
     assert get(app, "/v1/models?figures=perhaps", {}).status_code == 422
 
 
