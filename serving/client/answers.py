@@ -284,6 +284,13 @@ class JobStatus(msgspec.Struct, frozen=True):
         return self.state in ("done", "failed", "cancelled")
 
 
+class MissingPrediction(msgspec.Struct, frozen=True):
+    """A prediction that is not in the log, or is somebody else's."""
+
+    request_id: str
+    instance: int | None = None
+
+
 class Stored(msgspec.Struct, frozen=True):
     """What became of records or outcomes: `present` ones were there before, `dropped` ones are too old to be kept."""
 
@@ -293,7 +300,11 @@ class Stored(msgspec.Struct, frozen=True):
     ids: list[str] = []
     """Of records, in order."""
     version: str = ""
-    """Of outcomes: the version whose quality they measure."""
+    """Of outcomes: the version whose quality they measure; empty if there are several."""
+    missing: list[MissingPrediction] = []
+    """Of outcomes by request id: those whose predictions are not in the log; their outcomes are not stored."""
+    incomplete: int = 0
+    """Of outcomes by request id: how many of their rows were logged without some columns."""
 
 
 class EntityDescription(msgspec.Struct, frozen=True):

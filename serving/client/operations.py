@@ -57,7 +57,7 @@ from serving.client.request import (
     job_request,
     model_path,
 )
-from serving.client.rows import Table, index_of, instances_of, plain, values_of
+from serving.client.rows import Table, index_of, instances_of, of_requests, plain, values_of
 from serving.client.transport import finish
 
 if TYPE_CHECKING:
@@ -312,20 +312,25 @@ class Operations:
     async def store_outcomes(
         self,
         model: str,
-        rows: Table,
+        rows: Table | None,
         outcomes: Any,
         *,
         version: str | None = None,
         time: Time | None = None,
-        request_id: str | None = None,
+        request_id: str | Sequence[str] | None = None,
         entity: str | None = None,
     ) -> Stored:
         """Store what really happened: a label or a number for each row, as a list, an array or a Series.
 
-        `request_id`, that of the predictions, makes it safe to send them twice.
+        `request_id`, that of the predictions, makes it safe to send them twice. Where the service logs predictions,
+        `rows` may be None: the outcomes are those of the rows of that request, or of a request each, if there are as
+        many ids. `missing` of the answer names the predictions that are not in the log.
         """
-        content = {"instances": instances_of(rows), "outcomes": values_of(outcomes)}
-        content |= given(version=version, time=plain(time), request_id=request_id, entity=entity)
+        if rows is None:
+            content: dict[str, Any] = {"outcomes": of_requests(request_id, values_of(outcomes))}
+        else:
+            content = {"instances": instances_of(rows), "outcomes": values_of(outcomes), **given(request_id=request_id)}
+        content |= given(version=version, time=plain(time), entity=entity)
         path, repeatable = f"{model_path(model)}/outcomes", request_id is not None
         return await self._post(Stored, path, content, repeatable=repeatable)
 

@@ -86,6 +86,15 @@ def values_of(values: Any) -> list[Any]:
     ]
 
 
+def of_requests(request_id: str | Sequence[str] | None, values: Sequence[Any]) -> list[dict[str, Any]]:
+    """Outcomes of the rows of one request, in order, or of one request each."""
+    if isinstance(request_id, str):
+        return [{"request_id": request_id, "instance": place, "outcome": value} for place, value in enumerate(values)]
+    if request_id is None or len(request_id) != len(values):
+        raise TypeError("outcomes without rows need the request_id of their predictions, one for all or one for each")
+    return [{"request_id": one, "outcome": value} for one, value in zip(request_id, values, strict=True)]
+
+
 def csv_of(instances: Sequence[Any]) -> Iterator[bytes]:
     """Instances by name as CSV, a piece at a time; a missing value is an empty cell."""
     names = list(dict.fromkeys(name for instance in instances for name in instance))

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice, takewhile
 from typing import Annotated, Any, cast
 
@@ -46,7 +46,7 @@ from serving.predict.json_body import LargeBodyDecoder
 from serving.predict.pieces import Turns
 from serving.storage.background import BackgroundTask
 
-USAGE = 'send an object: {"instances": [...], "outcomes": [...]}'
+USAGE = 'send an object: {"instances": [...], "outcomes": [...]} or {"outcomes": [{"request_id": ..., "outcome": ...}]}'
 MAX_ID_CHARACTERS = 64
 
 MAX_QUEUED = 10_000
@@ -61,11 +61,20 @@ log = structlog.get_logger(__name__)
 INSTANCES = Meta(description="Instances as they are sent for predictions", extra_json_schema={"minItems": 1})
 
 
-class OutcomesBody(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of a request: instances as they were sent for predictions, and the outcome of each."""
+OUTCOMES = Meta(
+    description="The label or the number of each instance, or an object by target; without instances "
+    '`{"request_id": ..., "outcome": ..., "instance": 0}`, whose `instance` is the place of the row in its request'
+)
 
-    instances: Annotated[list[Any], INSTANCES]
-    outcomes: Annotated[list[Any], Meta(description="The label or the number of each instance, or an object by target")]
+
+class OutcomesBody(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a request: instances as they were sent for predictions, and the outcome of each.
+
+    Without instances, the outcomes of logged predictions.
+    """
+
+    outcomes: Annotated[list[Any], OUTCOMES]
+    instances: Annotated[list[Any], INSTANCES] | msgspec.UnsetType = msgspec.UNSET
     version: Annotated[str | None, Meta(description="The version whose quality they measure; default live")] = None
     time: Annotated[str | None, Meta(description="When they happened, ISO 8601; default now")] = None
     request_id: Annotated[str | None, Meta(description="Of the prediction; sent twice, they are stored once")] = None
@@ -83,25 +92,33 @@ class OutcomeReader:
         self._inference = inference
         self._max_instances = max_instances
 
-    async def read(self, name: str, body: bytes, turns: Turns, writer: str = "") -> list[Outcome]:
-        """Outcomes with the current prediction of the named version, or else of the live one.
-
-        The id of an outcome follows from the `request_id` of the prediction request, so that it is stored once however
-        often it is sent by one `writer`, the name of a key. Raises NotJSON, InvalidRequest, InvalidRows,
-        TooManyInstances, ModelNotFound, VersionNotFound.
-        """
+    async def decode(self, body: bytes, turns: Turns) -> OutcomesBody:
+        """What was sent. Raises NotJSON, InvalidRequest, TooManyInstances."""
         sent = await _body.decode(body, self._max_instances, turns)
-        model = self._registry.get(name, sent.version)
-        self._check(sent)
-        rows = model.schema.rows(sent.instances)
+        if len(sent.outcomes) > self._max_instances:
+            raise TooManyInstances(f"a request may have {self._max_instances} outcomes; send more as several requests")
         if b"\\u0000" in body:
             raise InvalidRequest("strings must not have NUL in them")
-        outcomes = check_outcomes(model, sent.outcomes)
+        return sent
+
+    async def read(
+        self, name: str, sent: OutcomesBody, instances: list[Any], turns: Turns, writer: str = ""
+    ) -> list[Outcome]:
+        """Outcomes of instances with the current prediction of the named version, or else of the live one.
+
+        The id of an outcome follows from the `request_id` of the prediction request, so that it is stored once however
+        often it is sent by one `writer`, the name of a key. Raises InvalidRequest, InvalidRows, TooManyInstances,
+        ModelNotFound, VersionNotFound.
+        """
+        model = self._registry.get(name, sent.version)
+        self._check(sent, instances)
+        rows = model.schema.rows(instances)
+        outcomes = check_outcomes((index, model, outcome) for index, outcome in enumerate(sent.outcomes))
         moment = now() if sent.time is None else parse_past_time(sent.time)
         answers = await self._predict(model, rows)
         scorer = Scorer(model.manifest.task, model.layout)
         read: list[Outcome] = []
-        for instance, row, outcome, answer in zip(sent.instances, rows, outcomes, answers, strict=True):
+        for instance, row, outcome, answer in zip(instances, rows, outcomes, answers, strict=True):
             await turns.pause()
             one = Outcome(
                 model=model.name,
@@ -116,11 +133,11 @@ class OutcomeReader:
             read.append(one if answer is None else judge(one, answer, scorer))
         return read
 
-    def _check(self, sent: OutcomesBody) -> None:
-        if len(sent.instances) > self._max_instances:
+    def _check(self, sent: OutcomesBody, instances: list[Any]) -> None:
+        if len(instances) > self._max_instances:
             raise TooManyInstances(f"a request may have {self._max_instances} instances; send more as several requests")
-        if len(sent.outcomes) != len(sent.instances):
-            raise InvalidRequest(f"{len(sent.instances)} instances, but {len(sent.outcomes)} outcomes")
+        if len(sent.outcomes) != len(instances):
+            raise InvalidRequest(f"{len(instances)} instances, but {len(sent.outcomes)} outcomes")
         if sent.entity is not None:
             check_name(sent.entity)
         if sent.request_id is not None and not 0 < len(sent.request_id) <= MAX_ID_CHARACTERS:
@@ -154,7 +171,8 @@ def _plain(answer: Any) -> TrueValue:
         number: float = answer
         return number
     if "prediction" in answer:
-        return {name: cast("Label", _plain(one)) for name, one in answer["prediction"].items()}
+        shown = answer["prediction"]  # of several targets, or a number beside its interval
+        return {name: cast("Label", _plain(one)) for name, one in shown.items()} if isinstance(shown, dict) else shown
     label: Label = answer["label"] if "label" in answer else answer["score"]
     return label
 
@@ -163,22 +181,22 @@ def _probabilities(answer: Any) -> Probabilities | None:
     """The probabilities in a prediction, by target if there are several; None if it has none."""
     if not isinstance(answer, dict):
         return None
-    if "prediction" in answer:
+    if isinstance(answer.get("prediction"), dict):
         found = {name: _probabilities(one) for name, one in answer["prediction"].items()}
         return None if None in found.values() else found
     shares: Probabilities | None = answer.get("probabilities")
     return shares
 
 
-def check_outcomes(model: LoadedModel, outcomes: Sequence[Any]) -> list[TrueValue]:
-    """One of the model's labels, or a finite number, for each instance; of several targets an object by name.
+def check_outcomes(sent: Iterable[tuple[int, LoadedModel, Any]]) -> list[TrueValue]:
+    """One of the model's labels, or a finite number, for each place; of several targets an object by name.
 
     A label may be sent as it is answered or as its text, and comes back as it is answered. Raises InvalidRows naming
     the instance.
     """
     checked: list[TrueValue] = []
     faults: list[Fault] = []
-    for index, outcome in enumerate(outcomes):
+    for index, model, outcome in sent:
         try:
             checked.append(_check_outcome(model, outcome))
         except ValueError as error:

@@ -42,7 +42,7 @@ from serving.http.schemas import (
     MODEL,
     MODELS,
     NUMBER,
-    OUTCOMES,
+    OUTCOMES_ACCEPTED,
     OUTCOMES_STORED,
     QUALITY,
     READ_AS_TEXT,
@@ -201,7 +201,7 @@ ROUTES: Mapping[tuple[str, str], Said] = {
         {
             "200": {JSON: OUTCOMES_STORED},
             "201": {JSON: OUTCOMES_STORED},
-            "202": {JSON: object_schema(OUTCOMES | {"accepted": INTEGER})},
+            "202": {JSON: OUTCOMES_ACCEPTED},
         },
         (*BODY, "404", "503"),
     ),

@@ -270,8 +270,14 @@ RESULT = object_schema(
 
 ADDED = {"stored": INTEGER, "present": INTEGER, "dropped": INTEGER}
 STORED = object_schema({"entity": STRING, **ADDED, "ids": array_of(STRING)}, ["entity", "stored", "ids"])
-OUTCOMES = {"model": STRING, "version": STRING}
-OUTCOMES_STORED = object_schema(OUTCOMES | ADDED, ["model", "version", "stored"])
+OUTCOMES: Schema = {
+    "model": STRING,
+    "version": STRING,
+    "missing": array_of(object_schema({"request_id": STRING, "instance": INTEGER}, ["request_id"])),
+    "incomplete": INTEGER,
+}
+OUTCOMES_STORED = object_schema(OUTCOMES | ADDED, ["model", "stored"])
+OUTCOMES_ACCEPTED = object_schema(OUTCOMES | {"accepted": INTEGER}, ["model", "accepted"])
 MEASURED: Schema = {"outcomes": INTEGER, **dict.fromkeys(BETTER, NUMBER)}
 POINT = object_schema({name: INTEGER if name == "outcomes" else NUMBER for name in Point._fields})
 CURVE = object_schema({"target": STRING, "label": STRING, "points": array_of(POINT)}, ["label", "points"])

@@ -87,13 +87,14 @@ async def _find(service: Service, request_id: str, key: Key) -> list[LoggedPredi
     if not rows and recorder is not None:
         await recorder.settle()
         rows = await store.get(request_id)
-    seen = [row for row in rows if _may_see(key, row)]
+    seen = [row for row in rows if may_see(key, row)]
     if not seen:
         raise PredictionNotFound
     return seen
 
 
-def _may_see(key: Key, row: LoggedPrediction) -> bool:
+def may_see(key: Key, row: LoggedPrediction) -> bool:
+    """Whether the holder of a key may know a logged row: its own, or all for keys of OPERATORS."""
     is_own = key.name != "" and row.key == key.name
     return (is_own or bool(key.scopes & OPERATORS)) and key.may_use(row.model)
 

@@ -139,6 +139,7 @@ def test_retries_end(ask: Ask) -> None:
     [
         ("store_outcomes", {"rows": ROW, "outcomes": [1], "request_id": "r"}, True),
         ("store_outcomes", {"rows": ROW, "outcomes": [1]}, False),
+        ("store_outcomes", {"rows": None, "outcomes": [1], "request_id": "r"}, True),
         ("store_records", {"rows": [{"a": 1}], "times": ["2026-01-31"]}, True),
         ("store_records", {"rows": [{"a": 1}], "ids": ["x"]}, True),
         ("store_records", {"rows": [{"a": 1}]}, False),

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from serving.client.request import job_request
-from serving.client.rows import csv_of, instances_of, values_of
+from serving.client.rows import csv_of, instances_of, of_requests, values_of
 
 NAMED: list[dict[str, Any]] = [{"a": 1.0, "b": "x"}, {"a": None, "b": "y"}]
 TIMES = pd.to_datetime(["2026-01-31T12:00:00Z", None])
@@ -85,6 +85,17 @@ def test_tables_become_instances(rows: Any, instances: list[Any]) -> None:
 def test_what_no_model_can_take_is_refused_by_its_place(rows: Any, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         instances_of(rows)
+
+
+def test_outcomes_without_rows_name_their_requests() -> None:
+    assert of_requests("r", ["a", "b"]) == [
+        {"request_id": "r", "instance": 0, "outcome": "a"},
+        {"request_id": "r", "instance": 1, "outcome": "b"},
+    ]
+    assert of_requests(["r", "s"], [1, 2]) == [{"request_id": "r", "outcome": 1}, {"request_id": "s", "outcome": 2}]
+    for wrong in (None, ["r"]):
+        with pytest.raises(TypeError, match="need the request_id of their predictions"):
+            of_requests(wrong, [1, 2])
 
 
 def test_outcomes_are_labels_numbers_or_objects() -> None:

@@ -274,6 +274,7 @@ ASKED: list[tuple[str, str, str, dict[str, Any]]] = [
     ("get", PREDICTIONS, f"{ENTITY}/predictions?limit=x", {}),
     ("post", OUTCOMES, "/v1/models/wine/outcomes", {"json": {"instances": "WINE", "outcomes": ["class_0"]}}),
     ("post", OUTCOMES, "/v1/models/wine/outcomes", {"json": {"instances": [], "outcomes": []}}),
+    ("post", OUTCOMES, "/v1/models/wine/outcomes", {"json": {"outcomes": [{"request_id": "a", "outcome": "class_0"}]}}),
     ("post", OUTCOMES, "/v1/models/none/outcomes", {"json": {"instances": [[]], "outcomes": [1]}}),
     *[
         ("get", "/v1/models/{model}/quality", f"/v1/models/{name}", {})
