@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -12,9 +13,10 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 from harness.jobs import forkserve_worker
-from harness.processes import eventually
+from harness.processes import eventually, hammer
 from harness.servers import http_server
 from harness.service import Service
+from serving.cli.client import post
 from serving.process.kernel import MESSENGER, RUNNER, child_pids, name_of
 
 SECRET = "/services/T000/B000/very-secret"
@@ -43,6 +45,14 @@ def lose_a_runner(service: Service, number: int) -> None:
     assert eventually(lambda: len(service.events("Runner died")) == number)
 
 
+def drift_away(service: Service) -> None:
+    """Ask all workers about 900 wines that are all the same."""
+    instance = service.get("/v1/models/wine")["example"]
+    body = json.dumps({"instances": [instance] * 100}).encode()
+    url = f"{service.address}/v1/models/wine:predict"
+    assert asyncio.run(hammer(service.address, [post(url, body)], requests=9, connections=3)).failed == 0
+
+
 def test_a_lost_runner_and_a_refused_reload_are_told_once(few_models: Path, tmp_path: Path) -> None:
     directory = tmp_path / "models"
     shutil.copytree(few_models, directory)
@@ -58,10 +68,15 @@ def test_a_lost_runner_and_a_refused_reload_are_told_once(few_models: Path, tmp_
             (broken / "manifest.json").write_text("{")
             service.process.send_signal(signal.SIGHUP)
             assert eventually(lambda: len(messages) == 2)
+            drift_away(service)
+            assert eventually(lambda: len(messages) == 3)
+            drift_away(service)
         log = service.log()
     assert "Runner died (code=-9)" in messages[0]
     assert "Reload refused (reason=" in messages[1]
+    assert "Drift of wine 1: " in messages[2]
     assert log.count('"event":"Runner died"') == 2, "the log has them all"
+    assert log.count('"kind":"drift wine"') == 1
     assert SECRET not in log
 
 

@@ -84,6 +84,7 @@ def measured(models: Path) -> Iterator[Service]:
 
 def test_no_answer_is_forgotten_when_workers_end_are_killed_or_reload(measured: Service) -> None:
     before = figures(measured)["models"]["diabetes"]["predict"]["requests"]
+    rows_before = measured.get("/v1/models/diabetes/drift")["rows"]
     load(measured, requests=40, connections=8)
     old = measured.workers
     os.kill(old[0], signal.SIGKILL)
@@ -94,6 +95,9 @@ def test_no_answer_is_forgotten_when_workers_end_are_killed_or_reload(measured: 
     assert load(measured, requests=20, connections=4).failed == 0
     found = figures(measured)
     assert found["models"]["diabetes"]["predict"]["requests"] == before + 90
+    drift = measured.get("/v1/models/diabetes/drift")
+    assert (drift["rows"], drift["output"]["rows"]) == (rows_before + 90, rows_before + 90)
+    assert found["drift"]["diabetes"]["windows"]["1h"]["rows"] == rows_before + 90
     assert found["models"]["diabetes"]["predict"]["seconds"]["p99"] > 0
     assert found["totals"]["processes_ended"]["web"] >= 3
     assert {worker["pid"] for worker in found["workers"]} == set(measured.workers)
