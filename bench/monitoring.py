@@ -50,14 +50,14 @@ def older(people: pd.DataFrame, _: np.random.Generator) -> pd.DataFrame:
 
 
 def graduates(people: pd.DataFrame, random: np.random.Generator) -> pd.DataFrame:
-    """Only people who went to school for at least 14 years: the table, sorted by that."""
+    """Only people with 14 years of school or more."""
     schooled = people[people["educ"] >= 14]
     return schooled.iloc[random.integers(0, len(schooled), len(people))]
 
 
 def unknown_states(people: pd.DataFrame, random: np.random.Generator) -> pd.DataFrame:
-    """A third of the states are written in another way."""
-    return people.assign(state=people["state"].mask(random.random(len(people)) < 1 / 3, people["state"].str.lower()))
+    """Half of the states are written in another way."""
+    return people.assign(state=people["state"].mask(random.random(len(people)) < 0.5, people["state"].str.lower()))
 
 
 CHANGES: tuple[Change, ...] = (older, graduates, unknown_states)
@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2)
     options = parser.parse_args()
     if "drift" in options.parts:
-        table = Table("change", "alerts before", "rows until alert", "about", "alerts after", "once it is over")
+        table = Table("change", "alerts before", "rows until alert", "first about", "further alerts", "when it is over")
         drift(table, options.rows)
         print(table)
     if "cost" in options.parts:
