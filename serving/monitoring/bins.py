@@ -18,6 +18,9 @@ from registry.model import LoadedModel
 from registry.rows.features import Feature
 from registry.store.distributions import BINS, Distribution
 
+SHARES = BINS + 2
+"""Shares that are compared: of bins or listed values, then of others and of missing ones."""
+
 MIN_SHARE = 0.0005
 """Stands for the share of a bin without rows: half of the smallest share that a manifest has."""
 
@@ -61,7 +64,7 @@ class Column:
         """The shares in the sample: of bins or listed values, then of others and of missing ones; NaN for no bin."""
         shares, missing = list(self.usual.shares), self.usual.missing
         other = math.nan if self.is_binned else max(0, 1000 - missing - sum(shares))
-        return [*shares, *[math.nan] * (BINS - len(shares)), other, missing]
+        return [*shares, *[math.nan] * (SHARES - 2 - len(shares)), other, missing]
 
     def line(self) -> list[float]:
         """Its line in the table of the kernel that counts."""
@@ -118,28 +121,29 @@ class Bins:
         self.table: Numbers = np.array([column.line() for column in columns], np.float64).reshape(-1, LINE)
         self.size = CELLS * len(columns)
         """Counts of all columns."""
-        expected = np.array([column.expected() for column in columns], np.float64).reshape(-1, BINS + 2)
-        self._expected: Numbers = expected / np.nansum(expected, axis=1, keepdims=True)
-        freedom = (self._expected > 0).sum(axis=1) - 1.0
+        expected = np.array([column.expected() for column in columns], np.float64).reshape(-1, SHARES)
+        expected /= np.nansum(expected, axis=1, keepdims=True)
+        self._is_bin = ~np.isnan(expected)
+        self._compared = np.fmax(expected, MIN_SHARE)
+        freedom = (expected > 0).sum(axis=1) - 1.0
         self._bound = freedom + 2 * np.sqrt(freedom * CHANCE) + 2 * CHANCE
         self._sample_rows = sample_rows
         self.moves_on: NDArray[np.bool_] = np.array([column.moves_on for column in columns])
-
-    def rows(self, counts: Numbers) -> Numbers:
-        """How many rows were counted in each column."""
-        return np.asarray(self._live(counts).sum(axis=1))
 
     def most_rows(self, counts: Numbers) -> float:
         """How many rows were counted: in the column of a feature all that were answered."""
         return float(counts[:CELLS].sum() - counts[BELOW] - counts[ABOVE])
 
-    def psi(self, counts: Numbers) -> Numbers:
-        """The population stability index of each column; 0 of one in which no row was counted."""
-        live = self._live(counts)
-        shares = np.maximum(live / np.maximum(live.sum(axis=1, keepdims=True), 1.0), MIN_SHARE)
-        expected = np.maximum(self._expected, MIN_SHARE)
-        found = np.nansum((shares - expected) * np.log(shares / expected), axis=1)
-        return np.where(live.any(axis=1), found, 0.0)
+    def measure(self, counts: Numbers) -> tuple[Numbers, Numbers]:
+        """How many rows were counted in each column, and its population stability index; 0 without rows."""
+        cells = counts.reshape(-1, CELLS)
+        live = cells[:, :SHARES].copy()
+        live[:, OTHER] += cells[:, UNSEEN]
+        live[:, -1] = cells[:, MISSING]
+        rows = live.sum(axis=1)
+        shares = np.maximum(live / np.maximum(rows, 1.0)[:, None], MIN_SHARE)
+        found = ((shares - self._compared) * np.log(shares / self._compared)).sum(axis=1, where=self._is_bin)
+        return rows, np.where(rows > 0, found, 0.0)
 
     def chance(self, rows: Numbers) -> Numbers:
         """The index that so many rows exceed once in a million times where nothing has changed.
@@ -150,10 +154,3 @@ class Bins:
         model selection", 2000, lemma 1.
         """
         return np.asarray(self._bound * (1 / np.maximum(rows, 1.0) + 1 / self._sample_rows))
-
-    @staticmethod
-    def _live(counts: Numbers) -> Numbers:
-        """Counts in the order of what is expected."""
-        cells = counts.reshape(-1, CELLS)
-        other = cells[:, OTHER] + cells[:, UNSEEN]
-        return np.column_stack([cells[:, :BINS], other, cells[:, MISSING]])

@@ -216,7 +216,7 @@ class VersionDrift:
         return self._measured(LATEST, None, totals - before)
 
     def _measured(self, window: str, seconds: float | None, counts: Numbers) -> DriftMeasure:
-        rows = self.bins.rows(counts)
+        rows, psi = self.bins.measure(counts)
         return DriftMeasure(
             model=self.model,
             columns=self.bins.columns,
@@ -224,7 +224,7 @@ class VersionDrift:
             seconds=seconds,
             counts=counts,
             rows=rows,
-            psi=self.bins.psi(counts),
+            psi=psi,
             limits=np.maximum(self._threshold, self.bins.chance(rows)),
             alerted=self._shared.alerted.astype(bool),
             ranked=self._ranked,

@@ -52,6 +52,8 @@ class OutputReader:
         self._has_values = "value" in self._layout.parts
         self._has_labels = "label" in self._layout.parts or "probabilities" in self._layout.parts
         self._places = [_places(target) for target in self._layout.targets]
+        self._rows = {label: np.array([[place]]) for label, place in self._places[0].items()}
+        """What is read from an answer that is a label of the only target."""
         self._nothing: Outputs = np.empty((0, len(self._places)))
         self._one: Outputs = np.empty((1, 1))
 
@@ -64,8 +66,10 @@ class OutputReader:
             return self._columns(answers)
         if not (self._has_labels or (self._has_values and verb == "predict")):
             return self._nothing
-        if len(answers) == 1 and not self._layout.is_named and self._read_one(answers[0]):
-            return self._one
+        if len(answers) == 1 and not self._layout.is_named:
+            found = self._read_one(answers[0])
+            if found is not None:
+                return found
         return self._read_all(verb, b"[%b]" % b",".join(answers))
 
     def _columns(self, outputs: Outputs) -> Outputs:
@@ -77,19 +81,15 @@ class OutputReader:
         places = [layout.label_indices(outputs, target) for target in range(len(self._places))]
         return np.column_stack(places).astype(np.float64)
 
-    def _read_one(self, answer: bytes) -> bool:
-        """Read what most answers look like, in a tenth of the time; False for any other."""
-        if self._has_values:
-            if answer.startswith(b"{"):
-                return False
-            self._one[0, 0] = float(answer)
-            return True
-        # without a comma after it, what is left ends with the brace
-        place = self._places[0].get(answer[LABEL : answer.find(b",", LABEL)])
-        if place is None:
-            return False
-        self._one[0, 0] = place
-        return True
+    def _read_one(self, answer: bytes) -> Outputs | None:
+        """Read what most answers look like, in a tenth of the time; None for any other."""
+        if not self._has_values:
+            # without a comma after it, what is left ends with the brace
+            return self._rows.get(answer[LABEL : answer.find(b",", LABEL)])
+        if answer.startswith(b"{"):
+            return None
+        self._one[0, 0] = float(answer)
+        return self._one
 
     def _read_all(self, verb: Verb, answers: bytes) -> Outputs:
         found: list[list[float]]

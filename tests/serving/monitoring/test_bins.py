@@ -109,8 +109,9 @@ def test_the_index_is_that_of_a_plain_implementation(old: list[int], data: st.Da
     counts = np.zeros(CELLS)
     counts[: len(old)], counts[OTHER], counts[MISSING] = new[:-2], new[-2], new[-1]
     expected = [*old, max(0, 1000 - sum(old)), 0]
-    assert bins.psi(counts)[0] == pytest.approx(plain_psi(expected, new), abs=1e-12)
-    assert bins.rows(counts)[0] == sum(new)
+    (rows,), (psi,) = bins.measure(counts)
+    assert psi == pytest.approx(plain_psi(expected, new), abs=1e-12)
+    assert rows == sum(new)
 
 
 def test_unseen_values_and_missing_ones_raise_the_index() -> None:
@@ -118,7 +119,7 @@ def test_unseen_values_and_missing_ones_raise_the_index() -> None:
     bins, usual = Bins((column,), 100), [0.0, 1.0] * 100
 
     def psi(cells: list[float]) -> float:
-        return float(bins.psi(count(column, cells))[0])
+        return float(bins.measure(count(column, cells))[1][0])
 
     assert psi(usual) == pytest.approx(0.0, abs=1e-3)
     assert psi([*usual, *[2.0] * 40]) > 0.5
@@ -133,8 +134,8 @@ def test_the_limit_is_above_chance_and_below_a_change_of_one_standard_deviation(
     sample = RNG.choice(population, sample_rows)
     column = column_of(sample.tolist())
     bins = Bins((column,), sample_rows)
-    found = [float(bins.psi(count(column, RNG.choice(population, rows)))[0]) for _ in range(many)]
+    found = [float(bins.measure(count(column, RNG.choice(population, rows)))[1][0]) for _ in range(many)]
     limit = float(bins.chance(np.array([float(rows)]))[0])
     assert max(found) < limit
-    shifted = [float(bins.psi(count(column, RNG.choice(population, rows) + 1.0))[0]) for _ in range(100)]
+    shifted = [float(bins.measure(count(column, RNG.choice(population, rows) + 1.0))[1][0]) for _ in range(100)]
     assert min(shifted) > limit

@@ -227,7 +227,8 @@ def test_an_alert_is_not_over_before_the_index_is_far_below_what_it_had_exceeded
     columns = version.bins.table[:, 0]
     monkeypatch.setattr(version.bins, "chance", np.zeros_like)
     for index in (0.19, 0.25, 0.18, 0.25, 0.16, 0.14, 0.18, 0.25):
-        monkeypatch.setattr(version.bins, "psi", lambda _counts, index=index: np.full_like(columns, index))
+        measured = np.full_like(columns, 500.0), np.full_like(columns, index)
+        monkeypatch.setattr(version.bins, "measure", lambda _counts, measured=measured: measured)
         send(app, 600)
         found.append(is_alerted(app))
     assert found == [False, True, True, True, True, False, False, True]

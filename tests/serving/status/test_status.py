@@ -79,15 +79,15 @@ def drift_of(model: str, columns: int, rows: float, window: str = "1h") -> Drift
     found = [Column(one.name, place, usual, one, is_coded=False) for place, one in enumerate(features)]
     all_columns = (*found, Column("", 0, usual, None, is_coded=True))
     counts = np.tile([rows / 2, rows / 4, *[0.0] * 9, rows / 4, rows / 8, 0.0, 0.0, 0.0], len(all_columns))
-    bins = Bins(all_columns, 1000)
+    measured_rows, psi = Bins(all_columns, 1000).measure(counts)
     return DriftMeasure(
         model=SimpleNamespace(name=model, version="1"),  # type: ignore[arg-type]
         columns=all_columns,
         window=window,
         seconds=3600.0,
         counts=counts,
-        rows=bins.rows(counts),
-        psi=bins.psi(counts),
+        rows=measured_rows,
+        psi=psi,
         limits=np.full(len(all_columns), 0.2),
         alerted=np.arange(len(all_columns)) < 2,
         ranked=tuple(range(len(all_columns) - 1, -1, -1)),
