@@ -2,7 +2,7 @@
 
 `drift`: a model of the census of 2000 is trained on 10,000 people and asked about 100,000 draws of the others; then the
 stream changes. Rows until the alert, one row a request, and alerts before the change. `cost`: requests a second of
-`bench.predict` with drift counted and not, in turns; wrk must be on PATH.
+`bench.predict`, and the processor time of one, with drift counted and not, in turns (medians); wrk must be on PATH.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
-from bench.predict import fire, ours, shot
+from bench import wrk
+from bench.predict import CONNECTIONS, ours, shot
+from bench.streams import cpu_seconds
 from bench.table import Table
+from bench.wrk import Shot
 from harness.processes import hammer
 from harness.service import Service, demo_models
 from registry.store.add import add_version
@@ -38,7 +41,7 @@ MOST_ROWS = 5_000
 """Rows after a change, if there is no alert before."""
 
 STEP_ROWS = 20
-CONNECTIONS = 8
+CLIENTS = 8
 ROUNDS = 7
 
 Change = Callable[[pd.DataFrame, np.random.Generator], pd.DataFrame]
@@ -85,7 +88,7 @@ class Stream:
         instances: list[dict[str, Any]] = json.loads(people.to_json(orient="records"))
         bodies = [instances[start : start + rows_a_request] for start in range(0, len(people), rows_a_request)]
         messages = [post(self._url, json.dumps({"instances": body}).encode()) for body in bodies]
-        sent = asyncio.run(hammer(self._service.address, messages, requests=len(messages), connections=CONNECTIONS))
+        sent = asyncio.run(hammer(self._service.address, messages, requests=len(messages), connections=CLIENTS))
         assert sent.failed == 0, sent
 
     @property
@@ -128,17 +131,32 @@ def drift(table: Table, quiet_rows: int) -> None:
 
 
 def cost(table: Table, model: str, seconds: float) -> None:
-    """Requests a second with and without drift, each service in turn."""
+    """A line for a model that is asked with and without drift being counted, each service in turn."""
     with demo_models() as models, ours(models) as counting, ours(models, DRIFT_WINDOW="") as plain:
         target = shot(models, model)
-        rates = [
-            (fire(counting.address, target, seconds).rate, fire(plain.address, target, seconds).rate)
-            for _ in range(ROUNDS)
-        ]
-    ratios = [with_drift / without for with_drift, without in rates]
-    with_drift, without = (statistics.median(side) for side in zip(*rates, strict=True))
-    spread = f"{1 - max(ratios):.1%} to {1 - min(ratios):.1%}"
-    table.add(model, f"{without:.0f}", f"{with_drift:.0f}", f"{1 - statistics.median(ratios):.1%}", spread)
+        for service in (counting, plain):
+            wrk.run(service.address, target, connections=CONNECTIONS, seconds=1)
+        rounds = [(_fired(counting, target, seconds), _fired(plain, target, seconds)) for _ in range(ROUNDS)]
+    (rate, microseconds), (plain_rate, plain_microseconds) = (
+        tuple(map(statistics.median, zip(*side, strict=True))) for side in zip(*rounds, strict=True)
+    )
+    table.add(
+        model,
+        f"{plain_rate:.0f}",
+        f"{rate:.0f}",
+        f"{statistics.median(1 - ours[0] / theirs[0] for ours, theirs in rounds):.1%}",
+        f"{plain_microseconds:.1f}",
+        f"{microseconds:.1f}",
+        f"{statistics.median(ours[1] / theirs[1] - 1 for ours, theirs in rounds):.1%}",
+    )
+
+
+def _fired(service: Service, target: Shot, seconds: float) -> tuple[float, float]:
+    """Requests a second, and microseconds of processor time that the workers took for each."""
+    before = sum(map(cpu_seconds, service.workers))
+    load = wrk.run(service.address, target, connections=CONNECTIONS, seconds=seconds)
+    spent = sum(map(cpu_seconds, service.workers)) - before
+    return load.rate, 1e6 * spent / (load.rate * seconds)
 
 
 def main() -> None:
@@ -154,7 +172,7 @@ def main() -> None:
         drift(table, options.rows)
         print(table)
     if "cost" in options.parts:
-        table = Table("model", "requests/s", "with drift", "cost", "of single rounds")
+        table = Table("model", "requests/s", "with drift", "less", "us of processor", "with drift", "more")
         for model in options.models:
             cost(table, model, options.seconds)
         print(table)
