@@ -80,6 +80,8 @@ class Explanation:
     """By feature, if the values were sampled."""
     words: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """What each word of a text contributes, by feature."""
+    interactions: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """By feature and feature, if they were asked for: those of a feature add up to its value."""
     classes: Mapping[str, Explanation] = field(default_factory=dict)
     targets: Mapping[str, Explanation] = field(default_factory=dict)
     raw: Any = field(default=None, repr=False)
@@ -94,7 +96,7 @@ class Explanation:
         return cls(**own, raw=raw)
 
 
-EXPLAINED = ("output", "base_value", "values", "label", "space", "method", "standard_error", "words")
+EXPLAINED = ("output", "base_value", "values", "label", "space", "method", "standard_error", "words", "interactions")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +184,39 @@ class Explanations(AnswerSequence[Explanation]):
             for label, item in explained.get("classes", {explained.get("label"): explained}).items():
                 head = ({"target": target} if target else {}) | ({} if label is None else {"class": label})
                 yield {**head, "output": item["output"], "base_value": item["base_value"], **item["values"]}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureImportance:
+    """How much the features of a model matter over some rows: the mean of |SHAP|, the largest first."""
+
+    model: str
+    version: str
+    rows: int
+    importance: Mapping[str, float]
+    """By feature; of several classes or targets, the mean over them."""
+    outputs: Sequence[Mapping[str, Any]] = field(repr=False)
+    """Each target and class as the service sent it: `importance`, `mean`, `base_value`, `points`, `dependence`."""
+    space: str = ""
+    method: str = ""
+    fallback: bool = False
+    forced: str = ""
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> FeatureImportance:
+        """The importance that the service sent."""
+        return cls(**{name: document[name] for name in cls.__dataclass_fields__ if name in document})
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each target, class and feature, named as in the CSV of a job."""
+        import pandas as pd  # imported here: most callers need no table
+
+        rows = []
+        for output in self.outputs:
+            head = {name: output[name] for name in ("target", "class") if name in output}
+            for feature, value in output["importance"].items():
+                rows.append(head | {"feature": feature, "importance": value, "mean": output["mean"].get(feature)})
+        return pd.DataFrame(rows)
 
 
 def _prediction_cells(prediction: Prediction, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -348,7 +383,7 @@ class EntityForecast:
 def answers_of(
     document: Mapping[str, Any], headers: Mapping[str, str], index: Any = None
 ) -> Predictions | Explanations:
-    """The answer to a request, or the result of a job."""
+    """The predictions or explanations of a request or a job."""
     items = "predictions" if "predictions" in document else "explanations"
     kind: type[Predictions | Explanations] = Predictions if items == "predictions" else Explanations
     return kind(

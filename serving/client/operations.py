@@ -30,6 +30,7 @@ from serving.client.answers import (
     EntityForecast,
     Explanation,
     Explanations,
+    FeatureImportance,
     HealthReport,
     JobStatus,
     ModelDescription,
@@ -47,6 +48,7 @@ from serving.client.progress import Progress
 from serving.client.request import (
     JSON,
     Classes,
+    JobOperation,
     Request,
     Verb,
     entity_path,
@@ -78,6 +80,7 @@ class JobParameters(TypedDict, total=False):
     top: int
     space: str
     coverage: float
+    interactions: bool
 
 
 FIRST_POLL_SECONDS = 0.05
@@ -183,17 +186,27 @@ class Operations:
         classes: Classes = "predicted",
         top: int | None = None,
         space: str | None = None,
+        interactions: bool = False,
         timeout: float | None = None,
     ) -> Explanations:
         """SHAP values of rows, in order.
 
         `classes` are those to explain, `top` is how many features to keep, `space` one of the model's
-        `explainer.spaces`. Raises BecameJob if the service goes on with it as a job.
+        `explainer.spaces`; compiled trees also have `interactions`. Raises BecameJob if the service goes on with it as
+        a job.
         """
-        wishes = explained(classes, top=top, space=space)
+        wishes = explained(classes, top=top, space=space, interactions=interactions or None)
         answers = await self._infer("explain", model, rows, version, wishes, timeout)
         assert isinstance(answers, Explanations)
         return answers
+
+    @operation
+    async def importance(
+        self, model: str, *, version: str | None = None, top: int | None = None, timeout: float | None = None
+    ) -> FeatureImportance:
+        """How much features matter over the model's background rows; over others, a job with that operation says it."""
+        request = Request("GET", f"{model_path(model, version)}/importance", {"top": top}, has_deadline=True)
+        return FeatureImportance.of(msgspec.json.decode((await self._calls.send(request, timeout)).content))
 
     @stream
     def stream_predictions(
@@ -247,12 +260,12 @@ class Operations:
         model: str,
         rows: Table | Path | str,
         *,
-        operation: Verb = "predict",
+        operation: JobOperation = "predict",
         version: str | None = None,
         idempotency_key: str | None = None,
         **parameters: Unpack[JobParameters],
     ) -> JobStatus:
-        """A job that predicts or explains many rows in the background.
+        """A job that predicts or explains many rows in the background, or says how much features matter over them.
 
         `rows` may also be the path of a file: `.csv` with a header, or `.parquet` and `.arrows` (a stream of Arrow's)
         where the service takes these. Two calls with the same `idempotency_key` are one job.
@@ -290,10 +303,11 @@ class Operations:
         return found
 
     @operation
-    async def result(self, job: JobStatus | str) -> Predictions | Explanations:
+    async def result(self, job: JobStatus | str) -> Predictions | Explanations | FeatureImportance:
         """The answers of a job that is done, in the order of its rows. Raises ConflictError before."""
         answer = await self._calls.send(Request("GET", f"{job_path(job)}/result"))
-        return answers_of(msgspec.json.decode(answer.content), answer.headers)
+        document = msgspec.json.decode(answer.content)
+        return FeatureImportance.of(document) if "importance" in document else answers_of(document, answer.headers)
 
     @operation
     async def cancel(self, job: JobStatus | str) -> JobStatus:

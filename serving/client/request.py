@@ -15,6 +15,7 @@ from serving.client.rows import Table, csv_of, instances_of, values_of
 
 Classes: TypeAlias = "Literal['predicted', 'all'] | Sequence[Label]"
 Verb: TypeAlias = "Literal['predict', 'explain']"
+JobOperation: TypeAlias = "Literal['predict', 'explain', 'importance']"
 Content: TypeAlias = "bytes | Callable[[], Iterator[bytes]] | None"
 
 JSON = {"content-type": "application/json"}

@@ -17,7 +17,7 @@ import pytest
 from forkserve import AsyncClient, Client
 from harness.entities import import_market, sqlite_source
 from harness.service import ADMIN_TOKEN, ROOT, Service
-from serving.client.answers import Explanations, JobStatus, ModelDescription, Prediction, Predictions
+from serving.client.answers import Explanations, FeatureImportance, JobStatus, ModelDescription, Prediction, Predictions
 from serving.client.errors import AuthenticationError, InvalidInputError, JobFailedError, NotFoundError
 from serving.client.events import ServerEvent
 from serving.client.progress import Progress
@@ -120,6 +120,53 @@ def test_jobs_from_tables_and_files(client: Client, tmp_path: Path) -> None:
     assert "(other)" in explained.to_frame().columns
 
 
+def test_importance_of_background_rows_and_of_those_of_a_job(client: Client) -> None:
+    found = client.importance("wine", top=3)
+    assert (found.model, len(found.importance)) == ("wine", 3 + ("(other)" in found.importance))
+    rows = table(client, "wine", 20)
+    job = client.wait(client.submit("wine", rows, operation="importance"))
+    of_rows = client.result(job)
+    assert isinstance(of_rows, FeatureImportance)
+    assert of_rows.rows == 20
+    frame = of_rows.to_frame()
+    assert set(frame["feature"]) == set(rows.columns)
+    explained = client.explain("wine", rows, classes="all").to_frame()
+    label = frame["class"].iloc[0]
+    expected = explained[explained["class"] == label][list(rows.columns)].abs().mean()
+    shown = frame[frame["class"] == label].set_index("feature")["importance"]
+    assert shown.to_dict() == pytest.approx(expected.to_dict())
+
+
+def test_interactions_of_a_feature_add_up_to_its_value(client: Client) -> None:
+    rows = table(client, "breast-cancer", 1)
+    (one,) = client.explain("breast-cancer", rows, interactions=True)
+    assert {name: sum(pairs.values()) for name, pairs in one.interactions.items()} == pytest.approx(dict(one.values))
+    job = client.wait(client.submit("breast-cancer", rows, operation="explain", interactions=True))
+    result = client.result(job)
+    assert isinstance(result, Explanations)
+    (again,) = result
+    assert again.interactions == one.interactions
+
+
+def test_a_parquet_file_and_a_stream_of_arrow_are_jobs(client: Client, tmp_path: Path) -> None:
+    rows = table(client, "diabetes", 40)
+    write = (
+        "import sys, pandas as pd, pyarrow as pa, pyarrow.parquet as pq\n"
+        "table = pa.Table.from_pandas(pd.read_csv(sys.argv[1]), preserve_index=False)\n"
+        "pq.write_table(table, sys.argv[2])\n"
+        "with pa.ipc.new_stream(sys.argv[3], table.schema) as stream: stream.write_table(table)\n"
+    )
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    files = [str(tmp_path / f"rows.{ending}") for ending in ("csv", "parquet", "arrows")]
+    # pyarrow stays out of this process
+    subprocess.run([sys.executable, "-c", write, *files], check=True)
+    direct = client.predict("diabetes", rows)
+    for file in files[1:]:
+        result = client.result(client.wait(client.submit("diabetes", file)))
+        assert isinstance(result, Predictions)
+        assert result.values == direct.values
+
+
 def test_a_cancelled_job_is_an_error_for_those_who_wait(client: Client) -> None:
     job = client.submit("breast-cancer", table(client, "breast-cancer", 1000), operation="explain")
     client.cancel(job)
@@ -215,7 +262,7 @@ def test_an_event_loop_goes_on_meanwhile(service: Service) -> None:
             assert {answer[0].label for answer in answers} == {answers[0][0].label}
             assert_type(answers[0], Predictions)
             job = await client.wait(await client.submit("wine", [example] * 3))
-            assert len(await client.result(job)) == 3
+            assert len((await client.result(job)).to_frame()) == 3
 
     asyncio.run(ask())
 
