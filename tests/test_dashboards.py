@@ -97,6 +97,10 @@ FIRES: Mapping[str, tuple[Mapping[str, str], Mapping[str, str]]] = {
         {f"forkserve_log_lines_dropped_total{{{WHERE}}}": "0+1x60"},
         {f"forkserve_log_lines_dropped_total{{{WHERE}}}": "5x60"},
     ),
+    "ForkserveQualityLow": (
+        {f'forkserve_model_is_low{{{WHERE},model="m",version="1"}}': "1x60"},
+        {f'forkserve_model_is_low{{{WHERE},model="m",version="1"}}': "0x60"},
+    ),
     "ForkserveDrift": (
         {f'forkserve_drift_alerts{{{WHERE},model="m",version="1"}}': "2x60"},
         {f'forkserve_drift_alerts{{{WHERE},model="m",version="1"}}': "0x60"},

@@ -332,17 +332,16 @@ def value_text(value: Any) -> str:
 
 def _of_metrics(card: Mapping[str, Any]) -> Section:
     quality: Mapping[str, Any] = card["quality"] or {}
-    names = [name for name in {**card["metrics"], **quality} if name not in ("version", "outcomes")]
-    outcomes = quality.get("outcomes")
+    names = [name for name in {**card["metrics"], **quality} if name not in ("version", "outcomes", "is_low")]
+    live = "Live: no outcome is known of this version's predictions."
+    if quality.get("outcomes"):
+        is_low = ", and worse than in training by more than is tolerated" if quality.get("is_low") else ""
+        live = f"Live: from the latest {quality['outcomes']} outcomes{is_low}."
     return Section(
         "How good it is",
         columns=["Metric", "In training", "Live"] if names else (),
         rows=[[name.replace("_", " "), card["metrics"].get(name), quality.get(name)] for name in names],
-        texts=[
-            f"Live: from the latest {outcomes} outcomes."
-            if outcomes
-            else "Live: no outcome is known of this version's predictions."
-        ],
+        texts=[live],
     )
 
 

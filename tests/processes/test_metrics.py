@@ -196,9 +196,9 @@ def test_the_dashboard_and_the_alerts_ask_for_series_that_are_there(measured: Se
     for verb, rows in (("predict", ALERT_ROWS), ("explain", 1)):
         body = json.dumps({"instances": [instance] * rows}).encode()
         assert ask(measured, request(f"/v1/models/wine:{verb}", body)).status == 200
-    for name, outcome in (("wine", "class_0"), ("diabetes", 100.0)):
-        example = measured.get(f"/v1/models/{name}")["example"]
-        body = json.dumps({"instances": [example], "outcomes": [outcome]}).encode()
+    for name, outcomes in (("wine", ["class_0", "class_1", "class_2"]), ("diabetes", [100.0, 200.0])):
+        examples = [measured.get(f"/v1/models/{name}")["example"]] * len(outcomes)
+        body = json.dumps({"instances": examples, "outcomes": outcomes}).encode()
         assert ask(measured, request(f"/v1/models/{name}/outcomes", body)).status in (200, 201)
 
     def series() -> dict[str, list[dict[str, str]]]:

@@ -178,8 +178,17 @@ def test_a_fallback_says_so_first(tmp_path: Path) -> None:
 
 
 def test_the_live_quality_is_that_of_the_version_alone(app: Application) -> None:
-    assert get(app, "/v1/models/house/card").json()["quality"] == {"version": "1", "outcomes": 0}
+    assert get(app, "/v1/models/house/card").json()["quality"] == {"version": "1", "outcomes": 0, "is_low": False}
     assert get(app, "/v1/models/house/versions/2/card").json()["quality"] is None
+
+
+def test_a_quality_that_is_low_is_said_and_no_metric(app: Application) -> None:
+    card = get(app, "/v1/models/house/card").json()
+    card["quality"] |= {"outcomes": 300, "is_low": True, "r2": -1.0}
+    content = markdown(card)
+    assert "from the latest 300 outcomes, and worse than in training" in content
+    assert "is low" not in content
+    assert "| r2 | \N{EN DASH} | \N{MINUS SIGN}1 |" in content
 
 
 def test_all_forms_have_the_same_parts_and_names(app: Application) -> None:
