@@ -197,7 +197,7 @@ class SupabaseServer:
         self.postgres.run(self.database, f"--file={SCHEMA}")
 
     def empty(self) -> None:
-        self.run("truncate entity_records, model_outcomes, model_quality, model_low_quality")
+        self.run("truncate entity_records, model_outcomes, model_quality, model_low_quality, logged_predictions")
 
     def pause(self) -> None:
         """It keeps its connections and answers nothing: what a hung server looks like."""

@@ -143,10 +143,13 @@ class Settings:
     )
     data_dir: Path = setting(
         Path("data"),
-        "directory of jobs, events and schedules without `REDIS_URL`, of records and outcomes without `SUPABASE_URL`",
+        "directory of jobs, events and schedules without `REDIS_URL`, of records, outcomes and logged predictions "
+        "without `SUPABASE_URL`",
     )
     supabase_url: str = setting(
-        "", "Supabase project for records and outcomes; empty for a file in `DATA_DIR`", schemes=("https://", "http://")
+        "",
+        "Supabase project for records, outcomes and logged predictions; empty for files in `DATA_DIR`",
+        schemes=("https://", "http://"),
     )
     supabase_service_key: str = setting("", "its service role key", secret=True)
     supabase_service_role_key: str = setting("", "another name for `SUPABASE_SERVICE_KEY`", secret=True)

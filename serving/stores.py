@@ -19,6 +19,8 @@ from serving.monitoring.predictions.store import PredictionStore
 from serving.settings import Settings
 from serving.storage.seal import Seal
 
+NO_SUPABASE = "SUPABASE_URL is set, which needs `pip install forkserve[supabase]`: {}"
+
 SECRET_FILENAME, TOKEN_FILENAME = "secret.key", "admin-token"
 
 
@@ -143,12 +145,18 @@ def build_entity_store(settings: Settings) -> EntityStore:
     try:
         from serving.entities.supabase import SupabaseEntityStore
     except ImportError as error:
-        raise CannotServe(f"SUPABASE_URL is set, which needs `pip install forkserve[supabase]`: {error}") from error
+        raise CannotServe(NO_SUPABASE.format(error)) from error
     return SupabaseEntityStore(settings.supabase_url, settings.supabase_key, breaker=None, **keep)
 
 
 def build_prediction_store(settings: Settings) -> PredictionStore:
-    """Keeps the log of predictions in a file below DATA_DIR."""
+    """Keeps the log of predictions in Supabase if there is one, else in a file below DATA_DIR. Raises CannotServe."""
+    if settings.supabase_url:
+        try:
+            from serving.monitoring.predictions.supabase import SupabasePredictionStore
+        except ImportError as error:
+            raise CannotServe(NO_SUPABASE.format(error)) from error
+        return SupabasePredictionStore(settings.supabase_url, settings.supabase_key)
     from serving.monitoring.predictions.sqlite import SQLitePredictionStore
 
     return SQLitePredictionStore(settings.data_dir)

@@ -110,28 +110,13 @@ class _OldSchema(Exception):
     """The server is well, and lacks something that `supabase.sql` creates."""
 
 
-class SupabaseEntityStore:
-    """An EntityStore in two tables of one project. Building it connects to nothing, so it may be forked."""
+class SupabaseProject:
+    """The tables of one project. Building it connects to nothing, so it may be forked."""
 
-    def __init__(
-        self,
-        url: str,
-        key: str,
-        *,
-        keep_records: int,
-        keep_outcomes: int,
-        keep_in_all: int = 1_000_000,
-        breaker: Breaker | None = None,
-    ) -> None:
-        """Keep `keep_records` of each entity, `keep_outcomes` of each model, and `keep_in_all` records in all.
-
-        `key` is the service role's.
-        """
+    def __init__(self, url: str, key: str, breaker: Breaker | None = None) -> None:
+        """`key` is the service role's."""
         self._url = url
         self._key = key
-        self._keep_records = keep_records
-        self._keep_outcomes = keep_outcomes
-        self._keep_in_all = keep_in_all
         self._guard = Guard(
             DEADLINE_SECONDS,
             unwell=UNWELL,
@@ -147,6 +132,75 @@ class SupabaseEntityStore:
     @property
     def state(self) -> str:
         return self._guard.state
+
+    async def close(self) -> None:
+        connection = self._connection.release()
+        if connection is not None:
+            await self._guard.settle(DEADLINE_SECONDS)
+            await connection.http.aclose()
+
+    async def _run(self, function: str, parameters: dict[str, Any], kind: type[T]) -> T:
+        """Return what a function of the schema returns, as a `kind`. Raises StoreUnavailable, InvalidRequest."""
+        answer = await self._ask(lambda client: _result(client.rpc(function, parameters)), lambda found: found)
+        try:
+            return msgspec.convert(answer, kind)
+        except msgspec.ValidationError as error:
+            raise StoreUnavailable(f"Supabase answers {function} in a form that is not known") from error
+
+    async def _ask(self, call: Call, read: Callable[[Any], T]) -> T:
+        """Return what `read` makes of the answer. Raises StoreUnavailable."""
+
+        async def attempt() -> T:
+            connection = self._connection.get()
+            async with connection.place():
+                try:
+                    return read(await call(connection.client))
+                except APIError as error:
+                    raise _kind_of(error) from error
+
+        try:
+            return await self._guard.run(attempt)
+        except _DataRefused:
+            raise InvalidRequest("the store refuses these values") from None
+        except _OldSchema as error:
+            if not self._said_old:
+                self._said_old = True
+                log.error("Supabase schema is old", code=str(error))
+            raise StoreUnavailable("the schema in Supabase is older than this version: run supabase.sql") from error
+        except NotTried:
+            raise StoreUnavailable("Supabase is unavailable") from None
+        except ServerUnavailable as error:
+            raise StoreUnavailable(f"Supabase is unavailable: {error}") from error
+
+    def _connect(self) -> _Connection:
+        http = httpx.AsyncClient(timeout=TIMEOUT, limits=LIMITS, verify=self._certificates)
+        options = AsyncClientOptions(
+            httpx_client=http, postgrest_client_retry=False, auto_refresh_token=False, persist_session=False
+        )
+        return _Connection(http, AsyncClient(self._url, self._key, options), asyncio.Semaphore(CALLS_AT_ONCE))
+
+
+class SupabaseEntityStore(SupabaseProject):
+    """An EntityStore in two tables of one project."""
+
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        *,
+        keep_records: int,
+        keep_outcomes: int,
+        keep_in_all: int = 1_000_000,
+        breaker: Breaker | None = None,
+    ) -> None:
+        """Keep `keep_records` of each entity, `keep_outcomes` of each model, and `keep_in_all` records in all.
+
+        `key` is the service role's.
+        """
+        super().__init__(url, key, breaker)
+        self._keep_records = keep_records
+        self._keep_outcomes = keep_outcomes
+        self._keep_in_all = keep_in_all
 
     async def add_records(self, records: Sequence[Record], kind: str | None = None, writer: str = "") -> Added:
         owned = [one.of(writer) for one in records]
@@ -265,52 +319,6 @@ class SupabaseEntityStore:
 
     async def risk(self) -> str | None:
         return None  # counting all rows of a table that others may write takes too long
-
-    async def close(self) -> None:
-        connection = self._connection.release()
-        if connection is not None:
-            await self._guard.settle(DEADLINE_SECONDS)
-            await connection.http.aclose()
-
-    async def _run(self, function: str, parameters: dict[str, Any], kind: type[T]) -> T:
-        """Return what a function of the schema returns, as a `kind`. Raises StoreUnavailable, InvalidRequest."""
-        answer = await self._ask(lambda client: _result(client.rpc(function, parameters)), lambda found: found)
-        try:
-            return msgspec.convert(answer, kind)
-        except msgspec.ValidationError as error:
-            raise StoreUnavailable(f"Supabase answers {function} in a form that is not known") from error
-
-    async def _ask(self, call: Call, read: Callable[[Any], T]) -> T:
-        """Return what `read` makes of the answer. Raises StoreUnavailable."""
-
-        async def attempt() -> T:
-            connection = self._connection.get()
-            async with connection.place():
-                try:
-                    return read(await call(connection.client))
-                except APIError as error:
-                    raise _kind_of(error) from error
-
-        try:
-            return await self._guard.run(attempt)
-        except _DataRefused:
-            raise InvalidRequest("the store refuses these values") from None
-        except _OldSchema as error:
-            if not self._said_old:
-                self._said_old = True
-                log.error("Supabase schema is old", code=str(error))
-            raise StoreUnavailable("the schema in Supabase is older than this version: run supabase.sql") from error
-        except NotTried:
-            raise StoreUnavailable("Supabase is unavailable") from None
-        except ServerUnavailable as error:
-            raise StoreUnavailable(f"Supabase is unavailable: {error}") from error
-
-    def _connect(self) -> _Connection:
-        http = httpx.AsyncClient(timeout=TIMEOUT, limits=LIMITS, verify=self._certificates)
-        options = AsyncClientOptions(
-            httpx_client=http, postgrest_client_retry=False, auto_refresh_token=False, persist_session=False
-        )
-        return _Connection(http, AsyncClient(self._url, self._key, options), asyncio.Semaphore(CALLS_AT_ONCE))
 
 
 def _encode(rows: Sequence[Any]) -> str:

@@ -355,13 +355,119 @@ begin
     );
 end $$;
 
+-- The log of predictions. An id begins with the time of its row, so that ids sort by time.
+create table if not exists public.logged_predictions (
+    id text collate "C" primary key,
+    time timestamptz not null,
+    request_id text not null,
+    place integer not null,
+    key text not null,
+    model text not null,
+    version text not null,
+    verb text not null,
+    "row" jsonb not null,
+    answer jsonb,
+    source text not null,
+    milliseconds double precision not null,
+    entity text not null
+);
+create index if not exists logged_predictions_by_request on public.logged_predictions (request_id, id);
+create index if not exists logged_predictions_by_model on public.logged_predictions (model, id);
+create index if not exists logged_predictions_by_entity on public.logged_predictions (entity, id) where entity <> '';
+alter table public.logged_predictions enable row level security;
+revoke all on public.logged_predictions from public, anon, authenticated;
+grant select, insert, delete on public.logged_predictions to service_role;
+
+-- Stores rows of the log, a JSON array as text, and returns how many were new.
+create or replace function public.store_predictions(predictions text) returns integer
+language plpgsql set search_path = '' as $$
+declare
+    added integer;
+begin
+    insert into public.logged_predictions
+    select * from jsonb_populate_recordset(null::public.logged_predictions, predictions::jsonb)
+    on conflict (id) do nothing;
+    get diagnostics added = row_count;
+    return added;
+end $$;
+
+-- The condition for rows that are wanted, over $1: only what is given is compared, so that an index can be used.
+create or replace function public.conditions_of_predictions(w jsonb) returns text
+language sql immutable set search_path = '' as $$
+    select string_agg(condition, ' and ') from (
+        select $q$p.id >= ($1 ->> 'least') collate "C" and p.id < ($1 ->> 'end') collate "C"$q$ as condition
+        union all
+        select format('p.%I = $1 ->> %L', name, name)
+        from unnest(array['model', 'version', 'verb', 'entity', 'key', 'request_id']) as name where w ? name
+        union all
+        select $q$p.entity <> ''$q$ where coalesce(w ->> 'entity', '') <> ''
+    ) as conditions
+$$;
+
+-- At most `most` rows of the log to which everything applies that `wanted` has, in the order of their times.
+create or replace function public.find_predictions(wanted text, after text, oldest_first boolean, most integer) returns jsonb
+language plpgsql stable set search_path = '' as $$
+declare
+    w constant jsonb := wanted::jsonb;
+    direction constant text := case when oldest_first then 'asc' else 'desc' end;
+    found jsonb;
+begin
+    execute format(
+        $q$select coalesce(jsonb_agg(to_jsonb(p) order by p.id %1$s), '[]') from (
+            select * from public.logged_predictions as p
+            where %2$s and ($2 = '' or p.id %3$s $2 collate "C") order by p.id %1$s limit $3
+        ) as p$q$,
+        direction, public.conditions_of_predictions(w), case when oldest_first then '>' else '<' end
+    ) into found using w, after, most;
+    return found;
+end $$;
+
+-- Deletes at most `most` of the wanted rows, and returns how many they were.
+create or replace function public.delete_predictions(wanted text, most integer) returns integer
+language plpgsql set search_path = '' as $$
+declare
+    w constant jsonb := wanted::jsonb;
+    deleted integer;
+begin
+    execute format(
+        $q$delete from public.logged_predictions where id in (
+            select p.id from public.logged_predictions as p where %s limit $2
+        )$q$,
+        public.conditions_of_predictions(w)
+    ) using w, most;
+    get diagnostics deleted = row_count;
+    return deleted;
+end $$;
+
+-- Deletes at most `most` rows of earlier ids, and of the oldest beyond `keep`, and returns how many they were.
+create or replace function public.prune_predictions(keep bigint, before_id text, most integer) returns integer
+language plpgsql set search_path = '' as $$
+declare
+    old integer;
+    excess bigint;
+    deleted integer;
+begin
+    delete from public.logged_predictions where id in (
+        select p.id from public.logged_predictions as p where p.id < before_id collate "C" order by p.id limit most
+    );
+    get diagnostics old = row_count;
+    select least(most, count(*) - keep) into excess from public.logged_predictions;
+    delete from public.logged_predictions where id in (
+        select p.id from public.logged_predictions as p order by p.id limit greatest(excess, 0)
+    );
+    get diagnostics deleted = row_count;
+    return old + deleted;
+end $$;
+
 revoke execute on function
     public.count_entity_records, public.store_entity_records, public.list_entities, public.delete_entity_records,
     public.delete_entity, public.delete_writer, public.store_model_outcomes, public.add_sums, public.add_model_quality,
-    public.list_model_quality, public.mark_model_quality
+    public.list_model_quality, public.mark_model_quality, public.store_predictions, public.conditions_of_predictions,
+    public.find_predictions, public.delete_predictions, public.prune_predictions
 from public, anon, authenticated;
 grant execute on function
     public.count_entity_records, public.store_entity_records, public.list_entities, public.delete_entity_records,
     public.delete_entity, public.delete_writer, public.store_model_outcomes, public.add_sums, public.add_model_quality,
-    public.list_model_quality, public.mark_model_quality
+    public.list_model_quality, public.mark_model_quality, public.store_predictions, public.conditions_of_predictions,
+    public.find_predictions, public.delete_predictions, public.prune_predictions
 to service_role;

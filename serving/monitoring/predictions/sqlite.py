@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from serving.monitoring.predictions.store import LoggedPrediction, Wanted
+from serving.monitoring.predictions.store import COLUMNS, LoggedPrediction, Wanted
 from serving.storage.sqlite import Database, reads, writes
 from serving.storage.statements import statements
 
@@ -18,9 +18,6 @@ _sql = statements(__file__, "sqlite.sql")
 
 PRUNED_AT_ONCE = 2000
 """Rows; their pages are overwritten, which takes some 10 us a row."""
-
-COLUMNS = ("model", "version", "verb", "entity", "key", "request_id")
-"""Those that `Wanted` may name."""
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode

@@ -18,6 +18,9 @@ from serving.predict.operation import Verb
 PAGE_ROWS = 1000
 """Rows that `pages` reads at once."""
 
+COLUMNS = ("model", "version", "verb", "entity", "key", "request_id")
+"""Those that `Wanted` may name."""
+
 TIME_DIGITS = 14
 """Hexadecimal digits of a time at the beginning of an id, in microseconds."""
 

@@ -9,18 +9,29 @@ from typing import Any
 
 import pytest
 
+from harness.supabase import SupabaseServer
 from serving.monitoring.predictions.sqlite import SQLitePredictionStore
 from serving.monitoring.predictions.store import EPOCH, LoggedPrediction, PredictionStore, make_id
+from serving.monitoring.predictions.supabase import SupabasePredictionStore
+from tests.serving.entities.conftest import patient
+
+__all__ = ["patient"]
 
 Open = Callable[[], PredictionStore]
 
 
-@pytest.fixture(params=["sqlite"])
-async def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Open]:
+@pytest.fixture(params=["sqlite", "supabase"])
+async def open_store(request: pytest.FixtureRequest, tmp_path: Path, patient: None) -> AsyncIterator[Open]:
     opened: list[PredictionStore] = []
+    if request.param == "supabase":
+        server: SupabaseServer = request.getfixturevalue("shared_supabase")
+        server.empty()
 
     def open_one() -> PredictionStore:
-        opened.append(SQLitePredictionStore(tmp_path))
+        if request.param == "supabase":
+            opened.append(SupabasePredictionStore(server.url, server.key))
+        else:
+            opened.append(SQLitePredictionStore(tmp_path))
         return opened[-1]
 
     yield open_one
