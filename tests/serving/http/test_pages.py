@@ -463,6 +463,13 @@ def test_patterns_are_there_for_those_who_develop(app: Application, root: Path) 
     assert shapes == {f"field {control}" for control in get_args(Control)}
 
 
+def test_importance_is_shown_where_rows_are_too_few_to_be_told_of(app: Application) -> None:
+    shown = get(app, "/models/house/importance")
+    assert shown.status_code == 200
+    assert "What matters" in shown.text
+    assert "coloured by" not in shown.text
+
+
 def test_an_explanation_is_saved_as_a_file(app: Application) -> None:
     picture = get(app, "/models/house?x.size=31&as=svg")
     assert picture.headers["content-type"] == "image/svg+xml"
