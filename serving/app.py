@@ -61,6 +61,7 @@ from serving.monitoring.predictions.recorder import Recorder
 from serving.monitoring.quality import LiveQuality
 from serving.monitoring.replay import OPERATION as REPLAY
 from serving.monitoring.replay import ReplayHandler, replay_functions
+from serving.monitoring.shadow import Shadows
 from serving.monitoring.windows import parse_windows
 from serving.predict.batcher import Batcher
 from serving.predict.canary import Canaries
@@ -332,7 +333,8 @@ def build_service(settings: Settings, registry: Registry, shared: Shared, seen: 
     inference = Inference(registry, batcher=batcher, executor=executor, cache=cache, timeout=timeout, apart=apart)
     records = RecordReader(shared.entities, settings.max_limit_checkins)
     drift = Drift(registry, parse_windows(settings.drift_window), settings.drift_alert, shared.book, shared.alerts)
-    observers = build_observers(shared, registry, drift)
+    shadows = build_shadows(settings, registry, shared, batcher)
+    observers = build_observers(shared, registry, drift, shadows)
     predictor = EntityPredictor(registry, inference, records, metrics, status_of, canaries, observers)
     quality = LiveQuality(registry, shared.entities, tolerance=settings.quality_tolerance, alert=shared.alerts.alert)
     service = Service(
@@ -343,6 +345,7 @@ def build_service(settings: Settings, registry: Registry, shared: Shared, seen: 
         cache=cache,
         batcher=batcher,
         canaries=canaries,
+        shadows=shadows,
         observers=observers,
         executor=executor,
         inference=inference,
@@ -389,12 +392,19 @@ def build_erasure(shared: Shared) -> Erasure:
     return Erasure(shared.predictions, shared.entities, shared.events, shared.jobs, settle)
 
 
-def build_observers(shared: Shared, registry: Registry, drift: Drift) -> tuple[Observer, ...]:
+def build_observers(shared: Shared, registry: Registry, drift: Drift, shadows: Shadows) -> tuple[Observer, ...]:
     """All that is told of every answer."""
     observers: list[Observer] = [drift] if drift.windows else []
+    if shadows:
+        observers.append(shadows)
     if shared.recorder is not None:
         observers.append(PredictionLogger(shared.recorder.log, registry))
     return tuple(observers)
+
+
+def build_shadows(settings: Settings, registry: Registry, shared: Shared, batcher: Batcher) -> Shadows:
+    """The versions that predict beside the live ones while no request waits for a thread."""
+    return Shadows(registry, shared.book, memory=settings.executor_memory_bytes, is_busy=batcher.has_waiting)
 
 
 def build_batcher(settings: Settings) -> Batcher:

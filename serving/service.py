@@ -24,6 +24,7 @@ from serving.monitoring.predictions.erasure import Erasure
 from serving.monitoring.predictions.recorder import Recorder
 from serving.monitoring.predictions.store import PredictionStore
 from serving.monitoring.quality import LiveQuality
+from serving.monitoring.shadow import Shadows
 from serving.predict.batcher import Batcher
 from serving.predict.canary import Canaries
 from serving.predict.inference import Inference
@@ -89,6 +90,7 @@ class Service:
     cache: TieredCache
     batcher: Batcher
     canaries: Canaries
+    shadows: Shadows
     observers: tuple[Observer, ...]
     """Told of every answer to a client."""
     executor: Executor
@@ -145,6 +147,9 @@ class Service:
         is_alone = shared.book.enter_alone()
         self.executor.start()  # before any thread: it forks
         closing.callback(self.executor.stop)
+        self.shadows.executor.start()
+        closing.callback(self.shadows.executor.stop)
+        closing.push_async_callback(self.shadows.close)
         for batcher in (self.batcher, self.canaries.batcher):
             batcher.start()
             closing.callback(batcher.stop)

@@ -15,7 +15,7 @@ from serving.cli.load_test import load_test
 from serving.cli.models import add, card, describe, explain, models, remove, retrain, rollback, train
 from serving.cli.predictions import predictions
 from serving.cli.records import entities
-from serving.cli.rollout import canary, promote, replay
+from serving.cli.rollout import canary, promote, replay, shadow
 from serving.cli.serve import schedules, serve, token, worker
 from serving.cli.verify import verify
 
@@ -33,6 +33,7 @@ COMMANDS = (
     promote,
     rollback,
     canary,
+    shadow,
     replay,
     remove,
     retrain,

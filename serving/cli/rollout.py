@@ -49,6 +49,21 @@ def canary(arguments: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
+@command(MODEL, TRIED)
+def shadow(arguments: argparse.Namespace, settings: Settings) -> int:
+    """Have a version predict beside the live one on spare time, and be compared with it; it answers nobody."""
+    from registry.store import aliases
+
+    if arguments.version == OFF:
+        aliases.end_shadow(_directory(arguments, settings))
+        say(f"{arguments.model} has no shadow")
+    else:
+        after = aliases.begin_shadow(_verified(arguments, settings), arguments.version)
+        say(f"{arguments.model}: version {arguments.version} predicts beside version {after.live}")
+    say(taken_over(settings, "follow"))
+    return 0
+
+
 def since(text: str) -> datetime:
     """The type of an argument: a time such as 2026-01-31 or 2026-01-31T12:00Z; without a zone it is UTC."""
     moment = datetime.fromisoformat(text)

@@ -43,7 +43,7 @@ from serving.http.routes.outcomes import outcomes_router
 from serving.http.routes.predict import is_for_jobs
 from serving.http.routes.predictions import predictions_router
 from serving.http.routes.quality import quality_router
-from serving.http.routes.rollout import CanaryBody, rollout_router
+from serving.http.routes.rollout import CanaryBody, ShadowBody, rollout_router
 from serving.http.schemas import (
     BOOLEAN,
     JOB,
@@ -68,7 +68,7 @@ MODEL_REFUSALS = ("400", "404", "413", "415", "422", "429", "503", "504")
 
 SHARE: Schema = {"type": "number", "minimum": 0, "maximum": 1}
 
-BODIES = (RecordsBody, OutcomesBody, CanaryBody, Problem)
+BODIES = (RecordsBody, OutcomesBody, CanaryBody, ShadowBody, Problem)
 """The bodies that operations refer to: those of requests, and that of refusals."""
 
 COVERAGE: Schema = {

@@ -50,6 +50,7 @@ from serving.http.schemas import (
     RELOADED,
     RESULT,
     SCHEDULE,
+    SHADOW,
     STATUS,
     STORED,
     STRING,
@@ -250,6 +251,10 @@ ROUTES: Mapping[tuple[str, str], Said] = {
         "promote_version", {"200": {JSON: RELOADED}, "202": {JSON: RELOADED}}, ("404", "409", "501", "503")
     ),
     ("get", "/v1/models/{model}/canary"): Said("show_canary", {"200": {JSON: CANARY}}, ("404", "503")),
+    ("get", "/v1/models/{model}/shadow"): Said("show_shadow", {"200": {JSON: SHADOW}}, ("404", "503")),
+    ("post", "/api/admin/models/{model}/versions/{version}:shadow"): Said(
+        "begin_shadow", {"200": {JSON: RELOADED}, "202": {JSON: RELOADED}}, (*BODY, "404", "409", "501", "503")
+    ),
     ("post", "/api/admin/models/{model}/versions/{version}:canary"): Said(
         "begin_canary", {"200": {JSON: RELOADED}, "202": {JSON: RELOADED}}, (*BODY, "404", "409", "501", "503")
     ),

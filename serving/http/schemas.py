@@ -385,6 +385,19 @@ SCHEDULE = object_schema(
 LOGGED = object_schema(
     {"events": array_of(object_schema({"time": STRING, "level": STRING, "pid": INTEGER, "event": STRING}))}
 )
+SHADOW = object_schema(
+    {
+        "model": STRING,
+        "live": STRING,
+        "version": STRING,
+        "since": NUMBER,
+        "rows": OBJECT,
+        "changes": OBJECT,
+        **dict.fromkeys(
+            ("share", "mean_difference", "largest_difference", "row_seconds", "live_row_seconds"), MAYBE_NUMBER
+        ),
+    }
+)
 METRICS = object_schema(
     {
         "time": STRING,

@@ -222,6 +222,10 @@ class Batcher:
         waiting = sum(queue.large_size for queue in self._queues.values())
         return self._batches, self._batch_rows, self._ever_stuck, len(self._stuck), waiting
 
+    def has_waiting(self) -> bool:
+        """Whether a request waits for a thread."""
+        return bool(self._waiting)
+
     def reason_to_replace(self) -> str | None:
         """Why this worker should be replaced, if it should."""
         if len(self._stuck) < self._threads:

@@ -1,4 +1,4 @@
-"""A canary in all workers of a real service: begun, given up under load, begun again, ended."""
+"""A canary in all workers of a real service: begun, given up under load, begun again, ended; and a shadow."""
 
 from __future__ import annotations
 
@@ -47,9 +47,12 @@ def service(root: Path) -> Iterator[Service]:
 
 def begin(service: Service, percent: float) -> int:
     """Have version 2 answer a share of the requests; the status of the answer."""
-    body = json.dumps({"percent": percent}).encode()
-    path = "/api/admin/models/line/versions/2:canary"
-    return call(service, "POST", path, body, **BEARER, **{"Content-Type": "application/json"}).status
+    return ask(service, "canary", {"percent": percent})
+
+
+def ask(service: Service, what: str, body: Any) -> int:
+    path = f"/api/admin/models/line/versions/2:{what}"
+    return call(service, "POST", path, json.dumps(body).encode(), Content_Type="application/json", **BEARER).status
 
 
 def state(root: Path) -> Canary:
@@ -85,7 +88,7 @@ def test_canary_that_begins_again_is_counted_anew(service: Service, root: Path) 
     assert state(root).percent == 10.0
     assert eventually(lambda: len(service.workers) == 2)
     answers = [
-        call(service, "POST", "/v1/models/line:predict", body, **{"Content-Type": "application/json"}).json["version"]
+        call(service, "POST", "/v1/models/line:predict", body, Content_Type="application/json").json["version"]
         for body in (json.dumps({"instances": [[index / 400]]}).encode() for index in range(400))
     ]
     assert 15 <= answers.count("2") <= 75
@@ -112,3 +115,25 @@ def test_canary_is_ended_on_the_command_line(service: Service, root: Path) -> No
     assert forkserve("off").returncode == 0
     assert current(root / "line").canary is None
     assert eventually(lambda: service.get("/v1/models/line")["canary"] is None)
+
+
+def test_shadow_sees_what_all_workers_answer(service: Service, root: Path) -> None:
+    def answer() -> Any:
+        return call(service, "GET", "/v1/models/line/shadow", None, **BEARER)
+
+    assert ask(service, "shadow", {"on": True}) == 200
+    assert eventually(lambda: len(service.workers) == 2 and answer().status == 200)
+    bodies = [json.dumps({"instances": [[index / 40 + 0.01]]}).encode() for index in range(38)]
+    answers = [
+        call(service, "POST", "/v1/models/line:predict", body, Content_Type="application/json").json for body in bodies
+    ]
+    assert {one["version"] for one in answers} == {"1"}
+
+    def rows() -> Any:
+        return answer().json["rows"]
+
+    assert eventually(lambda: sum(rows().values()) == len(bodies))
+    assert rows()["agreed"] + rows()["dropped"] == len(bodies)
+    assert ask(service, "shadow", {"on": "yes"}) == 422
+    assert ask(service, "shadow", {"on": False}) == 200
+    assert current(root / "line").shadow is None

@@ -114,7 +114,7 @@ async def test_a_service_is_closed_in_the_reverse_order_even_if_a_part_fails(
     await service.open(closing)
     with pytest.raises(RuntimeError, match="a part that fails"):
         await closing.aclose()
-    assert closed == ["metrics", "entities", "batcher", "batcher", "executor"]
+    assert closed == ["metrics", "entities", "batcher", "batcher", "executor", "executor"]
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 
 from registry.store import aliases
-from serving.errors import InvalidRequest, NoCandidate, NotJSON, ReloadRefused
+from serving.errors import NoCandidate, ReloadRefused
 from serving.http.body import describe_body, read_json
 from serving.http.representation import revalidate
+from serving.predict.json_body import decode
 from serving.service import Service
 from serving.shared.reloads import ReloadOutcome
 
@@ -35,6 +36,16 @@ class CanaryBody(msgspec.Struct, forbid_unknown_fields=True):
     percent: Annotated[float, msgspec.Meta(ge=0, le=100)]
 
 
+class ShadowBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Whether a version predicts beside the live one."""
+
+    on: bool
+
+
+_canary = msgspec.json.Decoder(CanaryBody)
+_shadow = msgspec.json.Decoder(ShadowBody)
+
+
 def add_rollout(router: APIRouter, service: Service) -> None:
     """The routes that begin and end the trial of a version."""
     reloads = service.shared.reloads
@@ -46,13 +57,7 @@ def add_rollout(router: APIRouter, service: Service) -> None:
         openapi_extra=describe_body(CanaryBody),
     )
     async def canary(model: str, version: str, request: Request, response: Response) -> dict[str, Any]:
-        body = await read_json(request, MAX_BODY_BYTES)
-        try:
-            percent = msgspec.json.decode(body, type=CanaryBody).percent
-        except (msgspec.ValidationError, UnicodeDecodeError) as error:
-            raise InvalidRequest(str(error)) from error
-        except msgspec.DecodeError as error:
-            raise NotJSON(str(error)) from error
+        percent = decode(_canary, await read_json(request, MAX_BODY_BYTES), 'send {"percent": 10}').percent
         directory = service.model_dir / _known(service, model)
         if not percent:
             await asyncio.to_thread(aliases.end_canary, directory)
@@ -61,6 +66,25 @@ def add_rollout(router: APIRouter, service: Service) -> None:
         outcome = await reloads.ask(RELOAD_SECONDS)
         if refused := refusal_of(outcome, model, version):
             await asyncio.to_thread(aliases.end_canary, directory)
+            raise ReloadRefused(refused)
+        return reloaded(outcome, response)
+
+    @router.post(
+        "/api/admin/models/{model}/versions/{version}:shadow",
+        summary="Have a version predict beside the live one, and answer nobody, or no longer",
+        responses=RELOAD_ANSWERS,
+        openapi_extra=describe_body(ShadowBody),
+    )
+    async def shadow(model: str, version: str, request: Request, response: Response) -> dict[str, Any]:
+        is_on = decode(_shadow, await read_json(request, MAX_BODY_BYTES), 'send {"on": true}').on
+        directory = service.model_dir / _known(service, model)
+        if not is_on:
+            await asyncio.to_thread(aliases.end_shadow, directory)
+            return reloaded(await reloads.ask(RELOAD_SECONDS), response)
+        await asyncio.to_thread(aliases.begin_shadow, directory, version)
+        outcome = await reloads.ask(RELOAD_SECONDS)
+        if refused := refusal_of(outcome, model, version):
+            await asyncio.to_thread(aliases.end_shadow, directory)
             raise ReloadRefused(refused)
         return reloaded(outcome, response)
 
@@ -75,6 +99,15 @@ def rollout_router(service: Service) -> APIRouter:
         if found is None:
             raise NoCandidate(f"{model} has no canary")
         return found
+
+    @router.get("/{model}/shadow", summary="How far the shadow of a model agrees with the live version")
+    async def show_shadow(model: str) -> dict[str, Any]:
+        live, state = service.registry.get(model), service.registry.aliases(model).shadow
+        running = service.shadows.of(live)
+        if state is None or running is None:
+            raise NoCandidate(f"{model} has no shadow")
+        shown = {"model": model, "live": live.version, **msgspec.to_builtins(state)}
+        return shown | running.counts.shown()
 
     return router
 
