@@ -237,10 +237,10 @@ def calibration_of(sums: Sums) -> dict[tuple[str, str], list[Point]]:
             observed[POINT_OF[bin_]] += hits[bin_]
         path = f"probability/{quote(target, safe='')}/{quote(label, safe='')}"
         curves[target, label] = [
-            Point(low, high, count, float(sums[f"{path}/{place}"]) / count, hit / count)
-            for place, (low, high, count, hit) in enumerate(
-                zip(CURVE_EDGES[:-1], CURVE_EDGES[1:], counts, observed, strict=True)
+            Point(
+                place / CURVE_BINS, (place + 1) / CURVE_BINS, count, float(sums[f"{path}/{place}"]) / count, hit / count
             )
+            for place, (count, hit) in enumerate(zip(counts, observed, strict=True))
             if count
         ]
     return curves

@@ -47,6 +47,7 @@ from serving.predict.pieces import Turns
 from serving.storage.background import BackgroundTask
 
 USAGE = 'send an object: {"instances": [...], "outcomes": [...]} or {"outcomes": [{"request_id": ..., "outcome": ...}]}'
+TOO_MANY = "a request may have {} instances; send more as several requests"
 MAX_ID_CHARACTERS = 64
 
 MAX_QUEUED = 10_000
@@ -81,7 +82,7 @@ class OutcomesBody(msgspec.Struct, forbid_unknown_fields=True):
     entity: Annotated[str | None, Meta(description="The entity that they are about; they are deleted with it")] = None
 
 
-_body = LargeBodyDecoder(OutcomesBody, USAGE, "a request may have {} instances; send more as several requests")
+_body = LargeBodyDecoder(OutcomesBody, USAGE, TOO_MANY)
 
 
 class OutcomeReader:
@@ -95,8 +96,6 @@ class OutcomeReader:
     async def decode(self, body: bytes, turns: Turns) -> OutcomesBody:
         """What was sent. Raises NotJSON, InvalidRequest, TooManyInstances."""
         sent = await _body.decode(body, self._max_instances, turns)
-        if len(sent.outcomes) > self._max_instances:
-            raise TooManyInstances(f"a request may have {self._max_instances} outcomes; send more as several requests")
         if b"\\u0000" in body:
             raise InvalidRequest("strings must not have NUL in them")
         return sent
@@ -135,7 +134,7 @@ class OutcomeReader:
 
     def _check(self, sent: OutcomesBody, instances: list[Any]) -> None:
         if len(instances) > self._max_instances:
-            raise TooManyInstances(f"a request may have {self._max_instances} instances; send more as several requests")
+            raise TooManyInstances(TOO_MANY.format(self._max_instances))
         if len(sent.outcomes) != len(instances):
             raise InvalidRequest(f"{len(instances)} instances, but {len(sent.outcomes)} outcomes")
         if sent.entity is not None:

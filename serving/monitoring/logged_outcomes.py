@@ -11,9 +11,9 @@ import msgspec
 from registry.model import LoadedModel
 from registry.quality import Scorer
 from registry.registry import Registry
-from serving.entities.outcomes import USAGE, OutcomesBody, check_outcomes, judge, outcome_id
+from serving.entities.outcomes import TOO_MANY, USAGE, OutcomesBody, check_outcomes, judge, outcome_id
 from serving.entities.record import Outcome, parse_past_time
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, TooManyInstances
 from serving.monitoring.predictions.recorder import Recorder
 from serving.monitoring.predictions.store import LoggedPrediction, PredictionStore
 from serving.predict.pieces import Turns
@@ -55,11 +55,14 @@ class Joined:
 class LoggedOutcomes:
     """Joins outcomes with the log of predictions."""
 
-    def __init__(self, registry: Registry, predictions: PredictionStore, recorder: Recorder | None) -> None:
+    def __init__(
+        self, registry: Registry, predictions: PredictionStore, recorder: Recorder | None, *, max_instances: int
+    ) -> None:
         """`recorder` is None where nothing is logged any more."""
         self._registry = registry
         self._predictions = predictions
         self._recorder = recorder
+        self._max_instances = max_instances
 
     async def read(
         self, name: str, sent: OutcomesBody, turns: Turns, may_see: Callable[[LoggedPrediction], bool]
@@ -68,9 +71,11 @@ class LoggedOutcomes:
 
         Each has the time of its prediction unless one was sent. Its id follows from that of the request, so it is
         stored once however often it is sent, with rows or without. Raises ModelNotFound, NotLoaded, InvalidRequest,
-        InvalidRows, StoreUnavailable.
+        InvalidRows, TooManyInstances, StoreUnavailable.
         """
         live = self._registry.get(name)
+        if len(sent.outcomes) > self._max_instances:
+            raise TooManyInstances(TOO_MANY.format(self._max_instances))
         wanted = _read_wanted(sent)
         moment = None if sent.time is None else parse_past_time(sent.time)
         rows = await self._find(name, {one.request_id for one in wanted}, may_see)

@@ -78,13 +78,16 @@ class LiveQuality:
     async def live_metrics(self, model: LoadedModel) -> dict[str, Any]:
         """The metrics that the manifest has, too, over the latest outcomes of this version, as far as these tell them.
 
-        Each outcome was stored with the prediction that the version had made. `is_low` says whether they are too low.
+        Each outcome was stored with the prediction that the version had made. With at least
+        MIN_OUTCOMES `is_low` says whether they are worse than the manifest's by more than the tolerance.
         Raises StoreUnavailable.
         """
         judged = await self._store.judged(model.name, model.version, MAX_OUTCOMES)
         metrics = await asyncio.to_thread(_measure, model, judged)
-        is_low = len(judged) >= MIN_OUTCOMES and bool(self._shortfall(model, metrics, self._tolerance))
-        return {"version": model.version, "outcomes": len(judged), **metrics, "is_low": is_low}
+        found = {"version": model.version, "outcomes": len(judged), **metrics}
+        if len(judged) < MIN_OUTCOMES:
+            return found
+        return found | {"is_low": bool(self._shortfall(model, metrics, self._tolerance))}
 
     async def _check_changed(self) -> None:
         while self._changed:
@@ -107,9 +110,10 @@ class LiveQuality:
         except StoreUnavailable as error:
             log.warning("Outcomes cannot be read", model=model.name, reason=str(error))
             return
-        of_version = f"of the latest {metrics['outcomes']} outcomes of {model.name}/{model.version}"
         if is_new and reasons:
-            self._alert(f"{ALERT} {model.name}", f"Quality is low: {'; '.join(reasons)} {of_version}")
+            version, count = f"{model.name}/{model.version}", metrics["outcomes"]
+            message = f"The quality of {version} is low over its latest {count} outcomes: {'; '.join(reasons)}"
+            self._alert(f"{ALERT} {model.name}", message)
         elif is_new:
             log.info("Quality is as expected again", model=model.name, version=model.version)
 

@@ -280,7 +280,11 @@ def test_outcomes_are_stored_once_and_judge_the_live_version(entities: Service) 
     late = send_outcomes(entities, "diabetes", late_outcome(entities), Prefer="respond-async")
     assert (late.status, late.json["accepted"]) == (202, 1)
     figures = admin_figures(entities)["quality"]
-    assert figures["wine"] == {"version": "1", "outcomes": 4, "accuracy": 0.75}
+    wine = {"version": "1", "outcomes": 4, "accuracy": 0.75}
+    assert {name: figures["wine"][name] for name in wine} == wine
+    assert figures["wine"]["log_loss"] > 0
+    shown = entities.get("/v1/models/wine/quality")["versions"]
+    assert [(one["version"], one["outcomes"], one["accuracy"]) for one in shown] == [("1", 4, 0.75)]
     assert figures["mortgage"] == {"version": "1", "outcomes": 0}
 
 

@@ -24,7 +24,12 @@ RESPOND_ASYNC = "respond-async"
 def outcomes_router(service: Service) -> APIRouter:
     """Outcomes are stored before the answer, or after it if the client does not wait."""
     router = APIRouter(prefix="/v1/models", tags=["outcomes"])
-    logged = LoggedOutcomes(service.registry, service.shared.predictions, service.shared.recorder)
+    logged = LoggedOutcomes(
+        service.registry,
+        service.shared.predictions,
+        service.shared.recorder,
+        max_instances=service.limits.max_instances,
+    )
 
     @router.post(
         "/{model}/outcomes",

@@ -80,10 +80,10 @@ async def test_a_classifier_has_an_accuracy_and_a_regression_an_error(store: SQL
     await store.add_outcomes([outcome(0, "tea", prediction="yes", probabilities=shares)])
     quality = quality_of(store, wine="classification", price="regression", silent="regression", tea="classification")
     assert await quality.take() == {
-        "wine": {"version": "1", "outcomes": 3, "accuracy": pytest.approx(2 / 3), "is_low": False},
-        "price": {"version": "1", "outcomes": 2, "mean_absolute_error": 1.5, "r2": 0.0, "is_low": False},
-        "silent": {"version": "1", "outcomes": 0, "is_low": False},
-        "tea": {"version": "1", "outcomes": 1, "accuracy": 1.0, "log_loss": pytest.approx(0.287682), "is_low": False},
+        "wine": {"version": "1", "outcomes": 3, "accuracy": pytest.approx(2 / 3)},
+        "price": {"version": "1", "outcomes": 2, "mean_absolute_error": 1.5, "r2": 0.0},
+        "silent": {"version": "1", "outcomes": 0},
+        "tea": {"version": "1", "outcomes": 1, "accuracy": 1.0, "log_loss": pytest.approx(0.287682)},
     }
 
 
@@ -130,7 +130,7 @@ async def test_low_quality_is_alerted_once_and_again_only_after_it_was_good(
 
     assert await send(MIN_OUTCOMES - 1, 0.0) == []
     (alert,) = await send(1, 0.0)
-    assert alert == "Quality is low: accuracy is 0, it was 0.95 of the latest 200 outcomes of wine/1"
+    assert alert == "The quality of wine/1 is low over its latest 200 outcomes: accuracy is 0, it was 0.95"
     assert (await processes[0].take())["wine"]["is_low"] is True
     assert await send(MIN_OUTCOMES, 0.5) == []  # still low
     assert await send(MIN_OUTCOMES, 0.88) == []  # between: neither low nor good
