@@ -18,6 +18,7 @@ from serving.http.routes.jobs import query_of
 from serving.jobs.chunks import Chunks
 from serving.jobs.rows import describe_rows, unpack
 from serving.jobs.tables import FORMATS, NOT_INSTALLED, Tables
+from serving.predict.json_body import explain_misfit
 from serving.predict.operation import Verb
 from serving.predict.request_body import TOO_MANY, Parameters
 
@@ -52,8 +53,9 @@ class ColumnarBodies:
         assert self._tables is not None
         try:
             parameters = msgspec.convert(query_of(QueryParams(scope["query_string"])), Parameters, strict=False)
-        except msgspec.ValidationError:
-            raise InvalidRequest(f"with such a body, use no query but {', '.join(NAMES)}") from None
+        except msgspec.ValidationError as error:
+            usage = f"with such a body, use no query but {', '.join(NAMES)}"
+            raise InvalidRequest(explain_misfit(str(error), Parameters, usage)) from None
         most = self._limits[verb]
         with TemporaryFile() as file:
             file.write(body)

@@ -51,6 +51,7 @@ SIZE_START = rb"(?:[0-9A-Fa-f]{1,15}(?:[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?)?\
 FIRST_CHUNK, FIRST_CHUNK_START = re.compile(SIZE), re.compile(SIZE_START)
 NEXT_CHUNK, NEXT_CHUNK_START = re.compile(rb"\r\n" + SIZE), re.compile(rb"(?:\r(?:\n" + SIZE_START + rb")?)?")
 EMPTY_LINES = re.compile(rb"(?:\r\n)*")
+UNFINISHED_PATH = re.compile(rb"(?:\r\n)*[A-Z]+ ([^ ?\r\n]*)")
 
 
 class Refused(Exception):
@@ -112,12 +113,22 @@ class RequestParser:
         """True if a part of a request has arrived, and its end has not."""
         return self._in_message or bool(self._held)
 
+    @property
+    def path(self) -> str:
+        """The path of a request whose head is not complete, or is refused, as far as it has arrived; empty for none."""
+        found = UNFINISHED_PATH.match(self._held)
+        return "" if found is None else found[1].decode("latin-1")
+
     def feed(self, data: bytes) -> None:
         """Hand on what `data` brings. Raises Refused; then no more can be fed."""
         data, self._held, self.has_more = self._held + data, b"", False
         position, size = 0, len(data)
         while position < size:
-            after = self._read(data, position)
+            try:
+                after = self._read(data, position)
+            except Refused:
+                self._held = data[position : position + MAX_HEAD_BYTES]
+                raise
             is_stuck = after == position
             self._looked_at = size - position if is_stuck else 0
             position = after

@@ -67,7 +67,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """The request that is being answered; `cycle` is the last one received, which may be waiting for it."""
         self._ended = False
         """True if nothing that still arrives is read."""
-        self._refusal: tuple[HTTPStatus, str] | None = None
+        self._refusal: tuple[HTTPStatus, str, problems.Form] | None = None
         """What to answer after the answers that are owed."""
         self._sent_bytes = -1
         self._stalled_since = 0.0
@@ -216,7 +216,9 @@ class LimitedProtocol(HttpToolsProtocol):
         The app has not seen the request, or is waiting for its body. If it has begun to answer, that is all.
         """
         self._ended = True
-        self._refusal = status, detail
+        is_unfinished = self.cycle is not None and self.cycle.more_body
+        path = self.cycle.scope["path"] if is_unfinished else self.parser.path
+        self._refusal = status, detail, problems.form_of(path)
         if self.cycle is not None and self.cycle.more_body:
             if self.cycle.response_started:
                 self._refusal = None
@@ -239,12 +241,12 @@ class LimitedProtocol(HttpToolsProtocol):
     def _end(self) -> None:
         """Say what is left to be said, and close."""
         if self._refusal is not None:
-            status, detail = self._refusal
+            status, detail, form = self._refusal
             if self._active is None or "refused" not in self._active.scope["state"]:
                 self._count(status)
             request_id = secrets.token_hex(12)
             log.info("Request refused", request_id=request_id, status=int(status), reason=detail)
-            self.transport.write(_refusal(status, detail, request_id))
+            self.transport.write(_refusal(status, detail, request_id, form))
         self.transport.close()
         self._disconnect()
 
@@ -265,10 +267,10 @@ def is_scarce(descriptor: int) -> bool:
     return descriptor >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_DESCRIPTORS
 
 
-def _refusal(status: HTTPStatus, detail: str, request_id: str) -> bytes:
-    body = problems.body(status, detail, request_id)
+def _refusal(status: HTTPStatus, detail: str, request_id: str, form: problems.Form) -> bytes:
+    body = form.write(status, detail, request_id, ())
     length = (b"content-length", b"%d" % len(body))
-    headers = ((b"content-type", problems.CONTENT_TYPE), length, NOSNIFF, NO_STORE, CLOSE)
+    headers = ((b"content-type", form.content_type), length, NOSNIFF, NO_STORE, CLOSE)
     return STATUS_LINE[status] + b"".join(b"%s: %s\r\n" % header for header in headers) + b"\r\n" + body
 
 

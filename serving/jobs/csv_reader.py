@@ -172,11 +172,16 @@ class FeatureReader:
 
     def _has_header(self, first: list[str]) -> bool:
         if self._header == "guess":
-            return not self._features.keys().isdisjoint(first)
+            return not self._features.keys().isdisjoint(map(self._named, first))
         return self._header == "present"
+
+    def _named(self, name: str) -> str:
+        """A name in the header, without the spaces that some write after a comma."""
+        return name if name in self._features else name.strip()
 
     def _read_header(self, names: list[str]) -> None:
         self._has_names = True
+        names = list(map(self._named, names))
         given = set(names)
         for name in self._features:
             if name not in given:

@@ -37,7 +37,7 @@ from serving.jobs.job import Job, JobRequest, content_key
 from serving.jobs.rows import IMPORTANCE, OPERATIONS, describe_rows, pack
 from serving.jobs.store import JobStore
 from serving.jobs.tables import NOT_INSTALLED, Format, Tables
-from serving.predict.json_body import decode
+from serving.predict.json_body import decode, explain_misfit
 from serving.predict.operation import Verb, answer_bytes
 from serving.predict.pieces import Turns
 from serving.predict.request_body import Parameters, Reader, read_parameters
@@ -45,6 +45,8 @@ from serving.predict.request_body import Parameters, Reader, read_parameters
 log = structlog.get_logger(__name__)
 
 USAGE = 'send an object: {"operation": "predict", "explain" or "importance", "model": "...", "instances": [...]}'
+
+QUERY_USAGE = "use ?operation=predict, explain or importance, &model=, and no unknown parameters"
 
 TOO_MANY = "a job may have {} rows; send more as several jobs"
 
@@ -186,10 +188,8 @@ class JobReader:
     def _draft_of_query(self, query: dict[str, Any], check: CheckModel) -> _Draft:
         try:
             asked = msgspec.convert(query, JobQuery, strict=False)
-        except msgspec.ValidationError:
-            raise InvalidRequest(
-                "use ?operation=predict, explain or importance, &model=, and no unknown parameters"
-            ) from None
+        except msgspec.ValidationError as error:
+            raise InvalidRequest(explain_misfit(str(error), JobQuery, QUERY_USAGE)) from None
         parameters = Parameters(asked.classes, asked.top, asked.space, asked.coverage, asked.interactions)
         return self._draft(check, asked.operation, asked.model, asked.version, parameters)
 

@@ -135,7 +135,7 @@ def _misfit(body: bytes, error: msgspec.ValidationError, kind: Any, usage: str) 
     refusal = refuse_shape(body, usage)
     if isinstance(refusal, NotJSON) or len(str(error)) > MAX_REASON_CHARACTERS:  # then it quotes what was sent
         return refusal
-    return InvalidRequest(_plain(str(error), kind, usage))
+    return InvalidRequest(explain_misfit(str(error), kind, usage))
 
 
 def refuse_shape(body: bytes, usage: str) -> NotJSON | InvalidRequest:
@@ -154,8 +154,11 @@ def refuse_shape(body: bytes, usage: str) -> NotJSON | InvalidRequest:
     return InvalidRequest(usage) if is_object else NotJSON(usage)
 
 
-def _plain(reason: str, kind: Any, usage: str) -> str:
-    """What a msgspec error says, without Python's words; it shows no text of the client's but a short unknown name."""
+def explain_misfit(reason: str, kind: Any, usage: str) -> str:
+    """An error of msgspec about a value that should be a `kind`, in plain words.
+
+    They show no text of the client's but a short unknown name.
+    """
     if found := WRONG_KIND.fullmatch(reason):
         return f"{_place(found)} must be {_kinds(found['kinds'])}" if found["path"] else usage
     if found := WRONG_VALUE.fullmatch(reason):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 from starlette.types import Receive, Scope, Send
 from uvicorn.config import Config
@@ -24,9 +25,11 @@ class Socket(asyncio.Transport):
         super().__init__()
         self.unsent = 0
         self.aborted = False
+        self.written = b""
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.unsent += len(data)
+        self.written += data
 
     def get_write_buffer_size(self) -> int:
         return self.unsent
@@ -36,6 +39,16 @@ class Socket(asyncio.Transport):
 
     def abort(self) -> None:
         self.aborted = True
+
+    def close(self) -> None:
+        self.aborted = True
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def get_extra_info(self, _name: str, default: Any = None) -> Any:
+        return default
 
     def is_closing(self) -> bool:
         return self.aborted
@@ -101,3 +114,32 @@ async def test_client_that_takes_a_little_is_left_alone(protocol: LimitedProtoco
         socket.unsent -= 1
         sweep(protocol, second)
     assert not socket.aborted
+
+
+UNREADABLE = {
+    "no host": b"POST %b HTTP/1.1\r\n\r\n",
+    "large headers": b"POST %b HTTP/1.1\r\nhost: x\r\na: " + b"x" * 70_000,
+    "a wrong header": b"\r\nPOST %b?a=b HTTP/1.1\r\nhost: x\r\na b: c\r\n\r\n",
+    "wrong chunks": b"POST %b HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nx\r\n",
+    "half a head": b"POST %b HTTP/1.1\r\nhost: x\r\n",
+    "half a body": b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nab",
+}
+
+
+@pytest.mark.parametrize("sent", UNREADABLE.values(), ids=UNREADABLE)
+@pytest.mark.parametrize(
+    ("path", "content_type"),
+    [(b"/v2/models/m/infer", b"application/json"), (b"/v1/models/m:predict", b"application/problem+json")],
+)
+async def test_requests_that_cannot_be_read_are_refused_in_the_form_of_their_path(
+    protocol: LimitedProtocol, socket: Socket, sent: bytes, path: bytes, content_type: bytes
+) -> None:
+    protocol.data_received(sent.replace(b"%b", path))
+    await asyncio.sleep(0)
+    protocol.sweep(protocol.loop.time() + LIMIT + 1, LIMIT)  # some wait for more
+    await asyncio.sleep(0)
+    head, _, body = socket.written.partition(b"\r\n\r\n")
+    assert b"\r\ncontent-type: %b\r\n" % content_type in head + b"\r\n"
+    told = msgspec.json.decode(body)
+    assert isinstance(told["error" if path.startswith(b"/v2") else "detail"], str)
+    assert ("error" in told) is path.startswith(b"/v2")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from registry.errors import InvalidSelection
 from registry.outputs import Target
 from registry.registry import Registry, load_registry
-from serving.errors import CallFailed
+from serving.errors import CallFailed, InvalidRequest
 from serving.jobs.attempt import JobFailed
 from serving.jobs.requests import JobReader
 from serving.jobs.results import table
@@ -90,6 +92,26 @@ async def test_job_explains_in_the_space_that_was_asked_for(store: JobStore, mod
         assert backend.asked == [f"wine/1:explain{'-probability' if space else ''}"]
     with pytest.raises(InvalidSelection, match="space must be one of margin, probability"):
         await reader.read_json(msgspec.json.encode(asked | {"parameters": {"space": "value"}}), "")
+
+
+@pytest.mark.parametrize(
+    ("query", "reason"),
+    [
+        ({"top": "x"}, "top must be a whole number or null"),
+        ({"interactions": "maybe"}, "interactions must be true or false"),
+        ({"coverage": ["0.5", "0.9"]}, "coverage must be a number or null"),
+        ({"operation": "train"}, "operation must be one of explain, importance, predict"),
+        ({"rows": "1"}, "there is no member `rows`; use [?]operation="),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+async def test_a_query_that_is_wrong_is_told_what_is(models: Path, query: dict[str, Any], reason: str) -> None:
+    async def nothing() -> AsyncIterator[bytes]:
+        yield b""
+
+    reader = JobReader(load_registry(models), max_rows=10, chunk_rows=10)
+    with pytest.raises(InvalidRequest, match=reason):
+        await reader.read_csv({"operation": "explain", "model": "wine"} | query, nothing(), "")
 
 
 async def test_table_of_explained_targets_has_a_line_for_each() -> None:

@@ -145,6 +145,7 @@ TABLES: dict[str, tuple[Any, str]] = {
     ),
     "csv": (as_csv(ROWS), "text/csv"),
     "csv, shuffled": (as_csv(SHUFFLED), "Text/CSV; charset=utf-8"),
+    "csv, spaces in the header": (as_csv(SHUFFLED).replace(b"c,a,b", b" c , a, b", 1), "text/csv"),
     "csv, header present": (as_csv(SHUFFLED), "text/csv; header=present"),
     "csv, header absent": (as_csv(ROWS, header=False), 'text/csv;header="absent"'),
     "csv, no header": (as_csv(ROWS, header=False), "text/csv"),
