@@ -6,7 +6,7 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from registry.kernels.kernel import OUT, Kernel, part_of_kernel, writable
+from registry.kernels.kernel import MATRIX, OUT, Kernel, part_of_kernel, writable
 from registry.rows.features import Rows
 
 PLACE, IS_OUTPUT, SIZE, SCALE, UNSEEN_FROM, LOW, HIGH, VALUES = range(8)
@@ -73,5 +73,34 @@ def _count(rows: Rows, outputs: Rows, columns: Rows, counts: NDArray[np.float64]
             counts[start + found] += 1.0
 
 
+def _measure(counts: Rows, compared: Rows, minimum: float, found: Rows) -> None:
+    """Fill `found` with two numbers for each column: its rows, and the population stability index of these.
+
+    `counts` has CELLS numbers a column, in one row. `compared` has the shares of bins, then of others and of missing
+    ones; NaN for a bin that there is not. A share counts as `minimum` at least.
+    """
+    others = compared.shape[1] - 2
+    for line in range(len(compared)):
+        start, rows, index = CELLS * line, 0.0, 0.0
+        for cell in range(others + 2):
+            rows += counts[0, start + cell]
+        rows += counts[0, start + MISSING]
+        found[line, 0] = rows
+        for place in range(others + 2):
+            expected = compared[line, place]
+            if rows == 0.0 or np.isnan(expected):
+                continue
+            cell = counts[0, start + place]
+            if place == others:
+                cell += counts[0, start + UNSEEN]
+            elif place > others:
+                cell = counts[0, start + MISSING]
+            share = max(cell / rows, minimum)
+            index += (share - expected) * np.log(share / expected)
+        found[line, 1] = index
+
+
 COUNT = Kernel(_count, OUT, OUT, OUT, writable(types.float64, 1))
 """All its arrays must be writable: numba takes a microsecond to find that such a one may be read only."""
+
+MEASURE = Kernel(_measure, MATRIX, MATRIX, types.float64, OUT)

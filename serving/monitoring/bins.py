@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from registry.kernels.counting import ABOVE, BELOW, CELLS, LINE, MISSING, OTHER, UNSEEN
+from registry.kernels.counting import ABOVE, BELOW, CELLS, LINE, MEASURE
 from registry.model import LoadedModel
 from registry.rows.features import Feature
 from registry.store.distributions import BINS, Distribution
@@ -123,8 +123,8 @@ class Bins:
         """Counts of all columns."""
         expected = np.array([column.expected() for column in columns], np.float64).reshape(-1, SHARES)
         expected /= np.nansum(expected, axis=1, keepdims=True)
-        self._is_bin = ~np.isnan(expected)
-        self._compared = np.fmax(expected, MIN_SHARE)
+        self._compared = np.maximum(expected, MIN_SHARE)
+        self._measure = MEASURE.load()
         freedom = (expected > 0).sum(axis=1) - 1.0
         self._bound = freedom + 2 * np.sqrt(freedom * CHANCE) + 2 * CHANCE
         self._sample_rows = sample_rows
@@ -136,14 +136,9 @@ class Bins:
 
     def measure(self, counts: Numbers) -> tuple[Numbers, Numbers]:
         """How many rows were counted in each column, and its population stability index; 0 without rows."""
-        cells = counts.reshape(-1, CELLS)
-        live = cells[:, :SHARES].copy()
-        live[:, OTHER] += cells[:, UNSEEN]
-        live[:, -1] = cells[:, MISSING]
-        rows = live.sum(axis=1)
-        shares = np.maximum(live / np.maximum(rows, 1.0)[:, None], MIN_SHARE)
-        found = ((shares - self._compared) * np.log(shares / self._compared)).sum(axis=1, where=self._is_bin)
-        return rows, np.where(rows > 0, found, 0.0)
+        found = np.empty((len(self.columns), 2))
+        self._measure(counts[None], self._compared, MIN_SHARE, found)
+        return found[:, 0], found[:, 1]
 
     def chance(self, rows: Numbers) -> Numbers:
         """The index that so many rows exceed once in a million times where nothing has changed.

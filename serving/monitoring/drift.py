@@ -37,7 +37,10 @@ ALERT_ROWS = 500
 """Alerts are about the latest rows, of which there must be so many."""
 
 CHECK_ROWS = 100
-"""Rows after which the latest ones are looked at again."""
+"""Rows of all workers after which the latest ones are judged again."""
+
+LOOK_ROWS = 200
+"""Rows that one worker counts before it looks at the latest rows of all."""
 
 CLEAR_SHARE = 0.75
 """An alert is over when the measure is below this share of what it had exceeded."""
@@ -143,12 +146,14 @@ class VersionDrift:
         rows = answered.rows
         if self._texts:
             rows = self._numbers(rows)
-        elif not rows.flags.carray:
-            rows = np.array(rows, np.float64, order="C")
         outputs = self._outputs.read(answered.verb, answered.answers)
-        self._count(rows, outputs, self.bins.table, self._shared.counts)
+        counts = self._shared.counts
+        try:
+            self._count(rows, outputs, self.bins.table, counts)
+        except TypeError:  # rows that are read only, or not in the order of C
+            self._count(np.array(rows, np.float64, order="C"), outputs, self.bins.table, counts)
         self._unchecked += len(rows)
-        return self._unchecked >= CHECK_ROWS
+        return self._unchecked >= LOOK_ROWS
 
     def _numbers(self, rows: Rows) -> Rows:
         """Rows with the number of characters in place of each text."""

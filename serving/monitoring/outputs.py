@@ -52,8 +52,10 @@ class OutputReader:
         self._has_values = "value" in self._layout.parts
         self._has_labels = "label" in self._layout.parts or "probabilities" in self._layout.parts
         self._places = [_places(target) for target in self._layout.targets]
-        self._rows = {label: np.array([[place]]) for label, place in self._places[0].items()}
-        """What is read from an answer that is a label of the only target."""
+        self._is_value = self._has_values and not self._layout.is_named
+        labels = {} if self._layout.is_named else self._places[0]
+        self._rows: dict[bytes, Outputs] = {label: np.array([[place]]) for label, place in labels.items()}
+        """What is read from the label of the only target."""
         self._nothing: Outputs = np.empty((0, len(self._places)))
         self._one: Outputs = np.empty((1, 1))
 
@@ -62,14 +64,19 @@ class OutputReader:
 
         Without a row if the answers tell neither: explanations of values are in a space of their own.
         """
+        first = answers[0]
+        if self._rows and len(answers) == 1 and type(first) is bytes:
+            # what most answers look like; without a comma after the label, what is left ends with the brace
+            found = self._rows.get(first[LABEL : first.find(b",", LABEL)])
+            if found is not None:
+                return found
         if isinstance(answers, np.ndarray):
             return self._columns(answers)
         if not (self._has_labels or (self._has_values and verb == "predict")):
             return self._nothing
-        if len(answers) == 1 and not self._layout.is_named:
-            found = self._read_one(answers[0])
-            if found is not None:
-                return found
+        if self._is_value and len(answers) == 1 and not answers[0].startswith(b"{"):
+            self._one[0, 0] = float(answers[0])
+            return self._one
         return self._read_all(verb, b"[%b]" % b",".join(answers))
 
     def _columns(self, outputs: Outputs) -> Outputs:
@@ -80,16 +87,6 @@ class OutputReader:
             return self._nothing
         places = [layout.label_indices(outputs, target) for target in range(len(self._places))]
         return np.column_stack(places).astype(np.float64)
-
-    def _read_one(self, answer: bytes) -> Outputs | None:
-        """Read what most answers look like, in a tenth of the time; None for any other."""
-        if not self._has_values:
-            # without a comma after it, what is left ends with the brace
-            return self._rows.get(answer[LABEL : answer.find(b",", LABEL)])
-        if answer.startswith(b"{"):
-            return None
-        self._one[0, 0] = float(answer)
-        return self._one
 
     def _read_all(self, verb: Verb, answers: bytes) -> Outputs:
         found: list[list[float]]

@@ -64,7 +64,6 @@ class Snapshots:
 
     def before(self, stamp: float) -> tuple[float, Numbers]:
         """The newest snapshot that is no newer than `stamp`, else the oldest that there is: its stamp and totals."""
-        stamps = self._stamps[: self._added[0]]
-        is_older = stamps <= stamp
-        place = int(np.where(is_older, stamps, -math.inf).argmax() if is_older.any() else stamps.argmin())
-        return float(stamps[place]), self._totals[place]
+        stamps = self._stamps[: self._added[0]].tolist()
+        found = max((one for one in stamps if one <= stamp), default=min(stamps))
+        return found, self._totals[stamps.index(found)]

@@ -237,7 +237,7 @@ def test_an_alert_is_not_over_before_the_index_is_far_below_what_it_had_exceeded
 def test_fewer_rows_than_an_alert_is_about_raise_none(app: Application, capsys: pytest.CaptureFixture[str]) -> None:
     send(app, 400, shift=9.0)
     assert alerts(capsys) == []
-    send(app, 100, shift=9.0)
+    send(app, 200, shift=9.0)
     assert len(alerts(capsys)) == 1
 
 
