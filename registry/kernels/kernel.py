@@ -8,7 +8,7 @@ code of another source, processor or version. A cache that cannot be read or wri
 the start. Damage inside an otherwise valid file is not noticed.
 
 Measured on Python 3.12 with numba 0.68 (`python -m bench.kernels`): the import takes 0.14 s and 53 MB of RSS, 18 MB of
-them private. Loading all kernels takes 0.2 s from the cache (102 MB of RSS in all, 35 MB private), 5 s without (141
+them private. Loading all kernels takes 0.2 s from the cache (102 MB of RSS in all, 35 MB private), 4 s without (141
 and 68 MB). The rest is code of the library. It is paid once, in the master. No thread is started.
 """
 
