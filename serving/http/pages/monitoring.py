@@ -19,7 +19,7 @@ from serving.http.pages.page import guarded, show
 from serving.http.problems import DETAIL
 from serving.http.routes.drift import drift_view
 from serving.http.routes.models import detail
-from serving.http.routes.rollout import canary_view
+from serving.http.routes.rollout import canary_view, shadow_view
 from serving.monitoring.quality import QualityHistory
 from serving.pictures.chart import Axis, number_text
 from serving.service import Service
@@ -134,6 +134,7 @@ def monitoring_router(service: Service) -> APIRouter:
             curve=curve,
             drift=drift,
             canary=canary_view(service, name),
+            shadow=shadow_view(service, name),
             columns=columns[:MAX_COLUMNS],
             more=len(columns[MAX_COLUMNS:]),
         )

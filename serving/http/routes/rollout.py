@@ -102,12 +102,10 @@ def rollout_router(service: Service) -> APIRouter:
 
     @router.get("/{model}/shadow", summary="How far the shadow of a model agrees with the live version")
     async def show_shadow(model: str) -> dict[str, Any]:
-        live, state = service.registry.get(model), service.registry.aliases(model).shadow
-        running = service.shadows.of(live)
-        if state is None or running is None:
+        found = shadow_view(service, model)
+        if found is None:
             raise NoCandidate(f"{model} has no shadow")
-        shown = {"model": model, "live": live.version, **msgspec.to_builtins(state)}
-        return shown | running.counts.shown()
+        return found
 
     return router
 
@@ -123,6 +121,15 @@ def canary_view(service: Service, model: str) -> dict[str, Any] | None:
         return shown | {"is_on": False, "versions": {}}
     versions = {one.version: running.figures(one) for one in (running.candidate, live)}
     return shown | {"is_on": running.is_on, "versions": versions}
+
+
+def shadow_view(service: Service, model: str) -> dict[str, Any] | None:
+    """The shadow of a model beside its live version, as JSON; None without one. Raises ModelNotFound, NotLoaded."""
+    live, state = service.registry.get(model), service.registry.aliases(model).shadow
+    running = service.shadows.of(live)
+    if state is None or running is None:
+        return None
+    return {"model": model, "live": live.version, **msgspec.to_builtins(state)} | running.counts.shown()
 
 
 def _known(service: Service, model: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from datetime import UTC, datetime, timedelta
 from html import unescape
 from pathlib import Path
@@ -19,6 +20,7 @@ from harness.apps import ask_app
 from harness.hostile import BREAKING, MARKUP, add_hostile
 from harness.service import ADMIN_TOKEN
 from registry.store.add import add_trained
+from registry.store.aliases import begin_canary, begin_shadow
 from registry.training.script import Trained
 from serving.app import Application, build, build_alerts
 from serving.errors import StoreUnavailable
@@ -219,3 +221,17 @@ def test_the_page_takes_a_key_that_may_read_and_use_the_model(root: Path) -> Non
 
     assert [is_shown(key) for key in (READER, ADMIN_TOKEN)] == [True, True]
     assert [is_shown(key) for key in (CALLER, OTHER, "nobody")] == [False, False, False]
+
+
+def test_versions_that_are_tried_are_shown_beside_the_live_one(root: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "models"
+    shutil.copytree(root / "judged", copy / "judged")
+    begin_canary(copy / "judged", "1", 10.0)
+    begin_shadow(copy / "judged", "1")
+    app = build_app(copy)
+    page = get(app, "/monitoring/judged").text
+    canary, shadow = (get(app, f"/v1/models/judged/{kind}", {}).json() for kind in ("canary", "shadow"))
+    assert "Canary: version 1" in page
+    assert len(rows(page, "The canary beside the live version")) == sum(map(len, canary["versions"].values()))
+    part = page.split("Shadow: version 1")[1].split("</section>")[0]
+    assert re.findall(r'<th scope="row">(\w+)</th>', part) == list(shadow["rows"])
