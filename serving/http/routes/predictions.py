@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Depends, Query, Request, Response
+from starlette.convertors import Convertor, register_url_convertor
 
 from registry.model import LoadedModel
 from serving.entities.record import parse_time
@@ -27,22 +28,35 @@ Text = Annotated[str | None, Query()]
 Time = Annotated[str | None, Query(description="ISO 8601")]
 
 
+class _WithoutColon(Convertor[str]):
+    """A part of a path that is no operation: `{id}:explain` is not the id of a request."""
+
+    regex = "[^/:]+"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
 def predictions_router(service: Service) -> APIRouter:
     """Routes over the log of predictions. A key without a scope of OPERATORS has what it has asked itself."""
+    register_url_convertor("request_id", _WithoutColon())
     router = APIRouter(prefix="/v1/predictions", tags=["predictions"])
     erasure = service.erasure
 
-    @router.get("/{request_id}", summary="What was asked and answered in a request")
+    @router.get("/{request_id:request_id}", summary="What was asked and answered in a request")
     async def show_prediction(request_id: str, request: Request) -> Response:
         rows = await _find(service, request_id, key_of(request.scope))
         return answer_json({"request_id": request_id, "predictions": rows})
 
-    @router.post("/{request_id}:explain", summary="Explain a logged prediction, by the version that answered")
+    @router.post("/{request_id:request_id}:explain", summary="Explain a logged prediction by the version that answered")
     async def explain_prediction(request_id: str, request: Request) -> Response:
         rows = await _find(service, request_id, key_of(request.scope))
         return answer_json({"request_id": request_id, "explanations": await _explained(service, rows)})
 
-    @router.delete("/{request_id}", summary="Delete what is logged of a request")
+    @router.delete("/{request_id:request_id}", summary="Delete what is logged of a request")
     async def delete_prediction(request_id: str, request: Request) -> Response:
         own = key_of(request.scope)
         await _find(service, request_id, own)

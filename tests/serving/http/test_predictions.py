@@ -158,6 +158,12 @@ async def test_a_list_goes_back_in_time_page_by_page(client: httpx.AsyncClient) 
     assert (await client.get("/v1/predictions", headers=as_key("asker"))).status_code == 403
 
 
+async def test_each_path_says_which_methods_it_takes(client: httpx.AsyncClient) -> None:
+    for path, methods in (("x", "DELETE, GET, HEAD, OPTIONS"), ("x:explain", "OPTIONS, POST")):
+        answer = await client.options(f"/v1/predictions/{path}", headers=as_key("boss"))
+        assert (answer.status_code, answer.headers["allow"]) == (204, methods)
+
+
 def test_what_is_redacted_cannot_be_explained_and_says_so(root: Path, tmp_path: Path) -> None:
     app = make_app(root, tmp_path, log_predictions_redact=("b",))
     app.service.shared.book.enter_alone()
