@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,8 @@ from serving.predict.pieces import Turns
 NOT_LOGGED = "predictions are not logged: set LOG_PREDICTIONS, or send the instances beside the outcomes"
 ALONE = "outcomes by request_id have the version and the entity of their predictions: send outcomes and time alone"
 
-Place = tuple[str, int]
-"""The id of a request, and the place of a row in it."""
+Place = tuple[str, int | None]
+"""The id of a request, and the place of a row in it; None for its only one."""
 
 
 class OutcomeOfRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -78,12 +78,12 @@ class LoggedOutcomes:
             raise TooManyInstances(TOO_MANY.format(self._max_instances))
         wanted = _read_wanted(sent)
         moment = None if sent.time is None else parse_past_time(sent.time)
-        rows = await self._find(name, {one.request_id for one in wanted}, may_see)
+        rows = await self._find(wanted, lambda row: row.model == name and row.verb == "predict" and may_see(row), turns)
         found: list[tuple[int, LoggedPrediction, LoadedModel]] = []
         missing: list[OutcomeOfRequest] = []
         versions = self._registry.versions(name)
         for index, one in enumerate(wanted):
-            row = _choose(index, one, rows.get(one.request_id, {}))
+            row = rows.get((one.request_id, one.instance))
             if row is None:
                 missing.append(one)
             else:  # of a version that is not loaded any more the live one tells the labels
@@ -110,17 +110,32 @@ class LoggedOutcomes:
         return Joined(outcomes, missing, incomplete)
 
     async def _find(
-        self, name: str, request_ids: set[str], may_see: Callable[[LoggedPrediction], bool]
-    ) -> Mapping[str, Mapping[int, LoggedPrediction]]:
-        """The predictions of a model by request and place; of equal ones the last."""
-        found = {one: await self._predictions.get(one) for one in request_ids}
-        if self._recorder is not None and not all(found.values()):
-            await self._recorder.settle()
-            found |= {one: await self._predictions.get(one) for one, rows in found.items() if not rows}
-        return {
-            one: {row.place: row for row in rows if row.model == name and row.verb == "predict" and may_see(row)}
-            for one, rows in found.items()
-        }
+        self, wanted: Sequence[OutcomeOfRequest], fits: Callable[[LoggedPrediction], bool], turns: Turns
+    ) -> Mapping[Place, LoggedPrediction]:
+        """The rows that fit; of equal places the last. Others of the same requests are not held: they may be many.
+
+        Raises InvalidRequest where it could be any of several rows.
+        """
+        by_request: dict[str, list[tuple[int, int | None]]] = {}
+        for index, one in enumerate(wanted):
+            by_request.setdefault(one.request_id, []).append((index, one.instance))
+        found: dict[Place, LoggedPrediction] = {}
+        has_settled = self._recorder is None
+        for request_id, places in by_request.items():
+            await turns.pause()
+            logged = await self._predictions.get(request_id)
+            if not logged and not has_settled and self._recorder is not None:
+                await self._recorder.settle()
+                has_settled = True
+                logged = await self._predictions.get(request_id)
+            rows: dict[int | None, LoggedPrediction] = {row.place: row for row in logged if fits(row)}
+            for index, place in places:
+                if place is None and len(rows) > 1:
+                    raise InvalidRequest(f"outcomes[{index}]: that request has {len(rows)} rows; say which as instance")
+                row = next(iter(rows.values()), None) if place is None else rows.get(place)
+                if row is not None:
+                    found[request_id, place] = row
+        return found
 
 
 def _read_wanted(sent: OutcomesBody) -> list[OutcomeOfRequest]:
@@ -136,12 +151,3 @@ def _read_wanted(sent: OutcomesBody) -> list[OutcomeOfRequest]:
         except msgspec.ValidationError:
             raise InvalidRequest(f"outcomes[{index}] is not of this form; {USAGE}") from None
     return wanted
-
-
-def _choose(index: int, wanted: OutcomeOfRequest, rows: Mapping[int, LoggedPrediction]) -> LoggedPrediction | None:
-    """The row that is meant, or None. Raises InvalidRequest if it could be any of several."""
-    if wanted.instance is not None:
-        return rows.get(wanted.instance)
-    if len(rows) > 1:
-        raise InvalidRequest(f"outcomes[{index}]: that request has {len(rows)} rows; say which as instance")
-    return next(iter(rows.values()), None)
