@@ -16,6 +16,7 @@ import pytest
 
 from forkserve import AsyncClient, Client
 from harness.entities import import_market, sqlite_source
+from harness.processes import eventually
 from harness.service import ADMIN_TOKEN, ROOT, Service
 from serving.client.answers import Explanations, FeatureImportance, JobStatus, ModelDescription, Prediction, Predictions
 from serving.client.errors import AuthenticationError, InvalidInputError, JobFailedError, NotFoundError
@@ -36,6 +37,7 @@ def service(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         "DATA_DIR": str(data),
         "MAX_REQUESTS": "25",
         "MAX_REQUESTS_JITTER": "5",
+        "MIN_WORKER_SECONDS": "0",
         "API_KEY": API_KEY,
         "ADMIN_TOKEN": ADMIN_TOKEN,
     }
@@ -65,7 +67,7 @@ def test_a_thousand_requests_while_workers_are_replaced(client: Client, service:
     for position in range(0, 1000, 5):
         few = client.predict("wine", rows.iloc[position : position + 5])
         assert list(few) == expected[position : position + 5]
-    assert before.isdisjoint(service.workers)
+    assert eventually(lambda: before.isdisjoint(service.workers))
 
 
 def test_predictions_of_every_form_of_rows_are_the_same(client: Client) -> None:
