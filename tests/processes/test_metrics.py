@@ -24,6 +24,7 @@ from harness.service import ADMIN_TOKEN, ROOT, Service
 from harness.wire import Connection, ask, check_refusal, request
 from serving.cli.client import post
 from serving.monitoring.drift import ALERT_ROWS
+from serving.monitoring.quality import MIN_OUTCOMES
 from tests.conftest import DEMO_MODELS
 
 QUERY_TOKEN = "a-token-that-is-in-no-log"
@@ -196,7 +197,7 @@ def test_the_dashboard_and_the_alerts_ask_for_series_that_are_there(measured: Se
     for verb, rows in (("predict", ALERT_ROWS), ("explain", 1)):
         body = json.dumps({"instances": [instance] * rows}).encode()
         assert ask(measured, request(f"/v1/models/wine:{verb}", body)).status == 200
-    for name, outcomes in (("wine", ["class_0", "class_1", "class_2"]), ("diabetes", [100.0, 200.0])):
+    for name, outcomes in (("wine", ["class_0", "class_1", "class_2"] * MIN_OUTCOMES), ("diabetes", [100.0, 200.0])):
         examples = [measured.get(f"/v1/models/{name}")["example"]] * len(outcomes)
         body = json.dumps({"instances": examples, "outcomes": outcomes}).encode()
         assert ask(measured, request(f"/v1/models/{name}/outcomes", body)).status in (200, 201)

@@ -178,7 +178,7 @@ def test_a_fallback_says_so_first(tmp_path: Path) -> None:
 
 
 def test_the_live_quality_is_that_of_the_version_alone(app: Application) -> None:
-    assert get(app, "/v1/models/house/card").json()["quality"] == {"version": "1", "outcomes": 0, "is_low": False}
+    assert get(app, "/v1/models/house/card").json()["quality"] == {"version": "1", "outcomes": 0}
     assert get(app, "/v1/models/house/versions/2/card").json()["quality"] is None
 
 
