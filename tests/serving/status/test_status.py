@@ -17,11 +17,23 @@ from harness.service import ROOT
 from registry.rows.features import Feature
 from registry.store.distributions import Distribution
 from serving.jobs.job import Counts
+from serving.monitoring import shadow
 from serving.monitoring.bins import Bins, Column
 from serving.monitoring.drift import DriftMeasure
 from serving.process.kernel import Memory
-from serving.shared.book import Book
-from serving.shared.metrics import BATCHES, BREAKERS, CACHE, EXECUTORS, LOG_LINES, OUTCOMES_QUEUED, STREAMS, Metrics
+from serving.predict import canary
+from serving.shared.book import Book, Family
+from serving.shared.metrics import (
+    BATCHES,
+    BREAKERS,
+    CACHE,
+    EXECUTORS,
+    LOG_LINES,
+    OUTCOMES_QUEUED,
+    PREDICTION_LOG,
+    STREAMS,
+    Metrics,
+)
 from serving.shared.pressure import Reading
 from serving.status.json import summarize, summarize_drift
 from serving.status.prometheus import expose
@@ -35,6 +47,11 @@ def snapshot() -> Snapshot:
     for families in (CACHE, BATCHES, EXECUTORS, BREAKERS, LOG_LINES, OUTCOMES_QUEUED):
         metrics.follow(families, lambda: ())
     metrics.follow(STREAMS, lambda: [7])
+    # of what a service has only where it logs predictions or tries a version; sheets are held weakly
+    changes = Family("shadow_changes", "counter", "As ShadowCounts names it", "change", ("other",))
+    tried = ((canary.SECONDS, canary.REQUESTS), (shadow.ROWS, shadow.SECONDS, shadow.DIFFERENCE, changes))
+    held = [metrics.book.sheet(families) for families in (PREDICTION_LOG, *tried)]
+    assert held
     wine = metrics.model("wine", "predict")
     metrics.book.enter_alone()
     for seconds in (0.001, 0.002):
