@@ -20,8 +20,8 @@ from serving.jobs.job import Counts
 from serving.monitoring import shadow
 from serving.monitoring.bins import Bins, Column
 from serving.monitoring.drift import DriftMeasure
-from serving.process.kernel import Memory
 from serving.predict import canary
+from serving.process.kernel import Memory
 from serving.shared.book import Book, Family
 from serving.shared.metrics import (
     BATCHES,
