@@ -10,6 +10,7 @@ import numpy as np
 from registry.estimator import Outputs
 from registry.model import LoadedModel
 from registry.outputs import Target
+from serving.predict.observer import Answered
 from serving.predict.operation import Verb
 
 LABEL = len(b'{"label":')
@@ -53,31 +54,38 @@ class OutputReader:
         self._has_labels = "label" in self._layout.parts or "probabilities" in self._layout.parts
         self._places = [_places(target) for target in self._layout.targets]
         self._is_value = self._has_values and not self._layout.is_named
-        labels = {} if self._layout.is_named else self._places[0]
-        self._rows: dict[bytes, Outputs] = {label: np.array([[place]]) for label, place in labels.items()}
-        """What is read from the label of the only target."""
+        self._labels = {} if self._layout.is_named else self._places[0]
+        """The places of the labels of the only target."""
         self._nothing: Outputs = np.empty((0, len(self._places)))
-        self._one: Outputs = np.empty((1, 1))
 
-    def read(self, verb: Verb, answers: Sequence[bytes] | Outputs) -> Outputs:
-        """A value, or the place of a label, for each answer and target: shape (answers, targets).
+    def read(self, answered: Sequence[Answered]) -> Outputs:
+        """A value, or the place of a label, for each answer and target: shape (answers, targets), in any order.
 
-        Without a row if the answers tell neither: explanations of values are in a space of their own.
+        Without a row for answers that tell neither: explanations of values are in a space of their own.
         """
-        first = answers[0]
-        if self._rows and len(answers) == 1 and type(first) is bytes:
-            # what most answers look like; without a comma after the label, what is left ends with the brace
-            found = self._rows.get(first[LABEL : first.find(b",", LABEL)])
-            if found is not None:
-                return found
-        if isinstance(answers, np.ndarray):
-            return self._columns(answers)
-        if not (self._has_labels or (self._has_values and verb == "predict")):
-            return self._nothing
-        if self._is_value and len(answers) == 1 and not answers[0].startswith(b"{"):
-            self._one[0, 0] = float(answers[0])
-            return self._one
-        return self._read_all(verb, b"[%b]" % b",".join(answers))
+        predicted: list[bytes] = []
+        parts: list[Outputs] = []
+        for one in answered:
+            answers = one.answers
+            if isinstance(answers, np.ndarray):
+                parts.append(self._columns(answers))
+            elif self._labels or one.verb == "predict":
+                predicted += answers
+            elif self._has_labels:
+                parts.append(self._read_all("explain", answers))
+        if predicted and (self._has_labels or self._has_values):
+            parts.append(self._read_quickly(predicted))
+        return parts[0] if len(parts) == 1 else np.concatenate([self._nothing, *parts])
+
+    def _read_quickly(self, answers: Sequence[bytes]) -> Outputs:
+        """Read what most answers look like; of a label without a comma after it, what is left ends with the brace."""
+        if self._labels:
+            places = [self._labels.get(answer[LABEL : answer.find(b",", LABEL)]) for answer in answers]
+            if None not in places:
+                return np.array(places, np.float64)[:, None]
+        elif self._is_value and not any(answer.startswith(b"{") for answer in answers):
+            return np.array(list(map(float, answers)))[:, None]
+        return self._read_all("predict", answers)
 
     def _columns(self, outputs: Outputs) -> Outputs:
         layout = self._layout
@@ -88,15 +96,16 @@ class OutputReader:
         places = [layout.label_indices(outputs, target) for target in range(len(self._places))]
         return np.column_stack(places).astype(np.float64)
 
-    def _read_all(self, verb: Verb, answers: bytes) -> Outputs:
+    def _read_all(self, verb: Verb, answers: Sequence[bytes]) -> Outputs:
         found: list[list[float]]
+        listed = b"[%b]" % b",".join(answers)
         if not self._layout.is_named:
-            shown = _decode_values(answers) if self._has_values else _decode_labels(answers)
+            shown = _decode_values(listed) if self._has_values else _decode_labels(listed)
             found = [[self._cell(one, 0)] for one in shown]
         elif verb == "explain":
-            found = [self._cells(one.targets) for one in _decode_explained(answers)]
+            found = [self._cells(one.targets) for one in _decode_explained(listed)]
         else:
-            found = [self._cells(one.prediction) for one in _decode_predicted(answers)]
+            found = [self._cells(one.prediction) for one in _decode_predicted(listed)]
         return np.array(found)
 
     def _cells(self, shown: Mapping[str, float | _Labelled]) -> list[float]:

@@ -87,6 +87,8 @@ def test_no_answer_is_forgotten_when_workers_end_are_killed_or_reload(measured: 
     before = figures(measured)["models"]["diabetes"]["predict"]["requests"]
     rows_before = measured.get("/v1/models/diabetes/drift")["rows"]
     load(measured, requests=40, connections=8)
+    # a turn of the event loop ends after its answers are sent
+    assert eventually(lambda: measured.get("/v1/models/diabetes/drift")["rows"] == rows_before + 40)
     old = measured.workers
     os.kill(old[0], signal.SIGKILL)
     assert eventually(lambda: len(measured.workers) == 2 and old[0] not in measured.workers)

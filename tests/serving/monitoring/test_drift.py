@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -21,10 +21,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
 from harness.apps import ask_app
+from registry.estimator import Outputs
+from registry.model import LoadedModel
 from registry.store.add import add_version
 from registry.store.manifest import read_manifest, write_manifest
 from serving.app import Application, build, build_alerts, renew
 from serving.monitoring.outputs import OutputReader
+from serving.predict.observer import Answered
+from serving.predict.operation import Verb
 from serving.settings import Settings
 
 RNG = np.random.default_rng(5)
@@ -61,6 +65,16 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("models")
     add_models(root)
     return root
+
+
+def answered(model: LoadedModel, verb: Verb, answers: Sequence[bytes] | Outputs) -> Answered:
+    return Answered(model, verb, model.background[: len(answers)], answers, ["miss"] * len(answers), 0.001)
+
+
+def reader_of(model: LoadedModel) -> Callable[[Verb, Sequence[bytes] | Outputs], Outputs]:
+    """Reads the answers of one request."""
+    reader = OutputReader(model)
+    return lambda verb, answers: reader.read([answered(model, verb, answers)])
 
 
 @pytest.fixture
@@ -128,23 +142,43 @@ def test_outputs_are_read_from_every_kind_of_answer(app: Application) -> None:
         rows = model.background[:20]
         outputs = model.outputs(rows)
         answers = [msgspec.json.encode(one) for one in model.predict(rows)]
-        reader = OutputReader(model)
-        expected = reader.read("predict", outputs)
-        np.testing.assert_array_equal(reader.read("predict", answers), expected)
+        read = reader_of(model)
+        expected = read("predict", outputs)
+        np.testing.assert_array_equal(read("predict", answers), expected)
         for index, answer in enumerate(answers):
-            np.testing.assert_array_equal(reader.read("predict", [answer])[0], expected[index])
+            np.testing.assert_array_equal(read("predict", [answer])[0], expected[index])
         explained = [msgspec.json.encode(one) for one in model.explain(rows)]
         if name == "line":
-            assert len(reader.read("explain", explained)) == 0
+            assert len(read("explain", explained)) == 0
         else:
-            np.testing.assert_array_equal(reader.read("explain", explained), expected)
+            np.testing.assert_array_equal(read("explain", explained), expected)
 
 
 def test_predictions_with_an_interval_are_counted(app: Application) -> None:
-    reader = OutputReader(app.service.registry.get("line"))
+    read = reader_of(app.service.registry.get("line"))
     answer = b'{"prediction":2.5,"interval":[1.0,3.0]}'
-    assert reader.read("predict", [answer]).tolist() == [[2.5]]
-    assert reader.read("predict", [answer, answer]).tolist() == [[2.5], [2.5]]
+    assert read("predict", [answer]).tolist() == [[2.5]]
+    assert read("predict", [b"1.5", answer]).tolist() == [[1.5], [2.5]]
+
+
+def test_answers_of_several_requests_are_read_together(app: Application) -> None:
+    for name in ("mixed", "line", "pair"):
+        model = app.service.registry.get(name)
+        rows = model.background[:6]
+        answers = [msgspec.json.encode(one) for one in model.predict(rows)]
+        explained = [msgspec.json.encode(one) for one in model.explain(rows)]
+        outputs = model.outputs(rows)
+        several = [
+            answered(model, "predict", answers[:2]),
+            answered(model, "explain", explained[2:3]),
+            answered(model, "predict", outputs[3:5]),
+            answered(model, "predict", answers[5:]),
+        ]
+        expected = OutputReader(model).read([answered(model, "predict", outputs)])
+        if name == "line":
+            expected = np.delete(expected, 2, axis=0)
+        found = OutputReader(model).read(several)
+        assert sorted(found.tolist()) == sorted(expected.tolist())
 
 
 def test_rows_count_once_whatever_is_asked_about_them(app: Application) -> None:
