@@ -516,6 +516,8 @@ def build_trainer(
         shared.entities,
         settings.max_outcomes_per_model,
         tolerance=settings.train_tolerance,
+        agreement=settings.train_min_agreement,
+        log=shared.predictions,
         options=settings.load_options,
         seconds=settings.reload_timeout_seconds,
     )

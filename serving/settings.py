@@ -208,6 +208,12 @@ class Settings:
     train_tolerance: float = setting(
         0.02, "how much worse a retrained version may be: by amount for a score, by share for an error", low=0
     )
+    train_min_agreement: float = setting(
+        0,
+        "share of logged predictions with which a retrained version must agree, such as `0.98`; 0 for none",
+        low=0,
+        high=1,
+    )
     model_dir: Path = setting(Path("models"), "directory of the models, `{name}/{version}/`")
     compile: bool = setting(True, "use compiled models, which answer bit by bit the same; `false` only for comparison")
     default_model: str = setting("", "model for requests that name none, as `/invocations`; empty for the only one")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -165,15 +165,34 @@ def replay_functions(registry: Registry, log: PredictionStore) -> dict[str, Func
     return {OPERATION: lambda payload: msgspec.json.encode(_replay(registry.get, log, payload))}
 
 
+async def agree_with_log(
+    candidate: LoadedModel, version: str, log: PredictionStore, rows: int = DEFAULT_ROWS
+) -> Agreement:
+    """How far a candidate agrees with the latest predictions of a version that are logged, without a job.
+
+    It runs foreign code, in the event loop of a forked process, and leaves nothing open there. Raises StoreUnavailable.
+    """
+    found = Agreement()
+    try:
+        async for page in pages(log, Wanted(model=candidate.name, version=version, verb="predict"), rows):
+            found.add(compare(candidate, _given(page), TOLERANCE))
+    finally:
+        await log.close()
+    return found
+
+
+def _given(logged: Sequence[LoggedPrediction]) -> list[Given]:
+    """The rows that have an answer."""
+    return [
+        Given(one.row, one.answer, one.version, one.request_id, one.place) for one in logged if one.answer is not None
+    ]
+
+
 def _replay(find: Callable[[str, str], LoadedModel], log: PredictionStore, payload: bytes) -> Agreement:
     part = msgspec.json.decode(payload, type=ReplayedPart)
     logged = asyncio.run(_read(log, part))
-    given = [
-        Given(one.row, one.answer, one.version, one.request_id, one.place)
-        for one in logged
-        if one.version != part.version and one.id >= part.last and one.answer is not None
-    ]
-    return compare(find(part.model, part.version), given, part.tolerance)
+    wanted = [one for one in logged if one.version != part.version and one.id >= part.last]
+    return compare(find(part.model, part.version), _given(wanted), part.tolerance)
 
 
 async def _read(log: PredictionStore, part: ReplayedPart) -> list[LoggedPrediction]:

@@ -18,6 +18,7 @@ import msgspec
 import pandas as pd
 
 from registry.errors import CannotTrain, VersionRefused
+from registry.model import LoadedModel
 from registry.outputs import Labels
 from registry.store.add import add_trained, next_version, pickled
 from registry.store.loader import load_version
@@ -29,6 +30,8 @@ from registry.training.promotion import Measured, by_manifests, find_breaches, f
 from registry.training.script import OUTCOME, TIME, TrainingData, checked, execute_script, live_manifest
 from serving.entities.store import EntityStore
 from serving.jobs.job import Job
+from serving.monitoring.predictions.store import PredictionStore
+from serving.monitoring.replay import agree_with_log
 from serving.process.child import mute
 from serving.process.executor import Function
 from serving.process.trial import try_version
@@ -49,14 +52,17 @@ class Fitted(msgspec.Struct, frozen=True):
 class Steps:
     """Both steps over the model directory `root`.
 
-    A training is given the last `max_outcomes` that `source` has of its model. `tolerance`: see `find_decline`. The
-    trial of a candidate may take `seconds`; `options` are how the service loads versions.
+    A training is given the last `max_outcomes` that `source` has of its model. `tolerance`: see `find_decline`. A
+    candidate has to agree with `agreement` of the predictions in the `log`, as a share; 0 asks for none. Its trial may
+    take `seconds`; `options` are how the service loads versions.
     """
 
     root: Path
     source: EntityStore
     max_outcomes: int
     tolerance: float
+    agreement: float
+    log: PredictionStore
     options: LoadOptions
     seconds: float
 
@@ -130,7 +136,7 @@ class Steps:
             raise CannotTrain("the candidate is gone")
         live = live_manifest(self.root / job.model)
         try:
-            reasons, measured = self._compare(candidate, live)
+            reasons, measured = self.compare(candidate, live)
         except MemoryError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever the new version raises, it is not fit to serve
@@ -148,7 +154,7 @@ class Steps:
             )
         )
 
-    def _compare(self, candidate: Path, before: Manifest) -> tuple[list[str], Measured]:
+    def compare(self, candidate: Path, before: Manifest) -> tuple[list[str], Measured]:
         """The reasons against a candidate, and the metrics of both versions."""
         # metrics of the user's own compare labels of the type that the version was fitted on
         options = dataclasses.replace(self.options, labels_as_text=False)
@@ -164,7 +170,18 @@ class Steps:
             measured, losses = by_manifests(before, new.manifest), []
         else:
             measured, losses = measure_both(live, new, read_held_out(candidate)), find_losses(live, new)
-        return losses + find_decline(before.task, measured, self.tolerance, new.manifest.custom_metrics), measured
+        reasons = losses + find_decline(before.task, measured, self.tolerance, new.manifest.custom_metrics)
+        return reasons or self._find_disagreement(new, before.version), measured
+
+    def _find_disagreement(self, new: LoadedModel, live: str) -> list[str]:
+        """The reason against a candidate that answers too many logged requests differently; none if none is logged."""
+        if not self.agreement:
+            return []
+        found = asyncio.run(agree_with_log(new, live, self.log))
+        if found.share is None or found.share >= self.agreement:
+            return []
+        least = f"less than {self.agreement:.2%} (TRAIN_MIN_AGREEMENT)"
+        return [f"agrees with {found.share:.2%} of the last {found.rows} logged predictions of version {live}, {least}"]
 
 
 def _as_live(outcome: Any, labels: Labels) -> Any:

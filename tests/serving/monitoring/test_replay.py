@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,13 +18,18 @@ from sklearn.tree import DecisionTreeClassifier
 from harness.apps import ask_app
 from harness.processes import eventually
 from registry.registry import load_one
-from registry.store.add import add_version
+from registry.store.add import add_trained, add_version
 from registry.store.aliases import current, promote
+from registry.store.options import LoadOptions
+from registry.training.candidates import candidate_root, write_held_out
+from registry.training.script import Trained, live_manifest
 from serving.app import Application, build, build_alerts
+from serving.entities.sqlite import SQLiteEntityStore
 from serving.jobs.sqlite import SQLiteJobStore
 from serving.monitoring.predictions.sqlite import SQLitePredictionStore
 from serving.monitoring.predictions.store import LoggedPrediction, Wanted, make_id
 from serving.settings import Settings
+from serving.training.steps import Steps
 from tests.conftest import Run
 
 ROWS = 2500
@@ -184,3 +190,30 @@ def test_replay_of_what_is_not_there_is_refused(app: Application, asked: Any, st
 def test_only_the_admin_replays(app: Application) -> None:
     assert ask(app, "POST", "/v1/jobs", token="a-key", json=body()).status_code == 403
     assert ask(app, "POST", "/v1/jobs", token="none", json=body()).status_code == 401
+
+
+@pytest.mark.parametrize(("agreement", "refusals"), [(0.98, 1), (0.8, 0), (0.0, 0)])
+def test_a_retrained_version_must_agree_with_the_log_as_far_as_is_asked(
+    root: Path, agreement: float, refusals: int
+) -> None:
+    aside = candidate_root(root / "models", "j", 1)
+    sample = pd.DataFrame({"value": np.linspace(0.0, 1.0, 101)})
+    labels = np.where(sample["value"] > 0.6, "high", "low")
+    estimator = DecisionTreeClassifier(max_depth=1).fit(sample, labels)
+    table = sample.assign(side=labels)
+    trained = Trained(estimator=estimator, sample=table, held_out=table, target="side")
+    write_held_out(aside, add_trained(aside, "tree", trained, version="3"), trained)
+    steps = Steps(
+        root / "models",
+        SQLiteEntityStore(root, keep_records=1, keep_outcomes=1),
+        1,
+        tolerance=1.0,
+        agreement=agreement,
+        log=SQLitePredictionStore(root / "data"),
+        options=LoadOptions(),
+        seconds=60.0,
+    )
+    reasons, _ = steps.compare(aside / "tree" / "3", live_manifest(root / "models" / "tree"))
+    assert len(reasons) == refusals
+    said = r"agrees with (89|90|91)\.\d\d% of the last 2500 logged predictions of version 1, less than 98\.00% .*"
+    assert all(re.fullmatch(said, reason) for reason in reasons)

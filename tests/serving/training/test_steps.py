@@ -8,6 +8,7 @@ from pathlib import Path
 
 from registry.store.options import LoadOptions
 from serving.entities.sqlite import SQLiteEntityStore
+from serving.monitoring.predictions.sqlite import SQLitePredictionStore
 from serving.training.steps import Steps
 from tests.registry.test_promotion import add_plane
 from tests.serving.entities.conftest import outcome
@@ -22,7 +23,10 @@ def test_training_is_given_the_last_outcomes_in_their_order_and_in_the_columns_o
         await source.add_outcomes([outcome(number, model="plane", outcome=float(number)) for number in range(3)])
         await source.close()
 
-    steps = Steps(tmp_path / "models", source, 2, tolerance=0.0, options=LoadOptions(), seconds=60.0)
+    log = SQLitePredictionStore(tmp_path)
+    steps = Steps(
+        tmp_path / "models", source, 2, tolerance=0.0, agreement=0.0, log=log, options=LoadOptions(), seconds=60.0
+    )
     assert asyncio.run(steps.read_outcomes(live)).shape == (0, 4)
     asyncio.run(add())
     table = asyncio.run(steps.read_outcomes(live))
