@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -19,7 +19,6 @@ from registry.rows.features import python_value
 Label = str | int | float | bool
 """A class as JSON has it: a classifier fitted on 0 and 1, or on true and false, answers these and no strings."""
 
-FLAGS: Mapping[str, int] = {"false": 0, "true": 1}
 NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?", re.ASCII)
 MAX_NUMBER_CHARACTERS = 32
 
@@ -60,28 +59,24 @@ class Labels:
     def find(self, value: Any) -> int | None:
         """The place of the class that a client calls `value`; None if there is none.
 
-        That is the label itself or its text, or else the only label that is the same number: 1, 1.0, "1" and "1.0" are,
-        and where the labels are 0 and 1, so are true and false.
+        That is the label itself or its text, or else the only label that is the same number: 1, 1.0, "1" and "1.0" are;
+        true is none.
         """
         if not isinstance(value, str | int | float):
             return None
         place = self._places.get(_identity(value))
         if place is None and not (isinstance(value, int) and abs(value) >= 2**64):  # too long to be a text
             place = self._places.get((str, str(value)))
-        if place is None and (self._are_flags or not _is_flag(value)):
-            place = self._numbers.get(_number(value))
+        if place is None and (number := _number(value)) is not None:
+            place = self._numbers.get(number)
         return place
 
     @cached_property
-    def _numbers(self) -> dict[int | float | None, int]:
+    def _numbers(self) -> dict[int | float, int]:
         """The places of labels that are numbers, or the texts of some, and of which no two are equal."""
         numbers = [_number(label) for label in self.classes]
         counts = Counter(numbers)
         return {number: place for place, number in enumerate(numbers) if number is not None and counts[number] == 1}
-
-    @cached_property
-    def _are_flags(self) -> bool:
-        return len(self.classes) == 2 and self._numbers.keys() == {0, 1}
 
 
 def _identity(label: Label) -> tuple[type, Label]:
@@ -89,16 +84,10 @@ def _identity(label: Label) -> tuple[type, Label]:
     return (float if isinstance(label, int | float) and not isinstance(label, bool) else type(label)), label
 
 
-def _is_flag(label: Label) -> bool:
-    return isinstance(label, bool) or (isinstance(label, str) and label.lower() in FLAGS)
-
-
 def _number(label: Label) -> int | float | None:
-    """The number that a label is, or whose text it is; true is 1 and false 0. None for any other label."""
+    """The number that a label is, or whose text it is; None for any other label, true and false among them."""
     if not isinstance(label, str):
-        return label + 0
-    if label.lower() in FLAGS:
-        return FLAGS[label.lower()]
+        return None if isinstance(label, bool) else label
     if len(label) > MAX_NUMBER_CHARACTERS or not NUMBER.fullmatch(label):
         return None  # also for codes such as 007
     number = int(label) if label.lstrip("-").isdigit() else float(label)

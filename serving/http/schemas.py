@@ -87,8 +87,6 @@ SUMMARY = object_schema(
         "ready": {"const": True},
         "live": STRING,
         "previous": MAYBE_STRING,
-        "canary": {"type": ["object", "null"]},
-        "shadow": {"type": ["object", "null"]},
         "versions": array_of(STRING),
         "task": STRING,
         "estimator": STRING,
@@ -100,9 +98,19 @@ SUMMARY = object_schema(
         "explainer": EXPLAINER,
     }
 )
+TRIED: Mapping[str, Schema] = {"canary": OBJECT, "shadow": OBJECT}
+"""Only of models of which a version is tried."""
+
 REFUSED = array_of(object_schema({"model": STRING, "version": STRING, "reason": STRING}))
 LISTED = object_schema(
-    {**SUMMARY["properties"], "figures": OBJECT, "quality": OBJECT, "trend": array_of(OBJECT), "drift": ANYTHING},
+    {
+        **SUMMARY["properties"],
+        **TRIED,
+        "figures": OBJECT,
+        "quality": OBJECT,
+        "trend": array_of(OBJECT),
+        "drift": ANYTHING,
+    },
     [*SUMMARY["required"]],
 )
 MODELS = object_schema({"models": array_of(LISTED), "status": OK, "refused": REFUSED})
@@ -121,6 +129,7 @@ MODEL = object_schema(
         "model_version_status": array_of(object_schema({"version": STRING, "state": STRING, "status": OBJECT})),
     }
 )
+MODEL["properties"] = MODEL["properties"] | TRIED
 METADATA = object_schema({"model_spec": OBJECT, "metadata": OBJECT})
 
 NUMBERS: Schema = {"type": "object", "additionalProperties": NUMBER}
@@ -466,36 +475,33 @@ DRY_RUN = object_schema(
         "seconds": {"type": ["number", "null"], "description": "Of one runner that has nothing else to do"},
     }
 )
-ROWS_BODY = object_schema(
+REPLAYED: Schema = {
+    "last": {"type": "integer", "minimum": 1, "maximum": 1_000_000},
+    "since": STRING | {"format": "date-time"},
+    "tolerance": {"type": "number", "minimum": 0},
+}
+JOB_BODY = object_schema(
     {
-        "operation": {"enum": list(OPERATIONS)},
+        "operation": {"enum": [*OPERATIONS, "replay"]},
         "model": STRING,
-        "instances": INSTANCES,
+        "instances": INSTANCES | {"description": "The rows; a replay has those of the log, and a `version` instead"},
         "version": MAYBE_STRING,
-        "parameters": PARAMETERS,
+        "parameters": PARAMETERS | {"properties": PARAMETERS["properties"] | REPLAYED},
     },
-    ["operation", "model", "instances"],
+    ["operation", "model"],
     additionalProperties=False,
-)
-REPLAY_BODY = object_schema(
-    {
-        "operation": {"const": "replay"},
-        "model": STRING,
-        "version": STRING,
-        "parameters": {
-            "type": ["object", "null"],
-            "properties": {
-                "last": {"type": ["integer", "null"], "minimum": 1, "maximum": 1_000_000},
-                "since": {"type": ["string", "null"], "format": "date-time"},
-                "tolerance": {"type": "number", "minimum": 0},
-            },
-            "additionalProperties": False,
+) | {
+    "if": {"properties": {"operation": {"const": "replay"}}},
+    "then": {
+        "required": ["version"],
+        "properties": {
+            "instances": False,
+            "version": STRING,
+            "parameters": {"properties": REPLAYED, "additionalProperties": False},
         },
     },
-    ["operation", "model", "version"],
-    additionalProperties=False,
-)
-JOB_BODY: Schema = {"anyOf": [ROWS_BODY, REPLAY_BODY]}
+    "else": {"required": ["instances"], "properties": {"parameters": PARAMETERS}},
+}
 
 ROWS = array_of({"type": ["array", "object"]}, minItems=1)
 TABLE: Schema = {"anyOf": [ROWS, OBJECT]}

@@ -216,7 +216,7 @@ def test_outcomes_are_taken_in_both_forms_and_judge_the_version(http: httpx.Clie
     ):
         assert send(model, [outcome]).status_code == 422
     quality = http.get("/api/admin/metrics", headers={"Authorization": f"Bearer {ADMIN_TOKEN}"}).json()["quality"]
-    assert quality["numbers"] == {"version": "1", "outcomes": 4, "accuracy": 0.75}
+    assert quality["numbers"].items() >= {"version": "1", "outcomes": 4, "accuracy": 0.75}.items()
     assert quality["labels"]["accuracy"] == 0.75
     assert quality["targets"]["mean_absolute_error"] == pytest.approx(0.5)
 

@@ -114,7 +114,7 @@ def test_canary_is_ended_on_the_command_line(service: Service, root: Path) -> No
     assert state(root).percent == 20.0
     assert forkserve("off").returncode == 0
     assert current(root / "line").canary is None
-    assert eventually(lambda: service.get("/v1/models/line")["canary"] is None)
+    assert eventually(lambda: service.get("/v1/models/line").get("canary") is None)
 
 
 def test_shadow_sees_what_all_workers_answer(service: Service, root: Path) -> None:

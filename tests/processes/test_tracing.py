@@ -92,7 +92,7 @@ def test_spans_of_requests_reach_the_collector_when_the_worker_ends_at_the_lates
             lambda: json.loads(ask(service, request(path, method="GET", x_api_key=KEY)).body)["state"] == "done"
         )
         assert eventually(lambda: bool(service.events("Job done")))
-        (completed,) = [line for line in service.events("Prediction wine") if line["trace_id"] == TRACE]
+        (completed,) = [line for line in service.events("Request completed") if line.get("trace_id") == TRACE]
         (done,) = service.events("Job done")
         assert collector.spans == []
     work = collector.find("job predict")

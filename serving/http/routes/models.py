@@ -16,7 +16,7 @@ from registry.outputs import Target
 from registry.quality import metrics_of
 from registry.registry import Registry
 from registry.rows.features import MAX_WHOLE, Feature
-from registry.store.aliases import Canary
+from registry.store.aliases import Aliases
 from registry.store.distributions import Distribution
 from serving.entities.record import Period, now, start_of
 from serving.errors import StoreUnavailable
@@ -86,8 +86,7 @@ def summary(registry: Registry, model: LoadedModel) -> dict[str, Any]:
         "ready": True,
         "live": aliases.live,
         "previous": aliases.previous,
-        "canary": _share(aliases.canary),
-        "shadow": None if aliases.shadow is None else {"version": aliases.shadow.version},
+        **_tried(aliases),
         "versions": list(registry.versions(model.name)),
         "task": model.manifest.task,
         "estimator": model.manifest.estimator,
@@ -142,11 +141,14 @@ def _hour(period: Period) -> dict[str, Any] | None:
     return None if name is None else {"start": period.start.isoformat(), "metric": name, "value": metrics[name]}
 
 
-def _share(canary: Canary | None) -> dict[str, Any] | None:
-    """The canary that answers a share of the requests; None for none, and for one that has gone back."""
-    if canary is None or canary.ended:
-        return None
-    return {"version": canary.version, "percent": canary.percent}
+def _tried(aliases: Aliases) -> dict[str, Any]:
+    """The versions that are tried beside the live one; a canary that has gone back is not."""
+    canary, shadow = aliases.canary, aliases.shadow
+    is_on = canary is not None and not canary.ended
+    return {
+        **({"canary": {"version": canary.version, "percent": canary.percent}} if canary and is_on else {}),
+        **({"shadow": {"version": shadow.version}} if shadow else {}),
+    }
 
 
 def detail(registry: Registry, model: LoadedModel, *, show_examples: bool) -> dict[str, Any]:

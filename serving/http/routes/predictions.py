@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.convertors import Convertor, register_url_convertor
 
 from registry.model import LoadedModel
-from serving.entities.record import parse_time
+from serving.entities.record import check_name, parse_time
 from serving.errors import InvalidRequest, NotPermitted, PredictionNotFound, TooManyInstances
 from serving.http.body import answer_json
 from serving.http.keys import Key, key_of
@@ -91,6 +91,8 @@ async def _wanted(
     until: Time = None,
 ) -> Wanted:
     """What a query asks for. Raises InvalidRequest."""
+    if entity is not None:
+        check_name(entity)
     return Wanted(model=model, version=version, entity=entity, key=key, since=_moment(since), until=_moment(until))
 
 
