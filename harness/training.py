@@ -56,10 +56,11 @@ def train(data):
             print("a line that is no JSON", flush=True)
             os.write(1, b"another line\\n")
         case ["forks"]:
-            if os.fork() == 0:
-                (Path(__file__).parent / "forked.txt").write_text(str(os.getpid()))
+            forked = os.fork()
+            if forked == 0:
                 time.sleep(600)
                 os._exit(0)
+            (Path(__file__).parent / "forked.txt").write_text(str(forked))
         case ["threads"]:
             threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
         case ["greedy"]:

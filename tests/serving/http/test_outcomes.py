@@ -121,7 +121,7 @@ async def quality(client: httpx.AsyncClient, model: str) -> dict[str, Any]:
 async def test_labels_are_understood_in_all_forms_of_the_same_number(
     client: httpx.AsyncClient, shared_app: Application
 ) -> None:
-    forms = [1, "1", 1.0, True, "true", 0, False, "0.0"]
+    forms = [1, "1", 1.0, "1.0", "1e0", 0, 0.0, "0.0"]
     answer = await send(client, "binary", forms, instances=[ROWS[1]] * len(forms))
     assert answer.json() == {"model": "binary", "version": "1", "stored": len(forms)}
     stored = await shared_app.service.shared.entities.outcomes("binary", 100)
