@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -20,6 +19,7 @@ from serving.jobs.attempt import Attempt, AttemptOutcome, Handler
 from serving.jobs.job import Job
 from serving.jobs.rows import Backend
 from serving.jobs.store import JobStore, new_owner
+from serving.process.child import ending_event
 from serving.process.executor import Executor
 from serving.process.kernel import descendants, read_memory
 from serving.shared.metrics import Metrics
@@ -102,9 +102,7 @@ class Runner:
                 executor.stop()
 
     async def _serve(self, until: Until | None) -> None:
-        stopping = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        stopping = ending_event()
         owner = new_owner()
         if self._tracing is not None:
             self._tracing.start()

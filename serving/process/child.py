@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import os
@@ -41,6 +42,14 @@ def limit_numeric_threads(environ: MutableMapping[str, str]) -> None:
     environ.update(dict.fromkeys(NUMERIC_THREADS, "1"))
     # the allocator of pyarrow would start a thread as soon as it is imported
     environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
+
+
+def ending_event() -> asyncio.Event:
+    """In a process that works in an event loop: an event that SIGTERM and SIGINT set."""
+    ending = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ending.set)
+    return ending
 
 
 def fork(live: Callable[[], None]) -> int:

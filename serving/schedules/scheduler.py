@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -22,6 +21,7 @@ import structlog
 from serving.errors import QueueFull, ScheduleNotFound, StoreUnavailable
 from serving.jobs.job import Firing, ScheduleCounts, ScheduleRecord
 from serving.jobs.store import JobStore
+from serving.process.child import ending_event
 from serving.schedules.parse import Schedule
 from serving.schedules.when import NEVER, Due, find_due
 
@@ -60,9 +60,7 @@ class Scheduler:
         asyncio.run(self._serve())
 
     async def _serve(self) -> None:
-        stopping = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        stopping = ending_event()
         log.info("Scheduler started", pid=os.getpid(), schedules=[schedule.name for schedule in self._schedules])
         while not stopping.is_set():
             next_time = await self.attempt()

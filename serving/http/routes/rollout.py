@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -48,7 +51,6 @@ _shadow = msgspec.json.Decoder(ShadowBody)
 
 def add_rollout(router: APIRouter, service: Service) -> None:
     """The routes that begin and end the trial of a version."""
-    reloads = service.shared.reloads
 
     @router.post(
         "/api/admin/models/{model}/versions/{version}:canary",
@@ -58,16 +60,8 @@ def add_rollout(router: APIRouter, service: Service) -> None:
     )
     async def canary(model: str, version: str, request: Request, response: Response) -> dict[str, Any]:
         percent = decode(_canary, await read_json(request, MAX_BODY_BYTES), 'send {"percent": 10}').percent
-        directory = service.model_dir / _known(service, model)
-        if not percent:
-            await asyncio.to_thread(aliases.end_canary, directory)
-            return reloaded(await reloads.ask(RELOAD_SECONDS), response)
-        await asyncio.to_thread(aliases.begin_canary, directory, version, percent)
-        outcome = await reloads.ask(RELOAD_SECONDS)
-        if refused := refusal_of(outcome, model, version):
-            await asyncio.to_thread(aliases.end_canary, directory)
-            raise ReloadRefused(refused)
-        return reloaded(outcome, response)
+        begin = partial(aliases.begin_canary, version=version, percent=percent) if percent else None
+        return await _change(service, model, version, begin, aliases.end_canary, response)
 
     @router.post(
         "/api/admin/models/{model}/versions/{version}:shadow",
@@ -77,16 +71,29 @@ def add_rollout(router: APIRouter, service: Service) -> None:
     )
     async def shadow(model: str, version: str, request: Request, response: Response) -> dict[str, Any]:
         is_on = decode(_shadow, await read_json(request, MAX_BODY_BYTES), 'send {"on": true}').on
-        directory = service.model_dir / _known(service, model)
-        if not is_on:
-            await asyncio.to_thread(aliases.end_shadow, directory)
-            return reloaded(await reloads.ask(RELOAD_SECONDS), response)
-        await asyncio.to_thread(aliases.begin_shadow, directory, version)
-        outcome = await reloads.ask(RELOAD_SECONDS)
-        if refused := refusal_of(outcome, model, version):
-            await asyncio.to_thread(aliases.end_shadow, directory)
-            raise ReloadRefused(refused)
-        return reloaded(outcome, response)
+        begin = partial(aliases.begin_shadow, version=version) if is_on else None
+        return await _change(service, model, version, begin, aliases.end_shadow, response)
+
+
+async def _change(
+    service: Service,
+    model: str,
+    version: str,
+    begin: Callable[[Path], object] | None,
+    end: Callable[[Path], object],
+    response: Response,
+) -> dict[str, Any]:
+    """Begin the trial of a version, or end it if `begin` is None; it also ends if the version is refused.
+
+    Raises ModelNotFound, NotLoaded, ReloadRefused, and what `begin` and `end` raise.
+    """
+    directory, reloads = service.model_dir / _known(service, model), service.shared.reloads
+    await asyncio.to_thread(begin or end, directory)
+    outcome = await reloads.ask(RELOAD_SECONDS)
+    if begin is not None and (refused := refusal_of(outcome, model, version)):
+        await asyncio.to_thread(end, directory)
+        raise ReloadRefused(refused)
+    return reloaded(outcome, response)
 
 
 def rollout_router(service: Service) -> APIRouter:

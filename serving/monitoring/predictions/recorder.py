@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -15,6 +14,7 @@ import structlog
 from serving.errors import InvalidRequest, StoreUnavailable
 from serving.monitoring.predictions.log import PredictionLog, read_record
 from serving.monitoring.predictions.store import LoggedPrediction, PredictionStore
+from serving.process.child import ending_event
 from serving.shared.ring import Ring
 
 POLL_SECONDS = 0.1
@@ -61,9 +61,7 @@ class Recorder:
         asyncio.run(self._serve())
 
     async def _serve(self) -> None:
-        stopping = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        stopping = ending_event()
         log.info("Recorder started", pid=os.getpid())
         await self.work(stopping)
         await self._store.close()
