@@ -6,6 +6,8 @@ import argparse
 import math
 import sys
 from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from serving.settings import Settings
@@ -60,6 +62,26 @@ def kind_of_entities(text: str) -> str:
         return check_kind(text)
     except InvalidRequest as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def moment(text: str) -> datetime:
+    """The type of an argument: a date or a time; without a zone it is UTC."""
+    from serving.entities.record import parse_time
+    from serving.errors import InvalidRequest
+
+    try:
+        return parse_time(text)
+    except InvalidRequest as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def write_text(path: Path, text: str) -> int:
+    """Write a file; gives the exit status, and says why if it cannot be written."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        return fail(f"{path}: {error.strerror}")
+    return 0
 
 
 def say(text: str, *, file: Any = None, end: str = "\n") -> None:

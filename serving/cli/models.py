@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serving.cli.command import argument, command, fail, kind_of_entities, repeated, say
+from serving.cli.command import argument, command, fail, kind_of_entities, repeated, say, write_text
 from serving.cli.features import COLUMN_ARGUMENTS, MARGINS, feature_options, feature_table
 from serving.cli.inspection import READING_ARGUMENTS
 from serving.settings import Settings
@@ -176,10 +176,7 @@ def explain(arguments: argparse.Namespace, settings: Settings) -> int:
         draw = waterfall if arguments.plot.suffix == ".svg" else waterfall_page
         instance = model.schema.sent(rows[0], instance)
         picture = draw(explanation, instance, f"{model.name} {model.version}", most=arguments.top or MAX_BARS)
-        try:
-            arguments.plot.write_text(picture, encoding="utf-8")
-        except OSError as error:
-            return fail(f"{arguments.plot}: {error.strerror}")
+        return write_text(arguments.plot, picture)
     return 0
 
 
@@ -202,11 +199,7 @@ def card(arguments: argparse.Namespace, settings: Settings) -> int:
     if arguments.output is None:
         say(text, end="")
         return 0
-    try:
-        arguments.output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        return fail(f"{arguments.output}: {error.strerror}")
-    return 0
+    return write_text(arguments.output, text)
 
 
 @command(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import importlib.metadata
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from serving.cli.check import check
+from serving.cli.command import say
 from serving.cli.inspection import inspect
 from serving.cli.keys import keys
 from serving.cli.load_test import load_test
@@ -65,6 +65,16 @@ class _HelpfulParser(argparse.ArgumentParser):
         super().error(message)
 
 
+class _ShowVersion(argparse.Action):
+    """Looks the version up only when it is asked for: no other command waits for that."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_rest: Any) -> NoReturn:
+        import importlib.metadata
+
+        say(f"forkserve {importlib.metadata.version('forkserve')}")
+        parser.exit()
+
+
 def did_you_mean(text: str, names: Iterable[str]) -> str:
     """A question after the name that resembles `text`; empty if none does."""
     close = difflib.get_close_matches(text, list(names), n=1)
@@ -96,8 +106,7 @@ class _CommandParser(_HelpfulParser):
 def parser() -> argparse.ArgumentParser:
     """Parses a command line; `run` of the result is the function of its command, None without a command."""
     top = _HelpfulParser(prog="forkserve", description="Serve scikit-learn models from workers that share them.")
-    release = f"forkserve {importlib.metadata.version('forkserve')}"
-    top.add_argument("--version", action="version", version=release, help="show the version of forkserve")
+    top.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version of forkserve")
     top.set_defaults(run=None)
     commands = top.add_subparsers(metavar="command", parser_class=_CommandParser)
     for command in COMMANDS:

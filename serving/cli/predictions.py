@@ -8,12 +8,10 @@ import csv
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
-from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from serving.cli.command import argument, command, fail, say
-from serving.errors import InvalidRequest
+from serving.cli.command import argument, command, fail, moment, say
 from serving.settings import Settings
 
 if TYPE_CHECKING:
@@ -27,16 +25,6 @@ JSON_COLUMNS = ("row", "answer")
 
 SETTLE_SECONDS = 1.0
 """Within a second a running service has stored what it has answered."""
-
-
-def moment(text: str) -> datetime:
-    """A time of the command line."""
-    from serving.entities.record import parse_time
-
-    try:
-        return parse_time(text)
-    except InvalidRequest as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 @command(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serving.cli.command import argument, command, fail, number, say
+from serving.cli.command import argument, command, fail, moment, number, say
 from serving.cli.models import MODEL, taken_over
 from serving.errors import ServingError
 from serving.settings import Settings
@@ -64,15 +63,9 @@ def shadow(arguments: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def since(text: str) -> datetime:
-    """The type of an argument: a time such as 2026-01-31 or 2026-01-31T12:00Z; without a zone it is UTC."""
-    moment = datetime.fromisoformat(text)
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
 REPLAYED = (
     argument("--last", type=number(int, 1), help="rows, the latest ones; default: 10000, or all of --since"),
-    argument("--since", type=since, help="only rows from this time on, such as 2026-01-31T12:00Z"),
+    argument("--since", type=moment, help="only rows from this time on, such as 2026-01-31T12:00Z"),
     argument(
         "--tolerance",
         type=number(float, 0.0),
