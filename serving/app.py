@@ -393,7 +393,7 @@ def build_erasure(shared: Shared) -> Erasure:
 
 
 def build_observers(shared: Shared, registry: Registry, drift: Drift, shadows: Shadows) -> tuple[Observer, ...]:
-    """All that is told of every answer."""
+    """The parts that observe every answer."""
     observers: list[Observer] = [drift] if drift.windows else []
     if shadows:
         observers.append(shadows)

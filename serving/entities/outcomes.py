@@ -243,7 +243,7 @@ class OutcomeWriter:
     """
 
     def __init__(self, store: EntityStore, *, stored: Callable[[set[str]], None] = lambda _models: None) -> None:
-        """`stored` is told of the models whose outcomes have been stored."""
+        """`stored` is called with the names of models whose outcomes have been stored."""
         self._store = store
         self._stored = stored
         self._queue: deque[tuple[str, Outcome, int]] = deque()

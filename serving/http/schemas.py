@@ -111,25 +111,22 @@ LISTED = object_schema(
         "trend": array_of(OBJECT),
         "drift": ANYTHING,
     },
-    [*SUMMARY["required"]],
+    SUMMARY["required"],
 )
 MODELS = object_schema({"models": array_of(LISTED), "status": OK, "refused": REFUSED})
-MODEL = object_schema(
-    SUMMARY["properties"]
-    | {
-        "sha256": STRING,
-        "created": STRING,
-        "source": STRING,
-        "libraries": OBJECT,
-        "classes": array_of(ANYTHING),
-        "metrics": {"type": "object", "additionalProperties": NUMBER},
-        "example": {"type": ["object", "null"]},
-        "features": array_of(STRING),
-        "schema": OBJECT,
-        "model_version_status": array_of(object_schema({"version": STRING, "state": STRING, "status": OBJECT})),
-    }
-)
-MODEL["properties"] = MODEL["properties"] | TRIED
+DETAIL: Mapping[str, Schema] = SUMMARY["properties"] | {
+    "sha256": STRING,
+    "created": STRING,
+    "source": STRING,
+    "libraries": OBJECT,
+    "classes": array_of(ANYTHING),
+    "metrics": {"type": "object", "additionalProperties": NUMBER},
+    "example": {"type": ["object", "null"]},
+    "features": array_of(STRING),
+    "schema": OBJECT,
+    "model_version_status": array_of(object_schema({"version": STRING, "state": STRING, "status": OBJECT})),
+}
+MODEL = object_schema({**DETAIL, **TRIED}, list(DETAIL))
 METADATA = object_schema({"model_spec": OBJECT, "metadata": OBJECT})
 
 NUMBERS: Schema = {"type": "object", "additionalProperties": NUMBER}

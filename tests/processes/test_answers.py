@@ -16,6 +16,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from sklearn.ensemble import IsolationForest, RandomForestClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
+from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.mixture import GaussianMixture
 from sklearn.svm import LinearSVC
 
@@ -216,7 +217,15 @@ def test_outcomes_are_taken_in_both_forms_and_judge_the_version(http: httpx.Clie
     ):
         assert send(model, [outcome]).status_code == 422
     quality = http.get("/api/admin/metrics", headers={"Authorization": f"Bearer {ADMIN_TOKEN}"}).json()["quality"]
-    assert quality["numbers"].items() >= {"version": "1", "outcomes": 4, "accuracy": 0.75}.items()
+    happened = [right[0], right[1], 1 - right[2], right[3]]
+    high = [one["probabilities"]["1"] for one in ask(http, "numbers").json()["predictions"]]
+    assert quality["numbers"] == {
+        "version": "1",
+        "outcomes": 4,
+        "accuracy": 0.75,
+        "log_loss": pytest.approx(log_loss(happened, high)),
+        "roc_auc": pytest.approx(roc_auc_score(happened, high)),
+    }
     assert quality["labels"]["accuracy"] == 0.75
     assert quality["targets"]["mean_absolute_error"] == pytest.approx(0.5)
 

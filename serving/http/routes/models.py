@@ -143,12 +143,12 @@ def _hour(period: Period) -> dict[str, Any] | None:
 
 def _tried(aliases: Aliases) -> dict[str, Any]:
     """The versions that are tried beside the live one; a canary that has gone back is not."""
-    canary, shadow = aliases.canary, aliases.shadow
-    is_on = canary is not None and not canary.ended
-    return {
-        **({"canary": {"version": canary.version, "percent": canary.percent}} if canary and is_on else {}),
-        **({"shadow": {"version": shadow.version}} if shadow else {}),
-    }
+    tried: dict[str, Any] = {}
+    if aliases.canary is not None and not aliases.canary.ended:
+        tried["canary"] = {"version": aliases.canary.version, "percent": aliases.canary.percent}
+    if aliases.shadow is not None:
+        tried["shadow"] = {"version": aliases.shadow.version}
+    return tried
 
 
 def detail(registry: Registry, model: LoadedModel, *, show_examples: bool) -> dict[str, Any]:
