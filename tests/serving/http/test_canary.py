@@ -6,8 +6,7 @@ import asyncio
 import hashlib
 import shutil
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import pandas as pd
 import pytest
 from sklearn.linear_model import LinearRegression
 
-from harness.apps import client_of
+from harness.apps import served
 from harness.estimators import FragileRegressor, OverflowingRegressor, SleepingRegressor
 from registry.store.add import add_trained, add_version
 from registry.store.aliases import Aliases, begin_canary, current, promote
@@ -65,14 +64,6 @@ def root(line: Path, tmp_path: Path) -> Path:
 def build_app(root: Path, **settings: Any) -> Application:
     made = Settings(model_dir=root, data_dir=root.parent / "data", **settings)
     return build(made, build_alerts(made))
-
-
-@asynccontextmanager
-async def served(app: Application) -> AsyncIterator[httpx.AsyncClient]:
-    async with AsyncExitStack() as closing:
-        await app.service.open(closing)
-        async with client_of(app) as client:
-            yield client
 
 
 def begin(root: Path, percent: float, version: str = "2") -> None:

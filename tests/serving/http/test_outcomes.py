@@ -15,13 +15,12 @@ from sklearn.datasets import load_iris
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.tree import DecisionTreeClassifier
 
-from harness.apps import client_of
+from harness.apps import client_of, recorded
 from registry.outputs import Layout
 from registry.quality import Scorer
 from registry.store.add import add_version
 from serving.app import Application, build, build_alerts
 from serving.entities.outcomes import judge
-from serving.monitoring.predictions.store import EVERY_ROW
 from serving.settings import Settings
 from tests.serving.entities.conftest import outcome
 
@@ -81,14 +80,8 @@ async def close(app: Application) -> None:
 
 @pytest.fixture
 async def client(shared_app: Application) -> AsyncIterator[httpx.AsyncClient]:
-    """Of an app whose recorder works, in a task of this loop; nothing is logged yet."""
-    shared = shared_app.service.shared
-    assert shared.recorder is not None
-    await shared.predictions.delete(EVERY_ROW)
-    stop = shared.recorder.start()
-    async with client_of(shared_app) as client:
+    async with recorded(shared_app) as client:
         yield client
-    await stop()
     await close(shared_app)
 
 

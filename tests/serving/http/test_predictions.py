@@ -14,10 +14,9 @@ import pytest
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 
-from harness.apps import client_of
+from harness.apps import client_of, recorded
 from registry.store.add import add_version
 from serving.app import Application, build, build_alerts
-from serving.monitoring.predictions.store import EVERY_ROW
 from serving.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -57,14 +56,9 @@ def shared_app(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Applicat
 
 @pytest.fixture
 async def client(shared_app: Application) -> AsyncIterator[httpx.AsyncClient]:
-    """Of an app whose recorder works, in a task of this loop; nothing is logged yet."""
-    shared = shared_app.service.shared
-    assert shared.recorder is not None
-    await shared.predictions.delete(EVERY_ROW)
-    stop = shared.recorder.start()
-    async with client_of(shared_app) as client:
+    async with recorded(shared_app) as client:
         yield client
-    await stop()
+    shared = shared_app.service.shared
     for part in (shared.predictions, shared.entities, shared.events, shared.jobs):
         await part.close()
 

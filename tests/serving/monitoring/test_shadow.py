@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 from sklearn.linear_model import LinearRegression
 from sklearn.tree import DecisionTreeClassifier
 
-from harness.apps import client_of
+from harness.apps import served
 from harness.estimators import DeadlyRegressor, FragileRegressor, SleepingRegressor
 from registry.store.add import add_version
 from registry.store.aliases import begin_shadow, end_shadow, promote
@@ -54,14 +53,6 @@ def line(root: Path, candidate: Any) -> Path:
 def build_app(root: Path) -> Application:
     settings = Settings(model_dir=root, data_dir=root.parent / "data")
     return build(settings, build_alerts(settings))
-
-
-@asynccontextmanager
-async def served(app: Application) -> AsyncIterator[httpx.AsyncClient]:
-    async with AsyncExitStack() as closing:
-        await app.service.open(closing)
-        async with client_of(app) as client:
-            yield client
 
 
 async def predict(client: httpx.AsyncClient, *values: float) -> None:
