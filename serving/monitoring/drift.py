@@ -11,7 +11,6 @@ Each instance of a service measures what it answers itself.
 
 from __future__ import annotations
 
-from asyncio import get_running_loop
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
@@ -30,6 +29,7 @@ from serving.monitoring.windows import Snapshots, Window
 from serving.predict.observer import Answered
 from serving.shared.book import Book, SharedCounts
 from serving.shared.numbers import shared_floats, shared_integers
+from serving.shared.turn import Turn
 from serving.telemetry.alerts import Alerts
 
 STEPS = 24
@@ -255,7 +255,7 @@ class Drift:
         self.windows = (*[window.name for window in windows], LATEST) if windows else ()
         self.threshold = threshold
         self._alerts = alerts
-        self._noted: dict[VersionDrift, list[Answered]] = {}
+        self._turn = Turn(self._count)
         self._noted_rows = 0
         self._versions: dict[LoadedModel, VersionDrift] = {}
         for model in registry if windows else ():
@@ -267,17 +267,18 @@ class Drift:
         version = self._versions.get(answered.model)
         if version is None or answered.is_repeated:
             return
-        if not self._noted:
-            get_running_loop().call_soon(self._count)
-        self._noted.setdefault(version, []).append(answered)
+        self._turn.add((version, answered))
         self._noted_rows += len(answered.rows)
         if self._noted_rows > MAX_NOTED_ROWS:
-            self._count()
+            self._turn.end()
 
-    def _count(self) -> None:
-        noted, self._noted, self._noted_rows = self._noted, {}, 0
-        for version, answered in noted.items():
-            if version.count(answered):
+    def _count(self, noted: list[tuple[VersionDrift, Answered]]) -> None:
+        self._noted_rows = 0
+        by_version: dict[VersionDrift, list[Answered]] = {}
+        for version, answered in noted:
+            by_version.setdefault(version, []).append(answered)
+        for version, several in by_version.items():
+            if version.count(several):
                 self._check(version.model, version)
 
     def tick(self) -> None:

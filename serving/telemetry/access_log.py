@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import select
 import sys
 import time
 from datetime import UTC, datetime
 from typing import Any
 
+from serving.shared.turn import Turn
 from serving.telemetry.logs import Render, of_request
 
 
@@ -21,7 +21,7 @@ class AccessLog:
 
     def __init__(self, render: Render) -> None:
         self._render = render
-        self._lines: list[bytes] = []
+        self._turn = Turn(_write)
         self._second = 0
         self._second_text = ""
 
@@ -30,9 +30,7 @@ class AccessLog:
         of_request(line)
         line["level"] = "info"
         line["timestamp"] = self._now()
-        if not self._lines:
-            asyncio.get_running_loop().call_soon(self._write)
-        self._lines.append(self._render(line) + b"\n")
+        self._turn.add(self._render(line) + b"\n")
 
     def _now(self) -> str:
         """The time as the rest of the log has it; all but its fraction is formatted once a second."""
@@ -43,13 +41,13 @@ class AccessLog:
             self._second_text = datetime.fromtimestamp(second, UTC).isoformat()[:19]
         return f"{self._second_text}.{int((now - second) * 1e6):06}Z"
 
-    def _write(self) -> None:
-        lines, self._lines = self._lines, []
-        start, size = 0, 0
-        for place, line in enumerate(lines):
-            if size + len(line) > select.PIPE_BUF and place > start:
-                sys.stdout.buffer.write(b"".join(lines[start:place]))
-                start, size = place, 0
-            size += len(line)
-        sys.stdout.buffer.write(b"".join(lines[start:]))
-        sys.stdout.buffer.flush()
+
+def _write(lines: list[bytes]) -> None:
+    start, size = 0, 0
+    for place, line in enumerate(lines):
+        if size + len(line) > select.PIPE_BUF and place > start:
+            sys.stdout.buffer.write(b"".join(lines[start:place]))
+            start, size = place, 0
+        size += len(line)
+    sys.stdout.buffer.write(b"".join(lines[start:]))
+    sys.stdout.buffer.flush()

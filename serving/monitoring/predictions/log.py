@@ -9,7 +9,6 @@ which are counted, and nobody's time. A worker that is killed loses what it has 
 from __future__ import annotations
 
 import math
-from asyncio import get_running_loop
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,6 +31,7 @@ from serving.predict.operation import VERBS
 from serving.shared.book import Book
 from serving.shared.metrics import LOGGED, PREDICTION_LOG, SOURCES
 from serving.shared.ring import RingRecord, Rings
+from serving.shared.turn import Turn
 from serving.telemetry.logs import CURRENT_KEY, CURRENT_REQUEST
 
 HEAD = Struct("<HBBIHIQf")
@@ -114,7 +114,7 @@ class PredictionLogger:
         self._logs_all = log.policy.share >= 1.0
         self._rings = log.rings
         self._sheet = log.sheet
-        self._noted: list[tuple[str, str, int, Answered]] = []
+        self._turn: Turn[tuple[str, str, int, Answered]] = Turn(self._copy)
         self._places = {model: log.place(model) for model in models}
 
     def observe(self, answered: Answered) -> None:
@@ -125,14 +125,11 @@ class PredictionLogger:
         request_id = CURRENT_REQUEST.get("")
         if self._rings.own is None or not (self._logs_all or self._policy.logs(request_id)):
             return
-        if not self._noted:
-            get_running_loop().call_soon(self._copy)
-        self._noted.append((request_id, CURRENT_KEY.get(""), time_ns(), answered))
+        self._turn.add((request_id, CURRENT_KEY.get(""), time_ns(), answered))
 
-    def _copy(self) -> None:
+    def _copy(self, noted: list[tuple[str, str, int, Answered]]) -> None:
         """Copy what is noted into the ring of this process, or count that it is full."""
         ring, cells = self._rings.own, self._sheet.cells
-        noted, self._noted = self._noted, []
         assert ring is not None
         for request_id, key, time, answered in noted:
             is_queued = ring.put(self._pack(request_id, key, time, answered))
